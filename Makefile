@@ -1,0 +1,28 @@
+# Everything runs in .venv, which is made when there is none. Another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := PATH="$(abspath $(BIN)):$$PATH"
+
+.PHONY: install demo test test-unit lint
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	@touch $@
+
+demo: install ## the main job on made-up videos: data, training, multi-view test, control
+	$(RUN) bash exp/demo/run.sh
+
+test: lint ## all tests
+	$(RUN) pytest
+
+test-unit: install ## the quick part of the tests
+	$(RUN) pytest -m "not slow"
+
+lint: install
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) pyright

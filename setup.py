@@ -1,0 +1,38 @@
+"""Package metadata; `pip install -e .[dev]` is the whole installation."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="slowfast",
+    version="0.1.0",
+    description="Training and testing of UniFormer and UniFormerV2 video backbones",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["slowfast", "slowfast.*"]),
+    # torch and torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); the lower bounds are one such
+    # pair and torchvision pins its own torch, so any resolver ends at a matching pair.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.24",
+        "opencv-python-headless>=4.8",
+        "decord>=0.6.0",
+        "av>=12",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "yacs>=0.1.8",
+        "timm>=1.0.3",
+        "simplejson>=3.19",
+        "submitit>=1.5",
+        "tensorboard>=2.14",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff==0.17.*", "pyright[nodejs]>=1.1.400", "pre-commit>=3.7"],
+    },
+)
