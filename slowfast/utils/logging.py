@@ -1,0 +1,77 @@
+"""Logs: lines for people, JSON lines for programs, and the reader of those lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class _TerminalHandler(logging.StreamHandler):
+    """Writes above a running progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def setup_logging(output_dir: str | os.PathLike, main: bool) -> None:
+    """Send the package's log to the terminal and `output_dir`/log.txt; processes other than the main one only warn."""
+    logger = logging.getLogger("slowfast")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.INFO if main else logging.WARNING)
+    handlers: list[logging.Handler] = [_TerminalHandler()]
+    if main:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"))
+        logger.addHandler(handler)
+    if not main:
+        warnings.simplefilter("ignore")  # the main process has shown them
+
+
+class MetricsLog:
+    """Appends one JSON object a line to `output_dir`/metrics.jsonl; a disabled log (other ranks) writes nothing."""
+
+    def __init__(self, output_dir: str | os.PathLike, enabled: bool = True) -> None:
+        self.path = Path(output_dir) / "metrics.jsonl"
+        self.enabled = enabled
+        if enabled and self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("\n")  # the last process was killed in the middle of a line
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append a record; `kind` is "start", "train", "val" or "test"."""
+        if self.enabled:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read a metrics.jsonl file, or the one in a folder, as one undisturbed history.
+
+    A run that resumed at step s repeats the steps after s: what the lost attempt wrote about them is dropped, and so
+    is a torn last line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if record["kind"] == "start":
+                records = [r for r in records if r.get("step", -1) <= record["step"]]
+            records.append(record)
+    return records
