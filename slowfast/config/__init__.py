@@ -1,0 +1,25 @@
+"""Configuration: every key with its default, loading, checking, and writing it down."""
+
+from slowfast.config.defaults import MAY_DIFFER
+from slowfast.config.load import (
+    changed_keys,
+    dump_config,
+    format_config,
+    get_cfg,
+    load_config,
+    load_config_with_sources,
+)
+from slowfast.config.validate import ConfigError, check_hardware, num_local_processes
+
+__all__ = [
+    "MAY_DIFFER",
+    "ConfigError",
+    "changed_keys",
+    "check_hardware",
+    "dump_config",
+    "format_config",
+    "get_cfg",
+    "load_config",
+    "load_config_with_sources",
+    "num_local_processes",
+]

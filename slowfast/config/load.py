@@ -1,0 +1,272 @@
+"""From defaults, `_BASE_` files, experiment file and command line to one checked, frozen configuration, and back."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import yaml
+from fvcore.common.config import BASE_KEY, CfgNode
+
+from slowfast.config.defaults import DEFAULTS, MAY_DIFFER, MISSPELT
+from slowfast.config.validate import (
+    DEFAULT_VALUES,
+    ConfigError,
+    convert,
+    describe,
+    faults_of,
+    leaves,
+    literal,
+    obsolete,
+    type_of,
+    unknown,
+)
+
+
+class Assignment(NamedTuple):
+    """One value somebody wrote: full key, value, and "file.yaml:LINE" or "command line: KEY"."""
+
+    key: str
+    value: Any
+    origin: str
+
+
+class ConfigNode(CfgNode):
+    """A yacs tree whose merges take official files and lists as they are (obsolete keys, scalar-or-list values)."""
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file and its bases; raises ConfigError with all faults."""
+        assert not allow_unsafe, "configuration files never execute code"
+        faults: list[str] = []
+        _merge(self, read_file(cfg_filename, faults), faults)
+        _raise(faults)
+
+    def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
+        """Merge KEY VALUE pairs or KEY=VALUE; raises ConfigError with all faults."""
+        faults: list[str] = []
+        _merge(self, read_overrides(cfg_list, faults), faults)
+        _raise(faults)
+
+    def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
+        """Merge another tree; raises ConfigError with all faults."""
+        faults: list[str] = []
+        _merge(self, [Assignment(*item, "other config") for item in leaves(cfg_other).items()], faults)
+        _raise(faults)
+
+
+def get_cfg() -> ConfigNode:
+    """A fresh tree of defaults."""
+    cfg = ConfigNode()
+    for name, value in DEFAULTS.items():
+        cfg[name] = copy.deepcopy(value)
+    return cfg
+
+
+def load_config(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> ConfigNode:
+    """Defaults, bases, file and command line (the later wins), checked and frozen.
+
+    Args:
+        path: YAML file; `_BASE_` in it names one or more files, relative to it, that come first. None = defaults.
+        overrides: KEY VALUE KEY VALUE ..., or KEY=VALUE.
+
+    Raises:
+        ConfigError: lists all faults, each with its origin and cure.
+    """
+    return load_config_with_sources(path, overrides)[0]
+
+
+def load_config_with_sources(
+    path: str | os.PathLike | None, overrides: Sequence[str] = ()
+) -> tuple[ConfigNode, dict[str, str]]:
+    """Like `load_config`; also full key -> "file.yaml:LINE" or "command line: KEY" of every value that was given."""
+    faults: list[str] = []
+    assignments = read_file(path, faults) if path is not None else []
+    assignments += read_overrides(overrides, faults)
+    cfg = get_cfg()
+    sources, unusable = _merge(cfg, assignments, faults)
+    for keys, message in faults_of(cfg, skip=unusable):
+        origins = dict.fromkeys(sources[key] for key in keys if key in sources)
+        faults.append(f"{', '.join(origins) or 'defaults'}: {message}")
+    _raise(faults)
+    cfg.freeze()
+    return cfg, sources
+
+
+def dump_config(cfg: CfgNode) -> str:
+    """The whole configuration as YAML that `load_config` reads back to an equal one."""
+    return "".join(f"{line}\n" for _, line in _lines(cfg))
+
+
+def format_config(cfg: CfgNode, sources: Mapping[str, str]) -> str:
+    """`dump_config` with a comment after every value that is not the default: where it came from."""
+    text, values = "", leaves(cfg)
+    for key, line in _lines(cfg):
+        changed = key in values and values[key] != DEFAULT_VALUES[key]
+        text += (f"{line:<50}  # {sources.get(key, 'set by code')}" if changed else line) + "\n"
+    return text
+
+
+def changed_keys(
+    cfg_a: Mapping[str, Any], cfg_b: Mapping[str, Any], ignore: Iterable[str] = MAY_DIFFER
+) -> dict[str, tuple[Any, Any]]:
+    """Full key -> (value in a, value in b) where two configurations differ; a key that one lacks is None there.
+
+    Args:
+        ignore: patterns of keys that may differ; by default those that do not change what is learned.
+    """
+    a, b, ignore = leaves(cfg_a), leaves(cfg_b), tuple(ignore)
+    return {
+        key: (a.get(key), b.get(key))
+        for key in {**a, **b}
+        if a.get(key) != b.get(key) and not any(fnmatchcase(key, pattern) for pattern in ignore)
+    }
+
+
+def read_file(
+    path: str | os.PathLike, faults: list[str], named_at: str = "command line", parents: tuple[str, ...] = ()
+) -> list[Assignment]:
+    """What a YAML file and its bases assign, bases first; appends to `faults` what cannot be read.
+
+    Args:
+        named_at: where this file is asked for.
+        parents: the files that led here, the experiment file first.
+    """
+    path = os.path.normpath(path)
+    if os.path.realpath(path) in map(os.path.realpath, parents):
+        circle = " -> ".join((*parents, path))
+        faults.append(f"{named_at}: {BASE_KEY} files go round in a circle, {circle}; drop one of the links")
+        return []
+    if not os.path.isfile(path):
+        what = "is a folder; name the YAML file in it" if os.path.isdir(path) else "does not exist"
+        start = f"the folder of {parents[-1]}" if parents else os.getcwd()
+        faults.append(f"{named_at}: configuration {path} {what} (paths start from {start})")
+        return []
+
+    inherited: list[Assignment] = []
+    own: list[Assignment] = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            loader = yaml.SafeLoader(file.read())
+        root = loader.get_single_node()
+        if not isinstance(root, (yaml.MappingNode, type(None))):
+            faults.append(f"{path}:1: a configuration consists of lines KEY: VALUE; this file holds something else")
+            return []
+        for key, line, node in _values(root, path, faults) if root else ():
+            if key != BASE_KEY:
+                own.append(Assignment(key, loader.construct_object(node, deep=True), f"{path}:{line}"))
+                continue
+            for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+                origin = f"{path}:{item.start_mark.line + 1}"
+                if isinstance(item, yaml.ScalarNode) and item.value:
+                    base = os.path.join(os.path.dirname(path), os.path.expanduser(item.value))
+                    inherited += read_file(base, faults, origin, (*parents, path))
+                else:
+                    faults.append(f"{origin}: {BASE_KEY} has to be a file or a list of files, relative to {path}")
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        cure = "write KEY: VALUE, indent with spaces, and quote texts with special characters"
+        faults.append(f"{path}:{line}: YAML syntax: {error.problem}; {cure}")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        faults.append(f"{path}:1: not a text file in UTF-8 ({error}); save it as one")
+    return inherited + own
+
+
+def _values(node: yaml.MappingNode, path: str, faults: list[str]) -> Iterator[tuple[str, int, yaml.Node]]:
+    """Full key, line and node of every value in a YAML file; a key given twice is a fault."""
+    first: dict[str, int] = {}
+
+    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int, yaml.Node]]:
+        for name, value in node.value:
+            key, line = f"{prefix}{name.value}", name.start_mark.line + 1
+            if key in first:
+                faults.append(f"{path}:{line}: {key} stands already at line {first[key]}; keep one of the two")
+            first.setdefault(key, line)
+            if isinstance(value, yaml.MappingNode):
+                yield from walk(value, f"{key}.")
+            else:
+                yield key, line, value
+
+    return walk(node, "")
+
+
+def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignment]:
+    """What KEY VALUE pairs (or KEY=VALUE) assign; appends to `faults` a key without a value."""
+    assignments = []
+    tokens = iter(overrides)
+    for token in tokens:
+        key, equals, value = str(token).partition("=")
+        if not equals:
+            try:
+                value = next(tokens)
+            except StopIteration:
+                faults.append(f"command line: {key} has no value; write {key} VALUE or {key}=VALUE")
+                break
+        if isinstance(value, str) and isinstance(literal(value), (str, type(None))):
+            value = literal(value)  # the text in quotes, or None, even where a text is wanted
+        assignments.append(Assignment(key, value, f"command line: {key}"))
+    return assignments
+
+
+def _merge(cfg: ConfigNode, assignments: Iterable[Assignment], faults: list[str]) -> tuple[dict[str, str], set[str]]:
+    """Write the assignments into the tree; one warning names all that is obsolete.
+
+    Returns:
+        Origin of each key that was set, and the keys whose value could not be used.
+    """
+    if cfg.is_frozen():
+        raise AttributeError("this configuration is frozen; load another one, or change a clone() after its defrost()")
+    sources: dict[str, str] = {}
+    unusable: set[str] = set()
+    ignored: dict[str, list[str]] = {}
+    for key, value, origin in assignments:
+        if key in DEFAULT_VALUES:
+            section, _, name = key.rpartition(".")
+            try:
+                value = convert(value, type_of(key))
+            except TypeError:
+                unusable.add(key)
+                kind, default = describe(type_of(key)), DEFAULT_VALUES[key]
+                faults.append(f"{origin}: {key} = {value!r} is not {kind}; the default is {default!r}")
+                continue
+            if value in MISSPELT.get(key, ()):
+                meant = MISSPELT[key][value]
+                ignored.setdefault(f"a misspelling, read as {meant}", []).append(f"{key} {value} ({origin})")
+                value = meant
+            (cfg[section] if section else cfg)[name] = value
+            sources[key] = origin
+        elif reason := obsolete(key):
+            ignored.setdefault(reason, []).append(f"{key} ({origin})")
+        elif not (key in DEFAULTS and value is None):  # a section whose lines are all commented out
+            faults.append(f"{origin}: {unknown(key)}")
+    if ignored:
+        lines = [f"\n  {', '.join(keys)}: {reason}" for reason, keys in ignored.items()]
+        warnings.warn("obsolete in this configuration, and without effect:" + "".join(lines), stacklevel=3)
+    return sources, unusable
+
+
+def _raise(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError(faults)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists on one line."""
+
+
+_Dumper.add_representer(list, lambda dumper, v: dumper.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))
+
+
+def _lines(node: Mapping[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
+    """(full key; YAML line) for everything below `node`."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield f"{prefix}{name}", f"{indent}{name}:"
+            yield from _lines(value, f"{prefix}{name}.", f"{indent}  ")
+        else:
+            text = yaml.dump({name: value}, Dumper=_Dumper, width=math.inf, allow_unicode=True)
+            yield f"{prefix}{name}", indent + text.rstrip("\n")

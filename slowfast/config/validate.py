@@ -1,0 +1,342 @@
+"""What a valid value is: types, bounds, choices, known keys, combinations; every fault names the value and the cure."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+from ast import literal_eval
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, get_args, get_origin
+
+from fvcore.common.config import CfgNode
+
+from slowfast.config.defaults import DEFAULTS, OBSOLETE, TYPES
+from slowfast.datasets.catalog import CATALOG
+
+# The only values some keys take.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "AUG.INTERPOLATION": ("bilinear", "bicubic"),
+    "AUG.RE_MODE": ("pixel", "rand", "const"),
+    "BN.NORM_TYPE": ("batchnorm", "sync_batchnorm"),
+    "DATA.DECODING_BACKEND": ("decord",),
+    "DATA.ENSEMBLE_METHOD": ("sum", "max"),
+    "DIST_BACKEND": ("nccl", "gloo"),
+    "MODEL.LOSS_FUNC": ("cross_entropy", "soft_cross_entropy", "bce"),
+    "SOLVER.LR_POLICY": ("cosine", "steps_with_relative_lrs"),
+    "SOLVER.OPTIMIZING_METHOD": ("sgd", "adamw"),
+    "TEST.NUM_SPATIAL_CROPS": (1, 3),
+    "TRAIN.AMP_DTYPE": ("auto", "bfloat16", "float16"),
+}
+
+# Bounds of numbers (of every entry, in a list).
+ABOVE_0 = ("above 0", lambda value: value > 0)
+FROM_0 = ("at least 0", lambda value: value >= 0)
+SHARE = ("between 0 and 1", lambda value: 0 <= value <= 1)
+BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "AUG.NUM_SAMPLE": ABOVE_0,
+    "AUG.RE_COUNT": ABOVE_0,
+    "AUG.RE_PROB": SHARE,
+    "BN.NUM_BATCHES_PRECISE": ABOVE_0,
+    "BN.WEIGHT_DECAY": FROM_0,
+    "DATA.INPUT_CHANNEL_NUM": ABOVE_0,
+    "DATA.MAX_BAD_SHARE": SHARE,
+    "DATA.NUM_FRAMES": ABOVE_0,
+    "DATA.SAMPLING_RATE": ABOVE_0,
+    "DATA.STD": ABOVE_0,
+    "DATA.TEST_CROP_SIZE": ABOVE_0,
+    "DATA.TRAIN_CROP_SIZE": ABOVE_0,
+    "DATA.TRAIN_JITTER_ASPECT_RELATIVE": ABOVE_0,
+    "DATA.TRAIN_JITTER_SCALES": ABOVE_0,
+    "DATA.TRAIN_JITTER_SCALES_RELATIVE": SHARE,
+    "DATA_LOADER.NUM_WORKERS": FROM_0,
+    "EMA.DECAY": SHARE,
+    "LOG_PERIOD": ABOVE_0,
+    "MIXUP.ALPHA": FROM_0,
+    "MIXUP.CUTMIX_ALPHA": FROM_0,
+    "MIXUP.LABEL_SMOOTH_VALUE": SHARE,
+    "MIXUP.PROB": SHARE,
+    "MIXUP.SWITCH_PROB": SHARE,
+    "MODEL.CHECKPOINT_NUM": FROM_0,
+    "MODEL.NUM_CLASSES": ABOVE_0,
+    "NUM_GPUS": FROM_0,
+    "NUM_PROCESSES": FROM_0,
+    "NUM_SHARDS": ABOVE_0,
+    "RNG_SEED": FROM_0,
+    "SHARD_ID": FROM_0,
+    "SOLVER.ACCUMULATION_STEPS": ABOVE_0,
+    "SOLVER.BACKBONE_LR_RATIO": FROM_0,
+    "SOLVER.BASE_LR": FROM_0,
+    "SOLVER.CLIP_GRADIENT": FROM_0,
+    "SOLVER.COSINE_END_LR": FROM_0,
+    "SOLVER.LRS": FROM_0,
+    "SOLVER.MAX_EPOCH": ABOVE_0,
+    "SOLVER.STEPS": FROM_0,
+    "SOLVER.WARMUP_EPOCHS": FROM_0,
+    "SOLVER.WARMUP_START_LR": FROM_0,
+    "SOLVER.WEIGHT_DECAY": FROM_0,
+    "TEST.BATCH_SIZE": ABOVE_0,
+    "TEST.NUM_ENSEMBLE_VIEWS": ABOVE_0,
+    "TRAIN.BATCH_SIZE": ABOVE_0,
+    "TRAIN.CHECKPOINT_PERIOD": ABOVE_0,
+    "TRAIN.EVAL_PERIOD": ABOVE_0,
+    "TRAIN.KEEP_CHECKPOINTS": FROM_0,
+    "TRAIN.MAX_STEPS": FROM_0,
+    "UNIFORMER.ATTENTION_DROPOUT_RATE": SHARE,
+    "UNIFORMER.DEPTH": ABOVE_0,
+    "UNIFORMER.DROPOUT_RATE": SHARE,
+    "UNIFORMER.DROP_DEPTH_RATE": SHARE,
+    "UNIFORMER.EMBED_DIM": ABOVE_0,
+    "UNIFORMER.HEAD_DIM": ABOVE_0,
+    "UNIFORMER.HEAD_DROPOUT_RATE": SHARE,
+    "UNIFORMER.MLP_RATIO": ABOVE_0,
+}
+
+# How many entries a list has.
+LENGTHS: dict[str, tuple[int, ...]] = {
+    "DATA.INPUT_CHANNEL_NUM": (1,),
+    "DATA.TRAIN_JITTER_ASPECT_RELATIVE": (0, 2),
+    "DATA.TRAIN_JITTER_SCALES": (2,),
+    "DATA.TRAIN_JITTER_SCALES_RELATIVE": (0, 2),
+    "UNIFORMER.DEPTH": (4,),
+    "UNIFORMER.EMBED_DIM": (4,),
+    "UNIFORMER.MLP_RATIO": (4,),
+    "UNIFORMER.PRUNE_RATIO": (4,),
+    "UNIFORMER.TRADE_OFF": (4,),
+}
+
+
+def _processes(num_processes: int, num_gpus: int) -> int:
+    return num_processes or max(num_gpus, 1)
+
+
+# What has to hold between valid values: the keys, a test of their values, and what to do when it fails.
+Rule = tuple[tuple[str, ...], Callable[..., bool], str]
+COMBINATIONS: tuple[Rule, ...] = (
+    (
+        ("NUM_PROCESSES", "NUM_GPUS"),
+        lambda processes, gpus: gpus in (0, _processes(processes, gpus)),
+        "every process on GPUs has its own; NUM_PROCESSES 0 starts one per GPU",
+    ),
+    (
+        ("SHARD_ID", "NUM_SHARDS"),
+        lambda shard, shards: shard < shards,
+        "nodes are numbered from 0 to NUM_SHARDS - 1",
+    ),
+    (
+        ("DATA.MEAN", "DATA.STD", "DATA.INPUT_CHANNEL_NUM"),
+        lambda mean, std, channels: len(mean) == len(std) == channels[0],
+        "give one mean and one standard deviation per channel",
+    ),
+    (
+        ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
+        lambda area, aspect: len(area) == len(aspect) and area == sorted(area) and aspect == sorted(aspect),
+        "a random resized crop needs a smallest and a largest value of both; [] and [] turn it off",
+    ),
+    (
+        ("DATA.TRAIN_JITTER_SCALES",),
+        lambda scales: scales == sorted(scales),
+        "the smallest comes first",
+    ),
+    (
+        ("MODEL.MODEL_NAME", "MODEL.ARCH"),
+        lambda name, arch: name.lower().startswith("uniformerv2") == (arch == "uniformerv2"),
+        "the network is not of that family; MODEL.ARCH is uniformerv2 for Uniformerv2 and uniformer for the others",
+    ),
+    (
+        ("UNIFORMER.EMBED_DIM", "UNIFORMER.HEAD_DIM"),
+        lambda widths, head: not any(width % head for width in widths[2:]),
+        "the widths of stages 3 and 4 have to be multiples of HEAD_DIM",
+    ),
+)
+TRAINING_COMBINATIONS: tuple[Rule, ...] = (
+    (
+        ("TRAIN.BATCH_SIZE", "NUM_PROCESSES", "NUM_GPUS"),
+        lambda batch, processes, gpus: batch % _processes(processes, gpus) == 0,
+        "every process takes an equal part; make the batch a multiple of the processes (of the GPUs, by default)",
+    ),
+    (
+        ("SOLVER.MAX_EPOCH", "SOLVER.WARMUP_EPOCHS"),
+        lambda epochs, warmup: epochs > warmup,
+        "the warm-up has to end before the training; raise the first or lower the second",
+    ),
+    (
+        ("MIXUP.ENABLE", "MODEL.LOSS_FUNC"),
+        lambda mix, loss: not mix or loss == "soft_cross_entropy",
+        "mixed labels need MODEL.LOSS_FUNC soft_cross_entropy; set it, or MIXUP.ENABLE False",
+    ),
+    (
+        ("MIXUP.ENABLE", "MIXUP.ALPHA", "MIXUP.CUTMIX_ALPHA"),
+        lambda mix, alpha, cutmix_alpha: not mix or alpha + cutmix_alpha > 0,
+        "nothing to mix with; raise one of the two, or set MIXUP.ENABLE False",
+    ),
+    (
+        ("SOLVER.LR_POLICY", "SOLVER.STEPS", "SOLVER.LRS"),
+        lambda policy, steps, lrs: (
+            policy == "cosine" or (len(steps) == len(lrs) and steps[:1] == [0] and steps == sorted(set(steps)))
+        ),
+        "give increasing epochs, from 0 on, and one factor for each",
+    ),
+)
+
+
+class ConfigError(ValueError):
+    """All faults of a configuration at once.
+
+    Attributes:
+        faults: one sentence each: where, what, and the cure.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = list(dict.fromkeys(faults))  # a file reached through two bases is read twice
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        count = len(self.faults)
+        return f"{count} fault{'s' * (count > 1)} in the configuration:" + "".join(f"\n  {f}" for f in self.faults)
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Full dotted key -> value of every value below `node`."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat.update(leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return flat
+
+
+DEFAULT_VALUES = leaves(DEFAULTS)
+
+
+def type_of(key: str) -> Any:
+    """Type of the values of `key`: int, float, bool, str, list[...] or a union of them."""
+    default = DEFAULT_VALUES[key]
+    if key in TYPES:
+        return TYPES[key]
+    return list[type(default[0])] if isinstance(default, list) else type(default)
+
+
+def describe(kind: Any) -> str:
+    """A type in words."""
+    if isinstance(kind, types.UnionType):
+        return " or ".join(describe(option) for option in get_args(kind))
+    return {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "a text (in quotes if it looks like a number)",
+        types.NoneType: "None",
+        list[int]: "a list of whole numbers",
+        list[float]: "a list of numbers",
+        list[list[float]]: "a list of lists of numbers",
+    }[kind]
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """Read `value` as `kind`; texts such as "1e-4" (which YAML takes for text), "None" or "[1, 2]" are evaluated.
+
+    A single value stands for a list of one, None for an empty text.
+
+    Raises:
+        TypeError: it cannot be read so.
+    """
+    if isinstance(kind, types.UnionType):
+        for option in get_args(kind):
+            try:
+                return convert(value, option)
+            except TypeError:
+                continue
+        raise TypeError
+    if kind is str and value is None:
+        return ""
+    if isinstance(value, str) and kind is not str:
+        value = literal(value)
+    if get_origin(kind) is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [convert(item, get_args(kind)[0]) for item in items]
+    if kind in (int, float):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if number and (kind is float or value == int(value)):
+            return kind(value)
+    elif isinstance(value, kind):
+        return value
+    raise TypeError
+
+
+def literal(text: str) -> Any:
+    """The Python value (or YAML's true, false, null) that `text` spells, or `text` itself."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "null": None}.get(text.lower(), text)
+
+
+def obsolete(key: str) -> str | None:
+    """Why the official `key` (or section) is ignored, or None when it is not obsolete."""
+    fits = (reason for pattern, reason in OBSOLETE.items() if fnmatchcase(key, pattern) or pattern == f"{key}.*")
+    return next(fits, None)
+
+
+def unknown(key: str) -> str:
+    """What is wrong with a `key` that does not exist, and which one was probably meant."""
+    if key in DEFAULTS:
+        return f"{key} is a section; write its keys indented below it, or {key}.<KEY> on the command line"
+    by_name = {full.upper(): full for full in DEFAULT_VALUES}
+    name = key.upper().rpartition(".")[2]
+    elsewhere = [full for full in by_name if full.rpartition(".")[2] == name]
+    near = elsewhere or difflib.get_close_matches(key.upper(), by_name, n=3, cutoff=0.7)
+    near = near or [full for full in by_name if difflib.get_close_matches(name, [full.rpartition(".")[2]], cutoff=0.8)]
+    near.sort(key=lambda full: -difflib.SequenceMatcher(None, key.upper(), full).ratio())
+    cure = f"did you mean {' or '.join(by_name[full] for full in near[:2])}?" if near else "no key has a similar name"
+    return f"unknown key {key}; {cure} (slowfast/config/defaults.py lists all)"
+
+
+def num_local_processes(cfg: CfgNode) -> int:
+    """Processes on each node: NUM_PROCESSES, or one per GPU, or one on the CPU."""
+    return _processes(cfg.NUM_PROCESSES, cfg.NUM_GPUS)
+
+
+def faults_of(cfg: CfgNode, skip: Iterable[str] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield (keys, fault and cure) for values outside their bounds and for combinations of others that cannot work.
+
+    Args:
+        skip: keys that are known to be faulty.
+    """
+    values = leaves(cfg)
+    faulty = set(skip)
+
+    def single() -> Iterator[tuple[str, str]]:
+        for key, choices in {**CHOICES, "TRAIN.DATASET": CATALOG, "TEST.DATASET": CATALOG}.items():
+            if values[key] not in choices:
+                yield key, f"has to be one of {', '.join(map(str, choices))}"
+        for key, (words, holds) in BOUNDS.items():
+            entries = values[key] if isinstance(values[key], list) else [values[key]]
+            if not all(entry is None or holds(entry) for entry in entries):
+                yield key, f"has to be {words}; the default is {DEFAULT_VALUES[key]!r}"
+        for key, lengths in LENGTHS.items():
+            if isinstance(values[key], list) and len(values[key]) not in lengths:
+                wanted = " or ".join(map(str, lengths))
+                yield key, f"has to have {wanted} entries; the default is {DEFAULT_VALUES[key]!r}"
+
+    for key, message in single():
+        if key not in faulty:
+            faulty.add(key)
+            yield (key,), f"{key} = {values[key]!r} {message}"
+    for keys, holds, cure in COMBINATIONS + TRAINING_COMBINATIONS * cfg.TRAIN.ENABLE:
+        if not faulty.intersection(keys) and not holds(*(values[key] for key in keys)):
+            yield keys, f"{', '.join(f'{key} = {values[key]!r}' for key in keys)}: {cure}"
+
+
+def check_hardware(cfg: CfgNode) -> None:
+    """Refuse a configuration that this machine cannot run; `load_config` works on any machine.
+
+    Raises:
+        ConfigError: more GPUs asked for than there are.
+    """
+    import torch  # takes seconds, which reading and showing a configuration need not
+
+    available = torch.cuda.device_count()
+    if available < cfg.NUM_GPUS:
+        fewer = f", NUM_GPUS {available} on what there is" if available else ""
+        cure = f"NUM_GPUS 0 runs on the CPU{fewer}"
+        raise ConfigError([f"NUM_GPUS = {cfg.NUM_GPUS}, but this machine has {available}; {cure}"])

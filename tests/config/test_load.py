@@ -1,0 +1,339 @@
+"""Loading: precedence, bases, origins, faults, and the way back to text."""
+
+import math
+import os
+import pickle
+import warnings
+
+import pytest
+
+from slowfast.config import (
+    ConfigError,
+    changed_keys,
+    check_hardware,
+    dump_config,
+    format_config,
+    get_cfg,
+    load_config,
+    load_config_with_sources,
+    num_local_processes,
+)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write files in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return name
+
+    return write
+
+
+def faults(path=None, overrides=()) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    assert isinstance(error.value, ValueError)
+    assert all(fault in str(error.value) for fault in error.value.faults)
+    return error.value.faults
+
+
+def fault(path=None, overrides=()) -> str:
+    (only,) = faults(path, overrides)
+    return only
+
+
+def test_precedence_and_origins(write):
+    write("parts/a.yaml", "TRAIN: {BATCH_SIZE: 8, EVAL_PERIOD: 2}\nTEST:\n  BATCH_SIZE: 1\nRNG_SEED: 3\n")
+    write("parts/b.yaml", "_BASE_: a.yaml\nTEST:\n  BATCH_SIZE: 2\n")
+    write("parts/c.yaml", "LOG_PERIOD: 5\nTEST:\n  BATCH_SIZE: 3\n")
+    write("exp/x.yaml", "TRAIN:\n  BATCH_SIZE: 16\n_BASE_:\n- ../parts/b.yaml\n- ../parts/c.yaml\n")
+    cfg, sources = load_config_with_sources("exp/x.yaml", ["RNG_SEED", "4", "SOLVER.BASE_LR=1e-3"])
+    assert (cfg.TRAIN.BATCH_SIZE, cfg.TRAIN.EVAL_PERIOD, cfg.TEST.BATCH_SIZE) == (16, 2, 3)
+    assert (cfg.RNG_SEED, cfg.LOG_PERIOD, cfg.SOLVER.BASE_LR, cfg.NUM_GPUS) == (4, 5, 1e-3, 1)
+    assert sources == {
+        "TRAIN.BATCH_SIZE": "exp/x.yaml:2",
+        "TRAIN.EVAL_PERIOD": "parts/a.yaml:1",
+        "TEST.BATCH_SIZE": "parts/c.yaml:3",
+        "LOG_PERIOD": "parts/c.yaml:1",
+        "RNG_SEED": "command line: RNG_SEED",
+        "SOLVER.BASE_LR": "command line: SOLVER.BASE_LR",
+    }
+    assert load_config("exp/x.yaml").RNG_SEED == 3
+
+
+def test_plain_merges_follow_bases_and_accept_official_forms(write):
+    write("base.yaml", "SOLVER: {BASE_LR: 1e-4, MAX_EPOCH: 10.0}\n")
+    path = write("x.yaml", "_BASE_: base.yaml\nUNIFORMER.MLP_RATIO: [4.0, 4.0, 4.0, 4.0]\nMODEL: {CHECKPOINT_NUM: 1}\n")
+    cfg = get_cfg()
+    cfg.merge_from_file(path)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_EPOCH, cfg.UNIFORMER.MLP_RATIO) == (1e-4, 10, [4.0] * 4)
+    assert cfg.MODEL.CHECKPOINT_NUM == [1] and isinstance(cfg.SOLVER.MAX_EPOCH, int)
+    cfg.merge_from_list(["UNIFORMER.MLP_RATIO", "3", "DATA.MEAN", "(0.5, 0.5, 0.5)", "TEST.ADD_SOFTMAX", "None"])
+    cfg.merge_from_list(["TRAIN.ENABLE", False, "TEST.ENABLE", "true", "OUTPUT_DIR", "2024"])
+    assert (cfg.UNIFORMER.MLP_RATIO, cfg.DATA.MEAN, cfg.TEST.ADD_SOFTMAX) == (3, [0.5] * 3, None)
+    assert (cfg.TRAIN.ENABLE, cfg.TEST.ENABLE, cfg.OUTPUT_DIR) == (False, True, "2024")
+    other = get_cfg()
+    other.merge_from_other_cfg(cfg)
+    assert other == cfg != get_cfg()
+    with pytest.raises(ConfigError, match=r"other config: unknown key A\.B"):
+        other.merge_from_other_cfg({"A": {"B": 1}})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-6", 1e-6), ("'1e-4'", 1e-4), ("3", 3.0), ("2.5E-5", 2.5e-5), ("1.e-3", 1e-3)]
+)
+def test_numbers_that_yaml_takes_for_text(write, text, value):
+    cfg = load_config(write("x.yaml", f"SOLVER: {{BASE_LR: {text}}}\n"))
+    assert value == cfg.SOLVER.BASE_LR and isinstance(cfg.SOLVER.BASE_LR, float)
+
+
+def test_all_faults_at_once_with_lines_and_cures(write):
+    write("base.yaml", "MODEL:\n  NUM_CLASES: 7\n")
+    text = """\
+_BASE_: [base.yaml, gone.yaml]
+TRAIN:
+  BATCH_SIZE: many
+  NUM_CLASSES: 4
+TEST: 5
+AUG:
+  RE_PROB: 1.5
+  RE_PROB: 0.5
+SOLVER:
+  OPTIMIZING_METHOD: adam
+  STEPS: [0, x]
+UNIFORMER: {HEAD_DIM: 60, DEPTH: [1, 2]}
+MIXUP.ENABLE: True
+"""
+    found = faults(write("x.yaml", text), ["LOG_PERIOD", "0", "trian.enable=0", "OUTPUT_DIR", "a", "RNG_SEED"])
+    expected = [
+        ("x.yaml:1: ", "gone.yaml", "does not exist"),
+        ("x.yaml:8: AUG.RE_PROB", "line 7"),
+        ("command line: RNG_SEED", "RNG_SEED=VALUE"),
+        ("base.yaml:2: unknown key MODEL.NUM_CLASES", "MODEL.NUM_CLASSES"),
+        ("x.yaml:3: TRAIN.BATCH_SIZE = 'many'", "whole number"),
+        ("x.yaml:4: unknown key TRAIN.NUM_CLASSES", "did you mean MODEL.NUM_CLASSES?"),
+        ("x.yaml:5: TEST is a section",),
+        ("x.yaml:11: SOLVER.STEPS = [0, 'x']", "a list of numbers"),
+        ("command line: trian.enable: unknown key trian.enable", "did you mean TRAIN.ENABLE"),
+        ("x.yaml:10: SOLVER.OPTIMIZING_METHOD = 'adam'", "sgd, adamw"),
+        ("command line: LOG_PERIOD: LOG_PERIOD = 0", "above 0"),
+        ("x.yaml:12: UNIFORMER.DEPTH = [1, 2]", "4 entries"),
+        ("x.yaml:12: UNIFORMER.EMBED_DIM = ", "UNIFORMER.HEAD_DIM = 60", "multiples"),
+        ("x.yaml:13: MIXUP.ENABLE = True, MODEL.LOSS_FUNC = 'cross_entropy'", "soft_cross_entropy"),
+    ]
+    for parts in expected:
+        matches = [f for f in found if f.startswith(parts[0]) and all(part in f for part in parts)]
+        assert len(matches) == 1, parts
+    # ... and the first RE_PROB is out of bounds, but the file says 0.5 in the end: only the duplicate is a fault
+    assert len(found) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("TRAIN.BATCH_SIZE 10 NUM_GPUS 4", "TRAIN.BATCH_SIZE = 10, NUM_PROCESSES = 0, NUM_GPUS = 4"),
+        ("TRAIN.BATCH_SIZE 10 NUM_GPUS 0 NUM_PROCESSES 3", "multiple of the processes"),
+        ("NUM_GPUS 4 NUM_PROCESSES 2", "NUM_PROCESSES 0 starts one per GPU"),
+        ("MIXUP.ENABLE True MODEL.LOSS_FUNC bce", "mixed labels need"),
+        ("MIXUP.ENABLE True MODEL.LOSS_FUNC soft_cross_entropy MIXUP.ALPHA 0 MIXUP.CUTMIX_ALPHA 0", "nothing to mix"),
+        ("SOLVER.LR_POLICY linear", "cosine, steps_with_relative_lrs"),
+        ("SOLVER.LR_POLICY steps_with_relative_lrs", "give increasing epochs"),
+        ("SOLVER.LR_POLICY steps_with_relative_lrs SOLVER.STEPS [0,9] SOLVER.LRS [1]", "one factor for each"),
+        ("SOLVER.MAX_EPOCH 5 SOLVER.WARMUP_EPOCHS 5", "warm-up has to end"),
+        ("DATA.ENSEMBLE_METHOD mean", "sum, max"),
+        ("TRAIN.AMP_DTYPE float32", "auto, bfloat16, float16"),
+        ("TRAIN.DATASET kinetic", "kinetics"),
+        ("TEST.NUM_SPATIAL_CROPS 2", "1, 3"),
+        ("MODEL.NUM_CLASSES 0", "above 0"),
+        ("MODEL.NUM_CLASSES 2.5", "a whole number"),
+        ("MODEL.NUM_CLASSES True", "a whole number"),
+        ("SOLVER.BASE_LR nan", "a number"),
+        ("SOLVER.BASE_LR 1e999", "a number"),
+        ("TRAIN.ENABLE 1", "True or False"),
+        ("TEST.ADD_SOFTMAX maybe", "True or False or None"),
+        ("UNIFORMER.PRUNE_RATIO [[1,x],[],[],[]]", "a list of lists of numbers"),
+        ("UNIFORMER.EMBED_DIM [64,128,320,500]", "multiples of HEAD_DIM"),
+        ("UNIFORMER.HEAD_DIM 0", "above 0"),
+        ("UNIFORMER.MLP_RATIO [4,4]", "4 entries"),
+        ("DATA.MEAN [0.5]", "one mean and one standard deviation per channel"),
+        ("DATA.STD [0.2,0,0.2]", "above 0"),
+        ("DATA.TRAIN_JITTER_SCALES [320,256]", "smallest comes first"),
+        ("DATA.TRAIN_JITTER_SCALES_RELATIVE [0.1,1.0]", "a smallest and a largest value of both"),
+        ("MODEL.MODEL_NAME Uniformerv2", "not of that family"),
+        ("NUM_SHARDS 2 SHARD_ID 2", "numbered from 0"),
+        ("_BASE_ x.yaml", "unknown key _BASE_"),
+    ],
+)
+def test_impossible_values_and_combinations(overrides, message):
+    assert message in fault(None, overrides.split())
+
+
+def test_training_rules_do_not_stop_a_test():
+    cfg = load_config(
+        None, ["TRAIN.ENABLE", "False", "TRAIN.BATCH_SIZE", "10", "NUM_GPUS", "4", "MIXUP.ENABLE", "True"]
+    )
+    assert num_local_processes(cfg) == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("TRAIN.BATCHSIZE", "TRAIN.BATCH_SIZE"),
+        ("SOLVER.NUM_FRAMES", "DATA.NUM_FRAMES"),
+        ("NUM_CLASSES", "MODEL.NUM_CLASSES"),
+        ("TRIAN.MAX_STEPS", "TRAIN.MAX_STEPS"),
+        ("solver.base_lr", "SOLVER.BASE_LR"),
+        ("OPTIM.MOMENTUN", "SOLVER.MOMENTUM"),
+        ("NUM_GPU", "NUM_GPUS"),
+    ],
+)
+def test_nearest_key(key, meant):
+    assert f"did you mean {meant}" in fault(None, [key, "1"])
+
+
+def test_files_that_cannot_be_read(write, tmp_path):
+    assert "x.yaml does not exist" in fault("x.yaml") and str(tmp_path) in fault("x.yaml")
+    os.mkdir("folder")
+    assert "is a folder" in fault("folder")
+    assert fault(write("a.yaml", "TRAIN:\n  ENABLE: [1\nTEST:\n")).startswith("a.yaml:3: YAML syntax: ")
+    assert fault(write("a.yaml", "TRAIN:\n\tENABLE: True\n")).startswith("a.yaml:2: YAML syntax: ")
+    assert fault(write("a.yaml", "OUTPUT_DIR: !!python/name:os.system\n")).startswith("a.yaml:1: YAML syntax: ")
+    assert fault(write("a.yaml", "just words\n")).startswith("a.yaml:1: a configuration consists of lines KEY: VALUE")
+    assert "TRAIN.ENABLE stands already" in fault(write("a.yaml", "TRAIN: {ENABLE: True, ENABLE: True}\n"))
+    assert "stands already at line 1" in fault(write("a.yaml", "TRAIN: {ENABLE: True}\nTRAIN: {BATCH_SIZE: 8}\n"))
+    assert fault(write("a.yaml", "DATA:\n  STD:\n  - 0.2\n  - x\n")).startswith("a.yaml:2: DATA.STD = [0.2, 'x']")
+    assert fault(write("a.yaml", "RNG_SEED: 1\n_BASE_: {a: b.yaml}\n")).startswith("a.yaml:2: ")
+    (tmp_path / "a.yaml").write_bytes(b"OUTPUT_DIR: \xff\n")
+    assert "UTF-8" in fault("a.yaml")
+    assert load_config(write("a.yaml", "")) == load_config(write("b.yaml", "TRAIN:\n# ENABLE: False\n")) == get_cfg()
+
+
+def test_a_circle_of_bases_is_named(write):
+    write("sub/b.yaml", "RNG_SEED: 2\n_BASE_: ../a.yaml\n")
+    message = fault(write("a.yaml", "_BASE_: sub/b.yaml\n"))
+    assert message.startswith("sub/b.yaml:2: ") and "a.yaml -> sub/b.yaml -> a.yaml" in message
+    write("common.yaml", "RNG_SEED: x\n")
+    for name in "pq":
+        write(f"{name}.yaml", "_BASE_: common.yaml\n")
+    assert "common.yaml:1: RNG_SEED" in fault(write("r.yaml", "_BASE_: [p.yaml, q.yaml]\n"))  # no circle, said once
+
+
+def test_obsolete_keys_warn_once_and_do_nothing(write):
+    text = "RESNET: {DEPTH: 50, TRANS_FUNC: b}\nAVA:\nDATA:\n  MC: True\nTEST.DATASET: ant\nTRAIN.CHECKPOINT_TYPE: x\n"
+    path = write("x.yaml", text)
+    with pytest.warns(UserWarning) as caught:
+        cfg = load_config(path, ["SOLVER.SPECIAL_LIST", "[]", "DETECTION.ENABLE", "False", "RNG_SEED", "7"])
+    (message,) = [str(warning.message) for warning in caught]
+    for part in (
+        "RESNET.DEPTH (x.yaml:1)",
+        "DATA.MC (x.yaml:4)",
+        "AVA (x.yaml:2)",
+        "read as anet",
+        "only PyTorch",
+        "BACKBONE_LR_RATIO",
+    ):
+        assert part in message
+    assert "RNG_SEED" not in message
+    assert cfg.TEST.DATASET == "anet"
+    assert changed_keys(cfg, get_cfg(), ignore=()) == {"TEST.DATASET": ("anet", "kinetics"), "RNG_SEED": (7, 1)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_config(None, ["RNG_SEED", "7"])
+        load_config(write("again.yaml", dump_config(cfg)))
+    with pytest.warns(UserWarning, match=r"DATA\.MC"):
+        get_cfg().merge_from_list(["DATA.MC", "True"])
+
+
+def test_dump_and_load_are_inverse(write):
+    cfg = get_cfg()
+    values = {
+        "SOLVER.BASE_LR": 1e-6,
+        "SOLVER.COSINE_END_LR": "1e-4",
+        "SOLVER.CLIP_GRADIENT": None,
+        "TEST.ADD_SOFTMAX": True,
+        "UNIFORMER.PRUNE_RATIO": ((), (), (1, 0.5), [0.3333333333333333]),
+        "UNIFORMER.MLP_RATIO": (4, 4, 4, 3.5),
+        "DATA.MEAN": (0.1, 0.2, 0.3),
+        "DATA.PATH_LABEL_SEPARATOR": "\t",
+        "DATA.PATH_PREFIX": "a folder: with 'quotes' # and é, " + "long/" * 40,
+        "OUTPUT_DIR": "1e-4",
+        "UNIFORMER.PRETRAIN_NAME": "None",
+        "DATA.IMAGE_TEMPLATE": "{:05d}.jpg",
+    }
+    cfg.merge_from_other_cfg(values)
+    again, sources = load_config_with_sources(write("x.yaml", dump_config(cfg)))
+    assert again == cfg
+    assert again.SOLVER.COSINE_END_LR == 1e-4 and again.SOLVER.CLIP_GRADIENT is None
+    assert again.UNIFORMER.PRUNE_RATIO == [[], [], [1, 0.5], [0.3333333333333333]]
+    assert again.OUTPUT_DIR == "1e-4" and again.UNIFORMER.PRETRAIN_NAME == "None"
+    assert len(sources) > 100
+    assert dump_config(again) == dump_config(cfg)
+    assert load_config(write("y.yaml", format_config(cfg, {}))) == cfg
+    assert load_config(write("z.yaml", cfg.dump())) == cfg
+
+
+def test_show_names_the_origin_of_what_is_not_default(write):
+    path = write("x.yaml", "TRAIN:\n  BATCH_SIZE: 8\n  EVAL_PERIOD: 10\n")
+    cfg, sources = load_config_with_sources(path, ["NUM_GPUS", "0"])
+    lines = format_config(cfg, sources).splitlines()
+    assert [" ".join(line.split()) for line in lines if "#" in line] == [
+        "NUM_GPUS: 0 # command line: NUM_GPUS",
+        "BATCH_SIZE: 8 # x.yaml:2",
+    ]
+    assert len(lines) > 100
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.RNG_SEED = 5
+    assert "RNG_SEED: 5 " in format_config(cfg, sources) and "set by code" in format_config(cfg, sources)
+
+
+def test_a_loaded_configuration_stays_as_it_is():
+    cfg = load_config(None)
+    with pytest.raises(AttributeError):
+        cfg.TRAIN.BATCH_SIZE = 1
+    with pytest.raises(AttributeError, match="frozen"):
+        cfg.merge_from_list(["TRAIN.BATCH_SIZE", "1"])
+    assert pickle.loads(pickle.dumps(cfg)) == cfg
+    assert pickle.loads(pickle.dumps(cfg)).is_frozen()
+    fresh = get_cfg()
+    fresh.DATA.MEAN[0] = math.pi
+    assert get_cfg().DATA.MEAN[0] == 0.45
+
+
+def test_changed_keys():
+    overrides = [
+        "NUM_GPUS",
+        "0",
+        "DATA_LOADER.NUM_WORKERS",
+        "1",
+        "TEST.DATASET",
+        "mit",
+        "OUTPUT_DIR",
+        "b",
+        "TRAIN.MAX_STEPS",
+        "3",
+        "RNG_SEED",
+        "2",
+    ]
+    a, b = load_config(None), load_config(None, overrides)
+    assert changed_keys(a, b) == {"RNG_SEED": (1, 2)}
+    assert set(changed_keys(a, b, ignore=["TEST.*"])) == {
+        *("NUM_GPUS", "DATA_LOADER.NUM_WORKERS", "OUTPUT_DIR", "TRAIN.MAX_STEPS", "RNG_SEED")
+    }
+    assert changed_keys({"A": {"B": 1}}, {}) == {"A.B": (1, None)}
+
+
+def test_hardware_is_checked_apart_from_loading():
+    check_hardware(load_config(None, ["NUM_GPUS", "0"]))
+    cfg = load_config(None, ["NUM_GPUS", "64"])
+    with pytest.raises(ConfigError, match=r"NUM_GPUS = 64.*NUM_GPUS 0 runs on the CPU"):
+        check_hardware(cfg)
+
+
+def test_faults_survive_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(ConfigError(["one", "two"])))
+    assert error.faults == ["one", "two"] and str(error).startswith("2 faults")
