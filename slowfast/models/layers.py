@@ -1,0 +1,118 @@
+"""Layers shared by the backbones: convolution and normalization by dimension, attention, MLP, patch embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def depthwise_conv(dim: int, kernel: int, ndim: int) -> nn.Module:
+    """Depthwise convolution that keeps the size of its input; `ndim` is 3 for video, 2 for images."""
+    return CONV[ndim](dim, dim, kernel, padding=kernel // 2, groups=dim)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, *grid) -> (B, L, C) with L = prod(grid); free of copies in the channels-last memory format."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_grid(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, L, C) -> (B, C, *grid), the inverse of `to_tokens`."""
+    return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+
+
+class PatchEmbed(nn.Module):
+    """Strided convolution and LayerNorm over channels: (B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.proj = CONV[len(kernel)](in_channels, dim, tuple(kernel), tuple(stride), tuple(padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return to_grid(self.norm(to_tokens(x)), x.shape[2:])
+
+
+class Mlp(nn.Module):
+    """Two layers with a GELU between; `pointwise` builds each layer (nn.Linear, or a 1x1x1 convolution)."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0, conv_ndim: int | None = None) -> None:
+        super().__init__()
+        if conv_ndim is None:
+            self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        else:
+            self.fc1, self.fc2 = CONV[conv_ndim](dim, hidden, 1), CONV[conv_ndim](hidden, dim, 1)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the residual branch of whole samples (Huang et al., 2016).
+
+    timm and torchvision have the same layer; importing either would take longer than importing PyTorch.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        return x * (keep / (1.0 - self.rate))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens (B, L, C) (UniFormer, equation 6: global MHRA)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attention_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = qk_scale or (dim // num_heads) ** -0.5
+        self.attention_dropout = attention_dropout
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, L, 3C) -> three of (B, heads, L, C / heads)
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.attention_dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
+        return self.drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+def single_input(video: Tensor | Sequence[Tensor]) -> Tensor:
+    """Accept a tensor or, by SlowFast's convention of one tensor per pathway, a list of exactly one."""
+    if torch.is_tensor(video):
+        return video
+    if len(video) != 1:
+        raise ValueError(
+            f"the model has one pathway but was given {len(video)} inputs; pass one tensor (B, C, T, H, W)"
+        )
+    return video[0]

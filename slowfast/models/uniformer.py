@@ -1,0 +1,234 @@
+"""UniFormer: Unified Transformer for Efficient Spatiotemporal Representation Learning (Li et al., ICLR 2022).
+
+Four stages. The first two aggregate locally with depthwise convolutions, the last two globally with attention over all
+space-time tokens (section 3.2). Parameter names are those of the released weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from slowfast.models.layers import (
+    BATCH_NORM,
+    CONV,
+    Attention,
+    DropPath,
+    Mlp,
+    PatchEmbed,
+    depthwise_conv,
+    single_input,
+    to_grid,
+    to_tokens,
+)
+
+
+class LocalBlock(nn.Module):
+    """Dynamic position embedding, local MHRA and feed-forward, all convolutional (section 3.2, equations 1-5)."""
+
+    def __init__(self, dim: int, mlp_ratio: float, dropout: float, drop_path: float, ndim: int) -> None:
+        super().__init__()
+        self.pos_embed = depthwise_conv(dim, 3, ndim)
+        self.norm1 = BATCH_NORM[ndim](dim)
+        self.conv1 = CONV[ndim](dim, dim, 1)
+        self.conv2 = CONV[ndim](dim, dim, 1)
+        self.attn = depthwise_conv(dim, 5, ndim)
+        self.norm2 = BATCH_NORM[ndim](dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout, conv_ndim=ndim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.pos_embed(x)
+        x = x + self.drop_path(self.conv2(self.attn(self.conv1(self.norm1(x)))))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class GlobalBlock(nn.Module):
+    """Dynamic position embedding, global MHRA over T*H*W tokens and feed-forward (section 3.2, equation 6)."""
+
+    def __init__(self, dim: int, mlp_ratio: float, dropout: float, drop_path: float, ndim: int, **attention) -> None:
+        super().__init__()
+        self.pos_embed = depthwise_conv(dim, 3, ndim)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, dropout=dropout, **attention)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.pos_embed(x)
+        tokens = to_tokens(x)
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return to_grid(tokens, x.shape[2:])
+
+
+class SplitGlobalBlock(nn.Module):
+    """Global block that attends over time, then over space (divided attention; `UNIFORMER.SPLIT`).
+
+    The residual added after the spatial attention is the block's input, not the temporal result: released weights were
+    trained that way.
+    """
+
+    def __init__(self, dim: int, mlp_ratio: float, dropout: float, drop_path: float, ndim: int, **attention) -> None:
+        super().__init__()
+        if ndim != 3:
+            raise ValueError("divided attention needs a time axis; set split=False for images")
+        self.pos_embed = depthwise_conv(dim, 3, ndim)
+        self.t_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.t_attn = Attention(dim, dropout=dropout, **attention)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, dropout=dropout, **attention)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.pos_embed(x)
+        B, C, T, H, W = x.shape
+        temporal = x.permute(0, 3, 4, 2, 1).reshape(B * H * W, T, C)
+        temporal = temporal + self.drop_path(self.t_attn(self.t_norm(temporal)))
+        spatial = temporal.view(B, H * W, T, C).transpose(1, 2).reshape(B * T, H * W, C)
+        spatial = self.drop_path(self.attn(self.norm1(spatial)))
+        tokens = to_tokens(x) + spatial.reshape(B, T * H * W, C)
+        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return to_grid(tokens, (T, H, W))
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class UniFormer(nn.Module):
+    """The four-stage network: (B, C, T, H, W) -> logits (B, K).
+
+    Args:
+        num_classes: K; 0 leaves features without a classifier.
+        depth: blocks of each of the four stages.
+        embed_dim: channels of each stage.
+        head_dim: channels of one attention head in stages 3 and 4.
+        mlp_ratio: hidden over input width of the feed-forward layers; one number or one a stage.
+        qkv_bias: bias of the query, key and value projections.
+        qk_scale: factor of the attention logits; None means head_dim ** -0.5.
+        dropout: rate after projections and feed-forward layers.
+        attention_dropout: rate on attention weights.
+        drop_path: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+        split: attend over time, then space, in stages 3 and 4.
+        std: 3x2x2 instead of 1x2x2 kernels in the patch embeddings 2 to 4.
+        in_channels: channels of the input.
+        ndim: 3 for video, 2 for images.
+
+    Raises:
+        ValueError: a width that the head width does not divide.
+    """
+
+    head_names = ("head",)
+    # the temporal half of divided attention starts as the identity, so weights without it are complete
+    identity_at_start = ("t_attn.", "t_norm.")
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        depth: Sequence[int] = (3, 4, 8, 3),
+        embed_dim: Sequence[int] = (64, 128, 320, 512),
+        head_dim: int = 64,
+        mlp_ratio: float | Sequence[float] = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        split: bool = False,
+        std: bool = False,
+        in_channels: int = 3,
+        ndim: int = 3,
+    ) -> None:
+        super().__init__()
+        for dim in embed_dim[2:]:
+            if dim % head_dim:
+                raise ValueError(f"head_dim {head_dim} does not divide the stage width {dim}; change one of them")
+        ratios = list(mlp_ratio) if isinstance(mlp_ratio, Sequence) else [mlp_ratio] * 4
+        rates = torch.linspace(0, drop_path, sum(depth), device="cpu").split(list(depth))
+
+        self.num_features = embed_dim[3]
+        # The first embedding halves time and quarters space; the others halve space (section 3.4).
+        self.patch_embed1 = PatchEmbed(
+            in_channels, embed_dim[0], (3, 4, 4)[-ndim:], (2, 4, 4)[-ndim:], (1, 0, 0)[-ndim:]
+        )
+        kernel, padding = ((3, 2, 2), (1, 0, 0)) if std else ((1, 2, 2), (0, 0, 0))
+        for stage in (2, 3, 4):
+            embed = PatchEmbed(
+                embed_dim[stage - 2], embed_dim[stage - 1], kernel[-ndim:], (1, 2, 2)[-ndim:], padding[-ndim:]
+            )
+            setattr(self, f"patch_embed{stage}", embed)
+        self.pos_drop = nn.Dropout(dropout)
+
+        for stage in (1, 2, 3, 4):
+            dim, ratio = embed_dim[stage - 1], ratios[stage - 1]
+            attention = {
+                "num_heads": dim // head_dim,
+                "qkv_bias": qkv_bias,
+                "qk_scale": qk_scale,
+                "attention_dropout": attention_dropout,
+            }
+            block, extra = (LocalBlock, {}) if stage <= 2 else (SplitGlobalBlock if split else GlobalBlock, attention)
+            blocks = [block(dim, ratio, dropout, rate, ndim, **extra) for rate in rates[stage - 1].tolist()]
+            setattr(self, f"blocks{stage}", nn.ModuleList(blocks))
+
+        self.norm = BATCH_NORM[ndim](embed_dim[3])
+        self.head = nn.Linear(embed_dim[3], num_classes) if num_classes else nn.Identity()
+        self.checkpointed = (0, 0, 0, 0)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Truncated normal for linear layers; convolutions and BatchNorm keep PyTorch's defaults (section 4)."""
+        self.apply(_init_linear)
+        for module in self.modules():
+            if isinstance(module, SplitGlobalBlock):  # the temporal attention starts as the identity
+                nn.init.zeros_(module.t_attn.qkv.weight)
+                nn.init.ones_(module.t_attn.proj.weight)
+
+    def set_grad_checkpointing(self, blocks_per_stage: Sequence[int] | bool = True) -> None:
+        """Recompute activations in the backward pass of the first n blocks of each stage; True means all blocks."""
+        if isinstance(blocks_per_stage, bool):
+            depth = [len(list(self.get_submodule(f"blocks{stage}").children())) for stage in (1, 2, 3, 4)]
+            blocks_per_stage = depth if blocks_per_stage else (0, 0, 0, 0)
+        if len(blocks_per_stage) != 4:
+            raise ValueError(f"activation checkpointing takes one number a stage (4), got {list(blocks_per_stage)}")
+        self.checkpointed = tuple(blocks_per_stage)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""
+        return set()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one of `num_classes` outputs; 0 removes it."""
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.head.apply(_init_linear)
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32); the image network has no time axis."""
+        x = video
+        for stage in (1, 2, 3, 4):
+            x = self.get_submodule(f"patch_embed{stage}")(x)
+            if stage == 1:
+                x = self.pos_drop(x)
+            for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
+                if self.training and i < self.checkpointed[stage - 1]:
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    x = block(x)
+        return self.norm(x)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Feature map (B, C', ...) -> logits (B, K): mean over all positions, then the classifier."""
+        return self.head(features.flatten(2).mean(2))
+
+    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
+        return self.forward_head(self.forward_features(single_input(video)))

@@ -1,0 +1,67 @@
+"""Golden numbers (tests/golden/README.md) and the deterministic weights they were measured with."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Any]:
+    """Read tests/golden/<name>, a JSON or NPZ file."""
+
+    def read(name: str) -> Any:
+        if name.endswith(".npz"):
+            return dict(np.load(GOLDEN / name))
+        return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
+
+    return read
+
+
+def golden_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
+    """The deterministic value of the state_dict entry `key`: one seed a name, scaled by the kind of parameter."""
+    z = np.asarray(np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF).standard_normal(shape))
+    if key.endswith("num_batches_tracked"):
+        value = np.zeros(shape)
+    elif key.endswith("running_mean"):
+        value = 0.1 * z
+    elif key.endswith("running_var"):
+        value = 1 + 0.2 * np.abs(z)
+    elif key.endswith(("gamma_1", "gamma_2")):
+        value = 0.5 + 0.1 * z
+    elif len(shape) <= 1:
+        value = 1 + 0.1 * z if key.endswith("weight") else 0.05 * z
+    elif key.endswith(("positional_embedding", "temporal_cls_token")):
+        value = 0.05 * z
+    else:
+        value = (1.0 if len(shape) == 2 else 0.5) * z / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(np.asarray(value, dtype=np.float32))
+
+
+@pytest.fixture(scope="session")
+def golden_state() -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    """Deterministic values for every entry of a state_dict."""
+    return lambda state: {key: golden_tensor(key, tuple(value.shape)).to(value.dtype) for key, value in state.items()}
+
+
+@pytest.fixture(scope="session")
+def golden_input() -> Callable[..., Tensor]:
+    """Standard normal input of a seed and a shape."""
+    return lambda seed, shape: torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))

@@ -1,0 +1,181 @@
+"""UniFormer against the official implementation: names, logits, stages, gradients, initial values."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slowfast.config import get_cfg
+from slowfast.models import UniFormer, build_model
+from slowfast.models.layers import DropPath
+from slowfast.optim.losses import soft_cross_entropy
+from slowfast.utils.profiling import count_flops, count_parameters
+
+VARIANTS = json.loads((Path(__file__).parents[1] / "golden" / "uniformer.json").read_text())
+WITH_LOGITS = [name for name, variant in VARIANTS.items() if "input_seed" in variant]
+
+
+def config(options: dict):
+    cfg = get_cfg()
+    cfg.merge_from_list([item for pair in options.items() for item in pair])
+    return cfg
+
+
+def keys(name: str) -> list:
+    stored = VARIANTS[name]["keys"]
+    return keys(stored) if isinstance(stored, str) else stored
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_names_and_shapes(name):
+    with torch.device("meta"):
+        model = build_model(config(VARIANTS[name]["config"]))
+    assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == keys(name)
+
+
+@pytest.mark.parametrize("name", WITH_LOGITS)
+def test_logits_and_stages(name, golden, golden_state, golden_input):
+    variant = VARIANTS[name]
+    model = build_model(config(variant["config"])).eval()
+    model.load_state_dict(golden_state(model.state_dict()))
+    outputs = {}
+    for stage in variant["stages"]:
+        model.get_submodule(stage).register_forward_hook(lambda _m, _i, out, s=stage: outputs.__setitem__(s, out))
+    with torch.no_grad():
+        logits = model([golden_input(variant["input_seed"], variant["input_shape"])])[0]
+    expected = golden("uniformer_logits.npz")[name]
+    assert np.abs(logits.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+    for stage, reference in variant["stages"].items():
+        out, tolerance = outputs[stage], 1e-4 * reference["std"]
+        assert list(out.shape) == reference["shape"], stage
+        assert out.mean().item() == pytest.approx(reference["mean"], abs=tolerance), stage
+        assert out.std(correction=0).item() == pytest.approx(reference["std"], abs=tolerance), stage
+        assert out.flatten()[:8].tolist() == pytest.approx(reference["first8"], abs=tolerance), stage
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", WITH_LOGITS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_logits_on_gpu(name, dtype, tolerance, golden, golden_state, golden_input):
+    variant = VARIANTS[name]
+    model = build_model(config(variant["config"])).eval()
+    model.load_state_dict(golden_state(model.state_dict()))
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype is not torch.float32):
+        logits = model.cuda()(golden_input(variant["input_seed"], variant["input_shape"]).cuda())[0].float().cpu()
+    expected = golden("uniformer_logits.npz")[name]
+    assert np.abs(logits.numpy() - expected).max() <= tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_training_mode_gradients(layout, golden, golden_state, golden_input):
+    case = golden("train_mode.json")
+    model = build_model(config(VARIANTS[case["variant"]]["config"] | case["changes"])).train()
+    model.load_state_dict(golden_state(model.state_dict()))
+    model.to(memory_format=layout)
+    video = torch.cat([golden_input(seed, (1, 3, 8, 64, 64)) for seed in (1008, 2008)])
+    target = torch.full((2, 400), 0.1 / 400)
+    for row, (label, weight) in enumerate([((7, 101), 0.3), ((101, 7), 0.3)]):
+        target[row, label[0]] += 0.9 * weight
+        target[row, label[1]] += 0.9 * (1 - weight)
+    loss = soft_cross_entropy(model(video.contiguous(memory_format=layout)), target)
+    loss.backward()
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
+    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    for name, norm in case["grad_norm"].items():
+        if norm > 1e-6 * case["total_grad_norm"]:
+            assert norms[name] == pytest.approx(norm, rel=1e-4), name
+    for name, (mean, std) in case["bn_running_stats_after [mean, std]"].items():
+        buffer = model.state_dict()[name].float()
+        assert buffer.mean().item() == pytest.approx(mean, rel=1e-4, abs=1e-5), name
+        assert buffer.std(correction=0).item() == pytest.approx(std, rel=1e-4, abs=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["uniformer_s_8x224_k400", "uniformer_s_16x224_split_k400"])
+def test_initial_values(name, golden):
+    torch.manual_seed(0)
+    model = build_model(config(VARIANTS[name]["config"]))
+    for key, value in model.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        expected = golden("init_stats.json")[name][re.sub(r"\.\d+\.", ".#.", key)]
+        if "constant" in expected:
+            assert torch.all(value == expected["constant"]), key
+        else:
+            low, high = expected["std_range"]
+            slack = 0.05 + 2 / value.numel() ** 0.5  # another seed, and small tensors scatter
+            assert low * (1 - slack) <= value.std(correction=0).item() <= high * (1 + slack), key
+
+
+@pytest.mark.parametrize("name", WITH_LOGITS)
+def test_parameters_and_flops(name):
+    variant = VARIANTS[name]
+    model = build_model(config(variant["config"]))
+    assert count_parameters(model) == variant["param_count"]
+    assert count_flops(model, *variant["input_shape"]) == pytest.approx(variant["flops_fvcore"], rel=1e-3)
+
+
+def small(**options) -> UniFormer:
+    torch.manual_seed(0)
+    return UniFormer(num_classes=5, depth=(1, 1, 2, 1), embed_dim=(16, 32, 64, 64), head_dim=32, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"split": True}, {"std": True}, {"qkv_bias": False, "qk_scale": 0.1}])
+@pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 64), (8, 70, 65), (5, 32, 32)])
+def test_any_frame_count_and_size(options, shape):
+    assert small(**options).eval()(torch.randn(2, 3, *shape)).shape == (2, 5)
+
+
+def test_image_network():
+    model = small(ndim=2).eval()
+    assert model.forward_features(torch.randn(2, 3, 64, 96)).shape == (2, 64, 2, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"split": True}])
+def test_checkpointing_changes_memory_not_gradients(options):
+    video = torch.randn(2, 3, 4, 64, 64)
+    gradients = []
+    for blocks in (False, True, [0, 1, 1, 0]):
+        model = small(drop_path=0.3, dropout=0.1, **options).train()
+        model.set_grad_checkpointing(blocks)
+        torch.manual_seed(7)
+        model(video).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for other in gradients[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
+
+
+def test_drop_path_rises_to_its_rate():
+    model = UniFormer(drop_path=0.3)
+    rates = [m.rate for n, m in model.named_modules() if n.endswith("drop_path")]
+    assert rates == pytest.approx(np.linspace(0, 0.3, 18).tolist())
+
+
+def test_drop_path_keeps_the_mean_and_drops_whole_samples():
+    torch.manual_seed(0)
+    out = DropPath(0.25).train()(torch.ones(4000, 2, 3))
+    assert all(len(row.unique()) == 1 for row in out[:50])
+    assert out.mean().item() == pytest.approx(1.0, abs=0.03)
+    assert sorted(out.unique().tolist()) == pytest.approx([0.0, 4 / 3])
+
+
+def test_reset_classifier():
+    model = small().eval()
+    model.reset_classifier(9)
+    assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 9)
+    model.reset_classifier(0)
+    assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 64)
+
+
+def test_wrong_inputs():
+    with pytest.raises(ValueError, match="one pathway"):
+        small()([torch.zeros(1), torch.zeros(1)])
+    with pytest.raises(ValueError, match="head_dim 48 does not divide"):
+        UniFormer(head_dim=48)
+    with pytest.raises(ValueError, match="'Slowfast' is not known"):
+        build_model(config({"MODEL.MODEL_NAME": "Slowfast"}))
