@@ -1,0 +1,219 @@
+"""From the configuration to data sets and loaders; the only module of this folder that reads `cfg`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import torch
+from fvcore.common.config import CfgNode
+from torch.utils.data import DataLoader, Sampler
+
+from slowfast.datasets.catalog import CATALOG, DatasetSpec
+from slowfast.datasets.manifest import Manifest, check_files, load_manifest, load_something_something
+from slowfast.datasets.rand_augment import RandAugment
+from slowfast.datasets.transforms import RandomErasing, TrainTransform
+from slowfast.datasets.video import VideoDataset, collate
+from slowfast.utils.rng import rng_for
+
+Split = Literal["train", "val", "test"]
+
+
+class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for one process; the whole state is the position.
+
+    Training: batch g of an epoch, over all processes, is the g-th stretch of a permutation that depends on the seed and
+    the epoch only; a process takes its contiguous part, and the incomplete last batch is dropped. Evaluation: process
+    r of W takes rows r, r + W, r + 2W, ...; none is repeated, so processes may differ by one in length.
+
+    Args:
+        num_videos: rows of the list.
+        batch_size: videos per batch and process.
+        train: shuffle and drop the incomplete batch.
+        seed: of the permutation.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: a training list is shorter than one batch.
+    """
+
+    def __init__(
+        self, num_videos: int, batch_size: int, *, train: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if train and num_videos < batch_size * world_size:
+            raise ValueError(
+                f"the training list has {num_videos} videos, fewer than one batch of {batch_size} x {world_size} "
+                "processes: lower TRAIN.BATCH_SIZE"
+            )
+        self.num_videos = num_videos
+        self.batch_size = batch_size
+        self.train = train
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.set_position(0)
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        """Let the next iteration begin at `batch` of `epoch`."""
+        self.epoch = epoch
+        self.batch = batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch in this process, wherever the position is."""
+        if self.train:
+            return self.num_videos // (self.batch_size * self.world_size)
+        return -(-len(range(self.rank, self.num_videos, self.world_size)) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.train:
+            order = rng_for(self.seed, self.epoch, "order").permutation(self.num_videos).tolist()
+            first, step = self.rank * self.batch_size, self.batch_size * self.world_size
+        else:
+            order = range(self.rank, self.num_videos, self.world_size)
+            first, step = 0, self.batch_size
+        epoch = self.epoch
+        for batch in range(self.batch, len(self)):
+            start = first + batch * step
+            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+
+
+def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset:
+    """Read the list of a split and describe its clips.
+
+    Training and validation use TRAIN.DATASET, a test TEST.DATASET. Validation is the test with one view and one crop.
+
+    Raises:
+        ValueError: a name, a list or a value that cannot be used, with the cure.
+    """
+    name = cfg.TEST.DATASET if split == "test" else cfg.TRAIN.DATASET
+    if name not in CATALOG:
+        key = "TEST.DATASET" if split == "test" else "TRAIN.DATASET"
+        raise ValueError(f"{key} {name!r} is unknown: use one of {', '.join(CATALOG)}")
+    spec = CATALOG[name]
+    common = {
+        "sampling": spec.sampling,
+        "num_frames": cfg.DATA.NUM_FRAMES,
+        "sampling_rate": cfg.DATA.SAMPLING_RATE,
+        "use_offset": cfg.DATA.USE_OFFSET_SAMPLING,
+        "seed": cfg.RNG_SEED,
+        "image_template": cfg.DATA.IMAGE_TEMPLATE,
+        "colors": spec.colors,
+        "reverse_channels": cfg.DATA.REVERSE_INPUT_CHANNEL,
+    }
+    manifest = _build_manifest(cfg, spec, split)
+    if split == "train":
+        copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
+        return VideoDataset(manifest, **common, transform=_build_train_transform(cfg), num_copies=copies)
+    views, crops = _num_views_and_crops(cfg, split)
+    crop = cfg.DATA.TEST_CROP_SIZE
+    wide = spec.wide_single_crop and crops == 1
+    return VideoDataset(
+        manifest,
+        **common,
+        num_views=views,
+        num_crops=crops,
+        scale=max(cfg.DATA.TRAIN_JITTER_SCALES[0], crop) if wide else crop,
+        crop=crop,
+        shuffle_frames=split == "test" and cfg.TEST.SHUFFLE_FRAMES,
+    )
+
+
+def build_loader(
+    cfg: CfgNode,
+    split: Split,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    local_world_size: int = 1,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """Build the loader of a split for one process; its `batch_sampler` is an `EpochBatchSampler`.
+
+    TRAIN.BATCH_SIZE counts the videos of a node, for training (per micro-batch) and validation; TEST.BATCH_SIZE counts
+    the clips of a node, and a batch holds at least one video with all its views.
+
+    Args:
+        cfg: the configuration.
+        split: train, val or test.
+        rank: of this process among all; rank 0 looks for missing files (DATA.CHECK_FILES).
+        world_size: processes on all nodes.
+        local_world_size: processes on this node.
+        pin_memory: copy batches to page-locked memory.
+
+    Raises:
+        ValueError: as `build_dataset`, or a batch that cannot be divided over the processes.
+    """
+    dataset = build_dataset(cfg, split)
+    if cfg.DATA.CHECK_FILES and rank == 0:
+        check_files(dataset.manifest)
+    if split == "test":
+        views, crops = _num_views_and_crops(cfg, split)
+        batch_size = max(1, cfg.TEST.BATCH_SIZE // local_world_size // (views * crops))
+    else:
+        batch_size, rest = divmod(cfg.TRAIN.BATCH_SIZE, local_world_size)
+        if rest or not batch_size:
+            raise ValueError(
+                f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} cannot be divided over the {local_world_size} processes of "
+                "a node: make it a multiple of them"
+            )
+    sampler = EpochBatchSampler(
+        len(dataset), batch_size, train=split == "train", seed=cfg.RNG_SEED, rank=rank, world_size=world_size
+    )
+    workers = cfg.DATA_LOADER.NUM_WORKERS
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_use_one_thread,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
+    )
+
+
+def _use_one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def _num_views_and_crops(cfg: CfgNode, split: Split) -> tuple[int, int]:
+    return (cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS) if split == "test" else (1, 1)
+
+
+def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
+    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
+    template = spec.list_file or cfg.DATA.LABEL_PATH_TEMPLATE
+    name = spec.test_split if split == "test" else split
+    prefix, num_classes = cfg.DATA.PATH_PREFIX, cfg.MODEL.NUM_CLASSES
+    if template.endswith(".json"):
+        # The official release has train.json, validation.json and labels.json, and a test.json without labels.
+        path = folder / template.format("train" if split == "train" else "validation")
+        labels_path = folder / template.format("labels")
+        return load_something_something(path, labels_path, prefix=prefix, num_classes=num_classes)
+    return load_manifest(
+        folder / template.format(name),
+        spec.columns,
+        separator=cfg.DATA.PATH_LABEL_SEPARATOR,
+        prefix=prefix,
+        num_classes=num_classes,
+    )
+
+
+def _build_train_transform(cfg: CfgNode) -> TrainTransform:
+    data, aug = cfg.DATA, cfg.AUG
+    rand_augment = erase = None
+    if aug.ENABLE and aug.AA_TYPE:
+        rand_augment = RandAugment.parse(aug.AA_TYPE, aug.INTERPOLATION)
+    if aug.ENABLE and aug.RE_PROB > 0:
+        erase = RandomErasing(aug.RE_PROB, aug.RE_MODE, aug.RE_COUNT, tuple(data.MEAN), tuple(data.STD))
+    return TrainTransform(
+        crop=data.TRAIN_CROP_SIZE,
+        jitter_scales=tuple(data.TRAIN_JITTER_SCALES),
+        area_range=tuple(data.TRAIN_JITTER_SCALES_RELATIVE) or None,
+        aspect_range=tuple(data.TRAIN_JITTER_ASPECT_RELATIVE) or None,
+        flip=data.RANDOM_FLIP,
+        rand_augment=rand_augment,
+        erase=erase,
+    )

@@ -1,0 +1,95 @@
+"""Mixup and CutMix of the clips of a batch (Zhang et al., 2018; Yun et al., 2019), with timm's choices."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> torch.Tensor:
+    """Turn labels (B,) into smoothed targets (B, K): `smoothing / K` everywhere, plus `1 - smoothing` at the label."""
+    off = smoothing / num_classes
+    targets = torch.full((len(labels), num_classes), off, device=labels.device)
+    return targets.scatter_(1, labels.long().view(-1, 1), 1.0 - smoothing + off)
+
+
+def mixup_target(labels: torch.Tensor, num_classes: int, lam: float, smoothing: float = 0.0) -> torch.Tensor:
+    """Targets (B, K) of labels (B,), of which each keeps the share `lam` and gives the rest to its mirror image."""
+    target = one_hot(labels, num_classes, smoothing)
+    return target.flip(0).lerp_(target, lam)
+
+
+@dataclass(frozen=True)
+class MixUp:
+    """Mix every clip with its mirror image in the batch: the first with the last and so on.
+
+    Each batch is either blended (mixup) or gets a box of its partner in all frames (CutMix); the mixing share is the
+    same for the whole batch and is drawn from Beta(alpha, alpha).
+
+    Args:
+        alpha: of the Beta distribution of mixup; 0 for CutMix only.
+        cutmix_alpha: of the Beta distribution of CutMix; 0 for mixup only.
+        prob: probability to mix a batch at all.
+        switch_prob: probability of CutMix where both are on.
+        smoothing: of the labels.
+        num_classes: K.
+
+    Raises:
+        ValueError: both alphas are 0.
+    """
+
+    alpha: float
+    cutmix_alpha: float
+    prob: float
+    switch_prob: float
+    smoothing: float
+    num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0 and self.cutmix_alpha <= 0:
+            raise ValueError(
+                "MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are both 0, so there is nothing to mix: raise one of them, or set "
+                "MIXUP.ENABLE False"
+            )
+
+    def __call__(
+        self, video: torch.Tensor, label: torch.Tensor, rng: np.random.RandomState
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix one batch.
+
+        Args:
+            video: (B, C, T, H, W), floating point and normalized; it is left as it is.
+            label: (B,) classes.
+            rng: source of the draws; every process of a training takes its own.
+
+        Returns:
+            The mixed video of the same shape, and targets (B, K).
+        """
+        assert video.is_floating_point(), "mixing comes after the normalization"
+        lam, cut = self._draw(rng)
+        if lam == 1.0:
+            mixed = video
+        elif cut:
+            height, width = video.shape[-2:]
+            y0, y1, x0, x1 = _box(height, width, lam, rng)
+            mixed = video.clone()
+            mixed[..., y0:y1, x0:x1] = video[..., y0:y1, x0:x1].flip(0)
+            lam = 1.0 - (y1 - y0) * (x1 - x0) / (height * width)  # the box may have been cut off at the border
+        else:
+            mixed = video.flip(0).lerp_(video, lam)
+        return mixed, mixup_target(label, self.num_classes, lam, self.smoothing)
+
+    def _draw(self, rng: np.random.RandomState) -> tuple[float, bool]:
+        if rng.rand() >= self.prob:
+            return 1.0, False
+        cut = self.cutmix_alpha > 0 and (self.alpha <= 0 or rng.rand() < self.switch_prob)
+        alpha = self.cutmix_alpha if cut else self.alpha
+        return float(rng.beta(alpha, alpha)), cut
+
+
+def _box(height: int, width: int, lam: float, rng: np.random.RandomState) -> tuple[int, int, int, int]:
+    """Draw a box of share `1 - lam`, centred anywhere and cut off at the border: (y0, y1, x0, x1)."""
+    side = np.sqrt(1.0 - lam)
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    y, x = rng.randint(height), rng.randint(width)
+    return max(y - half_height, 0), min(y + half_height, height), max(x - half_width, 0), min(x + half_width, width)

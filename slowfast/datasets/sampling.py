@@ -1,0 +1,122 @@
+"""Which frames of a video make a clip: pure functions from a length to 0-based frame indices."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def dense_indices(
+    length: int,
+    num_frames: int,
+    sampling_rate: int,
+    view: int | None,
+    num_views: int,
+    rng: np.random.Generator | None,
+    use_offset: bool = True,
+) -> list[int]:
+    """Take a window of `num_frames * sampling_rate` frames (SlowFast; Kinetics, UCF101 and HMDB51 of UniFormer).
+
+    Args:
+        length: frames in the video (>= 1); a short video repeats its last frame.
+        num_frames: frames of the clip.
+        sampling_rate: frames of the video per frame of the clip.
+        view: None draws a real-valued start; 0..num_views-1 spreads the windows evenly over the video.
+        num_views: windows per video; a single one lies in the middle.
+        rng: source of the draw, needed for `view` None only.
+        use_offset: starts are whole frames (DATA.USE_OFFSET_SAMPLING); False allows fractions.
+
+    Returns:
+        `num_frames` non-decreasing indices in [0, length).
+
+    Raises:
+        ValueError: `length` or `num_frames` < 1.
+    """
+    _check(length, num_frames, view, num_views)
+    span = num_frames * sampling_rate
+    slack = max(length - span, 0)
+    if view is None:
+        assert rng is not None
+        start = rng.uniform(0, slack)
+    elif not use_offset:
+        start = slack * view / num_views
+    elif num_views == 1:
+        start = slack // 2
+    else:
+        start = view * (slack // (num_views - 1))
+    # The window's both ends are sampled, so neighbours lie slightly further apart than sampling_rate. float32 is part
+    # of the rule: it decides on which side of an integer a value is cut.
+    ticks = np.linspace(start, start + span - 1, num_frames, dtype=np.float32)
+    return ticks.clip(0, length - 1).astype(np.int64).tolist()
+
+
+def sparse_indices(
+    length: float,
+    num_frames: int,
+    view: int | None,
+    num_views: int,
+    rng: np.random.Generator | None,
+    *,
+    first: int = 0,
+    last: int | None = None,
+) -> list[int]:
+    """Pick one frame from each of `num_frames` equal segments (TSN; UniFormerV2, section 4).
+
+    Neighbouring segments share their border frame, so a draw can repeat a frame. Something-Something counts files
+    from 1: its file numbers are these indices + 1.
+
+    Args:
+        length: frames to spread over (>= 1 for a whole video; an annotated segment may have any real length).
+        num_frames: segments, and frames of the clip.
+        view: None draws inside each segment; 0..num_views-1 is a fixed offset, the middle for a single view.
+        num_views: clips per video.
+        rng: source of the draw, needed for `view` None only.
+        first: frame where the segments begin.
+        last: highest frame that exists; None for `length - 1`.
+
+    Returns:
+        `num_frames` indices in [first, last], non-decreasing except that `last` caps them.
+
+    Raises:
+        ValueError: `num_frames` < 1, or `length` < 1 for a whole video.
+    """
+    _check(1 if last is not None else length, num_frames, view, num_views)
+    last = int(length) - 1 if last is None else last
+    segment = max((length - 1) / num_frames, 0)
+    borders = np.round(segment * np.arange(num_frames + 1)).astype(np.int64)  # halves go to the even frame
+    if view is None:
+        assert rng is not None
+        frames = rng.integers(borders[:-1], borders[1:], endpoint=True)
+    else:
+        frames = borders[:-1] + int(segment / (num_views + 1) * (view + 1))
+    return np.minimum(frames + first, last).tolist()
+
+
+def annotated_indices(
+    length: int, num_frames: int, segment: Sequence[float], rng: np.random.Generator | None
+) -> list[int]:
+    """Draw sparsely inside the annotated part of an untrimmed video (training on ActivityNet and HACS).
+
+    Args:
+        length: frames in the video (>= 1).
+        num_frames: frames of the clip.
+        segment: (total, begin, end) in seconds: duration of the video, and where the action is.
+        rng: source of the draw.
+
+    Returns:
+        `num_frames` indices in [0, length).
+
+    Raises:
+        ValueError: `length` or `num_frames` < 1.
+    """
+    _check(length, num_frames, None, 1)
+    total, begin, end = segment
+    fps = length / total
+    return sparse_indices(fps * (end - begin), num_frames, None, 1, rng, first=int(fps * begin), last=length - 1)
+
+
+def _check(length: float, num_frames: int, view: int | None, num_views: int) -> None:
+    if length < 1:
+        raise ValueError(f"a video of {length} frames has nothing to sample: it needs at least one")
+    if num_frames < 1:
+        raise ValueError(f"a clip of {num_frames} frames is empty: set DATA.NUM_FRAMES to 1 or more")
+    assert view is None or 0 <= view < num_views, (view, num_views)

@@ -1,0 +1,241 @@
+"""What happens to the pixels of a clip; a clip is `(T, H, W, C)` uint8 until the device normalizes it.
+
+Training stays in uint8 and in OpenCV, the fastest way on the single core of a worker. Evaluation resizes in float32
+as the official code does, because released accuracies depend on it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from slowfast.datasets.rand_augment import RandAugment
+
+
+def normalize(
+    video: torch.Tensor, mean: torch.Tensor | Sequence[float], std: torch.Tensor | Sequence[float]
+) -> torch.Tensor:
+    """Scale pixels from 0..255 to 0..1, subtract `mean` and divide by `std`, per channel.
+
+    Args:
+        video: (B, C, T, H, W), uint8 or float in 0..255, on any device; it is left as it is.
+        mean: C values; a tensor on the video's device is used without a copy.
+        std: C values, likewise.
+
+    Returns:
+        float32 tensor of the same shape.
+    """
+    shape = (-1, 1, 1, 1)
+    centre, width = (torch.as_tensor(v, dtype=torch.float32, device=video.device).view(shape) for v in (mean, std))
+    return (video.float() / 255).sub_(centre).div_(width)
+
+
+def to_tensor(frames: np.ndarray) -> torch.Tensor:
+    """Rearrange `(T, H, W, C)` frames into a contiguous `(C, T, H, W)` tensor."""
+    num_frames, height, width, channels = frames.shape
+    clip = np.empty((channels, num_frames, height, width), frames.dtype)
+    for t, frame in enumerate(frames):
+        cv2.split(frame, list(clip[:, t]))  # an order faster than a strided copy
+    return torch.from_numpy(clip)
+
+
+def short_side_size(height: int, width: int, scale: int) -> tuple[int, int]:
+    """Return (height, width) after the short side became `scale`; the long side is rounded down."""
+    if height < width:
+        return scale, math.floor(width / height * scale)
+    return math.floor(height / width * scale), scale
+
+
+def crop_views(frames: np.ndarray, scale: int, crop: int, positions: Sequence[int]) -> list[torch.Tensor]:
+    """Resize the short side to `scale` once and cut square crops along the long side.
+
+    Bilinear without antialiasing, align_corners False, in float32; pixels of a clip whose short side already is
+    `scale` are not touched.
+
+    Args:
+        frames: (T, H, W, C) uint8.
+        scale: short side in pixels.
+        crop: side of the crops in pixels, at most `scale`.
+        positions: 0 for the start (left or top), 1 for the centre, 2 for the end.
+
+    Returns:
+        One (C, T, crop, crop) view per position, uint8 if nothing was resized, else float32 in 0..255.
+
+    Raises:
+        ValueError: the crop is larger than the resized frame.
+    """
+    if crop > scale:
+        raise ValueError(f"a crop of {crop} pixels does not fit a short side of {scale}: lower DATA.TEST_CROP_SIZE")
+    height, width = frames.shape[1:3]
+    clip = to_tensor(frames).transpose(0, 1)  # (T, C, H, W)
+    if min(height, width) != scale:
+        # OpenCV's float resize places its samples in double precision and is 1e-4 off the official numbers.
+        height, width = short_side_size(height, width, scale)
+        clip = interpolate(clip.float(), size=(height, width), mode="bilinear", align_corners=False)
+    crops = []
+    for position in positions:
+        y, x = math.ceil((height - crop) / 2), math.ceil((width - crop) / 2)
+        if height > width:
+            y = (0, y, height - crop)[position]
+        else:
+            x = (0, x, width - crop)[position]
+        crops.append(clip[:, :, y : y + crop, x : x + crop].transpose(0, 1))
+    return crops
+
+
+def resized_crop_box(
+    height: int,
+    width: int,
+    area_range: tuple[float, float],
+    aspect_range: tuple[float, float],
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:
+    """Draw the box of a random resized crop (Inception; torchvision's rule with ten tries).
+
+    Args:
+        height: of the frame.
+        width: of the frame.
+        area_range: smallest and largest share of the frame's area.
+        aspect_range: smallest and largest width / height, drawn log-uniformly.
+        rng: source of the draws.
+
+    Returns:
+        (y, x, height, width) of the box; without a fitting draw, the largest centred box with a legal aspect ratio.
+    """
+    log_narrow, log_wide = map(math.log, aspect_range)
+    for _ in range(10):
+        area = height * width * rng.uniform(*area_range)
+        aspect = math.exp(rng.uniform(log_narrow, log_wide))
+        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < h <= height and 0 < w <= width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    aspect = min(max(width / height, aspect_range[0]), aspect_range[1])
+    h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize `(T, H, W, C)` uint8 frames bilinearly, without antialiasing."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    out = np.empty((len(frames), height, width, frames.shape[3]), frames.dtype)
+    for source, target in zip(frames, out, strict=True):
+        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    return out
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Replace boxes of a clip by noise, the same boxes in every frame (Zhong et al., 2020; timm's rule).
+
+    The noise is a standard normal in normalized space, brought back to the 0..255 of the clip and clipped there.
+
+    Args:
+        prob: probability per clip (AUG.RE_PROB).
+        mode: "pixel" draws a value per pixel, channel and frame, "rand" one per channel, "const" takes the mean.
+        count: largest number of boxes; each gets its share of the area (AUG.RE_COUNT).
+        mean: of the normalization, per channel.
+        std: of the normalization, per channel.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+
+    prob: float
+    mode: str = "pixel"
+    count: int = 1
+    mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    std: tuple[float, ...] = (0.225, 0.225, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("pixel", "rand", "const"):
+            raise ValueError(f"AUG.RE_MODE {self.mode!r} is unknown: use pixel, rand or const")
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Erase in `frames`, (T, H, W, C) uint8, which is changed in place and returned."""
+        if rng.random() >= self.prob:
+            return frames
+        num_frames, height, width, channels = frames.shape
+        boxes = int(rng.integers(1, self.count, endpoint=True))
+        for _ in range(boxes):
+            for _ in range(10):
+                area = height * width * rng.uniform(0.02, 1 / 3) / boxes
+                aspect = math.exp(rng.uniform(math.log(0.3), -math.log(0.3)))
+                h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+                if h < height and w < width:
+                    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+                    frames[:, y : y + h, x : x + w] = self._noise((num_frames, h, w, channels), rng)
+                    break
+        return frames
+
+    def _noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        if self.mode != "pixel":
+            shape = shape[-1:]
+        noise = np.zeros(shape, np.float32) if self.mode == "const" else rng.standard_normal(shape, np.float32)
+        noise *= np.float32(255) * np.array(self.std, np.float32)
+        noise += np.float32(255) * np.array(self.mean, np.float32) + np.float32(0.5)  # so that the cast below rounds
+        return noise.clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """One augmented copy of a clip: RandAugment, random crop, horizontal flip, random erasing.
+
+    Args:
+        crop: side of the square result in pixels (DATA.TRAIN_CROP_SIZE).
+        jitter_scales: smallest and largest short side, used only without `area_range` and `aspect_range`.
+        area_range: share of the area of a random resized crop; None for the jitter instead.
+        aspect_range: width / height of a random resized crop; None for the jitter instead.
+        flip: mirror half of the clips.
+        rand_augment: None for none.
+        erase: None for none.
+
+    Raises:
+        ValueError: only one of the two ranges is given, or the jitter cannot hold the crop.
+    """
+
+    crop: int
+    jitter_scales: tuple[int, int]
+    area_range: tuple[float, float] | None = None
+    aspect_range: tuple[float, float] | None = None
+    flip: bool = True
+    rand_augment: RandAugment | None = None
+    erase: RandomErasing | None = None
+
+    def __post_init__(self) -> None:
+        if (self.area_range is None) != (self.aspect_range is None):
+            raise ValueError(
+                "DATA.TRAIN_JITTER_SCALES_RELATIVE and DATA.TRAIN_JITTER_ASPECT_RELATIVE come together, but they are "
+                f"{self.area_range} and {self.aspect_range}: fill both, or neither"
+            )
+        if self.area_range is None and self.jitter_scales[0] < self.crop:
+            raise ValueError(
+                f"DATA.TRAIN_JITTER_SCALES {list(self.jitter_scales)} starts below DATA.TRAIN_CROP_SIZE {self.crop}: "
+                "raise the scales or lower the crop"
+            )
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Augment `frames`, (T, H, W, C) uint8, into a new (T, crop, crop, C) uint8 array."""
+        if self.rand_augment is not None:
+            frames = self.rand_augment(frames, rng)
+        frames = self._crop(frames, rng)
+        if self.flip and rng.random() < 0.5:
+            frames = np.stack([cv2.flip(frame, 1) for frame in frames])
+        return frames if self.erase is None else self.erase(frames, rng)
+
+    def _crop(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        height, width = frames.shape[1:3]
+        if self.area_range is not None and self.aspect_range is not None:
+            y, x, h, w = resized_crop_box(height, width, self.area_range, self.aspect_range, rng)
+            crop = _resize(frames[:, y : y + h, x : x + w], self.crop, self.crop)
+        else:
+            scale = round(rng.uniform(*self.jitter_scales))
+            height, width = short_side_size(height, width, scale)
+            frames = _resize(frames, height, width)
+            y, x = int(rng.integers(height - self.crop + 1)), int(rng.integers(width - self.crop + 1))
+            crop = frames[:, y : y + self.crop, x : x + self.crop]
+        return crop.copy() if np.may_share_memory(crop, frames) else crop

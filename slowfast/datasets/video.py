@@ -1,0 +1,181 @@
+"""The one video data set: an item is a video, decoded once, that gives all the clips it is wanted for."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from slowfast.datasets.manifest import Manifest, Sample
+from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
+from slowfast.datasets.transforms import TrainTransform, crop_views, to_tensor
+from slowfast.utils.rng import rng_for
+
+MAX_TRIES = 10
+
+
+class VideoDataset(Dataset[dict[str, Any]]):
+    """Clips of the videos of a list, for training (with `transform`) or for validation and test (without).
+
+    `dataset[(epoch, index)]` is a dict of one video with V clips:
+
+    * "video": (V, C, T, H, W), uint8, or float32 in 0..255 where an evaluation had to resize.
+    * "label", "index" (row of the list), "view": (V,) int64.
+    * "bad": list of (path, reason) of videos that could not be decoded.
+
+    In training the V clips are augmented copies of the same frames, and a broken video gives way to another one, drawn
+    by the same coordinates. In an evaluation clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`,
+    nothing is random and nothing is substituted: a broken video is an item without clips, named in "bad".
+
+    Args:
+        manifest: the samples.
+        sampling: "dense" (a window) or "sparse" (one frame per segment); annotated segments count in training only.
+        num_frames: T.
+        sampling_rate: frames of the video per frame of a dense clip.
+        use_offset: dense views start at whole frames.
+        seed: first coordinate of every draw.
+        transform: augmentation of a training clip; None makes this an evaluation.
+        num_copies: V of training.
+        num_views: temporal views of an evaluation.
+        num_crops: spatial crops of an evaluation, 1 (the centre) to 3.
+        scale: short side that an evaluation resizes to, in pixels.
+        crop: side of the crops of an evaluation, in pixels.
+        shuffle_frames: give the frames of every evaluation clip in random order, to see what a model makes of motion.
+        image_template: name of image number k of a frame folder.
+        colors: order of the channels, "RGB" or "BGR".
+        reverse_channels: turn that order around at the very end.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        sampling: Literal["dense", "sparse"],
+        num_frames: int,
+        sampling_rate: int = 1,
+        use_offset: bool = True,
+        seed: int = 0,
+        transform: TrainTransform | None = None,
+        num_copies: int = 1,
+        num_views: int = 1,
+        num_crops: int = 1,
+        scale: int = 224,
+        crop: int = 224,
+        shuffle_frames: bool = False,
+        image_template: str = "img_{:05d}.jpg",
+        colors: str = "RGB",
+        reverse_channels: bool = False,
+    ) -> None:
+        if num_crops not in (1, 2, 3):
+            raise ValueError(f"TEST.NUM_SPATIAL_CROPS is {num_crops}: a frame has 1 (the centre) to 3 crops")
+        self.manifest = manifest
+        self.sampling = sampling
+        self.num_frames = num_frames
+        self.sampling_rate = sampling_rate
+        self.use_offset = use_offset
+        self.seed = seed
+        self.transform = transform
+        self.num_copies = num_copies
+        self.num_views = num_views
+        self.num_crops = num_crops
+        self.scale = scale
+        self.crop = crop
+        self.shuffle_frames = shuffle_frames
+        self.image_template = image_template
+        self.colors = colors
+        self.reverse_channels = reverse_channels
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        if self.transform is None:
+            return self._evaluation_item(index)
+        return self._training_item(epoch, index, self.transform)
+
+    def _training_item(self, epoch: int, index: int, transform: TrainTransform) -> dict[str, Any]:
+        def choose(length: int) -> list[int]:
+            rng = rng_for(self.seed, epoch, index, "temporal")
+            if sample.segment is not None:
+                return annotated_indices(length, self.num_frames, sample.segment, rng)
+            return self._indices(length, None, rng)
+
+        bad = []
+        row = index
+        for attempt in range(MAX_TRIES):
+            sample = self.manifest[row]
+            try:
+                frames = self._read(sample, choose)
+                break
+            except MediaError as error:
+                bad.append((error.path, error.reason))
+                others = max(len(self) - 1, 1)
+                step = rng_for(self.seed, epoch, index, "substitute", attempt).integers(others)
+                row = (index + 1 + int(step)) % len(self)
+        else:
+            listed = "".join(f"\n  {path}: {reason}" for path, reason in bad)
+            raise MediaError(f"{MAX_TRIES} videos in a row cannot be decoded:{listed}")
+        copies = [transform(frames, rng_for(self.seed, epoch, index, copy)) for copy in range(self.num_copies)]
+        return self._item([to_tensor(copy) for copy in copies], row, bad)
+
+    def _evaluation_item(self, index: int) -> dict[str, Any]:
+        def choose(length: int) -> list[int]:
+            return [i for view in range(self.num_views) for i in self._clip_indices(length, view, index)]
+
+        try:
+            frames = self._read(self.manifest[index], choose)
+        except MediaError as error:
+            return self._item([], index, [(error.path, error.reason)])
+        positions = (1,) if self.num_crops == 1 else range(self.num_crops)
+        crops = crop_views(frames, self.scale, self.crop, positions)
+        # (C, views * T, H, W) per crop -> clips of T frames, temporal view first
+        views = zip(*(crop.split(self.num_frames, dim=1) for crop in crops), strict=True)
+        return self._item([clip for view in views for clip in view], index, [])
+
+    def _clip_indices(self, length: int, view: int, index: int) -> list[int]:
+        indices = self._indices(length, view, None)
+        if self.shuffle_frames:
+            rng_for(self.seed, index, view, "shuffle").shuffle(indices)
+        return indices
+
+    def _indices(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
+        if self.sampling == "dense":
+            return dense_indices(
+                length, self.num_frames, self.sampling_rate, view, self.num_views, rng, self.use_offset
+            )
+        return sparse_indices(length, self.num_frames, view, self.num_views, rng)
+
+    def _read(self, sample: Sample, choose: Callable[[int], list[int]]) -> np.ndarray:
+        return read_frames(
+            sample.path,
+            choose,
+            num_frames=sample.num_frames,
+            image_template=self.image_template,
+            colors=self.colors,
+        )
+
+    def _item(self, clips: list[torch.Tensor], row: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
+        count = len(clips)
+        if clips:
+            video = torch.stack(clips)
+        else:
+            video = torch.empty((0, 3, self.num_frames, self.crop, self.crop), dtype=torch.uint8)
+        return {
+            "video": video.flip(1) if self.reverse_channels else video,
+            "label": torch.full((count,), int(self.manifest.labels[row])),
+            "index": torch.full((count,), row),
+            "view": torch.arange(count),
+            "bad": bad,
+        }
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join the clips of several videos: "video" (B, C, T, H, W), "label", "index", "view" (B,), and the "bad" of all.
+
+    B is the sum of the V's, and 0 if every video was skipped.
+    """
+    batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in items[0] if name != "bad"}
+    return {**batch, "bad": [entry for item in items for entry in item["bad"]]}

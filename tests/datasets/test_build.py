@@ -1,0 +1,236 @@
+import json
+from typing import get_args
+
+import pytest
+import torch
+
+from slowfast.config import get_cfg
+from slowfast.datasets.build import EpochBatchSampler, Split, build_dataset, build_loader
+from slowfast.datasets.catalog import CATALOG
+from slowfast.datasets.manifest import ManifestError
+from slowfast.datasets.rand_augment import RandAugment
+from slowfast.datasets.transforms import RandomErasing
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_video):
+    """Ten small videos and the lists of a Kinetics-like set: 10 rows to train, 5 to validate, 3 to test."""
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(10):
+        write_video(folder / "videos" / f"{number}.mp4", frames=20 + number)
+    for split, rows in (("train", 10), ("val", 5), ("test", 3)):
+        (folder / f"{split}.csv").write_text("".join(f"{number}.mp4 {number % 4}\n" for number in range(rows)))
+    return folder
+
+
+@pytest.fixture
+def make_cfg(data):
+    def make(*overrides):
+        cfg = get_cfg()
+        cfg.merge_from_list(
+            [
+                *("TRAIN.DATASET", "kinetics_sparse", "TEST.DATASET", "kinetics_sparse", "MODEL.NUM_CLASSES", 4),
+                *("DATA.PATH_TO_DATA_DIR", str(data), "DATA.PATH_PREFIX", str(data / "videos")),
+                *("DATA.NUM_FRAMES", 4, "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 48),
+                *("DATA.TRAIN_JITTER_SCALES", [40, 56], "TRAIN.BATCH_SIZE", 4, "DATA_LOADER.NUM_WORKERS", 0),
+                *overrides,
+            ]
+        )
+        cfg.freeze()
+        return cfg
+
+    return make
+
+
+RECIPE = [
+    *("AUG.ENABLE", True, "AUG.NUM_SAMPLE", 2, "AUG.AA_TYPE", "rand-m7-n4-mstd0.5-inc1"),
+    *("DATA.TRAIN_JITTER_SCALES_RELATIVE", [0.08, 1.0], "DATA.TRAIN_JITTER_ASPECT_RELATIVE", [0.75, 1.3333]),
+]
+
+
+def epoch_of(sampler: EpochBatchSampler, epoch: int, batch: int = 0) -> list[list[tuple[int, int]]]:
+    sampler.set_position(epoch, batch)
+    return list(sampler)
+
+
+def test_training_batches_cover_an_epoch_once_and_differ_between_epochs():
+    sampler = EpochBatchSampler(23, 4, train=True, seed=5)
+    first, second = epoch_of(sampler, 0), epoch_of(sampler, 1)
+    assert len(first) == len(sampler) == 5 and all(len(batch) == 4 for batch in first)
+    indices = [index for batch in first for _, index in batch]
+    assert len(set(indices)) == 20 and set(indices) < set(range(23))
+    assert {epoch for batch in second for epoch, _ in batch} == {1}
+    assert indices != [index for batch in second for _, index in batch]
+    assert epoch_of(EpochBatchSampler(23, 4, train=True, seed=5), 0) == first
+    assert epoch_of(EpochBatchSampler(23, 4, train=True, seed=6), 0) != first
+
+
+def test_training_resumes_inside_an_epoch():
+    sampler = EpochBatchSampler(23, 4, train=True)
+    assert epoch_of(sampler, 2, batch=3) == epoch_of(sampler, 2)[3:]
+    assert len(sampler) == 5
+
+
+def test_the_global_batch_does_not_depend_on_the_number_of_processes():
+    whole = epoch_of(EpochBatchSampler(23, 6, train=True), 1)
+    parts = [epoch_of(EpochBatchSampler(23, 2, train=True, rank=rank, world_size=3), 1) for rank in range(3)]
+    assert [left + centre + right for left, centre, right in zip(*parts, strict=True)] == whole
+
+
+def test_evaluation_reads_every_row_once():
+    samplers = [EpochBatchSampler(11, 2, train=False, rank=rank, world_size=3) for rank in range(3)]
+    batches = [list(sampler) for sampler in samplers]
+    assert batches[1] == [[(0, 1), (0, 4)], [(0, 7), (0, 10)]]
+    assert [len(sampler) for sampler in samplers] == [len(part) for part in batches] == [2, 2, 2]
+    assert sorted(index for part in batches for batch in part for _, index in batch) == list(range(11))
+    assert len(EpochBatchSampler(1, 2, train=False, rank=1, world_size=2)) == 0
+
+
+def test_a_list_shorter_than_a_batch_is_refused(make_cfg):
+    with pytest.raises(ValueError, match=r"10 videos, fewer than one batch of 16 x 1 .*TRAIN\.BATCH_SIZE"):
+        build_loader(make_cfg("TRAIN.BATCH_SIZE", 16), "train")
+
+
+def test_training_batches_count_videos_and_hold_their_copies(make_cfg):
+    loader = build_loader(make_cfg(*RECIPE), "train")
+    batches = list(loader)
+    assert len(batches) == len(loader) == 2
+    for batch in batches:
+        assert batch["video"].shape == (8, 3, 4, 32, 32) and batch["video"].dtype == torch.uint8
+        assert batch["index"][::2].tolist() == batch["index"][1::2].tolist()
+        assert batch["view"].tolist() == [0, 1] * 4
+        assert (batch["label"] == batch["index"] % 4).all() and batch["bad"] == []
+
+
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+def test_workers_change_nothing(make_cfg, context, workers):
+    cfg = make_cfg(*RECIPE, "TRAIN.BATCH_SIZE", 2)
+    here = list(build_loader(cfg, "train"))
+    loader = build_loader(make_cfg(*RECIPE, "TRAIN.BATCH_SIZE", 2, "DATA_LOADER.NUM_WORKERS", workers), "train")
+    loader.multiprocessing_context = context
+    for expected, batch in zip(here, loader, strict=True):
+        assert torch.equal(expected["video"], batch["video"]) and torch.equal(expected["index"], batch["index"])
+    sampler = loader.batch_sampler
+    assert isinstance(sampler, EpochBatchSampler)
+    sampler.set_position(1, 4)  # the same processes go on, elsewhere
+    (last,) = loader
+    assert last["index"].tolist() == [i for _, i in epoch_of(sampler, 1)[4] for _ in range(2)]
+
+
+def test_a_loader_leaves_the_global_random_state_alone(make_cfg):
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    next(iter(build_loader(make_cfg(*RECIPE), "train")))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_world_size_does_not_change_the_clips(make_cfg):
+    cfg = make_cfg(*RECIPE)
+    whole = list(build_loader(cfg, "train"))
+    parts = [list(build_loader(cfg, "train", rank=r, world_size=2, local_world_size=2)) for r in range(2)]
+    for batch, left, right in zip(whole, *parts, strict=True):
+        assert torch.equal(batch["video"], torch.cat([left["video"], right["video"]]))
+    with pytest.raises(ValueError, match=r"TRAIN\.BATCH_SIZE 4 cannot be divided over the 3 processes"):
+        build_loader(cfg, "train", world_size=3, local_world_size=3)
+
+
+def test_validation_is_the_test_with_one_view_and_one_crop(make_cfg):
+    (batch, last) = build_loader(make_cfg("TEST.NUM_ENSEMBLE_VIEWS", 4), "val")
+    assert batch["index"].tolist() == [0, 1, 2, 3] and last["index"].tolist() == [4]
+    cfg = make_cfg("TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 1)
+    assert torch.equal(batch["video"][:3], next(iter(build_loader(cfg, "test")))["video"][:3])
+
+
+@pytest.mark.parametrize(("clips", "processes", "sizes"), [(24, 1, [2, 1]), (1, 1, [1, 1, 1]), (64, 2, [2, 1])])
+def test_test_batches_count_clips(make_cfg, clips, processes, sizes):
+    cfg = make_cfg("TEST.BATCH_SIZE", clips, "TEST.NUM_ENSEMBLE_VIEWS", 4, "TEST.NUM_SPATIAL_CROPS", 3)
+    loader = build_loader(cfg, "test", local_world_size=processes)
+    batches = list(loader)
+    assert [len(batch["video"]) for batch in batches] == [12 * size for size in sizes]
+    assert batches[-1]["view"].tolist()[-12:] == list(range(12))
+
+
+def test_missing_files_are_reported_by_rank_0_unless_switched_off(make_cfg, data):
+    wrong = ["DATA.PATH_PREFIX", str(data)]
+    with pytest.raises(ManifestError, match="10 of 10 videos"):
+        build_loader(make_cfg(*wrong), "train")
+    assert len(build_loader(make_cfg(*wrong), "train", rank=1, world_size=2)) == 1
+    assert len(build_loader(make_cfg(*wrong, "DATA.CHECK_FILES", False), "train")) == 2
+
+
+def test_broken_test_videos_are_named_and_have_no_clips(make_cfg, data):
+    wrong = ["DATA.PATH_PREFIX", str(data), "DATA.CHECK_FILES", False, "DATA_LOADER.NUM_WORKERS", 1]
+    batch = next(iter(build_loader(make_cfg(*wrong), "test")))
+    assert len(batch["video"]) == 0 and len(batch["bad"]) == 1
+    path, reason = batch["bad"][0]
+    assert path.endswith("0.mp4") and "no such file" in reason
+
+
+def test_augmentation_follows_the_configuration(make_cfg):
+    transform = build_dataset(make_cfg(*RECIPE, "AUG.RE_COUNT", 2, "DATA.RANDOM_FLIP", False), "train").transform
+    assert transform is not None
+    assert transform.rand_augment == RandAugment(7, 4, 0.5, True, "bicubic")
+    assert transform.erase == RandomErasing(0.25, "pixel", 2)
+    assert transform.area_range == (0.08, 1.0) and transform.flip is False
+    plain = build_dataset(make_cfg("AUG.NUM_SAMPLE", 2), "train")
+    assert plain.transform is not None and plain.num_copies == 1
+    assert plain.transform.rand_augment is plain.transform.erase is plain.transform.area_range is None
+    bare = build_dataset(make_cfg(*RECIPE, "AUG.AA_TYPE", "", "AUG.RE_PROB", 0.0), "train")
+    assert bare.transform is not None and bare.transform.rand_augment is bare.transform.erase is None
+    assert bare.num_copies == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "crops", "scale"),
+    [("kinetics", 1, 64), ("kinetics", 3, 48), ("kinetics_sparse", 1, 48), ("mit", 1, 48)],
+)
+def test_the_short_side_of_a_test(make_cfg, name, crops, scale):
+    cfg = make_cfg("TEST.DATASET", name, "TEST.NUM_SPATIAL_CROPS", crops, "DATA.TRAIN_JITTER_SCALES", [64, 80])
+    dataset = build_dataset(cfg, "test")
+    assert (dataset.scale, dataset.crop, dataset.num_crops) == (scale, 48, crops)
+    assert dataset.sampling == ("dense" if name == "kinetics" else "sparse")
+    assert build_dataset(make_cfg("TEST.DATASET", name, "TEST.NUM_SPATIAL_CROPS", 1), "test").scale == 48
+
+
+def test_frame_folder_sets_name_their_lists_by_the_template(make_cfg, tmp_path, write_folder):
+    write_folder(tmp_path / "f" / "clip", frames=9, template="{:05d}.jpg")
+    for split in ("train", "val"):
+        (tmp_path / f"somesomev1_rgb_{split}_split.txt").write_text("clip 9 2\n")
+    folders = ["DATA.PATH_TO_DATA_DIR", str(tmp_path), "DATA.PATH_PREFIX", str(tmp_path / "f")]
+    for name in ("sth", "hmdb"):
+        cfg = make_cfg(*folders, "TRAIN.DATASET", name, "TEST.DATASET", name, "DATA.PATH_LABEL_SEPARATOR", ",")
+        dataset = build_dataset(cfg, "test")  # reads the val list
+        assert dataset.colors == "BGR" and dataset.manifest[0].num_frames == 9
+        assert dataset[(0, 0)]["video"].shape == (30, 3, 4, 48, 48)
+        assert build_dataset(cfg, "train")[(0, 0)]["label"].tolist() == [2]
+
+
+def test_the_official_something_something_files_are_read(make_cfg, tmp_path):
+    for name, entries in (("train", ["1", "2"]), ("validation", ["3"])):
+        content = [{"id": entry, "template": "Holding [something]"} for entry in entries]
+        (tmp_path / f"something-something-v2-{name}.json").write_text(json.dumps(content))
+    (tmp_path / "something-something-v2-labels.json").write_text('{"Holding something": "3"}')
+    cfg = make_cfg(
+        *("DATA.PATH_TO_DATA_DIR", str(tmp_path), "DATA.LABEL_PATH_TEMPLATE", "something-something-v2-{}.json"),
+        *("TRAIN.DATASET", "sth", "TEST.DATASET", "sth"),
+    )
+    training, validation, test = (build_dataset(cfg, split) for split in get_args(Split))
+    assert (len(training), len(validation), len(test)) == (2, 1, 1)
+    assert training.manifest.labels.tolist() == [3, 3] and training.manifest.class_names == ["Holding something"]
+
+
+def test_annotated_segments_are_read(make_cfg, tmp_path, data):
+    (tmp_path / "train.csv").write_text("5.mp4 1.0 0.25 0.5 1\n")
+    cfg = make_cfg("TRAIN.DATASET", "anet", "DATA.PATH_TO_DATA_DIR", str(tmp_path))
+    assert build_dataset(cfg, "train").manifest[0].segment == (1.0, 0.25, 0.5)
+
+
+def test_an_unknown_data_set_is_refused(make_cfg):
+    with pytest.raises(ValueError, match=r"TEST\.DATASET 'kinetix' is unknown: .*kinetics_sparse"):
+        build_dataset(make_cfg("TEST.DATASET", "kinetix"), "test")
+
+
+def test_every_row_of_the_catalog_is_complete():
+    for spec in CATALOG.values():
+        assert spec.about and spec.columns[0] == "path" and "label" in spec.columns
+        assert (spec.list_file is None) == ("num_frames" in spec.columns)

@@ -1,0 +1,186 @@
+import json
+import pickle
+
+import pytest
+
+from slowfast.datasets.manifest import ManifestError, Sample, check_files, load_manifest, load_something_something
+
+FRAMES = ("path", "num_frames", "label")
+SEGMENTS = ("path", "total", "begin", "end", "label")
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_rows_of_a_video_list(tmp_path):
+    path = write(tmp_path / "train.csv", "a/b.mp4 3\n\n  c.mp4 0  \n#d.mp4 1\n")
+    manifest = load_manifest(path, prefix="/videos", num_classes=4)
+    assert len(manifest) == 3
+    assert list(manifest) == [Sample("/videos/a/b.mp4", 3), Sample("/videos/c.mp4", 0), Sample("/videos/#d.mp4", 1)]
+    assert manifest.labels.tolist() == [3, 0, 1] and manifest.class_names is None
+    with pytest.raises(IndexError, match=r"row 3 of a list of 3 .*train\.csv"):
+        manifest[3]
+
+
+def test_rows_split_from_the_right_and_may_be_quoted(tmp_path):
+    path = write(tmp_path / "a.csv", 'one, two.mp4,1\n"three,3.mp4",2\n"say ""hi"".mp4","0"\n/abs/ü.mp4, 7\n')
+    paths = [(sample.path, sample.label) for sample in load_manifest(path, separator=",", prefix="p")]
+    assert paths == [("p/one, two.mp4", 1), ("p/three,3.mp4", 2), ('p/say "hi".mp4', 0), ("/abs/ü.mp4", 7)]
+    spaces = write(tmp_path / "b.csv", "my video.mp4 1\nb.mp4\t2\nc.mp4   3\n")
+    assert [s.path for s in load_manifest(spaces)] == ["my video.mp4", "b.mp4", "c.mp4"]
+
+
+def test_windows_files_read_like_others(tmp_path):
+    path = write(tmp_path / "a.csv", "a.mp4,1\r\n\r\nb.mp4,2\r\n", "utf-8-sig")
+    assert list(load_manifest(path, separator=",")) == [Sample("a.mp4", 1), Sample("b.mp4", 2)]
+
+
+def test_paths_that_are_not_unicode_survive(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"caf\xe9.mp4 1\n")
+    assert load_manifest(tmp_path / "a.csv")[0].path == "caf\udce9.mp4"
+
+
+@pytest.mark.parametrize("separator", [" ", ","])
+def test_frame_lists_may_use_blanks_whatever_the_key_says(tmp_path, separator):
+    path = write(tmp_path / "a.txt", "78687 48 3\n42326 51 7\n")
+    assert list(load_manifest(path, FRAMES, separator=separator)) == [Sample("78687", 3, 48), Sample("42326", 7, 51)]
+    commas = write(tmp_path / "b.txt", "a b,48,3\n")
+    assert list(load_manifest(commas, FRAMES, separator=",")) == [Sample("a b", 3, 48)]
+
+
+def test_segments_come_in_the_official_order(tmp_path):
+    path = write(tmp_path / "a.csv", "v_1.mp4 120.5 3 17.25 9\n")
+    assert load_manifest(path, SEGMENTS)[0] == Sample("v_1.mp4", 9, None, (120.5, 3.0, 17.25))
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "separator", "expected"),
+    [
+        ("a.mp4,1\n", ("path", "label"), " ", [r"a\.csv:1: 'a\.mp4,1'", r"separated by ','", "PATH_LABEL_SEPARATOR"]),
+        ("my a.mp4,1\n", ("path", "label"), " ", [r"label 'a\.mp4,1' is not a whole number", r"separated by ','"]),
+        ("a.mp4 1\n", ("path", "label"), ",", [r"1 of 2 columns", r"separated by ' '"]),
+        ("a.mp4;1\n", ("path", "label"), ",", [r"separated by ';'"]),
+        ("a.mp4 1\nb.mp4 dog\n", ("path", "label"), " ", [r"1 of 2 rows", r":2: 'b\.mp4 dog': label 'dog'"]),
+        ("a.mp4 1\nb.mp4 5\n", ("path", "label"), " ", [r":2: .*label 5 is outside 0\.\.4", r"MODEL\.NUM_CLASSES 5"]),
+        ("a.mp4 -1\n", ("path", "label"), " ", [r"label -1 is outside"]),
+        ("a.mp4\n", ("path", "label"), " ", [r"1 of 2 columns \(path, label\)", r"A row holds path \(video file or"]),
+        (",3\n", ("path", "label"), ",", [r":1: ',3': the path is empty"]),
+        ("a 0 1\n", FRAMES, " ", [r"num_frames '0' is not above 0"]),
+        ("a 3.5 1\n", FRAMES, " ", [r"num_frames '3\.5' is not a whole number"]),
+        ("a.mp4 0 1 2 1\n", SEGMENTS, " ", [r"total '0' is not above 0"]),
+        ("a.mp4 9 x 2 1\n", SEGMENTS, " ", [r"begin 'x' is not a number"]),
+        ("a.mp4 9 nan 2 1\n", SEGMENTS, " ", [r"begin 'nan' is not a number"]),
+    ],
+)
+def test_faulty_rows_are_shown_with_file_line_and_cure(tmp_path, text, columns, separator, expected):
+    path = write(tmp_path / "a.csv", text)
+    for pattern in expected:
+        with pytest.raises(ManifestError, match=pattern):
+            load_manifest(path, columns, separator=separator, num_classes=5)
+
+
+def test_all_faults_are_counted_and_three_are_shown(tmp_path):
+    path = write(tmp_path / "a.csv", "a.mp4 1\n" + "".join(f"b{n}.mp4 {n + 10}\n" for n in range(20)))
+    with pytest.raises(ManifestError) as caught:
+        load_manifest(path, num_classes=12)
+    text = str(caught.value)
+    assert "18 of 21 rows" in text and text.count("a.csv:") == 3 and "a.csv:4: 'b2.mp4 12'" in text
+    assert "Raise MODEL.NUM_CLASSES" in text
+
+
+def test_a_missing_list_names_the_file_and_the_keys(tmp_path):
+    write(tmp_path / "val.csv", "a.mp4 1\n")
+    with pytest.raises(ManifestError, match=r"train\.csv .*holds val\.csv.*DATA\.PATH_TO_DATA_DIR"):
+        load_manifest(tmp_path / "train.csv")
+    with pytest.raises(ManifestError, match=r"nowhere/train\.csv .*nor is there the folder"):
+        load_manifest(tmp_path / "nowhere" / "train.csv")
+
+
+def test_an_empty_list_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match=r"a\.csv has no rows"):
+        load_manifest(write(tmp_path / "a.csv", "\n \n"))
+
+
+def test_class_names_beside_the_list(tmp_path):
+    path = write(tmp_path / "train.csv", "a.mp4 1\n")
+    write(tmp_path / "class_names.txt", "cat\nbig dog\n")
+    assert load_manifest(path, num_classes=2).class_names == ["cat", "big dog"]
+    with pytest.raises(ManifestError, match=r"class_names\.txt names 2 classes, but MODEL\.NUM_CLASSES is 3"):
+        load_manifest(path, num_classes=3)
+
+
+@pytest.fixture
+def something(tmp_path):
+    """The official files of Something-Something: annotation and labels."""
+    entries = [
+        {"id": "78687", "label": "holding potato", "template": "Holding [something]", "placeholders": ["potato"]},
+        {"id": "42326", "label": "x", "template": "Moving [something] and [something]", "placeholders": ["x", "y"]},
+    ]
+    labels = {"Moving something and something": "1", "Holding something": "0"}
+    return (
+        write(tmp_path / "train.json", json.dumps(entries)),
+        write(tmp_path / "labels.json", json.dumps(labels)),
+        entries,
+    )
+
+
+def test_official_something_something_files(tmp_path, something):
+    path, labels, _ = something
+    manifest = load_something_something(path, labels, prefix=str(tmp_path), num_classes=2)
+    assert list(manifest) == [Sample(f"{tmp_path}/78687", 0), Sample(f"{tmp_path}/42326", 1)]
+    assert manifest.class_names == ["Holding something", "Moving something and something"]
+    (tmp_path / "78687.webm").touch()
+    videos = load_something_something(path, labels, prefix=str(tmp_path), num_classes=2)
+    assert videos[1].path == f"{tmp_path}/42326.webm"
+
+
+def test_faulty_something_something_files(tmp_path, something):
+    path, labels, entries = something
+    with pytest.raises(ManifestError, match=r"entry 2: .*label 1 is outside"):
+        load_something_something(path, labels, num_classes=1)
+    write(path, json.dumps([*entries, {"id": "3", "template": "Eating [something]"}]))
+    with pytest.raises(ManifestError, match=r"1 of 3 rows(.|\n)*entry 3: .*template is not in .*labels\.json"):
+        load_something_something(path, labels)
+    write(labels, '{"Holding something": "many"}')
+    with pytest.raises(ManifestError, match=r"labels\.json: a class is not a number .*many"):
+        load_something_something(path, labels)
+    write(labels, "[]")
+    with pytest.raises(ManifestError, match=r"^\S*labels\.json holds a list, but a dict is needed"):
+        load_something_something(path, labels)
+    write(labels, "{}")
+    write(path, json.dumps([{"id": "1"}]))
+    with pytest.raises(ManifestError, match="test set of the official release has no labels"):
+        load_something_something(path, labels)
+    write(path, "[{]")
+    with pytest.raises(ManifestError, match=r"train\.json:1: not JSON"):
+        load_something_something(path, labels)
+    write(path, "[]")
+    with pytest.raises(ManifestError, match="no entries"):
+        load_something_something(path, labels)
+    with pytest.raises(ManifestError, match=r"no list file .*val\.json"):
+        load_something_something(tmp_path / "val.json", labels)
+
+
+def test_missing_videos_are_counted_and_three_are_named(tmp_path):
+    for number in range(0, 2500, 2):
+        (tmp_path / f"{number}.mp4").touch()
+    path = write(tmp_path / "a.csv", "".join(f"{number}.mp4 0\n" for number in range(2500)))
+    with pytest.raises(ManifestError) as caught:
+        check_files(load_manifest(path, prefix=str(tmp_path)))
+    text = str(caught.value)
+    assert "1250 of 2500 videos" in text and text.count("\n  ") == 3 and f"{tmp_path}/5.mp4" in text
+    assert "DATA.PATH_PREFIX" in text and "DATA.CHECK_FILES False" in text
+    check_files(load_manifest(write(path, "4.mp4 0\n"), prefix=str(tmp_path)))
+
+
+def test_a_large_manifest_is_small(tmp_path):
+    rows = 20000
+    path = write(
+        tmp_path / "a.csv", "".join(f"train/class_{n % 400}/video_{n:06d}.mp4 {n % 400}\n" for n in range(rows))
+    )
+    manifest = load_manifest(path)
+    copy = pickle.dumps(manifest)
+    assert len(copy) < path.stat().st_size + 16 * rows + 2000  # the text and two numbers per row
+    assert pickle.loads(copy)[rows - 1] == Sample("train/class_399/video_019999.mp4", 399)

@@ -1,0 +1,161 @@
+import random
+from collections import Counter, defaultdict
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data import auto_augment as timm_ops
+
+from slowfast.datasets.rand_augment import GEOMETRIC_OPS, OP_NAMES, RandAugment, op_argument
+
+WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
+RECIPE = "rand-m7-n4-mstd0.5-inc1"
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[str, np.ndarray]:
+    """Noise, and smooth colours with few and with all grey levels; 3 frames each, higher than wide."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (3, 97, 81, 3)).astype(np.uint8)
+    smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 4) for frame in noise]).astype(float)
+    smooth = (smooth - smooth.min()) / np.ptp(smooth)
+    return {"noise": noise, "dim": (90 + 50 * smooth).astype(np.uint8), "bright": (255 * smooth).astype(np.uint8)}
+
+
+def by_timm(frames: np.ndarray, name: str, argument: float) -> np.ndarray:
+    arguments = () if name in WITHOUT_ARGUMENT else (argument,)
+    options = {"fillcolor": (128, 128, 128), "resample": Image.Resampling.BICUBIC}
+    op = timm_ops.NAME_TO_OP[name]
+    return np.stack([np.asarray(op(Image.fromarray(frame), *arguments, **options)) for frame in frames])
+
+
+@pytest.mark.parametrize("name", sorted(set(OP_NAMES) - set(GEOMETRIC_OPS)))
+def test_pixel_operations_match_timm_within_one_grey_level(clips, name):
+    exact = name not in ("Color", "Sharpness")  # the others are look-up tables
+    for increasing in (False, True):
+        for level, sign in ((2.5, 1), (2.5, -1), (7, 1), (9.7, -1), (9.7, 1)):
+            argument = op_argument(name, level, sign, increasing)
+            if name == "Posterize" and argument == 0:
+                continue  # newer versions of Pillow refuse to keep no bits at all
+            for frames in clips.values():
+                difference = np.abs(
+                    RandAugment().apply(frames, name, argument).astype(int) - by_timm(frames, name, argument)
+                )
+                assert difference.max() <= (0 if exact else 1), (argument, difference.max())
+
+
+def test_posterize_to_no_bits_is_black(clips):
+    assert not RandAugment().apply(clips["noise"], "Posterize", 0).any()
+
+
+@pytest.mark.parametrize("name", sorted(GEOMETRIC_OPS))
+@pytest.mark.parametrize("level", [1.3, 7.0, 10.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_geometric_operations_match_timm_up_to_the_bicubic_kernel(clips, name, level, sign):
+    argument = op_argument(name, level, sign, True)
+    ours, theirs = (apply(clips["bright"], name, argument).astype(int) for apply in (RandAugment().apply, by_timm))
+    grey = (theirs == 128).all(-1).all(0)
+    grey_core = cv2.erode(grey.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+    inside = cv2.erode((~grey).astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=0).astype(bool)
+    assert (ours[:, grey_core] == 128).all()
+    assert np.abs(ours - theirs)[:, inside].mean() < 0.7
+    assert np.abs(ours - theirs)[:, inside].max() <= 4
+    # Half a pixel in the wrong direction would be seen: the same bounds fail for a shifted image.
+    assert np.abs(np.roll(ours, 1, axis=2) - theirs)[:, inside].mean() > 2
+
+
+def test_frames_are_new_and_each_is_treated_on_its_own(clips):
+    frames = clips["dim"]
+    before = frames.copy()
+    for name in OP_NAMES:
+        argument = op_argument(name, 7, 1, True)
+        together = RandAugment().apply(frames, name, argument)
+        apart = np.concatenate([RandAugment().apply(frames[t : t + 1], name, argument) for t in range(3)])
+        assert together.dtype == np.uint8 and np.array_equal(together, apart), name
+        assert np.array_equal(frames, before), name
+
+
+def timm_name(name: str, increasing: bool) -> str:
+    varies = ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
+    return name + "Increasing" * (increasing and name in varies)
+
+
+@pytest.mark.parametrize("increasing", [False, True])
+def test_arguments_match_timm(increasing):
+    table = timm_ops._RAND_INCREASING_TRANSFORMS if increasing else timm_ops._RAND_TRANSFORMS
+    assert {timm_name(name, increasing) for name in OP_NAMES} == set(table)
+    for name in set(OP_NAMES) - set(WITHOUT_ARGUMENT):
+        to_argument = timm_ops.LEVEL_TO_ARG[timm_name(name, increasing)]
+        assert to_argument is not None
+        for level in np.linspace(0, 10, 41):
+            theirs = {round(to_argument(level, {})[0], 9) for _ in range(40)}  # both signs show up
+            ours = {round(op_argument(name, level, sign, increasing), 9) for sign in (1, -1)}
+            assert ours == theirs, (name, level)
+
+
+def timm_draws(text: str, count: int) -> list[list[tuple[str, float]]]:
+    """Let timm draw `count` times, and write down what it would apply."""
+    drawn: list[list[tuple[str, float]]] = []
+    augment = timm_ops.rand_augment_transform(text, {"img_mean": (128, 128, 128)})
+    for op in augment.ops:
+        op.aug_fn = lambda image, *args, name=op.name, **_: drawn[-1].append((name, *args)) or image
+    for _ in range(count):
+        drawn.append([])
+        augment(None)
+    return drawn
+
+
+@pytest.mark.parametrize("text", [RECIPE, "rand-m5-n2-mstd0.25", "rand", "rand-m9-mstd101"])
+def test_draws_are_distributed_like_timms(text):
+    random.seed(0)
+    np.random.seed(0)
+    count = 6000
+    augment, rng = RandAugment.parse(text), np.random.default_rng(0)
+    ours = [augment.draw(rng) for _ in range(count)]
+    theirs = timm_draws(text, count)
+    lengths = [np.bincount([len(ops) for ops in draws], minlength=augment.num_ops + 1) for draws in (ours, theirs)]
+    assert np.abs(lengths[0] - lengths[1]).max() < 5 * np.sqrt(count / 2)
+    arguments = [defaultdict(list), defaultdict(list)]
+    for values, draws in zip(arguments, (ours, theirs), strict=True):
+        for name, *argument in (op for ops in draws for op in ops):
+            values[name.removesuffix("Increasing")].append(argument[0] if argument else 0.0)
+    assert arguments[0].keys() == arguments[1].keys() == set(OP_NAMES)
+    for name in OP_NAMES:
+        a, b = (np.array(values[name]) for values in arguments)
+        assert abs(len(a) - len(b)) < 5 * np.sqrt(len(a) + len(b)), name
+        spread = max(b.std(), 1e-9)
+        assert abs(a.mean() - b.mean()) < 5 * spread * np.sqrt(2 / len(b)) + 1e-9, name
+        assert a.std() == pytest.approx(b.std(), rel=0.15, abs=1e-9), name
+
+
+def test_one_draw_serves_the_whole_clip_and_repeats_with_its_generator(clips):
+    still = np.repeat(clips["noise"][:1], 5, axis=0)
+    augment = RandAugment.parse(RECIPE)
+    changed = 0
+    for seed in range(40):
+        out = augment(still, np.random.default_rng(seed))
+        assert (out == out[0]).all()
+        assert np.array_equal(out, augment(still, np.random.default_rng(seed)))
+        changed += not np.array_equal(out, still)
+    assert changed > 30
+
+
+def test_strings_are_read_like_timms():
+    assert RandAugment.parse("rand") == RandAugment(10, 2, 0, False)
+    assert RandAugment.parse(RECIPE) == RandAugment(7, 4, 0.5, True)
+    assert RandAugment.parse("rand-m9-mstd0.5-inc0") == RandAugment(9, 2, 0.5, False)
+    assert Counter(name for name, _ in RandAugment(10, 5000).draw(np.random.default_rng(0))).keys() == set(OP_NAMES)
+
+
+@pytest.mark.parametrize(
+    "text", ["augmix-m3", "rand-m", "rand-x3", "rand-m7n4", "rand-m11", "rand-n0", "rand-n1.5", "rand-inc2", "RAND", ""]
+)
+def test_other_strings_are_refused_with_an_example(text):
+    with pytest.raises(ValueError, match=r"AUG\.AA_TYPE"):
+        RandAugment.parse(text)
+
+
+def test_unknown_interpolation_is_refused():
+    with pytest.raises(ValueError, match=r"'lanczos'.*bicubic"):
+        RandAugment.parse("rand", "lanczos")

@@ -1,0 +1,100 @@
+import pickle
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from slowfast.datasets.reader import MediaError, read_frames
+
+
+def test_video_frames_come_in_the_order_asked_for(tmp_path, write_video, frame_numbers):
+    path = write_video(tmp_path / "a.mp4", frames=40)
+    lengths = []
+
+    def choose(length):
+        lengths.append(length)
+        return [39, 3, 3, 17, 0]
+
+    frames = read_frames(path, choose)
+    assert lengths == [40]
+    assert frames.shape == (5, 48, 64, 3) and frames.dtype == np.uint8
+    assert frame_numbers(frames) == [39, 3, 3, 17, 0]
+
+
+def test_folder_frames_are_numbered_from_one(tmp_path, write_folder, frame_numbers):
+    path = write_folder(tmp_path / "clip", frames=12, template="{:05d}.jpg")
+    frames = read_frames(path, lambda length: [length - 1, 0, 5], image_template="{:05d}.jpg")
+    assert frame_numbers(frames) == [11, 0, 5]
+    counted = read_frames(path, lambda length: [length - 1], num_frames=7, image_template="{:05d}.jpg")
+    assert frame_numbers(counted) == [6]  # the list's count decides
+
+
+def test_channels_have_the_order_asked_for_whatever_the_source(tmp_path, write_video, write_folder):
+    for path in (write_video(tmp_path / "a.mp4"), write_folder(tmp_path / "a")):
+        rgb = read_frames(path, lambda _: [10]).astype(int)
+        bgr = read_frames(path, lambda _: [10], colors="BGR").astype(int)
+        assert (rgb == bgr[..., ::-1]).all()
+        assert (rgb[..., 0] - rgb[..., 2]).mean() == pytest.approx(40, abs=4)
+
+
+def _audio(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _damaged(path, write_video):
+    write_video(path, frames=60, height=128, width=128)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle:] = np.random.default_rng(0).integers(0, 256, len(data) - middle, dtype=np.uint8).tobytes()
+    path.write_bytes(data)
+
+
+def _truncated(path, write_video):
+    write_video(path, frames=60, height=128, width=128)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path, _: None, r"no such file.*DATA\.PATH_PREFIX"),
+        (lambda path, _: path.touch(), "empty"),
+        (lambda path, _: path.write_text("no video at all\n" * 50), "not a readable video"),
+        (lambda path, _: _audio(path), "not a readable video.*stream"),
+        (_damaged, "damaged: of 60 frames"),
+        (_truncated, "not a readable video|damaged"),
+        (lambda path, _: path.mkdir(), r"DATA\.IMAGE_TEMPLATE"),
+    ],
+    ids=["missing", "empty", "text", "audio", "damaged", "truncated", "empty folder"],
+)
+def test_unreadable_media_are_named_with_their_reason(tmp_path, write_video, make, reason):
+    path = tmp_path / "b.mp4"
+    make(path, write_video)
+    with pytest.raises(MediaError, match=reason) as caught:
+        read_frames(str(path), lambda length: range(length))
+    assert caught.value.path == str(path) and str(path) in str(caught.value)
+
+
+def test_broken_folders_are_named_with_the_image(tmp_path, write_folder):
+    path = write_folder(tmp_path / "clip", frames=4)
+    with pytest.raises(MediaError, match=r"img_00005\.jpg of 6 images: No such file.*DATA\.IMAGE_TEMPLATE"):
+        read_frames(path, lambda length: range(length), num_frames=6)
+    (tmp_path / "clip" / "img_00002.jpg").write_bytes(b"\xff\xd8 not much of a JPEG")
+    with pytest.raises(MediaError, match=r"img_00002\.jpg is damaged"):
+        read_frames(path, lambda length: range(length))
+    cv2.imwrite(str(tmp_path / "clip" / "img_00002.jpg"), np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(MediaError, match="differ in size"):
+        read_frames(path, lambda length: range(length))
+
+
+def test_the_error_survives_the_way_out_of_a_worker():
+    error = pickle.loads(pickle.dumps(MediaError("a.mp4", "broken")))
+    assert (str(error), error.path, error.reason) == ("a.mp4: broken", "a.mp4", "broken")
+    assert str(MediaError(str(error))) == "a.mp4: broken"  # how a data loader rebuilds it

@@ -1,0 +1,88 @@
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
+
+
+@pytest.fixture(scope="module")
+def rows(golden) -> Callable[[str], list[list]]:
+    return lambda table: golden("sampling.json")[table]["rows"]
+
+
+def test_dense_views_match_the_official_indices(rows):
+    for use_offset, length, num_frames, rate, num_views, view, expected in rows("dense"):
+        indices = dense_indices(length, num_frames, rate, view, num_views, None, bool(use_offset))
+        assert indices == expected, (use_offset, length, num_frames, rate, num_views, view)
+
+
+def test_dense_views_at_the_edge_of_float32_match_one_of_the_two_lists(rows):
+    for use_offset, length, num_frames, rate, num_views, view, *either in rows("dense_float32_sensitive"):
+        assert dense_indices(length, num_frames, rate, view, num_views, None, bool(use_offset)) in either
+
+
+def test_sparse_views_match_the_official_indices(rows):
+    for length, num_frames, num_views, view, expected in rows("sparse"):
+        assert sparse_indices(length, num_frames, view, num_views, None) == expected, (length, num_frames, view)
+
+
+def test_sparse_views_inside_a_segment_match_the_official_indices(rows):
+    for length, first, last, num_frames, num_views, view, expected in rows("sparse_segment_function"):
+        assert sparse_indices(length, num_frames, view, num_views, None, first=first, last=last) == expected
+
+
+def test_something_something_files_are_the_sparse_rule_counted_from_one(rows):
+    for _, length, num_frames, num_views, view, expected in rows("something_something"):
+        assert [i + 1 for i in sparse_indices(length, num_frames, view, num_views, None)] == expected
+
+
+def test_hmdb_files_are_the_dense_rule_counted_from_one(rows):
+    for mode, length, num_frames, rate, num_views, num_crops, clip, expected, _ in rows("hmdb"):
+        view = clip // num_crops if mode == "test" else 0
+        assert [i + 1 for i in dense_indices(length, num_frames, rate, view, num_views, None)] == expected
+
+
+def test_random_dense_windows_reach_both_ends_and_start_between_frames():
+    rng = np.random.default_rng(0)
+    clips = np.array([dense_indices(100, 8, 4, None, 1, rng) for _ in range(3000)])
+    assert clips.min() == 0 and clips[:, 0].max() == 67 and clips.max() == 98  # the start never is the slack itself
+    assert np.bincount(clips[:, 0], minlength=68).min() > 15  # 3000 / 68 = 44 expected of each
+    assert len(np.unique(np.diff(clips, axis=1), axis=0)) > 1  # a whole start would give one pattern of steps
+
+
+def test_random_dense_window_of_a_short_video_starts_at_zero_and_repeats_the_last_frame():
+    assert dense_indices(5, 4, 4, None, 1, np.random.default_rng(0)) == [0, 4, 4, 4]
+
+
+def test_random_sparse_frames_cover_each_segment_and_both_borders():
+    rng = np.random.default_rng(0)
+    clips = np.array([sparse_indices(41, 4, None, 1, rng) for _ in range(3000)])
+    for column, border in zip(clips.T, (0, 10, 20, 30), strict=True):
+        assert Counter(column).keys() == set(range(border, border + 11))
+        assert np.bincount(column - border).min() > 3000 / 11 * 0.7
+    assert (np.diff(clips, axis=1) == 0).any()  # neighbours share a border
+
+
+def test_annotated_indices_stay_inside_the_annotation_and_the_video():
+    rng = np.random.default_rng(0)
+    clips = np.array([annotated_indices(300, 8, (10.0, 3.0, 6.0), rng) for _ in range(500)])
+    assert clips.min() == 90 and clips.max() == 179
+    assert np.array(annotated_indices(300, 8, (10.0, 9.0, 12.0), rng)).max() == 299  # the list is longer than the video
+    assert set(annotated_indices(300, 8, (10.0, 2.0, 2.0), rng)) == {60}
+
+
+@pytest.mark.parametrize("length", [0, -3])
+def test_a_video_without_frames_is_refused(length):
+    with pytest.raises(ValueError, match=str(length)):
+        dense_indices(length, 8, 4, 0, 1, None)
+    with pytest.raises(ValueError, match=str(length)):
+        sparse_indices(length, 8, 0, 1, None)
+    with pytest.raises(ValueError, match=str(length)):
+        annotated_indices(length, 8, (10, 0, 1), np.random.default_rng(0))
+
+
+def test_a_clip_without_frames_is_refused():
+    with pytest.raises(ValueError, match=r"DATA\.NUM_FRAMES"):
+        sparse_indices(10, 0, 0, 1, None)

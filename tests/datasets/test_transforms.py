@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+
+from slowfast.datasets.transforms import (
+    RandomErasing,
+    TrainTransform,
+    crop_views,
+    normalize,
+    resized_crop_box,
+    short_side_size,
+    to_tensor,
+)
+
+AREA, ASPECT = (0.08, 1.0), (0.75, 1.3333)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
+
+
+def test_resized_normalized_crops_match_the_official_numbers(golden):
+    table, arrays = golden("transforms.json"), golden("transforms.npz")
+    for case in table["cases"]:
+        frames = noise(*case["clip_shape"], seed=case["seed"])
+        (crop,) = crop_views(frames, case["scale"], case["crop"], [case["spatial_idx"]])
+        clip = normalize(crop[None], table["mean"], table["std"])[0]
+        np.testing.assert_allclose(clip[:, :, 3::7, 2::7], arrays[case["array"]], atol=1e-5, rtol=0, err_msg=str(case))
+        height, width = frames.shape[1:3]
+        if min(height, width) != case["scale"]:
+            assert [*short_side_size(height, width, case["scale"])] == case["resized_hw"]
+
+
+def test_pixels_stay_whole_where_nothing_is_resized():
+    frames = noise(2, 32, 50, 3)
+    start, centre, end = crop_views(frames, 32, 24, (0, 1, 2))
+    assert start.dtype == torch.uint8
+    expected = to_tensor(frames)
+    assert torch.equal(start, expected[:, :, 4:28, :24])
+    assert torch.equal(centre, expected[:, :, 4:28, 13:37])
+    assert torch.equal(end, expected[:, :, 4:28, 26:])
+
+
+def test_crops_of_one_clip_share_one_resize():
+    crops = crop_views(noise(2, 60, 90, 3), 32, 32, (0, 1, 2))
+    assert len({crop.untyped_storage().data_ptr() for crop in crops}) == 1
+
+
+def test_a_crop_larger_than_the_frame_is_refused():
+    with pytest.raises(ValueError, match=r"crop of 40 .* 32"):
+        crop_views(noise(1, 32, 32, 3), 32, 40, [1])
+
+
+def test_normalize_takes_bytes_and_floats_and_leaves_them_alone():
+    mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.3]
+    video = torch.from_numpy(noise(2, 3, 2, 4, 5))
+    floats = video.float()
+    result = normalize(video, mean, std)
+    expected = torch.stack([(video[:, c] / 255.0 - mean[c]) / std[c] for c in range(3)], 1)
+    torch.testing.assert_close(result, expected, atol=1e-6, rtol=1e-6)
+    assert torch.equal(normalize(floats, mean, std), result) and torch.equal(floats, video.float())
+
+
+def test_to_tensor_only_moves_pixels():
+    frames = noise(3, 5, 7, 3)
+    tensor = to_tensor(frames)
+    assert tensor.is_contiguous() and torch.equal(tensor, torch.from_numpy(frames).permute(3, 0, 1, 2))
+
+
+def test_random_resized_crops_have_the_drawn_area_and_aspect_and_lie_anywhere():
+    rng = np.random.default_rng(0)
+    boxes = np.array([resized_crop_box(256, 340, AREA, ASPECT, rng) for _ in range(4000)])
+    y, x, h, w = boxes.T
+    area, aspect = h * w / (256 * 340), w / h
+    assert (y >= 0).all() and (x >= 0).all() and (y + h <= 256).all() and (x + w <= 340).all()
+    assert (y == 0).any() and (y + h == 256).any() and (x == 0).any() and (x + w == 340).any()
+    assert 0.075 < area.min() < 0.1 and area.max() > 0.95
+    assert 0.74 < aspect.min() < 0.76 and 1.31 < aspect.max() < 1.35
+    small = area < 0.5  # nothing is rejected there, so the draws are uniform
+    assert np.histogram(area[small], 6, (0.08, 0.5))[0].min() / small.sum() > 0.13
+    assert abs(np.log(aspect[small]).mean()) < 0.02
+
+
+def test_random_resized_crop_falls_back_to_the_largest_legal_box():
+    rng = np.random.default_rng(0)
+    assert resized_crop_box(100, 1000, (0.99, 1.0), ASPECT, rng) == (0, 433, 100, 133)
+    assert resized_crop_box(1000, 100, (0.99, 1.0), ASPECT, rng) == (433, 0, 133, 100)
+    assert resized_crop_box(100, 100, (1.5, 1.6), ASPECT, rng) == (0, 0, 100, 100)
+
+
+def test_training_crop_is_a_bilinear_resize_of_a_box_within_one_grey_level():
+    frames = noise(2, 40, 60, 3)
+    out = TrainTransform(24, (32, 32), AREA, ASPECT, flip=False)(frames, np.random.default_rng(3))
+    y, x, h, w = resized_crop_box(40, 60, AREA, ASPECT, np.random.default_rng(3))
+    box = torch.from_numpy(frames[:, y : y + h, x : x + w]).permute(0, 3, 1, 2).float()
+    expected = torch.nn.functional.interpolate(box, size=(24, 24), mode="bilinear").permute(0, 2, 3, 1).numpy()
+    assert out.dtype == np.uint8 and out.shape == (2, 24, 24, 3)
+    assert np.abs(out - expected).max() <= 1.0
+
+
+def test_jitter_takes_every_short_side_and_every_position_the_last_included():
+    ramp = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, :, None, None], (1, 32, 32, 3))
+    rng = np.random.default_rng(0)
+    whole = TrainTransform(30, (32, 32), flip=False)
+    starts = {int(whole(ramp, rng)[0, 0, 0, 0]) for _ in range(60)}
+    assert starts == {0, 1, 2}
+    jitter = TrainTransform(32, (32, 64), flip=False)
+    spans = {int(np.ptp(jitter(ramp, rng)[0, :, 0, 0])) for _ in range(200)}  # how much of the frame is seen
+    assert min(spans) <= 16 and max(spans) == 31
+
+
+def test_half_of_the_clips_are_mirrored_as_a_whole():
+    frames = noise(3, 16, 16, 3)
+    transform = TrainTransform(16, (16, 16))
+    outs = [transform(frames, np.random.default_rng(seed)) for seed in range(200)]
+    mirrored = sum(np.array_equal(out, frames[:, :, ::-1]) for out in outs)
+    assert mirrored + sum(np.array_equal(out, frames) for out in outs) == 200
+    assert 70 < mirrored < 130
+
+
+def test_the_source_frames_are_never_changed():
+    frames = noise(2, 16, 16, 3)
+    before = frames.copy()
+    transform = TrainTransform(16, (16, 16), flip=False, erase=RandomErasing(1.0))
+    assert not np.array_equal(transform(frames, np.random.default_rng(0)), before)
+    assert np.array_equal(frames, before)
+
+
+def erased(frames: np.ndarray, eraser: RandomErasing, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    out = eraser(frames.copy(), np.random.default_rng(seed))
+    return out, (out != frames).any(axis=3)
+
+
+def test_erasing_is_one_box_for_all_frames_with_the_area_and_aspect_of_the_paper():
+    frames = np.full((4, 112, 112, 3), 255, np.uint8)
+    areas, aspects = [], []
+    for seed in range(300):
+        _, changed = erased(frames, RandomErasing(1.0, mean=(0.2, 0.2, 0.2), std=(0.1, 0.1, 0.1)), seed)
+        assert (changed == changed[0]).all()
+        rows, columns = changed[0].any(1).nonzero()[0], changed[0].any(0).nonzero()[0]
+        h, w = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert changed[0].sum() == h * w
+        areas.append(h * w / 112**2)
+        aspects.append(h / w)
+    assert 0.015 < min(areas) < 0.04 and 0.3 < max(areas) < 0.34
+    assert 0.28 < min(aspects) < 0.4 and 2.5 < max(aspects) < 3.5
+
+
+def test_erasing_noise_is_a_clipped_standard_normal_of_the_normalized_space():
+    out, changed = erased(np.full((8, 112, 112, 3), 3, np.uint8), RandomErasing(1.0), 1)
+    noise = (out[:, changed[0]] / 255 - 0.45) / 0.225  # (T, pixels, C)
+    clipped = np.random.default_rng(0).standard_normal(10**6).clip(-2, 0.55 / 0.225)
+    assert noise.mean() == pytest.approx(clipped.mean(), abs=0.02)
+    assert noise.std() == pytest.approx(clipped.std(), abs=0.02)
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.1  # frames are drawn apart
+
+
+def test_erasing_modes_probability_and_count():
+    frames = noise(2, 64, 64, 3)
+    const, changed = erased(frames, RandomErasing(1.0, "const", mean=(0.2, 0.4, 0.6)), 0)
+    assert (const[changed] == [51, 102, 153]).all()
+    rand, changed = erased(frames, RandomErasing(1.0, "rand"), 0)
+    assert len(np.unique(rand[changed], axis=0)) == 1
+    assert 50 < sum(erased(frames, RandomErasing(0.25), seed)[1].any() for seed in range(300)) < 100
+    assert not any(erased(frames, RandomErasing(0.0), seed)[1].any() for seed in range(50))
+    shares = [erased(frames, RandomErasing(1.0, count=3), seed)[1].mean() for seed in range(300)]
+    assert max(shares) <= 0.35
+    with pytest.raises(ValueError, match="'mean'"):
+        RandomErasing(1.0, "mean")
+
+
+def test_impossible_training_crops_are_refused():
+    with pytest.raises(ValueError, match=r"DATA\.TRAIN_JITTER_ASPECT_RELATIVE"):
+        TrainTransform(224, (256, 320), area_range=AREA)
+    with pytest.raises(ValueError, match=r"DATA\.TRAIN_JITTER_SCALES \[128, 320\].*224"):
+        TrainTransform(224, (128, 320))

@@ -1,0 +1,187 @@
+import numpy as np
+import pytest
+import torch
+
+from slowfast.datasets.manifest import Manifest
+from slowfast.datasets.reader import MediaError
+from slowfast.datasets.sampling import dense_indices, sparse_indices
+from slowfast.datasets.transforms import TrainTransform
+from slowfast.datasets.video import VideoDataset, collate
+
+WHOLE = TrainTransform(48, (48, 48), flip=False)  # only a random position along the width
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, write_video) -> list[str]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [write_video(folder / f"{length}.mp4", frames=length) for length in (30, 35, 40, 45)]
+
+
+@pytest.fixture
+def some_broken(videos, tmp_path) -> Manifest:
+    """Row 1 is broken, and so is row 2."""
+    (tmp_path / "text.mp4").write_text("no video")
+    return Manifest([videos[0], str(tmp_path / "gone.mp4"), str(tmp_path / "text.mp4"), videos[3]], [5, 6, 7, 8])
+
+
+def numbers(frame_numbers, clip: torch.Tensor) -> list[int]:
+    return frame_numbers(clip.permute(1, 2, 3, 0).numpy())
+
+
+def test_training_items_are_augmented_copies_of_the_same_frames(videos, frame_numbers):
+    dataset = VideoDataset(
+        Manifest(videos, [3, 1, 2, 0]), sampling="sparse", num_frames=4, transform=WHOLE, num_copies=5
+    )
+    item = dataset[(0, 2)]
+    assert item["video"].shape == (5, 3, 4, 48, 48) and item["video"].dtype == torch.uint8
+    assert item["label"].tolist() == [2] * 5 and item["index"].tolist() == [2] * 5
+    assert item["view"].tolist() == [0, 1, 2, 3, 4] and item["label"].dtype == item["index"].dtype == torch.int64
+    assert item["bad"] == []
+    first, *others = item["video"]
+    assert any(not torch.equal(first, other) for other in others)
+    median = item["video"].float().median(-1).values.median(-1).values[:, 2]  # blue: 10 + 4 t, or 10 less
+    assert (median.amax(0) - median.amin(0) <= 11).all()
+
+
+def test_training_items_depend_on_their_coordinates_only(videos):
+    def dataset(seed: int = 0) -> VideoDataset:
+        return VideoDataset(
+            Manifest(videos, [0] * 4), sampling="dense", num_frames=4, sampling_rate=2, seed=seed, transform=WHOLE
+        )
+
+    one, two = dataset(), dataset()
+    for before in ((0, 3), (1, 1)):
+        assert two[before]["view"].tolist() == [0]
+    assert torch.equal(one[(2, 1)]["video"], two[(2, 1)]["video"])
+    different = [one[(0, 1)], one[(1, 1)], one[(0, 3)], dataset(seed=1)[(0, 1)]]
+    assert len({item["video"].numpy().tobytes() for item in different}) == 4
+
+
+def test_annotated_segments_bound_training_and_not_evaluation(videos, frame_numbers):
+    manifest = Manifest([videos[2]], [0], segments=[(4.0, 1.0, 2.0)])
+    training = VideoDataset(manifest, sampling="sparse", num_frames=4, transform=WHOLE)
+    seen = {n for epoch in range(12) for n in numbers(frame_numbers, training[(epoch, 0)]["video"][0])}
+    assert min(seen) >= 10 and max(seen) < 20
+    evaluation = VideoDataset(manifest, sampling="sparse", num_frames=4, scale=48, crop=48)
+    assert numbers(frame_numbers, evaluation[(0, 0)]["video"][0]) == sparse_indices(40, 4, 0, 1, None)
+
+
+def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
+    dataset = VideoDataset(
+        Manifest(videos, [3, 1, 2, 0]), sampling="dense", num_frames=4, sampling_rate=3, num_views=3, num_crops=3,
+        scale=48, crop=48,
+    )  # fmt: skip
+    item = dataset[(0, 1)]
+    assert item["video"].shape == (9, 3, 4, 48, 48) and item["view"].tolist() == list(range(9))
+    assert item["label"].tolist() == [1] * 9 and item["index"].tolist() == [1] * 9
+    for view in range(3):
+        expected = dense_indices(35, 4, 3, view, 3, None)
+        start, centre, end = item["video"][3 * view : 3 * view + 3]
+        assert numbers(frame_numbers, start) == numbers(frame_numbers, centre) == expected
+        for offset, crop in ((0, start), (8, centre), (16, end)):
+            assert torch.equal(crop[..., : 48 - offset], start[..., offset:])
+    assert torch.equal(item["video"], dataset[(7, 1)]["video"])
+
+
+def test_a_single_crop_is_the_centre_and_resized_clips_are_float(videos):
+    manifest = Manifest(videos[:1], [0])
+    three = VideoDataset(manifest, sampling="sparse", num_frames=2, num_crops=3, scale=32, crop=32)[(0, 0)]["video"]
+    one = VideoDataset(manifest, sampling="sparse", num_frames=2, scale=32, crop=32)[(0, 0)]["video"]
+    assert one.shape == (1, 3, 2, 32, 32) and one.dtype == torch.float32 and one.max() > 2
+    assert torch.equal(one[0], three[1])
+
+
+def test_frame_folders_keep_their_colors_until_reversed(tmp_path, write_folder):
+    manifest = Manifest([write_folder(tmp_path / "clip", frames=12)], [0], num_frames=[12])
+
+    def clip(**options) -> torch.Tensor:
+        return VideoDataset(manifest, sampling="sparse", num_frames=2, scale=48, crop=48, **options)[(0, 0)]["video"]
+
+    bgr, rgb = clip(colors="BGR"), clip(colors="RGB")
+    assert (rgb[:, 0].float() - rgb[:, 2].float()).mean() > 30
+    assert torch.equal(bgr, rgb.flip(1)) and torch.equal(clip(colors="BGR", reverse_channels=True), rgb)
+
+
+def test_shuffled_frames_are_the_same_frames_in_another_order(videos, frame_numbers):
+    options = {"sampling": "sparse", "num_frames": 8, "num_views": 2, "num_crops": 3, "scale": 48, "crop": 48}
+    ordered = VideoDataset(Manifest(videos, [0] * 4), **options)[(0, 1)]["video"]
+    dataset = VideoDataset(Manifest(videos, [0] * 4), **options, shuffle_frames=True)
+    shuffled = dataset[(0, 1)]["video"]
+    orders = [numbers(frame_numbers, clip) for clip in shuffled]
+    assert orders[0] == orders[1] == orders[2] != orders[3]
+    for clip, order in zip(ordered, orders, strict=True):
+        assert sorted(order) == numbers(frame_numbers, clip) != order
+    assert torch.equal(shuffled, dataset[(3, 1)]["video"])
+
+
+def test_a_broken_training_video_gives_way_to_another_and_is_reported(some_broken):
+    dataset = VideoDataset(some_broken, sampling="sparse", num_frames=2, transform=WHOLE)
+    rows, most = set(), 0
+    for epoch in range(20):
+        item = dataset[(epoch, 1)]
+        row = item["index"].item()
+        assert item["label"].item() == {0: 5, 3: 8}[row]
+        assert item["bad"][0][0].endswith("gone.mp4") and "no such file" in item["bad"][0][1]
+        assert torch.equal(item["video"], dataset[(epoch, 1)]["video"])
+        rows.add(row)
+        most = max(most, len(item["bad"]))
+    assert rows == {0, 3} and most >= 2
+    assert dataset[(0, 0)]["bad"] == []
+
+
+def test_training_stops_when_nothing_decodes(tmp_path):
+    dataset = VideoDataset(
+        Manifest([str(tmp_path / f"{n}.mp4") for n in range(3)], [0] * 3),
+        sampling="sparse",
+        num_frames=2,
+        transform=WHOLE,
+    )
+    with pytest.raises(MediaError, match="10 videos in a row") as caught:
+        dataset[(0, 0)]
+    assert str(caught.value).count("no such file") == 10
+
+
+def test_an_evaluation_never_substitutes(some_broken):
+    options = {"sampling": "sparse", "num_frames": 2, "num_crops": 3, "scale": 32, "crop": 32}
+    dataset = VideoDataset(some_broken, **options)
+    item = dataset[(0, 1)]
+    assert item["video"].shape == (0, 3, 2, 32, 32) and item["label"].shape == item["view"].shape == (0,)
+    assert len(item["bad"]) == 1 and item["bad"][0][0].endswith("gone.mp4")
+
+    batch = collate([dataset[(0, index)] for index in range(4)])
+    assert batch["video"].shape == (6, 3, 2, 32, 32) and batch["video"].dtype == torch.float32
+    assert batch["label"].tolist() == [5] * 3 + [8] * 3 and batch["index"].tolist() == [0] * 3 + [3] * 3
+    assert batch["view"].tolist() == [0, 1, 2] * 2 and len(batch["bad"]) == 2
+    nothing = collate([item])
+    assert nothing["video"].shape == (0, 3, 2, 32, 32) and nothing["index"].dtype == torch.int64
+
+
+def test_a_batch_of_bytes_and_floats_is_float():
+    def item(dtype) -> dict:
+        ids = torch.zeros(1, dtype=torch.int64)
+        video = torch.full((1, 3, 1, 2, 2), 7, dtype=dtype)
+        return {"video": video, "label": ids, "index": ids, "view": ids, "bad": []}
+
+    batch = collate([item(torch.uint8), item(torch.float32)])
+    assert batch["video"].dtype == torch.float32 and (batch["video"] == 7).all()
+    assert collate([item(torch.uint8)])["video"].dtype == torch.uint8
+
+
+def test_four_crops_are_refused():
+    with pytest.raises(ValueError, match=r"TEST\.NUM_SPATIAL_CROPS is 4"):
+        VideoDataset(Manifest([], []), sampling="sparse", num_frames=2, num_crops=4)
+
+
+def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", frames=60, height=32, width=40)
+    for row in golden("sampling.json")["dataset_paths"]["rows"]:
+        dense = row["dataset_class"] == "Kinetics"
+        dataset = VideoDataset(
+            Manifest([path], [0]), sampling="dense" if dense else "sparse", num_frames=8, sampling_rate=8,
+            num_views=row["num_ensemble_views"], num_crops=row["num_spatial_crops"], scale=32, crop=32,
+        )  # fmt: skip
+        chosen = [i for view in range(dataset.num_views) for i in dataset._clip_indices(100, view, 0)]
+        clips = np.repeat(np.reshape(chosen, (-1, 8)), row["num_spatial_crops"], axis=0)
+        shift = row["dataset_class"] == "Sth"  # counts files from 1
+        assert (clips + shift).tolist() == [clip[3] for clip in row["clips"]], row["dataset_class"]
+        assert dataset[(0, 0)]["view"].tolist() == [clip[0] for clip in row["clips"]]
