@@ -1,0 +1,130 @@
+"""One evaluation loop: validation is a test with one view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from slowfast.utils import distributed
+
+
+class ViewEnsemble:
+    """Adds up (or takes the maximum of) the scores of a video's views, each (index, view) counted once.
+
+    Args:
+        method: "sum" or "max" over views.
+        softmax: turn logits into probabilities first.
+    """
+
+    def __init__(self, method: str, softmax: bool) -> None:
+        assert method in ("sum", "max"), method
+        self.method, self.softmax = method, softmax
+        self.scores: dict[int, np.ndarray] = {}
+        self.labels: dict[int, int] = {}
+        self.views: dict[int, set[int]] = {}
+
+    def update(self, logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
+        """Add clips: logits (B, K), label, index of the video and number of the view (B,)."""
+        values = (logits.softmax(1) if self.softmax else logits).float().cpu().numpy()
+        for row, y, i, v in zip(values, label.tolist(), index.tolist(), view.tolist(), strict=True):
+            seen = self.views.setdefault(i, set())
+            if v in seen:
+                continue
+            seen.add(v)
+            self.labels[i] = y
+            if i not in self.scores:
+                self.scores[i] = row.copy()
+            elif self.method == "sum":
+                self.scores[i] += row
+            else:
+                np.maximum(self.scores[i], row, out=self.scores[i])
+
+
+@dataclass
+class Evaluation:
+    """Scores of every evaluated video, in order of the list.
+
+    Attributes:
+        index: (N,) row in the list.
+        label: (N,) true class.
+        scores: (N, K) sum or maximum over views.
+        bad: (path, reason) of videos left out because they could not be decoded.
+    """
+
+    index: np.ndarray
+    label: np.ndarray
+    scores: np.ndarray
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, Any]:
+        """Top-1 and top-5 accuracy in percent; with K < 5 classes, "top5" is the top-K that "top5_k" names."""
+        k = min(5, self.scores.shape[1])
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
+        hits = order == self.label[:, None]
+        return {
+            "top1": 100.0 * float(hits[:, 0].mean()),
+            "top5": 100.0 * float(hits.any(1).mean()),
+            "top5_k": k,
+            "num_videos": len(self.index),
+            "num_skipped": len(self.bad),
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[dict[str, Any]],
+    to_device: Callable[[Tensor], Tensor],
+    ensemble: ViewEnsemble,
+    max_clips: int,
+    description: str,
+    skip_bad: bool,
+) -> Evaluation:
+    """Run `model` over every view of every video and gather the scores of all processes.
+
+    Args:
+        loader: yields batches of this process's videos.
+        to_device: moves and normalizes a batch of clips.
+        max_clips: clips in one forward pass.
+        description: title of the progress bar.
+        skip_bad: leave undecodable videos out, and tell, instead of stopping at the first.
+
+    Raises:
+        ValueError: a video cannot be decoded, or none could be evaluated.
+    """
+    was_training = model.training
+    model.eval()
+    bad: list[tuple[str, str]] = []
+    for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
+        bad += batch["bad"]
+        if bad and not skip_bad:
+            path, reason = bad[0]
+            raise ValueError(
+                f"{path} cannot be decoded ({reason}); nothing takes its place in an evaluation. Repair the file or take "
+                "it off the list, or set TEST.SKIP_BAD True to leave such videos out of the metrics, which then say so"
+            )
+        fields = (batch["video"], batch["label"], batch["index"], batch["view"])
+        for video, label, index, view in zip(*(f.split(max_clips) for f in fields), strict=True):
+            if len(video):
+                ensemble.update(model(to_device(video)), label, index, view)
+    model.train(was_training)
+
+    mine = (ensemble.scores, ensemble.labels, bad)
+    parts = distributed.all_gather(mine)
+    scores = {i: row for part in parts for i, row in part[0].items()}
+    labels = {i: y for part in parts for i, y in part[1].items()}
+    if not scores:
+        raise ValueError("no video could be evaluated: the list is empty or every video failed to decode")
+    index = np.array(sorted(scores))
+    return Evaluation(
+        index=index,
+        label=np.array([labels[i] for i in index]),
+        scores=np.stack([scores[i] for i in index]),
+        bad=[entry for part in parts for entry in part[2]],
+    )

@@ -1,0 +1,75 @@
+"""All that a training run resumes from, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from slowfast.engine.meters import TrainMeter
+
+FORMAT = 1  # of the checkpoint file; a file with a higher number was written by newer code
+
+
+@dataclass
+class TrainState:
+    """The moving parts of a run. Random streams are functions of (seed, step), so `step` stands for all of them.
+
+    Attributes:
+        model: the unwrapped network.
+        step: optimizer steps done.
+        best: best validation top-1 so far, in percent.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
+    meter: TrainMeter
+    ema: AveragedModel | None = None
+    step: int = 0
+    best: float = 0.0
+
+    def state_dict(self, steps_per_epoch: int) -> dict[str, Any]:
+        """Checkpoint entries: the official names, then what an exact resume needs. Call it in every process."""
+        return {
+            "epoch": self.step // steps_per_epoch - 1,  # the last complete one, counted from 0
+            "model_state": self.model.state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "scaler_state": self.scaler.state_dict(),
+            "ema_state": self.ema.module.state_dict() if self.ema else None,
+            "meter_state": self.meter.state_dict(),
+            "step": self.step,
+            "steps_per_epoch": steps_per_epoch,
+            "best": self.best,
+            "format": FORMAT,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint of the same configuration; everything has to be there.
+
+        Raises:
+            ValueError: the checkpoint is of newer code, or only holds weights.
+        """
+        if state.get("format", FORMAT) > FORMAT:
+            raise ValueError(f"the checkpoint has format {state['format']}, this code reads {FORMAT}; update the code")
+        absent = [key for key in ("model_state", "optimizer_state", "step", "meter_state") if key not in state]
+        if absent:
+            raise ValueError(
+                f"the checkpoint cannot be resumed, it lacks {', '.join(absent)}; to start a new run from its weights, "
+                "give it as TRAIN.CHECKPOINT_FILE_PATH with another OUTPUT_DIR"
+            )
+        self.model.load_state_dict(state["model_state"])
+        self.optimizer.load_state_dict(state["optimizer_state"])
+        self.scaler.load_state_dict(state["scaler_state"])
+        if self.ema:
+            if state["ema_state"] is None:
+                raise ValueError(
+                    "EMA.ENABLE is True but the checkpoint holds no averaged weights; use another OUTPUT_DIR"
+                )
+            self.ema.module.load_state_dict(state["ema_state"])
+            self.ema.n_averaged.fill_(state["step"])  # an average that has begun is not overwritten by its next sample
+        self.meter.load_state_dict(state["meter_state"])
+        self.step, self.best = state["step"], state["best"]

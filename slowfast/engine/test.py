@@ -1,0 +1,131 @@
+"""Multi-view testing: find the checkpoint, evaluate every view of every video, write the results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from fvcore.common.config import CfgNode
+
+from slowfast.config import dump_config
+from slowfast.datasets.build import build_loader
+from slowfast.engine.checkpoint import best_checkpoint, last_checkpoint
+from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.setup import clip_mover, place
+from slowfast.models.build import build_model, sums_softmax
+from slowfast.models.weights import load_weights
+from slowfast.utils import distributed
+from slowfast.utils.io import atomic_write, load_tensors, path_manager, sha256, write_text
+from slowfast.utils.logging import MetricsLog
+
+logger = logging.getLogger(__name__)
+
+
+def test(cfg: CfgNode) -> dict[str, Any]:
+    """Test a checkpoint on TEST.NUM_ENSEMBLE_VIEWS x TEST.NUM_SPATIAL_CROPS views of every video.
+
+    Returns:
+        The metrics, which are also in OUTPUT_DIR/test/metrics.json beside predictions.csv and scores.npz
+        (OUTPUT_DIR/test_shuffled for the control with shuffled frames).
+
+    Raises:
+        ValueError: no checkpoint, one of another model, or data that cannot be read.
+    """
+    device = distributed.device(cfg.NUM_GPUS)
+    path = find_checkpoint(cfg)
+    checkpoint = load_tensors(path)
+    model = build_model(cfg)
+    if cfg.EMA.ENABLE and checkpoint.get("ema_state"):
+        checkpoint = {**checkpoint, "model_state": checkpoint["ema_state"]}
+    logger.info("testing %s: %s", path, load_weights(model, checkpoint))
+    place(model, device)
+
+    local_world_size = distributed.local_world_size()
+    loader = build_loader(
+        cfg,
+        "test",
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        local_world_size=local_world_size,
+        pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+    )
+    evaluation = evaluate(
+        model,
+        loader,
+        clip_mover(cfg, device),
+        ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
+        max_clips=max(1, cfg.TEST.BATCH_SIZE // local_world_size),
+        description="test",
+        skip_bad=cfg.TEST.SKIP_BAD,
+    )
+    metrics = evaluation.metrics()
+    if distributed.is_main():
+        folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
+        write_results(folder, evaluation, loader.dataset, cfg, path)  # pyright: ignore[reportArgumentType]
+        MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
+        logger.info(
+            "test%s: top1 %.2f  top%d %.2f  over %d videos x %d views%s; results in %s",
+            " with shuffled frames" if cfg.TEST.SHUFFLE_FRAMES else "",
+            metrics["top1"], metrics["top5_k"], metrics["top5"], metrics["num_videos"],
+            cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
+            f" ({metrics['num_skipped']} undecodable ones left out)" if metrics["num_skipped"] else "", folder,
+        )  # fmt: skip
+    return metrics
+
+
+def find_checkpoint(cfg: CfgNode) -> str:
+    """TEST.CHECKPOINT_FILE_PATH, else the best (TEST.TEST_BEST) or last one of OUTPUT_DIR, else TRAIN's start.
+
+    Raises:
+        ValueError: there is none; random weights are never tested.
+    """
+    if cfg.TEST.CHECKPOINT_FILE_PATH:
+        return cfg.TEST.CHECKPOINT_FILE_PATH
+    best = best_checkpoint(cfg.OUTPUT_DIR)
+    found = best if cfg.TEST.TEST_BEST and best.is_file() else last_checkpoint(cfg.OUTPUT_DIR)
+    path = str(found or cfg.TRAIN.CHECKPOINT_FILE_PATH)
+    if not path:
+        raise ValueError(
+            f"no checkpoint to test: TEST.CHECKPOINT_FILE_PATH is empty and {cfg.OUTPUT_DIR}/checkpoints holds none; "
+            "give the path of one, or train first"
+        )
+    return path
+
+
+def write_results(folder: Path, evaluation: Evaluation, dataset: Any, cfg: CfgNode, checkpoint: str) -> None:
+    """Write predictions.csv (one row a video), scores.npz and metrics.json.
+
+    Args:
+        dataset: its `manifest` has the path of every row and the class names (or None).
+        checkpoint: path of the tested file; its checksum goes into the JSON.
+    """
+    names = dataset.manifest.class_names
+    table = io.StringIO()
+    writer = csv.writer(table)
+    top = min(5, evaluation.scores.shape[1])
+    ranks = range(1, top + 1)
+    writer.writerow(["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)])
+    paths = [dataset.manifest[int(i)].path for i in evaluation.index]
+    for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
+        order = np.argsort(-scores, kind="stable")[:top]
+        classes = [names[k] if names else int(k) for k in (label, *order)]
+        writer.writerow([path, *classes, *(f"{scores[k]:.6g}" for k in order)])
+    write_text(folder / "predictions.csv", table.getvalue())
+    with atomic_write(folder / "scores.npz") as file:
+        np.savez_compressed(
+            file, id=np.array(paths), index=evaluation.index, label=evaluation.label, scores=evaluation.scores
+        )
+    report = {
+        "metrics": evaluation.metrics(),
+        "views": {"temporal": cfg.TEST.NUM_ENSEMBLE_VIEWS, "spatial": cfg.TEST.NUM_SPATIAL_CROPS},
+        "skipped": evaluation.bad,
+        "checkpoint": {"path": checkpoint, "sha256": sha256(path_manager.get_local_path(checkpoint))},
+        "config": yaml.safe_load(dump_config(cfg)),
+    }
+    write_text(folder / "metrics.json", json.dumps(report, indent=2) + "\n")

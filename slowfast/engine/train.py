@@ -1,0 +1,312 @@
+"""Training, from top to bottom: build, start or resume, run the epochs, validate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from slowfast.datasets.build import Split, build_loader
+from slowfast.datasets.mixup import MixUp, one_hot
+from slowfast.engine.checkpoint import last_checkpoint, save_checkpoint
+from slowfast.engine.evaluate import ViewEnsemble, evaluate
+from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
+from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place, prepare_output_dir
+from slowfast.engine.state import TrainState
+from slowfast.engine.tensorboard import TensorBoard
+from slowfast.models.build import build_model, initialize
+from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set_learning_rate
+from slowfast.utils import distributed
+from slowfast.utils.io import load_tensors
+from slowfast.utils.logging import MetricsLog
+from slowfast.utils.profiling import count_parameters, peak_memory_gib
+from slowfast.utils.rng import random_state_for, rng_for
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """What a training step uses and never changes."""
+
+    cfg: CfgNode
+    device: torch.device
+    network: nn.Module  # the model in its distributed wrapper
+    to_device: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    mixup: MixUp | None
+    amp: torch.dtype | None
+    log: MetricsLog
+    board: TensorBoard
+    bad: BadVideos
+    steps_per_epoch: int
+    first_step: int  # of this process
+    last_step: int  # to stop after
+    started: float = field(default_factory=time.perf_counter)
+
+
+def train(cfg: CfgNode) -> None:
+    """Train as the configuration says; a run found unfinished in OUTPUT_DIR goes on where it was.
+
+    Raises:
+        ValueError: data, weights or an output folder that do not belong to this configuration.
+    """
+    prepare_output_dir(cfg)
+    device = distributed.device(cfg.NUM_GPUS)
+    torch.manual_seed(cfg.RNG_SEED)
+
+    train_loader, val_loader = _loader(cfg, "train", device), _loader(cfg, "val", device)
+    steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
+    if steps_per_epoch == 0:
+        raise ValueError(
+            f"a step takes SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS} x TRAIN.BATCH_SIZE "
+            f"{cfg.TRAIN.BATCH_SIZE} videos a node, more than the "
+            f"{len(train_loader.dataset)} of the list; lower one of them"  # pyright: ignore[reportArgumentType]
+        )
+
+    model = build_model(cfg)
+    resume_from = last_checkpoint(cfg.OUTPUT_DIR) if cfg.TRAIN.AUTO_RESUME else None
+    if resume_from is None:
+        initialize(model, cfg)
+    place(model, device)
+    if cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
+        if device.type == "cpu":
+            raise ValueError("BN.NORM_TYPE sync_batchnorm needs GPUs; use batchnorm with NUM_GPUS 0")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    logger.info("%s: %.2f M parameters", cfg.MODEL.MODEL_NAME, count_parameters(model) / 1e6)
+
+    amp = amp_dtype(cfg, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)  # pyright: ignore
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.EMA.DECAY)) if cfg.EMA.ENABLE else None
+    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
+    if resume_from is not None:
+        state.load_state_dict(load_tensors(resume_from))
+        logger.info("resumed from %s at step %d", resume_from, state.step)
+
+    network = model
+    if distributed.world_size() > 1:
+        network = DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
+    main = distributed.is_main()
+    schedule_end = cfg.SOLVER.MAX_EPOCH * steps_per_epoch
+    run = Run(
+        cfg=cfg,
+        device=device,
+        network=network,
+        to_device=clip_mover(cfg, device),
+        loss=build_loss(cfg),
+        mixup=_build_mixup(cfg),
+        amp=amp,
+        log=MetricsLog(cfg.OUTPUT_DIR, enabled=main),
+        board=TensorBoard(cfg, state.step, enabled=main),
+        bad=BadVideos(cfg, len(train_loader.dataset)),  # pyright: ignore
+        steps_per_epoch=steps_per_epoch,
+        first_step=state.step,
+        last_step=min(cfg.TRAIN.MAX_STEPS or schedule_end, schedule_end),
+    )
+    run.log.write("start", step=state.step, steps_per_epoch=steps_per_epoch, processes=distributed.world_size())
+
+    quiet = None if main else True  # None: a bar on a terminal only
+    with run.board, tqdm(total=run.last_step, initial=state.step, desc="train", disable=quiet) as bar:
+        while state.step < run.last_step:
+            train_epoch(state, run, train_loader, bar)
+            complete = state.step % steps_per_epoch == 0
+            epoch = state.step // steps_per_epoch
+            last = state.step == run.last_step
+            best = False
+            if complete:
+                finish_epoch(state, run, train_loader)
+                if epoch % cfg.TRAIN.EVAL_PERIOD == 0 or last:
+                    best = validate(state, run, val_loader)
+            save(state, run, train_loader, regular=last or epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0, best=best)
+
+
+def train_epoch(state: TrainState, run: Run, loader: DataLoader, bar: tqdm) -> None:
+    """Run the rest of the current epoch, or up to the last step of the run."""
+    cfg = run.cfg
+    epoch, first = divmod(state.step, run.steps_per_epoch)
+    loader.batch_sampler.set_position(epoch, first * cfg.SOLVER.ACCUMULATION_STEPS)  # pyright: ignore
+    state.model.train()
+    if cfg.MODEL.FROZEN_BN:
+        freeze_batch_norm(state.model)
+    state.meter.restart_clock()
+    batches = iter(loader)
+    for _ in range(first, run.steps_per_epoch):
+        lr = learning_rate(state.step / run.steps_per_epoch, cfg)
+        set_learning_rate(state.optimizer, lr)
+        grad_norm = train_step(state, run, itertools.islice(batches, cfg.SOLVER.ACCUMULATION_STEPS))
+        state.step += 1
+        bar.update()
+        if state.step % cfg.LOG_PERIOD == 0 or state.step == run.last_step:
+            log_step(state, run, lr, grad_norm)
+        if state.step == run.last_step:
+            break
+
+
+def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -> Tensor:
+    """One optimizer step over the micro-batches; returns the gradient norm before clipping, on the device."""
+    accumulation = run.cfg.SOLVER.ACCUMULATION_STEPS
+    where = (run.cfg.RNG_SEED, state.step, distributed.rank())
+    torch.manual_seed(int(rng_for("network", *where).integers(2**62)))  # dropout and drop path
+    for micro in range(accumulation):
+        started = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - started
+        run.bad.record(batch["bad"])
+
+        video = run.to_device(batch["video"])
+        target = label = batch["label"].to(run.device, non_blocking=True)
+        if run.mixup:
+            video, target = run.mixup(video, label, random_state_for("mixup", *where, micro))
+        elif run.cfg.MODEL.LOSS_FUNC != "cross_entropy":
+            target = one_hot(label, run.cfg.MODEL.NUM_CLASSES, run.cfg.MIXUP.LABEL_SMOOTH_VALUE)
+
+        synchronize = micro == accumulation - 1 or not isinstance(run.network, DistributedDataParallel)
+        with contextlib.nullcontext() if synchronize else run.network.no_sync():  # pyright: ignore
+            with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
+                logits = run.network(video)
+                loss = run.loss(logits, target)
+            state.scaler.scale(loss / accumulation).backward()
+
+        with torch.no_grad():
+            hits = mixed_topk_correct(logits, target, (1, 5)) if run.mixup else topk_correct(logits, label, (1, 5))
+            state.meter.update(loss, hits, len(video), waited)
+
+    state.scaler.unscale_(state.optimizer)
+    limit = run.cfg.SOLVER.CLIP_GRADIENT or math.inf
+    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema:
+        state.ema.update_parameters(state.model)
+    return grad_norm
+
+
+def log_step(state: TrainState, run: Run, lr: float, grad_norm: Tensor) -> None:
+    """Read the meters and write one line each for people, programs and TensorBoard.
+
+    Raises:
+        ValueError: the loss is no longer finite.
+    """
+    values = state.meter.log_values()
+    epoch = state.step / run.steps_per_epoch
+    values |= {"lr": lr, "grad_norm": float(grad_norm), "memory_gib": peak_memory_gib(run.device)}
+    seconds_per_step = (time.perf_counter() - run.started) / (state.step - run.first_step)
+    eta = datetime.timedelta(seconds=round(seconds_per_step * (run.last_step - state.step)))
+    logger.info(
+        "epoch %.2f step %d/%d  loss %.4f  top1 %.2f  top5 %.2f  lr %.3g  grad %.2f  %.1f clips/s  data wait %.0f%%  "
+        "%.1f GiB  eta %s",
+        epoch, state.step, run.last_step, values["loss"], values["top1"], values["top5"], lr, values["grad_norm"],
+        values["clips_per_s"], 100 * values["data_wait"], values["memory_gib"], eta,
+    )  # fmt: skip
+    run.log.write("train", step=state.step, epoch=epoch, **values)
+    run.board.write("train", values, state.step)
+    if not math.isfinite(values["loss"]):
+        raise ValueError(
+            f"the loss is {values['loss']} at step {state.step}; the last checkpoint is good. Lower SOLVER.BASE_LR, or "
+            "set TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False"
+        )
+
+
+def finish_epoch(state: TrainState, run: Run, loader: DataLoader) -> None:
+    """Log the epoch's means; make every process's BatchNorm statistics the same, recomputed precisely when asked."""
+    values = state.meter.epoch_values()
+    epoch = state.step // run.steps_per_epoch
+    logger.info("epoch %d done: loss %.4f  top1 %.2f  top5 %.2f", epoch, values["loss"], values["top1"], values["top5"])
+    run.log.write("epoch", step=state.step, epoch=epoch, **values)
+    if run.cfg.BN.USE_PRECISE_STATS and not run.cfg.MODEL.FROZEN_BN:
+        loader.batch_sampler.set_position(epoch, 0)  # pyright: ignore
+        clips = (run.to_device(batch["video"]) for batch in loader)
+        update_bn_stats(state.model, clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
+    if distributed.world_size() > 1:
+        for buffer in state.model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
+    """Evaluate the model (its average when there is one) on one centre view; returns whether it is the best so far."""
+    cfg = run.cfg
+    model = state.ema.module if state.ema else state.model
+    evaluation = evaluate(
+        model,
+        loader,
+        run.to_device,
+        ViewEnsemble("sum", softmax=False),
+        max_clips=max(1, cfg.TRAIN.BATCH_SIZE // distributed.local_world_size()),
+        description="validate",
+        skip_bad=True,
+    )
+    metrics = evaluation.metrics()
+    best = metrics["top1"] >= state.best
+    state.best = max(state.best, metrics["top1"])
+    epoch = state.step // run.steps_per_epoch
+    for path, reason in evaluation.bad:
+        logger.warning("left out of the validation, it cannot be decoded: %s: %s", path, reason)
+    logger.info(
+        "validation after epoch %d: top1 %.2f  top%d %.2f  (%d videos, best top1 %.2f)",
+        epoch, metrics["top1"], metrics["top5_k"], metrics["top5"], metrics["num_videos"], state.best,
+    )  # fmt: skip
+    run.log.write("val", step=state.step, epoch=epoch, **metrics)
+    run.board.write("val", {key: metrics[key] for key in ("top1", "top5")}, state.step)
+    return best
+
+
+def save(state: TrainState, run: Run, loader: DataLoader, regular: bool, best: bool) -> None:
+    """Write the checkpoints that are due; every process takes part, the main one writes."""
+    if not (regular or best):
+        return
+    content = state.state_dict(run.steps_per_epoch)
+    content |= {"cfg": run.cfg.dump(), "class_names": loader.dataset.manifest.class_names}  # pyright: ignore
+    if distributed.is_main():
+        keep = run.cfg.TRAIN.KEEP_CHECKPOINTS
+        save_checkpoint(content, run.cfg.OUTPUT_DIR, keep=keep, regular=regular, best=best)
+    distributed.barrier()
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Let BatchNorm use its running statistics, and leave them as they are, while the rest trains."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def _loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
+    return build_loader(
+        cfg,
+        split,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        local_world_size=distributed.local_world_size(),
+        pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+    )
+
+
+def _build_mixup(cfg: CfgNode) -> MixUp | None:
+    if not cfg.MIXUP.ENABLE:
+        return None
+    return MixUp(
+        alpha=cfg.MIXUP.ALPHA,
+        cutmix_alpha=cfg.MIXUP.CUTMIX_ALPHA,
+        prob=cfg.MIXUP.PROB,
+        switch_prob=cfg.MIXUP.SWITCH_PROB,
+        smoothing=cfg.MIXUP.LABEL_SMOOTH_VALUE,
+        num_classes=cfg.MODEL.NUM_CLASSES,
+    )

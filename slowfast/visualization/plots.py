@@ -1,0 +1,39 @@
+"""Curves of a run as a picture."""
+
+from __future__ import annotations
+
+import os
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from slowfast.utils.logging import read_metrics
+
+
+def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Draw loss, accuracy and learning rate over epochs from `output_dir`/metrics.jsonl into the PNG `path`."""
+    records = read_metrics(output_dir)
+    train = [r for r in records if r["kind"] == "train"]
+    val = [r for r in records if r["kind"] == "val"]
+    test = [r for r in records if r["kind"] == "test"]
+
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = [r["epoch"] for r in train]
+    loss.plot(epochs, [r["loss"] for r in train])
+    loss.set_title("training loss")
+    accuracy.plot(epochs, [r["top1"] for r in train], label="training, top-1")
+    accuracy.plot([r["epoch"] for r in val], [r["top1"] for r in val], "o-", label="validation, top-1")
+    for record in test:
+        shuffled = record["shuffled_frames"]
+        name = "test, shuffled frames" if shuffled else "test, all views"
+        accuracy.axhline(record["top1"], color="gray" if shuffled else "black", linestyle="--", label=name)
+    accuracy.set(title="accuracy in percent", ylim=(0, 101))
+    accuracy.legend()
+    rate.plot(epochs, [r["lr"] for r in train])
+    rate.set_title("learning rate")
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    figure.savefig(os.fspath(path), dpi=110)

@@ -1,0 +1,112 @@
+"""Accuracies and the ensemble of views against the official meters, and what they got wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
+
+CASES = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())["targets_metrics"]
+
+
+def drawn(rule: str) -> np.ndarray:
+    """The array of a rule such as 'RandomState(800).standard_normal((12,6)).astype(float32)*2'."""
+    seed, rows, columns = (int(n) for n in re.findall(r"\d+", rule)[:3])
+    factor = 2 if "*2" in rule else 1
+    return np.random.RandomState(seed).standard_normal((rows, columns)).astype(np.float32) * factor
+
+
+@pytest.mark.parametrize("case", CASES["topk"])
+def test_topk(case):
+    hits = topk_correct(torch.from_numpy(drawn(case["preds"])), torch.tensor(case["labels"]), case["ks"])
+    assert [float(h) for h in hits] == case["topks_correct"]
+
+
+def test_topk_with_fewer_classes_than_k():
+    scores = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
+    assert [int(h) for h in topk_correct(scores, torch.tensor([0, 0]), (1, 5))] == [1, 2]
+
+
+def test_training_accuracy_of_mixed_samples():
+    case = CASES["mixup_training_accuracy"]
+    labels, classes = torch.tensor(case["labels"]), 8
+    hot = torch.nn.functional.one_hot(labels, classes) * (1 - case["smoothing"]) + case["smoothing"] / classes
+    target = case["lam"] * hot + (1 - case["lam"]) * hot.flip(0)
+    hits = mixed_topk_correct(torch.from_numpy(drawn(case["preds"])), target, (1, 5))
+    assert [float(h) for h in hits] == case["topks_correct_1_5"]
+
+
+@pytest.mark.parametrize("case", [c for c in CASES["test_meter"] if "update_order" in c])
+def test_ensemble(case):
+    ensemble = ViewEnsemble(case["method"], case["softmax_before_ensemble"])
+    logits, views = torch.from_numpy(drawn(case["preds"])), case["num_clips"]
+    for clips in torch.tensor(case["update_order"]).split(case["batch"]):
+        video = clips // views
+        ensemble.update(logits[clips], torch.tensor(case["labels"])[video], video, clips % views)
+    index = sorted(ensemble.scores)
+    scores = np.stack([ensemble.scores[i] for i in index])
+    # the official maximum starts from zeros, which hides negative logits; ours is a maximum
+    shown = np.maximum(scores, 0) if case["method"] == "max" else scores
+    assert shown == pytest.approx(np.array(case["video_preds"]), abs=1e-5)
+    assert scores.argmax(1).tolist() == case["argmax"]
+    metrics = Evaluation(np.array(index), np.array(case["labels"]), scores).metrics()
+    assert f"{metrics['top1']:.2f}" == case["stats"]["top1_acc"]
+    assert f"{metrics['top5']:.2f}" == case["stats"]["top5_acc"]
+
+
+def test_repeated_views_count_once():
+    logits = torch.randn(4, 3)
+    once, twice = ViewEnsemble("sum", False), ViewEnsemble("sum", False)
+    label, index, view = torch.tensor([1, 1, 2, 2]), torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    once.update(logits, label, index, view)
+    for _ in range(2):
+        twice.update(logits, label, index, view)
+    assert all(np.array_equal(once.scores[i], twice.scores[i]) for i in (0, 1))
+
+
+def test_evaluate_splits_batches_and_restores_the_mode():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 2 * 4 * 4, 3)).train()
+    clips = torch.randn(6, 3, 2, 4, 4)
+    batch = {
+        "video": clips,
+        "label": torch.tensor([0, 0, 1, 1, 2, 2]),
+        "index": torch.tensor([4, 4, 2, 2, 7, 7]),
+        "view": torch.tensor([0, 1, 0, 1, 0, 1]),
+        "bad": [("x.mp4", "torn")],
+    }
+    result = evaluate(
+        model, [batch], lambda v: v, ViewEnsemble("sum", False), max_clips=4, description="", skip_bad=True
+    )
+    expected = model(clips).detach().view(3, 2, 3).sum(1)[[1, 0, 2]].numpy()
+    assert result.scores == pytest.approx(expected, abs=1e-6)
+    assert result.index.tolist() == [2, 4, 7] and result.label.tolist() == [1, 0, 2]
+    assert result.metrics()["num_skipped"] == 1 and result.metrics()["top5_k"] == 3
+    assert model.training
+    with pytest.raises(ValueError, match=r"x\.mp4 cannot be decoded \(torn\).*TEST\.SKIP_BAD"):
+        evaluate(model, [batch], lambda v: v, ViewEnsemble("sum", False), 4, "", skip_bad=False)
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(ValueError, match="no video could be evaluated"):
+        evaluate(torch.nn.Identity(), [], lambda v: v, ViewEnsemble("sum", False), 1, "", False)
+
+
+def test_train_meter_means_and_state():
+    meter = TrainMeter(torch.device("cpu"))
+    meter.update(torch.tensor(2.0), [torch.tensor(1), torch.tensor(2)], clips=2, waited=0.0)
+    meter.update(torch.tensor(5.0), [torch.tensor(0), torch.tensor(1)], clips=1, waited=0.0)
+    other = TrainMeter(torch.device("cpu"))
+    other.load_state_dict(meter.state_dict())
+    values = other.log_values()
+    assert (values["loss"], values["top1"], values["top5"]) == pytest.approx((3.0, 100 / 3, 100.0))
+    other.update(torch.tensor(1.0), [torch.tensor(1), torch.tensor(1)], clips=1, waited=0.0)
+    assert other.log_values()["loss"] == 1.0  # a new period
+    assert other.epoch_values()["loss"] == pytest.approx(10 / 4)

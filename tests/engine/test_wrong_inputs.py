@@ -1,0 +1,112 @@
+"""Everything a user can get wrong ends in one clear line with the cure, early, and loses nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import run_net as program
+import torch
+
+from slowfast.engine.checkpoint import checkpoint_dir, save_checkpoint
+from slowfast.models import UniFormer
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """Run tools/run_net.py in this process; it has to end with exit code 2. Returns its error message."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["run_net.py", *map(str, arguments)])
+        assert program.main() == 2
+        message = capsys.readouterr().err
+        assert message.count("error: ") == 1
+        return message[message.index("error: ") :]
+
+    return run
+
+
+def write_list(folder: Path, text: str) -> tuple[str, str]:
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "val", "test"):
+        (folder / f"{split}.csv").write_text(text)
+    return "DATA.PATH_TO_DATA_DIR", str(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("", ["train.csv", "empty"]),
+        ("train_0.mp4,0\ntrain_1.mp4,1\n", ["train.csv:1", "DATA.PATH_LABEL_SEPARATOR"]),
+        ("train_0.mp4 0\ntrain_1.mp4 8\n", ["train.csv:2", "8", "MODEL.NUM_CLASSES"]),
+        ("train_0.mp4 0\ntrain_1.mp4 left\n", ["train.csv:2", "left"]),
+        ("a.mp4 0\nb.mp4 1\nc.mp4 2\nd.mp4 3\ntrain_0.mp4 0\n", ["4 of", "a.mp4", "c.mp4", "DATA.PATH_PREFIX"]),
+    ],
+    ids=["empty", "separator", "label out of range", "label not a number", "videos missing"],
+)
+def test_lists(rows, expected, experiment, fails, tmp_path):
+    message = fails("--cfg", experiment, *write_list(tmp_path / "lists", rows))
+    for part in expected:
+        assert part in message
+    if "a.mp4" in rows:
+        assert "d.mp4" not in message  # the first three are named
+
+
+def test_list_missing(experiment, fails, tmp_path):
+    message = fails("--cfg", experiment, "DATA.PATH_TO_DATA_DIR", tmp_path / "nowhere")
+    assert "nowhere/train.csv" in message and "DATA.PATH_TO_DATA_DIR" in message
+
+
+def test_configuration_faults_come_together(experiment, fails):
+    message = fails("--cfg", experiment, "SOLVER.BASE_LERN", "1", "TRAIN.BATCH_SIZE", "many")
+    assert "SOLVER.BASE_LERN" in message and "SOLVER.BASE_LR" in message and "TRAIN.BATCH_SIZE" in message
+
+
+def test_configuration_file_missing(fails):
+    assert "nothing.yaml" in fails("--cfg", "nothing.yaml")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_gpus_on_a_machine_without(experiment, fails):
+    message = fails("--cfg", experiment, "NUM_GPUS", 8, "TRAIN.BATCH_SIZE", 8, "TEST.BATCH_SIZE", 8)
+    assert "NUM_GPUS" in message and "8" in message and "NUM_GPUS 0" in message
+
+
+def test_checkpoints_of_others(experiment, fails, tmp_path):
+    test_only = ("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
+    assert "w.pth" in fails(*test_only) and not (tmp_path / "w.pth").exists()
+    options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+    torch.save({"model_state": UniFormer(num_classes=12, **options).state_dict()}, tmp_path / "w.pth")
+    assert "12 classes and the model 8" in fails(*test_only)
+    torch.save(UniFormer(num_classes=8, **{**options, "depth": (1, 2, 1, 1)}).state_dict(), tmp_path / "w.pth")
+    assert "of another model" in fails(*test_only)
+    train = ("--cfg", experiment, "TRAIN.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
+    assert "of another model" in fails(*train)
+    assert "no checkpoint to test" in fails("--cfg", experiment, "TRAIN.ENABLE", False)
+    assert "not_there.pth" in fails("--cfg", experiment, "UNIFORMER.PRETRAIN_NAME", "not_there")
+
+
+def test_output_folder_of_another_run(experiment, fails, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["run_net.py", "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
+    )
+    assert program.main() == 0
+    before = sorted(path.read_bytes() for path in checkpoint_dir(str(tmp_path / "out")).iterdir())
+    message = fails("--cfg", experiment, "SOLVER.BASE_LR", 0.1)
+    assert "SOLVER.BASE_LR 0.001 there, 0.1 here" in message and "another OUTPUT_DIR" in message
+    assert "TRAIN.AUTO_RESUME" in fails("--cfg", experiment, "TRAIN.AUTO_RESUME", False)
+    assert before == sorted(path.read_bytes() for path in checkpoint_dir(str(tmp_path / "out")).iterdir())
+
+
+def test_weights_cannot_be_resumed(experiment, fails, tmp_path):
+    options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+    state = {"step": 1, "steps_per_epoch": 6, "model_state": UniFormer(num_classes=8, **options).state_dict()}
+    save_checkpoint(state, str(tmp_path / "out"))
+    assert "cannot be resumed, it lacks optimizer_state" in fails("--cfg", experiment)
+    save_checkpoint({**state, "format": 99}, str(tmp_path / "out"))
+    assert "format 99" in fails("--cfg", experiment)
+
+
+def test_batch_larger_than_the_list(experiment, fails):
+    assert "TRAIN.BATCH_SIZE" in fails("--cfg", experiment, "TRAIN.BATCH_SIZE", 64)

@@ -1,0 +1,45 @@
+"""Imports run downhill: tools -> engine, visualization -> config -> models | datasets | optim -> utils."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "slowfast"
+MAY_IMPORT = {
+    "utils": set(),
+    "models": {"utils"},
+    "datasets": {"utils"},
+    "optim": {"utils"},
+    "config": {"datasets", "utils"},
+    "engine": {"config", "models", "datasets", "optim", "utils"},
+    "visualization": {"config", "models", "datasets", "optim", "utils"},
+}
+FILES = sorted(PACKAGE.glob("*/*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downhill(path):
+    room = path.parent.name
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            modules = [node.module or ""]
+        for module in modules:
+            if module.startswith("slowfast."):
+                other = module.split(".")[1]
+                assert other == room or other in MAY_IMPORT[room], f"{room} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_build_modules_and_the_engine_read_the_configuration(path):
+    if path.parent.name in ("engine", "config") or path.stem == "build":
+        return
+    names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+    names |= {node.arg for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.arg)}
+    assert "cfg" not in names
