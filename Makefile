@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made when there is none. Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
@@ -17,10 +18,10 @@ demo: install ## the main job on made-up videos: data, training, multi-view test
 	$(RUN) bash exp/demo/run.sh
 
 test: lint ## all tests
-	$(RUN) pytest
+	$(RUN) pytest -n $(JOBS)
 
 test-unit: install ## the quick part of the tests
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -n $(JOBS) -m "not slow"
 
 lint: install
 	$(RUN) ruff check .

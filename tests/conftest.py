@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the test processes share the cores
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -162,6 +162,11 @@ TRAINING_COMBINATIONS: tuple[Rule, ...] = (
         "the warm-up has to end before the training; raise the first or lower the second",
     ),
     (
+        ("SOLVER.WARMUP_EPOCHS", "SOLVER.WARMUP_START_LR", "SOLVER.BASE_LR"),
+        lambda warmup, start, base: warmup == 0 or start <= base,
+        "a warm-up rises; lower SOLVER.WARMUP_START_LR (the recipes take 1e-6)",
+    ),
+    (
         ("MIXUP.ENABLE", "MODEL.LOSS_FUNC"),
         lambda mix, loss: not mix or loss == "soft_cross_entropy",
         "mixed labels need MODEL.LOSS_FUNC soft_cross_entropy; set it, or MIXUP.ENABLE False",

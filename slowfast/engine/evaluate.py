@@ -106,8 +106,8 @@ def evaluate(
         if bad and not skip_bad:
             path, reason = bad[0]
             raise ValueError(
-                f"{path} cannot be decoded ({reason}); nothing takes its place in an evaluation. Repair the file or take "
-                "it off the list, or set TEST.SKIP_BAD True to leave such videos out of the metrics, which then say so"
+                f"{path} cannot be decoded ({reason}); nothing takes its place in an evaluation. Repair the file, "
+                "take it off the list, or leave such videos out of the metrics with TEST.SKIP_BAD True"
             )
         fields = (batch["video"], batch["label"], batch["index"], batch["view"])
         for video, label, index, view in zip(*(f.split(max_clips) for f in fields), strict=True):

@@ -1,0 +1,149 @@
+"""Demo videos: reproducible, resumable, and told apart by motion only."""
+
+import sys
+from pathlib import Path
+
+import decord
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tools.make_demo_data import CLASS_NAMES, FRAMES, draw_factors, make_demo_data, render, rng_for
+from tools.make_demo_data import main as make_demo_data_main
+
+CLASSES = range(len(CLASS_NAMES))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ks_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest distance between two empirical distribution functions (Kolmogorov-Smirnov)."""
+    values = np.sort(np.concatenate([a, b]))
+    return np.abs(np.searchsorted(np.sort(a), values) / len(a) - np.searchsorted(np.sort(b), values) / len(b)).max()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo_data(tmp_path_factory.mktemp("demo") / "data", train=16, test=8, seed=3, workers=2)
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(demo: Path, tmp_path: Path) -> None:
+    again = contents(make_demo_data(tmp_path / "again", train=16, test=8, seed=3, workers=1))
+    other = contents(make_demo_data(tmp_path / "other", train=16, test=8, seed=4, workers=2))
+    assert again == contents(demo)
+    assert not any(other[name] == again[name] for name in again if name.endswith(".mp4"))
+
+
+def test_lists_hold_every_class_equally_often_and_videos_decode(demo: Path) -> None:
+    assert (demo / "class_names.txt").read_text().splitlines() == list(CLASS_NAMES)
+    assert (demo / "val.csv").read_bytes() == (demo / "test.csv").read_bytes()
+    sizes = set()
+    for split, count in (("train", 16), ("test", 8)):
+        rows = [line.split(" ") for line in (demo / f"{split}.csv").read_text().splitlines()]
+        assert np.bincount([int(label) for _, label in rows], minlength=8).tolist() == [count // 8] * 8
+        for index, (name, label) in enumerate(rows):
+            video = decord.VideoReader(str(demo / name), num_threads=1)
+            frames = video.get_batch(range(len(video))).asnumpy()
+            drawn = render(rng_for(3, "demo", split, index), int(label))
+            assert FRAMES[0] <= len(frames) <= FRAMES[1]
+            assert frames.shape == drawn.shape
+            assert np.abs(frames.astype(float) - drawn).mean() < 12  # H.264 loses colour resolution
+            sizes.add(frames.shape[1:3])
+    assert len(sizes) > 3
+
+
+@pytest.mark.parametrize("label", CLASSES)
+def test_only_the_factor_of_the_class_drifts(label: int) -> None:
+    for seed in range(50):
+        factors = draw_factors(np.random.default_rng(seed), label, 24 + seed % 25)
+        drift = factors[:, -1] - factors[:, 0]
+        steps = np.diff(factors[label // 2]) * (1 if label % 2 else -1)
+        assert (steps > 0).all()
+        assert abs(drift[label // 2]) >= 0.6
+        assert np.allclose(np.delete(drift, label // 2), 0)
+        assert (np.ptp(factors, axis=1) > 0.5).all()  # the others cover as much
+        assert factors.min() >= 0
+        assert factors.max() <= 1
+
+
+def test_a_frame_does_not_tell_the_class() -> None:
+    drawn = np.array([[draw_factors(np.random.default_rng([seed, c]), c, 36) for seed in range(1500)] for c in CLASSES])
+    frames = drawn.transpose(0, 2, 1, 3).reshape(8, 4, -1)  # class, factor, every frame of every video
+    for factor in range(4):
+        for label in range(1, 8):
+            assert ks_distance(frames[0, factor], frames[label, factor]) < 0.03
+        # one monotone class shifts it when frames are compared at one moment: the distance can see a difference
+        last = drawn[:, :, factor, -1]
+        assert ks_distance(last[2 * factor], last[2 * factor + 1]) > 0.5
+    correlations = [np.corrcoef(of_class)[np.triu_indices(4, 1)] for of_class in frames]
+    assert np.abs(correlations).max() < 0.05
+
+
+def test_a_reversed_video_is_one_of_the_opposite_class() -> None:
+    for label in range(0, 8, 2):
+        one = draw_factors(np.random.default_rng(1), label, 30)[label // 2]
+        opposite = draw_factors(np.random.default_rng(1), label + 1, 30)[label // 2]
+        assert np.allclose(one[::-1], opposite)
+
+
+@pytest.mark.parametrize(("label", "sign"), [(0, -1), (1, 1), (2, -1), (3, 1)], ids=lambda value: str(value))
+def test_positions_follow_the_class_name(label: int, sign: int) -> None:
+    axis = 2 if label < 2 else 1  # of (T, H, W): left is a smaller column, up a smaller row
+    for seed in range(8):
+        video = render(np.random.default_rng(seed), label).max(axis=-1).astype(float)
+        shape = video > 150
+        center = [np.argwhere(shape[t]).mean(0)[axis - 1] for t in (0, -1)]
+        assert (center[1] - center[0]) * sign > 4
+
+
+def test_sizes_follow_the_class_name() -> None:
+    for seed in range(8):
+        areas = [(render(np.random.default_rng(seed), label).max(-1) > 150).sum((1, 2)) for label in (6, 7)]
+        assert areas[0][0] > 1.5 * areas[0][-1]
+        assert areas[1][-1] > 1.5 * areas[1][0]
+
+
+def test_turns_follow_the_class_name() -> None:
+    for seed in range(8):
+        for label, sign in ((4, -1), (5, 1)):
+            video = render(np.random.default_rng(seed), label).astype(float)
+            shape, warmth = video.max(-1) > 150, video[..., 0] - video[..., 2]
+            red, blue = shape & (warmth > 60), shape & (warmth < -60)
+            up = [np.argwhere(red[t]).mean(0) - np.argwhere(blue[t]).mean(0) for t in range(len(video))]
+            turn = np.unwrap([np.arctan2(row, column) for row, column in up])  # rows point down: clockwise grows
+            assert (turn[-1] - turn[0]) * sign > np.pi / 3
+
+
+def test_an_interrupted_call_goes_on_and_a_finished_one_returns(demo: Path, tmp_path: Path) -> None:
+    whole = contents(demo)
+    folder = make_demo_data(tmp_path / "data", train=16, test=8, seed=3)
+    kept = folder / "videos" / "train_00002.mp4"
+    before = kept.stat().st_mtime_ns
+    make_demo_data(folder, train=16, test=8, seed=3)
+    assert kept.stat().st_mtime_ns == before
+
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("true", "false"))
+    for name in ("test.csv", "videos/train_00005.mp4", "videos/test_00001.mp4"):
+        (folder / name).unlink()
+    (folder / "videos" / "train_00005.part").write_bytes(b"torn")
+    make_demo_data(folder, train=16, test=8, seed=3)
+    assert contents(folder) == whole
+    assert kept.stat().st_mtime_ns == before
+
+
+def test_other_arguments_for_a_folder_in_use_are_refused(demo: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose another folder"):
+        make_demo_data(demo, train=16, test=8, seed=4)
+    with pytest.raises(ValueError, match="at least 1"):
+        make_demo_data(tmp_path / "none", train=0)
+
+
+def test_command_line(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["make_demo_data.py", "--out", str(tmp_path / "cli"), "--train", "16", "--test", "8", "--seed", "3"]
+    monkeypatch.setattr(sys, "argv", argv)
+    make_demo_data_main()
+    assert contents(tmp_path / "cli") == contents(demo)

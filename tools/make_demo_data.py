@@ -1,0 +1,230 @@
+"""Make a small set of H.264 videos whose eight classes differ in motion only.
+
+    python tools/make_demo_data.py --out data/motion [--train 1000 --test 200 --seed 0 --workers N]
+
+A two-coloured shape lies over a textured background. Four factors describe it: position x, position y, angle and size.
+A class names one factor and the direction in which it goes, steadily, from one end of a range to the other. The three
+other factors go there and back over ranges drawn in the same way, starting anywhere on the round trip, so they end
+where they began. What follows:
+
+* A frame taken at random from a video is equally likely under each class: every factor is uniform over its range.
+* A video played backwards is an equally likely video of the opposite class, so the frames without their order can never
+  tell the two apart; nor does the range that a factor covers tell which factor is the steady one.
+* A frame together with its time does tell something (a shape that ends on the right probably moved there), as it does
+  of any steady motion. The control for all of this is a test with shuffled frames, which has to end near 1 / 8.
+
+Shape, texture, colours, background, still clutter, noise, speed, length, frame rate and resolution vary from video to
+video and do not depend on the class. A file is a function of (seed, split, index) and of nothing around it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from slowfast.utils.io import write_text
+from slowfast.utils.rng import rng_for
+
+CLASS_NAMES = (
+    "move_left",
+    "move_right",
+    "move_up",
+    "move_down",
+    "turn_counterclockwise",
+    "turn_clockwise",
+    "shrink",
+    "grow",
+)
+VERSION = 1  # part of the manifest: raise it when the same arguments begin to give other files
+ARC = (0.6, 1.0)  # share of a factor's limits that the range of one video takes
+FRAMES = (24, 48)
+FRAME_RATES = (12, 15, 24, 30)
+SHORT_SIDES = (64, 80, 96)  # decord misreads some other widths below 96, such as 72
+ASPECTS = (1.0, 1.25, 1.5)
+TRAVEL = 0.25  # limits of x and of y, in units of the short side
+TURN = np.pi  # limits of the angle, in radians: the warm half never points straight down
+RADII = (0.14, 0.38)  # limits of the size, in units of the short side
+SPRITE = 96  # pixels; the side of the square in which a shape is drawn before it is turned and scaled
+SHAPES = (
+    [(np.cos(a), np.sin(a)) for a in np.arange(3) * 2 * np.pi / 3],
+    [(np.cos(a), np.sin(a)) for a in np.arange(4) * 2 * np.pi / 4],
+    [(np.cos(a), np.sin(a)) for a in np.arange(6) * 2 * np.pi / 6],
+    [(r * np.cos(a), r * np.sin(a)) for r, a in zip([1, 0.5] * 5, np.arange(10) * 2 * np.pi / 10, strict=True)],
+    [(-0.9, -0.35), (0.1, -0.35), (0.1, -0.9), (0.95, 0), (0.1, 0.9), (0.1, 0.35), (-0.9, 0.35)],  # arrow
+    [(-0.7, -0.7), (0, -0.7), (0, 0), (0.7, 0), (0.7, 0.7), (-0.7, 0.7)],  # L
+)  # outlines inside the unit circle
+
+
+def draw_factors(rng: np.random.Generator, label: int, length: int) -> np.ndarray:
+    """Draw how x, y, angle and size run through one video of class `label`.
+
+    Returns:
+        (4, length) positions between the two limits of each factor, in [0, 1].
+    """
+    time = np.linspace(0, 1, length)
+    factors = np.empty((4, length))
+    for factor in range(4):
+        arc, start, phase = rng.uniform(*ARC), rng.random(), rng.random()
+        steady = time if label % 2 else 1 - time
+        there_and_back = np.abs(2 * ((time + phase) % 1) - 1)
+        path = steady if factor == label // 2 else there_and_back
+        factors[factor] = (1 - arc) * start + arc * path
+    return factors
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int, strength: float) -> np.ndarray:
+    """Smooth colour noise (H, W, 3) around 0, `cells` blobs a side."""
+    coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
+    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def _draw_sprite(rng: np.random.Generator) -> np.ndarray:
+    """A shape (SPRITE, SPRITE, 4), colours and opacity; its warm half and its cool half show every turn."""
+    center, radius = (SPRITE - 1) / 2, SPRITE / 2 - 2
+    outline = center + radius * np.array(SHAPES[rng.integers(len(SHAPES))])
+    mask = np.zeros((SPRITE, SPRITE), np.uint8)
+    cv2.fillPoly(mask, [outline.round().astype(np.int32)], 255, cv2.LINE_AA)
+    paint = _noise(rng, (SPRITE, SPRITE), 6, 15)
+    paint[: SPRITE // 2] += (rng.uniform(180, 255), rng.uniform(80, 255), rng.uniform(0, 60))  # warm
+    paint[SPRITE // 2 :] += (rng.uniform(0, 60), rng.uniform(80, 255), rng.uniform(180, 255))  # cool
+    dot = np.array([center + 0.3 * radius, center - 0.25 * radius]).round().astype(int).tolist()
+    cv2.circle(paint, dot, round(0.17 * radius), rng.uniform(0, 255, 3).tolist(), -1, cv2.LINE_AA)
+    return np.dstack([paint.clip(0, 255).astype(np.uint8), mask])
+
+
+def _draw_background(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
+    """Colour noise of two sizes and up to four still blocks: (H, W, 3) uint8 of mean brightness `level`."""
+    background = level + _noise(rng, (height, width), 4, 15) + _noise(rng, (height, width), 16, 6)
+    for _ in range(rng.integers(5)):
+        corner = rng.uniform(0, (width, height))
+        size = rng.uniform(0.05, 0.2, 2) * min(height, width)
+        color = (level + rng.normal(0, 20, 3)).tolist()
+        cv2.rectangle(background, corner.astype(int).tolist(), (corner + size).astype(int).tolist(), color, -1)
+    return background.clip(0, 255).astype(np.uint8)
+
+
+def render(rng: np.random.Generator, label: int) -> np.ndarray:
+    """Draw one video of class `label`: (T, H, W, 3), uint8 RGB."""
+    length = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
+    short = int(rng.choice(SHORT_SIDES))
+    long = round(short * rng.choice(ASPECTS) / 2) * 2  # H.264 halves the colour planes: even sides
+    height, width = (short, long) if rng.random() < 0.5 else (long, short)
+    factors = draw_factors(rng, label, length)
+
+    background = _draw_background(rng, height, width, level=rng.uniform(30, 80))
+    sprite = _draw_sprite(rng)
+    grain = rng.normal(0, rng.uniform(0, 6), (2 * height, 2 * width, 1)).astype(np.int16)
+    offsets = rng.integers(0, (height, width), (length, 2))
+
+    x = width / 2 + TRAVEL * short * (factors[0] - 0.5)
+    y = height / 2 + TRAVEL * short * (factors[1] - 0.5)
+    angle = TURN * (factors[2] - 0.5)
+    scale = 2 * short / SPRITE * RADII[0] * (RADII[1] / RADII[0]) ** factors[3]
+    video = np.empty((length, height, width, 3), np.uint8)
+    for t in range(length):
+        cos, sin = scale[t] * np.cos(angle[t]), scale[t] * np.sin(angle[t])
+        center = (SPRITE - 1) / 2
+        # y points down, so a growing angle turns clockwise
+        matrix = np.array([[cos, -sin, x[t] - center * (cos - sin)], [sin, cos, y[t] - center * (sin + cos)]])
+        layer = cv2.warpAffine(sprite, matrix, (width, height), flags=cv2.INTER_AREA)
+        opacity = layer[..., 3:].astype(np.int32)
+        frame = (layer[..., :3] * opacity + background * (255 - opacity)) // 255
+        i, j = offsets[t]
+        video[t] = (frame + grain[i : i + height, j : j + width]).clip(0, 255)
+    return video
+
+
+def write_video(path: Path, seed: int, split: str, index: int) -> None:
+    """Render and encode video `index` of a split, of class `index` modulo 8; the file appears whole or not at all."""
+    rng = rng_for(seed, "demo", split, index)
+    video = render(rng, index % len(CLASS_NAMES))
+    part = path.with_suffix(".part")
+    with av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=int(rng.choice(FRAME_RATES)))
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # With more threads libx264 may write other bytes; a short distance between key frames makes seeking cheap.
+        stream.options = {"preset": "ultrafast", "crf": "20", "g": "12", "threads": "1"}
+        for image in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    part.replace(path)
+
+
+def make_demo_data(
+    out: str | Path, train: int = 1000, test: int = 200, seed: int = 0, workers: int | None = None
+) -> Path:
+    """Write videos/, train.csv, val.csv, test.csv (the same rows as val.csv) and class_names.txt, once.
+
+    A finished folder is left alone, an interrupted call goes on where it was. Classes take turns, so they are even when
+    the counts are multiples of 8.
+
+    Args:
+        out: the folder; DATA.PATH_TO_DATA_DIR and DATA.PATH_PREFIX of a configuration.
+        train: training videos.
+        test: test videos.
+        seed: of every draw.
+        workers: threads; None takes one per core. The files do not depend on it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a count below 1, or the folder holds other demo data.
+    """
+    if min(train, test) < 1:
+        raise ValueError(f"train {train} and test {test} have to be at least 1")
+    out = Path(out)
+    wanted = {"version": VERSION, "seed": seed, "train": train, "test": test}
+    manifest = out / "manifest.json"
+    found = json.loads(manifest.read_text()) if manifest.exists() else {**wanted, "complete": False}
+    if {**found, "complete": False} != {**wanted, "complete": False}:
+        raise ValueError(f"{out} holds demo data made with {found}, not {wanted}: choose another folder, or remove it")
+    if found["complete"]:
+        return out
+
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    write_text(manifest, json.dumps({**wanted, "complete": False}))
+    names = {
+        (split, index): f"videos/{split}_{index:05d}.mp4"
+        for split, count in (("train", train), ("test", test))
+        for index in range(count)
+    }
+    missing = [key for key, name in names.items() if not (out / name).exists()]
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        written = pool.map(lambda key: write_video(out / names[key], seed, *key), missing)
+        # disable=None: a bar on a terminal only
+        for _ in tqdm(written, "make videos", len(names), initial=len(names) - len(missing), disable=None):
+            pass
+
+    for file, split in (("train.csv", "train"), ("val.csv", "test"), ("test.csv", "test")):
+        rows = [f"{name} {index % len(CLASS_NAMES)}\n" for (of, index), name in names.items() if of == split]
+        write_text(out / file, "".join(rows))
+    write_text(out / "class_names.txt", "\n".join(CLASS_NAMES) + "\n")
+    write_text(manifest, json.dumps({**wanted, "complete": True}))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make small videos of eight classes that only motion tells apart.")
+    parser.add_argument("--out", required=True, help="folder of the lists and videos")
+    parser.add_argument("--train", type=int, default=1000, help="training videos (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=200, help="test videos (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds, other videos (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="threads (default: one per core)")
+    args = parser.parse_args()
+    out = make_demo_data(**vars(args))
+    print(f"{out}: {args.train} training and {args.test} test videos of {len(CLASS_NAMES)} classes")
+
+
+if __name__ == "__main__":
+    main()
