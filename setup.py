@@ -33,6 +33,13 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.5", "ruff==0.17.*", "pyright[nodejs]>=1.1.400", "pre-commit>=3.7"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
+            "ruff==0.17.*",
+            "pyright[nodejs]>=1.1.400",
+            "pre-commit>=3.7",
+        ],
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import zlib
@@ -29,11 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Any]:
-    """Read tests/golden/<name>, a JSON or NPZ file."""
+    """Read tests/golden/<name>, a JSON (plain or compressed) or NPZ file."""
 
     def read(name: str) -> Any:
         if name.endswith(".npz"):
             return dict(np.load(GOLDEN / name))
+        if name.endswith(".gz"):
+            return json.loads(gzip.decompress((GOLDEN / name).read_bytes()))
         return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
     return read

@@ -38,7 +38,7 @@ def main() -> int:
         from slowfast.engine.launch import launch
 
         launch(cfg, args.init_method)
-        if cfg.TRAIN.ENABLE and os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0:
+        if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0:
             from slowfast.visualization.plots import plot_curves
 
             plot_curves(cfg.OUTPUT_DIR, Path(cfg.OUTPUT_DIR) / "curves.png")

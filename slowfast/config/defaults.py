@@ -74,7 +74,7 @@ _C.TEST.NUM_SPATIAL_CROPS = 3
 # Sum softmax scores (True) or logits (False) over views; None = as MODEL.ARCH was published: uniformer logits,
 # uniformerv2 softmax.
 _C.TEST.ADD_SOFTMAX = None
-# Leave undecodable videos out of the accuracy, and name them; False stops at the first one.
+# Accept a test that had to leave out undecodable videos; False ends it with an error that names them.
 _C.TEST.SKIP_BAD = False
 # Control experiment: the frames of every test clip in random order.
 _C.TEST.SHUFFLE_FRAMES = False
@@ -105,9 +105,9 @@ _C.DATA.SAMPLING_RATE = 8
 _C.DATA.USE_OFFSET_SAMPLING = False
 # Channels of the input; a list for the official pathways, of which there is one.
 _C.DATA.INPUT_CHANNEL_NUM = [3]
-# Mean of every channel (R, G, B), on a scale of 0 .. 1.
+# Mean of every channel, in the order the network sees them, on a scale of 0 .. 1.
 _C.DATA.MEAN = [0.45, 0.45, 0.45]
-# Standard deviation of every channel (R, G, B), on a scale of 0 .. 1.
+# Standard deviation of every channel, in the same order, on a scale of 0 .. 1.
 _C.DATA.STD = [0.225, 0.225, 0.225]
 # Turn round the channel order of the data set (catalog.py: RGB, but BGR for sth and hmdb, as released weights expect).
 _C.DATA.REVERSE_INPUT_CHANNEL = False
@@ -231,7 +231,8 @@ _C.MODEL.MODEL_NAME = "Uniformer"
 _C.MODEL.ARCH = "uniformer"
 # Classes of the head.
 _C.MODEL.NUM_CLASSES = 400
-# Loss: cross_entropy | soft_cross_entropy (soft labels) | bce (one sigmoid per class).
+# Loss: cross_entropy | soft_cross_entropy (labels smoothed by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup) | bce or
+# bce_logit (one sigmoid per class).
 _C.MODEL.LOSS_FUNC = "cross_entropy"
 # Recompute activations in the backward pass, to save memory, in the blocks that MODEL.CHECKPOINT_NUM counts.
 _C.MODEL.USE_CHECKPOINT = False
@@ -269,7 +270,7 @@ _C.UNIFORMER.ATTENTION_DROPOUT_RATE = 0.0
 _C.UNIFORMER.DROP_DEPTH_RATE = 0.1
 # Dropout rate before the head.
 _C.UNIFORMER.HEAD_DROPOUT_RATE = 0.0
-# Weights to start from: a name of slowfast/models/zoo.py or a path; "" = none.
+# Weights to start from: pretrained/<name>.pth, or a path; "" = none. A classifier of other classes is left out.
 _C.UNIFORMER.PRETRAIN_NAME = ""
 # Light networks: share of tokens kept by each block of each stage ([] = stage without pruning).
 _C.UNIFORMER.PRUNE_RATIO = [[], [], [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
@@ -393,7 +394,7 @@ OBSOLETE: dict[str, str] = {
     "DATA.SKIP_ROWS": NOT_HERE,
     "DATA.DUMMY_LOAD": NOT_HERE,
     "DATA_LOADER.ENABLE_MULTI_THREAD_DECODE": "use DATA_LOADER.NUM_WORKERS",
-    "TENSORBOARD.*": "curves are all that is written; tools/ has the plots",
+    "TENSORBOARD.*": "curves are all that is written",
     "LOG_MODEL_INFO*": "parameters and memory are always logged",
     "AVA.*": NOT_HERE,
     "BENCHMARK.*": NOT_HERE,
@@ -418,13 +419,23 @@ OBSOLETE: dict[str, str] = {
 MISSPELT: dict[str, dict[str, str]] = {
     "TRAIN.DATASET": {"ant": "anet"},
     "TEST.DATASET": {"ant": "anet"},
+    "DATA.DECODING_BACKEND": {"pyav": "decord", "torchvision": "decord"},
 }
 
-# Keys (patterns) that may differ between runs that share an OUTPUT_DIR: none of them changes what is learned.
+# Keys (patterns) that may differ between runs that share an OUTPUT_DIR: none of them changes the recipe.
 MAY_DIFFER: tuple[str, ...] = (
     *("NUM_GPUS", "NUM_PROCESSES", "SHARD_ID", "DIST_BACKEND", "OUTPUT_DIR", "LOG_PERIOD", "TEST.*", "TENSORBOARD.*"),
     *("TRAIN.ENABLE", "TRAIN.MAX_STEPS", "TRAIN.AUTO_RESUME", "TRAIN.EVAL_PERIOD", "TRAIN.CHECKPOINT_PERIOD"),
-    *("TRAIN.KEEP_CHECKPOINTS", "MODEL.USE_CHECKPOINT", "MODEL.CHECKPOINT_NUM", "DATA_LOADER.*", "DATA.CHECK_FILES"),
+    *(
+        "TRAIN.KEEP_CHECKPOINTS",
+        "TRAIN.MIXED_PRECISION",
+        "TRAIN.AMP_DTYPE",
+        "DATA.MAX_BAD_SHARE",
+        "MODEL.USE_CHECKPOINT",
+        "MODEL.CHECKPOINT_NUM",
+        "DATA_LOADER.*",
+        "DATA.CHECK_FILES",
+    ),
     *("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "DATA.TEST_CROP_SIZE", "DATA.USE_OFFSET_SAMPLING"),
     "DATA.ENSEMBLE_METHOD",
 )

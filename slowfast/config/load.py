@@ -235,7 +235,7 @@ def _merge(cfg: ConfigNode, assignments: Iterable[Assignment], faults: list[str]
                 continue
             if value in MISSPELT.get(key, ()):
                 meant = MISSPELT[key][value]
-                ignored.setdefault(f"a misspelling, read as {meant}", []).append(f"{key} {value} ({origin})")
+                ignored.setdefault(f"read as {meant}", []).append(f"{key} {value} ({origin})")
                 value = meant
             (cfg[section] if section else cfg)[name] = value
             sources[key] = origin
@@ -245,7 +245,7 @@ def _merge(cfg: ConfigNode, assignments: Iterable[Assignment], faults: list[str]
             faults.append(f"{origin}: {unknown(key)}")
     if ignored:
         lines = [f"\n  {', '.join(keys)}: {reason}" for reason, keys in ignored.items()]
-        warnings.warn("obsolete in this configuration, and without effect:" + "".join(lines), stacklevel=3)
+        warnings.warn("obsolete in this configuration:" + "".join(lines), stacklevel=3)
     return sources, unusable
 
 

@@ -23,9 +23,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "DATA.DECODING_BACKEND": ("decord",),
     "DATA.ENSEMBLE_METHOD": ("sum", "max"),
     "DIST_BACKEND": ("nccl", "gloo"),
-    "MODEL.LOSS_FUNC": ("cross_entropy", "soft_cross_entropy", "bce"),
+    "MODEL.LOSS_FUNC": ("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),
     "SOLVER.LR_POLICY": ("cosine", "steps_with_relative_lrs"),
-    "SOLVER.OPTIMIZING_METHOD": ("sgd", "adamw"),
+    "SOLVER.OPTIMIZING_METHOD": ("sgd", "adam", "adamw"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "TRAIN.AMP_DTYPE": ("auto", "bfloat16", "float16"),
 }
@@ -140,6 +140,11 @@ COMBINATIONS: tuple[Rule, ...] = (
         "the smallest comes first",
     ),
     (
+        ("DATA.IMAGE_TEMPLATE",),
+        lambda template: "{" in template,
+        "every frame would be the same file; write the place of its number as {:05d}",
+    ),
+    (
         ("MODEL.MODEL_NAME", "MODEL.ARCH"),
         lambda name, arch: name.lower().startswith("uniformerv2") == (arch == "uniformerv2"),
         "the network is not of that family; MODEL.ARCH is uniformerv2 for Uniformerv2 and uniformer for the others",
@@ -165,6 +170,18 @@ TRAINING_COMBINATIONS: tuple[Rule, ...] = (
         ("SOLVER.WARMUP_EPOCHS", "SOLVER.WARMUP_START_LR", "SOLVER.BASE_LR"),
         lambda warmup, start, base: warmup == 0 or start <= base,
         "a warm-up rises; lower SOLVER.WARMUP_START_LR (the recipes take 1e-6)",
+    ),
+    (
+        ("SOLVER.OPTIMIZING_METHOD", "SOLVER.NESTEROV", "SOLVER.MOMENTUM", "SOLVER.DAMPENING"),
+        lambda method, nesterov, momentum, dampening: (
+            method != "sgd" or not nesterov or (momentum > 0 and dampening == 0)
+        ),
+        "Nesterov's momentum needs a momentum and no dampening; set SOLVER.NESTEROV False",
+    ),
+    (
+        ("EMA.ENABLE", "EMA.DECAY"),
+        lambda enable, decay: not enable or decay < 1,
+        "the average would never move; take a decay below 1, such as 0.9999",
     ),
     (
         ("MIXUP.ENABLE", "MODEL.LOSS_FUNC"),

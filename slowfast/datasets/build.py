@@ -203,6 +203,12 @@ def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
 
 def _build_train_transform(cfg: CfgNode) -> TrainTransform:
     data, aug = cfg.DATA, cfg.AUG
+    shortest = data.TRAIN_JITTER_SCALES[0]
+    if not data.TRAIN_JITTER_SCALES_RELATIVE and shortest < data.TRAIN_CROP_SIZE:
+        raise ValueError(
+            f"DATA.TRAIN_CROP_SIZE {data.TRAIN_CROP_SIZE} does not fit a short side of {shortest}, the first of "
+            "DATA.TRAIN_JITTER_SCALES; lower the crop or raise the scales"
+        )
     rand_augment = erase = None
     if aug.ENABLE and aug.AA_TYPE:
         rand_augment = RandAugment.parse(aug.AA_TYPE, aug.INTERPOLATION)

@@ -198,6 +198,13 @@ def load_something_something(
             faults.append(f"{path}: entry {number}: {str(entry)[:200]}: {fault}" if len(faults) < SHOWN else "")
     if faults:
         raise ManifestError(_report(faults, len(entries), str(path)))
+    names = sorted(classes, key=lambda name: classes[name])
+    if [classes[name] for name in names] != list(range(len(names))) or num_classes not in (None, len(names)):
+        raise ManifestError(
+            f"{labels_path} names {len(names)} classes, numbered {classes[names[0]]} to {classes[names[-1]]}, but "
+            f"MODEL.NUM_CLASSES is {num_classes}; the numbers have to be 0 to {len(names) - 1} and MODEL.NUM_CLASSES "
+            f"{len(names)}"
+        )
     # Extracted frames lie in a folder named after the id, the release has id.webm: one look tells which it is.
     first = os.path.join(prefix, paths[0])
     suffix = "" if os.path.exists(first) else next((s for s in VIDEO_SUFFIXES if os.path.exists(first + s)), "")
@@ -206,7 +213,7 @@ def load_something_something(
         labels,
         prefix=prefix,
         source=str(path),
-        class_names=sorted(classes, key=lambda name: classes[name]),
+        class_names=names,
     )
 
 
@@ -254,6 +261,8 @@ def _parse(row: str, columns: Sequence[str], separator: str, num_classes: int | 
         if name in ("num_frames", "total") and value <= 0:
             return [], f"{name} {field!r} is not above 0"
         values.append(value)
+    if "begin" in columns and not 0 <= values[columns.index("begin")] <= values[columns.index("end")]:
+        return [], "the annotated segment does not begin at or after 0 and end after that"
     return values, ""
 
 

@@ -84,7 +84,6 @@ def evaluate(
     ensemble: ViewEnsemble,
     max_clips: int,
     description: str,
-    skip_bad: bool,
 ) -> Evaluation:
     """Run `model` over every view of every video and gather the scores of all processes.
 
@@ -93,22 +92,18 @@ def evaluate(
         to_device: moves and normalizes a batch of clips.
         max_clips: clips in one forward pass.
         description: title of the progress bar.
-        skip_bad: leave undecodable videos out, and tell, instead of stopping at the first.
+
+    Returns:
+        Scores of all videos that could be decoded, and the names of the others; nothing takes their place.
 
     Raises:
-        ValueError: a video cannot be decoded, or none could be evaluated.
+        ValueError: no video could be evaluated, or a score is not a finite number.
     """
     was_training = model.training
     model.eval()
     bad: list[tuple[str, str]] = []
     for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
         bad += batch["bad"]
-        if bad and not skip_bad:
-            path, reason = bad[0]
-            raise ValueError(
-                f"{path} cannot be decoded ({reason}); nothing takes its place in an evaluation. Repair the file, "
-                "take it off the list, or leave such videos out of the metrics with TEST.SKIP_BAD True"
-            )
         fields = (batch["video"], batch["label"], batch["index"], batch["view"])
         for video, label, index, view in zip(*(f.split(max_clips) for f in fields), strict=True):
             if len(video):
@@ -121,6 +116,8 @@ def evaluate(
     labels = {i: y for part in parts for i, y in part[1].items()}
     if not scores:
         raise ValueError("no video could be evaluated: the list is empty or every video failed to decode")
+    if not all(np.isfinite(row).all() for row in scores.values()):
+        raise ValueError("the model gives scores that are not finite numbers; its weights are broken")
     index = np.array(sorted(scores))
     return Evaluation(
         index=index,

@@ -6,15 +6,19 @@ import logging
 import os
 import socket
 import sys
+from multiprocessing.queues import SimpleQueue
 
 import torch
 from fvcore.common.config import CfgNode
 
 from slowfast.config import check_hardware, num_local_processes
+from slowfast.engine.setup import prepare_output_dir
 from slowfast.engine.test import test
 from slowfast.engine.train import train
 from slowfast.utils import distributed
 from slowfast.utils.logging import setup_logging
+
+logger = logging.getLogger(__name__)
 
 
 def launch(cfg: CfgNode, init_method: str = "") -> None:
@@ -42,33 +46,41 @@ def launch(cfg: CfgNode, init_method: str = "") -> None:
         raise ValueError(
             f"NUM_SHARDS {cfg.NUM_SHARDS} needs a meeting point: --init_method tcp://HOST_OF_SHARD_0:PORT, or torchrun"
         )
-    host, port = init_method.removeprefix("tcp://").split(":") if init_method else ("127.0.0.1", str(_free_port()))
+    host, port = _meeting_point(init_method)
     environment = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local)}
+    errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        torch.multiprocessing.spawn(_process, (cfg, environment, cfg.SHARD_ID * local), nprocs=local)
+        torch.multiprocessing.spawn(_process, (cfg, environment, cfg.SHARD_ID * local, errors), nprocs=local)
     except torch.multiprocessing.ProcessExitedException as error:
-        raise SystemExit(error.exit_code) from None  # the process has said why
+        if not errors.empty():
+            raise ValueError(errors.get()) from None
+        raise RuntimeError(f"process {error.error_index} ended without a word: {error.msg}") from None
 
 
-def _process(local_rank: int, cfg: CfgNode, environment: dict[str, str], first_rank: int) -> None:
+def _process(local_rank: int, cfg: CfgNode, environment: dict[str, str], first_rank: int, errors: SimpleQueue) -> None:
     os.environ.update(environment, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
     try:
         run(cfg)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        errors.put(str(error))  # the process that started this one tells the user, once
         sys.exit(2)
 
 
 def run(cfg: CfgNode) -> None:
-    """Train and test, as the configuration asks, in this process of the group."""
-    # Without a GPU the processes share the cores; more threads than cores would only wait for each other.
+    """Train and test, as the configuration asks, in this process of the group.
+
+    Raises:
+        ValueError: something of the user's is wrong; its traceback is in OUTPUT_DIR/log.txt.
+    """
+    _check_group(cfg)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cfg.NUM_GPUS == 0 and local > 1:
+        # the processes share the cores; more threads than cores would only wait for each other
         torch.set_num_threads(max(1, torch.get_num_threads() // local))
-    distributed.init_process_group("gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND)
+    distributed.init_process_group("gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND, distributed.device(cfg.NUM_GPUS))
     try:
+        prepare_output_dir(cfg)
         setup_logging(cfg.OUTPUT_DIR, main=distributed.is_main())
-        logger = logging.getLogger(__name__)
         logger.info(
             "torch %s, %d process(es), output in %s", torch.__version__, distributed.world_size(), cfg.OUTPUT_DIR
         )
@@ -76,11 +88,35 @@ def run(cfg: CfgNode) -> None:
             train(cfg)
         if cfg.TEST.ENABLE:
             test(cfg)
+    except Exception:
+        logger.exception("stopped by an error")
+        raise
     finally:
         distributed.destroy_process_group()
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def _check_group(cfg: CfgNode) -> None:
+    """Compare the processes that torchrun started with the configuration, on which batch and learning rate depend."""
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world != local * cfg.NUM_SHARDS:
+        raise ValueError(
+            f"{world} processes, {local} on this machine, are not those of NUM_SHARDS {cfg.NUM_SHARDS}; set it to the "
+            "number of machines (torchrun's --nnodes)"
+        )
+    if cfg.NUM_GPUS and local != cfg.NUM_GPUS:
+        raise ValueError(
+            f"{local} processes on this machine and NUM_GPUS {cfg.NUM_GPUS} differ; every process drives one GPU "
+            "(torchrun's --nproc_per_node)"
+        )
+
+
+def _meeting_point(init_method: str) -> tuple[str, str]:
+    """Host and port of "tcp://host:port"; a free port of this machine for ""."""
+    if not init_method:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return "127.0.0.1", str(listener.getsockname()[1])
+    host, _, port = init_method.removeprefix("tcp://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--init_method {init_method!r} is not of the form tcp://HOST:PORT")
+    return host, port

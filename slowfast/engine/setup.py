@@ -26,19 +26,21 @@ def prepare_output_dir(cfg: CfgNode) -> None:
     Raises:
         ValueError: the folder holds a run of another configuration, or one that may not be resumed, or cannot be made.
     """
+    if not cfg.TRAIN.ENABLE:
+        return  # a test writes into a folder of its own
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if last_checkpoint(cfg.OUTPUT_DIR) and path.is_file():
-        changed = changed_keys(load_config(str(path)), cfg)
+    if last_checkpoint(cfg.OUTPUT_DIR):
+        if not cfg.TRAIN.AUTO_RESUME:
+            raise ValueError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already and TRAIN.AUTO_RESUME is False; choose another "
+                "OUTPUT_DIR, or set it True to go on with that run"
+            )
+        changed = changed_keys(load_config(str(path)), cfg) if path.is_file() else {}
         if changed:
             differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())
             raise ValueError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run of another configuration ({differences}); choose another "
                 "OUTPUT_DIR, or undo the change to go on with that run"
-            )
-        if not cfg.TRAIN.AUTO_RESUME:
-            raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already and TRAIN.AUTO_RESUME is False; choose another "
-                "OUTPUT_DIR, or set it True to go on with that run"
             )
     distributed.barrier()
     if distributed.is_main():
@@ -98,28 +100,35 @@ def clip_mover(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]
 class BadVideos:
     """Counts the videos that training had to replace, and writes them to OUTPUT_DIR/bad_videos*.csv."""
 
-    def __init__(self, cfg: CfgNode, num_videos: int) -> None:
+    def __init__(self, cfg: CfgNode, num_videos: int, device: torch.device) -> None:
         name = f"bad_videos_{distributed.rank()}.csv" if distributed.rank() else "bad_videos.csv"
         self.path = Path(cfg.OUTPUT_DIR) / name
-        self.num_videos, self.max_share = num_videos, cfg.DATA.MAX_BAD_SHARE
+        self.num_videos, self.max_share, self.device = num_videos, cfg.DATA.MAX_BAD_SHARE, device
         self.seen: set[str] = set()
+        if self.path.is_file():  # of the process that this one resumes
+            with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                self.seen = {row[0] for row in csv.reader(file) if row}
 
     def record(self, bad: Sequence[tuple[str, str]]) -> None:
-        """Take note of (path, reason) pairs.
-
-        Raises:
-            ValueError: more than DATA.MAX_BAD_SHARE of the list are bad.
-        """
+        """Take note of (path, reason) pairs."""
         new = {path: reason for path, reason in bad if path not in self.seen}
         if not new:
             return
         self.seen.update(new)
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
+        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows(new.items())
         for path, reason in new.items():
             logger.warning("replaced an undecodable video (%d so far): %s: %s", len(self.seen), path, reason)
-        if len(self.seen) > self.max_share * self.num_videos:
+
+    def check(self) -> None:
+        """Compare the count of all processes with the limit; every process has to call.
+
+        Raises:
+            ValueError: more than DATA.MAX_BAD_SHARE of the list are bad.
+        """
+        count = int(distributed.all_reduce_sum(torch.tensor(len(self.seen), device=self.device)))
+        if count > self.max_share * self.num_videos:
             raise ValueError(
-                f"{len(self.seen)} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
-                f"{self.max_share}; {self.path} gives the reasons. Repair or remove them, or raise the share"
+                f"{count} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
+                f"{self.max_share}; {self.path.name} tells why. Repair them, or raise the share"
             )

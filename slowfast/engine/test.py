@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
+from slowfast.datasets.manifest import Manifest
 from slowfast.engine.checkpoint import best_checkpoint, last_checkpoint
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover, place
@@ -38,14 +40,6 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         ValueError: no checkpoint, one of another model, or data that cannot be read.
     """
     device = distributed.device(cfg.NUM_GPUS)
-    path = find_checkpoint(cfg)
-    checkpoint = load_tensors(path)
-    model = build_model(cfg)
-    if cfg.EMA.ENABLE and checkpoint.get("ema_state"):
-        checkpoint = {**checkpoint, "model_state": checkpoint["ema_state"]}
-    logger.info("testing %s: %s", path, load_weights(model, checkpoint))
-    place(model, device)
-
     local_world_size = distributed.local_world_size()
     loader = build_loader(
         cfg,
@@ -55,6 +49,15 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         local_world_size=local_world_size,
         pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
     )
+    path = find_checkpoint(cfg)
+    checkpoint = load_tensors(path)
+    model = build_model(cfg)
+    if cfg.EMA.ENABLE and checkpoint.get("ema_state"):
+        checkpoint = {**checkpoint, "model_state": checkpoint["ema_state"]}
+    logger.info("testing %s: %s", path, load_weights(model, checkpoint))
+    _check_class_names(checkpoint, loader.dataset.manifest.class_names, path)  # pyright: ignore
+    place(model, device)
+
     evaluation = evaluate(
         model,
         loader,
@@ -62,12 +65,12 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
         max_clips=max(1, cfg.TEST.BATCH_SIZE // local_world_size),
         description="test",
-        skip_bad=cfg.TEST.SKIP_BAD,
     )
     metrics = evaluation.metrics()
+    names = loader.dataset.manifest.class_names or checkpoint.get("class_names")  # pyright: ignore
+    folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
     if distributed.is_main():
-        folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
-        write_results(folder, evaluation, loader.dataset, cfg, path)  # pyright: ignore[reportArgumentType]
+        write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
         logger.info(
             "test%s: top1 %.2f  top%d %.2f  over %d videos x %d views%s; results in %s",
@@ -76,6 +79,13 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
             f" ({metrics['num_skipped']} undecodable ones left out)" if metrics["num_skipped"] else "", folder,
         )  # fmt: skip
+    if evaluation.bad and not cfg.TEST.SKIP_BAD:
+        first = "".join(f"\n  {path}: {reason}" for path, reason in evaluation.bad[:3])
+        raise ValueError(
+            f"{len(evaluation.bad)} test videos cannot be decoded, nothing took their place; first of them:{first}\n"
+            f"The results in {folder} are over the other {metrics['num_videos']}. Repair the videos and test again, or "
+            "accept that with TEST.SKIP_BAD True"
+        )
     return metrics
 
 
@@ -88,6 +98,8 @@ def find_checkpoint(cfg: CfgNode) -> str:
     if cfg.TEST.CHECKPOINT_FILE_PATH:
         return cfg.TEST.CHECKPOINT_FILE_PATH
     best = best_checkpoint(cfg.OUTPUT_DIR)
+    if cfg.TEST.TEST_BEST and not best.is_file():
+        logger.warning("TEST.TEST_BEST is True, but there is no %s; testing the last checkpoint", best)
     found = best if cfg.TEST.TEST_BEST and best.is_file() else last_checkpoint(cfg.OUTPUT_DIR)
     path = str(found or cfg.TRAIN.CHECKPOINT_FILE_PATH)
     if not path:
@@ -98,20 +110,36 @@ def find_checkpoint(cfg: CfgNode) -> str:
     return path
 
 
-def write_results(folder: Path, evaluation: Evaluation, dataset: Any, cfg: CfgNode, checkpoint: str) -> None:
-    """Write predictions.csv (one row a video), scores.npz and metrics.json.
+def _check_class_names(checkpoint: Mapping[str, Any], names: Sequence[str] | None, path: str) -> None:
+    """Raise ValueError when checkpoint and test list both name their classes, and differently."""
+    trained = checkpoint.get("class_names")
+    if not trained or not names:
+        return
+    for at, (a, b) in enumerate(zip(trained, names, strict=False)):
+        if a == b:
+            continue
+        raise ValueError(
+            f"class {at} is {a!r} in {path} and {b!r} in the test list: the labels mean different things. "
+            "Order the list's labels and class names as in training"
+        )
+
+
+def write_results(
+    folder: Path, evaluation: Evaluation, manifest: Manifest, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
+) -> None:
+    """Write predictions.csv (one row a video), scores.npz, metrics.json and config.yaml.
 
     Args:
-        dataset: its `manifest` has the path of every row and the class names (or None).
+        manifest: the test list.
+        names: of the classes; None writes their numbers.
         checkpoint: path of the tested file; its checksum goes into the JSON.
     """
-    names = dataset.manifest.class_names
     table = io.StringIO()
     writer = csv.writer(table)
     top = min(5, evaluation.scores.shape[1])
     ranks = range(1, top + 1)
     writer.writerow(["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)])
-    paths = [dataset.manifest[int(i)].path for i in evaluation.index]
+    paths = [manifest.path(int(i)) for i in evaluation.index]
     for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
         order = np.argsort(-scores, kind="stable")[:top]
         classes = [names[k] if names else int(k) for k in (label, *order)]
@@ -128,4 +156,5 @@ def write_results(folder: Path, evaluation: Evaluation, dataset: Any, cfg: CfgNo
         "checkpoint": {"path": checkpoint, "sha256": sha256(path_manager.get_local_path(checkpoint))},
         "config": yaml.safe_load(dump_config(cfg)),
     }
+    write_text(folder / "config.yaml", dump_config(cfg))
     write_text(folder / "metrics.json", json.dumps(report, indent=2) + "\n")

@@ -18,16 +18,16 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from slowfast.datasets.build import Split, build_loader
 from slowfast.datasets.mixup import MixUp, one_hot
 from slowfast.engine.checkpoint import last_checkpoint, save_checkpoint
+from slowfast.engine.ema import ModelEma
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
-from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place, prepare_output_dir
+from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place
 from slowfast.engine.state import TrainState
 from slowfast.engine.tensorboard import TensorBoard
 from slowfast.models.build import build_model, initialize
@@ -67,11 +67,12 @@ def train(cfg: CfgNode) -> None:
     Raises:
         ValueError: data, weights or an output folder that do not belong to this configuration.
     """
-    prepare_output_dir(cfg)
     device = distributed.device(cfg.NUM_GPUS)
     torch.manual_seed(cfg.RNG_SEED)
 
     train_loader, val_loader = _loader(cfg, "train", device), _loader(cfg, "val", device)
+    if cfg.TEST.ENABLE and distributed.is_main():
+        build_loader(cfg, "test")  # a fault of the test list shows now, not after days of training
     steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
     if steps_per_epoch == 0:
         raise ValueError(
@@ -81,7 +82,8 @@ def train(cfg: CfgNode) -> None:
         )
 
     model = build_model(cfg)
-    resume_from = last_checkpoint(cfg.OUTPUT_DIR) if cfg.TRAIN.AUTO_RESUME else None
+    # the main process decides for all: the machines of a job need not see the same disk
+    resume_from = distributed.broadcast(last_checkpoint(cfg.OUTPUT_DIR) if cfg.TRAIN.AUTO_RESUME else None)
     if resume_from is None:
         initialize(model, cfg)
     place(model, device)
@@ -93,10 +95,10 @@ def train(cfg: CfgNode) -> None:
 
     amp = amp_dtype(cfg, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)  # pyright: ignore
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.EMA.DECAY)) if cfg.EMA.ENABLE else None
+    ema = ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None
     state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
     if resume_from is not None:
-        state.load_state_dict(load_tensors(resume_from))
+        state.load_state_dict(load_tensors(resume_from), steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
 
     network = model
@@ -116,7 +118,7 @@ def train(cfg: CfgNode) -> None:
         amp=amp,
         log=MetricsLog(cfg.OUTPUT_DIR, enabled=main),
         board=TensorBoard(cfg, state.step, enabled=main),
-        bad=BadVideos(cfg, len(train_loader.dataset)),  # pyright: ignore
+        bad=BadVideos(cfg, len(train_loader.dataset), device),  # pyright: ignore
         steps_per_epoch=steps_per_epoch,
         first_step=state.step,
         last_step=min(cfg.TRAIN.MAX_STEPS or schedule_end, schedule_end),
@@ -175,8 +177,10 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
         target = label = batch["label"].to(run.device, non_blocking=True)
         if run.mixup:
             video, target = run.mixup(video, label, random_state_for("mixup", *where, micro))
-        elif run.cfg.MODEL.LOSS_FUNC != "cross_entropy":
+        elif run.cfg.MODEL.LOSS_FUNC == "soft_cross_entropy":
             target = one_hot(label, run.cfg.MODEL.NUM_CLASSES, run.cfg.MIXUP.LABEL_SMOOTH_VALUE)
+        elif run.cfg.MODEL.LOSS_FUNC != "cross_entropy":
+            target = one_hot(label, run.cfg.MODEL.NUM_CLASSES)
 
         synchronize = micro == accumulation - 1 or not isinstance(run.network, DistributedDataParallel)
         with contextlib.nullcontext() if synchronize else run.network.no_sync():  # pyright: ignore
@@ -196,7 +200,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     if state.ema:
-        state.ema.update_parameters(state.model)
+        state.ema.update(state.model)
     return grad_norm
 
 
@@ -212,33 +216,52 @@ def log_step(state: TrainState, run: Run, lr: float, grad_norm: Tensor) -> None:
     seconds_per_step = (time.perf_counter() - run.started) / (state.step - run.first_step)
     eta = datetime.timedelta(seconds=round(seconds_per_step * (run.last_step - state.step)))
     logger.info(
-        "epoch %.2f step %d/%d  loss %.4f  top1 %.2f  top5 %.2f  lr %.3g  grad %.2f  %.1f clips/s  data wait %.0f%%  "
+        "epoch %.2f step %d/%d  loss %.4f  top1 %.2f  top%d %.2f  lr %.3g  grad %.2f  %.1f clips/s  data wait %.0f%%  "
         "%.1f GiB  eta %s",
-        epoch, state.step, run.last_step, values["loss"], values["top1"], values["top5"], lr, values["grad_norm"],
+        epoch, state.step, run.last_step, values["loss"], values["top1"],
+        min(5, run.cfg.MODEL.NUM_CLASSES), values["top5"], lr, values["grad_norm"],
         values["clips_per_s"], 100 * values["data_wait"], values["memory_gib"], eta,
     )  # fmt: skip
     run.log.write("train", step=state.step, epoch=epoch, **values)
     run.board.write("train", values, state.step)
-    if not math.isfinite(values["loss"]):
+    check_finite(values["loss"], state.step)
+    run.bad.check()
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Stop before a broken model is validated or saved.
+
+    Raises:
+        ValueError: the loss is not a finite number.
+    """
+    if not math.isfinite(loss):
         raise ValueError(
-            f"the loss is {values['loss']} at step {state.step}; the last checkpoint is good. Lower SOLVER.BASE_LR, or "
-            "set TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False"
+            f"the loss is {loss} at step {step}; the checkpoints are older than that. Go on with TRAIN.AMP_DTYPE "
+            "bfloat16 or TRAIN.MIXED_PRECISION False, or start again with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
         )
 
 
 def finish_epoch(state: TrainState, run: Run, loader: DataLoader) -> None:
-    """Log the epoch's means; make every process's BatchNorm statistics the same, recomputed precisely when asked."""
+    """Log the epoch's means; make every process's BatchNorm statistics the same, recomputed precisely when asked.
+
+    Raises:
+        ValueError: the loss is no longer finite.
+    """
     values = state.meter.epoch_values()
     epoch = state.step // run.steps_per_epoch
-    logger.info("epoch %d done: loss %.4f  top1 %.2f  top5 %.2f", epoch, values["loss"], values["top1"], values["top5"])
+    logger.info("epoch %d done: loss %.4f  top1 %.2f", epoch, values["loss"], values["top1"])
     run.log.write("epoch", step=state.step, epoch=epoch, **values)
-    if run.cfg.BN.USE_PRECISE_STATS and not run.cfg.MODEL.FROZEN_BN:
-        loader.batch_sampler.set_position(epoch, 0)  # pyright: ignore
-        clips = (run.to_device(batch["video"]) for batch in loader)
-        update_bn_stats(state.model, clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
-    if distributed.world_size() > 1:
-        for buffer in state.model.buffers():
-            torch.distributed.broadcast(buffer, 0)
+    check_finite(values["loss"], state.step)
+    run.bad.check()
+    models = [state.model, state.ema.module] if state.ema else [state.model]
+    for model in models:
+        if run.cfg.BN.USE_PRECISE_STATS and not run.cfg.MODEL.FROZEN_BN:
+            loader.batch_sampler.set_position(epoch, 0)  # pyright: ignore
+            clips = (run.to_device(batch["video"]) for batch in loader)
+            update_bn_stats(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
+        if distributed.world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
 
 def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
@@ -252,10 +275,9 @@ def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
         ViewEnsemble("sum", softmax=False),
         max_clips=max(1, cfg.TRAIN.BATCH_SIZE // distributed.local_world_size()),
         description="validate",
-        skip_bad=True,
     )
     metrics = evaluation.metrics()
-    best = metrics["top1"] >= state.best
+    best = metrics["top1"] > state.best
     state.best = max(state.best, metrics["top1"])
     epoch = state.step // run.steps_per_epoch
     for path, reason in evaluation.bad:

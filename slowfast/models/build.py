@@ -31,6 +31,7 @@ def _uniformer_options(cfg: CfgNode) -> dict[str, Any]:
         "dropout": options.DROPOUT_RATE,
         "attention_dropout": options.ATTENTION_DROPOUT_RATE,
         "drop_path": options.DROP_DEPTH_RATE,
+        "head_dropout": options.HEAD_DROPOUT_RATE,
         "split": options.SPLIT,
         "std": options.STD,
     }
@@ -65,12 +66,16 @@ def build_model(cfg: CfgNode) -> nn.Module:
 def initialize(model: nn.Module, cfg: CfgNode) -> None:
     """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, or from UNIFORMER.PRETRAIN_NAME, if one is set.
 
+    Pre-trained weights are there to be fine-tuned, so a classifier of another class count is left out, as officially; a
+    checkpoint is taken whole unless MODEL.RESET_HEAD.
+
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
     """
     path = cfg.TRAIN.CHECKPOINT_FILE_PATH or pretrained_path(cfg.UNIFORMER.PRETRAIN_NAME)
     if path:
-        report = load_weights(model, load_tensors(path), reset_head=cfg.MODEL.RESET_HEAD)
+        reset_head = cfg.MODEL.RESET_HEAD or not cfg.TRAIN.CHECKPOINT_FILE_PATH
+        report = load_weights(model, load_tensors(path), reset_head=reset_head, to_train=True)
         logger.info("initial weights from %s: %s", path, report)
 
 
@@ -81,7 +86,7 @@ def pretrained_path(name: str) -> str:
     path = Path("pretrained") / f"{name}.pth"
     if not path.is_file():
         raise ValueError(
-            f"UNIFORMER.PRETRAIN_NAME {name!r} needs {path}; download it there from the address in MODEL_ZOO.md, "
+            f"UNIFORMER.PRETRAIN_NAME {name!r} needs {path}; download the released file and put it there, "
             "give a path that ends in .pth, or leave the name empty to train from scratch"
         )
     return str(path)

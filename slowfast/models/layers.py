@@ -48,7 +48,7 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between; `pointwise` builds each layer (nn.Linear, or a 1x1x1 convolution)."""
+    """Two layers with a GELU between: linear ones, or 1x1x1 convolutions of `conv_ndim` dimensions."""
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0, conv_ndim: int | None = None) -> None:
         super().__init__()

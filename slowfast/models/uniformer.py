@@ -119,6 +119,7 @@ class UniFormer(nn.Module):
         dropout: rate after projections and feed-forward layers.
         attention_dropout: rate on attention weights.
         drop_path: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+        head_dropout: rate before the classifier.
         split: attend over time, then space, in stages 3 and 4.
         std: 3x2x2 instead of 1x2x2 kernels in the patch embeddings 2 to 4.
         in_channels: channels of the input.
@@ -144,6 +145,7 @@ class UniFormer(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        head_dropout: float = 0.0,
         split: bool = False,
         std: bool = False,
         in_channels: int = 3,
@@ -182,6 +184,7 @@ class UniFormer(nn.Module):
             setattr(self, f"blocks{stage}", nn.ModuleList(blocks))
 
         self.norm = BATCH_NORM[ndim](embed_dim[3])
+        self.head_drop = nn.Dropout(head_dropout)
         self.head = nn.Linear(embed_dim[3], num_classes) if num_classes else nn.Identity()
         self.checkpointed = (0, 0, 0, 0)
         self._init_weights()
@@ -228,7 +231,7 @@ class UniFormer(nn.Module):
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Feature map (B, C', ...) -> logits (B, K): mean over all positions, then the classifier."""
-        return self.head(features.flatten(2).mean(2))
+        return self.head(self.head_drop(features.flatten(2).mean(2)))
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
         return self.forward_head(self.forward_features(single_input(video)))

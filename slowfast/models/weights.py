@@ -49,6 +49,8 @@ def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
     Raises:
         ValueError: no tensors where they should be.
     """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of tensors")
     for key in ("model_state", "model", "state_dict"):
         if key in checkpoint and isinstance(checkpoint[key], Mapping):
             checkpoint = checkpoint[key]
@@ -99,7 +101,11 @@ def fit(
     for name, value in target.items():
         if name not in source:
             # num_batches_tracked is absent from checkpoints of very old PyTorch and does not matter with a momentum
-            if name.endswith("num_batches_tracked") or any(part in name for part in may_be_missing):
+            if (
+                name.endswith("num_batches_tracked")
+                or any(part in name for part in may_be_missing)
+                or (reset_head and name.startswith(prefixes))
+            ):
                 report.dropped.append(name)
             else:
                 report.missing.append(name)
@@ -130,14 +136,21 @@ def fit(
     return fitted, report
 
 
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], reset_head: bool = False) -> LoadReport:
-    """Initialise `model` from a loaded checkpoint of any released layout; see `fit` for the rules and errors."""
+def load_weights(
+    model: nn.Module, checkpoint: Mapping[str, Any], reset_head: bool = False, to_train: bool = False
+) -> LoadReport:
+    """Fill `model` from a loaded checkpoint of any released layout; see `fit` for the rules and errors.
+
+    Args:
+        reset_head: leave a classifier of another class count at its initial value.
+        to_train: parts that start as the identity may be missing; a test needs them.
+    """
     fitted, report = fit(
         extract_state_dict(checkpoint),
         model.state_dict(),
         heads=getattr(model, "head_names", ("head",)),
         reset_head=reset_head,
-        may_be_missing=getattr(model, "identity_at_start", ()),
+        may_be_missing=getattr(model, "identity_at_start", ()) if to_train else (),
     )
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
     return report

@@ -14,7 +14,7 @@ from slowfast.optim.schedules import cosine_lr, steps_lr, warmup_lr
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """AdamW or SGD over the recipe's parameter groups."""
+    """AdamW, Adam or SGD over the recipe's parameter groups."""
     groups = parameter_groups(
         model,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
@@ -22,8 +22,11 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         zero_wd_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
         backbone_lr_ratio=cfg.SOLVER.BACKBONE_LR_RATIO,
     )
-    if cfg.SOLVER.OPTIMIZING_METHOD == "adamw":
-        return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, betas=(0.9, 0.999), eps=1e-8)
+    if cfg.SOLVER.OPTIMIZING_METHOD in ("adamw", "adam"):
+        method = torch.optim.AdamW if cfg.SOLVER.OPTIMIZING_METHOD == "adamw" else torch.optim.Adam
+        # fused: with a loss scaler, the others would read from the GPU at every step
+        fused = next(model.parameters()).is_cuda
+        return method(groups, lr=cfg.SOLVER.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=fused)
     assert cfg.SOLVER.OPTIMIZING_METHOD == "sgd", cfg.SOLVER.OPTIMIZING_METHOD
     return torch.optim.SGD(
         groups,

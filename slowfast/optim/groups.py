@@ -21,7 +21,7 @@ def parameter_groups(
     and those the model names in `no_weight_decay()` get none; the rest get `weight_decay`.
 
     Args:
-        backbone_lr_ratio: factor of the learning rate of everything outside `model.head_names()`, "head" by default.
+        backbone_lr_ratio: factor of the learning rate of everything outside `model.head_names`, ("head",) by default.
 
     Returns:
         Non-empty groups, in the order BatchNorm, decayed, not decayed (head after backbone within each), with

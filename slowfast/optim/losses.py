@@ -19,4 +19,5 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
     "soft_cross_entropy": soft_cross_entropy,
     "bce": F.binary_cross_entropy_with_logits,
+    "bce_logit": F.binary_cross_entropy_with_logits,
 }

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def init_process_group(backend: str, timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the group described by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, if there is one."""
+def init_process_group(backend: str, device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
 
 
 def destroy_process_group() -> None:
@@ -35,7 +35,7 @@ def world_size() -> int:
 
 def local_rank() -> int:
     """Rank of this process on its node."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if dist.is_initialized() else 0
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world_size() -> int:

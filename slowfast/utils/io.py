@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 
 path_manager = PathManager()
 path_manager.register_handler(HTTPURLHandler())
+# training scripts of image models keep their arguments beside the weights: a plain container
+torch.serialization.add_safe_globals([argparse.Namespace])
 
 
 @contextmanager
@@ -38,7 +42,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "surrogateescape"))  # file names need not be UTF-8
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -57,12 +61,18 @@ def load_tensors(path: str | os.PathLike) -> Any:
         ValueError: the file is missing, torn, no PyTorch file, or holds other objects.
     """
     path = str(path)
-    if not path_manager.exists(path):
+    try:
+        local = path_manager.get_local_path(path)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"checkpoint {path!r} cannot be fetched ({error}); check the address") from error
+    if not os.path.isfile(local):
         raise ValueError(f"checkpoint {path!r} does not exist; check the path (TRAIN/TEST.CHECKPOINT_FILE_PATH)")
     try:
-        return torch.load(path_manager.get_local_path(path), map_location="cpu", weights_only=True)
+        return torch.load(local, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"it holds an object of {foreign[1]}" if foreign else lines[0]
         raise ValueError(
             f"checkpoint {path!r} cannot be loaded ({reason}); it is torn, not a PyTorch file, or holds objects other "
             "than tensors, which are never executed here: save its state_dict alone"

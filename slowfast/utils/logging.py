@@ -14,23 +14,34 @@ from tqdm import tqdm
 
 
 class _TerminalHandler(logging.StreamHandler):
-    """Writes above a running progress bar instead of through it."""
+    """Writes above a running progress bar instead of through it; tracebacks are for the file."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            return
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
 
 
 def setup_logging(output_dir: str | os.PathLike, main: bool) -> None:
-    """Send the package's log to the terminal and `output_dir`/log.txt; processes other than the main one only warn."""
+    """Send the package's log to the terminal and `output_dir`/log.txt; processes other than the main one only warn.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
     logger = logging.getLogger("slowfast")
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if main else logging.WARNING)
     handlers: list[logging.Handler] = [_TerminalHandler()]
     if main:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8"))
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"OUTPUT_DIR {os.fspath(output_dir)!r} cannot be written ({error}); choose another"
+            ) from error
     for handler in handlers:
         handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"))
         logger.addHandler(handler)
@@ -49,7 +60,7 @@ class MetricsLog:
                 file.write("\n")  # the last process was killed in the middle of a line
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append a record; `kind` is "start", "train", "val" or "test"."""
+        """Append a record; `kind` is "start", "train", "epoch", "val" or "test"."""
         if self.enabled:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, **values}) + "\n")

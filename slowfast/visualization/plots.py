@@ -11,11 +11,14 @@ from slowfast.utils.logging import read_metrics
 
 
 def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Draw loss, accuracy and learning rate over epochs from `output_dir`/metrics.jsonl into the PNG `path`."""
+    """Draw loss, accuracy and learning rate over epochs from `output_dir`/metrics.jsonl into the PNG `path`.
+
+    Of several tests the last one of each kind is shown.
+    """
     records = read_metrics(output_dir)
     train = [r for r in records if r["kind"] == "train"]
     val = [r for r in records if r["kind"] == "val"]
-    test = [r for r in records if r["kind"] == "test"]
+    tests = {r["shuffled_frames"]: r["top1"] for r in records if r["kind"] == "test"}
 
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -25,10 +28,9 @@ def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
     loss.set_title("training loss")
     accuracy.plot(epochs, [r["top1"] for r in train], label="training, top-1")
     accuracy.plot([r["epoch"] for r in val], [r["top1"] for r in val], "o-", label="validation, top-1")
-    for record in test:
-        shuffled = record["shuffled_frames"]
+    for shuffled, top1 in tests.items():
         name = "test, shuffled frames" if shuffled else "test, all views"
-        accuracy.axhline(record["top1"], color="gray" if shuffled else "black", linestyle="--", label=name)
+        accuracy.axhline(top1, color="gray" if shuffled else "black", linestyle="--", label=name)
     accuracy.set(title="accuracy in percent", ylim=(0, 101))
     accuracy.legend()
     rate.plot(epochs, [r["lr"] for r in train])

@@ -103,7 +103,7 @@ AUG:
   RE_PROB: 1.5
   RE_PROB: 0.5
 SOLVER:
-  OPTIMIZING_METHOD: adam
+  OPTIMIZING_METHOD: lamb
   STEPS: [0, x]
 UNIFORMER: {HEAD_DIM: 60, DEPTH: [1, 2]}
 MIXUP.ENABLE: True
@@ -119,7 +119,7 @@ MIXUP.ENABLE: True
         ("x.yaml:5: TEST is a section",),
         ("x.yaml:11: SOLVER.STEPS = [0, 'x']", "a list of numbers"),
         ("command line: trian.enable: unknown key trian.enable", "did you mean TRAIN.ENABLE"),
-        ("x.yaml:10: SOLVER.OPTIMIZING_METHOD = 'adam'", "sgd, adamw"),
+        ("x.yaml:10: SOLVER.OPTIMIZING_METHOD = 'lamb'", "sgd, adam, adamw"),
         ("command line: LOG_PERIOD: LOG_PERIOD = 0", "above 0"),
         ("x.yaml:12: UNIFORMER.DEPTH = [1, 2]", "4 entries"),
         ("x.yaml:12: UNIFORMER.EMBED_DIM = ", "UNIFORMER.HEAD_DIM = 60", "multiples"),

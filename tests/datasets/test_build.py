@@ -209,14 +209,19 @@ def test_the_official_something_something_files_are_read(make_cfg, tmp_path):
     for name, entries in (("train", ["1", "2"]), ("validation", ["3"])):
         content = [{"id": entry, "template": "Holding [something]"} for entry in entries]
         (tmp_path / f"something-something-v2-{name}.json").write_text(json.dumps(content))
-    (tmp_path / "something-something-v2-labels.json").write_text('{"Holding something": "3"}')
-    cfg = make_cfg(
+    labels = {"Lifting something": "1", "Holding something": "3", "Moving something": "0", "Turning something": "2"}
+    (tmp_path / "something-something-v2-labels.json").write_text(json.dumps(labels))
+    options = (
         *("DATA.PATH_TO_DATA_DIR", str(tmp_path), "DATA.LABEL_PATH_TEMPLATE", "something-something-v2-{}.json"),
         *("TRAIN.DATASET", "sth", "TEST.DATASET", "sth"),
     )
+    cfg = make_cfg(*options, "MODEL.NUM_CLASSES", 4)
     training, validation, test = (build_dataset(cfg, split) for split in get_args(Split))
     assert (len(training), len(validation), len(test)) == (2, 1, 1)
-    assert training.manifest.labels.tolist() == [3, 3] and training.manifest.class_names == ["Holding something"]
+    assert training.manifest.labels.tolist() == [3, 3] and training.manifest.class_names
+    assert training.manifest.class_names[3] == "Holding something"
+    with pytest.raises(ManifestError, match=r"names 4 classes.*MODEL\.NUM_CLASSES is 400"):
+        build_dataset(make_cfg(*options, "MODEL.NUM_CLASSES", 400), "train")
 
 
 def test_annotated_segments_are_read(make_cfg, tmp_path, data):

@@ -9,7 +9,7 @@ from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_
 
 @pytest.fixture(scope="module")
 def rows(golden) -> Callable[[str], list[list]]:
-    return lambda table: golden("sampling.json")[table]["rows"]
+    return lambda table: golden("sampling.json.gz")[table]["rows"]
 
 
 def test_dense_views_match_the_official_indices(rows):

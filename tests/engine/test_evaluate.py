@@ -82,21 +82,21 @@ def test_evaluate_splits_batches_and_restores_the_mode():
         "view": torch.tensor([0, 1, 0, 1, 0, 1]),
         "bad": [("x.mp4", "torn")],
     }
-    result = evaluate(
-        model, [batch], lambda v: v, ViewEnsemble("sum", False), max_clips=4, description="", skip_bad=True
-    )
+    result = evaluate(model, [batch], lambda v: v, ViewEnsemble("sum", False), max_clips=4, description="")
     expected = model(clips).detach().view(3, 2, 3).sum(1)[[1, 0, 2]].numpy()
     assert result.scores == pytest.approx(expected, abs=1e-6)
     assert result.index.tolist() == [2, 4, 7] and result.label.tolist() == [1, 0, 2]
     assert result.metrics()["num_skipped"] == 1 and result.metrics()["top5_k"] == 3
     assert model.training
-    with pytest.raises(ValueError, match=r"x\.mp4 cannot be decoded \(torn\).*TEST\.SKIP_BAD"):
-        evaluate(model, [batch], lambda v: v, ViewEnsemble("sum", False), 4, "", skip_bad=False)
+    assert result.bad == [("x.mp4", "torn")]
+    broken = [{**batch, "video": clips * torch.nan}]
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(model, broken, lambda v: v, ViewEnsemble("sum", False), 4, "")
 
 
 def test_nothing_to_evaluate():
     with pytest.raises(ValueError, match="no video could be evaluated"):
-        evaluate(torch.nn.Identity(), [], lambda v: v, ViewEnsemble("sum", False), 1, "", False)
+        evaluate(torch.nn.Identity(), [], lambda v: v, ViewEnsemble("sum", False), 1, "")
 
 
 def test_train_meter_means_and_state():

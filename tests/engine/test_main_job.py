@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from slowfast.config import load_config
 from slowfast.engine.checkpoint import list_checkpoints
 from slowfast.utils.io import load_tensors, sha256
 from slowfast.utils.logging import read_metrics
@@ -133,11 +132,13 @@ def test_number_of_processes_does_not_change_a_test(experiment, run_net, tmp_pat
         assert other["scores"] == pytest.approx(scores[0]["scores"], abs=1e-5)
 
 
-def test_precise_batch_norm_and_sgd(experiment, run_net, tmp_path):
+def test_precise_batch_norm_ema_and_sgd(experiment, run_net, tmp_path):
     run_net(
         experiment, "TRAIN.MAX_STEPS", 6, "BN.USE_PRECISE_STATS", True, "BN.NUM_BATCHES_PRECISE", 3,
-        "SOLVER.OPTIMIZING_METHOD", "sgd", "TEST.ENABLE", False,
+        "SOLVER.OPTIMIZING_METHOD", "sgd", "EMA.ENABLE", True, "TEST.ENABLE", False,
     )  # fmt: skip
-    before = load_tensors(list_checkpoints(str(tmp_path / "out"))[-1])
-    assert int(before["model_state"]["norm.num_batches_tracked"]) >= 6
-    assert load_config(tmp_path / "out" / "config.yaml").BN.USE_PRECISE_STATS
+    state = load_tensors(list_checkpoints(str(tmp_path / "out"))[-1])
+    # six training batches and three for the statistics, which the average gets for its own weights
+    for weights in ("model_state", "ema_state"):
+        assert int(state[weights]["norm.num_batches_tracked"]) == 9
+    assert not torch.equal(state["ema_state"]["norm.running_mean"], state["model_state"]["norm.running_mean"])

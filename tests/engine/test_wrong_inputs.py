@@ -27,6 +27,13 @@ def fails(monkeypatch, capsys):
     return run
 
 
+def small_model(**options) -> UniFormer:
+    """The network of the experiment, or another one."""
+    return UniFormer(
+        **{"num_classes": 8, "depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16, **options}
+    )
+
+
 def write_list(folder: Path, text: str) -> tuple[str, str]:
     folder.mkdir(exist_ok=True)
     for split in ("train", "val", "test"):
@@ -53,6 +60,13 @@ def test_lists(rows, expected, experiment, fails, tmp_path):
         assert "d.mp4" not in message  # the first three are named
 
 
+def test_the_test_list_is_read_before_training(experiment, videos, fails, tmp_path):
+    folder = write_list(tmp_path / "lists", (videos / "train.csv").read_text())
+    (tmp_path / "lists" / "test.csv").write_text("train_0.mp4 9\n")
+    message = fails("--cfg", experiment, *folder)
+    assert "test.csv:1" in message and not checkpoint_dir(str(tmp_path / "out")).exists()
+
+
 def test_list_missing(experiment, fails, tmp_path):
     message = fails("--cfg", experiment, "DATA.PATH_TO_DATA_DIR", tmp_path / "nowhere")
     assert "nowhere/train.csv" in message and "DATA.PATH_TO_DATA_DIR" in message
@@ -76,10 +90,9 @@ def test_gpus_on_a_machine_without(experiment, fails):
 def test_checkpoints_of_others(experiment, fails, tmp_path):
     test_only = ("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
     assert "w.pth" in fails(*test_only) and not (tmp_path / "w.pth").exists()
-    options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
-    torch.save({"model_state": UniFormer(num_classes=12, **options).state_dict()}, tmp_path / "w.pth")
+    torch.save({"model_state": small_model(num_classes=12).state_dict()}, tmp_path / "w.pth")
     assert "12 classes and the model 8" in fails(*test_only)
-    torch.save(UniFormer(num_classes=8, **{**options, "depth": (1, 2, 1, 1)}).state_dict(), tmp_path / "w.pth")
+    torch.save(small_model(depth=(1, 2, 1, 1)).state_dict(), tmp_path / "w.pth")
     assert "of another model" in fails(*test_only)
     train = ("--cfg", experiment, "TRAIN.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
     assert "of another model" in fails(*train)
@@ -100,12 +113,53 @@ def test_output_folder_of_another_run(experiment, fails, tmp_path, monkeypatch, 
 
 
 def test_weights_cannot_be_resumed(experiment, fails, tmp_path):
-    options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
-    state = {"step": 1, "steps_per_epoch": 6, "model_state": UniFormer(num_classes=8, **options).state_dict()}
+    state = {"step": 1, "steps_per_epoch": 6, "model_state": small_model().state_dict()}
     save_checkpoint(state, str(tmp_path / "out"))
     assert "cannot be resumed, it lacks optimizer_state" in fails("--cfg", experiment)
     save_checkpoint({**state, "format": 99}, str(tmp_path / "out"))
     assert "format 99" in fails("--cfg", experiment)
+
+
+def test_classes_in_another_order(experiment, videos, fails, tmp_path):
+    names = (videos / "class_names.txt").read_text().split()
+    names[1], names[2] = names[2], names[1]
+    torch.save({"model_state": small_model().state_dict(), "class_names": names}, tmp_path / "w.pth")
+    message = fails("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
+    assert "class 1 is 'move_up'" in message and "'move_right' in the test list" in message
+
+
+def test_divergence_keeps_the_good_checkpoint(experiment, fails, tmp_path):
+    message = fails("--cfg", experiment, "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_START_LR", 1e30, "LOG_PERIOD", 1000)
+    assert "the loss is nan" in message and not checkpoint_dir(str(tmp_path / "out")).exists()
+    assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_undecodable_test_videos_are_named_and_the_rest_is_tested(experiment, videos, fails, tmp_path, monkeypatch):
+    (tmp_path / "torn.mp4").write_bytes((videos / "val_0.mp4").read_bytes()[:500])
+    rows = [f"{videos}/val_{i}.mp4 {i}\n" for i in range(3)]
+    folder = write_list(tmp_path / "lists", "".join([*rows, f"{tmp_path}/torn.mp4 3\n"]))
+    torch.save(small_model().state_dict(), tmp_path / "w.pth")
+    test = ("--cfg", experiment, *folder, "DATA.PATH_PREFIX", "''", "TRAIN.ENABLE", False,
+            "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")  # fmt: skip
+    message = fails(*test)
+    assert "1 test videos cannot be decoded" in message and "torn.mp4" in message and "TEST.SKIP_BAD" in message
+    assert len((tmp_path / "out" / "test" / "predictions.csv").read_text().splitlines()) == 4
+    monkeypatch.setattr(sys, "argv", ["run_net.py", *map(str, test), "TEST.SKIP_BAD", "True"])
+    assert program.main() == 0
+
+
+def test_list_that_changed_under_a_run(experiment, videos, fails, tmp_path, monkeypatch):
+    folder = write_list(tmp_path / "lists", (videos / "train.csv").read_text())
+    run = ["--cfg", str(experiment), *folder, "TEST.ENABLE", "False"]
+    monkeypatch.setattr(sys, "argv", ["run_net.py", *run, "TRAIN.MAX_STEPS", "1"])
+    assert program.main() == 0
+    write_list(tmp_path / "lists", "".join((videos / "train.csv").read_text().splitlines(keepends=True)[:20]))
+    assert "an epoch had 6 steps" in fails(*run)
+
+
+def test_meeting_point_and_output_folder(experiment, fails):
+    assert "tcp://HOST:PORT" in fails("--cfg", experiment, "--num_shards", 2, "--init_method", "tcp://localhost")
+    assert "cannot be written" in fails("--cfg", experiment, "OUTPUT_DIR", "/proc/nothing/out")
 
 
 def test_batch_larger_than_the_list(experiment, fails):

@@ -43,13 +43,27 @@ def test_image_to_video(name, golden, golden_state, golden_input):
     model = build_model(cfg).eval()
     model.load_state_dict(golden_state(model.state_dict()))
     source = UniFormer(num_classes=1000, ndim=2) if "image" in name else UniFormer(num_classes=400)
-    report = load_weights(model, {"model": golden_state(source.state_dict())}, reset_head=True)
+    report = load_weights(model, {"model": golden_state(source.state_dict())}, reset_head=True, to_train=True)
     assert len(report.inflated) == case["counts"].get("inflated", 0)
     assert len(report.loaded) == case["counts"]["copied"]
     with torch.no_grad():
         logits = model(golden_input(case["input_seed"], case["input_shape"]))[0].numpy()
     expected = golden("inflate_logits.npz")[name]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_missing_parts_that_start_as_the_identity_are_for_training_only():
+    checkpoint = small().state_dict()
+    assert load_weights(small(split=True), checkpoint, to_train=True).dropped
+    with pytest.raises(ValueError, match="of another model"):
+        load_weights(small(split=True), checkpoint)
+
+
+def test_a_missing_classifier_starts_anew_when_asked():
+    checkpoint = {name: value for name, value in small().state_dict().items() if not name.startswith("head.")}
+    assert load_weights(small(), checkpoint, reset_head=True).dropped == ["head.weight", "head.bias"]
+    with pytest.raises(ValueError, match="of another model"):
+        load_weights(small(), checkpoint)
 
 
 def test_another_class_count_is_refused_unless_asked():
@@ -82,6 +96,8 @@ def test_bad_files(tmp_path):
         load_tensors(tmp_path / "torn.pth")
     with pytest.raises(ValueError, match="holds no tensors"):
         extract_state_dict({"epoch": 3})
+    with pytest.raises(ValueError, match="not a dictionary"):
+        extract_state_dict(torch.zeros(3))  # pyright: ignore[reportArgumentType]
 
 
 class _Evil:

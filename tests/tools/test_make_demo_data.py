@@ -6,11 +6,8 @@ from pathlib import Path
 import decord
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from tools.make_demo_data import CLASS_NAMES, FRAMES, draw_factors, make_demo_data, render, rng_for
-from tools.make_demo_data import main as make_demo_data_main
+from make_demo_data import CLASS_NAMES, FRAMES, draw_factors, make_demo_data, render, rng_for
+from make_demo_data import main as make_demo_data_main
 
 CLASSES = range(len(CLASS_NAMES))
 
