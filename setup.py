@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="slowfast",
     version="0.1.0",
-    description="Training and testing of UniFormer and UniFormerV2 video backbones",
+    description="Training and testing of UniFormer video backbones",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -25,9 +25,6 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
         "yacs>=0.1.8",
-        "timm>=1.0.3",
-        "simplejson>=3.19",
-        "submitit>=1.5",
         "tensorboard>=2.14",
         "matplotlib>=3.8",
         "tqdm>=4.66",

@@ -1,4 +1,4 @@
-"""UniFormer and UniFormerV2 video backbones: training, validation and multi-view testing."""
+"""UniFormer video backbones: training, validation and multi-view testing."""
 
 import warnings
 
