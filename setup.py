@@ -31,6 +31,7 @@ setup(
     ],
     extras_require={
         "dev": [
+            "timm>=1.0.3",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
