@@ -5,30 +5,33 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from slowfast.config import format_config, load_config_with_sources
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; --num_shards, --shard_id are the official spelling of NUM_SHARDS, SHARD_ID."""
+    """The command line; --num_shards and --shard_id are the official spelling of NUM_SHARDS and SHARD_ID."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and where it came from")
     parser.add_argument("--num_shards", help="machines of the job (NUM_SHARDS)")
     parser.add_argument("--shard_id", help="number of this machine (SHARD_ID)")
     parser.add_argument("--init_method", default="", metavar="tcp://HOST:PORT", help="meeting point of the machines")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="change configuration values")
-    return parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
+    return parser.parse_intermixed_args(argv)
 
 
 def main() -> int:
-    """Run the job; a fault of the user's ends in one line and exit code 2."""
+    """Run the job; a fault of the user's ends in one message and exit code 2."""
     args = parse_args()
     overrides = list(args.overrides)
     for key, value in (("NUM_SHARDS", args.num_shards), ("SHARD_ID", args.shard_id)):
         if value is not None:
             overrides += [key, value]
+    # the place in our code that warns says nothing to the person who runs it
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         cfg, sources = load_config_with_sources(args.cfg, overrides)
         if args.show:
@@ -37,15 +40,26 @@ def main() -> int:
         # Not before --show and configuration errors: importing the engine takes seconds.
         from slowfast.engine.launch import launch
 
-        launch(cfg, args.init_method)
-        if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0:
-            from slowfast.visualization.plots import plot_curves
-
-            plot_curves(cfg.OUTPUT_DIR, Path(cfg.OUTPUT_DIR) / "curves.png")
+        try:
+            launch(cfg, args.init_method)
+        finally:
+            draw_curves(cfg)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
+
+
+def draw_curves(cfg) -> None:
+    """Draw OUTPUT_DIR/curves.png from what was logged so far, in one process of the job."""
+    output_dir = Path(cfg.OUTPUT_DIR)
+    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and (output_dir / "metrics.jsonl").is_file():
+        from slowfast.visualization.plots import plot_curves
+
+        plot_curves(output_dir, output_dir / "curves.png")
 
 
 if __name__ == "__main__":

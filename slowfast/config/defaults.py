@@ -95,7 +95,7 @@ _C.DATA.IMAGE_TEMPLATE = "{:05d}.jpg"
 _C.DATA.DECODING_BACKEND = "decord"
 # Count missing files over the whole list before starting.
 _C.DATA.CHECK_FILES = True
-# Training stops when more than this share (0 .. 1) of the videos cannot be decoded.
+# Training stops when more than this share (0 .. 1) of the videos, and more than one, cannot be decoded.
 _C.DATA.MAX_BAD_SHARE = 0.01
 # Frames of a clip.
 _C.DATA.NUM_FRAMES = 8
@@ -280,8 +280,10 @@ _C.UNIFORMER.TRADE_OFF = [[], [], [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.5
 _C.UNIFORMER.INIT_VALUE = 0.1
 
 _C.UNIFORMERV2 = CfgNode()
-# CLIP vision tower: uniformerv2_b16 | uniformerv2_l14 | uniformerv2_l14_336.
+# Image ViT: uniformerv2_b16 | uniformerv2_l14 | uniformerv2_l14_336 (CLIP's towers) | custom (of UNIFORMERV2.TOWER).
 _C.UNIFORMERV2.BACKBONE = "uniformerv2_b16"
+# Width, layers, heads, patch size and resolution (pixels) of a custom image ViT.
+_C.UNIFORMERV2.TOWER = [768, 12, 12, 16, 224]
 # Global blocks on top of it.
 _C.UNIFORMERV2.N_LAYERS = 4
 # Channels of the global blocks.

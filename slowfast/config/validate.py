@@ -104,6 +104,7 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "UNIFORMER.MLP_RATIO": (4,),
     "UNIFORMER.PRUNE_RATIO": (4,),
     "UNIFORMER.TRADE_OFF": (4,),
+    "UNIFORMERV2.TOWER": (5,),
 }
 
 

@@ -1,6 +1,7 @@
 """From the configuration to data sets and loaders; the only module of this folder that reads `cfg`."""
 
 from collections.abc import Iterator
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Literal
 
@@ -167,6 +168,8 @@ def build_loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        # in a spawned process the default is to spawn workers too, each of which would import everything anew
+        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
         worker_init_fn=_use_one_thread,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from slowfast.utils.io import atomic_write
+from slowfast.utils.io import atomic_write, load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,27 @@ def list_checkpoints(output_dir: str) -> list[Path]:
 def last_checkpoint(output_dir: str) -> Path | None:
     """The newest checkpoint of a run, or None."""
     return (list_checkpoints(output_dir) or [None])[-1]
+
+
+def resumable_checkpoint(output_dir: str) -> Path | None:
+    """The newest checkpoint that can be read, None if there is none; a torn one is passed over with a warning.
+
+    Raises:
+        ValueError: there are checkpoints, and none can be read.
+    """
+    checkpoints = list_checkpoints(output_dir)
+    for path in reversed(checkpoints):
+        try:
+            load_tensors(path)
+        except ValueError as error:
+            logger.warning("going on from an older checkpoint: %s", error)
+        else:
+            return path
+    if checkpoints:
+        raise ValueError(
+            f"none of the checkpoints in {checkpoint_dir(output_dir)} can be read; delete them to start anew"
+        )
+    return None
 
 
 def save_checkpoint(

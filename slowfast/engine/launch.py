@@ -64,6 +64,8 @@ def _process(local_rank: int, cfg: CfgNode, environment: dict[str, str], first_r
     except ValueError as error:
         errors.put(str(error))  # the process that started this one tells the user, once
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run(cfg: CfgNode) -> None:
@@ -81,9 +83,15 @@ def run(cfg: CfgNode) -> None:
     try:
         prepare_output_dir(cfg)
         setup_logging(cfg.OUTPUT_DIR, main=distributed.is_main())
-        logger.info(
-            "torch %s, %d process(es), output in %s", torch.__version__, distributed.world_size(), cfg.OUTPUT_DIR
-        )
+        _run(cfg)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _run(cfg: CfgNode) -> None:
+    world = distributed.world_size()
+    logger.info("torch %s, %d process%s, output in %s", torch.__version__, world, "es" * (world > 1), cfg.OUTPUT_DIR)
+    try:
         if cfg.TRAIN.ENABLE:
             train(cfg)
         if cfg.TEST.ENABLE:
@@ -91,8 +99,6 @@ def run(cfg: CfgNode) -> None:
     except Exception:
         logger.exception("stopped by an error")
         raise
-    finally:
-        distributed.destroy_process_group()
 
 
 def _check_group(cfg: CfgNode) -> None:

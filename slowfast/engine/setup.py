@@ -43,7 +43,7 @@ def prepare_output_dir(cfg: CfgNode) -> None:
                 "OUTPUT_DIR, or undo the change to go on with that run"
             )
     distributed.barrier()
-    if distributed.is_main():
+    if distributed.is_main() and not (last_checkpoint(cfg.OUTPUT_DIR) and path.is_file()):
         try:
             write_text(path, dump_config(cfg))
         except OSError as error:
@@ -100,12 +100,14 @@ def clip_mover(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]
 class BadVideos:
     """Counts the videos that training had to replace, and writes them to OUTPUT_DIR/bad_videos*.csv."""
 
-    def __init__(self, cfg: CfgNode, num_videos: int, device: torch.device) -> None:
+    def __init__(self, cfg: CfgNode, num_videos: int, device: torch.device, resumed: bool) -> None:
         name = f"bad_videos_{distributed.rank()}.csv" if distributed.rank() else "bad_videos.csv"
         self.path = Path(cfg.OUTPUT_DIR) / name
         self.num_videos, self.max_share, self.device = num_videos, cfg.DATA.MAX_BAD_SHARE, device
         self.seen: set[str] = set()
-        if self.path.is_file():  # of the process that this one resumes
+        if not resumed:
+            self.path.unlink(missing_ok=True)  # of a run that left nothing to resume
+        elif self.path.is_file():
             with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                 self.seen = {row[0] for row in csv.reader(file) if row}
 
@@ -127,7 +129,7 @@ class BadVideos:
             ValueError: more than DATA.MAX_BAD_SHARE of the list are bad.
         """
         count = int(distributed.all_reduce_sum(torch.tensor(len(self.seen), device=self.device)))
-        if count > self.max_share * self.num_videos:
+        if count > max(1, self.max_share * self.num_videos):
             raise ValueError(
                 f"{count} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
                 f"{self.max_share}; {self.path.name} tells why. Repair them, or raise the share"

@@ -8,6 +8,7 @@ import itertools
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from slowfast.datasets.build import Split, build_loader
 from slowfast.datasets.mixup import MixUp, one_hot
-from slowfast.engine.checkpoint import last_checkpoint, save_checkpoint
+from slowfast.engine.checkpoint import resumable_checkpoint, save_checkpoint
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
@@ -70,20 +71,21 @@ def train(cfg: CfgNode) -> None:
     device = distributed.device(cfg.NUM_GPUS)
     torch.manual_seed(cfg.RNG_SEED)
 
+    model = build_model(cfg)
     train_loader, val_loader = _loader(cfg, "train", device), _loader(cfg, "val", device)
     if cfg.TEST.ENABLE and distributed.is_main():
         build_loader(cfg, "test")  # a fault of the test list shows now, not after days of training
+    num_videos = len(train_loader.dataset)  # pyright: ignore[reportArgumentType]
     steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
     if steps_per_epoch == 0:
         raise ValueError(
             f"a step takes SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS} x TRAIN.BATCH_SIZE "
-            f"{cfg.TRAIN.BATCH_SIZE} videos a node, more than the "
-            f"{len(train_loader.dataset)} of the list; lower one of them"  # pyright: ignore[reportArgumentType]
+            f"{cfg.TRAIN.BATCH_SIZE} videos a node, more than the {num_videos} of the list; lower one of them"
         )
 
-    model = build_model(cfg)
     # the main process decides for all: the machines of a job need not see the same disk
-    resume_from = distributed.broadcast(last_checkpoint(cfg.OUTPUT_DIR) if cfg.TRAIN.AUTO_RESUME else None)
+    look = cfg.TRAIN.AUTO_RESUME and distributed.is_main()
+    resume_from = distributed.broadcast(resumable_checkpoint(cfg.OUTPUT_DIR) if look else None)
     if resume_from is None:
         initialize(model, cfg)
     place(model, device)
@@ -92,6 +94,9 @@ def train(cfg: CfgNode) -> None:
             raise ValueError("BN.NORM_TYPE sync_batchnorm needs GPUs; use batchnorm with NUM_GPUS 0")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     logger.info("%s: %.2f M parameters", cfg.MODEL.MODEL_NAME, count_parameters(model) / 1e6)
+    step_videos = cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS * cfg.NUM_SHARDS
+    left = num_videos - steps_per_epoch * step_videos
+    logger.info("%d videos, %d steps an epoch; %d other videos left out each epoch", num_videos, steps_per_epoch, left)
 
     amp = amp_dtype(cfg, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp is torch.float16)  # pyright: ignore
@@ -103,6 +108,8 @@ def train(cfg: CfgNode) -> None:
 
     network = model
     if distributed.world_size() > 1:
+        # channels last lays 1x1x1 kernels out in another, equally good order; it is only a matter of speed
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         network = DistributedDataParallel(
             model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )
@@ -118,7 +125,7 @@ def train(cfg: CfgNode) -> None:
         amp=amp,
         log=MetricsLog(cfg.OUTPUT_DIR, enabled=main),
         board=TensorBoard(cfg, state.step, enabled=main),
-        bad=BadVideos(cfg, len(train_loader.dataset), device),  # pyright: ignore
+        bad=BadVideos(cfg, num_videos, device, resumed=resume_from is not None),
         steps_per_epoch=steps_per_epoch,
         first_step=state.step,
         last_step=min(cfg.TRAIN.MAX_STEPS or schedule_end, schedule_end),
@@ -185,11 +192,14 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
         synchronize = micro == accumulation - 1 or not isinstance(run.network, DistributedDataParallel)
         with contextlib.nullcontext() if synchronize else run.network.no_sync():  # pyright: ignore
             with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
-                logits = run.network(video)
-                loss = run.loss(logits, target)
+                outputs = run.network(video)
+                # light networks train a second classifier, on the class token, with the same weight
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                loss = torch.stack([run.loss(logits, target) for logits in outputs]).mean()
             state.scaler.scale(loss / accumulation).backward()
 
         with torch.no_grad():
+            logits = outputs[0]
             hits = mixed_topk_correct(logits, target, (1, 5)) if run.mixup else topk_correct(logits, label, (1, 5))
             state.meter.update(loss, hits, len(video), waited)
 
@@ -236,7 +246,7 @@ def check_finite(loss: float, step: int) -> None:
     """
     if not math.isfinite(loss):
         raise ValueError(
-            f"the loss is {loss} at step {step}; the checkpoints are older than that. Go on with TRAIN.AMP_DTYPE "
+            f"the loss is {loss} at step {step}; no checkpoint was written since. Go on with TRAIN.AMP_DTYPE "
             "bfloat16 or TRAIN.MIXED_PRECISION False, or start again with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
         )
 

@@ -157,6 +157,21 @@ def test_list_that_changed_under_a_run(experiment, videos, fails, tmp_path, monk
     assert "an epoch had 6 steps" in fails(*run)
 
 
+def test_torn_checkpoints_are_passed_over(experiment, fails, tmp_path, monkeypatch, capsys):
+    run = ["--cfg", str(experiment), "TEST.ENABLE", "False"]
+    monkeypatch.setattr(sys, "argv", ["run_net.py", *run, "TRAIN.MAX_STEPS", "6"])
+    assert program.main() == 0
+    torn = checkpoint_dir(str(tmp_path / "out")) / "checkpoint_epoch_00002.pyth"
+    torn.write_bytes((torn.parent / "checkpoint_epoch_00001.pyth").read_bytes()[:5000])
+    monkeypatch.setattr(sys, "argv", ["run_net.py", *run])
+    assert program.main() == 0
+    printed = capsys.readouterr().out
+    assert "going on from an older checkpoint" in printed and "at step 6" in printed
+    for path in torn.parent.glob("checkpoint_*"):
+        path.write_bytes(b"torn")
+    assert "none of the checkpoints" in fails(*run)
+
+
 def test_meeting_point_and_output_folder(experiment, fails):
     assert "tcp://HOST:PORT" in fails("--cfg", experiment, "--num_shards", 2, "--init_method", "tcp://localhost")
     assert "cannot be written" in fails("--cfg", experiment, "OUTPUT_DIR", "/proc/nothing/out")
