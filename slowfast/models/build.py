@@ -11,6 +11,8 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from slowfast.models.uniformer import UniFormer
+from slowfast.models.uniformer_light import UniFormerLight
+from slowfast.models.uniformerv2 import UniFormerV2, VisionTower
 from slowfast.models.weights import load_weights
 from slowfast.utils.io import load_tensors
 
@@ -37,9 +39,41 @@ def _uniformer_options(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def _light_options(cfg: CfgNode) -> dict[str, Any]:
+    options = _uniformer_options(cfg)
+    if options.pop("split") or options.pop("std"):
+        raise ValueError("UNIFORMER.SPLIT and UNIFORMER.STD are not for light networks; leave them False")
+    return {**options, "prune_ratio": cfg.UNIFORMER.PRUNE_RATIO, "trade_off": cfg.UNIFORMER.TRADE_OFF}
+
+
+def _light_layer_scale_options(cfg: CfgNode) -> dict[str, Any]:
+    return {**_light_options(cfg), "layer_scale": cfg.UNIFORMER.INIT_VALUE}
+
+
+def _uniformerv2_options(cfg: CfgNode) -> dict[str, Any]:
+    v2 = cfg.UNIFORMERV2
+    names = (
+        *("BACKBONE", "RETURN_LIST", "N_HEAD", "MLP_FACTOR", "MLP_DROPOUT", "CLS_DROPOUT", "BACKBONE_DROP_PATH_RATE"),
+        *("DROP_PATH_RATE", "NO_LMHRA", "DOUBLE_LMHRA", "DW_REDUCTION", "TEMPORAL_DOWNSAMPLE", "FROZEN"),
+    )
+    if len(v2.RETURN_LIST) != v2.N_LAYERS:
+        raise ValueError(
+            f"UNIFORMERV2.N_LAYERS {v2.N_LAYERS} global blocks, but UNIFORMERV2.RETURN_LIST names "
+            f"{len(v2.RETURN_LIST)} blocks to read from; they have to be as many"
+        )
+    chosen = {name.lower(): v2[name] for name in names}
+    if v2.BACKBONE == "custom":
+        chosen["backbone"] = VisionTower(*v2.TOWER)
+    return chosen
+
+
 # A new backbone is a row: MODEL.MODEL_NAME -> class, and the keyword arguments its config section stands for.
 MODELS: dict[str, tuple[type[nn.Module], Callable[[CfgNode], dict[str, Any]]]] = {
     "Uniformer": (UniFormer, _uniformer_options),
+    "Uniformer_light": (UniFormerLight, _light_options),
+    "Uniformer_light_fp32": (UniFormerLight, _light_options),
+    "Uniformer_light_ls_fp32": (UniFormerLight, _light_layer_scale_options),
+    "Uniformerv2": (UniFormerV2, _uniformerv2_options),
 }
 
 
@@ -64,7 +98,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def initialize(model: nn.Module, cfg: CfgNode) -> None:
-    """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, or from UNIFORMER.PRETRAIN_NAME, if one is set.
+    """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, UNIFORMER.PRETRAIN_NAME or UNIFORMERV2.PRETRAIN, if one is set.
 
     Pre-trained weights are there to be fine-tuned, so a classifier of another class count is left out, as officially; a
     checkpoint is taken whole unless MODEL.RESET_HEAD.
@@ -72,7 +106,8 @@ def initialize(model: nn.Module, cfg: CfgNode) -> None:
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
     """
-    path = cfg.TRAIN.CHECKPOINT_FILE_PATH or pretrained_path(cfg.UNIFORMER.PRETRAIN_NAME)
+    name = cfg.UNIFORMERV2.PRETRAIN if cfg.MODEL.ARCH == "uniformerv2" else cfg.UNIFORMER.PRETRAIN_NAME
+    path = cfg.TRAIN.CHECKPOINT_FILE_PATH or pretrained_path(name)
     if path:
         reset_head = cfg.MODEL.RESET_HEAD or not cfg.TRAIN.CHECKPOINT_FILE_PATH
         report = load_weights(model, load_tensors(path), reset_head=reset_head, to_train=True)
@@ -86,7 +121,7 @@ def pretrained_path(name: str) -> str:
     path = Path("pretrained") / f"{name}.pth"
     if not path.is_file():
         raise ValueError(
-            f"UNIFORMER.PRETRAIN_NAME {name!r} needs {path}; download the released file and put it there, "
+            f"pre-trained weights {name!r} need {path}; download the released file and put it there, "
             "give a path that ends in .pth, or leave the name empty to train from scratch"
         )
     return str(path)

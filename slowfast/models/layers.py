@@ -47,6 +47,39 @@ class PatchEmbed(nn.Module):
         return to_grid(self.norm(to_tokens(x)), x.shape[2:])
 
 
+class OverlapPatchEmbed(nn.Module):
+    """Overlapping 3x3 (x3) convolutions with BatchNorm, a GELU between two of them: (B, C_in, ...) -> (B, C_out, ...).
+
+    Args:
+        channels: of the input and of every convolution's output.
+        strides: of every convolution, one number an axis.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        ndim = len(strides[0])
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in zip(channels[:-1], channels[1:], strides, strict=True):
+            layers += [nn.GELU()] if layers else []
+            layers += [CONV[ndim](inputs, outputs, 3, tuple(stride), padding=1), BATCH_NORM[ndim](outputs)]
+        self.proj = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+def layer_scales(initial: float | None, *shape: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
+    """Factors of the two residual branches of a block (Touvron et al., 2021, equation 3); None is no layer scale."""
+    if initial is None:
+        return None, None
+    return nn.Parameter(torch.full(shape, initial)), nn.Parameter(torch.full(shape, initial))
+
+
+def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+    """A residual branch times its layer scale, if it has one."""
+    return branch if gamma is None else gamma * branch
+
+
 class Mlp(nn.Module):
     """Two layers with a GELU between: linear ones, or 1x1x1 convolutions of `conv_ndim` dimensions."""
 
@@ -66,16 +99,21 @@ class DropPath(nn.Module):
     """Stochastic depth: drop the residual branch of whole samples (Huang et al., 2016).
 
     timm and torchvision have the same layer; importing either would take longer than importing PyTorch.
+
+    Args:
+        rate: share of samples that are dropped.
+        batch_dim: dimension of the input that counts samples.
     """
 
-    def __init__(self, rate: float = 0.0) -> None:
+    def __init__(self, rate: float = 0.0, batch_dim: int = 0) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.batch_dim = rate, batch_dim
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        keep = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        shape = [size if dim == self.batch_dim else 1 for dim, size in enumerate(x.shape)]
+        keep = x.new_empty(shape).bernoulli_(1.0 - self.rate)
         return x * (keep / (1.0 - self.rate))
 
 
@@ -99,12 +137,18 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # (B, L, 3C) -> three of (B, heads, L, C / heads)
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Tokens (B, L, C) -> queries, keys and values, each (B, heads, L, C / heads)."""
+        return self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries, keys and values -> tokens (B, L, C)."""
         dropout = self.attention_dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         return self.drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(*self.project(x))
 
 
 def single_input(video: Tensor | Sequence[Tensor]) -> Tensor:

@@ -6,7 +6,9 @@ space-time tokens (section 3.2). Parameter names are those of the released weigh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,11 @@ from slowfast.models.layers import (
     Attention,
     DropPath,
     Mlp,
+    OverlapPatchEmbed,
     PatchEmbed,
     depthwise_conv,
+    layer_scales,
+    scaled,
     single_input,
     to_grid,
     to_tokens,
@@ -29,8 +34,17 @@ from slowfast.models.layers import (
 class LocalBlock(nn.Module):
     """Dynamic position embedding, local MHRA and feed-forward, all convolutional (section 3.2, equations 1-5)."""
 
-    def __init__(self, dim: int, mlp_ratio: float, dropout: float, drop_path: float, ndim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        dropout: float,
+        drop_path: float,
+        ndim: int,
+        layer_scale: float | None = None,
+    ) -> None:
         super().__init__()
+        self.gamma_1, self.gamma_2 = layer_scales(layer_scale, 1, dim, *[1] * ndim)
         self.pos_embed = depthwise_conv(dim, 3, ndim)
         self.norm1 = BATCH_NORM[ndim](dim)
         self.conv1 = CONV[ndim](dim, dim, 1)
@@ -42,15 +56,25 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
-        x = x + self.drop_path(self.conv2(self.attn(self.conv1(self.norm1(x)))))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(scaled(self.conv2(self.attn(self.conv1(self.norm1(x)))), self.gamma_1))
+        return x + self.drop_path(scaled(self.mlp(self.norm2(x)), self.gamma_2))
 
 
 class GlobalBlock(nn.Module):
     """Dynamic position embedding, global MHRA over T*H*W tokens and feed-forward (section 3.2, equation 6)."""
 
-    def __init__(self, dim: int, mlp_ratio: float, dropout: float, drop_path: float, ndim: int, **attention) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        dropout: float,
+        drop_path: float,
+        ndim: int,
+        layer_scale: float | None = None,
+        **attention,
+    ) -> None:
         super().__init__()
+        self.gamma_1, self.gamma_2 = layer_scales(layer_scale, dim)
         self.pos_embed = depthwise_conv(dim, 3, ndim)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, dropout=dropout, **attention)
@@ -61,8 +85,8 @@ class GlobalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
         tokens = to_tokens(x)
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.drop_path(scaled(self.attn(self.norm1(tokens)), self.gamma_1))
+        tokens = tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
         return to_grid(tokens, x.shape[2:])
 
 
@@ -73,10 +97,21 @@ class SplitGlobalBlock(nn.Module):
     trained that way.
     """
 
-    def __init__(self, dim: int, mlp_ratio: float, dropout: float, drop_path: float, ndim: int, **attention) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        dropout: float,
+        drop_path: float,
+        ndim: int,
+        layer_scale: float | None = None,
+        **attention,
+    ) -> None:
         super().__init__()
         if ndim != 3:
             raise ValueError("divided attention needs a time axis; set split=False for images")
+        if layer_scale is not None:
+            raise ValueError("divided attention has no layer scale; set split=False or layer_scale=None")
         self.pos_embed = depthwise_conv(dim, 3, ndim)
         self.t_norm = nn.LayerNorm(dim, eps=1e-6)
         self.t_attn = Attention(dim, dropout=dropout, **attention)
@@ -98,15 +133,68 @@ class SplitGlobalBlock(nn.Module):
         return to_grid(tokens, (T, H, W))
 
 
-def _init_linear(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
+    """Truncated normal for linear layers; convolutions and normalization keep PyTorch's defaults (section 4)."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-class UniFormer(nn.Module):
-    """The four-stage network: (B, C, T, H, W) -> logits (B, K).
+def classifier(dim: int, num_classes: int) -> nn.Module:
+    """A linear classifier, or the identity for 0 classes."""
+    return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+
+def per_stage(value: Any) -> list:
+    """One value a stage, from one for all or a sequence of four."""
+    return list(value) if isinstance(value, Sequence) else [value] * 4
+
+
+def check_head_dim(head_dim: int, embed_dim: Sequence[int]) -> None:
+    """Raise ValueError if the heads do not divide the widths of stages 3 and 4."""
+    for dim in embed_dim[2:]:
+        if dim % head_dim:
+            raise ValueError(f"head_dim {head_dim} does not divide the stage width {dim}; change one of them")
+
+
+class FourStages(nn.Module):
+    """What UniFormer and UniFormer-light share: `blocks1` to `blocks4` with activation checkpointing, classifiers."""
+
+    head_names: tuple[str, ...] = ("head",)
+    num_features: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointed = (0, 0, 0, 0)
+
+    def blocks(self, stage: int) -> Iterator[Callable[..., Any]]:
+        """The blocks of a stage (1 to 4) as functions; those that `set_grad_checkpointing` chose recompute."""
+        for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
+            recompute = self.training and i < self.checkpointed[stage - 1]
+            yield partial(checkpoint, block, use_reentrant=False) if recompute else block
+
+    def set_grad_checkpointing(self, blocks_per_stage: Sequence[int] | bool = True) -> None:
+        """Recompute activations in the backward pass of the first n blocks of each stage; True means all blocks."""
+        if isinstance(blocks_per_stage, bool):
+            depth = [len(list(self.blocks(stage))) for stage in (1, 2, 3, 4)]
+            blocks_per_stage = depth if blocks_per_stage else (0, 0, 0, 0)
+        if len(blocks_per_stage) != 4:
+            raise ValueError(f"activation checkpointing takes one number a stage (4), got {list(blocks_per_stage)}")
+        self.checkpointed = tuple(blocks_per_stage)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""
+        return set()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifiers by fresh ones of `num_classes` outputs; 0 removes them."""
+        for name in self.head_names:
+            setattr(self, name, classifier(self.num_features, num_classes).apply(init_linear))
+
+
+class UniFormer(FourStages):
+    """The four-stage network: (B, C, T, H, W) -> logits (B, K), or with ndim=2 (B, C, H, W) -> logits (B, K).
 
     Args:
         num_classes: K; 0 leaves features without a classifier.
@@ -122,14 +210,18 @@ class UniFormer(nn.Module):
         head_dropout: rate before the classifier.
         split: attend over time, then space, in stages 3 and 4.
         std: 3x2x2 instead of 1x2x2 kernels in the patch embeddings 2 to 4.
+        overlapped_stem: patch embeddings of overlapping 3x3 (x3) convolutions and BatchNorm instead of disjoint patches
+            and LayerNorm (the image models "plus").
+        layer_scale: initial value of learned factors of the residual branches, one or one a stage; None is no factor.
+        aux_head: a second classifier of every position, whose maximum over positions counts half (token labelling;
+            Jiang et al., 2021). Its own dense labels in training are not implemented.
         in_channels: channels of the input.
         ndim: 3 for video, 2 for images.
 
     Raises:
-        ValueError: a width that the head width does not divide.
+        ValueError: a width that the head width does not divide, or options that exclude each other.
     """
 
-    head_names = ("head",)
     # the temporal half of divided attention starts as the identity, so weights without it are complete
     identity_at_start = ("t_attn.", "t_norm.")
 
@@ -148,31 +240,41 @@ class UniFormer(nn.Module):
         head_dropout: float = 0.0,
         split: bool = False,
         std: bool = False,
+        overlapped_stem: bool = False,
+        layer_scale: float | Sequence[float | None] | None = None,
+        aux_head: bool = False,
         in_channels: int = 3,
         ndim: int = 3,
     ) -> None:
         super().__init__()
-        for dim in embed_dim[2:]:
-            if dim % head_dim:
-                raise ValueError(f"head_dim {head_dim} does not divide the stage width {dim}; change one of them")
-        ratios = list(mlp_ratio) if isinstance(mlp_ratio, Sequence) else [mlp_ratio] * 4
+        check_head_dim(head_dim, embed_dim)
+        if std and overlapped_stem:
+            raise ValueError("std and overlapped_stem are two kinds of patch embedding; set one of them to False")
+        ratios, scales = per_stage(mlp_ratio), per_stage(layer_scale)
         rates = torch.linspace(0, drop_path, sum(depth), device="cpu").split(list(depth))
 
         self.num_features = embed_dim[3]
         # The first embedding halves time and quarters space; the others halve space (section 3.4).
-        self.patch_embed1 = PatchEmbed(
-            in_channels, embed_dim[0], (3, 4, 4)[-ndim:], (2, 4, 4)[-ndim:], (1, 0, 0)[-ndim:]
-        )
+        halve = (1, 2, 2)[-ndim:]
+        if overlapped_stem:
+            widths = (in_channels, embed_dim[0] // 2, embed_dim[0])
+            self.patch_embed1 = OverlapPatchEmbed(widths, (halve, (2, 2, 2)[-ndim:]))
+        else:
+            self.patch_embed1 = PatchEmbed(
+                in_channels, embed_dim[0], (3, 4, 4)[-ndim:], (2, 4, 4)[-ndim:], (1, 0, 0)[-ndim:]
+            )
         kernel, padding = ((3, 2, 2), (1, 0, 0)) if std else ((1, 2, 2), (0, 0, 0))
         for stage in (2, 3, 4):
-            embed = PatchEmbed(
-                embed_dim[stage - 2], embed_dim[stage - 1], kernel[-ndim:], (1, 2, 2)[-ndim:], padding[-ndim:]
-            )
+            before, dim = embed_dim[stage - 2 : stage]
+            if overlapped_stem:
+                embed = OverlapPatchEmbed((before, dim), (halve,))
+            else:
+                embed = PatchEmbed(before, dim, kernel[-ndim:], halve, padding[-ndim:])
             setattr(self, f"patch_embed{stage}", embed)
         self.pos_drop = nn.Dropout(dropout)
 
         for stage in (1, 2, 3, 4):
-            dim, ratio = embed_dim[stage - 1], ratios[stage - 1]
+            dim, ratio, scale = embed_dim[stage - 1], ratios[stage - 1], scales[stage - 1]
             attention = {
                 "num_heads": dim // head_dim,
                 "qkv_bias": qkv_bias,
@@ -180,40 +282,21 @@ class UniFormer(nn.Module):
                 "attention_dropout": attention_dropout,
             }
             block, extra = (LocalBlock, {}) if stage <= 2 else (SplitGlobalBlock if split else GlobalBlock, attention)
-            blocks = [block(dim, ratio, dropout, rate, ndim, **extra) for rate in rates[stage - 1].tolist()]
+            blocks = [block(dim, ratio, dropout, rate, ndim, scale, **extra) for rate in rates[stage - 1].tolist()]
             setattr(self, f"blocks{stage}", nn.ModuleList(blocks))
 
         self.norm = BATCH_NORM[ndim](embed_dim[3])
         self.head_drop = nn.Dropout(head_dropout)
-        self.head = nn.Linear(embed_dim[3], num_classes) if num_classes else nn.Identity()
-        self.checkpointed = (0, 0, 0, 0)
-        self._init_weights()
+        self.head = classifier(embed_dim[3], num_classes)
+        self.aux_head = classifier(embed_dim[3], num_classes if aux_head else 0)
+        if aux_head:
+            self.head_names = ("head", "aux_head")
 
-    def _init_weights(self) -> None:
-        """Truncated normal for linear layers; convolutions and BatchNorm keep PyTorch's defaults (section 4)."""
-        self.apply(_init_linear)
+        self.apply(init_linear)
         for module in self.modules():
             if isinstance(module, SplitGlobalBlock):  # the temporal attention starts as the identity
                 nn.init.zeros_(module.t_attn.qkv.weight)
                 nn.init.ones_(module.t_attn.proj.weight)
-
-    def set_grad_checkpointing(self, blocks_per_stage: Sequence[int] | bool = True) -> None:
-        """Recompute activations in the backward pass of the first n blocks of each stage; True means all blocks."""
-        if isinstance(blocks_per_stage, bool):
-            depth = [len(list(self.get_submodule(f"blocks{stage}").children())) for stage in (1, 2, 3, 4)]
-            blocks_per_stage = depth if blocks_per_stage else (0, 0, 0, 0)
-        if len(blocks_per_stage) != 4:
-            raise ValueError(f"activation checkpointing takes one number a stage (4), got {list(blocks_per_stage)}")
-        self.checkpointed = tuple(blocks_per_stage)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""
-        return set()
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one of `num_classes` outputs; 0 removes it."""
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        self.head.apply(_init_linear)
 
     def forward_features(self, video: Tensor) -> Tensor:
         """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32); the image network has no time axis."""
@@ -222,16 +305,17 @@ class UniFormer(nn.Module):
             x = self.get_submodule(f"patch_embed{stage}")(x)
             if stage == 1:
                 x = self.pos_drop(x)
-            for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
-                if self.training and i < self.checkpointed[stage - 1]:
-                    x = checkpoint(block, x, use_reentrant=False)
-                else:
-                    x = block(x)
+            for block in self.blocks(stage):
+                x = block(x)
         return self.norm(x)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Feature map (B, C', ...) -> logits (B, K): mean over all positions, then the classifier."""
-        return self.head(self.head_drop(features.flatten(2).mean(2)))
+        tokens = features.flatten(2)
+        logits = self.head(self.head_drop(tokens.mean(2)))
+        if isinstance(self.aux_head, nn.Linear):
+            logits = logits + 0.5 * self.aux_head(tokens.transpose(1, 2)).amax(1)
+        return logits
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
         return self.forward_head(self.forward_features(single_input(video)))

@@ -86,7 +86,7 @@ def test_training_mode_gradients(layout, golden, golden_state, golden_input):
     loss = soft_cross_entropy(model(video.contiguous(memory_format=layout)), target)
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
-    norms = {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    norms = {name: parameter.grad.double().norm().item() for name, parameter in model.named_parameters()}
     for name, norm in case["grad_norm"].items():
         if norm > 1e-6 * case["total_grad_norm"]:
             assert norms[name] == pytest.approx(norm, rel=1e-4), name

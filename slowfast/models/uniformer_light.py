@@ -1,0 +1,258 @@
+"""UniFormer-light: a small UniFormer that spends attention on the tokens that matter (Li et al., TPAMI 2023).
+
+In stages 3 and 4 a class token travels along and scores every position by how much it attends to it. A block attends
+only among the best-scored tokens and one merged token that stands for all others (Xu et al., Evo-ViT, AAAI 2022).
+Parameter names are those of the released weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slowfast.models.layers import (
+    BATCH_NORM,
+    Attention,
+    DropPath,
+    Mlp,
+    OverlapPatchEmbed,
+    PatchEmbed,
+    depthwise_conv,
+    layer_scales,
+    scaled,
+    single_input,
+    to_grid,
+    to_tokens,
+)
+from slowfast.models.uniformer import FourStages, LocalBlock, check_head_dim, classifier, init_linear, per_stage
+
+
+class ScoringAttention(Attention):
+    """Self-attention that also tells how much the class token, the first one, attends to every other token."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1 + L, C) -> tokens of the same shape, and the mean attention over heads (B, L)."""
+        q, k, v = self.project(x)
+        # Scores rank tokens, so they keep the precision of the parameters under autocast too.
+        dtype = self.qkv.weight.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            similarity = self.scale * (q[:, :, :1].to(dtype) @ k.to(dtype).transpose(2, 3))
+            scores = similarity.softmax(3)[:, :, 0, 1:].mean(1)
+        return self.attend(q, k, v), scores
+
+
+class PruningBlock(nn.Module):
+    """Dynamic position embedding, then global MHRA and feed-forward of the class token and the best-scored tokens.
+
+    The tokens left out are merged, weighted by their scores, into one that takes part in their place; they all receive
+    its update.
+
+    Args:
+        keep: share of tokens that take part one by one; 1 is all.
+        trade_off: weight of the new scores in the running average of scores.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_ratio: float,
+        dropout: float,
+        drop_path: float,
+        ndim: int,
+        layer_scale: float | None,
+        keep: float,
+        trade_off: float,
+        **attention,
+    ) -> None:
+        super().__init__()
+        self.keep, self.trade_off = keep, trade_off
+        self.gamma_1, self.gamma_2 = layer_scales(layer_scale, dim)
+        self.pos_embed = depthwise_conv(dim, 3, ndim)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = ScoringAttention(dim, dropout=dropout, **attention)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention and feed-forward: (B, 1 + L, C) -> tokens of the same shape, scores (B, L)."""
+        update, scores = self.attn(self.norm1(tokens))
+        tokens = tokens + self.drop_path(scaled(update, self.gamma_1))
+        return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), scores
+
+    def forward(self, x: Tensor, cls_token: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One block.
+
+        Args:
+            x: feature map (B, C, T, H, W).
+            cls_token: (B, 1, C).
+            scores: running average of the scores of the L = T*H*W positions (B, L).
+
+        Returns:
+            The same three, updated; positions left out keep their score.
+        """
+        x = x + self.pos_embed(x)
+        grid = x.shape[2:]
+        tokens = to_tokens(x)
+        if self.keep == 1:
+            out, new = self.attend(torch.cat([cls_token, tokens], 1))
+            return to_grid(out[:, 1:], grid), out[:, :1], torch.lerp(scores, new, self.trade_off)
+
+        count = int(tokens.shape[1] * self.keep)
+        kept = scores.topk(count, 1, sorted=False).indices
+        index = kept.unsqueeze(2).expand(-1, -1, tokens.shape[2])
+        weight = scores.scatter(1, kept, 0.0)  # of the tokens left out
+        merged = (weight / weight.sum(1, keepdim=True)).unsqueeze(1) @ tokens
+        out, new = self.attend(torch.cat([cls_token, tokens.gather(1, index), merged], 1))
+        tokens = (tokens + out[:, -1:] - merged).scatter(1, index, out[:, 1:-1])
+        new = torch.lerp(scores.gather(1, kept), new[:, :-1], self.trade_off)
+        return to_grid(tokens, grid), out[:, :1], scores.scatter(1, kept, new)
+
+
+class UniFormerLight(FourStages):
+    """The light network: (B, C, T, H, W) -> logits (B, K), or with ndim=2 (B, C, H, W) -> logits (B, K).
+
+    In training it returns a pair of logits: of the mean over positions, and of the class token. The loss is the mean of
+    both losses, so that the class token learns which positions matter; a test uses the first only.
+
+    Args:
+        num_classes: K; 0 leaves features without classifiers.
+        depth: blocks of each of the four stages.
+        embed_dim: channels of each stage.
+        head_dim: channels of one attention head in stages 3 and 4.
+        mlp_ratio: hidden over input width of the feed-forward layers; one number or one a stage.
+        qkv_bias: bias of the query, key and value projections.
+        qk_scale: factor of the attention logits; None means head_dim ** -0.5.
+        dropout: rate after projections and feed-forward layers.
+        attention_dropout: rate on attention weights.
+        drop_path: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+        head_dropout: rate before the classifier.
+        prune_ratio: share of positions that every block attends to one by one, a list a stage. Only those of stages 3
+            and 4 are read; entries beyond the depth of a stage have no effect (released configurations have such).
+        trade_off: weight of a block's own scores in the running average, same layout.
+        layer_scale: initial value of learned factors of the residual branches; None is no factor.
+        in_channels: channels of the input.
+        ndim: 3 for video, 2 for images.
+
+    Raises:
+        ValueError: a width that the head width does not divide, or pruning that does not fit the depth.
+    """
+
+    head_names = ("head", "head_cls")
+    # image weights have no layer scale, and video networks with layer scale start from them
+    identity_at_start = (".gamma_1", ".gamma_2")
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        depth: Sequence[int] = (2, 5, 8, 2),
+        embed_dim: Sequence[int] = (56, 112, 224, 448),
+        head_dim: int = 28,
+        mlp_ratio: float | Sequence[float] = 3.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        head_dropout: float = 0.0,
+        prune_ratio: Sequence[Sequence[float]] = ((), (), (1.0,) + (0.5,) * 7, (0.5, 0.5)),
+        trade_off: Sequence[Sequence[float]] = ((), (), (1.0,) + (0.5,) * 7, (0.5, 0.5)),
+        layer_scale: float | None = None,
+        in_channels: int = 3,
+        ndim: int = 3,
+    ) -> None:
+        super().__init__()
+        check_head_dim(head_dim, embed_dim)
+        for name, shares in (("prune_ratio", prune_ratio), ("trade_off", trade_off)):
+            for blocks, given in zip(depth[2:], shares[2:], strict=True):
+                if len(given) < blocks or not all(0 <= share <= 1 for share in given):
+                    raise ValueError(f"{name} {list(given)} is for {blocks} blocks; give each a number from 0 to 1")
+        if prune_ratio[2][0] != 1:
+            raise ValueError(
+                f"prune_ratio of stage 3 starts with {prune_ratio[2][0]}, but its first block has no scores to choose "
+                "by; let it start with 1"
+            )
+        ratios = per_stage(mlp_ratio)
+        rates = torch.linspace(0, drop_path, sum(depth), device="cpu").split(list(depth))
+
+        self.num_features = embed_dim[3]
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim[2]))
+        halve = (1, 2, 2)[-ndim:]
+        widths = (in_channels, embed_dim[0] // 2, embed_dim[0])
+        self.patch_embed1 = OverlapPatchEmbed(widths, (halve, (2, 2, 2)[-ndim:]))
+        self.patch_embed2 = PatchEmbed(embed_dim[0], embed_dim[1], halve, halve, (0,) * ndim)
+        self.patch_embed3 = PatchEmbed(embed_dim[1], embed_dim[2], halve, halve, (0,) * ndim)
+        self.patch_embed4 = PatchEmbed(embed_dim[2], embed_dim[3], halve, halve, (0,) * ndim)
+        self.pos_drop = nn.Dropout(dropout)
+        self.cls_upsample = nn.Linear(embed_dim[2], embed_dim[3])
+
+        for stage in (1, 2, 3, 4):
+            dim, ratio = embed_dim[stage - 1], ratios[stage - 1]
+            blocks = nn.ModuleList()
+            for i, rate in enumerate(rates[stage - 1].tolist()):
+                if stage <= 2:
+                    blocks.append(LocalBlock(dim, ratio, dropout, rate, ndim, layer_scale))
+                    continue
+                blocks.append(
+                    PruningBlock(
+                        dim,
+                        ratio,
+                        dropout,
+                        rate,
+                        ndim,
+                        layer_scale,
+                        keep=prune_ratio[stage - 1][i],
+                        trade_off=trade_off[stage - 1][i],
+                        num_heads=dim // head_dim,
+                        qkv_bias=qkv_bias,
+                        qk_scale=qk_scale,
+                        attention_dropout=attention_dropout,
+                    )
+                )
+            setattr(self, f"blocks{stage}", blocks)
+
+        self.norm = BATCH_NORM[ndim](embed_dim[3])
+        self.norm_cls = nn.LayerNorm(embed_dim[3])
+        self.head_drop = nn.Dropout(head_dropout)
+        self.head = classifier(embed_dim[3], num_classes)
+        self.head_cls = classifier(embed_dim[3], num_classes)
+        self.apply(init_linear)
+
+    def forward_tokens(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32) and class token (B, C')."""
+        x = self.pos_drop(self.patch_embed1(video))
+        for block in self.blocks(1):
+            x = block(x)
+        x = self.patch_embed2(x)
+        for block in self.blocks(2):
+            x = block(x)
+        x = self.patch_embed3(x)
+        cls_token = self.cls_token.expand(len(x), -1, -1)
+        scores = cls_token.new_zeros(len(x), x[0, 0].numel())
+        for block in self.blocks(3):
+            x, cls_token, scores = block(x, cls_token, scores)
+
+        # the scores follow the map to a quarter of its positions and keep their sum
+        pooled = F.avg_pool2d(scores.unflatten(1, (-1, *x.shape[-2:])), 2).flatten(1)
+        scores = pooled * (scores.sum(1, keepdim=True) / pooled.sum(1, keepdim=True))
+        cls_token = self.cls_upsample(cls_token)
+        x = self.patch_embed4(x)
+        for block in self.blocks(4):
+            x, cls_token, scores = block(x, cls_token, scores)
+        return self.norm(x), cls_token[:, 0]
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32); the image network has no time axis."""
+        return self.forward_tokens(video)[0]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Feature map (B, C', ...) -> logits (B, K): mean over all positions, then the classifier."""
+        return self.head(self.head_drop(features.flatten(2).mean(2)))
+
+    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+        features, cls_token = self.forward_tokens(single_input(video))
+        logits = self.forward_head(features)
+        return (logits, self.head_cls(self.norm_cls(cls_token))) if self.training else logits

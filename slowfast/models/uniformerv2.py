@@ -1,0 +1,365 @@
+"""UniFormerV2: Spatiotemporal Learning by Arming Image ViTs with Video UniFormer (Li et al., ICCV 2023).
+
+A pre-trained image ViT reads every frame. Local blocks add short-range temporal convolutions to it; global blocks let
+one query token attend over all tokens of all frames (section 3). Parameter names are those of the released weights.
+Tokens travel as (1 + H*W, B*T, C), class token first, as in CLIP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from slowfast.models.layers import DropPath, depthwise_conv, single_input
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """Size of the image ViT: its resolution is that of its position embedding, in pixels."""
+
+    width: int
+    layers: int
+    heads: int
+    patch: int
+    resolution: int
+
+
+TOWERS = {
+    "uniformerv2_b16": VisionTower(width=768, layers=12, heads=12, patch=16, resolution=224),
+    "uniformerv2_l14": VisionTower(width=1024, layers=24, heads=16, patch=14, resolution=224),
+    "uniformerv2_l14_336": VisionTower(width=1024, layers=24, heads=16, patch=14, resolution=336),
+}
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), CLIP's approximation of the GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+def feed_forward(dim: int, hidden: int, dropout: float = 0.0) -> nn.Sequential:
+    """Two linear layers with a QuickGELU between, by CLIP's names."""
+    layers = (("c_fc", nn.Linear(dim, hidden)), ("gelu", QuickGELU()), ("dropout", nn.Dropout(dropout)))
+    return nn.Sequential(OrderedDict((*layers, ("c_proj", nn.Linear(hidden, dim)))))
+
+
+def to_video(tokens: Tensor, grid: Sequence[int]) -> Tensor:
+    """Tokens (1+HW, B*T, C) without their class tokens, as (B, C, T, H, W); `grid` is (T, H, W)."""
+    T, H, W = grid
+    return tokens[1:].unflatten(1, (-1, T)).unflatten(0, (H, W)).permute(2, 4, 3, 0, 1)
+
+
+def from_video(video: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> patch tokens (HW, B*T, C)."""
+    return video.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
+
+
+class LocalMHRA(nn.Module):
+    """Local temporal relation aggregation on (B, C, T, H, W) (section 3.2): the last layer starts at zero."""
+
+    def __init__(self, dim: int, reduction: float) -> None:
+        super().__init__()
+        inner = int(dim // reduction)
+        self.pos_embed = nn.Sequential(
+            nn.BatchNorm3d(dim),
+            nn.Conv3d(dim, inner, 1),
+            nn.Conv3d(inner, inner, (3, 1, 1), padding=(1, 0, 0), groups=inner),
+            nn.Conv3d(inner, dim, 1),
+        )
+        zero_(self.pos_embed[3])
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.pos_embed(video)
+
+
+class LocalUniBlock(nn.Module):
+    """A block of the image ViT; with `local`, temporal aggregation of the patch tokens goes before its attention.
+
+    Args:
+        double: aggregate once more between attention and feed-forward.
+        reduction: factor between the widths outside and inside the aggregation.
+    """
+
+    def __init__(self, dim: int, heads: int, local: bool, double: bool, reduction: float, drop_path: float) -> None:
+        super().__init__()
+        if local:
+            self.lmhra1 = LocalMHRA(dim, reduction)
+            if double:
+                self.lmhra2 = LocalMHRA(dim, reduction)
+        self.local, self.twice = local, local and double
+        self.attn = nn.MultiheadAttention(dim, heads)
+        self.ln_1 = nn.LayerNorm(dim)
+        self.mlp = feed_forward(dim, 4 * dim)
+        self.ln_2 = nn.LayerNorm(dim)
+        self.drop_path = DropPath(drop_path, batch_dim=1)
+        self.drop_local = DropPath(drop_path)
+
+    def _aggregate(self, x: Tensor, mhra: LocalMHRA, grid: Sequence[int]) -> Tensor:
+        video = to_video(x, grid)
+        return torch.cat([x[:1], from_video(video + self.drop_local(mhra(video)))])
+
+    def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+        if self.local:
+            x = self._aggregate(x, self.lmhra1, grid)
+        y = self.ln_1(x)
+        x = x + self.drop_path(self.attn(y, y, y, need_weights=False)[0])
+        if self.twice:
+            x = self._aggregate(x, self.lmhra2, grid)
+        return x + self.drop_path(self.mlp(self.ln_2(x)))
+
+
+class GlobalUniBlock(nn.Module):
+    """One query token attends over all tokens of all frames (section 3.2): (1, B, C), (L, B, C) -> (1, B, C).
+
+    Its attention output and its second feed-forward layer start at zero.
+    """
+
+    def __init__(self, dim: int, heads: int, mlp_factor: float, mlp_dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(dim, heads)
+        self.ln_1 = nn.LayerNorm(dim)
+        self.mlp = feed_forward(dim, round(mlp_factor * dim), mlp_dropout)
+        self.ln_2 = nn.LayerNorm(dim)
+        self.ln_3 = nn.LayerNorm(dim)
+        self.drop_path = DropPath(drop_path, batch_dim=1)
+        nn.init.xavier_uniform_(self.attn.in_proj_weight)
+        nn.init.xavier_uniform_(self.mlp.get_parameter("c_fc.weight"))
+        zero_(self.attn.out_proj)
+        zero_(self.mlp.get_submodule("c_proj"))
+
+    def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
+        tokens = self.ln_3(tokens)
+        query = query + self.drop_path(self.attn(self.ln_1(query), tokens, tokens, need_weights=False)[0])
+        return query + self.drop_path(self.mlp(self.ln_2(query)))
+
+
+def zero_(layer: nn.Module) -> None:
+    """Set all parameters of a layer to zero: a residual branch that ends in it starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+class VideoTransformer(nn.Module):
+    """The blocks of `UniFormerV2`, and its classifier `proj`; arguments as there."""
+
+    def __init__(
+        self,
+        tower: VisionTower,
+        return_list: Sequence[int],
+        n_head: int,
+        mlp_factor: float,
+        mlp_dropout: Sequence[float],
+        cls_dropout: float,
+        backbone_drop_path_rate: float,
+        drop_path_rate: float,
+        no_lmhra: bool,
+        double_lmhra: bool,
+        dw_reduction: float,
+        frozen: bool,
+    ) -> None:
+        super().__init__()
+        dim = tower.width
+        self.return_list = tuple(return_list)
+        self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        if frozen:
+            self.register_parameter("balance", None)
+        else:
+            self.balance = nn.Parameter(torch.zeros(dim))
+        local_rates = torch.linspace(0, backbone_drop_path_rate, tower.layers, device="cpu").tolist()
+        self.resblocks = nn.ModuleList(
+            LocalUniBlock(dim, tower.heads, not no_lmhra, double_lmhra, dw_reduction, rate) for rate in local_rates
+        )
+        self.dpe = nn.ModuleList(depthwise_conv(dim, 3, ndim=3) for _ in return_list)
+        global_rates = torch.linspace(0, drop_path_rate, len(return_list), device="cpu").tolist()
+        self.dec = nn.ModuleList(
+            GlobalUniBlock(dim, n_head, mlp_factor, dropout, rate)
+            for dropout, rate in zip(mlp_dropout, global_rates, strict=True)
+        )
+        self.proj = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(cls_dropout), nn.Identity())
+        for dpe in self.dpe:
+            nn.init.zeros_(dpe.get_parameter("bias"))
+        self.checkpointed = 0
+
+    def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+        """(1 + H*W, B*T, C) -> features (B, C); `grid` is (T, H, W)."""
+        T = grid[0]
+        query = self.temporal_cls_token.expand(-1, x.shape[1] // T, -1)
+        j = 0
+        for i, block in enumerate(self.resblocks):
+            x = checkpoint(block, x, grid, use_reentrant=False) if self._recompute(i) else block(x, grid)
+            if i in self.return_list:
+                patches = to_video(x, grid)
+                patches = from_video(patches + self.dpe[j](patches))
+                # all tokens of all frames of a video: (1 + HW, B*T, C) -> (T * (1 + HW), B, C)
+                tokens = torch.cat([x[:1], patches]).unflatten(1, (-1, T)).transpose(1, 2).flatten(0, 1)
+                query = self.dec[j](query, tokens)
+                j += 1
+        feature = query[0]
+        if self.balance is not None:
+            weight = self.balance.sigmoid()
+            frames = x[0].unflatten(0, (-1, T)).mean(1)
+            feature = (1 - weight) * feature + weight * frames
+        return feature
+
+    def _recompute(self, block: int) -> bool:
+        return self.training and torch.is_grad_enabled() and block < self.checkpointed
+
+
+class VisionTransformer(nn.Module):
+    """CLIP's visual tower around `VideoTransformer`: (B, 3, T, H, W) -> features (B, C)."""
+
+    def __init__(self, tower: VisionTower, temporal_downsample: bool, in_channels: int, **transformer) -> None:
+        super().__init__()
+        dim, patch = tower.width, tower.patch
+        self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
+        self.positional_embedding = nn.Parameter(dim**-0.5 * torch.randn((tower.resolution // patch) ** 2 + 1, dim))
+        if temporal_downsample:
+            self.conv1 = nn.Conv3d(in_channels, dim, (3, patch, patch), (2, patch, patch), (1, 0, 0), bias=False)
+        else:
+            self.conv1 = nn.Conv3d(in_channels, dim, (1, patch, patch), (1, patch, patch), bias=False)
+        self.ln_pre = nn.LayerNorm(dim)
+        self.transformer = VideoTransformer(tower, **transformer)
+
+    def forward(self, video: Tensor) -> Tensor:
+        x = self.conv1(video)
+        grid = x.shape[2:]
+        x = x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)  # (B, C, T, H, W) -> (B*T, HW, C)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        x = self.ln_pre(x + resize_position_embedding(self.positional_embedding, grid[1:]))
+        return self.transformer(x.transpose(0, 1), grid)
+
+
+def resize_position_embedding(embedding: Tensor, grid: Sequence[int]) -> Tensor:
+    """Position embedding (1 + S*S, C) of a square grid for a grid (H, W): bicubic; the class token's stays as it is."""
+    side = math.isqrt(len(embedding) - 1)
+    if tuple(grid) == (side, side):
+        return embedding
+    patches = embedding[1:].T.unflatten(1, (side, side)).unsqueeze(0)
+    patches = F.interpolate(patches.float(), size=tuple(grid), mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([embedding[:1], patches[0].flatten(1).T.to(embedding.dtype)])
+
+
+class UniFormerV2(nn.Module):
+    """The armed image ViT: (B, C, T, H, W) -> logits (B, K), for any frame count and any size of whole patches.
+
+    Args:
+        num_classes: K; 0 leaves features without a classifier.
+        backbone: name in `TOWERS`, or a `VisionTower`.
+        return_list: blocks of the image ViT after which a global block reads all tokens.
+        n_head: heads of the global blocks.
+        mlp_factor: hidden over input width of the global blocks.
+        mlp_dropout: rate in each global block.
+        cls_dropout: rate before the classifier.
+        backbone_drop_path_rate: stochastic depth of the last block of the image ViT; rates rise linearly from 0.
+        drop_path_rate: the same for the global blocks.
+        no_lmhra: leave local temporal aggregation out.
+        double_lmhra: aggregate twice in each block.
+        dw_reduction: factor between the widths outside and inside local aggregation.
+        temporal_downsample: a first convolution over 3 frames with stride 2 in time.
+        frozen: train only the global blocks and the classifier; the feature is their token alone.
+        in_channels: channels of the input.
+
+    Raises:
+        ValueError: an unknown backbone, or lists that do not fit each other.
+    """
+
+    head_names = ("backbone.transformer.proj",)
+
+    def __init__(
+        self,
+        num_classes: int = 400,
+        backbone: str | VisionTower = "uniformerv2_b16",
+        return_list: Sequence[int] = (8, 9, 10, 11),
+        n_head: int = 12,
+        mlp_factor: float = 4.0,
+        mlp_dropout: float | Sequence[float] = 0.5,
+        cls_dropout: float = 0.5,
+        backbone_drop_path_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        no_lmhra: bool = False,
+        double_lmhra: bool = True,
+        dw_reduction: float = 1.5,
+        temporal_downsample: bool = True,
+        frozen: bool = False,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if isinstance(backbone, str):
+            if backbone not in TOWERS:
+                raise ValueError(f"UNIFORMERV2.BACKBONE {backbone!r} is not known; choose from {sorted(TOWERS)}")
+            backbone = TOWERS[backbone]
+        dropouts = list(mlp_dropout) if isinstance(mlp_dropout, Sequence) else [mlp_dropout] * len(return_list)
+        if len(dropouts) != len(return_list):
+            raise ValueError(
+                f"UNIFORMERV2.MLP_DROPOUT has {len(dropouts)} rates for the {len(return_list)} global blocks that "
+                "UNIFORMERV2.RETURN_LIST asks for"
+            )
+        if not all(0 <= block < backbone.layers for block in return_list):
+            raise ValueError(
+                f"UNIFORMERV2.RETURN_LIST {list(return_list)} has to name blocks 0 to {backbone.layers - 1}"
+            )
+        self.patch, self.num_features = backbone.patch, backbone.width
+        self.backbone = VisionTransformer(
+            backbone,
+            temporal_downsample,
+            in_channels,
+            return_list=return_list,
+            n_head=n_head,
+            mlp_factor=mlp_factor,
+            mlp_dropout=dropouts,
+            cls_dropout=cls_dropout,
+            backbone_drop_path_rate=backbone_drop_path_rate,
+            drop_path_rate=drop_path_rate,
+            no_lmhra=no_lmhra,
+            double_lmhra=double_lmhra,
+            dw_reduction=dw_reduction,
+            frozen=frozen,
+        )
+        self.reset_classifier(num_classes)
+        if frozen:
+            trained = ("temporal_cls_token", "dpe", "dec", "proj")
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name.split(".")[2] in trained if "transformer." in name else False)
+
+    def set_grad_checkpointing(self, blocks: Sequence[int] | int | bool = True) -> None:
+        """Recompute activations of the first n blocks of the image ViT; True means all, a list its first number."""
+        if isinstance(blocks, Sequence):
+            blocks = blocks[0]
+        transformer = self.backbone.transformer
+        transformer.checkpointed = blocks if not isinstance(blocks, bool) else blocks * len(transformer.resblocks)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""
+        return set()
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a fresh one of `num_classes` outputs; 0 removes it."""
+        self.backbone.transformer.proj[2] = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> features (B, C').
+
+        Raises:
+            ValueError: height or width is not a multiple of the patch size.
+        """
+        if video.shape[3] % self.patch or video.shape[4] % self.patch:
+            raise ValueError(
+                f"frames of {video.shape[3]} x {video.shape[4]} pixels are not made of whole patches of {self.patch}; "
+                "change DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE"
+            )
+        return self.backbone(video)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features (B, C') -> logits (B, K)."""
+        return self.backbone.transformer.proj(features)
+
+    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
+        return self.forward_head(self.forward_features(single_input(video)))

@@ -1,0 +1,120 @@
+"""UniFormerV2 against the official implementation, and the sizes and lengths that it adds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slowfast.config import get_cfg
+from slowfast.models import build_model
+from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, resize_position_embedding
+from slowfast.optim.losses import soft_cross_entropy
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "uniformerv2.json.gz"
+VARIANTS = json.loads(gzip.decompress(GOLDEN.read_bytes()))
+WITH_LOGITS = [name for name, variant in VARIANTS.items() if "input_seed" in variant]
+TOWER = VisionTower(width=32, layers=3, heads=4, patch=8, resolution=32)
+
+
+def configured(options: dict) -> torch.nn.Module:
+    cfg = get_cfg()
+    cfg.merge_from_list([item for pair in options.items() for item in pair])
+    return build_model(cfg)
+
+
+def small(**options) -> UniFormerV2:
+    torch.manual_seed(0)
+    return UniFormerV2(**{"num_classes": 5, "backbone": TOWER, "return_list": (1, 2), "n_head": 4, **options})
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_names_and_shapes(name):
+    with torch.device("meta"):
+        model = configured(VARIANTS[name]["config"])
+    assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == VARIANTS[name]["keys"]
+
+
+@pytest.mark.parametrize("name", WITH_LOGITS)
+def test_logits_and_stages(name, golden, golden_state, golden_input):
+    variant = VARIANTS[name]
+    model = configured(variant["config"]).eval()
+    model.load_state_dict(golden_state(model.state_dict()))
+    outputs = {}
+    for stage in variant["stages"]:
+        model.get_submodule(stage).register_forward_hook(lambda _m, _i, out, s=stage: outputs.__setitem__(s, out))
+    with torch.no_grad():
+        logits = model([golden_input(variant["input_seed"], variant["input_shape"])])[0]
+    expected = golden("uniformerv2_logits.npz")[name]
+    assert np.abs(logits.numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+    for stage, reference in variant["stages"].items():
+        out, tolerance = outputs[stage], 1e-4 * reference["std"]
+        assert list(out.shape) == reference["shape"], stage
+        assert out.mean().item() == pytest.approx(reference["mean"], abs=tolerance), stage
+        assert out.flatten()[:8].tolist() == pytest.approx(reference["first8"], abs=tolerance), stage
+
+
+def test_training_mode_gradients(golden, golden_state, golden_input):
+    case = golden("uniformerv2_train_mode.json")
+    model = configured({**VARIANTS[case["variant"]]["config"], **case["changes"]}).train()
+    model.load_state_dict(golden_state(model.state_dict()))
+    video = torch.cat([golden_input(seed, (1, 3, 4, 224, 224)) for seed in (1004, 2004)])
+    hot = torch.nn.functional.one_hot(torch.tensor(case["labels"]), 174) * 0.9 + 0.1 / 174
+    loss = soft_cross_entropy(model(video), 0.3 * hot + 0.7 * hot.flip(0))
+    loss.backward()
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
+    for name, parameter in model.named_parameters():
+        norm = case["grad_norm"][name]
+        if norm > 1e-6 * case["total_grad_norm"]:
+            assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-4), name
+
+
+@pytest.mark.parametrize("options", [{}, {"no_lmhra": True}, {"temporal_downsample": False}, {"double_lmhra": False}])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (4, 48, 32), (7, 24, 40)])
+def test_any_frame_count_and_size(options, shape):
+    assert small(**options).eval()(torch.randn(2, 3, *shape)).shape == (2, 5)
+
+
+def test_position_embedding_keeps_its_grid_and_its_class_token():
+    embedding = torch.randn(17, 8)
+    assert resize_position_embedding(embedding, (4, 4)) is embedding
+    smooth = torch.cat([embedding[:1], torch.linspace(0, 1, 4).repeat(4).view(16, 1).expand(-1, 8)])
+    resized = resize_position_embedding(smooth, (6, 8))
+    assert torch.equal(resized[0], smooth[0]) and resized.shape == (49, 8)
+    rows = resized[1:].view(6, 8, 8)[..., 0]
+    assert torch.allclose(rows, rows[:1].expand(6, -1), atol=1e-5) and (rows[0].diff() > 0).all()
+
+
+def test_frozen_trains_only_what_is_new():
+    model = small(frozen=True, no_lmhra=True)
+    trained = {name.split(".")[2] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"temporal_cls_token", "dpe", "dec", "proj"}
+    assert not any("balance" in name for name in model.state_dict())
+
+
+def test_checkpointing_does_not_change_gradients():
+    video = torch.randn(2, 3, 4, 32, 32)
+    gradients = []
+    for blocks in (False, True, [2]):
+        model = small(backbone_drop_path_rate=0.3, drop_path_rate=0.3).train()
+        model.set_grad_checkpointing(blocks)
+        torch.manual_seed(7)
+        model(video).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for other in gradients[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
+
+
+def test_wrong_options():
+    with pytest.raises(ValueError, match="'b32' is not known"):
+        small(backbone="b32")
+    with pytest.raises(ValueError, match=r"RETURN_LIST \[1, 3\]"):
+        small(return_list=(1, 3))
+    with pytest.raises(ValueError, match="MLP_DROPOUT has 1 rates"):
+        small(mlp_dropout=[0.5])
+    with pytest.raises(ValueError, match="whole patches of 8"):
+        small()(torch.zeros(1, 3, 2, 36, 32))
