@@ -240,6 +240,8 @@ _C.MODEL.USE_CHECKPOINT = False
 _C.MODEL.CHECKPOINT_NUM = [0, 0, 0, 0]
 # Replace a loaded head whose class count differs by a fresh one instead of failing.
 _C.MODEL.RESET_HEAD = False
+# Which classes of a pre-trained classifier to take over: "" | names (by class names) | a file with one index a class.
+_C.MODEL.HEAD_ROWS = ""
 # BatchNorm keeps its running statistics in training.
 _C.MODEL.FROZEN_BN = False
 

@@ -87,7 +87,7 @@ def train(cfg: CfgNode) -> None:
     look = cfg.TRAIN.AUTO_RESUME and distributed.is_main()
     resume_from = distributed.broadcast(resumable_checkpoint(cfg.OUTPUT_DIR) if look else None)
     if resume_from is None:
-        initialize(model, cfg)
+        initialize(model, cfg, train_loader.dataset.manifest.class_names)  # pyright: ignore
     place(model, device)
     if cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
         if device.type == "cpu":

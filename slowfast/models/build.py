@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -13,7 +12,7 @@ from torch import nn
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower
-from slowfast.models.weights import load_weights
+from slowfast.models.weights import load_weights, read_rows
 from slowfast.utils.io import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -97,34 +96,32 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def initialize(model: nn.Module, cfg: CfgNode) -> None:
+def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None = None) -> None:
     """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, UNIFORMER.PRETRAIN_NAME or UNIFORMERV2.PRETRAIN, if one is set.
 
     Pre-trained weights are there to be fine-tuned, so a classifier of another class count is left out, as officially; a
-    checkpoint is taken whole unless MODEL.RESET_HEAD.
+    checkpoint is taken whole unless MODEL.RESET_HEAD. MODEL.HEAD_ROWS picks rows of the classifier instead.
+
+    Args:
+        class_names: of the training list, for MODEL.HEAD_ROWS names.
 
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
     """
     name = cfg.UNIFORMERV2.PRETRAIN if cfg.MODEL.ARCH == "uniformerv2" else cfg.UNIFORMER.PRETRAIN_NAME
-    path = cfg.TRAIN.CHECKPOINT_FILE_PATH or pretrained_path(name)
-    if path:
-        reset_head = cfg.MODEL.RESET_HEAD or not cfg.TRAIN.CHECKPOINT_FILE_PATH
-        report = load_weights(model, load_tensors(path), reset_head=reset_head, to_train=True)
-        logger.info("initial weights from %s: %s", path, report)
-
-
-def pretrained_path(name: str) -> str:
-    """The file a pre-trained weight name stands for: the path itself, or pretrained/<name>.pth."""
-    if not name or Path(name).suffix in (".pth", ".pyth", ".pt"):
-        return name
-    path = Path("pretrained") / f"{name}.pth"
-    if not path.is_file():
-        raise ValueError(
-            f"pre-trained weights {name!r} need {path}; download the released file and put it there, "
-            "give a path that ends in .pth, or leave the name empty to train from scratch"
-        )
-    return str(path)
+    path = cfg.TRAIN.CHECKPOINT_FILE_PATH or name
+    if not path:
+        return
+    rows = cfg.MODEL.HEAD_ROWS
+    report = load_weights(
+        model,
+        load_tensors(path),
+        reset_head=cfg.MODEL.RESET_HEAD or not cfg.TRAIN.CHECKPOINT_FILE_PATH,
+        to_train=True,
+        head_rows="names" if rows == "names" else (read_rows(rows) if rows else None),
+        class_names=class_names,
+    )
+    logger.info("initial weights from %s: %s", path, report)
 
 
 def sums_softmax(cfg: CfgNode) -> bool:

@@ -7,6 +7,7 @@ Parameter names are those of the released weights.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,8 @@ class ScoringAttention(Attention):
         q, k, v = self.project(x)
         # Scores rank tokens, so they keep the precision of the parameters under autocast too.
         dtype = self.qkv.weight.dtype
-        with torch.autocast(x.device.type, enabled=False):
+        # the meta device, on which shapes are worked out, knows no autocast
+        with contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             similarity = self.scale * (q[:, :, :1].to(dtype) @ k.to(dtype).transpose(2, 3))
             scores = similarity.softmax(3)[:, :, 0, 1:].mean(1)
         return self.attend(q, k, v), scores

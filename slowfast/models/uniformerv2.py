@@ -272,6 +272,8 @@ class UniFormerV2(nn.Module):
     """
 
     head_names = ("backbone.transformer.proj",)
+    # what an image ViT does not have; local and global blocks start as nothing
+    identity_at_start = ("temporal_cls_token", "balance", ".dpe.", ".dec.", "transformer.proj.", "lmhra")
 
     def __init__(
         self,

@@ -1,44 +1,51 @@
-"""Weights, as pure functions from dict to dict: layouts of checkpoint files, image to video inflation, heads.
+"""How the weights of a checkpoint get into a model.
 
 Loading ends in one report of what was loaded, inflated, dropped, missing and unexpected. Anything unexplained is an
-error: a checkpoint never loads silently wrong.
+error: a checkpoint never loads silently wrong. The layouts of other programs are in `convert`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-StateDict = dict[str, Tensor]
+from slowfast.models.convert import OWN, Layout, StateDict, class_rows, classifiers, convert, select_classes
+from slowfast.models.uniformerv2 import resize_position_embedding
+from slowfast.utils.io import fetch
 
 
 @dataclass
 class LoadReport:
-    """What became of every tensor; names are the model's, except in `unexpected`."""
+    """What became of every tensor; names are the model's, except in `left_out` and `unexpected`.
 
+    `left_out` has no counterpart in this network and needs none (the text tower of CLIP), `dropped` keeps its initial
+    value on purpose, `reshaped` does not fit.
+    """
+
+    layout: str = "own"
     loaded: list[str] = field(default_factory=list)
     inflated: list[str] = field(default_factory=list)
+    interpolated: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return ", ".join(
-            f"{kind} {len(names)}" + (f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if show else "")
-            for kind, names, show in (
-                ("loaded", self.loaded, False),
-                ("inflated", self.inflated, bool(self.inflated)),
-                ("dropped", self.dropped, bool(self.dropped)),
-                ("missing", self.missing, bool(self.missing)),
-                ("unexpected", self.unexpected, bool(self.unexpected)),
-                ("reshaped", self.reshaped, bool(self.reshaped)),
-            )
-        )
+        parts = [f"layout {self.layout}, loaded {len(self.loaded)}"]
+        for kind in ("inflated", "interpolated", "dropped", "left_out", "missing", "unexpected", "reshaped"):
+            names = getattr(self, kind)
+            some = f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
+            parts.append(f"{kind.replace('_', ' ')} {len(names)}{some}")
+        return ", ".join(parts)
 
 
 def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
@@ -66,27 +73,25 @@ def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
     return state
 
 
-def inflate(kernel: Tensor, shape: torch.Size) -> Tensor:
-    """A 2D kernel (O, I, h, w) as the 3D kernel `shape` (O, I, t, h, w): repeated over time, divided by t.
-
-    A video of one repeated frame gets the response of the image (Carreira & Zisserman, 2017, section 2.4).
-    """
-    return (kernel.unsqueeze(2) / shape[2]).expand(shape).clone()
-
-
 def fit(
-    source: StateDict,
+    source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
-    heads: tuple[str, ...] = ("head",),
+    heads: Sequence[str] = ("head",),
     reset_head: bool = False,
-    may_be_missing: tuple[str, ...] = (),
+    identity_at_start: Sequence[str] = (),
+    to_train: bool = False,
+    layout: Layout = OWN,
+    left_out: Sequence[str] = (),
 ) -> tuple[StateDict, LoadReport]:
     """Make `source` fit the model whose state_dict is `target`.
 
     Args:
         heads: prefixes of the classifiers.
         reset_head: leave a classifier of another class count at its initial value.
-        may_be_missing: parts of names whose initial value is meant to stand in for a missing tensor.
+        identity_at_start: parts of names whose initial value is meant to stand in for a missing tensor.
+        to_train: accept that, if `source` has none of these parts at all.
+        layout: where `source` comes from; it knows how a 2D kernel becomes 3D.
+        left_out: names of that layout which are not in `source` any more, for the report.
 
     Returns:
         The tensors to load, with the report.
@@ -94,16 +99,19 @@ def fit(
     Raises:
         ValueError: something is missing, unexpected or of another shape, and nobody asked for it.
     """
-    report = LoadReport()
+    report = LoadReport(layout.name, left_out=list(left_out))
     fitted: StateDict = {}
     prefixes = tuple(f"{head}." for head in heads)
+    # a source that has some of these parts and not others is of another configuration
+    without_identity = not any(part in name for name in source for part in identity_at_start)
     faults = []
     for name, value in target.items():
+        starts_as_identity = without_identity and any(part in name for part in identity_at_start)
         if name not in source:
             # num_batches_tracked is absent from checkpoints of very old PyTorch and does not matter with a momentum
             if (
                 name.endswith("num_batches_tracked")
-                or any(part in name for part in may_be_missing)
+                or (to_train and starts_as_identity)
                 or (reset_head and name.startswith(prefixes))
             ):
                 report.dropped.append(name)
@@ -113,8 +121,12 @@ def fit(
             fitted[name] = source[name]
             report.loaded.append(name)
         elif source[name].ndim == 4 and value.ndim == 5 and source[name].shape == value.shape[:2] + value.shape[3:]:
-            fitted[name] = inflate(source[name], value.shape)
+            fitted[name] = layout.inflation(source[name], value.shape)
             report.inflated.append(name)
+        elif name.endswith("positional_embedding") and _square_grids(source[name], value):
+            side = math.isqrt(len(value) - 1)
+            fitted[name] = resize_position_embedding(source[name], (side, side))
+            report.interpolated.append(name)
         elif name.startswith(prefixes) and reset_head:
             report.dropped.append(name)
         else:
@@ -122,10 +134,12 @@ def fit(
             if name.startswith(prefixes) and value.ndim == 2:
                 faults.append(
                     f"the checkpoint has {source[name].shape[0]} classes and the model {value.shape[0]}: "
-                    f"set MODEL.NUM_CLASSES {source[name].shape[0]} to use it as it is, "
-                    "or MODEL.RESET_HEAD True to start a new classifier from its features"
+                    f"set MODEL.NUM_CLASSES {source[name].shape[0]} to use it as it is, MODEL.HEAD_ROWS to pick the "
+                    "rows of its classifier, or MODEL.RESET_HEAD True to start a new classifier from its features"
                 )
     report.unexpected = [name for name in source if name not in target]
+    if without_identity and any(part in name for name in report.missing for part in identity_at_start):
+        faults.append("it can start a training, which begins with these parts doing nothing; a test needs them")
     if report.missing or report.unexpected or (report.reshaped and not faults):
         faults.append(
             "the checkpoint is of another model: compare MODEL.MODEL_NAME and the widths, depths and options of its "
@@ -136,21 +150,83 @@ def fit(
     return fitted, report
 
 
+def _square_grids(*embeddings: Tensor) -> bool:
+    """Whether these are position embeddings (1 + S*S, C) of square grids and one width."""
+    return all(e.ndim == 2 and math.isqrt(max(len(e) - 1, 0)) ** 2 == len(e) - 1 for e in embeddings) and (
+        len({e.shape[1] for e in embeddings}) == 1
+    )
+
+
+def read_rows(path: str) -> list[int]:
+    """Class rows from a file or address: a JSON list of numbers, or one number a line, counted from 0.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    local = Path(fetch(path))
+    if not local.is_file():
+        raise ValueError(f"file of class rows {path!r} does not exist")
+    text = local.read_text(encoding="utf-8").strip()
+    try:
+        rows = json.loads(text) if text.startswith("[") else [int(line) for line in text.splitlines()]
+        if not rows or not all(type(row) is int for row in rows):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{path!r} is no list of class rows; write [12, 7, ...], or one number a line") from None
+    return rows
+
+
 def load_weights(
-    model: nn.Module, checkpoint: Mapping[str, Any], reset_head: bool = False, to_train: bool = False
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    reset_head: bool = False,
+    to_train: bool = False,
+    head_rows: Sequence[int] | Literal["names"] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> LoadReport:
-    """Fill `model` from a loaded checkpoint of any released layout; see `fit` for the rules and errors.
+    """Fill `model` from a loaded checkpoint of any known layout; see `convert` and `fit` for rules and errors.
 
     Args:
-        reset_head: leave a classifier of another class count at its initial value.
+        reset_head: leave a classifier of another class count, or of other class names, at its initial value.
         to_train: parts that start as the identity may be missing; a test needs them.
+        head_rows: rows of the checkpoint's classifiers that become those of the model; "names" finds them by the
+            class names inside the checkpoint.
+        class_names: classes of the model, in the order of its outputs; a checkpoint that tells others is refused
+            unless `reset_head` or `head_rows` says what to do.
     """
+    converted = convert(extract_state_dict(checkpoint), model)
+    state = converted.state
+    heads = getattr(model, "head_names", ("head",))
+    trained = checkpoint.get("class_names")
+    if head_rows == "names":
+        if not trained or not class_names:
+            raise ValueError(
+                f"no class names in the {'data set' if trained else 'checkpoint'}, so classes cannot be found by name; "
+                "give the rows as a file of numbers"
+            )
+        head_rows = class_rows(trained, class_names)
+    if head_rows is not None:
+        state = select_classes(state, heads, head_rows)
+    elif trained and class_names and list(trained) != list(class_names):
+        if not reset_head:
+            at = next((i for i, (a, b) in enumerate(zip(trained, class_names, strict=False)) if a != b), None)
+            raise ValueError(
+                f"the checkpoint was trained on other classes ({len(trained)}, here {len(class_names)}"
+                + (f"; class {at} is {trained[at]!r} there and {class_names[at]!r} here" if at is not None else "")
+                + "): set MODEL.HEAD_ROWS names to find them by their names, or MODEL.RESET_HEAD True to start a new "
+                "classifier from its features"
+            )
+        layers = tuple(classifiers(state, heads))
+        state = {name: value for name, value in state.items() if not name.startswith(layers)}
     fitted, report = fit(
-        extract_state_dict(checkpoint),
+        state,
         model.state_dict(),
-        heads=getattr(model, "head_names", ("head",)),
+        heads=heads,
         reset_head=reset_head,
-        may_be_missing=getattr(model, "identity_at_start", ()) if to_train else (),
+        identity_at_start=getattr(model, "identity_at_start", ()),
+        to_train=to_train,
+        layout=converted.layout,
+        left_out=converted.left_out,
     )
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
     return report

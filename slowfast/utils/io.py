@@ -1,23 +1,37 @@
-"""Files: paths through iopath, atomic writing, checksums, and loading of tensors without executing pickles."""
+"""Files: paths through iopath, downloads, atomic writing, checksums, and loading of tensors that executes nothing."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import logging
 import os
 import pickle
 import re
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import formatdate
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import torch
-from iopath.common.file_io import HTTPURLHandler, PathManager
+from iopath.common.file_io import PathHandler, PathManager, file_lock
+from torch import Tensor
+from tqdm import tqdm
 
-path_manager = PathManager()
-path_manager.register_handler(HTTPURLHandler())
+logger = logging.getLogger(__name__)
+
+# Downloaded weights and the manifest of released ones, beside the package.
+PRETRAINED = Path(__file__).parents[2] / "pretrained"
+GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+
 # training scripts of image models keep their arguments beside the weights: a plain container
 torch.serialization.add_safe_globals([argparse.Namespace])
 
@@ -54,22 +68,190 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def load_tensors(path: str | os.PathLike) -> Any:
-    """Load a `torch.save` file onto the CPU; nothing but tensors and plain containers is ever unpickled.
+def download(url: str, path: Path, checksum: str = "") -> None:
+    """Download `url` to `path`, which appears whole or not at all; an existing file is left alone.
+
+    What arrived before an interruption stays beside it as `.part`, and the next call goes on from there. Several
+    processes may ask for the same file: one of them downloads.
+
+    Args:
+        checksum: the SHA-256 of the file or its first digits; "" if unknown.
 
     Raises:
-        ValueError: the file is missing, torn, no PyTorch file, or holds other objects.
+        ValueError: the address gives no file, the connection broke and could not be resumed, or the checksum differs.
+    """
+    part = path.with_name(path.name + ".part")
+    cure = f"or download it in another way and save it as {path}"
+    with file_lock(str(path)):
+        if path.is_file():
+            return
+        logger.info("downloading %s to %s", url, path)
+        arrived, complete = -1, False
+        while not complete:
+            reason = "the connection broke"
+            try:
+                complete = _download_rest(url, part)
+            except HTTPError as error:
+                raise ValueError(f"{url} cannot be downloaded (HTTP {error}); check the address, {cure}") from error
+            except (OSError, HTTPException) as error:
+                reason = str(error) or type(error).__name__
+            before, arrived = arrived, part.stat().st_size if part.is_file() else 0
+            if not complete and arrived <= before:
+                raise ValueError(
+                    f"{url} cannot be downloaded ({reason}); {arrived} bytes are there: run again to go on, {cure}"
+                )
+        digest = sha256(part)
+        if not digest.startswith(checksum.lower()):
+            part.unlink()
+            raise ValueError(
+                f"{url} came with SHA-256 {digest} instead of {checksum}...: it is damaged or was replaced, and was "
+                f"removed. Run again; if that does not help, check it, {cure}"
+            )
+        os.replace(part, path)
+
+
+def _download_rest(url: str, part: Path) -> bool:
+    """Append to `part` what it lacks of `url`; False if the connection ended early."""
+    offset = part.stat().st_size if part.is_file() else 0
+    headers = {"User-Agent": "slowfast"}
+    if offset:
+        unmodified = formatdate(part.stat().st_mtime, usegmt=True)
+        headers |= {"Range": f"bytes={offset}-", "If-Unmodified-Since": unmodified}
+    try:
+        response = urlopen(Request(url, headers=headers), timeout=60)
+    except HTTPError as error:
+        if offset == 0 or error.code not in (412, 416):
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{offset}":  # nothing is left to send
+            return True
+        part.unlink()  # the file at the address is another one by now
+        return _download_rest(url, part)
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise ValueError(f"{url} is a web page, not a file; open it in a browser")
+        resumed = response.status == 206
+        length = response.headers.get("Content-Length")
+        start = offset if resumed else 0
+        total = start + int(length) if length else None
+        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None)
+        with bar, open(part, "ab" if resumed else "wb") as file:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))
+            os.fsync(file.fileno())
+            return total is None or file.tell() == total
+
+
+def released_weights() -> dict[str, dict[str, Any]]:
+    """Names of released weights -> where they are (`pretrained/manifest.json`); aliases are names too."""
+    path = PRETRAINED / "manifest.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["weights"] if path.is_file() else {}
+    named = {name: {"name": name, **entry} for name, entry in entries.items()}
+    return {alias: entry for entry in named.values() for alias in (entry["name"], *entry.get("aliases", ()))}
+
+
+def _fetch_released(entry: dict[str, Any]) -> Path:
+    """The file of a row of the manifest, downloaded unless it is there under its name or one of its aliases."""
+    suffix = Path(entry.get("url", ".pth")).suffix or ".pth"
+    names = [Path(name).name.removesuffix(suffix) for name in (entry["name"], *entry.get("aliases", ()))]
+    paths = [PRETRAINED / f"{name}{suffix}" for name in names]
+    for path in paths:
+        if path.is_file():
+            return path
+    if "url" in entry:
+        download(entry["url"], paths[0], entry.get("sha256", ""))
+        return paths[0]
+    try:
+        download(GOOGLE_DRIVE.format(entry["google_drive"]), paths[0])
+    except ValueError as error:
+        raise ValueError(
+            f"{entry['name']} is on Google Drive, which did not give it: open "
+            f"https://drive.google.com/file/d/{entry['google_drive']}/view in a browser, download the file and save it "
+            f"as {paths[0]}\n  ({error})"
+        ) from error
+    return paths[0]
+
+
+class _Downloads(PathHandler):
+    """Web addresses: files are downloaded to `PRETRAINED` once."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["http://", "https://"]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        for entry in released_weights().values():
+            if entry.get("url") == path:
+                return str(_fetch_released(entry))
+        parts = urlsplit(path)
+        # the address is the path below PRETRAINED: equal file names of two addresses stay apart
+        folders = [unquote(part) for part in parts.path.split("/")]
+        names = [quote(part, safe=" +@") for part in (parts.netloc, *folders) if part not in ("", ".", "..")]
+        if parts.query:
+            names[-1] += quote(f"?{parts.query}", safe="")
+        local = PRETRAINED.joinpath(*names)
+        download(path, local)
+        return str(local)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
+        if "r" not in mode:
+            raise ValueError(f"{path} is a web address, which can only be read")
+        return open(self._get_local_path(path), mode, buffering)
+
+
+path_manager = PathManager()
+path_manager.register_handler(_Downloads())
+
+
+def fetch(address: str | os.PathLike) -> str:
+    """The local path of a local file, a name in `pretrained/manifest.json`, a web address, or what iopath handles.
+
+    Whatever is not local is downloaded once. A local path is not looked at: it may not exist.
+
+    Raises:
+        ValueError: the address cannot be fetched.
+    """
+    address = str(address)
+    if not os.path.isfile(address) and (entry := released_weights().get(address)):
+        return str(_fetch_released(entry))
+    try:
+        return path_manager.get_local_path(address)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{address!r} cannot be fetched ({error}); check the address") from error
+
+
+def load_tensors(path: str | os.PathLike) -> Any:
+    """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from anywhere `fetch` knows.
+
+    Nothing but tensors and plain containers is ever unpickled, and the code of a TorchScript archive is not even
+    compiled.
+
+    Raises:
+        ValueError: the file is missing, torn, of no such kind, or holds other objects.
     """
     path = str(path)
-    try:
-        local = path_manager.get_local_path(path)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"checkpoint {path!r} cannot be fetched ({error}); check the address") from error
+    local = fetch(path)
     if not os.path.isfile(local):
-        raise ValueError(f"checkpoint {path!r} does not exist; check the path (TRAIN/TEST.CHECKPOINT_FILE_PATH)")
+        raise ValueError(
+            f"checkpoint {path!r} does not exist, nor are there released weights of that name; check the path "
+            "(TRAIN/TEST.CHECKPOINT_FILE_PATH)"
+        )
     try:
+        if local.endswith(".safetensors"):
+            return _load_safetensors(local)
+        if zipfile.is_zipfile(local):
+            with zipfile.ZipFile(local) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    return _load_torchscript(archive)
         return torch.load(local, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        LookupError,
+    ) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"it holds an object of {foreign[1]}" if foreign else lines[0]
@@ -77,3 +259,82 @@ def load_tensors(path: str | os.PathLike) -> Any:
             f"checkpoint {path!r} cannot be loaded ({reason}); it is torn, not a PyTorch file, or holds objects other "
             "than tensors, which are never executed here: save its state_dict alone"
         ) from error
+
+
+def _load_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError("this format needs another package: pip install safetensors") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+class _ScriptModule:
+    """Attributes of a module in a TorchScript archive; what class it was does not matter."""
+
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class _ScriptUnpickler(pickle.Unpickler):
+    """Reads the objects of a TorchScript archive, knowing no function but those below."""
+
+    def __init__(self, archive: zipfile.ZipFile, record: str) -> None:
+        super().__init__(archive.open(record))
+        self.archive, self.folder = archive, record.removesuffix(".pkl")
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.split(".")[0] == "__torch__":
+            return _ScriptModule
+        if module == "torch.jit._pickle":  # lists whose element type is written down
+            return lambda value, *element_type: value
+        known = {("torch._utils", "_rebuild_tensor_v2"): self._tensor, ("collections", "OrderedDict"): dict}
+        if (module, name) in known:
+            return known[module, name]
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+    def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> Tensor:
+        _, dtype, key, _, numel = pid
+        if key not in self.storages:
+            content = bytearray(self.archive.read(f"{self.folder}/{key}"))
+            self.storages[key] = torch.frombuffer(content, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
+        return self.storages[key]
+
+    @staticmethod
+    def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *gradient: Any) -> Tensor:
+        return storage.as_strided(size, stride, offset)
+
+
+def _load_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    """The tensors of a TorchScript archive (as OpenAI distributes CLIP) by the names of its state_dict."""
+    record = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+
+    def tensors(module: _ScriptModule, prefix: str) -> Iterator[tuple[str, Tensor]]:
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor):
+                yield prefix + name, value
+            elif isinstance(value, _ScriptModule):
+                yield from tensors(value, f"{prefix}{name}.")
+
+    try:
+        return dict(tensors(_ScriptUnpickler(archive, record).load(), ""))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{record} is damaged: {error}") from error

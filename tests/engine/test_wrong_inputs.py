@@ -97,7 +97,7 @@ def test_checkpoints_of_others(experiment, fails, tmp_path):
     train = ("--cfg", experiment, "TRAIN.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
     assert "of another model" in fails(*train)
     assert "no checkpoint to test" in fails("--cfg", experiment, "TRAIN.ENABLE", False)
-    assert "not_there.pth" in fails("--cfg", experiment, "UNIFORMER.PRETRAIN_NAME", "not_there")
+    assert "'not_there' does not exist" in fails("--cfg", experiment, "UNIFORMER.PRETRAIN_NAME", "not_there")
 
 
 def test_output_folder_of_another_run(experiment, fails, tmp_path, monkeypatch, capsys):

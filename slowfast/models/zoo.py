@@ -1,0 +1,144 @@
+"""Models by name, for use without any configuration file."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from typing import Any
+
+from slowfast.models.uniformer import UniFormer
+from slowfast.models.uniformer_light import UniFormerLight
+from slowfast.models.uniformerv2 import UniFormerV2
+from slowfast.models.weights import load_weights
+from slowfast.utils.io import load_tensors
+
+logger = logging.getLogger(__name__)
+
+Network = UniFormer | UniFormerLight | UniFormerV2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the zoo.
+
+    Args:
+        network: the class.
+        start: name in `pretrained/manifest.json` of the image weights that its recipes start from; for an image model
+            its own released weights.
+        size: height and width in pixels that it was made for.
+        num_classes: outputs unless told otherwise.
+        options: keyword arguments of the class where they differ from its defaults.
+    """
+
+    network: type[Network]
+    start: str
+    size: int = 224
+    num_classes: int = 400
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _image(start: str, options: dict[str, Any], size: int = 224, network: type[Network] = UniFormer) -> Variant:
+    return Variant(network, start, size, num_classes=1000, options={"ndim": 2, **options})
+
+
+_BASE = {"depth": (5, 8, 20, 7)}
+_SMALL_PLUS = {"depth": (3, 5, 9, 3), "overlapped_stem": True}
+_XS = {
+    "depth": (3, 5, 9, 3),
+    "embed_dim": (64, 128, 256, 512),
+    "head_dim": 32,
+    "prune_ratio": ((), (), (1, *[0.5] * 8), (0.5, 0.5, 0.5)),
+    "trade_off": ((), (), (1, *[0.5] * 8), (0.5, 0.5, 0.5)),
+}
+_LARGE_LS = {"depth": (5, 10, 24, 7), "embed_dim": (128, 192, 448, 640), "layer_scale": 1e-6, "aux_head": True}
+# UniFormerV2 as on Kinetics: no local blocks, no temporal downsampling, global blocks on the last four of the tower
+_V2 = {"no_lmhra": True, "temporal_downsample": False}
+_V2_LARGE = {**_V2, "n_head": 16, "return_list": (20, 21, 22, 23)}
+
+VARIANTS: dict[str, Variant] = {
+    "uniformer_xxs": Variant(UniFormerLight, "uniformer_xxs_128_in1k", 128),
+    "uniformer_xs": Variant(UniFormerLight, "uniformer_xs_192_in1k", 192, options=_XS),
+    "uniformer_s": Variant(UniFormer, "uniformer_small_in1k"),
+    "uniformer_b": Variant(UniFormer, "uniformer_base_in1k", options=_BASE),
+    "uniformerv2_b16": Variant(UniFormerV2, "clip_vit_b16", options={"backbone": "uniformerv2_b16", **_V2}),
+    "uniformerv2_l14": Variant(UniFormerV2, "clip_vit_l14", options={"backbone": "uniformerv2_l14", **_V2_LARGE}),
+    "uniformerv2_l14_336": Variant(
+        UniFormerV2, "clip_vit_l14_336", 336, options={"backbone": "uniformerv2_l14_336", **_V2_LARGE}
+    ),
+    "uniformer_image_xxs": _image("uniformer_xxs_128_in1k", {}, 128, UniFormerLight),
+    "uniformer_image_xs": _image("uniformer_xs_192_in1k", _XS, 192, UniFormerLight),
+    "uniformer_image_s": _image("uniformer_small_in1k", {}),
+    # which of the released files has heads of 32 and which of 64 channels is not stated, and shapes do not show it
+    "uniformer_image_s_plus": _image("", {"head_dim": 32, **_SMALL_PLUS}),
+    "uniformer_image_s_plus_dim64": _image("", _SMALL_PLUS),
+    "uniformer_image_b": _image("uniformer_base_in1k", _BASE),
+    "uniformer_image_b_ls": _image("uniformer_base_ls_in1k", {"layer_scale": (None, None, 1e-6, 1e-6), **_BASE}),
+    "uniformer_image_l_ls": _image("uniformer_large_ls_in1k_token_labeling", _LARGE_LS),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names for `create_model` that fit a shell pattern, e.g. "uniformerv2*"."""
+    return sorted(name for name in VARIANTS if fnmatch(name, pattern))
+
+
+def create_model(
+    name: str,
+    num_frames: int = 16,
+    num_classes: int | None = None,
+    weights: str | os.PathLike | None = None,
+    *,
+    reset_head: bool = False,
+    to_train: bool = False,
+    **options: Any,
+) -> Network:
+    """A model of the zoo on the CPU, in training mode: (B, 3, T, H, W) -> logits (B, K); image models (B, 3, H, W).
+
+    Args:
+        name: see `list_models`.
+        num_frames: T of the clips it is for; the networks take any, so this only sets `model.input_shape`.
+        num_classes: K; None is 400, for image models 1000; 0 leaves features without a classifier.
+        weights: path or address of a file in any known layout (`models.convert`), a name in
+            `pretrained/manifest.json`, or "start": the image weights that the recipes start from, as if with
+            `reset_head` and `to_train`. None leaves the initial values.
+        reset_head: a classifier of another class count in `weights` is left out instead of being an error.
+        to_train: `weights` may lack temporal parts, which then start as the identity.
+        options: keyword arguments of the class, e.g. no_lmhra, temporal_downsample, drop_path.
+
+    Returns:
+        The model, with `input_shape`, (3, T, H, W) or (3, H, W).
+
+    Raises:
+        ValueError: an unknown name or option, or weights that do not fit or cannot be fetched.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"model {name!r} is not known{_close(name, VARIANTS)}; choose from {list_models()}")
+    variant = VARIANTS[name]
+    known = [option for option in inspect.signature(variant.network).parameters if option != "num_classes"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}{_close(option, known)}; its options are {known}")
+    if num_frames < 1:
+        raise ValueError(f"num_frames {num_frames} has to be at least 1")
+    arguments = {**variant.options, **options}
+    model = variant.network(num_classes=variant.num_classes if num_classes is None else num_classes, **arguments)
+    frame = (arguments.get("in_channels", 3), variant.size, variant.size)
+    shape = frame if arguments.get("ndim") == 2 else (frame[0], num_frames, *frame[1:])
+    model.input_shape = shape  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    if weights is not None:
+        start = weights == "start"
+        if start and not variant.start:
+            raise ValueError(f"no released weights are known for {name}; give the path of a file")
+        source = variant.start if start else weights
+        report = load_weights(model, load_tensors(source), reset_head=reset_head or start, to_train=to_train or start)
+        logger.info("weights of %s from %s: %s", name, source, report)
+    return model
+
+
+def _close(name: str, known: Any) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" (meant {near[0]!r}?)" if near else ""

@@ -1,0 +1,216 @@
+"""Downloads from a real server on this machine that resumes, refuses, changes its files and breaks connections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from slowfast.utils import io
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+@dataclass
+class Site:
+    """What the server does; `requests` are the Range headers it got."""
+
+    url: str = ""
+    content: bytes = CONTENT
+    modified: float = 1_000_000_000.0
+    cut: list[int] = field(default_factory=list)  # bytes to send until each of the first connections breaks
+    ranges: bool = True
+    status: int = 200
+    kind: str = "application/octet-stream"
+    requests: list[str | None] = field(default_factory=list)
+
+
+@pytest.fixture
+def site(monkeypatch, tmp_path):
+    here = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            here.requests.append(wanted)
+            unmodified = self.headers.get("If-Unmodified-Since")
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and here.ranges else 0
+            if here.status != 200:
+                return self.send_error(here.status)
+            if unmodified and parsedate_to_datetime(unmodified).timestamp() < here.modified:
+                return self.send_error(412)
+            self.close_connection = True
+            if start and start >= len(here.content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(here.content)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Type", here.kind)
+            self.send_header("Last-Modified", formatdate(here.modified, usegmt=True))
+            self.send_header("Content-Length", str(len(here.content) - start))
+            self.end_headers()
+            body = here.content[start:]
+            self.wfile.write(body[: here.cut.pop(0)] if here.cut else body)
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    monkeypatch.setattr(io, "PRETRAINED", tmp_path / "pretrained")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    here.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield here
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def release(**entries) -> None:
+    io.write_text(io.PRETRAINED / "manifest.json", json.dumps({"weights": entries}))
+
+
+def test_a_file_is_downloaded_once(site):
+    path = io.fetch(f"{site.url}/some/model.pth")
+    assert Path(path).read_bytes() == CONTENT
+    assert path.startswith(str(io.PRETRAINED)) and path.endswith("some/model.pth")
+    assert io.fetch(f"{site.url}/some/model.pth") == path and len(site.requests) == 1
+    assert io.fetch(f"{site.url}/other/model.pth?key=1") != path
+    assert not list(io.PRETRAINED.rglob("*.part"))
+    with io.path_manager.open(f"{site.url}/some/model.pth", "rb") as file:
+        assert file.read() == CONTENT
+
+
+def test_addresses_stay_in_the_folder(site):
+    path = io.fetch(f"{site.url}/../..//%2e%2e/a%2fb/x.pth")
+    assert os.path.realpath(path).startswith(os.path.realpath(io.PRETRAINED) + os.sep)
+
+
+def test_a_broken_connection_is_resumed(site, tmp_path):
+    site.cut = [300_000, 200_000]
+    io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    assert (tmp_path / "x").read_bytes() == CONTENT
+    assert site.requests == [None, "bytes=300000-", "bytes=500000-"]
+
+
+def test_the_next_call_goes_on(site, tmp_path):
+    site.cut = [300_000, 0]
+    with pytest.raises(ValueError, match=r"300000 bytes are there: run again.*save it as .*x"):
+        io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    assert not (tmp_path / "x").exists() and (tmp_path / "x.part").stat().st_size == 300_000
+    io.download(f"{site.url}/x", tmp_path / "x", DIGEST[:8].upper())
+    assert (tmp_path / "x").read_bytes() == CONTENT and site.requests[-1] == "bytes=300000-"
+
+
+def test_a_complete_part_is_taken(site, tmp_path):
+    (tmp_path / "x.part").write_bytes(CONTENT)
+    io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    assert (tmp_path / "x").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("why", ["changed", "shorter", "no ranges"])
+def test_a_part_that_does_not_belong_is_thrown_away(why, site, tmp_path):
+    (tmp_path / "x.part").write_bytes(b"old" * (500_000 if why == "shorter" else 1000))
+    if why == "changed":
+        os.utime(tmp_path / "x.part", (site.modified - 1000, site.modified - 1000))
+    site.ranges = why != "no ranges"
+    io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    assert (tmp_path / "x").read_bytes() == CONTENT
+
+
+def test_a_wrong_checksum_leaves_nothing(site, tmp_path):
+    with pytest.raises(ValueError, match=rf"SHA-256 {DIGEST} instead of 0123"):
+        io.download(f"{site.url}/x", tmp_path / "x", "0123")
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x.part").exists()
+
+
+def test_no_file_there(site, tmp_path):
+    site.status = 404
+    with pytest.raises(ValueError, match=r"HTTP .*404.*check the address"):
+        io.download(f"{site.url}/x", tmp_path / "x")
+    site.status, site.kind = 200, "text/html; charset=utf-8"
+    with pytest.raises(ValueError, match="is a web page"):
+        io.download(f"{site.url}/x", tmp_path / "x")
+    with pytest.raises(ValueError, match="cannot be downloaded"):
+        io.download("http://127.0.0.1:9/x", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_processes_that_want_the_same_file_share_one_download(site, tmp_path):
+    threads = [threading.Thread(target=io.download, args=(f"{site.url}/x", tmp_path / "x", DIGEST)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "x").read_bytes() == CONTENT and len(site.requests) == 1
+
+
+def test_names_of_released_weights(site, tmp_path):
+    entry = {"url": f"{site.url}/deep/b16.pyth", "sha256": DIGEST[:8], "aliases": ["k710/some+b16.pyth"]}
+    release(some_b16=entry, bad={"url": f"{site.url}/bad.pth", "sha256": "00000000"})
+    path = io.fetch("some_b16")
+    assert path == str(io.PRETRAINED / "some_b16.pyth")
+    assert io.fetch("k710/some+b16.pyth") == io.fetch(entry["url"]) == path and len(site.requests) == 1
+    with pytest.raises(ValueError, match="SHA-256"):
+        io.fetch("bad")
+    with pytest.raises(ValueError, match="SHA-256"):
+        io.fetch(f"{site.url}/bad.pth")
+    # a file that was put there under the other name
+    os.rename(path, io.PRETRAINED / "some+b16.pyth")
+    assert io.fetch("some_b16") == str(io.PRETRAINED / "some+b16.pyth")
+
+
+def test_google_drive(site, monkeypatch):
+    release(drive={"google_drive": "abc123"})
+    monkeypatch.setattr(io, "GOOGLE_DRIVE", f"{site.url}/drive?id={{}}")
+    site.kind = "text/html"
+    with pytest.raises(ValueError, match=r"open https://drive.google.com/file/d/abc123/view .*drive\.pth"):
+        io.fetch("drive")
+    site.kind = "application/octet-stream"
+    assert Path(io.fetch("drive")).read_bytes() == CONTENT
+
+
+def test_local_paths_and_tensors(site, tmp_path):
+    assert io.fetch(tmp_path / "any.pth") == str(tmp_path / "any.pth")
+    torch.save({"a": torch.arange(3)}, tmp_path / "a.pth")
+    assert io.load_tensors(tmp_path / "a.pth")["a"].tolist() == [0, 1, 2]
+    site.content = (tmp_path / "a.pth").read_bytes()
+    assert io.load_tensors(f"{site.url}/a.pth")["a"].tolist() == [0, 1, 2]
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors")
+    assert io.load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"torn\.safetensors.* cannot be loaded"):
+        io.load_tensors(tmp_path / "torn.safetensors")
+
+
+def test_manifest():
+    """Every row has one place and, where there is one, a checksum of hexadecimal digits; no file name is used twice."""
+    entries = {entry["name"]: entry for entry in io.released_weights().values()}
+    assert len(entries) == 140
+    for entry in entries.values():
+        assert ("url" in entry) != ("google_drive" in entry)
+        assert entry.get("url", "https://").startswith("https://")
+        assert len(entry.get("sha256", "0" * 8)) in (8, 64) and int(entry.get("sha256", "0"), 16) >= 0
+    places = [entry.get("url") or entry["google_drive"] for entry in entries.values()]
+    assert len(set(places)) == len(places)
+    rows = json.loads((io.PRETRAINED / "manifest.json").read_text())["weights"]
+    names = [alias for name, row in rows.items() for alias in (name, *row.get("aliases", ()))]
+    assert len(set(names)) == len(names)
+    clip = entries["clip_vit_b16"]
+    assert clip["sha256"] in clip["url"]
