@@ -1,0 +1,263 @@
+"""Every official experiment has its folder in exp/, which resolves to the official settings key by key."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+import make_model_zoo
+import pytest
+import torch
+import yaml
+
+from slowfast.config import load_config
+from slowfast.config.validate import DEFAULT_VALUES, convert, leaves, obsolete, type_of
+from slowfast.models import build_model
+from slowfast.models.build import MODELS
+from slowfast.utils.io import released_weights
+from slowfast.utils.profiling import count_flops, count_parameters
+
+ROOT = Path(__file__).parents[2]
+OFFICIAL = json.loads(gzip.decompress((ROOT / "tests/golden/recipes.json.gz").read_bytes()))["experiments"]
+
+# Where the official files do not say what they mean: experiments, key, what is meant, why.
+EXCEPTIONS = (
+    *(
+        (f"exp/{data}/*", key, "anet", "'ant' is no data set, and 'kinetics_sparse' refuses lists of five columns")
+        for data in ("anet", "hacs")
+        for key in ("TRAIN.DATASET", "TEST.DATASET")
+    ),
+    ("exp/mit/*", "TRAIN.DATASET", "mit", "left at 'kinetics_sparse', while the test says 'mit'"),
+)
+TEST_EXCEPTIONS = (
+    *EXCEPTIONS,
+    (
+        *("exp/uniformer_s16_sthv1_prek400", "DATA.TRAIN_JITTER_SCALES", [256, 320]),
+        "changed for the test, which does not read it: with three crops the short side is TEST_CROP_SIZE",
+    ),
+    ("*", "TRAIN.ENABLE", True, "switched off by the script test.sh"),
+)
+
+# Where lists, videos and results lie is not part of a recipe.
+PLACES = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX")
+
+# A name in official settings under which nothing was released.
+NOT_RELEASED = "k400/k400+k710_uniformerv2_l14_8x336.pyth"
+
+
+def folder_of(official: str) -> Path:
+    """exp/NAME and exp_light/NAME -> exp/NAME; UniFormerV2's exp/DATA/NAME -> exp/uniformerv2_NAME."""
+    parts = official.split("/")
+    return ROOT / "exp" / (parts[1] if len(parts) == 2 else f"uniformerv2_{parts[2]}")
+
+
+experiments = pytest.mark.parametrize("official", OFFICIAL)
+
+
+@cache
+def experiment_of(official: str) -> make_model_zoo.Experiment:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing obsolete, nothing misspelt
+        experiment = make_model_zoo.read_experiment(folder_of(official))
+    assert experiment is not None
+    return experiment
+
+
+@cache
+def config_of_the_test(official: str):
+    path = folder_of(official) / "test.yaml"
+    return load_config(path) if path.is_file() else experiment_of(official).cfg
+
+
+def meant(official: str, settings: dict, exceptions: tuple) -> dict:
+    """Every key with the value the official settings mean."""
+    values = dict(DEFAULT_VALUES)
+    for key, value in settings.items():
+        if key not in DEFAULT_VALUES:
+            assert obsolete(key), key
+            continue
+        values[key] = convert(value, type_of(key))
+        if key == "UNIFORMER.MLP_RATIO" and isinstance(value, list) and len(set(value)) == 1:
+            values[key] = float(value[0])  # one number and four equal ones are the same network
+    for pattern, key, value, reason in exceptions:
+        if fnmatchcase(official, pattern):
+            assert reason and values[key] != value, f"{official} needs no exception for {key}"
+            values[key] = value
+    return values
+
+
+def assert_equal(cfg, wanted: dict) -> None:
+    found = leaves(cfg)
+    different = {key: (found[key], value) for key, value in wanted.items() if found[key] != value}
+    assert not {key: pair for key, pair in different.items() if key not in PLACES}
+
+
+def test_one_folder_an_experiment():
+    folders = [folder_of(official) for official in OFFICIAL]
+    assert len(set(folders)) == len(OFFICIAL) == 88
+    assert all(path.is_dir() for path in folders)
+
+
+@experiments
+def test_settings_are_the_official_ones(official):
+    assert_equal(experiment_of(official).cfg, meant(official, OFFICIAL[official]["train"], EXCEPTIONS))
+
+
+@pytest.mark.parametrize("official", [name for name, entry in OFFICIAL.items() if "test" in entry])
+def test_settings_of_the_test_are_the_official_ones(official):
+    settings = OFFICIAL[official]["test"]
+    exceptions = tuple(e for e in TEST_EXCEPTIONS if e[1] in settings)
+    assert_equal(config_of_the_test(official), meant(official, settings, exceptions))
+
+
+@experiments
+def test_a_test_takes_the_views_of_the_reported_accuracy(official):
+    train, test = leaves(experiment_of(official).cfg), leaves(config_of_the_test(official))
+    assert {key for key in train if train[key] != test[key]} <= {"TEST.NUM_ENSEMBLE_VIEWS", "TEST.NUM_SPATIAL_CROPS"}
+    if frames := OFFICIAL[official].get("frames"):
+        num_frames, crops, clips = map(int, frames.split("x"))
+        assert (test["DATA.NUM_FRAMES"], test["TEST.NUM_SPATIAL_CROPS"]) == (num_frames, crops)
+        assert test["TEST.NUM_ENSEMBLE_VIEWS"] == clips
+        assert experiment_of(official).views == (clips, crops)
+
+
+@experiments
+def test_header_and_places(official):
+    experiment, entry, folder = experiment_of(official), OFFICIAL[official], folder_of(official)
+    cfg, name = experiment.cfg, folder.name
+    assert experiment.command == f"DATA_ROOT=/data bash exp/{name}/run.sh"
+    assert (experiment.gpus, experiment.nodes) == (cfg.NUM_GPUS * cfg.NUM_SHARDS, cfg.NUM_SHARDS)
+    assert experiment.top1 == entry.get("top1")
+    assert experiment.weights == Path(entry.get("checkpoint", name)).stem
+    start = cfg.UNIFORMER.PRETRAIN_NAME or cfg.UNIFORMERV2.PRETRAIN
+    assert {experiment.weights, start} <= {*released_weights(), NOT_RELEASED, ""}
+    assert f"output/{name}" == cfg.OUTPUT_DIR
+    assert f"data/{entry['data_list']}" == cfg.DATA.PATH_TO_DATA_DIR
+    assert f"{cfg.DATA.PATH_TO_DATA_DIR}/".startswith(f"{cfg.DATA.PATH_PREFIX}/")
+    assert len((folder / "config.yaml").read_text().splitlines()) <= 40
+
+
+def test_every_base_is_used():
+    def bases(path: Path) -> set[Path]:
+        named = yaml.safe_load(path.read_text()).get("_BASE_", [])
+        found = {(path.parent / base).resolve() for base in ([named] if isinstance(named, str) else named)}
+        return found.union(*map(bases, found))
+
+    used = set().union(*(bases(path) for path in (ROOT / "exp").glob("*/*.yaml")))
+    assert set((ROOT / "configs").rglob("*.yaml")) <= used
+
+
+@pytest.mark.parametrize("script", ["run.sh", "test.sh"])
+def test_scripts_are_the_same_everywhere(script):
+    assert len({(folder_of(official) / script).read_bytes() for official in OFFICIAL}) == 1
+
+
+def run(script: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {key: value for key, value in os.environ.items() if key != "DATA_ROOT"}
+    environment.update(variables, PATH=path, PYTHONPATH=str(ROOT))
+    command = ["bash", str(script), *overrides]
+    return subprocess.run(command, env=environment, cwd=script.parent, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("script", ["run.sh", "test.sh"])
+@pytest.mark.parametrize("variables", [{}, {"DATA_ROOT": ""}, {"DATA_ROOT": "/does/not/exist"}])
+def test_a_missing_data_root_is_named(script, variables):
+    result = run(ROOT / "exp/uniformer_s16x4_k400" / script, **variables)
+    assert result.returncode == 2 and not result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: set DATA_ROOT") and f"'{variables.get('DATA_ROOT', '')}'" in line
+
+
+def test_the_test_list_is_looked_for_below_the_data_root(tmp_path):
+    data = tmp_path / "my data"
+    data.mkdir()
+    overrides = ("NUM_GPUS", "0", "OUTPUT_DIR", str(tmp_path / "output"))
+    result = run(ROOT / "exp/uniformer_s16x4_ucf101_prek400/test.sh", *overrides, DATA_ROOT=str(data))
+    assert result.returncode == 2
+    assert f"error: no list file {data}/ucf101/split1/test.csv" in result.stderr
+
+
+def test_a_fault_on_the_command_line_is_told_once(tmp_path):
+    result = run(ROOT / "exp/uniformer_s16x4_k400/run.sh", "TEST.NUM_VIEWS", "4", DATA_ROOT=str(tmp_path))
+    assert result.returncode == 2
+    assert re.findall(r"unknown key \S+;", result.stderr) == ["unknown key TEST.NUM_VIEWS;"]
+
+
+def network_of(cfg) -> str:
+    """What the network is, however it is trained and started."""
+    chosen = {key: value for key, value in leaves(cfg).items() if key.startswith(("MODEL.", "UNIFORMER"))}
+    for key in list(chosen):
+        if re.search(r"PRETRAIN|RATE$|DROPOUT|LOSS_FUNC|DELETE_SPECIAL_HEAD|CHECKPOINT", key):
+            del chosen[key]
+    return repr((chosen, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE))
+
+
+_parameters: dict[str, int] = {}
+
+
+@experiments
+def test_models_build_and_accept_their_input(official):
+    cfg = experiment_of(official).cfg
+    if cfg.MODEL.MODEL_NAME not in MODELS:
+        pytest.skip(f"no model {cfg.MODEL.MODEL_NAME} yet")
+    network, size = network_of(cfg), cfg.DATA.TEST_CROP_SIZE
+    if network not in _parameters:
+        with torch.device("meta"):
+            _parameters[network] = count_parameters(build_model(cfg))
+        # light networks switch autocast off where precision counts, which the meta device does not know
+        with torch.device("cpu" if "light" in cfg.MODEL.MODEL_NAME else "meta"), torch.inference_mode():
+            logits = build_model(cfg).eval()(torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, size, size))
+        assert logits.shape == (1, cfg.MODEL.NUM_CLASSES)
+    assert _parameters[network] == OFFICIAL[official].get("parameters", _parameters[network])
+
+
+@pytest.mark.parametrize(
+    "official", [name for name, entry in OFFICIAL.items() if "published_flops" in entry and entry["flops"] < 20e9]
+)
+def test_flops_agree_with_the_published_ones(official):
+    cfg, entry = experiment_of(official).cfg, OFFICIAL[official]
+    if cfg.MODEL.MODEL_NAME not in MODELS:
+        pytest.skip(f"no model {cfg.MODEL.MODEL_NAME} yet")
+    size = cfg.DATA.TEST_CROP_SIZE
+    flops = count_flops(build_model(cfg), 1, 3, cfg.DATA.NUM_FRAMES, size, size)
+    assert flops == pytest.approx(entry["flops"], rel=1e-3)
+    clips, crops = experiment_of(official).views or (1, 1)
+    assert flops * clips * crops == pytest.approx(1e9 * float(entry["published_flops"].rstrip("G")), rel=0.02)
+
+
+def test_a_malformed_header_is_named(tmp_path):
+    text = (ROOT / "exp/uniformer_s16x4_k400/config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("80.8 %", "80.8%"))
+    with pytest.raises(ValueError, match=r"config\.yaml has to begin with the lines Command, Hardware"):
+        make_model_zoo.read_experiment(tmp_path)
+
+
+def test_a_row_of_the_model_zoo():
+    experiment = experiment_of("exp/k400/k400+k710_b16_f8x224")
+    assert make_model_zoo.row(experiment, 114_552_208, 148_280_160_000).split(" | ") == [
+        "| [uniformerv2_k400+k710_b16_f8x224](exp/uniformerv2_k400+k710_b16_f8x224/config.yaml)",
+        *("k710/k710_uniformerv2_b16_8x224.pyth", "8 x 224", "114.6", "148.3", "4 x 3", "85.6"),
+        "[k400_k710_uniformerv2_b16_8x224](https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com/uniformerv2/k400/"
+        "k400_k710_uniformerv2_b16_8x224.pyth) |",
+    ]
+    with pytest.raises(ValueError, match="no weights nothing in pretrained"):
+        make_model_zoo.row(replace(experiment, weights="nothing"), 0, 0)
+
+
+def test_the_model_zoo_has_every_experiment():
+    def but_costs(line: str) -> list[str]:
+        cells = line.split(" | ")
+        return cells[:3] + cells[5:]  # parameters and FLOPs of the largest networks take minutes
+
+    lines = (ROOT / "MODEL_ZOO.md").read_text(encoding="utf-8").splitlines()
+    found = sorted(but_costs(line) for line in lines if line.startswith("| ["))
+    expected = [but_costs(make_model_zoo.row(experiment, 0, 0)) for experiment in make_model_zoo.read_experiments()]
+    assert found == sorted(expected), "run python tools/make_model_zoo.py"
