@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="slowfast",
     version="0.1.0",
-    description="Training and testing of UniFormer video backbones",
+    description="Training and testing of UniFormer and UniFormerV2 video backbones",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
