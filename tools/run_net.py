@@ -8,6 +8,10 @@ import sys
 import warnings
 from pathlib import Path
 
+# Threads that wait for each other on a shared core had better sleep: OpenMP would spin, many times longer than the work
+# takes. It has to be set before PyTorch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 from slowfast.config import format_config, load_config_with_sources
 
 
