@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the test processes share the cores
@@ -72,3 +72,28 @@ def golden_state() -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
 def golden_input() -> Callable[..., Tensor]:
     """Standard normal input of a seed and a shape."""
     return lambda seed, shape: torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+@pytest.fixture(scope="session")
+def assert_golden(golden_state, golden_input) -> Callable[..., None]:
+    """Compare a model with deterministic weights: logits, and the outputs of the stages that the variant names."""
+
+    def check(model: nn.Module, variant: Mapping[str, Any], expected: np.ndarray) -> None:
+        model.eval().load_state_dict(golden_state(model.state_dict()))
+        outputs: dict[str, Any] = {}
+        for stage in variant.get("stages", {}):
+            module = model.get_submodule(stage.split(":")[0])
+            module.register_forward_hook(lambda _m, _i, out, s=stage: outputs.__setitem__(s, out))
+        with torch.no_grad():
+            logits = model(golden_input(variant["input_seed"], variant["input_shape"]))[0].numpy()
+        assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+        for stage, reference in variant.get("stages", {}).items():
+            out, tolerance = outputs[stage], 1e-4 * reference["std"]
+            if isinstance(out, tuple):  # the blocks of light networks: (map, class token, scores)
+                out = out[1] if stage.endswith(":cls_token") else out[0]
+            assert list(out.shape) == reference["shape"], stage
+            assert out.mean().item() == pytest.approx(reference["mean"], abs=tolerance), stage
+            assert out.std(correction=0).item() == pytest.approx(reference["std"], abs=tolerance), stage
+            assert out.flatten()[:8].tolist() == pytest.approx(reference["first8"], abs=tolerance), stage
+
+    return check

@@ -2,9 +2,10 @@
 # Make the demo data once, train on it, test with all views, and test once more with shuffled frames.
 # Any KEY VALUE can follow: bash exp/demo/run.sh SOLVER.MAX_EPOCH 2 OUTPUT_DIR output/short
 set -euo pipefail
+config=exp/$(basename "$(cd "$(dirname "$0")" && pwd)")/config.yaml
 cd "$(dirname "$0")/../.."
 
 python tools/make_demo_data.py --out data/demo
-python tools/run_net.py --cfg exp/demo/config.yaml "$@"
+python tools/run_net.py --cfg "$config" "$@"
 echo "Control: the same checkpoint on the same clips with their frames in random order (chance is 12.5 %)."
-python tools/run_net.py --cfg exp/demo/config.yaml "$@" TRAIN.ENABLE False TEST.SHUFFLE_FRAMES True
+python tools/run_net.py --cfg "$config" "$@" TRAIN.ENABLE False TEST.SHUFFLE_FRAMES True

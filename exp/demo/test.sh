@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Test the trained demo model with all views; any KEY VALUE can follow.
 set -euo pipefail
+config=exp/$(basename "$(cd "$(dirname "$0")" && pwd)")/config.yaml
 cd "$(dirname "$0")/../.."
-python tools/run_net.py --cfg exp/demo/config.yaml TRAIN.ENABLE False "$@"
+python tools/run_net.py --cfg "$config" TRAIN.ENABLE False "$@"
