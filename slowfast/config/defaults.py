@@ -40,7 +40,7 @@ _C.TRAIN.DATASET = "kinetics"
 _C.TRAIN.BATCH_SIZE = 64
 # Epochs between two validations (the last epoch is always validated).
 _C.TRAIN.EVAL_PERIOD = 10
-# Epochs between two checkpoints (the last epoch always leaves one).
+# Epochs between two checkpoints (the last epoch, and every validated one, always leaves one).
 _C.TRAIN.CHECKPOINT_PERIOD = 10
 # Last epoch checkpoints kept besides the best one; 0 = all.
 _C.TRAIN.KEEP_CHECKPOINTS = 2
@@ -312,9 +312,10 @@ _C.UNIFORMERV2.DW_REDUCTION = 1.5
 _C.UNIFORMERV2.NO_LMHRA = False
 # Local blocks before both the attention and the feed-forward layer; False = only before the attention.
 _C.UNIFORMERV2.DOUBLE_LMHRA = True
-# Weights to start from (path); "" = CLIP.
+# Weights to start from: a name or path; "" = those of CLIP, and none for a custom tower.
 _C.UNIFORMERV2.PRETRAIN = ""
-# Drop the head of those weights when its class count differs; False picks the rows of the classes both have.
+# Drop the head of those weights when its class count differs; False takes the first 400 rows for 400 classes and asks
+# for MODEL.HEAD_ROWS otherwise.
 _C.UNIFORMERV2.DELETE_SPECIAL_HEAD = False
 # Train only the global blocks and the head.
 _C.UNIFORMERV2.FROZEN = False

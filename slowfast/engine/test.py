@@ -23,7 +23,7 @@ from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.models.weights import load_weights
 from slowfast.utils import distributed
-from slowfast.utils.io import atomic_write, load_tensors, path_manager, sha256, write_text
+from slowfast.utils.io import atomic_write, fetch, load_tensors, sha256, write_text
 from slowfast.utils.logging import MetricsLog
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,6 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     path = find_checkpoint(cfg)
     checkpoint = load_tensors(path)
     model = build_model(cfg)
-    if cfg.EMA.ENABLE and checkpoint.get("ema_state"):
-        checkpoint = {**checkpoint, "model_state": checkpoint["ema_state"]}
     logger.info("testing %s: %s", path, load_weights(model, checkpoint))
     _check_class_names(checkpoint, loader.dataset.manifest.class_names, path)  # pyright: ignore
     place(model, device)
@@ -153,7 +151,7 @@ def write_results(
         "metrics": evaluation.metrics(),
         "views": {"temporal": cfg.TEST.NUM_ENSEMBLE_VIEWS, "spatial": cfg.TEST.NUM_SPATIAL_CROPS},
         "skipped": evaluation.bad,
-        "checkpoint": {"path": checkpoint, "sha256": sha256(path_manager.get_local_path(checkpoint))},
+        "checkpoint": {"path": checkpoint, "sha256": sha256(fetch(checkpoint))},
         "config": yaml.safe_load(dump_config(cfg)),
     }
     write_text(folder / "config.yaml", dump_config(cfg))

@@ -139,12 +139,12 @@ def train(cfg: CfgNode) -> None:
             complete = state.step % steps_per_epoch == 0
             epoch = state.step // steps_per_epoch
             last = state.step == run.last_step
-            best = False
             if complete:
                 finish_epoch(state, run, train_loader)
-                if epoch % cfg.TRAIN.EVAL_PERIOD == 0 or last:
-                    best = validate(state, run, val_loader)
-            save(state, run, train_loader, regular=last or epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0, best=best)
+            validated = complete and (epoch % cfg.TRAIN.EVAL_PERIOD == 0 or last)
+            best = validated and validate(state, run, val_loader)
+            # a best checkpoint without one to resume from would be overwritten by the next attempt
+            save(state, run, train_loader, last or validated or epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0, best)
 
 
 def train_epoch(state: TrainState, run: Run, loader: DataLoader, bar: tqdm) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
-from slowfast.models.uniformerv2 import UniFormerV2, VisionTower
+from slowfast.models.uniformerv2 import TOWERS, UniFormerV2, VisionTower
 from slowfast.models.weights import load_weights, read_rows
 from slowfast.utils.io import load_tensors
 
@@ -60,10 +60,10 @@ def _uniformerv2_options(cfg: CfgNode) -> dict[str, Any]:
             f"UNIFORMERV2.N_LAYERS {v2.N_LAYERS} global blocks, but UNIFORMERV2.RETURN_LIST names "
             f"{len(v2.RETURN_LIST)} blocks to read from; they have to be as many"
         )
-    chosen = {name.lower(): v2[name] for name in names}
-    if v2.BACKBONE == "custom":
-        chosen["backbone"] = VisionTower(*v2.TOWER)
-    return chosen
+    tower = VisionTower(*v2.TOWER) if v2.BACKBONE == "custom" else TOWERS.get(v2.BACKBONE)
+    if tower and tower.width != v2.N_DIM:
+        raise ValueError(f"UNIFORMERV2.N_DIM {v2.N_DIM} has to be the width of the image ViT, {tower.width}")
+    return {name.lower(): v2[name] for name in names} | {"backbone": tower or v2.BACKBONE}
 
 
 # A new backbone is a row: MODEL.MODEL_NAME -> class, and the keyword arguments its config section stands for.
@@ -73,6 +73,14 @@ MODELS: dict[str, tuple[type[nn.Module], Callable[[CfgNode], dict[str, Any]]]] =
     "Uniformer_light_fp32": (UniFormerLight, _light_options),
     "Uniformer_light_ls_fp32": (UniFormerLight, _light_layer_scale_options),
     "Uniformerv2": (UniFormerV2, _uniformerv2_options),
+}
+
+
+# What the image ViT of a UniFormerV2 starts from; names of pretrained/manifest.json.
+CLIP_WEIGHTS = {
+    "uniformerv2_b16": "clip_vit_b16",
+    "uniformerv2_l14": "clip_vit_l14",
+    "uniformerv2_l14_336": "clip_vit_l14_336",
 }
 
 
@@ -99,8 +107,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
 def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None = None) -> None:
     """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, UNIFORMER.PRETRAIN_NAME or UNIFORMERV2.PRETRAIN, if one is set.
 
-    Pre-trained weights are there to be fine-tuned, so a classifier of another class count is left out, as officially; a
-    checkpoint is taken whole unless MODEL.RESET_HEAD. MODEL.HEAD_ROWS picks rows of the classifier instead.
+    As officially, UniFormerV2 starts from CLIP when nothing else is named, and PRETRAIN_NAME leaves a classifier of
+    another class count out; any other checkpoint is taken whole unless MODEL.RESET_HEAD, or
+    UNIFORMERV2.DELETE_SPECIAL_HEAD, says so. MODEL.HEAD_ROWS picks rows of the classifier instead.
 
     Args:
         class_names: of the training list, for MODEL.HEAD_ROWS names.
@@ -108,20 +117,26 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
     """
-    name = cfg.UNIFORMERV2.PRETRAIN if cfg.MODEL.ARCH == "uniformerv2" else cfg.UNIFORMER.PRETRAIN_NAME
-    path = cfg.TRAIN.CHECKPOINT_FILE_PATH or name
-    if not path:
-        return
-    rows = cfg.MODEL.HEAD_ROWS
-    report = load_weights(
-        model,
-        load_tensors(path),
-        reset_head=cfg.MODEL.RESET_HEAD or not cfg.TRAIN.CHECKPOINT_FILE_PATH,
-        to_train=True,
-        head_rows="names" if rows == "names" else (read_rows(rows) if rows else None),
-        class_names=class_names,
-    )
-    logger.info("initial weights from %s: %s", path, report)
+    path, reset_head, rows = cfg.TRAIN.CHECKPOINT_FILE_PATH, cfg.MODEL.RESET_HEAD, cfg.MODEL.HEAD_ROWS
+    head_rows = "names" if rows == "names" else (read_rows(rows) if rows else None)
+    if not path and cfg.MODEL.ARCH == "uniformerv2":
+        path = cfg.UNIFORMERV2.PRETRAIN
+        reset_head = reset_head or cfg.UNIFORMERV2.DELETE_SPECIAL_HEAD
+        if path and not reset_head and head_rows is None and cfg.MODEL.NUM_CLASSES == 400:
+            head_rows = range(400)  # the first classes of Kinetics-710 are those of Kinetics-400
+        path = path or CLIP_WEIGHTS.get(cfg.UNIFORMERV2.BACKBONE, "")
+    elif not path:
+        path, reset_head = cfg.UNIFORMER.PRETRAIN_NAME, True
+    if path:
+        report = load_weights(
+            model,
+            load_tensors(path),
+            reset_head=reset_head,
+            to_train=True,
+            head_rows=head_rows,
+            class_names=class_names,
+        )
+        logger.info("initial weights from %s: %s", path, report)
 
 
 def sums_softmax(cfg: CfgNode) -> bool:

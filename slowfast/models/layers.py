@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -149,6 +153,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.attend(*self.project(x))
+
+
+def recompute(block: nn.Module, *inputs: Any) -> Any:
+    """Run `block` without keeping its activations: the backward pass computes them again, BatchNorm statistics once."""
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    try:
+        yield
+    finally:  # PyTorch leaves a recomputation by an exception as soon as it has what it needs
+        with torch.no_grad():
+            for norm, buffers in zip(norms, kept, strict=True):
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
 
 
 def single_input(video: Tensor | Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from slowfast.models.layers import (
     BATCH_NORM,
@@ -24,6 +23,7 @@ from slowfast.models.layers import (
     PatchEmbed,
     depthwise_conv,
     layer_scales,
+    recompute,
     scaled,
     single_input,
     to_grid,
@@ -171,8 +171,7 @@ class FourStages(nn.Module):
     def blocks(self, stage: int) -> Iterator[Callable[..., Any]]:
         """The blocks of a stage (1 to 4) as functions; those that `set_grad_checkpointing` chose recompute."""
         for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
-            recompute = self.training and i < self.checkpointed[stage - 1]
-            yield partial(checkpoint, block, use_reentrant=False) if recompute else block
+            yield partial(recompute, block) if self.training and i < self.checkpointed[stage - 1] else block
 
     def set_grad_checkpointing(self, blocks_per_stage: Sequence[int] | bool = True) -> None:
         """Recompute activations in the backward pass of the first n blocks of each stage; True means all blocks."""

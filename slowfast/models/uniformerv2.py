@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from slowfast.models.layers import DropPath, depthwise_conv, single_input
+from slowfast.models.layers import DropPath, depthwise_conv, recompute, single_input
 
 
 @dataclass(frozen=True)
@@ -99,21 +98,24 @@ class LocalUniBlock(nn.Module):
         self.ln_1 = nn.LayerNorm(dim)
         self.mlp = feed_forward(dim, 4 * dim)
         self.ln_2 = nn.LayerNorm(dim)
-        self.drop_path = DropPath(drop_path, batch_dim=1)
-        self.drop_local = DropPath(drop_path)
+        self.drop_path = DropPath(drop_path)
 
     def _aggregate(self, x: Tensor, mhra: LocalMHRA, grid: Sequence[int]) -> Tensor:
         video = to_video(x, grid)
-        return torch.cat([x[:1], from_video(video + self.drop_local(mhra(video)))])
+        return torch.cat([x[:1], from_video(video + self.drop_path(mhra(video)))])
+
+    def _drop(self, branch: Tensor, T: int) -> Tensor:
+        """Stochastic depth of whole videos: (1 + HW, B*T, C)."""
+        return self.drop_path(branch.unflatten(1, (-1, T)).transpose(0, 1)).transpose(0, 1).flatten(1, 2)
 
     def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
         if self.local:
             x = self._aggregate(x, self.lmhra1, grid)
         y = self.ln_1(x)
-        x = x + self.drop_path(self.attn(y, y, y, need_weights=False)[0])
+        x = x + self._drop(self.attn(y, y, y, need_weights=False)[0], grid[0])
         if self.twice:
             x = self._aggregate(x, self.lmhra2, grid)
-        return x + self.drop_path(self.mlp(self.ln_2(x)))
+        return x + self._drop(self.mlp(self.ln_2(x)), grid[0])
 
 
 class GlobalUniBlock(nn.Module):
@@ -194,7 +196,7 @@ class VideoTransformer(nn.Module):
         query = self.temporal_cls_token.expand(-1, x.shape[1] // T, -1)
         j = 0
         for i, block in enumerate(self.resblocks):
-            x = checkpoint(block, x, grid, use_reentrant=False) if self._recompute(i) else block(x, grid)
+            x = recompute(block, x, grid) if self._recompute(i) else block(x, grid)
             if i in self.return_list:
                 patches = to_video(x, grid)
                 patches = from_video(patches + self.dpe[j](patches))
@@ -304,9 +306,9 @@ class UniFormerV2(nn.Module):
                 f"UNIFORMERV2.MLP_DROPOUT has {len(dropouts)} rates for the {len(return_list)} global blocks that "
                 "UNIFORMERV2.RETURN_LIST asks for"
             )
-        if not all(0 <= block < backbone.layers for block in return_list):
+        if not all(0 <= block < backbone.layers for block in return_list) or sorted(set(return_list)) != [*return_list]:
             raise ValueError(
-                f"UNIFORMERV2.RETURN_LIST {list(return_list)} has to name blocks 0 to {backbone.layers - 1}"
+                f"UNIFORMERV2.RETURN_LIST {list(return_list)} has to name blocks of 0 to {backbone.layers - 1}, rising"
             )
         self.patch, self.num_features = backbone.patch, backbone.width
         self.backbone = VisionTransformer(

@@ -7,6 +7,7 @@ error: a checkpoint never loads silently wrong. The layouts of other programs ar
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from slowfast.models.convert import OWN, Layout, StateDict, class_rows, classifiers, convert, select_classes
+from slowfast.models.convert import (
+    IMAGE_TOWERS,
+    OWN,
+    Layout,
+    StateDict,
+    class_rows,
+    classifiers,
+    convert,
+    select_classes,
+)
 from slowfast.models.uniformerv2 import resize_position_embedding
 from slowfast.utils.io import fetch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,14 +63,15 @@ class LoadReport:
 def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
     """The tensors of a checkpoint in any of the released layouts: under `model_state`, under `model`, or bare.
 
-    A `module.` prefix left by a wrapper is taken off.
+    Averaged weights (`ema_state`), where there are any, are what was validated, so they come first. A `module.` prefix
+    left by a wrapper is taken off.
 
     Raises:
         ValueError: no tensors where they should be.
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of tensors")
-    for key in ("model_state", "model", "state_dict"):
+    for key in ("ema_state", "model_state", "model", "state_dict"):
         if key in checkpoint and isinstance(checkpoint[key], Mapping):
             checkpoint = checkpoint[key]
             break
@@ -195,6 +208,11 @@ def load_weights(
             unless `reset_head` or `head_rows` says what to do.
     """
     converted = convert(extract_state_dict(checkpoint), model)
+    if converted.layout in IMAGE_TOWERS:
+        logger.warning(
+            "%s weights: this network computes CLIP's QuickGELU; a tower trained with the exact GELU differs",
+            converted.layout,
+        )
     state = converted.state
     heads = getattr(model, "head_names", ("head",))
     trained = checkpoint.get("class_names")

@@ -124,15 +124,17 @@ def test_image_network():
 @pytest.mark.parametrize("options", [{}, {"split": True}])
 def test_checkpointing_changes_memory_not_gradients(options):
     video = torch.randn(2, 3, 4, 64, 64)
-    gradients = []
-    for blocks in (False, True, [0, 1, 1, 0]):
+    gradients, statistics = [], []
+    for blocks in (False, True, [1, 1, 1, 0]):
         model = small(drop_path=0.3, dropout=0.1, **options).train()
         model.set_grad_checkpointing(blocks)
         torch.manual_seed(7)
         model(video).square().sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
-    for other in gradients[1:]:
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
+        statistics.append(list(model.buffers()))
+    for values in (gradients, statistics):
+        for other in values[1:]:
+            assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(values[0], other, strict=True))
 
 
 def test_drop_path_rises_to_its_rate():

@@ -11,7 +11,7 @@ import torch
 
 from slowfast.config import get_cfg
 from slowfast.models import build_model
-from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, resize_position_embedding
+from slowfast.models.uniformerv2 import LocalUniBlock, UniFormerV2, VisionTower, resize_position_embedding
 from slowfast.optim.losses import soft_cross_entropy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "uniformerv2.json.gz"
@@ -83,15 +83,23 @@ def test_frozen_trains_only_what_is_new():
 
 def test_checkpointing_does_not_change_gradients():
     video = torch.randn(2, 3, 4, 32, 32)
-    gradients = []
+    gradients, statistics = [], []
     for blocks in (False, True, [2]):
         model = small(backbone_drop_path_rate=0.3, drop_path_rate=0.3).train()
         model.set_grad_checkpointing(blocks)
         torch.manual_seed(7)
         model(video).square().sum().backward()
         gradients.append([p.grad for p in model.parameters()])
-    for other in gradients[1:]:
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
+        statistics.append(list(model.buffers()))
+    for values in (gradients, statistics):
+        for other in values[1:]:
+            assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(values[0], other, strict=True))
+
+
+def test_drop_path_drops_whole_videos():
+    block = LocalUniBlock(8, 2, local=False, double=False, reduction=1.5, drop_path=0.5).train()
+    branch = block._drop(torch.ones(5, 6 * 4, 8), 4).unflatten(1, (6, 4))
+    assert all(len(branch[:, video].unique()) == 1 for video in range(6)) and 0.0 in branch.unique().tolist()
 
 
 def test_wrong_options():
