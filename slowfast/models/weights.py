@@ -231,8 +231,12 @@ def load_weights(
             raise ValueError(
                 f"the checkpoint was trained on other classes ({len(trained)}, here {len(class_names)}"
                 + (f"; class {at} is {trained[at]!r} there and {class_names[at]!r} here" if at is not None else "")
-                + "): set MODEL.HEAD_ROWS names to find them by their names, or MODEL.RESET_HEAD True to start a new "
-                "classifier from its features"
+                + (
+                    "): set MODEL.HEAD_ROWS names to find them by their names, or MODEL.RESET_HEAD True to start a new "
+                    "classifier from its features"
+                    if to_train
+                    else "): labels mean different things; order the list's labels and class names as in training"
+                )
             )
         layers = tuple(classifiers(state, heads))
         state = {name: value for name, value in state.items() if not name.startswith(layers)}

@@ -125,7 +125,7 @@ def test_classes_in_another_order(experiment, videos, fails, tmp_path):
     names[1], names[2] = names[2], names[1]
     torch.save({"model_state": small_model().state_dict(), "class_names": names}, tmp_path / "w.pth")
     message = fails("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
-    assert "class 1 is 'move_up'" in message and "'move_right' in the test list" in message
+    assert "class 1 is 'move_up' there and 'move_right' here" in message and "as in training" in message
 
 
 def test_divergence_keeps_the_good_checkpoint(experiment, fails, tmp_path):

@@ -399,6 +399,8 @@ def test_class_names_decide():
     checkpoint = {"model_state": source.state_dict(), "class_names": ["a", "b", "c", "d", "e"]}
     wanted = ["e", "d", "c", "b", "a"]
     with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*HEAD_ROWS.*RESET_HEAD"):
+        load_weights(small_v1(), checkpoint, class_names=wanted, to_train=True)
+    with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*as in training"):
         load_weights(small_v1(), checkpoint, class_names=wanted)
     model = small_v1()
     load_weights(model, checkpoint, class_names=wanted, head_rows="names")
