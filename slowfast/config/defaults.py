@@ -23,6 +23,8 @@ _C.NUM_SHARDS = 1
 _C.SHARD_ID = 0
 # Backend of torch.distributed between GPU processes: nccl | gloo (processes on the CPU always use gloo).
 _C.DIST_BACKEND = "nccl"
+# Minutes that a process may make no progress (one step, one batch of a test) before the whole job is ended.
+_C.DIST_TIMEOUT = 30.0
 # Folder of checkpoints, logs and results; one run, one folder.
 _C.OUTPUT_DIR = "output"
 # Seed of every random draw.
@@ -42,8 +44,19 @@ _C.TRAIN.BATCH_SIZE = 64
 _C.TRAIN.EVAL_PERIOD = 10
 # Epochs between two checkpoints (the last epoch, and every validated one, always leaves one).
 _C.TRAIN.CHECKPOINT_PERIOD = 10
-# Last epoch checkpoints kept besides the best one; 0 = all.
+# Minutes between two checkpoints within epochs; 0 = none.
+_C.TRAIN.CHECKPOINT_MINUTES = 30.0
+# Newest checkpoints kept besides the best one; 0 = all.
 _C.TRAIN.KEEP_CHECKPOINTS = 2
+# Also keep those of every so many epochs; 0 = none.
+_C.TRAIN.KEEP_EVERY = 0
+# When a checkpoint cannot be written (disk full, folder gone): continue | stop; the last one is always an error.
+_C.TRAIN.ON_SAVE_ERROR = "continue"
+# When loss or gradient is not a finite number, the batch is written to OUTPUT_DIR/nonfinite; then: skip (the step
+# changes nothing) | stop.
+_C.TRAIN.NONFINITE = "skip"
+# Stop after so many such steps in a row.
+_C.TRAIN.MAX_NONFINITE = 20
 # Go on from the newest checkpoint in OUTPUT_DIR; False refuses a folder that holds one.
 _C.TRAIN.AUTO_RESUME = True
 # Weights (path or address) to start from when OUTPUT_DIR holds no checkpoint; "" = none.
@@ -61,7 +74,7 @@ _C.TEST = CfgNode()
 _C.TEST.ENABLE = True
 # Row of slowfast/datasets/catalog.py for the test set.
 _C.TEST.DATASET = "kinetics"
-# Clips per node and step, split over its processes (at least one video each).
+# Clips per node and step, split over its processes (at least one video each, whose views are computed together).
 _C.TEST.BATCH_SIZE = 8
 # Weights (path or address) to test; "" = those of OUTPUT_DIR, or else TRAIN.CHECKPOINT_FILE_PATH.
 _C.TEST.CHECKPOINT_FILE_PATH = ""
@@ -91,7 +104,7 @@ _C.DATA.PATH_LABEL_SEPARATOR = " "
 _C.DATA.LABEL_PATH_TEMPLATE = "somesomev1_rgb_{}_split.txt"
 # File name of a frame; {} becomes its number.
 _C.DATA.IMAGE_TEMPLATE = "{:05d}.jpg"
-# Decoder of video files: decord.
+# Decoder of video files, with the same frames from each: decord | pyav | torchcodec.
 _C.DATA.DECODING_BACKEND = "decord"
 # Count missing files over the whole list before starting.
 _C.DATA.CHECK_FILES = True
@@ -130,6 +143,8 @@ _C.DATA.ENSEMBLE_METHOD = "sum"
 _C.DATA_LOADER = CfgNode()
 # Loader processes per process; 0 decodes in the process itself.
 _C.DATA_LOADER.NUM_WORKERS = 8
+# Seconds until a video that is still not decoded counts as broken; 0 = no limit, the worker itself decodes.
+_C.DATA_LOADER.DECODE_TIMEOUT = 60.0
 # Copy batches into page-locked memory (faster transfer to a GPU).
 _C.DATA_LOADER.PIN_MEMORY = True
 
@@ -240,7 +255,8 @@ _C.MODEL.USE_CHECKPOINT = False
 _C.MODEL.CHECKPOINT_NUM = [0, 0, 0, 0]
 # Replace a loaded head whose class count differs by a fresh one instead of failing.
 _C.MODEL.RESET_HEAD = False
-# Which classes of a pre-trained classifier to take over: "" | names (by class names) | a file with one index a class.
+# Which classes of a pre-trained classifier to take over: "" | names (by class names; a training starts those anew that
+# the checkpoint lacks) | a file with one index a class.
 _C.MODEL.HEAD_ROWS = ""
 # BatchNorm keeps its running statistics in training.
 _C.MODEL.FROZEN_BN = False
@@ -264,6 +280,12 @@ _C.UNIFORMER.REPRESENTATION_SIZE = None
 _C.UNIFORMER.SPLIT = False
 # Patch embeddings of stages 2 to 4 that also see neighbouring frames.
 _C.UNIFORMER.STD = False
+# Patch embeddings of overlapping convolutions with BatchNorm (the image models "plus").
+_C.UNIFORMER.OVERLAPPED_STEM = False
+# Layer scale: its initial value in each stage, 0 = none there; [] = none at all.
+_C.UNIFORMER.LAYER_SCALE = []
+# A second classifier, of every position, whose maximum counts half (image models of token labelling).
+_C.UNIFORMER.AUX_HEAD = False
 # Dropout rate of projections and feed-forward layers.
 _C.UNIFORMER.DROPOUT_RATE = 0.0
 # Dropout rate of attention weights.
@@ -282,7 +304,8 @@ _C.UNIFORMER.TRADE_OFF = [[], [], [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.5
 _C.UNIFORMER.INIT_VALUE = 0.1
 
 _C.UNIFORMERV2 = CfgNode()
-# Image ViT: uniformerv2_b16 | uniformerv2_l14 | uniformerv2_l14_336 (CLIP's towers) | custom (of UNIFORMERV2.TOWER).
+# Image ViT: uniformerv2_b16 | uniformerv2_l14 | uniformerv2_l14_336 (CLIP's towers) | timm/<name> (a plain ViT of timm,
+# such as timm/vit_base_patch16_224.dino, that starts from UNIFORMERV2.PRETRAIN) | custom (of UNIFORMERV2.TOWER).
 _C.UNIFORMERV2.BACKBONE = "uniformerv2_b16"
 # Width, layers, heads, patch size and resolution (pixels) of a custom image ViT.
 _C.UNIFORMERV2.TOWER = [768, 12, 12, 16, 224]
@@ -312,7 +335,7 @@ _C.UNIFORMERV2.DW_REDUCTION = 1.5
 _C.UNIFORMERV2.NO_LMHRA = False
 # Local blocks before both the attention and the feed-forward layer; False = only before the attention.
 _C.UNIFORMERV2.DOUBLE_LMHRA = True
-# Weights to start from: a name or path; "" = those of CLIP, and none for a custom tower.
+# Weights to start from: a name or path; "" = those of CLIP, and none for timm/<name> or a custom tower.
 _C.UNIFORMERV2.PRETRAIN = ""
 # Drop the head of those weights when its class count differs; False takes the first 400 rows for 400 classes and asks
 # for MODEL.HEAD_ROWS otherwise.
@@ -337,6 +360,7 @@ TYPES: dict[str, Any] = {
     "SOLVER.LRS": list[float],
     "SOLVER.STEPS": list[float],
     "TEST.ADD_SOFTMAX": bool | None,
+    "UNIFORMER.LAYER_SCALE": list[float],
     "UNIFORMER.MLP_RATIO": float | list[float],
     "UNIFORMER.PRUNE_RATIO": list[list[float]],
     "UNIFORMER.QKV_SCALE": float | None,
@@ -362,7 +386,7 @@ OBSOLETE: dict[str, str] = {
     "TRAIN.CHECKPOINT_EPOCH_RESET": "TRAIN.CHECKPOINT_FILE_PATH gives weights only; see TRAIN.AUTO_RESUME",
     "TRAIN.CHECKPOINT_INFLATE": "2D kernels are recognized and inflated by themselves",
     "TRAIN.CHECKPOINT_IN_INIT": "use TRAIN.CHECKPOINT_FILE_PATH",
-    "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": "training always stops at a loss that is not finite",
+    "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": "use TRAIN.NONFINITE and TRAIN.MAX_NONFINITE",
     "TEST.SAVE_RESULTS_PATH": "results are always written to OUTPUT_DIR/test",
     "TEST.CHECKPOINT_TYPE": "only PyTorch checkpoints are read",
     "TEST.NUM_TEMPORAL_CLIPS": "run one test per TEST.NUM_ENSEMBLE_VIEWS",
@@ -424,18 +448,22 @@ OBSOLETE: dict[str, str] = {
 MISSPELT: dict[str, dict[str, str]] = {
     "TRAIN.DATASET": {"ant": "anet"},
     "TEST.DATASET": {"ant": "anet"},
-    "DATA.DECODING_BACKEND": {"pyav": "decord", "torchvision": "decord"},
+    "DATA.DECODING_BACKEND": {"torchvision": "decord"},
 }
 
 # Keys (patterns) that may differ between runs that share an OUTPUT_DIR: none of them changes the recipe.
 MAY_DIFFER: tuple[str, ...] = (
-    *("NUM_GPUS", "NUM_PROCESSES", "SHARD_ID", "DIST_BACKEND", "OUTPUT_DIR", "LOG_PERIOD", "TEST.*", "TENSORBOARD.*"),
+    *("NUM_GPUS", "NUM_PROCESSES", "SHARD_ID", "DIST_*", "OUTPUT_DIR", "LOG_PERIOD", "TEST.*", "TENSORBOARD.*"),
     *("TRAIN.ENABLE", "TRAIN.MAX_STEPS", "TRAIN.AUTO_RESUME", "TRAIN.EVAL_PERIOD", "TRAIN.CHECKPOINT_PERIOD"),
     *(
-        "TRAIN.KEEP_CHECKPOINTS",
+        "TRAIN.CHECKPOINT_MINUTES",
+        "TRAIN.KEEP_*",
+        "TRAIN.ON_SAVE_ERROR",
+        "TRAIN.*NONFINITE",
         "TRAIN.MIXED_PRECISION",
         "TRAIN.AMP_DTYPE",
         "DATA.MAX_BAD_SHARE",
+        "DATA.DECODING_BACKEND",
         "MODEL.USE_CHECKPOINT",
         "MODEL.CHECKPOINT_NUM",
         "DATA_LOADER.*",

@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "AUG.INTERPOLATION": ("bilinear", "bicubic"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),
     "BN.NORM_TYPE": ("batchnorm", "sync_batchnorm"),
-    "DATA.DECODING_BACKEND": ("decord",),
+    "DATA.DECODING_BACKEND": ("decord", "pyav", "torchcodec"),
     "DATA.ENSEMBLE_METHOD": ("sum", "max"),
     "DIST_BACKEND": ("nccl", "gloo"),
     "MODEL.LOSS_FUNC": ("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),
@@ -28,6 +28,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "SOLVER.OPTIMIZING_METHOD": ("sgd", "adam", "adamw"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "TRAIN.AMP_DTYPE": ("auto", "bfloat16", "float16"),
+    "TRAIN.NONFINITE": ("skip", "stop"),
+    "TRAIN.ON_SAVE_ERROR": ("continue", "stop"),
 }
 
 # Bounds of numbers (of every entry, in a list).
@@ -50,7 +52,9 @@ BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "DATA.TRAIN_JITTER_ASPECT_RELATIVE": ABOVE_0,
     "DATA.TRAIN_JITTER_SCALES": ABOVE_0,
     "DATA.TRAIN_JITTER_SCALES_RELATIVE": SHARE,
+    "DATA_LOADER.DECODE_TIMEOUT": FROM_0,
     "DATA_LOADER.NUM_WORKERS": FROM_0,
+    "DIST_TIMEOUT": ABOVE_0,
     "EMA.DECAY": SHARE,
     "LOG_PERIOD": ABOVE_0,
     "MIXUP.ALPHA": FROM_0,
@@ -81,7 +85,10 @@ BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "TRAIN.BATCH_SIZE": ABOVE_0,
     "TRAIN.CHECKPOINT_PERIOD": ABOVE_0,
     "TRAIN.EVAL_PERIOD": ABOVE_0,
+    "TRAIN.CHECKPOINT_MINUTES": FROM_0,
     "TRAIN.KEEP_CHECKPOINTS": FROM_0,
+    "TRAIN.KEEP_EVERY": FROM_0,
+    "TRAIN.MAX_NONFINITE": ABOVE_0,
     "TRAIN.MAX_STEPS": FROM_0,
     "UNIFORMER.ATTENTION_DROPOUT_RATE": SHARE,
     "UNIFORMER.DEPTH": ABOVE_0,
@@ -90,6 +97,7 @@ BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "UNIFORMER.EMBED_DIM": ABOVE_0,
     "UNIFORMER.HEAD_DIM": ABOVE_0,
     "UNIFORMER.HEAD_DROPOUT_RATE": SHARE,
+    "UNIFORMER.LAYER_SCALE": FROM_0,
     "UNIFORMER.MLP_RATIO": ABOVE_0,
 }
 
@@ -101,6 +109,7 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "DATA.TRAIN_JITTER_SCALES_RELATIVE": (0, 2),
     "UNIFORMER.DEPTH": (4,),
     "UNIFORMER.EMBED_DIM": (4,),
+    "UNIFORMER.LAYER_SCALE": (0, 4),
     "UNIFORMER.MLP_RATIO": (4,),
     "UNIFORMER.PRUNE_RATIO": (4,),
     "UNIFORMER.TRADE_OFF": (4,),
@@ -110,6 +119,10 @@ LENGTHS: dict[str, tuple[int, ...]] = {
 
 def _processes(num_processes: int, num_gpus: int) -> int:
     return num_processes or max(num_gpus, 1)
+
+
+def _takes_images(dataset: str, name: str) -> bool:
+    return CATALOG[dataset].images == name.endswith("_image")
 
 
 # What has to hold between valid values: the keys, a test of their values, and what to do when it fails.
@@ -151,12 +164,27 @@ COMBINATIONS: tuple[Rule, ...] = (
         "the network is not of that family; MODEL.ARCH is uniformerv2 for Uniformerv2 and uniformer for the others",
     ),
     (
+        ("TEST.ENABLE", "TEST.DATASET", "MODEL.MODEL_NAME"),
+        lambda test, dataset, name: not test or _takes_images(dataset, name),
+        "networks whose name ends in _image need a data set of images (imagenet), the others one of videos",
+    ),
+    (
+        ("TEST.ENABLE", "TEST.DATASET", "TEST.NUM_ENSEMBLE_VIEWS", "TEST.NUM_SPATIAL_CROPS", "TEST.SHUFFLE_FRAMES"),
+        lambda test, dataset, *views: not test or not CATALOG[dataset].images or views == (1, 1, False),
+        "an image has one view, its centre; set both numbers to 1 and TEST.SHUFFLE_FRAMES False",
+    ),
+    (
         ("UNIFORMER.EMBED_DIM", "UNIFORMER.HEAD_DIM"),
         lambda widths, head: not any(width % head for width in widths[2:]),
         "the widths of stages 3 and 4 have to be multiples of HEAD_DIM",
     ),
 )
 TRAINING_COMBINATIONS: tuple[Rule, ...] = (
+    (
+        ("TRAIN.DATASET", "MODEL.MODEL_NAME"),
+        lambda dataset, name: _takes_images(dataset, name),
+        "networks whose name ends in _image need a data set of images (imagenet), the others one of videos",
+    ),
     (
         ("TRAIN.BATCH_SIZE", "NUM_PROCESSES", "NUM_GPUS"),
         lambda batch, processes, gpus: batch % _processes(processes, gpus) == 0,
