@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -11,10 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def init_process_group(backend: str, device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one."""
+def init_process_group(backend: str, device: torch.device, timeout: float = 1800.0) -> None:
+    """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one.
+
+    Args:
+        timeout: seconds that a process waits for the others, in this and in every later exchange.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
+        device_id = device if device.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=device_id)
 
 
 def destroy_process_group() -> None:
@@ -43,6 +49,16 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size()))) if dist.is_initialized() else 1
 
 
+def host() -> str:
+    """Name of this node: Slurm's, if it gave one."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def who() -> str:
+    """This process, for messages: its rank and its node."""
+    return f"rank {os.environ.get('RANK', '0')} on {host()}"
+
+
 def is_main() -> bool:
     """Whether this is the process that writes files and logs."""
     return rank() == 0
@@ -58,6 +74,13 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum over processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """Maximum over processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 

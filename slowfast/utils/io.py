@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import re
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.chmod(file.name, 0o644)  # temporary files are private; results are for the group that shares a folder
             os.replace(file.name, path)
         except BaseException:
-            os.unlink(file.name)
+            Path(file.name).unlink(missing_ok=True)  # the folder itself may have vanished
             raise
 
 
@@ -127,9 +128,12 @@ def _download_rest(url: str, part: Path) -> bool:
         part.unlink()  # the file at the address is another one by now
         return _download_rest(url, part)
     with response:
+        resumed = offset > 0 and response.status == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+            part.unlink()  # another part than the one that is lacking
+            return _download_rest(url, part)
         if response.headers.get_content_type() == "text/html":
             raise ValueError(f"{url} is a web page, not a file; open it in a browser")
-        resumed = response.status == 206
         length = response.headers.get("Content-Length")
         start = offset if resumed else 0
         total = start + int(length) if length else None
@@ -142,11 +146,14 @@ def _download_rest(url: str, part: Path) -> bool:
             return total is None or file.tell() == total
 
 
+def _manifest(part: str) -> dict[str, Any]:
+    path = PRETRAINED / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")).get(part, {}) if path.is_file() else {}
+
+
 def released_weights() -> dict[str, dict[str, Any]]:
     """Names of released weights -> where they are (`pretrained/manifest.json`); aliases are names too."""
-    path = PRETRAINED / "manifest.json"
-    entries = json.loads(path.read_text(encoding="utf-8"))["weights"] if path.is_file() else {}
-    named = {name: {"name": name, **entry} for name, entry in entries.items()}
+    named = {name: {"name": name, **entry} for name, entry in _manifest("weights").items()}
     return {alias: entry for entry in named.values() for alias in (entry["name"], *entry.get("aliases", ()))}
 
 
@@ -186,8 +193,9 @@ class _Downloads(PathHandler):
         # the address is the path below PRETRAINED: equal file names of two addresses stay apart
         folders = [unquote(part) for part in parts.path.split("/")]
         names = [quote(part, safe=" +@") for part in (parts.netloc, *folders) if part not in ("", ".", "..")]
-        if parts.query:
-            names[-1] += quote(f"?{parts.query}", safe="")
+        if parts.query or len(names[-1]) > 200:  # a file name has at most 255 bytes
+            name, digest = Path(names[-1]), hashlib.sha256(f"{folders[-1]}?{parts.query}".encode()).hexdigest()
+            names[-1] = f"{name.stem[:100]}-{digest[:16]}{name.suffix[:20]}"
         local = PRETRAINED.joinpath(*names)
         download(path, local)
         return str(local)
@@ -231,6 +239,8 @@ def load_tensors(path: str | os.PathLike) -> Any:
     path = str(path)
     local = fetch(path)
     if not os.path.isfile(local):
+        if reason := _manifest("never_released").get(path):
+            raise ValueError(f"checkpoint {path!r} does not exist: {reason}")
         raise ValueError(
             f"checkpoint {path!r} does not exist, nor are there released weights of that name; check the path "
             "(TRAIN/TEST.CHECKPOINT_FILE_PATH)"
@@ -242,6 +252,8 @@ def load_tensors(path: str | os.PathLike) -> Any:
             with zipfile.ZipFile(local) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                     return _load_torchscript(archive)
+        elif tarfile.is_tarfile(local):  # PyTorch before 0.4; reading it would unpack files
+            raise ValueError("it is a tar archive")
         return torch.load(local, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,

@@ -13,6 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 
+class _Formatter(logging.Formatter):
+    """Bytes of a file name that are no UTF-8 are shown as such, and cost no line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class _TerminalHandler(logging.StreamHandler):
     """Writes above a running progress bar instead of through it; tracebacks are for the file."""
 
@@ -43,14 +50,17 @@ def setup_logging(output_dir: str | os.PathLike, main: bool) -> None:
                 f"OUTPUT_DIR {os.fspath(output_dir)!r} cannot be written ({error}); choose another"
             ) from error
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"))
+        handler.setFormatter(_Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"))
         logger.addHandler(handler)
     if not main:
         warnings.simplefilter("ignore")  # the main process has shown them
 
 
 class MetricsLog:
-    """Appends one JSON object a line to `output_dir`/metrics.jsonl; a disabled log (other ranks) writes nothing."""
+    """Appends one JSON object a line to `output_dir`/metrics.jsonl; a disabled log (other ranks) writes nothing.
+
+    A full or vanished disk costs lines, never the run.
+    """
 
     def __init__(self, output_dir: str | os.PathLike, enabled: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"
@@ -60,17 +70,21 @@ class MetricsLog:
                 file.write("\n")  # the last process was killed in the middle of a line
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append a record; `kind` is "start", "train", "epoch", "val" or "test"."""
-        if self.enabled:
+        """Append a record; `kind` is "start", "train", "nonfinite", "epoch", "val" or "test"."""
+        if not self.enabled:
+            return
+        try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, **values}) + "\n")
+        except OSError as error:
+            logging.getLogger(__name__).error("a line of %s is lost: %s", self.path, error)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read a metrics.jsonl file, or the one in a folder, as one undisturbed history.
 
-    A run that resumed at step s repeats the steps after s: what the lost attempt wrote about them is dropped, and so
-    is a torn last line.
+    A run that resumed at step s repeats the steps after s, and the end of an epoch that was not over: what the lost
+    attempt wrote about them is dropped, and so is a torn last line.
     """
     path = Path(path)
     if path.is_dir():
@@ -84,5 +98,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 continue
             if record["kind"] == "start":
                 records = [r for r in records if r.get("step", -1) <= record["step"]]
+            elif record["kind"] in ("epoch", "val"):
+                key = (record["kind"], record["step"])
+                records = [r for r in records if (r["kind"], r.get("step")) != key]
             records.append(record)
     return records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def count_flops(model: nn.Module, *input_shape: int) -> int:
     Nothing is computed: tensors on the meta device have shapes only.
 
     Args:
-        input_shape: shape of the input, (B, C, T, H, W).
+        input_shape: shape of the input, (B, C, T, H, W), or (B, C, H, W) for images.
     """
     model = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     with FlopCounterMode(display=False, custom_mapping=_NORMS) as counter, torch.device("meta"):
@@ -47,9 +48,15 @@ def count_flops(model: nn.Module, *input_shape: int) -> int:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory in GiB: of the GPU since the last reset, or resident memory of this process on the CPU."""
+    """Peak memory in GiB: of the GPU since the last reset, or resident memory of this process on the CPU.
+
+    It is 0 on Windows, which does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

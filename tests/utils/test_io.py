@@ -6,13 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
+import tarfile
 import threading
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+import safetensors.torch as safetensors
 import torch
 
 from slowfast.utils import io
@@ -30,6 +34,7 @@ class Site:
     modified: float = 1_000_000_000.0
     cut: list[int] = field(default_factory=list)  # bytes to send until each of the first connections breaks
     ranges: bool = True
+    shift: int = 0  # bytes by which the server starts later than asked
     status: int = 200
     kind: str = "application/octet-stream"
     requests: list[str | None] = field(default_factory=list)
@@ -47,6 +52,7 @@ def site(monkeypatch, tmp_path):
             here.requests.append(wanted)
             unmodified = self.headers.get("If-Unmodified-Since")
             start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and here.ranges else 0
+            start += here.shift if start else 0
             if here.status != 200:
                 return self.send_error(here.status)
             if unmodified and parsedate_to_datetime(unmodified).timestamp() < here.modified:
@@ -58,6 +64,8 @@ def site(monkeypatch, tmp_path):
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
             self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(here.content) - 1}/{len(here.content)}")
             self.send_header("Content-Type", here.kind)
             self.send_header("Last-Modified", formatdate(here.modified, usegmt=True))
             self.send_header("Content-Length", str(len(here.content) - start))
@@ -100,6 +108,14 @@ def test_addresses_stay_in_the_folder(site):
     assert os.path.realpath(path).startswith(os.path.realpath(io.PRETRAINED) + os.sep)
 
 
+def test_long_addresses_have_short_names(site):
+    paths = {io.fetch(f"{site.url}/x.safetensors?{'token=1&' * 100}{end}") for end in "ab"}
+    paths |= {io.fetch(f"{site.url}/{'x' * 300}.pth")}
+    assert len(paths) == 3
+    for path in map(Path, paths):
+        assert len(path.name) < 200 and path.suffix in (".safetensors", ".pth") and path.read_bytes() == CONTENT
+
+
 def test_a_broken_connection_is_resumed(site, tmp_path):
     site.cut = [300_000, 200_000]
     io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
@@ -122,12 +138,13 @@ def test_a_complete_part_is_taken(site, tmp_path):
     assert (tmp_path / "x").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("why", ["changed", "shorter", "no ranges"])
+@pytest.mark.parametrize("why", ["changed", "shorter", "no ranges", "another range"])
 def test_a_part_that_does_not_belong_is_thrown_away(why, site, tmp_path):
     (tmp_path / "x.part").write_bytes(b"old" * (500_000 if why == "shorter" else 1000))
     if why == "changed":
         os.utime(tmp_path / "x.part", (site.modified - 1000, site.modified - 1000))
     site.ranges = why != "no ranges"
+    site.shift = 7 if why == "another range" else 0
     io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert (tmp_path / "x").read_bytes() == CONTENT
 
@@ -192,8 +209,48 @@ def test_local_paths_and_tensors(site, tmp_path):
     assert io.load_tensors(f"{site.url}/a.pth")["a"].tolist() == [0, 1, 2]
 
 
+class _Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("evil"),))
+
+
+def _tar(path: Path) -> None:
+    """A checkpoint of PyTorch before 0.4, and a member that wants to be written elsewhere."""
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors", "../evil"):
+            data = pickle.dumps(_Evil())
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, BytesIO(data))
+
+
+EVIL_FILES = {
+    "zip": lambda path: torch.save({"model": _Evil()}, path),
+    "before PyTorch 1.6": lambda path: torch.save({"model": _Evil()}, path, _use_new_zipfile_serialization=False),
+    "before PyTorch 0.4": _tar,
+    "bare pickle": lambda path: path.write_bytes(pickle.dumps({"model": _Evil()})),
+    "safetensors": lambda path: path.write_bytes(pickle.dumps(_Evil())),
+}
+
+
+@pytest.mark.parametrize("kind", EVIL_FILES)
+def test_nothing_in_a_file_is_executed(kind, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    path = tmp_path / "folder" / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
+    EVIL_FILES[kind](path)
+    with pytest.raises(ValueError, match=r"weights\..* cannot be loaded .*never executed"):
+        io.load_tensors(path)
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder", path.name]
+
+
+def test_weights_that_were_never_released():
+    with pytest.raises(ValueError, match=r"does not exist: the authors.* Start from k710_uniformerv2_l14_8x336"):
+        io.load_tensors("k400/k400+k710_uniformerv2_l14_8x336.pyth")
+    assert "k710_uniformerv2_l14_8x336" in io.released_weights()
+
+
 def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors")
     assert io.load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])

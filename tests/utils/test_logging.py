@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
-from slowfast.utils.logging import MetricsLog, read_metrics
+import logging
+
+import pytest
+
+from slowfast.utils.logging import MetricsLog, read_metrics, setup_logging
+
+
+@pytest.fixture
+def package_logger(monkeypatch):
+    """The logger of the package, whose state before the test comes back after it."""
+    logger = logging.getLogger("slowfast")
+    for name in ("propagate", "level"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+    monkeypatch.setattr(logger, "handlers", [])
+    yield logger
+    for handler in logger.handlers:
+        handler.close()
+
+
+def test_names_that_are_not_utf8_can_be_logged(tmp_path, package_logger, capsys):
+    setup_logging(tmp_path, main=True)
+    package_logger.warning("replaced caf\u00e9 \udcff.mp4")  # as Python reads the byte 0xff
+    for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text(encoding="utf-8")):
+        assert text.endswith("replaced caf\u00e9 \\udcff.mp4\n")
 
 
 def test_history_after_a_resume_has_no_repeats(tmp_path):
