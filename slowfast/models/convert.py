@@ -129,8 +129,9 @@ TIMM = (
 def from_timm(state: StateDict, target: Mapping[str, Tensor]) -> StateDict:
     """timm's VisionTransformer. What the network here has no tensor for is folded into its neighbours, exactly.
 
-    Layer scale goes into the projection before it; the bias of the patch embedding, if `target` has none, into the
-    position embedding of the patches, which is added right after; a class token without a position gets zeros.
+    Layer scale, if `target` has none, goes into the projection before it; the bias of the patch embedding likewise into
+    the position embedding of the patches, which is added right after. A class token without a position, and queries,
+    keys and values without a bias, get zeros.
     """
     state = _replaced(state, TIMM)
     for name in ("class_embedding", "positional_embedding"):
@@ -146,9 +147,16 @@ def from_timm(state: StateDict, target: Mapping[str, Tensor]) -> StateDict:
     for scale in [name for name in state if name.endswith((".ls1.gamma", ".ls2.gamma", ".gamma_1", ".gamma_2"))]:
         gamma = state.pop(scale)
         block = re.sub(r"(ls\d\.gamma|gamma_\d)$", "", scale)
-        layer = block + ("attn.out_proj" if "1" in scale.removeprefix(block) else "mlp.c_proj")
+        first = "1" in scale.removeprefix(block)
+        own = f"{block}ls_1" if first else f"{block}ls_2"
+        if f"backbone.{own}" in target:
+            state[own] = gamma
+            continue
+        layer = block + ("attn.out_proj" if first else "mlp.c_proj")
         state[f"{layer}.weight"] = state[f"{layer}.weight"] * gamma[:, None]
         state[f"{layer}.bias"] = state[f"{layer}.bias"] * gamma
+    for weight in [name for name in state if name.endswith("attn.in_proj_weight")]:
+        state.setdefault(weight.replace("in_proj_weight", "in_proj_bias"), state[weight].new_zeros(len(state[weight])))
     return _to_backbone(state)
 
 
@@ -209,14 +217,14 @@ IMAGE_TOWERS = (
         "timm ViT in open_clip",
         r"visual\.trunk\.patch_embed\.proj\.weight",
         lambda state, target: from_timm(replace_prefixes(state, (("visual.trunk.", ""),)), target),
-        left_out=r"(?!visual\.).*|visual\.head\..*|visual\.trunk\.(norm|fc_norm|head)\..*",
+        left_out=r"(?!visual\.).*|visual\.head\..*|visual\.trunk\.(norm|fc_norm|head|attn_pool)\..*",
         inflation=inflate_centre,
     ),
     Layout(
         "timm ViT",
         r"patch_embed\.proj\.weight",
         from_timm,
-        left_out=r"(norm|fc_norm|head)\..*",
+        left_out=r"(norm|fc_norm|head|attn_pool)\..*|decoder_.*|mask_token",
         inflation=inflate_centre,
     ),
 )
@@ -251,11 +259,23 @@ def convert(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
     return Converted(layout.convert(kept, target), layout, left_out)
 
 
-def class_rows(trained: Sequence[str], wanted: Sequence[str]) -> list[int]:
+def trained_activation(state: Mapping[str, Tensor]) -> str:
+    """The activation of an image ViT as far as the names of its file tell: "quick_gelu", "gelu", or "" for unknown."""
+    if "input_resolution" in state:  # only in OpenAI's own archives
+        return "quick_gelu"
+    if any(name.endswith("patch_embed.proj.weight") for name in state) and not any("norm_pre." in n for n in state):
+        return "gelu"  # timm's, and not of CLIP
+    return ""
+
+
+def class_rows(trained: Sequence[str], wanted: Sequence[str], partly: bool = False) -> list[int | None]:
     """Where each of the `wanted` classes is among those of a checkpoint; case, quotes and underscores do not count.
 
+    Args:
+        partly: a class that is not there becomes None, as long as any is.
+
     Raises:
-        ValueError: a class is not there, or more than once.
+        ValueError: a class is there more than once, or not at all.
     """
 
     def plain(name: str) -> str:
@@ -264,13 +284,16 @@ def class_rows(trained: Sequence[str], wanted: Sequence[str]) -> list[int]:
     found: dict[str, list[int]] = {}
     for row, name in enumerate(trained):
         found.setdefault(plain(name), []).append(row)
-    wrong = [name for name in wanted if len(found.get(plain(name), ())) != 1]
+    rows = [found.get(plain(name), []) for name in wanted]
+    enough = (0, 1) if partly and any(rows) else (1,)
+    wrong = [name for name, places in zip(wanted, rows, strict=True) if len(places) not in enough]
     if wrong:
         raise ValueError(
             f"{len(wrong)} of {len(wanted)} classes have no single counterpart among the {len(trained)} of the "
-            f"checkpoint: {wrong[:5]}; correct the names, or give the rows as numbers"
+            f"checkpoint: {wrong[:5]}; correct the names, give the rows as numbers, or set MODEL.HEAD_ROWS '' and "
+            "MODEL.RESET_HEAD True to start a new classifier"
         )
-    return [found[plain(name)][0] for name in wanted]
+    return [places[0] if places else None for places in rows]
 
 
 def classifiers(state: Mapping[str, Tensor], heads: Sequence[str]) -> list[str]:
@@ -282,11 +305,18 @@ def classifiers(state: Mapping[str, Tensor], heads: Sequence[str]) -> list[str]:
     ]
 
 
-def select_classes(state: Mapping[str, Tensor], heads: Sequence[str], rows: Sequence[int]) -> StateDict:
+def select_classes(
+    state: Mapping[str, Tensor],
+    heads: Sequence[str],
+    rows: Sequence[int | None],
+    initial: Mapping[str, Tensor] | None = None,
+) -> StateDict:
     """Keep the `rows` of the classifiers, in that order: a Kinetics-710 head becomes one of 400, 600 or 700 classes.
 
     Args:
         heads: names of the classifiers, or of modules around them; their matrices are the linear layers.
+        rows: None stands for a class that the checkpoint does not have.
+        initial: tensors of the model, whose rows such classes keep.
 
     Raises:
         ValueError: no classifier there, or a row beyond its classes.
@@ -295,13 +325,18 @@ def select_classes(state: Mapping[str, Tensor], heads: Sequence[str], rows: Sequ
     if not layers:
         raise ValueError("the checkpoint has no classifier to take classes from; set MODEL.RESET_HEAD True instead")
     selected = dict(state)
+    known = [row for row in rows if row is not None]
+    fresh = [i for i, row in enumerate(rows) if row is None]
     for layer in layers:
         classes = len(state[f"{layer}weight"])
-        if not all(0 <= row < classes for row in rows):
+        if not all(0 <= row < classes for row in known):
             raise ValueError(
-                f"class rows reach from {min(rows)} to {max(rows)}, but {layer}weight has {classes} classes; "
+                f"class rows reach from {min(known)} to {max(known)}, but {layer}weight has {classes} classes; "
                 "the rows are those of another checkpoint"
             )
         for name in (f"{layer}weight", f"{layer}bias"):
-            selected[name] = state[name][list(rows)]
+            selected[name] = state[name][[row or 0 for row in rows]]
+            # a classifier of another shape is for `weights.fit` to refuse
+            if fresh and initial is not None and name in initial and initial[name].shape == selected[name].shape:
+                selected[name][fresh] = initial[name][fresh].to(selected[name].dtype)
     return selected

@@ -177,6 +177,11 @@ class UniFormerLight(FourStages):
                 f"prune_ratio of stage 3 starts with {prune_ratio[2][0]}, but its first block has no scores to choose "
                 "by; let it start with 1"
             )
+        if trade_off[2][0] == 0:
+            raise ValueError(
+                "trade_off of stage 3 starts with 0, so the scores stay at 0 and there is nothing to choose by; let it "
+                "start with 1"
+            )
         ratios = per_stage(mlp_ratio)
         rates = torch.linspace(0, drop_path, sum(depth), device="cpu").split(list(depth))
 

@@ -7,27 +7,48 @@ Tokens travel as (1 + H*W, B*T, C), class token first, as in CLIP.
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.layers import DropPath, depthwise_conv, recompute, single_input
+from slowfast.models.layers import DropPath, depthwise_conv, layer_scales, recompute, scaled, single_input
 
 
 @dataclass(frozen=True)
 class VisionTower:
-    """Size of the image ViT: its resolution is that of its position embedding, in pixels."""
+    """Architecture of the image ViT; what is not given is as in CLIP.
+
+    Args:
+        width: channels of a token.
+        layers: blocks.
+        heads: attention heads of a block.
+        patch: height and width of a patch in pixels.
+        resolution: height and width in pixels of the images that its position embedding is for.
+        mlp_width: hidden channels of the feed-forward layers; 0 is 4 x width.
+        activation: name in `ACTIVATIONS`.
+        eps: of the LayerNorms.
+        pre_norm: a LayerNorm between embeddings and blocks.
+        layer_scale: initial value of learned factors of the residual branches; None is no factor.
+    """
 
     width: int
     layers: int
     heads: int
     patch: int
     resolution: int
+    mlp_width: int = 0
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+    pre_norm: bool = True
+    layer_scale: float | None = None
 
 
 TOWERS = {
@@ -44,9 +65,12 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-def feed_forward(dim: int, hidden: int, dropout: float = 0.0) -> nn.Sequential:
-    """Two linear layers with a QuickGELU between, by CLIP's names."""
-    layers = (("c_fc", nn.Linear(dim, hidden)), ("gelu", QuickGELU()), ("dropout", nn.Dropout(dropout)))
+ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+
+
+def feed_forward(dim: int, hidden: int, dropout: float = 0.0, activation: str = "quick_gelu") -> nn.Sequential:
+    """Two linear layers with an activation between, by CLIP's names."""
+    layers = (("c_fc", nn.Linear(dim, hidden)), ("gelu", ACTIVATIONS[activation]()), ("dropout", nn.Dropout(dropout)))
     return nn.Sequential(OrderedDict((*layers, ("c_proj", nn.Linear(hidden, dim)))))
 
 
@@ -87,17 +111,19 @@ class LocalUniBlock(nn.Module):
         reduction: factor between the widths outside and inside the aggregation.
     """
 
-    def __init__(self, dim: int, heads: int, local: bool, double: bool, reduction: float, drop_path: float) -> None:
+    def __init__(self, tower: VisionTower, local: bool, double: bool, reduction: float, drop_path: float) -> None:
         super().__init__()
+        dim = tower.width
         if local:
             self.lmhra1 = LocalMHRA(dim, reduction)
             if double:
                 self.lmhra2 = LocalMHRA(dim, reduction)
         self.local, self.twice = local, local and double
-        self.attn = nn.MultiheadAttention(dim, heads)
-        self.ln_1 = nn.LayerNorm(dim)
-        self.mlp = feed_forward(dim, 4 * dim)
-        self.ln_2 = nn.LayerNorm(dim)
+        self.attn = nn.MultiheadAttention(dim, tower.heads)
+        self.ln_1 = nn.LayerNorm(dim, eps=tower.eps)
+        self.mlp = feed_forward(dim, tower.mlp_width or 4 * dim, activation=tower.activation)
+        self.ln_2 = nn.LayerNorm(dim, eps=tower.eps)
+        self.ls_1, self.ls_2 = layer_scales(tower.layer_scale, dim)
         self.drop_path = DropPath(drop_path)
 
     def _aggregate(self, x: Tensor, mhra: LocalMHRA, grid: Sequence[int]) -> Tensor:
@@ -112,10 +138,10 @@ class LocalUniBlock(nn.Module):
         if self.local:
             x = self._aggregate(x, self.lmhra1, grid)
         y = self.ln_1(x)
-        x = x + self._drop(self.attn(y, y, y, need_weights=False)[0], grid[0])
+        x = x + self._drop(scaled(self.attn(y, y, y, need_weights=False)[0], self.ls_1), grid[0])
         if self.twice:
             x = self._aggregate(x, self.lmhra2, grid)
-        return x + self._drop(self.mlp(self.ln_2(x)), grid[0])
+        return x + self._drop(scaled(self.mlp(self.ln_2(x)), self.ls_2), grid[0])
 
 
 class GlobalUniBlock(nn.Module):
@@ -177,7 +203,7 @@ class VideoTransformer(nn.Module):
             self.balance = nn.Parameter(torch.zeros(dim))
         local_rates = torch.linspace(0, backbone_drop_path_rate, tower.layers, device="cpu").tolist()
         self.resblocks = nn.ModuleList(
-            LocalUniBlock(dim, tower.heads, not no_lmhra, double_lmhra, dw_reduction, rate) for rate in local_rates
+            LocalUniBlock(tower, not no_lmhra, double_lmhra, dw_reduction, rate) for rate in local_rates
         )
         self.dpe = nn.ModuleList(depthwise_conv(dim, 3, ndim=3) for _ in return_list)
         global_rates = torch.linspace(0, drop_path_rate, len(return_list), device="cpu").tolist()
@@ -216,7 +242,7 @@ class VideoTransformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """CLIP's visual tower around `VideoTransformer`: (B, 3, T, H, W) -> features (B, C)."""
+    """The embeddings of the image ViT in front of `VideoTransformer`: (B, 3, T, H, W) -> features (B, C)."""
 
     def __init__(self, tower: VisionTower, temporal_downsample: bool, in_channels: int, **transformer) -> None:
         super().__init__()
@@ -227,7 +253,7 @@ class VisionTransformer(nn.Module):
             self.conv1 = nn.Conv3d(in_channels, dim, (3, patch, patch), (2, patch, patch), (1, 0, 0), bias=False)
         else:
             self.conv1 = nn.Conv3d(in_channels, dim, (1, patch, patch), (1, patch, patch), bias=False)
-        self.ln_pre = nn.LayerNorm(dim)
+        self.ln_pre = nn.LayerNorm(dim, eps=tower.eps) if tower.pre_norm else nn.Identity()
         self.transformer = VideoTransformer(tower, **transformer)
 
     def forward(self, video: Tensor) -> Tensor:
@@ -249,12 +275,127 @@ def resize_position_embedding(embedding: Tensor, grid: Sequence[int]) -> Tensor:
     return torch.cat([embedding[:1], patches[0].flatten(1).T.to(embedding.dtype)])
 
 
+# Parts of ViTs that the tower here does not have: pattern of a parameter's name -> words for it.
+FOREIGN_PARTS = {
+    r"rel_pos|relative_position": "a relative position bias",
+    r"reg_token": "register tokens",
+    r"dist_token": "a distillation token",
+    r"[qk]_norm": "normalized queries and keys",
+    r"attn\.norm": "a norm inside the attention",
+    r"mlp\.norm": "a norm inside the feed-forward layer",
+    r"patch_embed\.norm": "a normalized patch embedding",
+}
+
+
+def _foreign_parts(vit: nn.Module) -> list[str]:
+    """What a network of timm has that the tower here has not, in words; empty if its parameters carry over."""
+    names = [name for name, _ in vit.named_parameters()]
+    found = [words for part, words in FOREIGN_PARTS.items() if any(re.search(part, name) for name in names)]
+    if "cls_token" not in names:
+        found.append("no class token")
+    if getattr(vit, "rope", None) is not None:
+        found.append("rotary position embeddings")
+    elif "pos_embed" not in names:
+        found.append("no learned position embedding")
+    parts = dict(vit.named_modules())
+    for part, known in (
+        ("", ("VisionTransformer",)),
+        ("patch_embed", ("PatchEmbed",)),
+        ("blocks.0", ("Block",)),
+        ("blocks.0.attn", ("Attention",)),
+        ("blocks.0.mlp", ("Mlp",)),
+        ("blocks.0.mlp.act", ("GELU", "QuickGELU")),
+        ("blocks.0.norm1", ("LayerNorm",)),
+    ):
+        kind = type(parts[part]).__name__ if part in parts else "missing"
+        if kind not in known:
+            found.append(f"{part or 'the network'} is {kind}, not {' or '.join(known)}")
+            break
+    patch = getattr(parts.get("patch_embed"), "patch_size", (0, 0))
+    grid = getattr(parts.get("patch_embed"), "grid_size", (0, 0))
+    if len({*patch}) > 1 or len({*grid}) > 1:
+        found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
+    return found
+
+
+@functools.cache
+def timm_tower(name: str) -> VisionTower:
+    """The architecture of a plain ViT of timm, such as "vit_base_patch16_224.dino"; no weights are made or fetched.
+
+    Raises:
+        ValueError: timm is not installed or does not know the name, or the network has parts the tower here has not.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name} needs another package: pip install timm") from error
+    if not timm.is_model(name.split(".")[0]):
+        near = get_close_matches(name.split(".")[0], timm.list_models(), n=1)
+        raise ValueError(
+            f"UNIFORMERV2.BACKBONE timm/{name}: timm {timm.__version__} has no such model"
+            + (f" (meant timm/{near[0]}?)" if near else "")
+        )
+    try:
+        with torch.device("meta"):
+            vit: nn.Module = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:
+        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name}: timm refuses it ({error})") from error
+    try:
+        return tower_of(vit)
+    except ValueError as error:
+        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name} does not fit: {error}") from None
+
+
+def tower_of(vit: nn.Module) -> VisionTower:
+    """The architecture of a VisionTransformer of timm.
+
+    Raises:
+        ValueError: it has parts that the tower here has not.
+    """
+    if foreign := _foreign_parts(vit):
+        raise ValueError(
+            f"{'; '.join(foreign)}. What fits is a plain ViT with one class token, a learned position for each patch "
+            "and square patches: vit_*_patch*_224 (with any of its weights: .augreg_in21k, .dino, .mae, ...), "
+            "vit_*_clip_*, deit_*, deit3_*, and vit_*_patch14_dinov2 without registers"
+        )
+    block, embedding = vit.get_submodule("blocks.0"), vit.get_submodule("patch_embed")
+    fc1, scale = block.get_submodule("mlp.fc1"), block.get_submodule("ls1")
+    quick = type(block.get_submodule("mlp.act")).__name__ == "QuickGELU"
+    return VisionTower(
+        width=fc1.in_features,  # pyright: ignore[reportArgumentType]
+        layers=len(vit.get_submodule("blocks")),  # pyright: ignore[reportArgumentType]
+        heads=block.get_submodule("attn").num_heads,  # pyright: ignore[reportArgumentType]
+        patch=embedding.patch_size[0],  # pyright: ignore
+        resolution=embedding.grid_size[0] * embedding.patch_size[0],  # pyright: ignore
+        mlp_width=fc1.out_features,  # pyright: ignore[reportArgumentType]
+        activation="quick_gelu" if quick else "gelu",
+        eps=block.get_submodule("norm1").eps,  # pyright: ignore[reportArgumentType]
+        pre_norm=isinstance(vit.get_submodule("norm_pre"), nn.LayerNorm),
+        layer_scale=None if isinstance(scale, nn.Identity) else getattr(scale, "init_values", 1e-5),
+    )
+
+
+def vision_tower(name: str) -> VisionTower:
+    """The tower of a UNIFORMERV2.BACKBONE: a name in `TOWERS`, or "timm/<name>".
+
+    Raises:
+        ValueError: an unknown name, or a network of another kind; see `timm_tower`.
+    """
+    if name.startswith("timm/"):
+        return timm_tower(name.removeprefix("timm/"))
+    if name not in TOWERS:
+        raise ValueError(
+            f"UNIFORMERV2.BACKBONE {name!r} is not known; choose from {sorted(TOWERS)}, or timm/<name of a ViT in timm>"
+        )
+    return TOWERS[name]
+
+
 class UniFormerV2(nn.Module):
     """The armed image ViT: (B, C, T, H, W) -> logits (B, K), for any frame count and any size of whole patches.
 
     Args:
         num_classes: K; 0 leaves features without a classifier.
-        backbone: name in `TOWERS`, or a `VisionTower`.
+        backbone: name in `TOWERS`, "timm/<name>" for a plain ViT of timm, or a `VisionTower`.
         return_list: blocks of the image ViT after which a global block reads all tokens.
         n_head: heads of the global blocks.
         mlp_factor: hidden over input width of the global blocks.
@@ -297,9 +438,7 @@ class UniFormerV2(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(backbone, str):
-            if backbone not in TOWERS:
-                raise ValueError(f"UNIFORMERV2.BACKBONE {backbone!r} is not known; choose from {sorted(TOWERS)}")
-            backbone = TOWERS[backbone]
+            backbone = vision_tower(backbone)
         dropouts = list(mlp_dropout) if isinstance(mlp_dropout, Sequence) else [mlp_dropout] * len(return_list)
         if len(dropouts) != len(return_list):
             raise ValueError(
@@ -310,7 +449,12 @@ class UniFormerV2(nn.Module):
             raise ValueError(
                 f"UNIFORMERV2.RETURN_LIST {list(return_list)} has to name blocks of 0 to {backbone.layers - 1}, rising"
             )
-        self.patch, self.num_features = backbone.patch, backbone.width
+        if backbone.width % n_head:
+            raise ValueError(
+                f"UNIFORMERV2.N_HEAD {n_head} heads of the global blocks do not divide the {backbone.width} channels "
+                f"of the image ViT; take its own {backbone.heads}"
+            )
+        self.tower, self.patch, self.num_features = backbone, backbone.patch, backbone.width
         self.backbone = VisionTransformer(
             backbone,
             temporal_downsample,

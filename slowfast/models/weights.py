@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +28,9 @@ from slowfast.models.convert import (
     classifiers,
     convert,
     select_classes,
+    trained_activation,
 )
-from slowfast.models.uniformerv2 import resize_position_embedding
+from slowfast.models.uniformerv2 import TOWERS, VisionTower, resize_position_embedding, vision_tower
 from slowfast.utils.io import fetch
 
 logger = logging.getLogger(__name__)
@@ -38,7 +41,8 @@ class LoadReport:
     """What became of every tensor; names are the model's, except in `left_out` and `unexpected`.
 
     `left_out` has no counterpart in this network and needs none (the text tower of CLIP), `dropped` keeps its initial
-    value on purpose, `reshaped` does not fit.
+    value on purpose, `fresh_classes` are those whose rows of the classifier do, `reshaped` does not fit. `notes` say
+    what the tensors cannot tell.
     """
 
     layout: str = "own"
@@ -46,18 +50,33 @@ class LoadReport:
     inflated: list[str] = field(default_factory=list)
     interpolated: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    fresh_classes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [f"layout {self.layout}, loaded {len(self.loaded)}"]
-        for kind in ("inflated", "interpolated", "dropped", "left_out", "missing", "unexpected", "reshaped"):
+        for kind in KINDS:
             names = getattr(self, kind)
+            if kind == "fresh_classes" and not names:
+                continue
             some = f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
             parts.append(f"{kind.replace('_', ' ')} {len(names)}{some}")
-        return ", ".join(parts)
+        return "; ".join([", ".join(parts), *self.notes])
+
+
+KINDS = ("inflated", "interpolated", "dropped", "fresh_classes", "left_out", "missing", "unexpected", "reshaped")
+
+
+def announce(message: str) -> None:
+    """Tell the user of the Python API once: in the log if anybody set one up, else on the standard error stream."""
+    if logger.hasHandlers():
+        logger.info(message)
+    else:
+        print(message, file=sys.stderr)
 
 
 def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
@@ -189,6 +208,12 @@ def read_rows(path: str) -> list[int]:
     return rows
 
 
+def has_classifier(model: nn.Module, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a loaded checkpoint has a classifier for `model`; an image tower has none."""
+    state = convert(extract_state_dict(checkpoint), model).state
+    return bool(classifiers(state, getattr(model, "head_names", ("head",))))
+
+
 def load_weights(
     model: nn.Module,
     checkpoint: Mapping[str, Any],
@@ -203,17 +228,19 @@ def load_weights(
         reset_head: leave a classifier of another class count, or of other class names, at its initial value.
         to_train: parts that start as the identity may be missing; a test needs them.
         head_rows: rows of the checkpoint's classifiers that become those of the model; "names" finds them by the
-            class names inside the checkpoint.
+            class names inside the checkpoint; with `to_train`, classes that are not there start anew.
         class_names: classes of the model, in the order of its outputs; a checkpoint that tells others is refused
             unless `reset_head` or `head_rows` says what to do.
+
+    Returns:
+        The report, which is also left in `model.load_report`.
     """
-    converted = convert(extract_state_dict(checkpoint), model)
-    if converted.layout in IMAGE_TOWERS:
-        logger.warning(
-            "%s weights: this network computes CLIP's QuickGELU; a tower trained with the exact GELU differs",
-            converted.layout,
-        )
+    source, initial = extract_state_dict(checkpoint), model.state_dict()
+    converted = convert(source, model)
+    _check_backbone(checkpoint, model)
+    notes = _check_activation(source, model, converted.layout)
     state = converted.state
+    fresh: list[str] = []
     heads = getattr(model, "head_names", ("head",))
     trained = checkpoint.get("class_names")
     if head_rows == "names":
@@ -222,8 +249,12 @@ def load_weights(
                 f"no class names in the {'data set' if trained else 'checkpoint'}, so classes cannot be found by name; "
                 "give the rows as a file of numbers"
             )
-        head_rows = class_rows(trained, class_names)
-    if head_rows is not None:
+        found = class_rows(trained, class_names, partly=to_train)
+        fresh = [name for name, row in zip(class_names, found, strict=True) if row is None]
+        if fresh:
+            logger.warning("the checkpoint has no classes of these names; they start anew: %s", ", ".join(fresh))
+        state = select_classes(state, heads, found, initial)
+    elif head_rows is not None:
         state = select_classes(state, heads, head_rows)
     elif trained and class_names and list(trained) != list(class_names):
         if not reset_head:
@@ -242,7 +273,7 @@ def load_weights(
         state = {name: value for name, value in state.items() if not name.startswith(layers)}
     fitted, report = fit(
         state,
-        model.state_dict(),
+        initial,
         heads=heads,
         reset_head=reset_head,
         identity_at_start=getattr(model, "identity_at_start", ()),
@@ -251,4 +282,50 @@ def load_weights(
         left_out=converted.left_out,
     )
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
+    report.fresh_classes, report.notes = fresh, notes
+    model.load_report = report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return report
+
+
+def _check_backbone(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
+    """Compare the image ViT of `model` with the one that a checkpoint written here was trained with.
+
+    Raises:
+        ValueError: they compute differently, which the shapes of their tensors may not show.
+    """
+    tower, written = getattr(model, "tower", None), checkpoint.get("cfg")
+    match = re.search(r"^  BACKBONE: (\S+)$", written, re.MULTILINE) if isinstance(written, str) else None
+    if not match or not isinstance(tower, VisionTower) or not (match[1] in TOWERS or match[1].startswith("timm/")):
+        return
+    # position embeddings follow another resolution
+    if replace(vision_tower(match[1]), resolution=tower.resolution, mlp_width=tower.mlp_width) != tower:
+        raise ValueError(
+            f"the checkpoint was trained with UNIFORMERV2.BACKBONE {match[1]}, which is another image ViT: set it"
+        )
+
+
+def _check_activation(source: StateDict, model: nn.Module, layout: Layout) -> list[str]:
+    """Compare the activation an image ViT was trained with, as far as its file tells, with the one it would get here.
+
+    Returns:
+        What the user has to know where the file does not tell.
+
+    Raises:
+        ValueError: they differ.
+    """
+    tower = getattr(model, "tower", None)
+    if layout not in IMAGE_TOWERS or not isinstance(tower, VisionTower):
+        return []
+    trained, exact = trained_activation(source), "UNIFORMERV2.BACKBONE timm/<name of the ViT in timm>"
+    if trained and trained != tower.activation:
+        cure = exact if trained == "gelu" else "one of CLIP's own, such as uniformerv2_b16"
+        raise ValueError(
+            f"{layout.name} weights were trained with the activation {trained}, and the image ViT here computes "
+            f"{tower.activation}: take {cure}"
+        )
+    if not trained and tower.activation == "quick_gelu":
+        return [
+            "the file does not tell its activation, and the image ViT here computes OpenAI's QuickGELU; weights "
+            f"trained with the exact GELU (those of LAION, for example) need {exact}"
+        ]
+    return []

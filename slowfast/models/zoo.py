@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -13,10 +12,8 @@ from typing import Any
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
-from slowfast.models.weights import load_weights
+from slowfast.models.weights import announce, load_weights
 from slowfast.utils.io import load_tensors
-
-logger = logging.getLogger(__name__)
 
 Network = UniFormer | UniFormerLight | UniFormerV2
 
@@ -32,6 +29,7 @@ class Variant:
         size: height and width in pixels that it was made for.
         num_classes: outputs unless told otherwise.
         options: keyword arguments of the class where they differ from its defaults.
+        note: what the report of loaded weights adds.
     """
 
     network: type[Network]
@@ -39,14 +37,21 @@ class Variant:
     size: int = 224
     num_classes: int = 400
     options: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
-def _image(start: str, options: dict[str, Any], size: int = 224, network: type[Network] = UniFormer) -> Variant:
-    return Variant(network, start, size, num_classes=1000, options={"ndim": 2, **options})
+def _image(
+    start: str, options: dict[str, Any], size: int = 224, network: type[Network] = UniFormer, note: str = ""
+) -> Variant:
+    return Variant(network, start, size, num_classes=1000, options={"ndim": 2, **options}, note=note)
 
 
 _BASE = {"depth": (5, 8, 20, 7)}
 _SMALL_PLUS = {"depth": (3, 5, 9, 3), "overlapped_stem": True}
+_SAME_SHAPES = (
+    "the weights of uniformer_image_s_plus (heads of 32 channels) and uniformer_image_s_plus_dim64 have the same "
+    "shapes, so nothing here can tell whether these are of the right one; an accuracy far too low says they are not"
+)
 _XS = {
     "depth": (3, 5, 9, 3),
     "embed_dim": (64, 128, 256, 512),
@@ -72,9 +77,9 @@ VARIANTS: dict[str, Variant] = {
     "uniformer_image_xxs": _image("uniformer_xxs_128_in1k", {}, 128, UniFormerLight),
     "uniformer_image_xs": _image("uniformer_xs_192_in1k", _XS, 192, UniFormerLight),
     "uniformer_image_s": _image("uniformer_small_in1k", {}),
-    # which of the released files has heads of 32 and which of 64 channels is not stated, and shapes do not show it
-    "uniformer_image_s_plus": _image("", {"head_dim": 32, **_SMALL_PLUS}),
-    "uniformer_image_s_plus_dim64": _image("", _SMALL_PLUS),
+    # which of the released files has heads of 32 and which of 64 channels is not stated
+    "uniformer_image_s_plus": _image("", {"head_dim": 32, **_SMALL_PLUS}, note=_SAME_SHAPES),
+    "uniformer_image_s_plus_dim64": _image("", _SMALL_PLUS, note=_SAME_SHAPES),
     "uniformer_image_b": _image("uniformer_base_in1k", _BASE),
     "uniformer_image_b_ls": _image("uniformer_base_ls_in1k", {"layer_scale": (None, None, 1e-6, 1e-6), **_BASE}),
     "uniformer_image_l_ls": _image("uniformer_large_ls_in1k_token_labeling", _LARGE_LS),
@@ -99,7 +104,8 @@ def create_model(
     """A model of the zoo on the CPU, in training mode: (B, 3, T, H, W) -> logits (B, K); image models (B, 3, H, W).
 
     Args:
-        name: see `list_models`.
+        name: see `list_models`. uniformer_image_s_plus and uniformer_image_s_plus_dim64 differ in the channels of an
+            attention head only, which the shapes of weights do not show: each loads those of the other.
         num_frames: T of the clips it is for; the networks take any, so this only sets `model.input_shape`.
         num_classes: K; None is 400, for image models 1000; 0 leaves features without a classifier.
         weights: path or address of a file in any known layout (`models.convert`), a name in
@@ -107,10 +113,12 @@ def create_model(
             `reset_head` and `to_train`. None leaves the initial values.
         reset_head: a classifier of another class count in `weights` is left out instead of being an error.
         to_train: `weights` may lack temporal parts, which then start as the identity.
-        options: keyword arguments of the class, e.g. no_lmhra, temporal_downsample, drop_path.
+        options: keyword arguments of the class, e.g. no_lmhra, temporal_downsample, drop_path, or for a UniFormerV2
+            backbone="timm/vit_base_patch16_224.dino".
 
     Returns:
-        The model, with `input_shape`, (3, T, H, W) or (3, H, W).
+        The model, with `input_shape`, (3, T, H, W) or (3, H, W), and with `load_report` if weights were loaded; that
+        is logged too, or printed on the standard error stream where no log was set up.
 
     Raises:
         ValueError: an unknown name or option, or weights that do not fit or cannot be fetched.
@@ -126,7 +134,8 @@ def create_model(
         raise ValueError(f"num_frames {num_frames} has to be at least 1")
     arguments = {**variant.options, **options}
     model = variant.network(num_classes=variant.num_classes if num_classes is None else num_classes, **arguments)
-    frame = (arguments.get("in_channels", 3), variant.size, variant.size)
+    size = model.tower.resolution if isinstance(model, UniFormerV2) else variant.size
+    frame = (arguments.get("in_channels", 3), size, size)
     shape = frame if arguments.get("ndim") == 2 else (frame[0], num_frames, *frame[1:])
     model.input_shape = shape  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     if weights is not None:
@@ -135,7 +144,8 @@ def create_model(
             raise ValueError(f"no released weights are known for {name}; give the path of a file")
         source = variant.start if start else weights
         report = load_weights(model, load_tensors(source), reset_head=reset_head or start, to_train=to_train or start)
-        logger.info("weights of %s from %s: %s", name, source, report)
+        report.notes += [variant.note] * bool(variant.note)
+        announce(f"weights of {name} from {source}: {report}")
     return model
 
 

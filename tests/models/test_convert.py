@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
+import timm
 import torch
+import transformers
 from torch import nn
 
 from slowfast.config import get_cfg
@@ -113,28 +117,34 @@ def test_a_centred_kernel_sees_every_frame_as_an_image():
 # ---- image towers compute the same ----------------------------------------------------------------------------------
 
 
-def test_open_clip():
-    open_clip = pytest.importorskip("open_clip")
-    vision = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
-    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
-    theirs = randomize(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=True))
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_open_clip(activation):
+    vision: Any = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
+    text: Any = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    quick = activation == "quick_gelu"
+    theirs = randomize(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=quick))
     expected = []
     theirs.visual.transformer.register_forward_hook(lambda m, i, output: expected.append(output))
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         theirs.encode_image(image)
     for state in (theirs.state_dict(), theirs.visual.state_dict()):
-        ours = small()
+        ours = small(backbone=replace(TOWER, activation=activation))
         report = load_weights(ours, state, to_train=True)
         assert len(report.loaded) + len(report.inflated) == 5 + 2 * 12
+        assert bool(report.notes) == quick  # the file does not tell
         torch.testing.assert_close(tower_tokens(ours, image), expected[0], atol=1e-5, rtol=0)
     assert "transformer.resblocks.0.ln_1.weight" in load_weights(small(), theirs.state_dict(), to_train=True).left_out
 
 
 @pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel"])
 def test_hugging_face(kind, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     config = transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=16, projection_dim=16)
     if kind == "CLIPModel":
         text = {**sizes, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
@@ -154,14 +164,13 @@ def test_hugging_face(kind, tmp_path):
 
 @pytest.mark.parametrize("trunk", ["", "visual.trunk."])
 def test_timm_clip(trunk):
-    timm = pytest.importorskip("timm")
     theirs = timm.create_model(
         "vit_base_patch16_clip_quickgelu_224", pretrained=False, depth=2, embed_dim=64, num_heads=2, img_size=32
     )
     randomize(theirs).norm = nn.Identity()
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        expected = theirs.forward_features(image)
+        expected = theirs.forward_features(image)  # pyright: ignore[reportCallIssue]
     state = {trunk + name: value for name, value in theirs.state_dict().items()}
     if trunk:
         state |= {"visual.head.proj.weight": torch.zeros(2, 2), "text.token_embedding.weight": torch.zeros(2, 2)}
@@ -172,7 +181,6 @@ def test_timm_clip(trunk):
 
 
 def test_timm_parts_without_a_counterpart_are_folded_in():
-    timm = pytest.importorskip("timm")
     theirs = randomize(timm.create_model("vit_small_patch14_dinov2", pretrained=False, depth=1, img_size=28)).double()
     state, C = from_timm(dict(theirs.state_dict()), {}), theirs.embed_dim
     image = torch.randn(1, 3, 28, 28, dtype=torch.float64)
@@ -198,14 +206,12 @@ def test_timm_parts_without_a_counterpart_are_folded_in():
 
 
 def test_timm_class_token_without_position():
-    timm = pytest.importorskip("timm")
     theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1, img_size=32, no_embed_class=True)
     positions = from_timm(dict(theirs.state_dict()), {})["backbone.positional_embedding"]
     assert positions.shape == (5, 192) and not positions[0].any()
 
 
 def test_a_vit_with_other_parts_is_refused_by_their_names():
-    timm = pytest.importorskip("timm")
     options = {"pretrained": False, "depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 32}
     theirs = timm.create_model("vit_base_patch16_clip_quickgelu_224", reg_tokens=4, **options)
     with pytest.raises(ValueError, match=r"layout timm ViT.*unexpected 1 \(backbone.reg_token\)"):
@@ -412,6 +418,30 @@ def test_class_names_decide():
     assert not load_weights(small_v1(), checkpoint, class_names=["a", "b", "c", "d", "e"]).dropped
     with pytest.raises(ValueError, match="no class names in the checkpoint"):
         load_weights(small_v1(), source.state_dict(), class_names=wanted, head_rows="names")
+
+
+@pytest.mark.parametrize("make", [small, small_v1])
+def test_classes_that_the_checkpoint_lacks_start_anew(make, caplog):
+    source, model = make(), make()
+    model.reset_classifier(3)
+    head = f"{model.head_names[0]}.2" if make is small else "head"
+    fresh = {kind: model.state_dict()[f"{head}.{kind}"][1].clone() for kind in ("weight", "bias")}
+    checkpoint = {"model_state": source.state_dict(), "class_names": ["a", "b", "c", "d", "e"]}
+    wanted = ["d", "new", "a"]
+    with pytest.raises(ValueError, match=r"1 of 3 classes.*'new'.*RESET_HEAD"):  # a test needs them all
+        load_weights(model, checkpoint, class_names=wanted, head_rows="names")
+    report = load_weights(model, checkpoint, class_names=wanted, head_rows="names", to_train=True)
+    assert report.fresh_classes == ["new"] and "fresh classes 1 (new)" in str(report) and "anew: new" in caplog.text
+    for kind in ("weight", "bias"):
+        rows, trained = model.state_dict()[f"{head}.{kind}"], source.state_dict()[f"{head}.{kind}"]
+        assert torch.equal(rows[0], trained[3]) and torch.equal(rows[2], trained[0])
+        assert torch.equal(rows[1], fresh[kind])
+    with pytest.raises(ValueError, match=r"2 of 2 classes.*RESET_HEAD True"):
+        model.reset_classifier(2)
+        load_weights(model, checkpoint, class_names=["x", "y"], head_rows="names", to_train=True)
+    with pytest.raises(ValueError, match=r"1 of 2 classes"):  # which of the two is meant?
+        checkpoint["class_names"] = ["a", "b", "a", "d", "e"]
+        load_weights(model, checkpoint, class_names=["a", "b"], head_rows="names", to_train=True)
 
 
 def test_rows_from_a_file(tmp_path):

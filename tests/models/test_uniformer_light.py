@@ -243,5 +243,7 @@ def test_wrong_pruning():
         small(prune_ratio=((), (), (1.0, 2.0, 0.5), (0.5,)))
     with pytest.raises(ValueError, match=r"starts with 0\.5"):
         small(prune_ratio=((), (), (0.5, 0.5, 0.5), (0.5,)))
+    with pytest.raises(ValueError, match=r"trade_off of stage 3 starts with 0"):  # the output would be NaN
+        small(trade_off=((), (), (0.0, 0.5, 0.5), (0.5,)))
     with pytest.raises(ValueError, match="head_dim 48 does not divide"):
         UniFormerLight(head_dim=48)

@@ -97,7 +97,8 @@ def test_checkpointing_does_not_change_gradients():
 
 
 def test_drop_path_drops_whole_videos():
-    block = LocalUniBlock(8, 2, local=False, double=False, reduction=1.5, drop_path=0.5).train()
+    tower = VisionTower(width=8, layers=1, heads=2, patch=8, resolution=32)
+    block = LocalUniBlock(tower, local=False, double=False, reduction=1.5, drop_path=0.5).train()
     branch = block._drop(torch.ones(5, 6 * 4, 8), 4).unflatten(1, (6, 4))
     assert all(len(branch[:, video].unique()) == 1 for video in range(6)) and 0.0 in branch.unique().tolist()
 
@@ -109,5 +110,7 @@ def test_wrong_options():
         small(return_list=(1, 3))
     with pytest.raises(ValueError, match="MLP_DROPOUT has 1 rates"):
         small(mlp_dropout=[0.5])
+    with pytest.raises(ValueError, match=r"N_HEAD 5 heads .* 32 channels .* its own 4"):
+        small(n_head=5)
     with pytest.raises(ValueError, match="whole patches of 8"):
         small()(torch.zeros(1, 3, 2, 36, 32))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from slowfast import create_model
 from slowfast.config import get_cfg
 from slowfast.models import UniFormer, build_model
 from slowfast.models.weights import extract_state_dict, load_weights
@@ -100,14 +104,20 @@ def test_bad_files(tmp_path):
         extract_state_dict(torch.zeros(3))  # pyright: ignore[reportArgumentType]
 
 
-class _Evil:
-    def __reduce__(self):
-        return (Path.touch, (Path("evil"),))
-
-
-def test_pickles_are_not_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": _Evil()}, "weights.pth")
-    with pytest.raises(ValueError, match="never executed"):
-        load_tensors("weights.pth")
-    assert not Path("evil").exists()
+@pytest.mark.parametrize("log", ["", "logging.basicConfig(level=logging.INFO); "])
+def test_the_python_api_reports_every_load_once(log, tmp_path):
+    options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+    image = create_model("uniformer_image_s_plus", weights=None, **options)
+    torch.save(image.state_dict(), tmp_path / "image.pth")
+    code = (
+        f"import logging; {log}from slowfast import create_model\n"
+        f"model = create_model('uniformer_image_s_plus', weights='image.pth', **{options})\n"
+        "assert len(model.load_report.loaded) == len(model.state_dict())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    report = f"from image.pth: layout own, loaded {len(image.state_dict())},"
+    assert done.stderr.count(report) == 1 and done.stdout == ""
+    assert "have the same shapes" in done.stderr  # heads of 32 and of 64 channels
