@@ -1,29 +1,14 @@
 """From a video file or a folder of numbered images to the few frames a clip needs."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 
 import cv2
-import decord
 import numpy as np
 
-decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks about every odd packet
+from slowfast.datasets.backends import MediaError, read_video
 
-
-class MediaError(ValueError):
-    """A video cannot be decoded.
-
-    Args:
-        path: the video file or folder.
-        reason: what is wrong, and the cure where there is one.
-    """
-
-    def __init__(self, path: str, reason: str = "") -> None:
-        # A data loader rebuilds the exception from its text alone, which then arrives as `path`.
-        super().__init__(f"{path}: {reason}" if reason else path)
-        self.path = path
-        self.reason = reason
+__all__ = ["MediaError", "read_frames"]
 
 
 def read_frames(
@@ -33,15 +18,28 @@ def read_frames(
     num_frames: int | None = None,
     image_template: str = "img_{:05d}.jpg",
     colors: str = "RGB",
+    backend: str = "decord",
 ) -> np.ndarray:
-    """Decode the frames that `choose` names, each of them once.
+    """Decode the frames that `choose` names, each of them once, in this process.
+
+    What a file is does not depend on the backend (`slowfast.datasets.backends` has the policy):
+
+    * Frames are counted as they are shown, whatever the header says, and in the order of presentation: times, a late
+      start or a variable rate do not matter. Frames that an edit list hides do not exist.
+    * Rotation is applied. Pixels are not made square, fields are not deinterlaced, alpha is left out; grey and 10-bit
+      pictures become 8-bit RGB.
+    * Cover pictures are no videos; a single image is a video of one frame.
+    * A stream that ends early is a shorter video; an MP4 file that does, and one that cannot be decoded where frames
+      are needed, is damaged.
 
     Args:
         path: video file, or folder of images numbered from 1.
-        choose: takes the number of frames of the video and returns 0-based indices, in any order and with repeats.
+        choose: takes the number of frames of the video and returns 0-based indices, in any order and with repeats. It
+            is called again if that number was wrong, so it has to be a pure function.
         num_frames: images in the folder if the list tells; None counts them. A video file is always asked.
         image_template: name of image number k of a folder, as in `image_template.format(k)`.
         colors: order of the channels, "RGB" or "BGR".
+        backend: decoder of video files to try first: "decord", "pyav" or "torchcodec".
 
     Returns:
         (T, H, W, 3) uint8, one frame per index, in the order of the indices.
@@ -53,32 +51,24 @@ def read_frames(
         frames = _read_folder(path, choose, num_frames, image_template)
         native = "BGR"
     else:
-        frames = _read_video(path, choose)
+        _check_file(path)
+        frames = read_video(path, choose, backend)
         native = "RGB"
     return frames if colors == native else np.ascontiguousarray(frames[..., ::-1])
 
 
-def _read_video(path: str, choose: Callable[[int], Sequence[int]]) -> np.ndarray:
-    if not os.path.exists(path):
-        raise MediaError(path, "no such file or folder; set DATA.PATH_PREFIX to the folder the list starts from")
-    if os.path.getsize(path) == 0:
-        raise MediaError(path, "the file is empty; fetch it again")
+def _check_file(path: str) -> None:
     try:
-        # One thread: the workers already fill the cores. The reader closes when it goes out of scope.
-        video = decord.VideoReader(path, num_threads=1)
-        length = len(video)
-    except (decord.DECORDError, RuntimeError) as error:
-        raise MediaError(path, f"not a readable video ({_words(error)})") from None
-    if length == 0:
-        raise MediaError(path, "the video stream has no frames")
-    needed, order = np.unique(np.asarray(choose(length)), return_inverse=True)
-    try:
-        frames = video.get_batch(needed.tolist()).asnumpy()
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        raise MediaError(path, f"damaged: of {length} frames, not all decode ({_words(error)})") from None
-    if len(frames) != len(needed):
-        raise MediaError(path, f"damaged: {len(needed)} frames asked for, {len(frames)} decoded")
-    return frames[order]
+        with open(path, "rb") as file:
+            if file.read(1):
+                return
+    except FileNotFoundError:
+        reason = "no such file or folder; set DATA.PATH_PREFIX to the folder the list starts from"
+    except OSError as error:
+        reason = f"cannot be opened ({error.strerror})"
+    else:
+        reason = "the file is empty; fetch it again"
+    raise MediaError(path, reason)
 
 
 def _read_folder(
@@ -108,8 +98,3 @@ def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:
     if image is None:
         raise MediaError(folder, f"{name} is damaged or not an image")
     return image
-
-
-def _words(error: Exception) -> str:
-    first_line = str(error).strip().split("\n")[0]
-    return re.sub(r"\[[\d:]+\] \S+\.cc:\d+: ", "", first_line)  # decord's clock and source lines

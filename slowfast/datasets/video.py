@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest, Sample
-from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform, crop_views, to_tensor
 from slowfast.utils.rng import rng_for
@@ -46,6 +47,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
         image_template: name of image number k of a frame folder.
         colors: order of the channels, "RGB" or "BGR".
         reverse_channels: turn that order around at the very end.
+        backend: decoder of video files: "decord", "pyav" or "torchcodec".
+        decode_timeout: seconds after which a read is given up and its video counts as broken; 0 waits for ever.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
         image_template: str = "img_{:05d}.jpg",
         colors: str = "RGB",
         reverse_channels: bool = False,
+        backend: str = "decord",
+        decode_timeout: float = 0,
     ) -> None:
         assert num_crops in (1, 3), num_crops
         self.manifest = manifest
@@ -85,6 +90,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.image_template = image_template
         self.colors = colors
         self.reverse_channels = reverse_channels
+        self.backend = backend
+        self.decode_timeout = decode_timeout
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -148,12 +155,14 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return sparse_indices(length, self.num_frames, view, self.num_views, rng)
 
     def _read(self, sample: Sample, choose: Callable[[int], list[int]]) -> np.ndarray:
-        return read_frames(
+        return read_frames_within(
+            self.decode_timeout,
             sample.path,
             choose,
             num_frames=sample.num_frames,
             image_template=self.image_template,
             colors=self.colors,
+            backend=self.backend,
         )
 
     def _item(self, clips: list[torch.Tensor], row: int, bad: list[tuple[str, str]]) -> dict[str, Any]:

@@ -1,11 +1,19 @@
+import os
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
 
+from slowfast.datasets.backends import check_backend
 from slowfast.datasets.reader import MediaError, read_frames
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_video_frames_come_in_the_order_asked_for(tmp_path, write_video, frame_numbers):
@@ -68,8 +76,8 @@ def _truncated(path, write_video):
         (lambda path, _: path.touch(), "empty"),
         (lambda path, _: path.write_text("no video at all\n" * 50), "not a readable video"),
         (lambda path, _: _audio(path), "not a readable video.*stream"),
-        (_damaged, "damaged: of 60 frames"),
-        (_truncated, "not a readable video|damaged"),
+        (_damaged, "damaged, not all of it can be decoded"),
+        (_truncated, "damaged, cut off after"),
         (lambda path, _: path.mkdir(), r"DATA\.IMAGE_TEMPLATE"),
     ],
     ids=["missing", "empty", "text", "audio", "damaged", "truncated", "empty folder"],
@@ -98,3 +106,44 @@ def test_the_error_survives_the_way_out_of_a_worker():
     error = pickle.loads(pickle.dumps(MediaError("a.mp4", "broken")))
     assert (str(error), error.path, error.reason) == ("a.mp4: broken", "a.mp4", "broken")
     assert str(MediaError(str(error))) == "a.mp4: broken"  # how a data loader rebuilds it
+
+
+def test_a_backend_that_cannot_be_loaded_says_how_to_get_it(tmp_path):
+    with pytest.raises(ValueError, match=r"DATA\.DECODING_BACKEND 'opencv' is unknown: use one of decord, pyav, torch"):
+        check_backend("opencv")
+    check_backend("decord")
+    check_backend("pyav")
+    (tmp_path / "torchcodec").mkdir()
+    (tmp_path / "torchcodec" / "__init__.py").write_text("raise RuntimeError('Could not load libtorchcodec.')\n")
+    (tmp_path / "decord.py").write_text("raise ImportError('No module named decord')\n")
+    for name, cure in (("torchcodec", "pip install torchcodec .*apt-get install ffmpeg"), ("decord", "install decord")):
+        code = f"from slowfast.datasets.backends import check_backend; check_backend({name!r})"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert re.search(rf"ValueError: .*{name} cannot be loaded .*{cure}.*; or use pyav", done.stderr)
+
+
+def test_what_is_asked_for_and_in_which_order_does_not_change_a_frame(tmp_path, write_video, frame_numbers):
+    path = write_video(tmp_path / "a.mp4", frames=60)
+    whole = read_frames(path, lambda length: range(length))
+    for backend in ("decord", "pyav"):
+        for indices in ([59], [0], [30, 10, 50], list(range(7, 60, 9)), [58, 59, 58]):
+            frames = read_frames(path, lambda _, indices=indices: indices, backend=backend)
+            assert np.array_equal(frames, whole[indices]), (backend, indices)
+
+
+def test_names_and_titles_need_not_be_utf8(tmp_path, write_video, frame_numbers):
+    source = Path(write_video(tmp_path / "title.mp4"))
+    with av.open(str(source)) as container, av.open(str(tmp_path / "titled.mp4"), "w") as copy:
+        stream = copy.add_stream_from_template(container.streams.video[0])
+        copy.metadata["title"] = "ABCDEFGH"
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    content = (tmp_path / "titled.mp4").read_bytes()
+    assert b"ABCDEFGH" in content
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9.mp4")
+    Path(path).write_bytes(content.replace(b"ABCDEFGH", b"\xff\xe9\xff\xe9ABCD"))
+    for backend in ("decord", "pyav"):
+        assert frame_numbers(read_frames(path, lambda length: [length - 1, 4], backend=backend)) == [29, 4]

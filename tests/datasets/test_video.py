@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -183,3 +185,14 @@ def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
         shift = row["dataset_class"] in ("Sth", "Hmdb")  # which count files from 1
         assert (clips + shift).tolist() == [clip[3] for clip in row["clips"]], row["dataset_class"]
         assert dataset[(0, 0)]["view"].tolist() == [clip[0] for clip in row["clips"]]
+
+
+def test_a_video_that_hangs_is_a_broken_one(videos, tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    manifest = Manifest([str(tmp_path / "pipe.mp4"), videos[0]], [1, 2])
+    options = {"sampling": "sparse", "num_frames": 2, "backend": "pyav", "decode_timeout": 2}
+    item = VideoDataset(manifest, **options, transform=WHOLE)[(0, 0)]
+    assert item["index"].tolist() == [1] and item["label"].tolist() == [2]
+    assert all(reason.startswith("decoding took longer than 2 s") for _, reason in item["bad"])
+    item = VideoDataset(manifest, **options, scale=32, crop=32)[(0, 0)]
+    assert len(item["video"]) == 0 and len(item["bad"]) == 1

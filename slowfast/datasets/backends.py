@@ -1,0 +1,303 @@
+"""Decoders of video files, decord, PyAV and torchcodec, under one policy: the same frames from each.
+
+A video is the frames that FFmpeg shows from the beginning to the end of its first video stream that is not a cover
+picture, in this order. Frame numbers follow the order of presentation, whatever the times of the frames. `scan` reads
+the packets, without decoding, and lists the frames; the count in the header is not believed. decord and torchcodec are
+asked for files whose list they are known to understand. Wherever one of them fails PyAV takes its place, and where the
+list turns out to be wrong the whole file is decoded and counted; only when that fails too, the file is broken.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import struct
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import av
+import numpy as np
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+
+logger = logging.getLogger(__name__)
+
+# A seek empties the decoder and costs as much as decoding about this many frames: it has to save more than that.
+SEEK_FRAMES = 16
+# Containers in which decord and torchcodec find frames by their number. In transport streams both give other frames.
+FAST_FORMATS = ("mp4", "matroska", "avi")
+
+_TOLD: set[str] = set()
+
+
+class MediaError(ValueError):
+    """A video cannot be decoded.
+
+    Args:
+        path: the video file or folder.
+        reason: what is wrong, and the cure where there is one.
+    """
+
+    def __init__(self, path: str, reason: str = "") -> None:
+        # A data loader rebuilds the exception from its text alone, which then arrives as `path`.
+        super().__init__(f"{path}: {reason}" if reason else path)
+        self.path = path
+        self.reason = reason
+
+
+class Unsure(Exception):
+    """A decoder cannot read a file, or not in this way; another one may."""
+
+
+@dataclass(frozen=True)
+class FrameList:
+    """What the packets of a video tell of its frames.
+
+    Attributes:
+        times: of the frames in order of presentation, in units of the stream.
+        keys: (number of a key frame, its decoding time), in order.
+        exact: the times lead to the frames; otherwise the video has to be decoded from the beginning.
+        plain: decord and torchcodec find the frames, too.
+    """
+
+    times: list[int]
+    keys: list[tuple[int, int]]
+    exact: bool
+    plain: bool
+
+
+def check_backend(name: str) -> None:
+    """Load a backend, without reading anything.
+
+    Args:
+        name: decord, pyav or torchcodec (DATA.DECODING_BACKEND).
+
+    Raises:
+        ValueError: it is unknown or cannot be loaded, with the way to get it.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"DATA.DECODING_BACKEND {name!r} is unknown: use one of {', '.join(BACKENDS)}")
+    module = {"pyav": "av", "torchcodec": "torchcodec.decoders"}.get(name, name)
+    try:
+        import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        cure = f"pip install {module.split('.')[0]}"
+        if name == "torchcodec":
+            cure += (
+                " in the release made for this PyTorch (its README has the table), and FFmpeg's shared libraries by "
+                "apt-get install ffmpeg or conda install -c conda-forge ffmpeg"
+            )
+        message = f"DATA.DECODING_BACKEND {name} cannot be loaded ({_words(error)}): {cure}; or use pyav"
+        raise ValueError(message) from None
+
+
+def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) -> np.ndarray:
+    """Decode the frames of a file that `choose` names, each of them once.
+
+    Args:
+        path: the file.
+        choose: takes the number of frames and returns indices, in any order and with repeats; it is called again when
+            that number turned out to be wrong.
+        backend: which decoder to try first.
+
+    Returns:
+        (T, H, W, 3) uint8 RGB, upright (rotation is applied); pixels are not made square, fields not deinterlaced, and
+        an alpha channel is left out.
+
+    Raises:
+        MediaError: the file cannot be decoded.
+    """
+    try:
+        listed = scan(path)
+        if listed.exact:
+            needed, order = np.unique(np.asarray(choose(len(listed.times))), return_inverse=True)
+            doubt = None
+            for name in dict.fromkeys((backend if listed.plain else "pyav", "pyav")):
+                try:
+                    frames = BACKENDS[name](path, listed, needed.tolist())
+                except Unsure as reason:
+                    doubt = doubt or reason
+                    continue
+                if doubt:
+                    _tell(f"{backend} cannot read some videos, PyAV reads them ({doubt}), such as", path)
+                return _in_order(frames, order)
+        length = sum(1 for _ in _all_frames(path))
+        if length == 0:
+            raise MediaError(path, "the video stream has no frames")
+        needed, order = np.unique(np.asarray(choose(length)), return_inverse=True)
+        wanted = set(needed.tolist())
+        rgb = _Rgb()
+        return _in_order(_stack(path, [rgb(f) for n, f in enumerate(_all_frames(path)) if n in wanted]), order)
+    except av.FFmpegError as error:
+        raise MediaError(path, f"damaged, not all of it can be decoded ({error.strerror})") from None
+
+
+def scan(path: str) -> FrameList:
+    """List the frames of a video without decoding it.
+
+    Raises:
+        MediaError: it is no video, or has no video stream.
+        av.FFmpegError: the packets cannot be read to the end.
+    """
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        if "mp4" in container.format.name:
+            _check_boxes(path)
+        found, hidden = [], 0
+        for packet in container.demux(stream):
+            if packet.is_discard:  # before or after what an edit list shows
+                hidden += 1
+            elif packet.size:
+                # Matroska keeps no decoding times
+                found.append((packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe))
+        kind = container.format.name
+    decoded = [pts for pts, _, _ in found]
+    if not found or None in decoded:
+        return FrameList([], [], exact=False, plain=False)
+    times = sorted(decoded)
+    numbers = [(bisect_left(times, pts), position, dts) for position, (pts, dts, is_key) in enumerate(found) if is_key]
+    # a recording may begin inside a group of pictures, whose frames are then lost
+    exact = len(set(times)) == len(times) and numbers[:1] != [] and numbers[0][:2] == (0, 0)
+    # frames that belong to the group before, but come after the key frame, are lost by a seek to it
+    closed = all(number == position for number, position, _ in numbers)
+    ordered = "avi" not in kind or decoded == times
+    fast = any(name in kind for name in FAST_FORMATS)
+    plain = exact and closed and ordered and fast and not hidden and len(times) > 1
+    return FrameList(times, [(number, dts) for number, _, dts in numbers], exact, plain)
+
+
+def _decord(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks about every odd packet
+    try:
+        # One thread: the workers already fill the cores. A frame that does not decode is not to repeat its neighbour.
+        video = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # pyright: ignore[reportArgumentType]
+        if len(video) != len(listed.times):
+            raise Unsure(f"it counts {len(video)} frames instead of {len(listed.times)}")
+        frames = video.get_batch(needed).asnumpy()
+    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError) as error:
+        raise Unsure(_words(error).replace(path, "...")) from None
+    if len(frames) != len(needed) or frames.shape[-1] != 3:
+        raise Unsure(f"its frames have the shape {frames.shape[1:]}")  # some narrow pictures
+    return frames
+
+
+def _torchcodec(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
+    from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+
+    try:
+        video = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+        if len(video) != len(listed.times):
+            raise Unsure(f"it counts {len(video)} frames instead of {len(listed.times)}")
+        return video.get_frames_at(needed).data.numpy()
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise Unsure(_words(error).replace(path, "...")) from None
+
+
+def _pyav(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
+    """Decode forward, and seek where a key frame lies ahead."""
+    rgb, images = _Rgb(), []
+    try:
+        with _open(path) as container:
+            stream = _video_stream(path, container)
+            frames: Iterator[Any] = iter(())
+            shown = len(listed.times)  # number of the last frame out of the decoder; the first wanted one lies before
+            for number in needed:
+                key, dts = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
+                if number < shown or key > shown + SEEK_FRAMES:
+                    container.seek(dts, stream=stream)
+                    frames = container.decode(stream)
+                time = listed.times[number]
+                frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
+                if frame is None or frame.pts != time:
+                    raise Unsure("the list of packets does not lead to the frames")
+                images.append(rgb(frame))
+                shown = number
+    except av.FFmpegError as error:
+        raise Unsure(error.strerror) from None
+    return _stack(path, images)
+
+
+BACKENDS: dict[str, Callable[[str, FrameList, list[int]], np.ndarray]] = {
+    "decord": _decord,
+    "pyav": _pyav,
+    "torchcodec": _torchcodec,
+}
+
+
+class _Rgb:
+    """From decoded frames to (H, W, 3), upright; one converter for all frames of a video, as making one takes time."""
+
+    def __init__(self) -> None:
+        self.converter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        image = self.converter.reformat(frame, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+
+
+def _open(path: str) -> Any:
+    try:
+        return av.open(path, metadata_errors="replace")  # titles need not be UTF-8
+    except av.FFmpegError as error:
+        raise MediaError(path, f"not a readable video ({error.strerror})") from None
+
+
+def _check_boxes(path: str) -> None:
+    """An MP4 file tells how long each of its parts is, and so whether its end is there.
+
+    Raises:
+        MediaError: it is not.
+    """
+    size, start = os.path.getsize(path), 0
+    with open(path, "rb") as file:
+        while start + 8 <= size:
+            file.seek(start)
+            length, kind, long_length = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+            if length < 8 and length != 1:  # 0 is up to the end, wherever that is; others are no box
+                return
+            start += long_length if length == 1 else length
+            if start > size and kind in (b"mdat", b"moov", b"moof"):
+                raise MediaError(path, f"damaged, cut off after {size} of {start} bytes; fetch it again")
+
+
+def _video_stream(path: str, container: Any) -> Any:
+    """The first video stream that is not a cover picture, set to decode in this thread alone."""
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise MediaError(path, "not a readable video (no video stream)")
+    streams[0].codec_context.thread_count = 1
+    return streams[0]
+
+
+def _all_frames(path: str) -> Iterator[Any]:
+    with _open(path) as container:
+        yield from container.decode(_video_stream(path, container))
+
+
+def _stack(path: str, images: list[np.ndarray]) -> np.ndarray:
+    if len({image.shape for image in images}) > 1:
+        raise MediaError(path, "the picture changes its size on the way; encode the video anew")
+    return np.stack(images)
+
+
+def _in_order(frames: np.ndarray, order: np.ndarray) -> np.ndarray:
+    return frames if np.array_equal(order, np.arange(len(frames))) else frames[order]
+
+
+def _tell(message: str, path: str) -> None:
+    """Log a message of a kind once; numbers do not make another kind."""
+    kind = re.sub(r"\d+", "", message)
+    if kind not in _TOLD:
+        _TOLD.add(kind)
+        logger.info("%s %s", message, path)
+
+
+def _words(error: BaseException) -> str:
+    first_line = str(error).strip().split("\n")[0] or type(error).__name__
+    return re.sub(r"\[[\d:]+\] \S+\.cc:\d+: ", "", first_line)  # decord's clock and source lines

@@ -1,0 +1,454 @@
+"""Every kind of odd or broken file, made on the spot, through every backend and through the loader."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from av.stream import Disposition
+from torch.utils.data import DataLoader
+
+from slowfast.datasets import backends
+from slowfast.datasets.build import EpochBatchSampler
+from slowfast.datasets.guarded import read_frames_within
+from slowfast.datasets.manifest import Manifest
+from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.transforms import TrainTransform
+from slowfast.datasets.video import VideoDataset, collate
+
+
+def numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """(T, H, W, 3) RGB; brightness tells the number of a frame, a red quarter which way is up and a dark half left."""
+    frames = np.repeat(20 + 6 * np.arange(count), height * width * 3).reshape(count, height, width, 3)
+    frames[:, : height // 2, : width // 2, 0] += 40
+    frames[:, :, width // 2 :] -= 10
+    return frames.clip(0, 255).astype(np.uint8)
+
+
+def encode(
+    path: Path,
+    frames: np.ndarray,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    *,
+    rate: int = 25,
+    ticks: Sequence[int] | None = None,
+    options: dict[str, str] | None = None,
+    muxer: dict[str, str] | None = None,
+    file_format: str | None = None,
+    audio: bool = False,
+    cover: bool = False,
+    setup: Callable[[Any], None] = lambda stream: None,
+) -> None:
+    """Write `frames`; frame t is shown at `ticks[t]` / (10 * rate) seconds."""
+    rgb = "gray" if frames.ndim == 3 else "rgba" if frames.shape[-1] == 4 else "rgb24"
+    with av.open(str(path), "w", format=file_format, options=muxer or {}) as container:
+        sound = container.add_stream("aac", rate=44100) if audio else None
+        stream = container.add_stream(codec, rate=rate, options={"threads": "1", **(options or {})})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *frames.shape[2:0:-1], pix_fmt, 2_000_000
+        stream.codec_context.time_base = Fraction(1, 10 * rate if ticks is not None else rate)
+        setup(stream)
+        if cover:
+            _add_cover(container)
+        if sound is not None:
+            _play(container, sound)
+        for t, image in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=rgb)
+            picture.pts, picture.time_base = ticks[t] if ticks is not None else t, stream.codec_context.time_base
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+
+
+def _play(container: Any, stream: Any) -> None:
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+    frame.sample_rate = 44100
+    container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def _add_cover(container: Any) -> None:
+    """A picture as players show it beside music: a stream of one frame with its own disposition."""
+    stream = container.add_stream("mjpeg", rate=1)
+    stream.width, stream.height, stream.pix_fmt = 320, 320, "yuvj420p"
+    stream.disposition = Disposition.attached_pic
+    image = np.full((320, 320, 3), 255, np.uint8)
+    packets = stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24"))
+    container.start_encoding()
+    container.mux(packets)
+    container.mux(stream.encode())
+
+
+def boxes(data: bytes | bytearray, start: int = 0, end: int | None = None) -> list[tuple[bytes, int, int]]:
+    """(type, start, end) of the MP4 boxes in a stretch of a file."""
+    found, end = [], len(data) if end is None else end
+    while start + 8 <= end:
+        size, kind = struct.unpack(">I4s", data[start : start + 8])
+        found.append((kind, start, start + size))
+        start += size
+    return found
+
+
+def mdat(data: bytes | bytearray) -> tuple[int, int]:
+    """Where the compressed frames of an MP4 file are."""
+    return next((start + 8, end) for kind, start, end in boxes(data) if kind == b"mdat")
+
+
+def cut(path: Path, keep: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(keep(path.read_bytes()))
+
+
+FAST = {"movflags": "faststart"}  # the index in front
+GOP = {"g": "8", "keyint_min": "8", "bf": "2", "x264-params": "scenecut=0"}
+
+
+def h264(path: Path, count: int = 24, height: int = 48, width: int = 64, **options: Any) -> None:
+    options = {"options": GOP, "muxer": FAST, **options}
+    encode(path, numbered(count, height, width), **options)
+
+
+def rotated(path: Path, degrees: int) -> None:
+    h264(path, setup=lambda stream: stream.set_display_rotation(degrees))
+
+
+def first_frames_cut_off(path: Path) -> None:
+    """An edit list that starts at frame 5, between two key frames."""
+    h264(path, options={**GOP, "bf": "0"})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 4
+    version, entries = data[at], struct.unpack(">I", data[at + 4 : at + 8])[0]
+    assert (version, entries) == (0, 1)
+    scale = struct.unpack(">I", data[data.index(b"mdhd") + 16 :][:4])[0]
+    data[at + 12 : at + 16] = struct.pack(">i", 5 * scale // 25)
+    path.write_bytes(data)
+
+
+def wrong_header_count(path: Path, count: int) -> None:
+    """An AVI whose main and stream header count other frames than the file has."""
+    encode(path, numbered(24), "mpeg4", options={"bf": "0"})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"avih") + 8 + 16
+    data[at : at + 4] = struct.pack("<I", count)
+    at = data.index(b"strh") + 8 + 32
+    data[at : at + 4] = struct.pack("<I", count)
+    path.write_bytes(data)
+
+
+def no_key_frame_in_front(path: Path) -> None:
+    """A recording that begins in the middle of a group of pictures: the frames up to the next key frame are lost."""
+    h264(path, file_format="mpegts", muxer={}, options={**GOP, "bf": "0"})
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.size]
+    cut(path, lambda data: data[: 3 * 188] + data[starts[3] :])
+
+
+def garbage_in_the_middle(path: Path) -> None:
+    encode(path, noisy(48), options=GOP, muxer=FAST)
+    data = bytearray(path.read_bytes())
+    start, end = mdat(data)
+    third = (end - start) // 3
+    data[start + third : start + 2 * third] = np.random.default_rng(0).bytes(third)
+    path.write_bytes(data)
+
+
+def noisy(count: int, height: int = 96, width: int = 128) -> np.ndarray:
+    noise = np.random.default_rng(1).integers(-20, 21, (count, height, width, 3))
+    return (numbered(count, height, width) + noise).clip(0, 255).astype(np.uint8)
+
+
+def index_cut_off(path: Path) -> None:
+    encode(path, numbered(24))  # the index comes last
+    cut(path, lambda data: data[: mdat(data)[1] - 10])
+
+
+def frames_cut_off(path: Path) -> None:
+    encode(path, noisy(24), options=GOP, muxer=FAST)
+    cut(path, lambda data: data[: sum(mdat(data)) // 2])
+
+
+def no_samples(path: Path) -> None:
+    """An index without a single entry."""
+    h264(path, muxer={"movflags": "empty_moov+frag_keyframe"})
+    cut(path, lambda data: data[: next(end for kind, _, end in boxes(data) if kind == b"moov")])
+
+
+def only_audio(path: Path, cover: bool = False) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        if cover:
+            _add_cover(container)
+        _play(container, stream)
+
+
+def picture(path: Path) -> None:
+    content = cv2.imencode(".jpg", numbered(1)[0, ..., ::-1])[1]
+    path.write_bytes(content.tobytes())
+
+
+def transparent(count: int) -> np.ndarray:
+    frames = numbered(count)
+    return np.concatenate([frames, np.full_like(frames[..., :1], 128)], -1)
+
+
+def interlaced(path: Path) -> None:
+    h264(path, height=64, options={**GOP, "flags": "+ildct+ilme", "x264-params": "tff=1:scenecut=0"})
+
+
+def full_range(stream: Any) -> None:
+    stream.codec_context.color_range = 2
+
+
+def bt709(stream: Any) -> None:
+    context = stream.codec_context
+    context.color_primaries = context.color_trc = context.colorspace = 1
+
+
+def square_twice_as_wide(stream: Any) -> None:
+    stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
+
+
+VFR = [0, 10, 12, 15, 40, 41, 42, 60, 75, 76, 100, 130]
+
+# file name -> (how it is made, frames it has)
+ODD: dict[str, tuple[Callable[[Path], None], int]] = {
+    "plain.mp4": (h264, 24),
+    "rotated_90.mp4": (lambda path: rotated(path, 90), 24),
+    "rotated_180.mp4": (lambda path: rotated(path, 180), 24),
+    "rotated_270.mp4": (lambda path: rotated(path, -90), 24),
+    "variable_rate.mp4": (lambda path: h264(path, 12, ticks=VFR), 12),
+    "variable_rate.mkv": (lambda path: h264(path, 12, ticks=VFR, muxer={}), 12),
+    "late_start.mkv": (lambda path: h264(path, ticks=range(5000, 5240, 10), muxer={}), 24),
+    "late_start.ts": (lambda path: h264(path, ticks=range(5000, 5240, 10), muxer={}), 24),
+    "first_frames_cut_off.mp4": (first_frames_cut_off, 19),
+    "header_counts_too_few.avi": (lambda path: wrong_header_count(path, 7), 24),
+    "header_counts_too_many.avi": (lambda path: wrong_header_count(path, 240), 24),
+    "width_72.mp4": (lambda path: h264(path, height=46, width=72), 24),
+    "width_98.mp4": (lambda path: h264(path, height=54, width=98), 24),
+    "width_426.mp4": (lambda path: h264(path, height=240, width=426), 24),
+    "odd_both_ways.mp4": (lambda path: h264(path, height=49, width=65, pix_fmt="yuv444p"), 24),
+    "tiny.mp4": (lambda path: h264(path, height=16, width=16), 24),
+    "grey.mp4": (lambda path: h264(path, pix_fmt="gray", setup=full_range), 24),
+    "ten_bit.mp4": (lambda path: h264(path, pix_fmt="yuv420p10le"), 24),
+    "hevc.mp4": (lambda path: h264(path, codec="libx265", options={"x265-params": "log-level=none:pools=1"}), 24),
+    "bt709.mp4": (lambda path: h264(path, setup=bt709), 24),
+    "full_range.mp4": (lambda path: h264(path, pix_fmt="yuvj420p"), 24),
+    "alpha.mov": (lambda path: encode(path, transparent(10), "png", "rgba"), 10),
+    "alpha.webm": (lambda path: encode(path, transparent(10), "libvpx-vp9", "yuva420p"), 10),
+    "interlaced.mp4": (interlaced, 24),
+    "interlaced.mpg": (lambda path: encode(path, numbered(24), "mpeg2video", options={"flags": "+ildct+ilme"}), 24),
+    "broadcast.ts": (lambda path: h264(path, muxer={}, audio=True), 24),
+    "vp8.webm": (
+        lambda path: encode(path, noisy(24), "libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "8"}),
+        24,
+    ),
+    "vp9.webm": (
+        lambda path: encode(path, noisy(24), "libvpx-vp9", options={"lag-in-frames": "8", "cpu-used": "8"}),
+        24,
+    ),
+    "mpeg4.avi": (lambda path: encode(path, numbered(24), "mpeg4", options={"bf": "2"}), 24),
+    "mjpeg.avi": (lambda path: encode(path, numbered(24), "mjpeg", "yuvj422p"), 24),
+    "one_frame.mp4": (lambda path: h264(path, 1), 1),
+    "two_frames.mp4": (lambda path: h264(path, 2), 2),
+    "animation.gif": (lambda path: encode(path, numbered(10), "gif", "gray"), 10),
+    "picture.mp4": (picture, 1),
+    "with_cover.mp4": (lambda path: h264(path, audio=True, cover=True), 24),
+    "audio_first.mkv": (lambda path: h264(path, muxer={}, audio=True), 24),
+    "fragments.mp4": (lambda path: h264(path, muxer={"movflags": "frag_keyframe+empty_moov"}), 24),
+    "open_groups.mp4": (
+        lambda path: h264(path, options={**GOP, "flags": "-cgop", "x264-params": "open-gop=1:scenecut=0"}),
+        24,
+    ),
+    "open_groups.ts": (
+        lambda path: h264(path, muxer={}, options={**GOP, "flags": "-cgop", "x264-params": "open-gop=1:scenecut=0"}),
+        24,
+    ),
+    "thousand_per_second.mp4": (lambda path: h264(path, rate=1000), 24),
+    "pixels_not_square.mp4": (lambda path: h264(path, setup=square_twice_as_wide), 24),
+    "no_key_frame_in_front.ts": (no_key_frame_in_front, 16),
+    "no_suffix": (lambda path: h264(path, file_format="mp4"), 24),
+    "raw.h264": (lambda path: h264(path, file_format="h264", muxer={}), 24),
+}
+
+
+def size_changes(path: Path) -> None:
+    other = path.with_name("other.ts")
+    h264(path, file_format="mpegts", muxer={})
+    h264(other, height=64, width=96, file_format="mpegts", muxer={})
+    cut(path, lambda data: data + other.read_bytes())
+
+
+def text(path: Path) -> None:
+    path.write_text("<html><title>404 Not Found</title></html>\n" * 40)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+    (path / "readme.txt").touch()
+
+
+LATE = ("first_frames_cut_off.mp4", "no_key_frame_in_front.ts")  # whose first frames are not shown
+
+# file name -> (how it is made, what the error says)
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing.mp4": (lambda path: None, r"no such file.*DATA\.PATH_PREFIX"),
+    "empty.mp4": (lambda path: path.touch(), "empty; fetch it again"),
+    "text.mp4": (text, "not a readable video"),
+    "zeros.mp4": (lambda path: path.write_bytes(bytes(4096)), "not a readable video"),
+    "folder.mp4": (folder, r"DATA\.IMAGE_TEMPLATE"),
+    "only_audio.mp4": (only_audio, "no video stream"),
+    "music_with_cover.mp4": (lambda path: only_audio(path, cover=True), "no video stream"),
+    "no_samples.mp4": (no_samples, "no frames"),
+    "index_cut_off.mp4": (index_cut_off, "not a readable video"),
+    "frames_cut_off.mp4": (frames_cut_off, "damaged"),
+    "garbage_in_the_middle.mp4": (garbage_in_the_middle, "damaged"),
+    "size_changes.ts": (size_changes, "changes its size"),
+    "pipe.mp4": (lambda path: os.mkfifo(path), "longer than 1 s"),
+    "header_only.mp4": (lambda path: (h264(path), cut(path, lambda data: data[:200])), "not a readable video"),
+}
+
+
+def _works(backend: str) -> bool:
+    try:
+        backends.check_backend(backend)
+    except ValueError:
+        return False
+    return True
+
+
+BACKENDS = [
+    "decord",
+    "pyav",
+    pytest.param(
+        "torchcodec", marks=pytest.mark.skipif(not _works("torchcodec"), reason="torchcodec is not installed")
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    for name, (make, _) in {**ODD, **BROKEN}.items():
+        make(folder / name)
+    return folder
+
+
+def numbers(frames: np.ndarray) -> list[int]:
+    """Numbers of decoded frames, by the blue of their lower left quarter."""
+    _, height, width, _ = frames.shape
+    quarter = frames[:, height * 5 // 8 :, : width * 3 // 8, 2]
+    return np.round((np.median(quarter, axis=(1, 2)) - 20) / 6).astype(int).tolist()
+
+
+def upright(name: str, frames: np.ndarray) -> np.ndarray:
+    """What was put in: players turn by the angle in the name, against the clock."""
+    angle = int(name.split("_")[1].split(".")[0]) if name.startswith("rotated") else 0
+    return np.rot90(frames, -angle // 90, axes=(1, 2))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ODD)
+def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
+    count = ODD[name][1]
+    first = 24 - count if name in LATE else 0
+    wanted = np.random.default_rng(0).integers(0, count, 6).tolist()  # in any order, with repeats
+    for indices in (list(range(count)), wanted, [count - 1], [0]):
+        asked = []
+
+        def choose(length: int, indices: list[int] = indices, asked: list[int] = asked) -> list[int]:
+            asked.append(length)
+            return indices
+
+        frames = read_frames(str(zoo / name), choose, backend=backend)
+        reference = read_frames(str(zoo / name), choose, backend="pyav")
+        assert frames.dtype == np.uint8 and frames.shape == reference.shape
+        assert frames.flags.c_contiguous and frames.flags.writeable
+        difference = np.abs(frames.astype(int) - reference)
+        assert difference.mean() < 0.5 and difference.max() <= 16  # rounding of chroma and of 10 bits
+        assert asked[-1] == count
+        shown = upright(name, frames)
+        assert numbers(shown) == [first + index for index in indices]
+        if name not in ("grey.mp4", "animation.gif"):
+            height, width = shown.shape[1:3]
+            corner = shown[:, : height * 3 // 8, : width * 3 // 8].astype(int)
+            assert (corner[..., 0] - corner[..., 2]).mean() > 15  # red is up and left, whatever the rotation
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_named_with_the_same_reason_by_every_backend(zoo, name, backend):
+    path, reason = str(zoo / name), BROKEN[name][1]
+    limit = 1 if name == "pipe.mp4" else 60
+    with pytest.raises(MediaError, match=reason) as caught:
+        read_frames_within(limit, path, lambda length: range(length), backend=backend)
+    assert caught.value.path == path
+    if name != "pipe.mp4":  # which would never end
+        with pytest.raises(MediaError) as here:
+            read_frames(path, lambda length: range(length), backend=backend)
+        assert here.value.reason == caught.value.reason
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_of_somebody_else_is_named(tmp_path):
+    path = tmp_path / "private.mp4"
+    h264(path)
+    path.chmod(0)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(MediaError, match=r"cannot be opened \(Permission denied\)"):
+            read_frames(str(path), lambda length: range(length))
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("name", ["rotated_90.mp4", "width_72.mp4"])
+def test_what_decord_cannot_read_is_told_once(zoo, name, caplog, monkeypatch):
+    monkeypatch.setattr(backends, "_TOLD", set())
+    with caplog.at_level("INFO", logger="slowfast"):
+        for _ in range(2):
+            read_frames(str(zoo / name), lambda length: [length - 1])
+    assert [record.getMessage().count("decord cannot read some videos") for record in caplog.records] == [1]
+
+
+def loader(zoo: Path, workers: int, context: str | None, transform: TrainTransform | None) -> DataLoader:
+    names = [*ODD, *BROKEN]
+    dataset = VideoDataset(
+        Manifest([str(zoo / name) for name in names], range(len(names))),
+        sampling="sparse", num_frames=4, num_crops=3, scale=32, crop=32, transform=transform, decode_timeout=3,
+    )  # fmt: skip
+    sampler = EpochBatchSampler(len(names), 8, train=transform is not None)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        multiprocessing_context=context,
+    )
+
+
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_the_loader_handles_the_zoo_alike_with_and_without_workers(zoo, training, context):
+    transform = TrainTransform(32, (32, 40), flip=False) if training else None
+    here, there = list(loader(zoo, 0, None, transform)), list(loader(zoo, 2, context, transform))
+    for expected, batch in zip(here, there, strict=True):
+        assert torch.equal(expected["video"], batch["video"]) and torch.equal(expected["index"], batch["index"])
+        assert expected["bad"] == batch["bad"]
+    bad = {Path(path).name: reason for batch in here for path, reason in batch["bad"]}
+    reasons = {name: reason for name, (_, reason) in BROKEN.items() if name in bad or not training}
+    reasons["pipe.mp4"] = "longer than 3 s"
+    assert set(bad) == set(reasons) and all(re.search(reasons[name], bad[name]) for name in bad)
+    rows = [row for batch in here for row in batch["index"].tolist()]
+    if training:
+        assert len(rows) == 8 * len(here) and max(rows) < len(ODD)
+    else:
+        assert rows == [row for row in range(len(ODD)) for _ in range(3)]
