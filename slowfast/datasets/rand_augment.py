@@ -2,13 +2,23 @@
 
 One draw of operations and magnitudes serves every frame. The arithmetic follows Pillow, on which timm builds, but runs
 in OpenCV on uint8 arrays: look-up tables are exact, blends are within one grey level, and geometric operations differ
-only by OpenCV's bicubic kernel (-0.75 where Pillow has -1) and within a pixel of the border.
+only by OpenCV's bicubic kernel (-0.75 where Pillow has -1), its grid of 1/32 pixel, and within a pixel of the border.
+
+`augmented_crop` applies operations and the resized crop after them in few passes, at any size of the frames:
+
+* Operations that send a value to a value become one look-up table, with the frame's histogram sent through it too.
+* Geometric operations in a row become one map. What leaves the frame in any of them is grey, as it is step by step.
+* Those directly before the crop join it: the result is sampled once, bilinearly, from the original pixels.
+* Only the part of the frame that the crop can see is computed, wherever no statistics of the whole frame are asked for.
+
+Nothing changes places, so the result differs from that of single steps by their repeated interpolation only.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import cv2
 import numpy as np
@@ -18,77 +28,106 @@ GREY = (128, 128, 128)
 LUMA = np.array([19595, 38470, 7471]) / 65536  # ITU-R 601, of red, green and blue
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
+Box = tuple[int, int, int, int]  # y, x, height, width
+Op = tuple[str, float]
+
 # Adding it before OpenCV rounds to the nearest integer cuts the fraction, as Pillow does.
 _CUT = -0.499
+# Where no frame reaches, for the maps below; OpenCV holds places as int16.
+_OUTSIDE = -9999.0
+_VALUES = np.arange(256)
 
 
-def _look_up(frames: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Send every value of `(T, H, W, 3)` frames through a table of 256 bytes."""
-    t, h, w, c = frames.shape
-    return cv2.LUT(frames.reshape(t * h, w * c), table.astype(np.uint8)).reshape(frames.shape)
+# Tables: (256,) of every channel and frame, or (T, 3, 256) from the (T, 3, 256) histograms of the frames.
 
 
-def _auto_contrast(frames: np.ndarray, _: float) -> np.ndarray:
-    out = np.empty_like(frames)
-    for source, target in zip(frames, out, strict=True):
-        tables = np.tile(np.arange(256, dtype=np.float64), (3, 1))
-        for channel, plane in enumerate(cv2.split(source)):
-            low, high = int(plane.min()), int(plane.max())
-            if high > low:
-                scale = 255.0 / (high - low)
-                tables[channel] = np.trunc(tables[channel] * scale - low * scale).clip(0, 255)
-        cv2.LUT(source, tables.T[None].astype(np.uint8), dst=target)
-    return out
+def _posterize(bits: float) -> np.ndarray:
+    return _VALUES & (256 - 2 ** (8 - int(bits)))
 
 
-def _equalize(frames: np.ndarray, _: float) -> np.ndarray:
-    out = np.empty_like(frames)
-    for source, target in zip(frames, out, strict=True):
-        tables = np.tile(np.arange(256), (3, 1))
-        for channel in range(3):
-            counts = cv2.calcHist([source], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-            used = counts[counts > 0]
-            step = (used.sum() - used[-1]) // 255
-            if len(used) > 1 and step > 0:
-                before = np.cumsum(counts) - counts
-                tables[channel] = ((step // 2 + before) // step).clip(0, 255)
-        cv2.LUT(source, tables.T[None].astype(np.uint8), dst=target)
-    return out
+def _solarize(threshold: float) -> np.ndarray:
+    return np.where(threshold > _VALUES, _VALUES, 255 - _VALUES)
 
 
-def _invert(frames: np.ndarray, _: float) -> np.ndarray:
-    return ~frames
+def _solarize_add(addend: float) -> np.ndarray:
+    return np.where(_VALUES < 128, np.minimum(_VALUES + addend, 255), _VALUES)
 
 
-def _posterize(frames: np.ndarray, bits: float) -> np.ndarray:
-    return frames & np.uint8(256 - 2 ** (8 - int(bits)))
-
-
-def _solarize(frames: np.ndarray, threshold: float) -> np.ndarray:
-    values = np.arange(256)
-    return _look_up(frames, np.where(values < threshold, values, 255 - values))
-
-
-def _solarize_add(frames: np.ndarray, addend: float) -> np.ndarray:
-    values = np.arange(256)
-    return _look_up(frames, np.where(values < 128, np.minimum(values + addend, 255), values))
-
-
-def _blend_table(grey: int, factor: float) -> np.ndarray:
+def _blend(grey: np.ndarray | int, factor: float) -> np.ndarray:
     """Table of `grey + factor * (value - grey)`, in Pillow's single precision."""
-    values = np.float32(grey) + np.float32(factor) * (np.arange(256, dtype=np.float32) - np.float32(grey))
-    return values.clip(0, 255).astype(np.uint8)
+    grey = np.asarray(grey, np.float32)
+    return (grey + np.float32(factor) * (_VALUES.astype(np.float32) - grey)).clip(0, 255)
 
 
-def _brightness(frames: np.ndarray, factor: float) -> np.ndarray:
-    return _look_up(frames, _blend_table(0, factor))
+def _contrast(counts: np.ndarray, factor: float) -> np.ndarray:
+    means = counts @ _VALUES / counts.sum(-1)  # (T, 3)
+    return _blend(np.floor(means @ LUMA + 0.5)[:, None, None], factor)
 
 
-def _contrast(frames: np.ndarray, factor: float) -> np.ndarray:
-    out = np.empty_like(frames)
-    for source, target in zip(frames, out, strict=True):
-        grey = int(LUMA @ cv2.mean(source)[:3] + 0.5)
-        cv2.LUT(source, _blend_table(grey, factor), dst=target)
+def _auto_contrast(counts: np.ndarray, _: float) -> np.ndarray:
+    low = (counts > 0).argmax(-1, keepdims=True)
+    high = 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
+    scale = 255.0 / np.maximum(high - low, 1)
+    return np.where(high > low, np.trunc(_VALUES * scale - low * scale).clip(0, 255), _VALUES)
+
+
+def _equalize(counts: np.ndarray, _: float) -> np.ndarray:
+    highest = 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
+    total = counts.sum(-1, keepdims=True)
+    step = (total - np.take_along_axis(counts, highest, -1)) // 255
+    before = np.cumsum(counts, -1) - counts
+    return np.where(step > 0, ((step // 2 + before) // np.maximum(step, 1)).clip(0, 255), _VALUES)
+
+
+FIXED_TABLES: dict[str, Callable[[float], np.ndarray]] = {
+    "Invert": lambda _: 255 - _VALUES,
+    "Posterize": _posterize,
+    "Solarize": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "Brightness": lambda factor: _blend(0, factor),
+}
+FRAME_TABLES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "AutoContrast": _auto_contrast,
+    "Equalize": _equalize,
+    "Contrast": _contrast,
+}
+
+
+def _histograms(frames: np.ndarray) -> np.ndarray:
+    """(T, 3, 256) counts of `(T, H, W, 3)` frames."""
+    counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
+    return np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
+
+
+def _tables(frames: np.ndarray, ops: Sequence[Op]) -> np.ndarray:
+    """Chain operations that map values to values: (T or 1, 3 or 1, 256) uint8; statistics are those of `frames`."""
+    table = _VALUES.reshape(1, 1, 256)
+    counts = None
+    for name, argument in ops:
+        if name in FIXED_TABLES:
+            step = FIXED_TABLES[name](argument).reshape(1, 1, 256)
+        else:
+            counts = _histograms(frames) if counts is None else counts
+            rows = np.arange(counts.size // 256).reshape(-1, 1)  # one per frame and channel
+            places = np.broadcast_to(table, counts.shape).reshape(-1, 256) + 256 * rows
+            now = np.bincount(places.ravel(), counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
+            step = FRAME_TABLES[name](now, argument)
+        shape = np.broadcast_shapes(step.shape, table.shape)
+        step = step.astype(np.uint8).astype(np.int64)
+        table = np.take_along_axis(np.broadcast_to(step, shape), np.broadcast_to(table, shape), -1)
+    return table.astype(np.uint8)
+
+
+def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    out = np.empty(frames.shape, np.uint8)
+    _, height, width, channels = frames.shape
+    for source, target, table in zip(
+        frames, out, np.broadcast_to(tables, (len(frames), *tables.shape[1:])), strict=True
+    ):
+        if len(table) == 1:
+            cv2.LUT(source.reshape(height, width * channels), table[0], dst=target.reshape(height, width * channels))
+        else:
+            cv2.LUT(source, np.ascontiguousarray(table.T[None]), dst=target)
     return out
 
 
@@ -108,22 +147,7 @@ def _sharpness(frames: np.ndarray, factor: float) -> np.ndarray:
     return out
 
 
-def _warp(frames: np.ndarray, matrix: np.ndarray, interpolation: int) -> np.ndarray:
-    """Sample each output pixel centre at `matrix` (2 x 3) times its place, (0, 0) being the corner of the image."""
-    out = np.empty_like(frames)
-    # OpenCV measures from the centre of the first pixel, half a pixel from the corner.
-    matrix = np.hstack([matrix[:, :2], matrix[:, 2:] + matrix[:, :2].sum(1, keepdims=True) / 2 - 0.5])
-    for source, target in zip(frames, out, strict=True):
-        cv2.warpAffine(
-            source,
-            matrix,
-            source.shape[1::-1],
-            dst=target,
-            flags=interpolation | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=GREY,
-        )
-    return out
+FILTERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {"Color": _color, "Sharpness": _sharpness}
 
 
 def _rotation(degrees: float, height: int, width: int) -> np.ndarray:
@@ -133,19 +157,7 @@ def _rotation(degrees: float, height: int, width: int) -> np.ndarray:
     return np.hstack([rotation, centre - rotation @ centre])
 
 
-PIXEL_OPS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
-    "AutoContrast": _auto_contrast,
-    "Equalize": _equalize,
-    "Invert": _invert,
-    "Posterize": _posterize,
-    "Solarize": _solarize,
-    "SolarizeAdd": _solarize_add,
-    "Color": _color,
-    "Contrast": _contrast,
-    "Brightness": _brightness,
-    "Sharpness": _sharpness,
-}
-# From (argument, height, width) to the matrix that finds the source of an output pixel.
+# From (argument, height, width) to the matrix that finds the source of an output pixel; the frame's corner is (0, 0).
 GEOMETRIC_OPS: dict[str, Callable[[float, int, int], np.ndarray]] = {
     "Rotate": _rotation,
     "ShearX": lambda factor, height, width: np.array([[1, factor, 0], [0, 1, 0.0]]),
@@ -153,7 +165,169 @@ GEOMETRIC_OPS: dict[str, Callable[[float, int, int], np.ndarray]] = {
     "TranslateXRel": lambda share, height, width: np.array([[1, 0, share * width], [0, 1, 0.0]]),
     "TranslateYRel": lambda share, height, width: np.array([[1, 0, 0], [0, 1, share * height]]),
 }
-OP_NAMES = (*PIXEL_OPS, *GEOMETRIC_OPS)
+# Draws are numbers of this list.
+OP_NAMES = (
+    "AutoContrast",
+    "Equalize",
+    "Invert",
+    "Posterize",
+    "Solarize",
+    "SolarizeAdd",
+    "Color",
+    "Contrast",
+    "Brightness",
+    "Sharpness",
+    *GEOMETRIC_OPS,
+)
+
+
+@dataclass(frozen=True)
+class ResizedCrop:
+    """A part of a frame, resized bilinearly without antialiasing, and a square cut out of that.
+
+    Args:
+        box: (y, x, height, width) of the part.
+        size: (height, width) it is resized to.
+        corner: (y, x) of the square in it.
+        side: of the square in pixels.
+        flip: mirror the square.
+    """
+
+    box: Box
+    size: tuple[int, int]
+    corner: tuple[int, int]
+    side: int
+    flip: bool = False
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the frame that the square's lie on, counted from the centre of the first pixel."""
+        y, x = (
+            start + ((np.arange(corner, corner + self.side) + 0.5) * length / size - 0.5).clip(0, length - 1)
+            for start, length, size, corner in zip(self.box[:2], self.box[2:], self.size, self.corner, strict=True)
+        )
+        return y, x[::-1] if self.flip else x
+
+    def __call__(self, part: np.ndarray) -> np.ndarray:
+        """Turn `part`, the (T, h, w, 3) pixels of the box, into a new (T, side, side, 3) clip."""
+        out = np.empty((len(part), self.side, self.side, part.shape[3]), part.dtype)
+        y, x = self.corner
+        for source, target in zip(part, out, strict=True):
+            if self.size == (self.side, self.side) and not self.flip:
+                cv2.resize(source, self.size, dst=target)
+                continue
+            resized = source if self.size == self.box[2:] else cv2.resize(source, self.size[::-1])
+            square = resized[y : y + self.side, x : x + self.side]
+            if self.flip:
+                cv2.flip(square, 1, dst=target)
+            else:
+                target[...] = square
+        return out
+
+
+def _source(ops: Sequence[Op], height: int, width: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Where the geometric `ops` take the pixels of these rows and columns from: (2, rows, columns), x then y."""
+    x, y = np.meshgrid(columns.astype(np.float32) + 0.5, rows.astype(np.float32) + 0.5)
+    outside = np.zeros(x.shape, bool)
+    for name, argument in reversed(ops):
+        (a, b, c), (d, e, f) = GEOMETRIC_OPS[name](argument, height, width).astype(np.float32)
+        x, y = a * x + b * y + c, d * x + e * y + f
+        outside |= (x < 0) | (x >= width) | (y < 0) | (y >= height)
+    places = np.stack([(x - 0.5).clip(0, width - 1), (y - 0.5).clip(0, height - 1)])
+    places[:, outside] = _OUTSIDE
+    return places
+
+
+def _seen(places: np.ndarray, height: int, width: int) -> Box:
+    """Smallest box of the frame that an interpolation at `places` needs."""
+    inside = places[:, places[0] != _OUTSIDE]
+    if not inside.size:
+        return 0, 0, 1, 1
+    (left, top), (right, bottom) = map(int, inside.min(1)), map(math.ceil, inside.max(1))
+    return _grow((top, left, bottom - top + 1, right - left + 1), 2, height, width)  # 2: of a cubic kernel
+
+
+def _grow(box: Box, margin: int, height: int, width: int) -> Box:
+    y, x, h, w = box
+    top, left = max(y - margin, 0), max(x - margin, 0)
+    return top, left, min(y + h + margin, height) - top, min(x + w + margin, width) - left
+
+
+def _warp(part: np.ndarray, origin: tuple[int, int], places: np.ndarray, interpolation: int) -> np.ndarray:
+    """Sample `part`, whose first pixel is `origin` (y, x) of the frame, at `places`; outside of the frame is grey."""
+    whole, fraction = cv2.convertMaps(places[0] - origin[1], places[1] - origin[0], cv2.CV_16SC2)  # for all frames
+    out = np.empty((len(part), *places.shape[1:], part.shape[3]), np.uint8)
+    for source, target in zip(part, out, strict=True):
+        cv2.remap(source, whole, fraction, interpolation, target, cv2.BORDER_CONSTANT, GREY)
+    return out
+
+
+def _stage(op: Op) -> str:
+    name = op[0]
+    return "warp" if name in GEOMETRIC_OPS else name if name in FILTERS else "tables"
+
+
+def augmented_crop(
+    frames: np.ndarray, ops: Sequence[Op], crop: ResizedCrop | None, interpolation: str = "bicubic"
+) -> np.ndarray:
+    """Apply `ops`, as `RandAugment.draw` returns them, then `crop`, in as few passes as the order of `ops` allows.
+
+    Args:
+        frames: (T, H, W, 3) uint8, left as they are.
+        ops: (name, argument) in order.
+        crop: None returns whole frames.
+        interpolation: "bilinear" or "bicubic", of geometric operations that do not come right before the crop.
+
+    Returns:
+        A new (T, side, side, 3) uint8 array, or (T, H, W, 3) without `crop`.
+    """
+    height, width = frames.shape[1:3]
+    stages = [(kind, list(group)) for kind, group in groupby(ops, _stage)]
+    whole = (0, 0, height, width)
+    last = None  # the crop as a map, together with the geometric operations before it
+    wanted = whole if crop is None else crop.box
+    if crop is not None and stages and stages[-1][0] == "warp":
+        last = _source(stages.pop()[1], height, width, *crop.places())
+        wanted = _seen(last, height, width)
+
+    # Backwards: which box each stage has to give, and where a warp takes it from.
+    plan: list[tuple[str, list[Op], Box, np.ndarray | None]] = []
+    for kind, group in reversed(stages):
+        places = None
+        given = wanted
+        if kind == "warp":
+            y, x, h, w = wanted
+            places = _source(group, height, width, np.arange(y, y + h), np.arange(x, x + w))
+            wanted = _seen(places, height, width)
+        elif kind == "tables" and any(name in FRAME_TABLES for name, _ in group):
+            wanted = whole
+        elif kind == "Sharpness":
+            wanted = _grow(wanted, len(group), height, width)
+        plan.append((kind, group, given, places))
+
+    part, box = _cut(frames, whole, wanted), wanted
+    for kind, group, given, places in reversed(plan):
+        if places is not None:
+            part = _warp(part, box[:2], places, INTERPOLATIONS[interpolation])
+        elif kind == "tables":
+            tables = _tables(part, group)
+            part = _look_up(_cut(part, box, given), tables)
+        else:
+            part = np.ascontiguousarray(part)
+            for name, argument in group:
+                part = FILTERS[name](part, argument)
+            part = _cut(part, box, given)
+        box = given
+    if last is not None:
+        return _warp(part, box[:2], last, cv2.INTER_LINEAR)
+    if crop is not None:
+        return crop(part)
+    return part if plan else part.copy()
+
+
+def _cut(part: np.ndarray, box: Box, inner: Box) -> np.ndarray:
+    """View of `inner` in `part`, which holds `box`; both in pixels of the frame."""
+    y, x = inner[0] - box[0], inner[1] - box[1]
+    return part[:, y : y + inner[2], x : x + inner[3]]
 
 
 def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
@@ -245,14 +419,8 @@ class RandAugment:
 
     def apply(self, frames: np.ndarray, name: str, argument: float) -> np.ndarray:
         """Apply one operation to all `frames`, (T, H, W, 3) uint8, and return new ones."""
-        if name in PIXEL_OPS:
-            return PIXEL_OPS[name](frames, argument)
-        height, width = frames.shape[1:3]
-        matrix = GEOMETRIC_OPS[name](argument, height, width)
-        return _warp(frames, matrix, INTERPOLATIONS[self.interpolation])
+        return augmented_crop(frames, [(name, argument)], None, self.interpolation)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw and apply; `frames`, (T, H, W, 3) uint8, are not changed, but may be returned as they are."""
-        for name, argument in self.draw(rng):
-            frames = self.apply(frames, name, argument)
-        return frames
+        """Draw and apply to `frames`, (T, H, W, 3) uint8, and return new ones of the same size."""
+        return augmented_crop(frames, self.draw(rng), None, self.interpolation)

@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment as timm_ops
 
-from slowfast.datasets.rand_augment import GEOMETRIC_OPS, OP_NAMES, RandAugment, op_argument
+from slowfast.datasets.rand_augment import (
+    GEOMETRIC_OPS,
+    GREY,
+    OP_NAMES,
+    Op,
+    RandAugment,
+    ResizedCrop,
+    augmented_crop,
+    op_argument,
+)
 
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 RECIPE = "rand-m7-n4-mstd0.5-inc1"
@@ -159,3 +168,136 @@ def test_other_strings_are_refused_with_an_example(text):
 def test_unknown_interpolation_is_refused():
     with pytest.raises(ValueError, match=r"'lanczos'.*bicubic"):
         RandAugment.parse("rand", "lanczos")
+
+
+CROP = ResizedCrop((9, 6, 70, 61), (48, 48), (0, 0), 48)
+
+
+def draws(count: int, *, seed: int = 0) -> list[list[Op]]:
+    augment, rng = RandAugment(7, 6, 0.5, True), np.random.default_rng(seed)
+    return [augment.draw(rng) for _ in range(count)]
+
+
+def step_by_step(frames: np.ndarray, ops: list[Op]) -> np.ndarray:
+    for op in ops:
+        frames = augmented_crop(frames, [op], None)
+    return frames
+
+
+def cut(frames: np.ndarray, crop: ResizedCrop) -> np.ndarray:
+    y, x, height, width = crop.box
+    return crop(frames[:, y : y + height, x : x + width])
+
+
+def test_pixel_operations_in_a_row_are_those_of_single_steps(clips):
+    pixel_ops = [[op for op in ops if op[0] not in GEOMETRIC_OPS] for ops in draws(60)]
+    assert max(map(len, pixel_ops)) > 3
+    for ops in pixel_ops:
+        for frames in clips.values():
+            assert np.array_equal(augmented_crop(frames, ops, None), step_by_step(frames, ops)), ops
+
+
+def test_tables_in_a_row_match_timm_exactly(clips):
+    for ops in draws(80):
+        tables = [op for op in ops if op[0] not in (*GEOMETRIC_OPS, "Color", "Sharpness")]
+        theirs = clips["bright"]
+        for name, argument in tables:
+            theirs = by_timm(theirs, name, argument)
+        assert np.array_equal(augmented_crop(clips["bright"], tables, None), theirs), tables
+
+
+def test_a_crop_sees_what_the_whole_frame_shows(clips):
+    """Only a part of the frame is computed, and statistics are those of the whole."""
+    corners = [
+        ResizedCrop((0, 0, 40, 81), (48, 48), (0, 0), 48),
+        ResizedCrop((60, 50, 37, 31), (48, 48), (0, 0), 48, flip=True),
+        ResizedCrop((0, 0, 97, 81), (60, 50), (7, 2), 48),
+    ]
+    seen = Counter()
+    for number, ops in enumerate(draws(120)):
+        crop = (CROP, *corners)[number % 4]
+        while ops and ops[-1][0] in GEOMETRIC_OPS:
+            ops = ops[:-1]
+        frames = clips["bright" if number % 2 else "noise"]
+        one_warp = [name in GEOMETRIC_OPS for name, _ in ops]
+        whole = augmented_crop(frames, ops, None)
+        assert np.array_equal(augmented_crop(frames, ops, crop), cut(whole, crop)), ops
+        seen[any(one_warp)] += 1
+    assert min(seen.values()) > 20
+
+
+def test_a_mirrored_crop_is_the_crop_mirrored(clips):
+    flipped = ResizedCrop(CROP.box, CROP.size, CROP.corner, CROP.side, flip=True)
+    for ops in draws(30):
+        straight = augmented_crop(clips["bright"], ops, CROP)
+        assert np.array_equal(augmented_crop(clips["bright"], ops, flipped), straight[:, :, ::-1]), ops
+
+
+def geometric_draws(count: int) -> list[list[Op]]:
+    """One to four geometric operations in a row."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for number in range(count):
+        names = rng.choice(sorted(GEOMETRIC_OPS), 1 + number % 4)
+        levels, signs = rng.normal(7, 0.5, len(names)), rng.choice([1, -1], len(names))
+        drawn.append([(n, op_argument(n, lv, int(sg), True)) for n, lv, sg in zip(names, levels, signs, strict=True)])
+    return drawn
+
+
+def test_operations_fused_with_the_crop_show_what_single_steps_of_timm_do(clips):
+    differences, sharpness = [], []
+    for ops in geometric_draws(60):
+        theirs = clips["bright"]
+        for name, argument in ops:
+            theirs = by_timm(theirs, name, argument)
+        ours = augmented_crop(clips["bright"], ops, CROP).astype(float)
+        theirs = cut(theirs, CROP) + 0.5 * len(ops)  # Pillow cuts the fraction in every step
+        # away from edges of the grey, which are half a pixel wide
+        edges = cv2.dilate((np.abs(theirs - 128).max(-1) < 4).any(0).astype(np.uint8), np.ones((5, 5)))
+        inside = edges == 0
+        if inside.mean() > 0.3:
+            differences.append(np.abs(ours - theirs)[:, inside].mean())
+            sharpness.append([np.abs(np.diff(x, axis=2))[:, inside[:, 1:]].mean() for x in (ours, theirs)])
+            wrong = np.abs(np.roll(ours, 1, axis=2) - theirs)[:, inside].mean()
+            assert wrong > 1.5 * differences[-1], ops  # a pixel off would be seen
+    assert len(differences) > 30
+    assert np.mean(differences) < 1 and max(differences) < 1.5
+    ours, theirs = np.mean(sharpness, axis=0)
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+def test_as_much_is_grey_as_after_single_steps_of_timm():
+    """Also what only one of the operations moved out of the frame, such as to the left and back to the right."""
+    frames = np.full((1, 97, 81, 3), (10, 220, 60), np.uint8)
+    more: list[float] = []
+    back_and_forth: list[Op] = [("TranslateXRel", 0.3), ("TranslateXRel", -0.3)]
+    for ops in (back_and_forth, *geometric_draws(150)):
+        theirs = frames
+        for name, argument in ops:
+            theirs = by_timm(theirs, name, argument)
+        ours, theirs = ((clip[..., 0] > 69).mean() for clip in (augmented_crop(frames, ops, CROP), cut(theirs, CROP)))
+        more.append(ours - theirs)
+    assert max(map(abs, more)) < 0.05  # a row of 48 for each of two edges: theirs lie between pixels
+    assert abs(np.mean(more)) < 0.003
+    assert (augmented_crop(frames, [("TranslateXRel", 0.3)] * 4, CROP) == GREY).all()
+
+
+def test_augmented_pixels_are_distributed_like_timms():
+    """Levels, contrast and detail of whole draws of the recipe, after the crop."""
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal((1, 128, 170, 3)).astype(np.float32)
+    scene = np.sum([cv2.GaussianBlur(noise[0], (0, 0), s) * s for s in (1.0, 3.0, 9.0, 27.0)], axis=0)
+    frames = (255 * (scene - scene.min()) / np.ptp(scene)).astype(np.uint8)[None]
+    crop = ResizedCrop((16, 20, 96, 100), (112, 112), (0, 0), 112)
+    augment = RandAugment.parse(RECIPE)
+    measures = [[], []]
+    for _ in range(400):
+        ops = augment.draw(rng)
+        theirs = frames
+        for name, argument in ops:
+            theirs = by_timm(theirs, name, argument)
+        for values, clip in zip(measures, (augmented_crop(frames, ops, crop), cut(theirs, crop)), strict=True):
+            steps = np.abs(np.diff(clip.astype(float), axis=2))
+            values.append([clip.mean(), clip.std(), steps.mean(), (clip == 128).all(-1).mean()])
+    ours, theirs = (np.array(values) for values in measures)
+    assert np.abs(ours.mean(0) - theirs.mean(0)).tolist() < (0.02 * theirs.mean(0)).tolist()

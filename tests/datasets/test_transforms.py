@@ -1,7 +1,9 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from slowfast.datasets.rand_augment import RandAugment, ResizedCrop, augmented_crop
 from slowfast.datasets.transforms import (
     RandomErasing,
     TrainTransform,
@@ -44,6 +46,16 @@ def test_pixels_stay_whole_where_nothing_is_resized():
 def test_crops_of_one_clip_share_one_resize():
     crops = crop_views(noise(2, 60, 90, 3), 32, 32, (0, 1, 2))
     assert len({crop.untyped_storage().data_ptr() for crop in crops}) == 1
+
+
+def test_crops_made_together_are_those_made_alone():
+    for height, width in ((60, 90), (90, 60), (32, 50)):
+        frames = noise(3, height, width, 3)
+        for position, crop in enumerate(crop_views(frames, 32, 32, (0, 1, 2))):
+            (alone,) = crop_views(frames, 32, 32, [position])
+            assert torch.equal(crop, alone)
+            apart = [crop_views(frames[t : t + 1], 32, 32, [position])[0] for t in range(3)]
+            assert torch.equal(crop, torch.cat(apart, 1))
 
 
 def test_a_crop_larger_than_the_frame_is_refused():
@@ -96,6 +108,39 @@ def test_training_crop_is_a_bilinear_resize_of_a_box_within_one_grey_level():
     expected = torch.nn.functional.interpolate(box, size=(24, 24), mode="bilinear").permute(0, 2, 3, 1).numpy()
     assert out.dtype == np.uint8 and out.shape == (2, 24, 24, 3)
     assert np.abs(out - expected).max() <= 1.0
+
+
+@pytest.mark.parametrize("ranges", [(AREA, ASPECT), (None, None)])
+def test_an_augmented_clip_draws_operations_then_the_crop_then_the_flip(ranges):
+    frames, augment = noise(2, 40, 60, 3), RandAugment.parse("rand-m7-n4-mstd0.5-inc1")
+    transform = TrainTransform(24, (24, 36), *ranges, rand_augment=augment)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        ops = augment.draw(rng)
+        if ranges[0] is None:
+            height, width = short_side_size(40, 60, round(rng.uniform(24, 36)))
+            corner = int(rng.integers(height - 23)), int(rng.integers(width - 23))
+            crop = ResizedCrop((0, 0, 40, 60), (height, width), corner, 24, rng.random() < 0.5)
+        else:
+            box = resized_crop_box(40, 60, AREA, ASPECT, rng)
+            crop = ResizedCrop(box, (24, 24), (0, 0), 24, rng.random() < 0.5)
+        expected = augmented_crop(frames, ops, crop)
+        assert np.array_equal(transform(frames, np.random.default_rng(seed)), expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_places_of_a_crop_are_where_its_resize_samples(flip):
+    frames = noise(1, 40, 60, 3)
+    for crop in (
+        ResizedCrop((3, 5, 30, 40), (24, 24), (0, 0), 24, flip),
+        ResizedCrop((0, 0, 40, 60), (50, 75), (26, 51), 24, flip),
+        ResizedCrop((0, 0, 40, 60), (40, 60), (1, 2), 24, flip),
+    ):
+        y, x, height, width = crop.box
+        rows, columns = (places.astype(np.float32) for places in crop.places())
+        sampled = cv2.remap(frames[0].astype(np.float32), *np.meshgrid(columns, rows), cv2.INTER_LINEAR)
+        difference = np.abs(sampled - crop(frames[:, y : y + height, x : x + width])[0])
+        assert difference.max() < 8 and difference.mean() < 2  # OpenCV samples at 1/32 of a pixel
 
 
 def test_jitter_takes_every_short_side_and_every_position_the_last_included():
