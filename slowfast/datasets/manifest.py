@@ -4,7 +4,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ SEPARATORS = (",", " ", "\t", ";", "|")
 CLASS_FILES = ("classes.txt", "class_names.txt")
 VIDEO_SUFFIXES = (".webm", ".mp4")
 SHOWN = 3
+BLOCK = 1 << 20  # bytes of a list that are parsed at once; arrays of many times their size are needed meanwhile
+DIGITS = 15  # of a number: all such are exact in a float64
 
 T = TypeVar("T")
 
@@ -43,11 +45,46 @@ class Sample:
     segment: tuple[float, float, float] | None = None
 
 
+class Paths(Sequence[str]):
+    """Strings end to end in one piece of memory, so that a million of them are one object.
+
+    Args:
+        blob: their bytes, UTF-8 where they are text.
+        ends: (N,) where each ends.
+    """
+
+    def __init__(self, blob: bytes | bytearray, ends: np.ndarray) -> None:
+        self.blob, self.ends = blob, ends
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> "Paths":
+        """Join `paths`."""
+        blob, ends = bytearray(), array("q")
+        for path in paths:
+            blob += path.encode("utf-8", "surrogateescape")
+            ends.append(len(blob))
+        return cls(blob, np.array(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
+        begin = self.ends[index - 1] if index else 0
+        return self.blob[begin : self.ends[index]].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        begin = 0
+        for start in range(0, len(self), 1000):  # Python's integers are faster than NumPy's, but take memory
+            for end in self.ends[start : start + 1000].tolist():
+                yield self.blob[begin:end].decode("utf-8", "surrogateescape")
+                begin = end
+
+
 class Manifest(Sequence[Sample]):
     """The samples of one list, held in a few arrays: workers share them and nothing is copied or counted per row.
 
     Args:
-        paths: as listed.
+        paths: as listed; they are kept in `listed`.
         labels: one per path.
         num_frames: one per path, or None where the list does not tell.
         segments: (total, begin, end) per path, or None.
@@ -59,35 +96,29 @@ class Manifest(Sequence[Sample]):
     def __init__(
         self,
         paths: Iterable[str],
-        labels: Iterable[int],
-        num_frames: Iterable[int] | None = None,
-        segments: Iterable[Sequence[float]] | None = None,
+        labels: Sequence[int] | np.ndarray,
+        num_frames: Sequence[int] | np.ndarray | None = None,
+        segments: Sequence[Sequence[float]] | np.ndarray | None = None,
         *,
         prefix: str = "",
         source: str = "",
         class_names: Sequence[str] | None = None,
     ) -> None:
-        blob, ends = bytearray(), array("q")
-        for path in paths:
-            blob += path.encode("utf-8", "surrogateescape")
-            ends.append(len(blob))
-        self._blob = bytes(blob)
-        self._ends = np.array(ends, np.int64)
-        self.labels = np.fromiter(labels, np.int64)
-        self._num_frames = None if num_frames is None else np.fromiter(num_frames, np.int64)
-        self._segments = None if segments is None else np.array(list(segments), np.float64).reshape(-1, 3)
+        self.listed = paths if isinstance(paths, Paths) else Paths.of(paths)
+        self.labels = np.asarray(labels, np.int64)
+        self._num_frames = None if num_frames is None else np.asarray(num_frames, np.int64)
+        self._segments = None if segments is None else np.asarray(segments, np.float64).reshape(-1, 3)
         self.prefix = prefix
         self.source = source
         self.class_names = None if class_names is None else list(class_names)
-        assert len(self.labels) == len(self._ends)
+        assert len(self.labels) == len(self.listed)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def path(self, index: int) -> str:
         """Return the full path of row `index`."""
-        begin = self._ends[index - 1] if index else 0
-        return os.path.join(self.prefix, self._blob[begin : self._ends[index]].decode("utf-8", "surrogateescape"))
+        return os.path.join(self.prefix, self.listed[index])
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         index = int(index)
@@ -126,35 +157,47 @@ def load_manifest(
     Raises:
         ManifestError: the file is missing or empty, or rows are faulty; all are counted and the first three shown.
     """
-    text = _read(path)
-    rows = [(number, row) for number, line in enumerate(text.split("\n"), 1) if (row := line.strip())]
-    if not rows:
-        raise ManifestError(f"{path} has no rows: write one '{separator.join(columns)}' per line")
-    first = rows[0][1]
-    if "num_frames" in columns and not _fits(first, columns, separator) and _fits(first, columns, " "):
-        separator = " "
-
-    paths: list[str] = []
-    numbers = {name: array("q" if name in ("label", "num_frames") else "d") for name in columns[1:]}
+    blob = bytearray()
+    ends: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
     faults: list[str] = []
     cure = ""
-    for number, row in rows:
-        fields, fault = _parse(row, columns, separator, num_classes)
-        if fault:
-            faults.append(f"{path}:{number}: {row!r}: {fault}" if len(faults) < SHOWN else "")
-            cure = cure or _cure(row, columns, separator, fault)
-            continue
-        paths.append(fields[0])
-        for column, value in zip(numbers.values(), fields[1:], strict=True):
-            column.append(value)
+    lines = rows = 0
+    for data in _read_blocks(path):
+        if not rows and "num_frames" in columns:
+            first = _text(data.lstrip().split(b"\n", 1)[0]).strip()
+            if not _fits(first, columns, separator) and _fits(first, columns, " "):
+                separator = " "
+        block = _Block(data, columns, separator, num_classes)
+        paths: dict[int, str] = {}  # of the rows that only the careful parser understands
+        for line in np.flatnonzero(~(block.clean | block.empty)).tolist():
+            row = _text(block.line(line)).strip()
+            if not row:
+                block.empty[line] = True
+                continue
+            fields, fault = _parse(row, columns, separator, num_classes)
+            if fault:
+                faults.append(f"{path}:{lines + line + 1}: {row!r}: {fault}" if len(faults) < SHOWN else "")
+                cure = cure or _cure(row, columns, separator, fault)
+            else:
+                paths[line] = fields[0]
+                block.values[:, line] = fields[1:]
+        listed, sizes = block.paths(paths)
+        ends.append(len(blob) + np.cumsum(sizes))
+        blob += listed
+        numbers.append(block.values[:, ~block.empty])
+        rows += len(sizes)
+        lines += len(block.empty)
+    if not rows:
+        raise ManifestError(f"{path} has no rows: write one '{separator.join(columns)}' per line")
     if faults:
-        raise ManifestError(_report(faults, len(rows), str(path)) + cure)
-    segments = zip(numbers["total"], numbers["begin"], numbers["end"], strict=True) if "total" in numbers else None
+        raise ManifestError(_report(faults, rows, str(path)) + cure)
+    values = dict(zip(columns[1:], np.concatenate(numbers, 1), strict=True))
     return Manifest(
-        paths,
-        numbers["label"],
-        numbers.get("num_frames"),
-        segments,
+        Paths(blob, np.concatenate(ends)),
+        values["label"],
+        values.get("num_frames"),
+        np.stack([values[name] for name in ("total", "begin", "end")], 1) if "total" in values else None,
         prefix=prefix,
         source=str(path),
         class_names=_class_names(Path(path).parent, num_classes),
@@ -218,19 +261,25 @@ def load_something_something(
 
 
 def check_files(manifest: Manifest, threads: int = 16) -> None:
-    """Look for every video of a list.
+    """Look for every video of a list, a folder at a time: asking for each file takes several times as long.
 
     Raises:
         ManifestError: some are missing; all are counted and the first three named.
     """
 
-    def missing(start: int) -> list[int]:
-        stop = min(start + block, len(manifest))
-        return [index for index in range(start, stop) if not os.path.exists(manifest.path(index))]
+    def entries(folder: str) -> frozenset[str]:
+        try:
+            with os.scandir(os.path.join(manifest.prefix, folder) or ".") as found:
+                return frozenset(entry.name for entry in found if not entry.is_symlink())  # it may lead nowhere
+        except OSError:
+            return frozenset()
 
-    block = 1000
+    folders = sorted({path[: path.rfind("/") + 1] for path in manifest.listed})
     with ThreadPoolExecutor(threads) as pool:
-        lost = [index for part in pool.map(missing, range(0, len(manifest), block)) for index in part]
+        there = dict(zip(folders, pool.map(entries, folders), strict=True))
+    cuts = ((path, path.rfind("/") + 1) for path in manifest.listed)
+    unseen = [index for index, (path, cut) in enumerate(cuts) if path[cut:] not in there[path[:cut]]]
+    lost = [index for index in unseen if not os.path.exists(manifest.path(index))]
     if lost:
         names = "".join(f"\n  {manifest.path(index)}" for index in lost[:SHOWN])
         raise ManifestError(
@@ -238,6 +287,103 @@ def check_files(manifest: Manifest, threads: int = 16) -> None:
             f"Set DATA.PATH_PREFIX (now {manifest.prefix!r}) to the folder that the listed paths start from, or "
             "DATA.CHECK_FILES False to begin without looking."
         )
+
+
+class _Block:
+    """Some whole lines of a list, parsed all at once where they are plain.
+
+    A plain row is what programs write: printable ASCII without quotes, one separator between the fields, no blanks
+    around them, numbers of digits and at most one point, and values that are allowed. The others are left to `_parse`,
+    which knows every form and what to say about each fault.
+
+    Args:
+        lines: UTF-8, each ending in a line feed except for the last of the file.
+        columns: as those of `load_manifest`.
+        separator: likewise.
+        num_classes: likewise.
+
+    Attributes:
+        clean: (lines,) True where a line is a plain row.
+        empty: (lines,) True where a line has nothing in it.
+        values: (columns - 1, lines) float64 numbers of the clean rows.
+    """
+
+    def __init__(self, lines: bytes, columns: Sequence[str], separator: str, num_classes: int | None) -> None:
+        data = np.frombuffer(lines, np.uint8)
+        self._data = data
+        newline = np.flatnonzero(data == ord("\n"))
+        self._end = newline if len(newline) and newline[-1] == len(data) - 1 else np.append(newline, len(data))
+        self._begin = np.append(0, self._end[:-1] + 1)
+        self._path_end = self._end
+        self.empty = self._begin == self._end
+        self.clean = ~self.empty
+        self.values = np.zeros((len(columns) - 1, len(self._end)))
+        character = (separator.strip(" ") or " ").encode()
+        if len(character) != 1:
+            self.clean[:] = False
+            return
+        odd = ((data < 32) & (data != ord("\n")) | (data > 126) | (data == ord('"'))) & (data != character[0])
+        self.clean[np.searchsorted(self._end, np.flatnonzero(odd))] = False
+
+        cuts = np.flatnonzero(data == character[0])
+        cut = np.searchsorted(cuts, self._end)  # the first one after the line
+        for number in reversed(range(1, len(columns))):
+            cut = cut - 1
+            place = cuts[cut.clip(0)] if len(cuts) else np.zeros_like(cut)
+            self.clean &= (cut >= 0) & (place > self._begin)
+            self._number(number - 1, place + 1, self._path_end, columns[number] in ("label", "num_frames"))
+            self._path_end = place
+        for edge in (self._begin, self._path_end - 1):
+            self.clean &= data[edge.clip(0, len(data) - 1)] > ord(" ")  # a tab lies below it
+
+        value = dict(zip(columns[1:], self.values, strict=True))
+        if num_classes is not None:
+            self.clean &= value["label"] < num_classes
+        for name in ("num_frames", "total"):
+            if name in value:
+                self.clean &= value[name] > 0
+        if "begin" in value:
+            self.clean &= value["begin"] <= value["end"]
+
+    def line(self, number: int) -> bytes:
+        """Line `number` without its end."""
+        return self._data[self._begin[number] : self._end[number]].tobytes()
+
+    def paths(self, others: dict[int, str]) -> tuple[bytes, np.ndarray]:
+        """The paths of all lines that are not empty, end to end, and their lengths.
+
+        Args:
+            others: paths of rows that are not clean; a row that is neither has faults, and no path.
+        """
+        sizes = np.where(self.clean, self._path_end - self._begin, 0)
+        if not others:
+            edges = np.zeros(len(self._data) + 1, np.int8)
+            np.add.at(edges, self._begin[self.clean], 1)
+            np.add.at(edges, self._path_end[self.clean], -1)
+            return self._data[np.cumsum(edges[:-1], dtype=np.int8).view(bool)].tobytes(), sizes[~self.empty]
+        parts = []
+        for line in np.flatnonzero(~self.empty).tolist():
+            plain = self._data[self._begin[line] : self._path_end[line]].tobytes() if self.clean[line] else b""
+            parts.append(others[line].encode("utf-8", "surrogateescape") if line in others else plain)
+        return b"".join(parts), np.array([len(part) for part in parts])
+
+    def _number(self, row: int, begin: np.ndarray, end: np.ndarray, whole: bool) -> None:
+        """Read the digits in [begin, end) of each line into `values[row]`; what is no plain number is not clean."""
+        size = end - begin
+        self.clean &= (size > 0) & (size <= DIGITS)
+        mantissa, decimals, point = np.zeros(len(end)), np.zeros(len(end), int), np.zeros(len(end), bool)
+        for place in range(int(size[self.clean].max(initial=0))):
+            inside = self.clean & (place < size)
+            character = self._data[np.where(inside, begin + place, 0)]
+            dot = inside & (character == ord(".")) & ~point & (not whole)
+            digit = inside & (character >= ord("0")) & (character <= ord("9"))
+            self.clean &= ~inside | dot | digit
+            mantissa = np.where(digit, mantissa * 10 + (character - float(ord("0"))), mantissa)
+            decimals += digit & point
+            point |= dot
+        self.clean &= size > point
+        # both are exact in a float64, so the quotient is what float() makes of the text
+        self.values[row] = mantissa / 10.0**decimals
 
 
 def _parse(row: str, columns: Sequence[str], separator: str, num_classes: int | None) -> tuple[list, str]:
@@ -254,8 +400,8 @@ def _parse(row: str, columns: Sequence[str], separator: str, num_classes: int | 
             value = int(field) if whole else float(field)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            return [], f"{name} {field!r} is not a {'whole ' if whole else ''}number"
+        if not math.isfinite(value) or (whole and abs(value) >= 10**DIGITS):
+            return [], f"{name} {field!r} is not a {f'whole number below 10**{DIGITS}' if whole else 'number'}"
         if name == "label" and (fault := _label_fault(value, num_classes)):
             return [], fault
         if name in ("num_frames", "total") and value <= 0:
@@ -297,9 +443,18 @@ def _report(faults: list[str], total: int, path: str) -> str:
     return f"{len(faults)} of {total} rows of {path} cannot be used, first of them:\n  " + "\n  ".join(faults[:SHOWN])
 
 
-def _read(path: str | Path) -> str:
+def _text(row: bytes) -> str:
+    return row.decode("utf-8", "surrogateescape")
+
+
+def _read_blocks(path: str | Path) -> Iterator[bytes]:
+    """Pieces of about BLOCK bytes, of whole lines that end in line feeds, without a byte order mark."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        with open(path, "rb") as file:
+            data = file.read(BLOCK).removeprefix(b"\xef\xbb\xbf")
+            while data := data + file.readline():
+                yield data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+                data = file.read(BLOCK)
     except OSError as error:
         folder = Path(path).parent
         there = sorted(p.name for p in folder.iterdir() if p.is_file())[:10] if folder.is_dir() else None
@@ -308,6 +463,10 @@ def _read(path: str | Path) -> str:
             f"no list file {path} ({error.strerror}; {beside}): set DATA.PATH_TO_DATA_DIR to the folder of the lists, "
             "and DATA.LABEL_PATH_TEMPLATE where the data set names its lists by it"
         ) from None
+
+
+def _read(path: str | Path) -> str:
+    return _text(b"".join(_read_blocks(path)))
 
 
 def _read_json(path: str | Path, kind: type[T]) -> T:

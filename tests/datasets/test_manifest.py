@@ -1,9 +1,19 @@
+import gc
 import json
 import pickle
 
+import numpy as np
 import pytest
 
-from slowfast.datasets.manifest import ManifestError, Sample, check_files, load_manifest, load_something_something
+from slowfast.datasets import manifest as manifest_module
+from slowfast.datasets.manifest import (
+    Manifest,
+    ManifestError,
+    Sample,
+    check_files,
+    load_manifest,
+    load_something_something,
+)
 
 FRAMES = ("path", "num_frames", "label")
 SEGMENTS = ("path", "total", "begin", "end", "label")
@@ -184,3 +194,84 @@ def test_a_large_manifest_is_small(tmp_path):
     copy = pickle.dumps(manifest)
     assert len(copy) < path.stat().st_size + 16 * rows + 2000  # the text and two numbers per row
     assert pickle.loads(copy)[rows - 1] == Sample("train/class_399/video_019999.mp4", 399)
+
+
+COLUMN_SETS = [("path", "label"), FRAMES, SEGMENTS]
+# Fields as they are, and as people write them: the first ones are plain.
+PATH_FIELDS = ("a.mp4", "d/e f.mp4", "x,y.mp4", "p|q", "#", "ü.mp4", '"b,c.mp4"', '"say ""hi"""', " a", "a ", "", "\ta")
+NUMBER_FIELDS = ("0", "3", "17", "007", "4", "1.5", ".5", "2.", "+3", "-1", "1_0", "1e1", " 2", "2 ", "", "x", "nan",
+                 "inf", '"6"', "12345678901234567890", "0.1234567890123456789", ".", "1.2.3", "٣")  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", COLUMN_SETS, ids=len)
+@pytest.mark.parametrize("separator", [" ", ",", ";", "\t", "|", ", ", "::"])
+def test_rows_parsed_together_are_those_parsed_one_by_one(tmp_path, columns, separator):
+    rng = np.random.default_rng(0)
+    fields = [PATH_FIELDS, *[NUMBER_FIELDS] * (len(columns) - 1)]
+    good, faulty = [], 0
+    for _ in range(1500):
+        plain = rng.random() < 0.7
+        row = separator.join(of[rng.integers(5 if plain else len(of))] for of in fields)
+        values, fault = manifest_module._parse(row.strip(), columns, separator, 18) if row.strip() else ([], "empty")
+        if not fault:
+            good.append((row, values))
+        elif row.strip() and faulty < 60:  # a list of its own, which is refused with the same words
+            faulty += 1
+            with pytest.raises(ManifestError) as caught:
+                load_manifest(write(tmp_path / "bad.csv", f"{row}\n"), columns, separator=separator, num_classes=18)
+            assert f"bad.csv:1: {row.strip()!r}: {fault}" in str(caught.value)
+    assert len(good) > 100 and faulty == 60
+    path = write(tmp_path / "good.csv", "".join(f"{row}\n" for row, _ in good))
+    manifest = load_manifest(path, columns, separator=separator, num_classes=18)
+    read = [
+        [sample.path, *[{"label": sample.label, "num_frames": sample.num_frames}.get(name) for name in columns[1:]]]
+        for sample in manifest
+    ]
+    for (row, values), sample, found in zip(good, manifest, read, strict=True):
+        if sample.segment is not None:
+            found[1:4] = sample.segment
+        assert found == values, row
+
+
+def test_plain_rows_are_left_to_the_fast_parser():
+    for columns, line in (
+        (("path", "label"), b"a b/c,d.mp4,17\n"),
+        (FRAMES, b"78687,48,3\n"),
+        (SEGMENTS, b"v_1.mp4,120.5,3,17.25,9\n"),
+    ):
+        block = manifest_module._Block(line * 3 + b"\n" + line[:-1], columns, ",", 100)
+        assert block.clean.tolist() == [True, True, True, False, True] and block.empty.sum() == 1
+
+
+def test_line_ends_and_blocks_do_not_matter(tmp_path, monkeypatch):
+    rows = [f"{'d/' * (n % 7)}{n}.mp4 {n % 5}" for n in range(300)]
+    rows[17] = '"quoted 17.mp4"\t3'
+    expected = list(load_manifest(write(tmp_path / "a.csv", "\n".join(rows) + "\n")))
+    assert len(expected) == 300 and expected[17] == Sample("quoted 17.mp4", 3)
+    for block in (1, 37, 1000):
+        monkeypatch.setattr(manifest_module, "BLOCK", block)
+        for end in ("\n", "\r\n", "\r", "\n\n", "\n  \n"):
+            assert list(load_manifest(write(tmp_path / "a.csv", end.join(rows)))) == expected, (block, end)
+        with pytest.raises(ManifestError, match=r"a\.csv:5: 'e\.mp4 x'"):
+            load_manifest(write(tmp_path / "a.csv", "a.mp4 1\r\n\r\nc.mp4 1\r\n\r\ne.mp4 x\r\nf.mp4 1"))
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_video(tmp_path):
+    (tmp_path / "real.mp4").touch()
+    (tmp_path / "good.mp4").symlink_to("real.mp4")
+    (tmp_path / "bad.mp4").symlink_to("gone.mp4")
+    (tmp_path / "folder").mkdir()
+    check_files(
+        Manifest(["real.mp4", "good.mp4", "folder", "folder/", f"{tmp_path}/real.mp4"], [0] * 5, prefix=str(tmp_path))
+    )
+    with pytest.raises(ManifestError, match=r"1 of 2 videos(.|\n)*bad\.mp4"):
+        check_files(Manifest(["good.mp4", "bad.mp4"], [0, 0], prefix=str(tmp_path)))
+
+
+def test_workers_hold_no_object_per_row():
+    manifest = Manifest((f"{n}.mp4" for n in range(1000)), range(1000), range(1, 1001), [(3, 1, 2)] * 1000)
+    gc.collect()
+    assert len(gc.get_referents(manifest.__dict__)) < 20
+    held = [manifest.listed.blob, manifest.listed.ends, manifest.labels]
+    assert [type(part) for part in held] == [bytearray, np.ndarray, np.ndarray]
+    assert manifest[999] == Sample("999.mp4", 999, 1000, (3.0, 1.0, 2.0))
