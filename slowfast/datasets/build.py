@@ -10,7 +10,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Sampler
 
+from slowfast.datasets.backends import check_backend
 from slowfast.datasets.catalog import CATALOG, DatasetSpec
+from slowfast.datasets.image import ImageDataset, ImageTransform, load_image_folder
 from slowfast.datasets.manifest import Manifest, check_files, load_manifest, load_something_something
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
@@ -79,7 +81,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, index) for index in order[start : start + self.batch_size]]
 
 
-def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset:
+def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset | ImageDataset:
     """Read the list of a split and describe its clips.
 
     Training and validation use TRAIN.DATASET, a test TEST.DATASET. Validation is the test with one view and one crop.
@@ -92,6 +94,9 @@ def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset:
         key = "TEST.DATASET" if split == "test" else "TRAIN.DATASET"
         raise ValueError(f"{key} {name!r} is unknown: use one of {', '.join(CATALOG)}")
     spec = CATALOG[name]
+    if spec.images:
+        return _build_image_dataset(cfg, spec, split)
+    check_backend(cfg.DATA.DECODING_BACKEND)  # before the workers start
     common = {
         "sampling": spec.sampling,
         "num_frames": cfg.DATA.NUM_FRAMES,
@@ -101,6 +106,8 @@ def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset:
         "image_template": cfg.DATA.IMAGE_TEMPLATE,
         "colors": spec.colors,
         "reverse_channels": cfg.DATA.REVERSE_INPUT_CHANNEL,
+        "backend": cfg.DATA.DECODING_BACKEND,
+        "decode_timeout": cfg.DATA_LOADER.DECODE_TIMEOUT,
     }
     manifest = _build_manifest(cfg, spec, split)
     if split == "train":
@@ -146,7 +153,7 @@ def build_loader(
         ValueError: as `build_dataset`, or a batch that cannot be divided over the processes.
     """
     dataset = build_dataset(cfg, split)
-    if cfg.DATA.CHECK_FILES and rank == 0:
+    if cfg.DATA.CHECK_FILES and rank == 0 and isinstance(dataset, VideoDataset):  # images were just listed
         check_files(dataset.manifest)
     if split == "test":
         views, crops = _num_views_and_crops(cfg, split)
@@ -205,18 +212,14 @@ def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
 
 
 def _build_train_transform(cfg: CfgNode) -> TrainTransform:
-    data, aug = cfg.DATA, cfg.AUG
+    data = cfg.DATA
     shortest = data.TRAIN_JITTER_SCALES[0]
     if not data.TRAIN_JITTER_SCALES_RELATIVE and shortest < data.TRAIN_CROP_SIZE:
         raise ValueError(
             f"DATA.TRAIN_CROP_SIZE {data.TRAIN_CROP_SIZE} does not fit a short side of {shortest}, the first of "
             "DATA.TRAIN_JITTER_SCALES; lower the crop or raise the scales"
         )
-    rand_augment = erase = None
-    if aug.ENABLE and aug.AA_TYPE:
-        rand_augment = RandAugment.parse(aug.AA_TYPE, aug.INTERPOLATION)
-    if aug.ENABLE and aug.RE_PROB > 0:
-        erase = RandomErasing(aug.RE_PROB, aug.RE_MODE, aug.RE_COUNT, tuple(data.MEAN), tuple(data.STD))
+    rand_augment, erase = _build_augmentations(cfg)
     return TrainTransform(
         crop=data.TRAIN_CROP_SIZE,
         jitter_scales=tuple(data.TRAIN_JITTER_SCALES),
@@ -226,3 +229,40 @@ def _build_train_transform(cfg: CfgNode) -> TrainTransform:
         rand_augment=rand_augment,
         erase=erase,
     )
+
+
+def _build_augmentations(cfg: CfgNode) -> tuple[RandAugment | None, RandomErasing | None]:
+    data, aug = cfg.DATA, cfg.AUG
+    rand_augment = erase = None
+    if aug.ENABLE and aug.AA_TYPE:
+        rand_augment = RandAugment.parse(aug.AA_TYPE, aug.INTERPOLATION)
+    if aug.ENABLE and aug.RE_PROB > 0:
+        erase = RandomErasing(aug.RE_PROB, aug.RE_MODE, aug.RE_COUNT, tuple(data.MEAN), tuple(data.STD))
+    return rand_augment, erase
+
+
+def _build_image_dataset(cfg: CfgNode, spec: DatasetSpec, split: Split) -> ImageDataset:
+    data = cfg.DATA
+    assert spec.list_file
+    folder = spec.list_file.format(spec.test_split if split == "test" else split)
+    manifest = load_image_folder(data.PATH_TO_DATA_DIR, folder, num_classes=cfg.MODEL.NUM_CLASSES)
+    common = {"seed": cfg.RNG_SEED, "reverse_channels": data.REVERSE_INPUT_CHANNEL}
+    if split != "train":
+        crop = data.TEST_CROP_SIZE
+        return ImageDataset(manifest, **common, scale=int(256 / 224 * crop), crop=crop)
+    if not data.TRAIN_JITTER_SCALES_RELATIVE:
+        raise ValueError(
+            "images are trained on random resized crops: set DATA.TRAIN_JITTER_SCALES_RELATIVE, such as [0.08, 1.0], "
+            "and DATA.TRAIN_JITTER_ASPECT_RELATIVE, such as [0.75, 1.3333]"
+        )
+    rand_augment, erase = _build_augmentations(cfg)
+    transform = ImageTransform(
+        crop=data.TRAIN_CROP_SIZE,
+        area_range=tuple(data.TRAIN_JITTER_SCALES_RELATIVE),
+        aspect_range=tuple(data.TRAIN_JITTER_ASPECT_RELATIVE),
+        flip=data.RANDOM_FLIP,
+        rand_augment=rand_augment,
+        erase=erase,
+    )
+    copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
+    return ImageDataset(manifest, **common, transform=transform, num_copies=copies)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of the clips of a batch (Zhang et al., 2018; Yun et al., 2019), with timm's choices."""
+"""Mixup and CutMix of the clips or images of a batch (Zhang et al., 2018; Yun et al., 2019), with timm's choices."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class MixUp:
         """Mix one batch.
 
         Args:
-            video: (B, C, T, H, W), floating point and normalized; it is left as it is.
+            video: (B, C, T, H, W), or images (B, C, H, W), floating point and normalized; it is left as it is.
             label: (B,) classes.
             rng: source of the draws; every process of a training takes its own.
 

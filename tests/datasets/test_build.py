@@ -10,6 +10,7 @@ from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.manifest import ManifestError
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing
+from slowfast.datasets.video import VideoDataset
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,7 @@ def test_augmentation_follows_the_configuration(make_cfg):
 def test_the_short_side_of_a_test(make_cfg, name, crops, scale):
     cfg = make_cfg("TEST.DATASET", name, "TEST.NUM_SPATIAL_CROPS", crops, "DATA.TRAIN_JITTER_SCALES", [64, 80])
     dataset = build_dataset(cfg, "test")
+    assert isinstance(dataset, VideoDataset)
     assert (dataset.scale, dataset.crop, dataset.num_crops) == (scale, 48, crops)
     assert dataset.sampling == ("dense" if name == "kinetics" else "sparse")
     assert build_dataset(make_cfg("TEST.DATASET", name, "TEST.NUM_SPATIAL_CROPS", 1), "test").scale == 48
@@ -200,7 +202,7 @@ def test_frame_folder_sets_name_their_lists_by_the_template(make_cfg, tmp_path, 
     for name in ("sth", "hmdb"):
         cfg = make_cfg(*folders, "TRAIN.DATASET", name, "TEST.DATASET", name, "DATA.PATH_LABEL_SEPARATOR", ",")
         dataset = build_dataset(cfg, "test")  # reads the val list
-        assert dataset.colors == "BGR" and dataset.manifest[0].num_frames == 9
+        assert isinstance(dataset, VideoDataset) and dataset.colors == "BGR" and dataset.manifest[0].num_frames == 9
         assert dataset[(0, 0)]["video"].shape == (30, 3, 4, 48, 48)
         assert build_dataset(cfg, "train")[(0, 0)]["label"].tolist() == [2]
 

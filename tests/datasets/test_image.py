@@ -1,0 +1,308 @@
+"""Folders of still images: listing, decoding as Pillow does, augmentation, items and batches like those of videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms.functional import InterpolationMode
+
+from slowfast.config import get_cfg
+from slowfast.config.validate import faults_of
+from slowfast.datasets.build import build_dataset, build_loader
+from slowfast.datasets.image import ImageDataset, ImageTransform, centre_view, load_image_folder, read_image
+from slowfast.datasets.manifest import Manifest, ManifestError
+from slowfast.datasets.mixup import MixUp
+from slowfast.datasets.rand_augment import RandAugment
+from slowfast.datasets.reader import MediaError
+from slowfast.datasets.transforms import RandomErasing
+from slowfast.datasets.video import collate
+from slowfast.utils.rng import rng_for
+
+WHOLE = ImageTransform(32, (1.0, 1.0), (1.0, 1.0), flip=False)
+
+
+def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+    """Smooth colours with sharp edges, (H, W, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    image = cv2.resize(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    image[height // 3 : height // 2, width // 4 :] = rng.integers(0, 256, 3)
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Training: 3 cats, 2 dogs, 1 eel; validation: one each."""
+    for split, counts in (("train", {"dog": 2, "cat": 3, "eel": 1}), ("val", {"cat": 1, "dog": 1, "eel": 1})):
+        for label, (name, count) in enumerate(counts.items()):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                path = tmp_path / split / name / f"{number}.{'JPEG' if number else 'png'}"
+                Image.fromarray(picture(seed=10 * label + number)).save(path)
+    return tmp_path
+
+
+@pytest.fixture
+def broken(folder) -> Path:
+    """The same, with the second cat of the training set cut short and the third one no image."""
+    path = folder / "train/cat/1.JPEG"
+    path.write_bytes(path.read_bytes()[:-200])
+    (folder / "train/cat/2.JPEG").write_text("no image")
+    return folder
+
+
+def test_labels_count_the_sorted_folders(folder):
+    (folder / "train/cat/notes.txt").write_text("no image")
+    (folder / "train/cat/._0.png").write_text("nor is this")
+    (folder / "train/.cache").mkdir()
+    (folder / "train/README").write_text("nor is this a class")
+    manifest = load_image_folder(folder, "train", num_classes=3)
+    assert manifest.class_names == ["cat", "dog", "eel"]
+    assert manifest.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    root = f"{folder}/train"
+    assert [manifest.path(row) for row in range(6)] == [
+        *(f"{root}/cat/0.png", f"{root}/cat/1.JPEG", f"{root}/cat/2.JPEG"),
+        *(f"{root}/dog/0.png", f"{root}/dog/1.JPEG", f"{root}/eel/0.png"),
+    ]
+    assert len(load_image_folder(folder, "val")) == 3
+
+
+def test_a_split_alone_is_enough(folder):
+    (folder / "train").rename(folder / "elsewhere")
+    assert load_image_folder(folder, "val").labels.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["class_names.txt", "LOC_synset_mapping.txt"])
+def test_a_file_gives_the_folders_names(folder, name):
+    (folder / name).write_text("eel Anguilla anguilla\ncat Felis catus, house cat\n\ndog\nfox Vulpes\n")
+    assert load_image_folder(folder, "train").class_names == ["Felis catus, house cat", "dog", "Anguilla anguilla"]
+    (folder / name).write_text("cat Felis catus\neel Anguilla anguilla\n")
+    with pytest.raises(ManifestError, match=rf"{name} names 2 of 3 class folders, not dog"):
+        load_image_folder(folder, "train")
+
+
+def test_what_is_wrong_with_a_folder_is_told(folder, tmp_path):
+    with pytest.raises(ManifestError, match=r"no folder .*/nowhere/train .*DATA\.PATH_TO_DATA_DIR"):
+        load_image_folder(tmp_path / "nowhere", "train")
+    with pytest.raises(ManifestError, match=r"has 3 class folders \(cat, dog, eel\), but MODEL\.NUM_CLASSES is 1000"):
+        load_image_folder(folder, "train", num_classes=1000)
+    (folder / "val/fox").mkdir()
+    for split in ("train", "val"):
+        with pytest.raises(ManifestError, match=r"differ in 1 class folders \(fox\)"):
+            load_image_folder(folder, split)
+    (folder / "train/fox").mkdir()
+    with pytest.raises(ManifestError, match=r"1 of 4 class folders in .*/train hold no images \(fox\)"):
+        load_image_folder(folder, "train")
+    (folder / "empty").mkdir()
+    with pytest.raises(ManifestError, match="empty holds no images"):
+        load_image_folder(folder, "empty")
+
+
+def test_every_kind_of_image_is_read_as_by_pillow(tmp_path):
+    image = Image.fromarray(picture())
+    grey16 = Image.fromarray((np.arange(40 * 56, dtype=np.uint16) * 29).reshape(40, 56))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turned
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    image.convert("L").save(tmp_path / "grey.jpg")
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    image.convert("LA").save(tmp_path / "grey_alpha.png")
+    image.convert("P").save(tmp_path / "palette.png")
+    image.convert("P").save(tmp_path / "transparent.png", transparency=3)
+    image.convert("1").save(tmp_path / "bits.png")
+    grey16.save(tmp_path / "grey16.png")
+    cv2.imwrite(str(tmp_path / "color16.png"), picture().astype(np.uint16) * 257)
+    image.save(tmp_path / "lossy.webp")
+    image.save(tmp_path / "bitmap.bmp")
+    for path in sorted(tmp_path.iterdir()):
+        found = read_image(str(path))
+        assert found.shape == (40, 56, 3) and found.dtype == np.uint8, path
+        with Image.open(path) as expected:
+            assert np.array_equal(found, np.asarray(expected.convert("RGB"))), path
+
+
+def test_what_is_no_image_is_named(tmp_path):
+    image = Image.fromarray(picture(200, 300))
+    image.save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "short.jpg").write_bytes(content[: len(content) // 2])
+    image.save(tmp_path / "whole.png")
+    content = bytearray((tmp_path / "whole.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "flipped.png").write_bytes(content)
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no image")
+    for name in ("short.jpg", "flipped.png", "empty.jpg", "text.jpg", "gone.jpg"):
+        with pytest.raises(MediaError, match="not a readable image") as caught:
+            read_image(str(tmp_path / name))
+        assert caught.value.path == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (300, 300), (90, 131), (257, 1000), (256, 301)])
+@pytest.mark.parametrize(("scale", "crop"), [(256, 224), (182, 160)])
+def test_the_centre_view_is_that_of_torchvision(size, scale, crop):
+    image = picture(*size)
+    reference = transforms.Compose(
+        [transforms.Resize(scale, interpolation=InterpolationMode.BICUBIC), transforms.CenterCrop(crop)]
+    )
+    expected = np.asarray(reference(Image.fromarray(image))).astype(int)
+    assert np.abs(centre_view(image, scale, crop) - expected).max() <= 1
+
+
+def test_a_random_resized_crop_averages_like_pillow():
+    image = picture(200, 300)
+    expected = np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+    wide = ImageTransform(32, (1.0, 1.0), (1.5, 1.5), flip=False)  # the whole image
+    assert np.array_equal(wide(image, rng_for(0)), expected)
+    flipped = [ImageTransform(32, (1.0, 1.0), (1.5, 1.5))(image, rng_for(seed)) for seed in range(200)]
+    count = sum(np.array_equal(view, expected[:, ::-1]) for view in flipped)
+    assert 70 < count < 130 and count + sum(np.array_equal(view, expected) for view in flipped) == 200
+
+
+def test_augmentation_leaves_the_decoded_image_alone():
+    image = picture(100, 80)
+    before = image.copy()
+    transform = ImageTransform(
+        48,
+        (0.08, 1.0),
+        (0.75, 1.3333),
+        rand_augment=RandAugment.parse("rand-m9-mstd0.5-inc1"),
+        erase=RandomErasing(1.0),
+    )
+    views = [transform(image, rng_for(seed)) for seed in range(30)]
+    assert np.array_equal(image, before)
+    assert all(view.shape == (48, 48, 3) and view.dtype == np.uint8 for view in views)
+    assert len({view.tobytes() for view in views}) == 30
+    assert all(np.array_equal(view, transform(image, rng_for(seed))) for seed, view in enumerate(views))
+
+
+def test_items_are_those_of_videos_without_time(folder):
+    manifest = load_image_folder(folder, "train")
+    dataset = ImageDataset(manifest, transform=ImageTransform(32, (0.3, 1.0), (0.75, 1.3333)), num_copies=3)
+    item = dataset[(0, 4)]
+    assert item["video"].shape == (3, 3, 32, 32) and item["video"].dtype == torch.uint8
+    assert item["label"].tolist() == [1] * 3 and item["index"].tolist() == [4] * 3
+    assert item["view"].tolist() == [0, 1, 2] and item["bad"] == [] and len(dataset) == 6
+    assert torch.equal(item["video"], dataset[(0, 4)]["video"])
+    assert len({dataset[(epoch, 4)]["video"][v].numpy().tobytes() for epoch in (0, 1) for v in range(3)}) == 6
+
+    centre = ImageDataset(manifest, scale=36, crop=32)[(7, 4)]
+    expected = centre_view(read_image(manifest.path(4)), 36, 32)
+    assert np.array_equal(centre["video"][0].permute(1, 2, 0).numpy(), expected)
+    reverse = ImageDataset(manifest, scale=36, crop=32, reverse_channels=True)[(0, 4)]
+    assert torch.equal(reverse["video"], centre["video"].flip(1))
+    batch = collate([ImageDataset(manifest, scale=36, crop=32)[(0, index)] for index in range(6)])
+    assert batch["video"].shape == (6, 3, 32, 32) and batch["video"].is_contiguous()
+    assert batch["label"].tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_a_broken_training_image_gives_way_to_another_and_is_reported(broken):
+    dataset = ImageDataset(load_image_folder(broken, "train"), transform=WHOLE)
+    rows = set()
+    for epoch in range(20):
+        item = dataset[(epoch, 1)]
+        row = item["index"].item()
+        assert item["bad"][0][0].endswith("cat/1.JPEG") and "truncated" in item["bad"][0][1]
+        assert item["label"].item() == dataset.manifest.labels[row]
+        assert torch.equal(item["video"], dataset[(epoch, 1)]["video"])
+        assert torch.equal(dataset[(epoch, 1)]["index"], item["index"])
+        rows.add(row)
+    assert rows == {0, 3, 4, 5}
+
+
+def test_training_stops_when_nothing_decodes(tmp_path):
+    dataset = ImageDataset(Manifest([str(tmp_path / f"{n}.jpg") for n in range(3)], [0] * 3), transform=WHOLE)
+    with pytest.raises(MediaError, match="10 images in a row"):
+        dataset[(0, 0)]
+
+
+def test_an_evaluation_never_substitutes(broken):
+    dataset = ImageDataset(load_image_folder(broken, "train"), scale=36, crop=32)
+    item = dataset[(0, 2)]
+    assert item["video"].shape == (0, 3, 32, 32) and item["bad"][0][0].endswith("cat/2.JPEG")
+    batch = collate([dataset[(0, index)] for index in range(6)])
+    assert batch["index"].tolist() == [0, 3, 4, 5] and len(batch["bad"]) == 2
+    assert collate([item])["video"].shape == (0, 3, 32, 32)
+
+
+def test_mixup_takes_images():
+    images, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    for seed in range(6):
+        mix = MixUp(0.8, 1.0, 1.0, 0.5, 0.1, 3)
+        mixed, target = mix(images, labels, np.random.RandomState(seed))
+        as_video, same = mix(images[:, :, None], labels, np.random.RandomState(seed))
+        assert torch.equal(mixed, as_video[:, :, 0]) and torch.equal(target, same) and not torch.equal(mixed, images)
+
+
+@pytest.fixture
+def make_cfg(folder):
+    def make(*overrides):
+        cfg = get_cfg()
+        cfg.merge_from_list(
+            [
+                *("TRAIN.DATASET", "imagenet", "TEST.DATASET", "imagenet", "MODEL.NUM_CLASSES", 3),
+                *("TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 1, "MODEL.MODEL_NAME", "Uniformer_image"),
+                *("DATA.PATH_TO_DATA_DIR", str(folder), "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 28),
+                *("DATA.TRAIN_JITTER_SCALES_RELATIVE", [0.3, 1.0]),
+                *("DATA.TRAIN_JITTER_ASPECT_RELATIVE", [0.75, 1.3333]),
+                *("TRAIN.BATCH_SIZE", 2, "AUG.ENABLE", True, "AUG.NUM_SAMPLE", 3, "DATA_LOADER.NUM_WORKERS", 0),
+                *overrides,
+            ]
+        )
+        cfg.freeze()
+        return cfg
+
+    return make
+
+
+def test_the_configuration_is_followed(make_cfg, folder):
+    dataset = build_dataset(make_cfg("DATA.RANDOM_FLIP", False), "train")
+    assert isinstance(dataset, ImageDataset) and dataset.num_copies == 3
+    assert dataset.transform == ImageTransform(
+        32, (0.3, 1.0), (0.75, 1.3333), False, RandAugment.parse("rand-m9-mstd0.5-inc1"), RandomErasing(0.25)
+    )
+    plain = build_dataset(make_cfg("AUG.ENABLE", False), "train")
+    assert isinstance(plain, ImageDataset) and plain.num_copies == 1
+    assert plain.transform == ImageTransform(32, (0.3, 1.0), (0.75, 1.3333))
+    for size, scale in ((28, 32), (224, 256), (160, 182), (384, 438)):
+        test = build_dataset(make_cfg("DATA.TEST_CROP_SIZE", size), "test")
+        assert isinstance(test, ImageDataset) and (test.scale, test.crop) == (scale, size) and len(test) == 3
+    assert test.manifest.prefix == str(folder / "val")
+    jitter = ("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], "DATA.TRAIN_JITTER_ASPECT_RELATIVE", [])
+    with pytest.raises(ValueError, match=r"random resized crops: set DATA\.TRAIN_JITTER_SCALES_RELATIVE"):
+        build_dataset(make_cfg(*jitter), "train")
+
+
+def test_batches_hold_the_copies_of_their_images(make_cfg):
+    here = list(build_loader(make_cfg(), "train"))
+    assert len(here) == 3
+    for batch, other in zip(here, build_loader(make_cfg("DATA_LOADER.NUM_WORKERS", 1), "train"), strict=True):
+        assert batch["video"].shape == (6, 3, 32, 32) and batch["video"].dtype == torch.uint8
+        assert batch["index"][::3].tolist() == batch["index"][2::3].tolist()
+        assert torch.equal(batch["video"], other["video"]) and torch.equal(batch["label"], other["label"])
+    (batch, last) = build_loader(make_cfg(), "val")
+    assert batch["index"].tolist() == [0, 1] and last["video"].shape == (1, 3, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (("TEST.NUM_ENSEMBLE_VIEWS", 4), "an image has one view"),
+        (("TEST.NUM_SPATIAL_CROPS", 3), "an image has one view"),
+        (("TEST.SHUFFLE_FRAMES", True), "an image has one view"),
+        (("TEST.DATASET", "kinetics"), "need a data set of images"),
+        (("TRAIN.DATASET", "kinetics"), "need a data set of images"),
+        (("MODEL.MODEL_NAME", "Uniformer"), "need a data set of images"),
+        (("UNIFORMER.LAYER_SCALE", [0.1]), "0 or 4 entries"),
+    ],
+)
+def test_settings_that_images_do_not_have_are_refused(make_cfg, overrides, fault):
+    defaults = ("UNIFORMER.LAYER_SCALE", [0.0, 0.0, 1e-6, 1e-6])
+    assert not list(faults_of(make_cfg("NUM_GPUS", 0, "SOLVER.BASE_LR", 0.1, *defaults)))
+    assert any(fault in message for _, message in faults_of(make_cfg("NUM_GPUS", 0, *overrides)))
