@@ -1,0 +1,197 @@
+"""Does every file decode? A report, a list of those that do not, and lists without them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import av
+from tqdm import tqdm
+
+from slowfast.datasets.killable import Failure, run_killable
+from slowfast.datasets.lists import image_template
+from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.utils.io import write_text
+
+REPORT, QUARANTINE = "report.csv", "quarantine.txt"
+
+
+@dataclass(frozen=True)
+class Media:
+    """A file or frame folder to look at.
+
+    Args:
+        path: as lists name it, below the folder of the videos.
+        num_frames: images of a frame folder, if a list tells.
+    """
+
+    path: str
+    num_frames: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the report.
+
+    Args:
+        path: as lists name it.
+        ok: whether the two ends and the middle decode: 1 or 0.
+        reason: why not.
+        frames: of the video, as the reader counts them.
+        width: of the decoded frames, pixels.
+        height: of the decoded frames, pixels.
+        fps: average frame rate of the file.
+        codec: of the file; "images" for a folder.
+        seconds: duration.
+        size: bytes.
+        modified: time of the last change, nanoseconds; with the size it tells whether the row still holds.
+    """
+
+    path: str
+    ok: int
+    reason: str = ""
+    frames: int | str = ""
+    width: int | str = ""
+    height: int | str = ""
+    fps: float | str = ""
+    codec: str = ""
+    seconds: float | str = ""
+    size: str = ""
+    modified: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def check_media(
+    videos: str | Path,
+    media: Iterable[Media],
+    out: str | Path,
+    *,
+    workers: int,
+    timeout: float = 60,
+    recheck: bool = False,
+) -> list[Row]:
+    """Decode the first, middle and last frame of every file; write `out`/report.csv and `out`/quarantine.txt.
+
+    The report grows as files are done. A call that was interrupted goes on where it was, and files that have not
+    changed since they were checked are not decoded again.
+
+    Args:
+        videos: folder that the paths start from.
+        media: what to look at.
+        out: folder of the report.
+        workers: processes.
+        timeout: seconds for one file, after which its process is killed.
+        recheck: decode the files again that were found bad.
+
+    Returns:
+        The rows of `media`, sorted by path.
+
+    Raises:
+        ValueError: `out` holds a report.csv of something else.
+    """
+    videos, out = Path(videos), Path(out)
+    wanted = {item.path: item for item in media}
+    rows = {
+        row.path: row
+        for row in _read_report(out / REPORT)
+        if row.path in wanted and (row.ok or not recheck) and (row.size, row.modified) == _state(videos / row.path)
+    }
+    todo = [item for path, item in wanted.items() if path not in rows]
+    bad = sum(not row.ok for row in rows.values())
+    outcomes = run_killable(partial(_look, str(videos)), todo, workers=workers, timeout=timeout)
+    bar = tqdm(total=len(wanted), initial=len(rows), desc="check", unit="file", disable=None)
+    out.mkdir(parents=True, exist_ok=True)
+    with bar, closing(outcomes), _text_file(out / REPORT, "a") as file:  # pyright: ignore[reportArgumentType]
+        if not file.tell():
+            file.write(",".join(COLUMNS) + "\n")
+        for item, row in outcomes:
+            if isinstance(row, Failure):
+                row = Row(item.path, 0, row.reason)
+            size, modified = _state(videos / item.path)
+            row = replace(row, reason=" ".join(row.reason.split()), size=size, modified=modified)
+            file.write(_line(row))
+            file.flush()
+            rows[item.path] = row
+            bad += not row.ok
+            bar.set_postfix(bad=bad, refresh=False)
+            bar.update()
+    found = [rows[path] for path in sorted(rows)]
+    write_text(out / REPORT, ",".join(COLUMNS) + "\n" + "".join(map(_line, found)))
+    write_text(out / QUARANTINE, "".join(f"{row.path}\n" for row in found if not row.ok))
+    return found
+
+
+def _look(videos: str, item: Media) -> Row:
+    """Decode the ends and the middle of one file; runs in a process of its own."""
+    path = os.path.join(videos, item.path)
+    length = 0
+
+    def choose(number: int) -> list[int]:
+        nonlocal length
+        length = number
+        return [0, number // 2, number - 1]
+
+    try:
+        template = image_template(Path(path)) if os.path.isdir(path) else ""
+        frames = read_frames(path, choose, num_frames=item.num_frames, image_template=template)
+    except MediaError as error:
+        return Row(item.path, 0, error.reason or str(error))
+    height, width = frames.shape[1:3]
+    row = Row(item.path, 1, frames=length, width=width, height=height, codec="images")
+    if os.path.isdir(path):
+        return row
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            rate, seconds = stream.average_rate, container.duration
+            return replace(
+                row,
+                codec=stream.codec_context.name,
+                fps=round(float(rate), 3) if rate else "",
+                seconds=round(seconds / av.time_base, 3) if seconds else "",
+            )
+    except (av.FFmpegError, IndexError):  # frames were decoded: what the header lacks is no fault of the file
+        return replace(row, codec="")
+
+
+def _state(path: Path) -> tuple[str, str]:
+    """Size and time of the last change, as the report has them; blank if there is no such file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "", ""
+    return str(stat.st_size), str(stat.st_mtime_ns)
+
+
+def _text_file(path: Path, mode: str) -> IO[str]:
+    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _line(row: Row) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(asdict(row).values())
+    return text.getvalue()
+
+
+def _read_report(path: Path) -> list[Row]:
+    """The rows of an earlier call; a last line that a killed call left unfinished is cut off the file."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        path.write_bytes(whole)
+    with _text_file(path, "r") as file:
+        lines = list(csv.reader(file))
+    if lines and lines[0] != list(COLUMNS):
+        raise ValueError(f"{path} is not a report of this command: choose another folder, or remove it")
+    return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:] if len(line) == len(COLUMNS)]

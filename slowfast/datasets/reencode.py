@@ -1,0 +1,241 @@
+"""Smaller copies of videos that decode fast: short side, distance of key frames, nothing else changes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import av
+from av.filter import Graph
+from tqdm import tqdm
+
+from slowfast.datasets.killable import Failure, run_killable
+from slowfast.datasets.reader import read_frames
+from slowfast.utils.io import write_text
+from slowfast.utils.rng import rng_for
+
+SETTINGS, BROKEN = "reencode.json", "broken.csv"
+ACCESS_FRAMES = 16
+MIN_SHARE = 0.9  # of the duration that the header promises; headers are often a little wrong
+UPRIGHT = {90: ("transpose", "cclock"), 180: ("rotate", "PI"), 270: ("transpose", "clock")}  # degrees of av's rotation
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to encode, by H.264 (libx264).
+
+    Args:
+        short_side: pixels; smaller videos keep their size (but for an odd pixel, which H.264 cannot have).
+        key_frames: largest distance between key frames, in frames: at most so many are decoded to reach one.
+        crf: constant rate factor; 18 can hardly be told from the original, 23 is the encoder's default.
+        preset: of the encoder: slower ones make smaller files.
+    """
+
+    short_side: int = 320
+    key_frames: int = 16
+    crf: int = 20
+    preset: str = "fast"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of `reencode` did.
+
+    Args:
+        done: files of `out` that are whole.
+        broken: path -> reason, of inputs that were skipped.
+        bytes_before: size of the inputs of `done`.
+        bytes_after: size of `done`.
+    """
+
+    done: list[str]
+    broken: dict[str, str]
+    bytes_before: int
+    bytes_after: int
+
+
+def reencode(
+    videos: str | Path,
+    paths: Sequence[str],
+    out: str | Path,
+    settings: Settings,
+    *,
+    workers: int,
+    timeout: float = 3600,
+) -> Outcome:
+    """Encode every file anew under the same path below `out`, so that lists stay valid; it is MP4 whatever the suffix.
+
+    Frames and the distances of their times stay, the first time becomes 0; sound and other streams are dropped; a
+    rotation in the header is applied. A file appears whole or not at all, and is not made again while its source is
+    older, so an interrupted call goes on where it was. Sources that do not decode to the end go to `out`/broken.csv.
+
+    Args:
+        videos: folder that the paths start from.
+        paths: of the videos.
+        out: folder of the copies.
+        settings: of all files of that folder.
+        workers: processes.
+        timeout: seconds for one file, after which its process is killed.
+
+    Raises:
+        ValueError: `out` lies in `videos` or the other way round, or holds copies made with other settings.
+    """
+    videos, out = Path(videos), Path(out)
+    here, there = videos.resolve(), out.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise ValueError(f"--out {out} and {videos} lie in one another: choose a folder beside it")
+    note = out / SETTINGS
+    before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else asdict(settings)
+    if before != asdict(settings):
+        raise ValueError(f"{out} holds copies made with {before}, not {asdict(settings)}: choose another folder")
+    write_text(note, json.dumps(asdict(settings)) + "\n")
+
+    todo = [path for path in paths if not _is_newer(out / path, videos / path)]
+    broken: dict[str, str] = {}
+    outcomes = run_killable(partial(_encode, str(videos), str(out), settings), todo, workers=workers, timeout=timeout)
+    bar = tqdm(total=len(paths), initial=len(paths) - len(todo), desc="reencode", unit="file", disable=None)
+    with bar, closing(outcomes):  # pyright: ignore[reportArgumentType]
+        for path, outcome in outcomes:
+            if isinstance(outcome, Failure):
+                broken[path] = " ".join(outcome.reason.split())
+                _part(out / path).unlink(missing_ok=True)
+            bar.set_postfix(broken=len(broken), refresh=False)
+            bar.update()
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *sorted(broken.items())])
+    write_text(out / BROKEN, table.getvalue())
+    done = [path for path in paths if path not in broken]
+    sizes = [sum(os.path.getsize(folder / path) for path in done) for folder in (videos, out)]
+    return Outcome(done, broken, *sizes)
+
+
+def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats: int = 3) -> list[float]:
+    """Milliseconds to open a video and decode 16 frames at random places, on one core: the median of each folder.
+
+    The folders take turns, file by file, so that they meet the same conditions.
+    """
+    tasks = [(str(folder), path, turn) for turn in range(repeats) for path in paths for folder in folders]
+    times: dict[tuple[str, str], list[float]] = {}
+    outcomes = run_killable(_time_access, tasks, workers=1, timeout=60)
+    with closing(outcomes), tqdm(total=len(tasks), desc="measure", unit="file", disable=None) as bar:  # pyright: ignore[reportArgumentType]
+        for (folder, path, _), seconds in outcomes:
+            if not isinstance(seconds, Failure):
+                times.setdefault((folder, path), []).append(seconds)
+            bar.update()
+    whole = [path for path in paths if all((str(folder), path) in times for folder in folders)]
+    if not whole:
+        return []
+    return [1000 * median(median(times[str(folder), path]) for path in whole) for folder in folders]
+
+
+def _time_access(task: tuple[str, str, int]) -> float:
+    folder, path, turn = task
+
+    def choose(length: int) -> list[int]:
+        return sorted(rng_for(turn, path).integers(length, size=ACCESS_FRAMES).tolist())
+
+    start = perf_counter()
+    read_frames(os.path.join(folder, path), choose)
+    return perf_counter() - start
+
+
+def _is_newer(copy: Path, source: Path) -> bool:
+    return copy.exists() and copy.stat().st_mtime_ns >= source.stat().st_mtime_ns
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f".{target.name}.part")
+
+
+def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
+    """Encode one file; runs in a process of its own."""
+    source, target = Path(videos, path), Path(out, path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _part(target)
+    try:
+        _transcode(source, str(part), settings)
+        part.replace(target)
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"it does not decode to the end ({error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _transcode(source: Path, target: str, settings: Settings) -> None:
+    with (
+        av.open(str(source)) as reader,
+        av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as writer,
+    ):
+        video = reader.streams.video[0]
+        time_base = video.time_base or Fraction(1, 90000)
+        rate = video.average_rate or Fraction(25)
+        graph: Graph | None = None
+        stream: Any = None
+        first: int | None = None
+        last = -1
+        count = 0
+        for frame in reader.decode(video):
+            if graph is None:
+                graph = _graph(frame, video, time_base, settings.short_side)
+            # some containers have no times
+            time = frame.pts if frame.pts is not None else round(count / rate / time_base)
+            first = time if first is None else first
+            frame.pts = last = max(time - first, last + 1)
+            frame.time_base = time_base
+            graph.push(frame)
+            image: Any = graph.pull()
+            if stream is None:
+                stream = _add_stream(writer, image, rate, time_base, settings)
+            image.pict_type = 0  # where the source had key frames does not matter
+            writer.mux(stream.encode(image))
+            count += 1
+        whole = reader.duration / av.time_base if reader.duration and len(reader.streams) == 1 else 0.0
+        promised = float(video.duration * time_base) if video.duration else whole
+        end = float((last + 1) * time_base + 1 / rate)
+        if not count or end < MIN_SHARE * promised:
+            raise ValueError(f"it ends after {count} frames, {end if count else 0:.2f} of {promised:.2f} s")
+        writer.mux(stream.encode())
+
+
+def _graph(frame: av.VideoFrame, video: Any, time_base: Fraction, short_side: int) -> Graph:
+    """Upright, at most `short_side` pixels on the shorter side, even sides, 8-bit 4:2:0."""
+    graph = Graph()
+    nodes = [graph.add_buffer(template=video, time_base=time_base)]
+    rotation = frame.rotation % 360
+    height, width = frame.height, frame.width
+    if rotation in UPRIGHT:
+        nodes.append(graph.add(*UPRIGHT[rotation]))
+        if rotation != 180:
+            height, width = width, height
+    scale = min(1.0, short_side / min(height, width))
+    sides = [max(2, round(side * scale / 2) * 2) for side in (width, height)]
+    if sides != [width, height]:
+        nodes.append(graph.add("scale", f"{sides[0]}:{sides[1]}:flags=area"))
+    nodes.append(graph.add("format", "yuv420p"))
+    nodes.append(graph.add("buffersink"))
+    graph.link_nodes(*nodes).configure()
+    return graph
+
+
+def _add_stream(writer: Any, image: Any, rate: Fraction, time_base: Fraction, settings: Settings) -> Any:
+    stream = writer.add_stream("libx264", rate=rate)
+    stream.width, stream.height, stream.pix_fmt = image.width, image.height, "yuv420p"
+    stream.time_base = stream.codec_context.time_base = time_base
+    for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
+        setattr(stream.codec_context, name, getattr(image, name))
+    # Without B-frames a frame is reached through those before it only. One thread: the processes fill the cores.
+    stream.options = {
+        "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames), "bf": "0", "threads": "1",
+    }  # fmt: skip
+    return stream

@@ -1,0 +1,188 @@
+"""Copies that decode fast: the same pictures at the same times, smaller, and only whole ones."""
+
+from __future__ import annotations
+
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from slowfast.datasets.manifest import load_manifest
+from slowfast.datasets.reader import read_frames
+from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
+
+
+def write(
+    path: Path,
+    *,
+    size: tuple[int, int] = (64, 48),
+    times: list[int] | None = None,
+    pix_fmt: str = "yuv420p",
+    codec: str = "libx264",
+    rotation: int = 0,
+    audio: bool = False,
+) -> Path:
+    """30 frames whose upper left quarter is red and whose brightness grows, at `times` in units of 1/100 s."""
+    width, height = size
+    times = times or [4 * t for t in range(30)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    base = Fraction(1, 25 if codec == "mpeg4" else 100)
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, pix_fmt, 3_000_000
+        stream.time_base = stream.codec_context.time_base = base
+        stream.options = {"g": "250", "bf": "0", "sc_threshold": "0"} if codec == "libx264" else {}
+        sound = container.add_stream("aac", rate=8000) if audio else None
+        for t, time in enumerate(times):
+            image = np.full((height, width, 3), 20 + 6 * t, np.uint8)
+            image[: height // 2, : width // 2] = (220, 0, 0)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
+            frame.pts, frame.time_base = int(time * base.denominator) // 100, base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound is not None:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 8000
+            container.mux(sound.encode(silence))
+            container.mux(sound.encode(None))
+    if rotation:
+        data = bytearray(path.read_bytes())
+        cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[rotation]
+        matrix = np.array([cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()
+        place = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes
+        data[place : place + 36] = matrix
+        path.write_bytes(data)
+    return path
+
+
+def frames_of(path: Path) -> tuple[list[float], np.ndarray, av.VideoStream]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        return (
+            [float(frame.time or 0) for frame in frames],
+            np.stack([f.to_ndarray(format="rgb24") for f in frames]),
+            stream,
+        )
+
+
+def key_frames(path: Path) -> list[int]:
+    with av.open(str(path)) as container:
+        return [number for number, packet in enumerate(container.demux(video=0)) if packet.is_keyframe]
+
+
+def copy(path: Path, out: Path, **settings) -> Path:
+    done = reencode(path.parent, [path.name], out, Settings(**settings), workers=1, timeout=60)
+    assert done.done == [path.name] and not done.broken
+    return out / path.name
+
+
+def test_pictures_times_and_sizes(tmp_path):
+    source = write(tmp_path / "in/a.mp4", size=(160, 120), audio=True)
+    target = copy(source, tmp_path / "out", short_side=60, key_frames=5)
+    (before, pictures, _), (after, small, stream) = frames_of(source), frames_of(target)
+    assert after == pytest.approx(before, abs=1e-6) and small.shape == (30, 60, 80, 3)
+    assert stream.codec_context.name == "h264" and stream.average_rate == 25
+    assert np.abs(small[:, 45, 60].astype(int) - pictures[:, 90, 120]).max() <= 3
+    assert np.abs(small[:, 15, 20].astype(int) - pictures[:, 30, 40]).max() <= 6
+    places = key_frames(target)
+    assert max(np.diff([*places, 30])) <= 5 and len(key_frames(source)) == 1
+    with av.open(str(target)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+
+
+def test_nothing_is_enlarged(tmp_path):
+    assert frames_of(copy(write(tmp_path / "in/a.mp4"), tmp_path / "out", short_side=320))[1].shape[1:3] == (48, 64)
+
+
+@pytest.mark.parametrize(("size", "pix_fmt"), [((75, 51), "yuv444p"), ((64, 48), "yuv420p10le"), ((64, 48), "gray")])
+def test_odd_sizes_and_formats(tmp_path, size, pix_fmt):
+    target = copy(write(tmp_path / "in/a.mp4", size=size, pix_fmt=pix_fmt), tmp_path / "out")
+    times, pictures, stream = frames_of(target)
+    assert len(times) == 30 and stream.pix_fmt == "yuv420p"
+    assert pictures.shape[1:3] == (size[1] // 2 * 2, size[0] // 2 * 2) or pictures.shape[1:3] == (52, 76)
+    assert abs(int(pictures[20, -6, -6].mean()) - 140) <= 4
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_rotation_is_applied(tmp_path, rotation):
+    source = write(tmp_path / "in/a.mp4", rotation=rotation)
+    with av.open(str(source)) as container:
+        frame = next(container.decode(video=0))
+        assert frame.rotation % 180 == rotation % 180
+        upright = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    pictures = frames_of(copy(source, tmp_path / "out"))[1]
+    assert pictures[0].shape == upright.shape
+    assert np.abs(pictures[0].astype(int) - upright).mean() < 6
+    with av.open(str(tmp_path / "out/a.mp4")) as container:
+        assert next(container.decode(video=0)).rotation == 0
+
+
+def test_times_of_a_variable_frame_rate_are_kept(tmp_path):
+    times = np.cumsum([7, 3, 3, 10, 1] * 6).tolist()  # the first one is not zero
+    source = write(tmp_path / "in/a.mkv", times=times)
+    after, pictures, _ = frames_of(copy(source, tmp_path / "out"))
+    assert len(pictures) == 30
+    assert after == pytest.approx([(time - times[0]) / 100 for time in times], abs=0.0011)  # mkv counts milliseconds
+
+
+def test_lists_stay_valid_whatever_the_suffix(tmp_path):
+    for name, codec in (("x/a b.mp4", "libx264"), ("é/c.webm", "libvpx"), ("d.avi", "mpeg4")):
+        write(tmp_path / "in" / name, codec=codec)
+    (tmp_path / "train.csv").write_text("x/a b.mp4 0\né/c.webm 1\nd.avi 2\n")
+    manifest = load_manifest(tmp_path / "train.csv")
+    paths = [sample.path for sample in manifest]
+    outcome = reencode(tmp_path / "in", paths, tmp_path / "out", Settings(), workers=2, timeout=60)
+    assert outcome.done == paths and outcome.bytes_after < outcome.bytes_before
+    for path in paths:
+        frames = read_frames(str(tmp_path / "out" / path), lambda length: [0, length - 1])
+        assert frames.shape == (2, 48, 64, 3)
+    before, after = access_times([tmp_path / "in", tmp_path / "out"], paths, repeats=1)
+    assert before > 0 and after > 0
+
+
+def test_broken_inputs_are_listed_and_whole_ones_are_not_made_again(tmp_path):
+    source = write(tmp_path / "in/a.mp4")
+    content = source.read_bytes()
+    start = content.index(b"mdat")
+    (tmp_path / "in/torn.mp4").write_bytes(content[: len(content) // 2])
+    (tmp_path / "in/noise.mp4").write_bytes(content[: start + 40] + os.urandom(len(content) - start - 40))
+    (tmp_path / "in/empty.mp4").write_bytes(b"")
+    os.mkfifo(tmp_path / "in/pipe.mp4")
+    matroska = write(tmp_path / "in/short.mkv").read_bytes()
+    (tmp_path / "in/short.mkv").write_bytes(matroska[: len(matroska) // 2])
+    paths = ["a.mp4", "torn.mp4", "short.mkv", "noise.mp4", "empty.mp4", "pipe.mp4"]
+    outcome = reencode(tmp_path / "in", paths, tmp_path / "out", Settings(), workers=2, timeout=5)
+    assert outcome.done == ["a.mp4"] and set(outcome.broken) == set(paths[1:])
+    assert outcome.broken["torn.mp4"].startswith("it does not decode to the end")
+    assert " of 1.20 s" in outcome.broken["short.mkv"]
+    assert outcome.broken["pipe.mp4"] == "timed out after 5 s"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", BROKEN, "reencode.json"]
+    assert len((tmp_path / "out" / BROKEN).read_text().splitlines()) == 6
+
+    made = (tmp_path / "out/a.mp4").stat().st_mtime_ns
+    write(tmp_path / "in/torn.mp4")  # fetched again
+    (tmp_path / "out/.torn.mp4.part").write_bytes(b"of a killed call")
+    outcome = reencode(tmp_path / "in", ["a.mp4", "torn.mp4"], tmp_path / "out", Settings(), workers=1, timeout=30)
+    assert outcome.done == ["a.mp4", "torn.mp4"] and not (tmp_path / "out/.torn.mp4.part").exists()
+    assert (tmp_path / "out/a.mp4").stat().st_mtime_ns == made
+    os.utime(source)
+    reencode(tmp_path / "in", ["a.mp4"], tmp_path / "out", Settings(), workers=1, timeout=30)
+    assert (tmp_path / "out/a.mp4").stat().st_mtime_ns > made  # its source has changed
+
+
+def test_a_folder_belongs_to_one_setting_and_is_never_the_source(tmp_path):
+    source = write(tmp_path / "in/a.mp4")
+    copy(source, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds copies made with"):
+        reencode(source.parent, ["a.mp4"], tmp_path / "out", Settings(crf=30), workers=1)
+    for out in (source.parent, source.parent / "small", tmp_path):
+        with pytest.raises(ValueError, match="lie in one another"):
+            reencode(source.parent, ["a.mp4"], out, Settings(), workers=1)
+    assert json.loads((tmp_path / "out/reencode.json").read_text())["crf"] == 20

@@ -1,0 +1,166 @@
+"""The commands in real processes: exit codes, what they print, and what a killed one leaves."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import prepare_data
+import pytest
+from make_demo_data import write_video
+
+from slowfast.config import load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(*arguments: object, cwd: Path) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "tools/prepare_data.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Call the command in `folder`, in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])
+        try:
+            code = prepare_data.main()
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """`videos` with three classes of five, and one file that is torn."""
+    folder = tmp_path_factory.mktemp("prepare")
+    for label, name in enumerate(("left", "right", "up é")):
+        (folder / "videos" / name).mkdir(parents=True)
+        for i in range(5):
+            write_video(folder / "videos" / name / f"clip {i}.mp4", seed=0, split="train", index=8 * i + label)
+    torn = folder / "videos/left/torn.mp4"
+    torn.write_bytes((folder / "videos/left/clip 0.mp4").read_bytes()[:2000])
+    return folder
+
+
+def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
+    lists = tmp_path / "lists"
+    process = start("lists", "videos", "--out", lists, cwd=folder)
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert "15 with blanks in the name, kept" in out and "wrote train.csv, val.csv, test.csv, class_names.txt" in out
+    cfg = load_config(lists / "config.yaml")
+    assert cfg.MODEL.NUM_CLASSES == 3 and cfg.UNIFORMER.PRETRAIN_NAME == "uniformer_small_k400_16x4"
+    assert (str(lists), str(folder / "videos")) == (cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.PATH_PREFIX)
+
+    code, out, err = run("check", "videos", "--lists", lists, "--clean", tmp_path / "clean")
+    assert (code, err) == (1, "")
+    assert "left/torn.mp4: " in out and "1 of 16 files are bad" in out
+    rows = [(tmp_path / name / f"{s}.csv").read_text() for name in ("lists", "clean") for s in ("train", "val", "test")]
+    assert sum(text.count("torn.mp4") for text in rows[:3]) == 1 and "torn.mp4" not in "".join(rows[3:])
+    assert sum(text.count("\n") for text in rows[3:]) == 15
+    assert (tmp_path / "clean/class_names.txt").read_text() == "left\nright\nup é\n"
+    code, out, _ = run("check", "videos", "--lists", tmp_path / "clean")
+    assert code == 0 and "0 of 15 files are bad" in out
+
+    code, out, err = run("lists", "videos", "--out", lists, "--seed", 5)
+    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and "--overwrite" in err
+    code, out, _ = run("lists", "videos", "--out", lists)
+    assert code == 0 and "3 classes; unchanged" in out
+
+
+def test_a_killed_check_goes_on(run, folder, tmp_path):
+    """It is killed when at least one row is written; the next call decodes the others only."""
+    process = start("check", "videos", "--out", tmp_path, "--workers", 1, cwd=folder)
+    report = tmp_path / "report.csv"
+    while not (report.exists() and report.read_text().count("\n") > 2):
+        assert process.poll() is None or report.exists()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    done = report.read_text()
+    done = done[: done.rfind("\n") + 1].replace(",h264,", ",seen before,")
+    report.write_text(done + "torn li")
+    code, out, _ = run("check", "videos", "--out", tmp_path)
+    assert code == 1 and "1 of 16 files are bad" in out
+    with open(report, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16 and sum(row["codec"] == "seen before" for row in rows) == done.count("seen before") > 0
+
+
+def test_small_copies(run, folder, tmp_path):
+    arguments = ("reencode", "videos", "--out", tmp_path / "small", "--short-side", 48, "--measure", 2)
+    code, out, err = run(*arguments)
+    assert (code, err) == (1, "")
+    assert "left/torn.mp4: " in out and "15 copies in" in out and "; 1 broken" in out
+    assert "16 random frames: " in out and "MB before" in out
+    copies = {path.relative_to(tmp_path / "small").as_posix() for path in (tmp_path / "small").rglob("*.mp4")}
+    originals = {path.relative_to(folder / "videos").as_posix() for path in (folder / "videos").rglob("*.mp4")}
+    assert copies == originals - {"left/torn.mp4"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "small").rglob("*.mp4")}
+    assert run(*arguments)[0] == 1
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "small").rglob("*.mp4")} == before
+    code, _, err = run(*arguments, "--crf", 30)
+    assert code == 2 and "holds copies made with" in err
+
+
+def test_official_annotations(run, folder, tmp_path):
+    for split, numbers in (("train", "012"), ("test", "34")):
+        (tmp_path / f"{split}list01.txt").write_text(
+            "".join(f"left/clip_{n}.avi 1\nright/clip_{n}.avi 2\n" for n in numbers)
+        )
+    (tmp_path / "classInd.txt").write_text("1 left\n2 right\n")
+    arguments = ("lists", "videos", "--dataset", "ucf101", "--annotations", tmp_path, "--out", tmp_path / "lists")
+    code, _, err = run(*arguments)
+    assert code == 2 and "names 2 classes, but UCF101 has 101" in err
+    code, _, err = run(*arguments, "--subset")
+    assert code == 2 and "none of the videos" in err and "'left/clip_0.avi'" in err
+    for path in tmp_path.glob("*list01.txt"):
+        path.write_text(path.read_text().replace("_", "-"))
+    for label in ("left", "right"):
+        for n in range(5):
+            (tmp_path / "linked" / label).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "linked" / label / f"clip-{n}.mp4").symlink_to(folder / f"videos/{label}/clip {n}.mp4")
+    code, out, err = run("lists", tmp_path / "linked", *arguments[2:], "--subset")
+    assert (code, err) == (0, "") and "train: 6 videos, 3 to 3 a class" in out
+    assert (tmp_path / "lists/val.csv").read_text() == "".join(
+        f"{label}/clip-{n}.mp4 {k}\n" for k, label in enumerate(("left", "right")) for n in "34"
+    )
+    assert not (tmp_path / "lists/config.yaml").exists()  # its recipe is in exp/
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("lists", "nowhere", "--out", "o"), "error: no folder nowhere"),
+        (("lists", "videos", "--out", "o", "--val-share", "1"), "error: --val-share 1.0 and --test-share"),
+        (("lists", "videos", "--out", "o", "--dataset", "k400"), "error: --dataset k400 needs --annotations"),
+        (("lists", "videos", "--out", "o", "--dataset", "mit", "--annotations", "."), "error: the annotations of Mom"),
+        (("lists", "videos", "--out", "o", "--dataset", "imagenet"), "error: the annotations of ImageNet-1K cannot be"),
+        (("lists", "videos", "--out", "o", "--annotations", "."), "error: --annotations . needs --dataset"),
+        (("lists", "videos", "--out", "o", "--class-names", "no.txt"), "error: --class-names no.txt cannot be read"),
+        (("lists", "videos", "--out", "o", "--group", "("), "error: --group ( is no regular expression"),
+        (("check", "videos"), "error: --out is needed"),
+        (("check", "videos", "--out", "o", "--clean", "p"), "error: --clean p needs --lists"),
+        (("check", "videos", "--lists", "videos"), "error: no lists in videos"),
+        (("check", "videos", "--out", "o", "--workers", "0"), "--workers 0 has to be at least 1"),
+        (("reencode", "videos", "--out", "videos/small"), "error: --out videos/small and videos lie in one another"),
+        (("reencode", "videos", "--out", "o", "--crf", "60"), "--crf 60 is out of range"),
+    ],
+)  # fmt: skip
+def test_faults_end_in_one_line(run, folder, arguments, message):
+    code, _, err = run(*arguments)
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (folder / "o").exists()

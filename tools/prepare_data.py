@@ -1,0 +1,309 @@
+"""From videos to lists, checked and quick to decode: lists, check, reencode; docs writes the table of DATASET.md.
+
+python tools/prepare_data.py lists my/videos --out data/mine
+python tools/prepare_data.py lists /data/k400 --dataset k400 --annotations k400/annotations --out /data/k400
+python tools/prepare_data.py check my/videos --lists data/mine --clean data/mine
+python tools/prepare_data.py reencode my/videos --out my/small_videos
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from html import escape
+from pathlib import Path
+
+from slowfast.datasets.annotations import lists_from_annotations
+from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
+from slowfast.datasets.check import QUARANTINE, REPORT, Media, check_media
+from slowfast.datasets.lists import (
+    count_rows,
+    describe,
+    filter_list,
+    find_media,
+    lists_from_folders,
+    write_lists,
+    write_unlabelled,
+)
+from slowfast.datasets.manifest import load_manifest
+from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
+from slowfast.utils.io import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "exp" / "finetune" / "config.yaml"
+MARK = "<!-- Written by tools/prepare_data.py docs, up to the next mark. -->"
+END = "<!-- End of what tools/prepare_data.py wrote. -->"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; `run` of the result is the function of the sub-command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    one = commands.add_parser("lists", help="write train, val and test lists and class names")
+    one.set_defaults(run=make_lists)
+    one.add_argument("videos", help="folder of the videos; without annotations one folder a class")
+    one.add_argument("--out", required=True, help="folder of the lists")
+    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help=f"{', '.join(DATASETS)}")
+    one.add_argument("--annotations", help="folder (or file) of the data set's own annotations")
+    one.add_argument("--fold", type=int, choices=(1, 2, 3), default=1, help="official split of UCF101 and HMDB51")
+    one.add_argument("--subset", action="store_true", help="accept fewer classes than the data set has")
+    one.add_argument("--class-names", metavar="FILE", help="classes in the order of their labels, a line each")
+    one.add_argument("--val-share", type=float, default=0.15, help="own videos to validate on (default: %(default)s)")
+    one.add_argument("--test-share", type=float, default=0.15, help="own videos to test on (default: %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="other seeds, other splits (default: %(default)s)")
+    one.add_argument("--group", default="", metavar="REGEX", help="keep together what this finds the same text in")
+    one.add_argument("--unlabelled", action="store_true", help="write test.csv only, of videos to be predicted")
+    one.add_argument("--overwrite", action="store_true", help="replace lists that differ")
+
+    one = commands.add_parser("check", help="decode the ends and the middle of every file")
+    one.set_defaults(run=check)
+    one.add_argument("videos", help="folder of the videos")
+    one.add_argument("--lists", metavar="DIR", help="check what these lists name (default: all videos of the folder)")
+    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="whose lists they are")
+    one.add_argument("--out", help=f"folder of {REPORT} and {QUARANTINE} (default: check/ in the folder of the lists)")
+    one.add_argument(
+        "--clean", metavar="DIR", help="write the lists without the bad files; may be the lists' own folder"
+    )
+    one.add_argument("--recheck", action="store_true", help="look again at files that were found bad")
+    one.add_argument("--timeout", type=float, default=60, help="seconds for one file (default: %(default)s)")
+    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+
+    one = commands.add_parser("reencode", help="make small copies with close key frames")
+    one.set_defaults(run=make_copies)
+    one.add_argument("videos", help="folder of the videos")
+    one.add_argument("--out", required=True, help="folder of the copies, under the same paths")
+    one.add_argument("--short-side", type=int, default=320, help="pixels; never enlarges (default: %(default)s)")
+    one.add_argument("--key-frames", type=int, default=16, help="their distance, in frames (default: %(default)s)")
+    one.add_argument("--crf", type=int, default=20, help="quality, 0 (best) to 51 (default: %(default)s)")
+    one.add_argument("--preset", default="fast", help="of libx264 (default: %(default)s)")
+    one.add_argument(
+        "--measure", type=int, default=20, metavar="N", help="files to time, 0 = none (default: %(default)s)"
+    )
+    one.add_argument("--timeout", type=float, default=3600, help="seconds for one file (default: %(default)s)")
+    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+
+    one = commands.add_parser("docs", help="write the table of DATASET.md")
+    one.set_defaults(run=write_docs)
+    one.add_argument("--check", action="store_true", help="write nothing; exit with 1 if DATASET.md would change")
+    args = parser.parse_args(argv)
+    if "workers" in args and (args.workers < 1 or args.timeout <= 0):
+        parser.error(f"--workers {args.workers} has to be at least 1, --timeout {args.timeout:g} above 0")
+    return args
+
+
+def make_lists(args: argparse.Namespace) -> int:
+    """Write lists; tell what was found and left out."""
+    dataset, names = DATASETS[args.dataset], None
+    if args.unlabelled:
+        found = find_media(args.videos)
+        tell(describe(found.notes))
+        print(f"{write_unlabelled(args.out, found.sizes, overwrite=args.overwrite)}: {len(found.sizes)} videos")
+        return 0
+    if args.class_names:
+        try:
+            names = Path(args.class_names).read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise ValueError(f"--class-names {args.class_names} cannot be read ({error.strerror})") from None
+    if dataset.annotations == "folders":
+        if args.annotations:
+            raise ValueError(f"--annotations {args.annotations} needs --dataset: folders are their own annotations")
+        lists = lists_from_folders(
+            args.videos,
+            class_names=names,
+            val_share=args.val_share,
+            test_share=args.test_share,
+            seed=args.seed,
+            group=args.group,
+        )
+    elif args.annotations or dataset.annotations is None:
+        lists = lists_from_annotations(
+            args.videos, args.annotations or "", dataset, fold=args.fold, class_names=names, subset=args.subset
+        )
+    else:
+        raise ValueError(f"--dataset {args.dataset} needs --annotations: the folder of its official files")
+    written = write_lists(
+        lists,
+        args.out,
+        args.videos,
+        dataset,
+        recipe=RECIPE if dataset.annotations == "folders" else None,
+        overwrite=args.overwrite,
+    )
+    tell(describe(lists.notes))
+    tell(count_rows(lists))
+    print(
+        f"{args.out}: {len(lists.class_names)} classes; " + (f"wrote {names_of(written)}" if written else "unchanged")
+    )
+    if dataset.annotations == "folders":
+        print(f"next: python tools/run_net.py --cfg {Path(args.out, 'config.yaml')}")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check videos; 1 if some are bad."""
+    dataset = DATASETS[args.dataset]
+    lists = list_files(Path(args.lists), dataset) if args.lists else {}
+    if args.clean and not lists:
+        raise ValueError(f"--clean {args.clean} needs --lists: the lists to clean")
+    if not (args.out or args.lists):
+        raise ValueError("--out is needed where there are no --lists: the folder of the report")
+    if lists:
+        media = {
+            sample.path: Media(sample.path, sample.num_frames)
+            for path, columns in lists.items()
+            for sample in load_manifest(path, columns, separator=dataset.separator)
+        }
+    else:
+        found = find_media(args.videos)
+        media = {path: Media(path) for path in (*found.sizes, *found.unusable)}
+    if not Path(args.videos).is_dir():
+        raise ValueError(f"no folder {args.videos}: name the one that the paths start from")
+    out = Path(args.out or Path(args.lists) / "check")
+    rows = check_media(
+        args.videos,
+        media.values(),
+        out,
+        workers=args.workers,
+        timeout=args.timeout,
+        recheck=args.recheck,
+    )
+    bad = {row.path: row.reason for row in rows if not row.ok}
+    tell(f"{path}: {reason}" for path, reason in list(bad.items())[:10])
+    print(f"{len(bad)} of {len(rows)} files are bad; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
+    if args.clean:
+        for path, columns in lists.items():
+            target = Path(args.clean) / path.name
+            dropped, lost = filter_list(path, target, set(bad), columns, dataset.separator)
+            told = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
+            print(f"{target}: {dropped} rows left out{told}")
+        names = Path(args.lists) / "class_names.txt"
+        if names.exists() and Path(args.clean).resolve() != Path(args.lists).resolve():
+            write_text(Path(args.clean) / names.name, names.read_text(encoding="utf-8"))
+    return int(bool(bad))
+
+
+def make_copies(args: argparse.Namespace) -> int:
+    """Encode videos anew; 1 if some cannot be decoded."""
+    if args.short_side < 2 or args.key_frames < 1 or not 0 <= args.crf <= 51:
+        raise ValueError(
+            f"--short-side {args.short_side}, --key-frames {args.key_frames} or --crf {args.crf} is out of range: at "
+            "least 2 and 1, and 0 to 51"
+        )
+    found = find_media(args.videos)
+    paths = [path for path, size in found.sizes.items() if size is not None] + found.unusable
+    if folders := sum(size is None for size in found.sizes.values()):
+        print(f"{folders} folders of images are left as they are")
+    settings = Settings(args.short_side, args.key_frames, args.crf, args.preset)
+    outcome = reencode(args.videos, paths, args.out, settings, workers=args.workers, timeout=args.timeout)
+    tell(f"{path}: {reason}" for path, reason in list(outcome.broken.items())[:10])
+    print(f"{len(outcome.done)} copies in {args.out}; {len(outcome.broken)} broken, see {Path(args.out, BROKEN)}")
+    if outcome.done:
+        before, after = outcome.bytes_before, outcome.bytes_after
+        print(f"size: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after ({after / before:.0%})")
+    if args.measure and outcome.done:
+        step = max(1, len(outcome.done) // args.measure)
+        times = access_times([args.videos, args.out], outcome.done[::step][: args.measure])
+        if times:
+            print(f"16 random frames: {times[0]:.1f} ms before, {times[1]:.1f} ms after ({times[0] / times[1]:.1f} x)")
+    return int(bool(outcome.broken))
+
+
+def write_docs(args: argparse.Namespace) -> int:
+    """Write the table of DATASET.md, or compare it."""
+    path = ROOT / "DATASET.md"
+    old = path.read_text(encoding="utf-8")
+    head, mark, rest = old.partition(MARK)
+    _, end, tail = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"{path} lacks the line {MARK if not mark else END}")
+    new = f"{head}{MARK}\n\n{tables()}\n{END}{tail}"
+    if args.check:
+        if new != old:
+            print("DATASET.md is not up to date; run python tools/prepare_data.py docs", file=sys.stderr)
+        return int(new != old)
+    write_text(path, new)
+    return 0
+
+
+def tables() -> str:
+    """The ways to read lists, and the data sets."""
+    lines = [
+        "| `TRAIN.DATASET`, `TEST.DATASET` | for | a row of the list | frames of a clip |",
+        "|---|---|---|---|",
+    ]
+    for kind, spec in CATALOG.items():
+        row = "no list: images in `train/<class>/`, `val/<class>/`" if spec.images else f"`{' '.join(spec.columns)}`"
+        frames = {"dense": "a window: `NUM_FRAMES` x `SAMPLING_RATE`", "sparse": "one of each of `NUM_FRAMES` segments"}
+        lines.append(
+            f"| `{kind}` | {escape(spec.about)} | {row} | {'one image' if spec.images else frames[spec.sampling]} |"
+        )
+    lines += [
+        "",
+        "| data set | classes | read as | between columns | flip | class names from | below `$DATA_ROOT` | licence |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, dataset in DATASETS.items():
+        cells = (
+            f"[{dataset.name}]({dataset.page})" if dataset.page else dataset.name,
+            str(dataset.num_classes or "any"),
+            ", ".join(f"`{kind}`" for kind in dataset.kinds),
+            "-" if CATALOG[dataset.kinds[0]].images else {",": "comma", " ": "blank"}[dataset.separator],
+            "yes" if dataset.flip else "**no**",
+            dataset.class_names,
+            "anywhere"
+            if key == "own"
+            else f"`{key}`" + (f", lists in `{key}/{dataset.lists_in}`" if dataset.lists_in else ""),
+            dataset.licence,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def list_files(folder: Path, dataset: Dataset) -> dict[Path, tuple[str, ...]]:
+    """The lists in a folder, with their columns.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found: dict[Path, tuple[str, ...]] = {}
+    kind = CATALOG[dataset.kinds[0]]
+    templates = {
+        dataset.frame_list_file: kind.columns,
+        "{}.csv": ("path", "label") if dataset.frame_list_file else kind.columns,
+    }
+    for template, columns in templates.items():
+        for split in ("train", "val", "test", "official_test"):
+            path = folder / template.format(split) if template else None
+            if path and path.is_file():
+                found[path] = columns
+    if not found:
+        raise ValueError(f"no lists in {folder}: make them with tools/prepare_data.py lists")
+    return found
+
+
+def names_of(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths)
+
+
+def tell(lines) -> None:
+    for line in lines:
+        print(f"  {line.encode('utf-8', 'replace').decode()}")
+
+
+def main() -> int:
+    """Run a sub-command; a fault of the user's ends in one line and exit code 2."""
+    args = parse_args()
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
