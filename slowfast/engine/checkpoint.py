@@ -1,15 +1,19 @@
-"""Checkpoint files of a run: named by progress, written atomically, pruned."""
+"""Checkpoint files of a run: written whole in the background, found by what they hold, pruned."""
 
 from __future__ import annotations
 
 import logging
+import pickle
 import re
+import zipfile
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slowfast.utils.io import atomic_write, load_tensors
+from slowfast.utils.io import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -36,50 +40,145 @@ def list_checkpoints(output_dir: str) -> list[Path]:
 
 
 def last_checkpoint(output_dir: str) -> Path | None:
-    """The newest checkpoint of a run, or None."""
+    """The newest checkpoint of a run by name, or None."""
     return (list_checkpoints(output_dir) or [None])[-1]
 
 
 def resumable_checkpoint(output_dir: str) -> Path | None:
-    """The newest checkpoint that can be read, None if there is none; a torn one is passed over with a warning.
+    """The checkpoint of most steps that is whole, the best one included; None if there is none.
+
+    What counts is in the files: neither their names nor their times. A torn or damaged one is passed over with a
+    warning; every byte of the chosen one has been compared with its checksum.
 
     Raises:
         ValueError: there are checkpoints, and none can be read.
     """
-    checkpoints = list_checkpoints(output_dir)
-    for path in reversed(checkpoints):
-        try:
-            load_tensors(path)
-        except ValueError as error:
-            logger.warning("going on from an older checkpoint: %s", error)
-        else:
+    paths = [*list_checkpoints(output_dir), *filter(Path.is_file, [best_checkpoint(output_dir)])]
+    steps = {path: _step(path) for path in paths}
+    # those whose step cannot be told come first, to be complained about
+    for path in sorted(paths, key=lambda path: (steps[path] >= 0, -steps[path])):
+        if steps[path] >= 0 and _is_whole(path):
             return path
-    if checkpoints:
+        logger.warning("%s is torn or damaged: passed over", path)
+    if paths:
         raise ValueError(
             f"none of the checkpoints in {checkpoint_dir(output_dir)} can be read; delete them to start anew"
         )
     return None
 
 
-def save_checkpoint(
-    state: dict[str, Any], output_dir: str, keep: int = 0, regular: bool = True, best: bool = False
-) -> None:
-    """Write `state` under the name of its progress, as the best, or both.
+def _step(path: Path) -> int:
+    """Steps done when the checkpoint was written, without reading its tensors; -1 if that cannot be told."""
+    try:
+        return int(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["step"])
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
+        return -1
+
+
+def _is_whole(path: Path) -> bool:
+    """Compare every record of the file with the CRC-32 that `torch.save` wrote beside it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError):
+        return False
+
+
+def snapshot(value: Any) -> Any:
+    """A copy on the CPU of nested containers of tensors, which later training steps do not change."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: snapshot(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(snapshot(item) for item in value)
+    assert value is None or type(value) in (bool, int, float, str), f"{type(value)} would not be loaded again"
+    return value
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own: a training step waits for the copy to memory, not for the disk.
+
+    A file appears whole, flushed and checksummed, or not at all, and older ones are removed only after that; so a full
+    or vanished disk costs the new checkpoint and never the last good one. Leave the `with` block to wait for the last.
 
     Args:
-        state: from `TrainState.state_dict`, with anything else of plain containers and tensors.
+        output_dir: of the run.
         keep: how many of the newest to leave; 0 leaves all.
-        regular: write the checkpoint that a resume finds.
-        best: replace the best checkpoint.
+        keep_every: leave those of every so many epochs as well; 0 for none.
+        stop_on_error: fail when a checkpoint cannot be written; otherwise complain and go on.
     """
-    epochs, steps = divmod(state["step"], state["steps_per_epoch"])
-    name = f"checkpoint_epoch_{epochs:05d}" + (f"_step_{steps:06d}" if steps else "") + ".pyth"
-    path = checkpoint_dir(output_dir) / name
-    targets = [path] * regular + [best_checkpoint(output_dir)] * best
-    for target in targets:
-        with atomic_write(target) as file:
-            torch.save(state, file)
-    if keep:
-        for old in list_checkpoints(output_dir)[:-keep]:
-            old.unlink()
-    logger.info("saved %s", " and ".join(map(str, targets)))
+
+    def __init__(self, output_dir: str, keep: int = 0, keep_every: int = 0, stop_on_error: bool = True) -> None:
+        self.output_dir, self.keep, self.keep_every = output_dir, keep, keep_every
+        self.stop_on_error = stop_on_error
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        for part in checkpoint_dir(self.output_dir).glob(".*.pyth.*"):
+            part.unlink(missing_ok=True)  # an earlier process was killed while it wrote
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait(stop_on_error=kind is None)
+        finally:
+            self.thread.shutdown()
+
+    def save(self, state: Mapping[str, Any], regular: bool = True, best: bool = False) -> None:
+        """Copy `state` and write it under the name of its progress, as the best, or both.
+
+        Args:
+            state: from `TrainState.state_dict`, with anything else of plain containers and tensors.
+            regular: write the checkpoint that a resume finds first.
+            best: replace the best checkpoint.
+
+        Raises:
+            ValueError: the one before could not be written, and the run is to stop then.
+        """
+        self.wait()
+        self.pending = self.thread.submit(self._write, snapshot(state), regular, best)
+
+    def wait(self, stop_on_error: bool | None = None) -> None:
+        """Return when everything is on the disk.
+
+        Args:
+            stop_on_error: instead of that of the writer.
+
+        Raises:
+            ValueError: it could not be written, and the run is to stop then.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except (OSError, RuntimeError) as error:
+            # PyTorch's writer complains about its position; the reason is what it was told before
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            message = (
+                f"a checkpoint could not be written in {checkpoint_dir(self.output_dir)} ({reason}); the last good one "
+                "is still there. Make room, or make the folder writable again"
+            )
+            if self.stop_on_error if stop_on_error is None else stop_on_error:
+                raise ValueError(f"{message}; the same command goes on from there") from error
+            logger.error("%s; the run goes on (TRAIN.ON_SAVE_ERROR continue)", message)
+
+    def _write(self, state: dict[str, Any], regular: bool, best: bool) -> None:
+        epochs, steps = divmod(state["step"], state["steps_per_epoch"])
+        name = f"checkpoint_epoch_{epochs:05d}" + (f"_step_{steps:06d}" if steps else "") + ".pyth"
+        targets = [checkpoint_dir(self.output_dir) / name] * regular + [best_checkpoint(self.output_dir)] * best
+        for target in targets:
+            with atomic_write(target) as file:
+                torch.save(state, file)
+        logger.info("saved %s", " and ".join(map(str, targets)))
+        if self.keep:
+            for old in list_checkpoints(self.output_dir)[: -self.keep]:
+                if not self._is_kept_for_good(old):
+                    old.unlink(missing_ok=True)
+
+    def _is_kept_for_good(self, path: Path) -> bool:
+        match = _NAME.match(path.name)
+        assert match
+        return bool(self.keep_every) and not match[2] and int(match[1]) % self.keep_every == 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from slowfast.engine import interrupt
 from slowfast.utils import distributed
 
 
@@ -98,11 +99,14 @@ def evaluate(
 
     Raises:
         ValueError: no video could be evaluated, or a score is not a finite number.
+        Interruption: the job was asked to stop; nothing is lost but this evaluation.
     """
     was_training = model.training
     model.eval()
     bad: list[tuple[str, str]] = []
     for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
+        if number := interrupt.received():
+            raise interrupt.Interruption(f"{number.name} during {description}, which will start again")
         bad += batch["bad"]
         fields = (batch["video"], batch["label"], batch["index"], batch["view"])
         for video, label, index, view in zip(*(f.split(max_clips) for f in fields), strict=True):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -18,6 +20,8 @@ from slowfast.utils import distributed
 from slowfast.utils.io import write_text
 
 logger = logging.getLogger(__name__)
+
+RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
 
 def prepare_output_dir(cfg: CfgNode) -> None:
@@ -35,7 +39,7 @@ def prepare_output_dir(cfg: CfgNode) -> None:
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already and TRAIN.AUTO_RESUME is False; choose another "
                 "OUTPUT_DIR, or set it True to go on with that run"
             )
-        changed = changed_keys(load_config(str(path)), cfg) if path.is_file() else {}
+        changed = _changes(load_config(str(path)), cfg) if path.is_file() else {}
         if changed:
             differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())
             raise ValueError(
@@ -48,6 +52,22 @@ def prepare_output_dir(cfg: CfgNode) -> None:
             write_text(path, dump_config(cfg))
         except OSError as error:
             raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written ({error}); choose another") from error
+
+
+def _changes(before: CfgNode, now: CfgNode) -> dict[str, tuple[Any, Any]]:
+    """What differs in the recipe; another number of nodes is none if a step keeps its videos and its learning rate."""
+    changed = changed_keys(before, now)
+    if _step(before) == _step(now):
+        split = ("NUM_SHARDS", "TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS", "SOLVER.BASE_LR_SCALE_NUM_SHARDS")
+        changed = {key: values for key, values in changed.items() if key not in (*split, *RATES)}
+    return changed
+
+
+def _step(cfg: CfgNode) -> tuple[float, ...]:
+    """Videos of an optimizer step over all nodes, and the learning rates that its configuration leads to."""
+    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
+    factor = cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
+    return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
@@ -77,60 +97,93 @@ def _bfloat16_convolution_is_right(device: torch.device) -> bool:
     return error <= 3e-2
 
 
-def layout(device: torch.device) -> torch.memory_format:
-    """Memory format of weights and clips: oneDNN runs 3D convolutions about 1.7 times faster with channels last."""
+def layout(device: torch.device, ndim: int) -> torch.memory_format:
+    """Memory format of weights and inputs of `ndim` dimensions: 5 for clips, 4 for images.
+
+    oneDNN runs 3D convolutions about 1.7 times faster with channels last; for images it is PyTorch's advice everywhere.
+    """
+    if ndim == 4:
+        return torch.channels_last
     return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
 
 
 def place(model: nn.Module, device: torch.device) -> None:
     """Move a model to the device, in the memory format that suits it."""
-    model.to(device=device, memory_format=layout(device))  # pyright: ignore[reportCallIssue]
+    model.to(device)
+    for parameter in model.parameters():
+        if parameter.ndim in (4, 5):
+            parameter.data = parameter.data.contiguous(memory_format=layout(device, parameter.ndim))
 
 
 def clip_mover(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The one place where clips (B, C, T, H, W) in 0..255 reach the device, become floats and are normalized."""
+    """The one place where clips (B, C, T, H, W), or images (B, C, H, W), reach the device, become floats and are
+    normalized."""
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
 
     def move(video: Tensor) -> Tensor:
-        return normalize(video.to(device, non_blocking=True), mean, std).contiguous(memory_format=layout(device))
+        video = video.to(device, non_blocking=True)
+        normalized = normalize(video if video.ndim == 5 else video[:, :, None], mean, std).view(video.shape)
+        return normalized.contiguous(memory_format=layout(device, video.ndim))
 
     return move
 
 
 class BadVideos:
-    """Counts the videos that training had to replace, and writes them to OUTPUT_DIR/bad_videos*.csv."""
+    """Counts the videos that training had to replace, and lists them in OUTPUT_DIR/bad_videos.csv.
+
+    The list (path, reason) is that of the whole job, in order of the paths. It depends on the steps that were taken,
+    not on how many processes or workers took them, nor on resumes in between.
+    """
 
     def __init__(self, cfg: CfgNode, num_videos: int, device: torch.device, resumed: bool) -> None:
-        name = f"bad_videos_{distributed.rank()}.csv" if distributed.rank() else "bad_videos.csv"
-        self.path = Path(cfg.OUTPUT_DIR) / name
+        self.path = Path(cfg.OUTPUT_DIR) / "bad_videos.csv"
         self.num_videos, self.max_share, self.device = num_videos, cfg.DATA.MAX_BAD_SHARE, device
-        self.seen: set[str] = set()
-        if not resumed:
-            self.path.unlink(missing_ok=True)  # of a run that left nothing to resume
-        elif self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                self.seen = {row[0] for row in csv.reader(file) if row}
+        known: dict[str, str] = {}
+        if distributed.is_main():
+            if not resumed:
+                self.path.unlink(missing_ok=True)  # of a run that left nothing to resume
+            elif self.path.is_file():
+                with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                    known = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+        self.known: dict[str, str] = distributed.broadcast(known)
+        self.batches = 0
+        self.new: list[tuple[int, str, str]] = []  # since the last check, in this process: batch, path, reason
 
     def record(self, bad: Sequence[tuple[str, str]]) -> None:
-        """Take note of (path, reason) pairs."""
-        new = {path: reason for path, reason in bad if path not in self.seen}
-        if not new:
-            return
-        self.seen.update(new)
-        with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows(new.items())
-        for path, reason in new.items():
-            logger.warning("replaced an undecodable video (%d so far): %s: %s", len(self.seen), path, reason)
+        """Take note of the (path, reason) pairs of one batch; to be called for every batch."""
+        self.batches += 1
+        new = [(self.batches, path, reason) for path, reason in bad if path not in self.known]
+        self.new += new
+        if new and distributed.is_main():
+            self._write([self.new])  # now: the checkpoint that follows may come before the next check
 
     def check(self) -> None:
-        """Compare the count of all processes with the limit; every process has to call.
+        """Gather the notes of all processes, write them down and compare with the limit; every process has to call.
 
         Raises:
             ValueError: more than DATA.MAX_BAD_SHARE of the list are bad.
         """
-        count = int(distributed.all_reduce_sum(torch.tensor(len(self.seen), device=self.device)))
-        if count > max(1, self.max_share * self.num_videos):
+        if not int(distributed.all_reduce_sum(torch.tensor(len(self.new), device=self.device))):
+            return
+        before = len(self.known)
+        self.known = self._write(distributed.all_gather(self.new))
+        self.new = []
+        for number, (path, reason) in enumerate(list(self.known.items())[before:], before + 1):
+            logger.warning("replaced an undecodable video (%d so far): %s: %s", number, path, reason)
+        if len(self.known) > max(1, self.max_share * self.num_videos):
             raise ValueError(
-                f"{count} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
-                f"{self.max_share}; {self.path.name} tells why. Repair them, or raise the share"
+                f"{len(self.known)} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
+                f"{self.max_share}; {self.path} tells why. Repair them, or raise the share"
             )
+
+    def _write(self, parts: Sequence[Sequence[tuple[int, str, str]]]) -> dict[str, str]:
+        """Add the notes of all processes to what is known, and write it down."""
+        known = dict(self.known)
+        # batch by batch, and in a batch process by process: the order of the videos in one process that takes all
+        for _, path, reason in sorted((entry for part in parts for entry in part), key=lambda entry: entry[0]):
+            known.setdefault(path, reason)
+        if distributed.is_main():
+            table = io.StringIO()
+            csv.writer(table).writerows(sorted(known.items()))
+            write_text(self.path, table.getvalue())
+        return known

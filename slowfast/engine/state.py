@@ -21,6 +21,8 @@ class TrainState:
     Attributes:
         model: the unwrapped network.
         step: optimizer steps done.
+        epochs_closed: epochs whose end is over too: statistics, validation, checkpoint.
+        nonfinite: how many of the last steps in a row were not finite; not saved, a resume begins before them.
         best: best validation top-1 so far, in percent; -1 before the first.
     """
 
@@ -30,6 +32,8 @@ class TrainState:
     meter: TrainMeter
     ema: ModelEma | None = None
     step: int = 0
+    epochs_closed: int = 0
+    nonfinite: int = 0
     best: float = -1.0
 
     def state_dict(self, steps_per_epoch: int) -> dict[str, Any]:
@@ -42,6 +46,7 @@ class TrainState:
             "ema_state": self.ema.module.state_dict() if self.ema else None,
             "meter_state": self.meter.state_dict(),
             "step": self.step,
+            "epochs_closed": self.epochs_closed,
             "steps_per_epoch": steps_per_epoch,
             "best": self.best,
             "format": FORMAT,
@@ -79,3 +84,4 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema_state"])
         self.meter.load_state_dict(state["meter_state"])
         self.step, self.best = state["step"], state["best"]
+        self.epochs_closed = state.get("epochs_closed", self.step // steps_per_epoch)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
+
+logger = logging.getLogger(__name__)
 
 
 class TensorBoard:
@@ -25,10 +29,15 @@ class TensorBoard:
 
     def __exit__(self, *_: object) -> None:
         if self.writer:
-            self.writer.close()
+            with contextlib.suppress(OSError):  # of a full disk; `write` has told
+                self.writer.close()
 
     def write(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Add every value as "group/name"."""
         if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+            try:
+                for name, value in values.items():
+                    self.writer.add_scalar(f"{group}/{name}", value, step)
+            except OSError as error:  # its thread could not write, and gave up
+                logger.error("no more curves for TensorBoard: %s", error)
+                self.writer = None

@@ -61,7 +61,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         loader,
         clip_mover(cfg, device),
         ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
-        max_clips=max(1, cfg.TEST.BATCH_SIZE // local_world_size),
+        max_clips=_clips_at_once(cfg, local_world_size),
         description="test",
     )
     metrics = evaluation.metrics()
@@ -85,6 +85,13 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             "accept that with TEST.SKIP_BAD True"
         )
     return metrics
+
+
+def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
+    """Clips in a forward pass: the views of one video, so that rounding, which depends on the shape of a batch, is the
+    same for any number of processes; videos of a single view go together."""
+    views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS
+    return min(views, cfg.TEST.BATCH_SIZE) if views > 1 else max(1, cfg.TEST.BATCH_SIZE // local_world_size)
 
 
 def find_checkpoint(cfg: CfgNode) -> str:

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 from slowfast.datasets.build import Split, build_loader
 from slowfast.datasets.mixup import MixUp, one_hot
-from slowfast.engine.checkpoint import resumable_checkpoint, save_checkpoint
+from slowfast.engine import interrupt
+from slowfast.engine.checkpoint import CheckpointWriter, resumable_checkpoint
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
@@ -34,12 +36,14 @@ from slowfast.engine.tensorboard import TensorBoard
 from slowfast.models.build import build_model, initialize
 from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set_learning_rate
 from slowfast.utils import distributed
-from slowfast.utils.io import load_tensors
+from slowfast.utils.io import atomic_write, load_tensors
 from slowfast.utils.logging import MetricsLog
 from slowfast.utils.profiling import count_parameters, peak_memory_gib
 from slowfast.utils.rng import random_state_for, rng_for
 
 logger = logging.getLogger(__name__)
+
+DUMPS = 3  # batches kept of steps in a row that are not finite
 
 
 @dataclass
@@ -56,10 +60,12 @@ class Run:
     log: MetricsLog
     board: TensorBoard
     bad: BadVideos
+    writer: CheckpointWriter
     steps_per_epoch: int
     first_step: int  # of this process
     last_step: int  # to stop after
     started: float = field(default_factory=time.perf_counter)
+    saved: float = field(default_factory=time.monotonic)  # a clock that nobody sets
 
 
 def train(cfg: CfgNode) -> None:
@@ -103,8 +109,10 @@ def train(cfg: CfgNode) -> None:
     ema = ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None
     state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
     if resume_from is not None:
-        state.load_state_dict(load_tensors(resume_from), steps_per_epoch)
+        checkpoint = load_tensors(resume_from)
+        state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
+        _log_what_changed(checkpoint.get("world", {}), world(cfg))
 
     network = model
     if distributed.world_size() > 1:
@@ -126,6 +134,12 @@ def train(cfg: CfgNode) -> None:
         log=MetricsLog(cfg.OUTPUT_DIR, enabled=main),
         board=TensorBoard(cfg, state.step, enabled=main),
         bad=BadVideos(cfg, num_videos, device, resumed=resume_from is not None),
+        writer=CheckpointWriter(
+            cfg.OUTPUT_DIR,
+            cfg.TRAIN.KEEP_CHECKPOINTS,
+            cfg.TRAIN.KEEP_EVERY,
+            stop_on_error=cfg.TRAIN.ON_SAVE_ERROR == "stop",
+        ),
         steps_per_epoch=steps_per_epoch,
         first_step=state.step,
         last_step=min(cfg.TRAIN.MAX_STEPS or schedule_end, schedule_end),
@@ -133,22 +147,24 @@ def train(cfg: CfgNode) -> None:
     run.log.write("start", step=state.step, steps_per_epoch=steps_per_epoch, processes=distributed.world_size())
 
     quiet = None if main else True  # None: a bar on a terminal only
-    with run.board, tqdm(total=run.last_step, initial=state.step, desc="train", disable=quiet) as bar:
-        while state.step < run.last_step:
-            train_epoch(state, run, train_loader, bar)
-            complete = state.step % steps_per_epoch == 0
-            epoch = state.step // steps_per_epoch
-            last = state.step == run.last_step
-            if complete:
-                finish_epoch(state, run, train_loader)
-            validated = complete and (epoch % cfg.TRAIN.EVAL_PERIOD == 0 or last)
-            best = validated and validate(state, run, val_loader)
-            # a best checkpoint without one to resume from would be overwritten by the next attempt
-            save(state, run, train_loader, last or validated or epoch % cfg.TRAIN.CHECKPOINT_PERIOD == 0, best)
+    with run.writer, run.board, tqdm(total=run.last_step, initial=state.step, desc="train", disable=quiet) as bar:
+        while True:
+            if state.epochs_closed < state.step // steps_per_epoch:
+                close_epoch(state, run, train_loader, val_loader)
+            if state.step >= run.last_step:
+                break
+            interrupted = train_epoch(state, run, train_loader, bar)
+            within_epoch = state.step % steps_per_epoch > 0
+            if interrupted or (state.step == run.last_step and within_epoch):
+                save(state, run, train_loader)
+            if interrupted:
+                run.writer.wait(stop_on_error=True)
+                raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
+        run.writer.wait(stop_on_error=True)
 
 
-def train_epoch(state: TrainState, run: Run, loader: DataLoader, bar: tqdm) -> None:
-    """Run the rest of the current epoch, or up to the last step of the run."""
+def train_epoch(state: TrainState, run: Run, loader: DataLoader, bar: tqdm) -> bool:
+    """Run the rest of the current epoch, or up to the last step of the run; returns whether it was asked to stop."""
     cfg = run.cfg
     epoch, first = divmod(state.step, run.steps_per_epoch)
     loader.batch_sampler.set_position(epoch, first * cfg.SOLVER.ACCUMULATION_STEPS)  # pyright: ignore
@@ -160,34 +176,62 @@ def train_epoch(state: TrainState, run: Run, loader: DataLoader, bar: tqdm) -> N
     for _ in range(first, run.steps_per_epoch):
         lr = learning_rate(state.step / run.steps_per_epoch, cfg)
         set_learning_rate(state.optimizer, lr)
-        grad_norm = train_step(state, run, itertools.islice(batches, cfg.SOLVER.ACCUMULATION_STEPS))
+        done = train_step(state, run, itertools.islice(batches, cfg.SOLVER.ACCUMULATION_STEPS))
         state.step += 1
         bar.update()
         if state.step % cfg.LOG_PERIOD == 0 or state.step == run.last_step:
-            log_step(state, run, lr, grad_norm)
+            log_step(state, run, lr, done.grad_norm)
+        if done.stop:
+            return True
         if state.step == run.last_step:
             break
+        if done.save and state.step % run.steps_per_epoch:
+            save(state, run, loader)
+    return False
 
 
-def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -> Tensor:
-    """One optimizer step over the micro-batches; returns the gradient norm before clipping, on the device."""
-    accumulation = run.cfg.SOLVER.ACCUMULATION_STEPS
-    where = (run.cfg.RNG_SEED, state.step, distributed.rank())
+@dataclass
+class StepOutcome:
+    """What every process knows after a step.
+
+    Attributes:
+        grad_norm: L2 norm of the gradient before clipping.
+        stop: some process was asked to stop.
+        save: the main process wants a checkpoint.
+    """
+
+    grad_norm: float
+    stop: bool
+    save: bool
+
+
+def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -> StepOutcome:
+    """One optimizer step over the micro-batches; one that is not finite changes nothing but the step count.
+
+    Raises:
+        ValueError: the loss or the gradient is not finite, and the configuration says stop.
+    """
+    cfg = run.cfg
+    accumulation = cfg.SOLVER.ACCUMULATION_STEPS
+    where = (cfg.RNG_SEED, state.step, distributed.rank())
     torch.manual_seed(int(rng_for("network", *where).integers(2**62)))  # dropout and drop path
+    buffers = [buffer.clone() for buffer in state.model.buffers()]  # running statistics, in case this step is dropped
+    used, results = [], []
     for micro in range(accumulation):
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
         run.bad.record(batch["bad"])
+        used.append(batch)
 
         video = run.to_device(batch["video"])
         target = label = batch["label"].to(run.device, non_blocking=True)
         if run.mixup:
             video, target = run.mixup(video, label, random_state_for("mixup", *where, micro))
-        elif run.cfg.MODEL.LOSS_FUNC == "soft_cross_entropy":
-            target = one_hot(label, run.cfg.MODEL.NUM_CLASSES, run.cfg.MIXUP.LABEL_SMOOTH_VALUE)
-        elif run.cfg.MODEL.LOSS_FUNC != "cross_entropy":
-            target = one_hot(label, run.cfg.MODEL.NUM_CLASSES)
+        elif cfg.MODEL.LOSS_FUNC == "soft_cross_entropy":
+            target = one_hot(label, cfg.MODEL.NUM_CLASSES, cfg.MIXUP.LABEL_SMOOTH_VALUE)
+        elif cfg.MODEL.LOSS_FUNC != "cross_entropy":
+            target = one_hot(label, cfg.MODEL.NUM_CLASSES)
 
         synchronize = micro == accumulation - 1 or not isinstance(run.network, DistributedDataParallel)
         with contextlib.nullcontext() if synchronize else run.network.no_sync():  # pyright: ignore
@@ -201,28 +245,79 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
         with torch.no_grad():
             logits = outputs[0]
             hits = mixed_topk_correct(logits, target, (1, 5)) if run.mixup else topk_correct(logits, label, (1, 5))
-            state.meter.update(loss, hits, len(video), waited)
+            results.append((loss.detach(), hits, len(video), waited))
 
     state.scaler.unscale_(state.optimizer)
-    limit = run.cfg.SOLVER.CLIP_GRADIENT or math.inf
-    grad_norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
+    limit = cfg.SOLVER.CLIP_GRADIENT or math.inf
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), limit)
+    losses = torch.stack([loss for loss, *_ in results])
+    # the only time a step waits for the device: all processes agree on what to do
+    broken, stop, save_now, grad_norm = _agree(losses, norm, run)
+    scaling = state.scaler.is_enabled()  # a gradient beyond float16 is its everyday business
+    finite = not broken and (scaling or math.isfinite(grad_norm))
+    if finite or scaling:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.ema:
-        state.ema.update(state.model)
-    return grad_norm
+    if finite:
+        state.nonfinite = 0
+        for result in results:
+            state.meter.update(*result)
+        if state.ema:
+            state.ema.update(state.model)
+    else:
+        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        state.nonfinite += 1
+        report_nonfinite(state, run, used, losses.tolist(), grad_norm)
+    return StepOutcome(grad_norm, stop, save_now)
 
 
-def log_step(state: TrainState, run: Run, lr: float, grad_norm: Tensor) -> None:
-    """Read the meters and write one line each for people, programs and TensorBoard.
+def _agree(losses: Tensor, grad_norm: Tensor, run: Run) -> tuple[bool, bool, bool, float]:
+    """(a loss is not finite, someone was asked to stop, a checkpoint is due) in any process; the gradient norm."""
+    minutes = run.cfg.TRAIN.CHECKPOINT_MINUTES
+    due = distributed.is_main() and 0 < 60 * minutes <= time.monotonic() - run.saved
+    wishes = torch.tensor([0.0, interrupt.received() is not None, due], device=run.device)
+    wishes[0] = ~losses.isfinite().all()
+    wishes = distributed.all_reduce_max(wishes)
+    broken, stop, save_now, norm = torch.cat([wishes, grad_norm.detach().float().view(1)]).tolist()
+    return broken > 0, stop > 0, save_now > 0, norm
+
+
+def report_nonfinite(
+    state: TrainState, run: Run, batches: list[dict[str, Any]], losses: list[float], grad_norm: float
+) -> None:
+    """Keep the batch of a step that was not finite, and stop when there were too many.
 
     Raises:
-        ValueError: the loss is no longer finite.
+        ValueError: TRAIN.NONFINITE is stop, or too many steps in a row.
     """
+    cfg = run.cfg
+    path = Path(cfg.OUTPUT_DIR) / "nonfinite" / f"step_{state.step:06d}_rank_{distributed.rank()}.pth"
+    try:
+        if state.nonfinite <= DUMPS:
+            entries = {"step": state.step, "losses": losses, "grad_norm": grad_norm, "cfg": cfg.dump()}
+            with atomic_write(path) as file:
+                torch.save({**entries, "batches": batches}, file)
+    except (OSError, RuntimeError) as error:
+        logger.error("%s could not be written: %s", path, error)
+    what = f"loss {sum(losses) / len(losses)}, gradient norm {grad_norm} at step {state.step}"
+    if cfg.TRAIN.NONFINITE == "stop" or state.nonfinite >= cfg.TRAIN.MAX_NONFINITE:
+        raise ValueError(
+            f"{what}: {state.nonfinite} steps in a row were not finite (TRAIN.NONFINITE {cfg.TRAIN.NONFINITE}, "
+            f"TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); no checkpoint was written since they began, the batches "
+            f"are in {path.parent}. Go on with TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False, or start again "
+            "with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
+        )
+    logger.warning("%s: the step was left out (%d in a row)", what, state.nonfinite)
+    run.log.write("nonfinite", step=state.step, in_a_row=state.nonfinite)
+
+
+def log_step(state: TrainState, run: Run, lr: float, grad_norm: float) -> None:
+    """Read the meters and write one line each for people, programs and TensorBoard."""
     values = state.meter.log_values()
     epoch = state.step / run.steps_per_epoch
-    values |= {"lr": lr, "grad_norm": float(grad_norm), "memory_gib": peak_memory_gib(run.device)}
+    values |= {"lr": lr, "grad_norm": grad_norm, "memory_gib": peak_memory_gib(run.device)}
     seconds_per_step = (time.perf_counter() - run.started) / (state.step - run.first_step)
     eta = datetime.timedelta(seconds=round(seconds_per_step * (run.last_step - state.step)))
     logger.info(
@@ -234,34 +329,30 @@ def log_step(state: TrainState, run: Run, lr: float, grad_norm: Tensor) -> None:
     )  # fmt: skip
     run.log.write("train", step=state.step, epoch=epoch, **values)
     run.board.write("train", values, state.step)
-    check_finite(values["loss"], state.step)
     run.bad.check()
 
 
-def check_finite(loss: float, step: int) -> None:
-    """Stop before a broken model is validated or saved.
-
-    Raises:
-        ValueError: the loss is not a finite number.
-    """
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss} at step {step}; no checkpoint was written since. Go on with TRAIN.AMP_DTYPE "
-            "bfloat16 or TRAIN.MIXED_PRECISION False, or start again with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
-        )
+def close_epoch(state: TrainState, run: Run, train_loader: DataLoader, val_loader: DataLoader) -> None:
+    """What follows the last step of an epoch: statistics, validation, checkpoint."""
+    epoch = state.step // run.steps_per_epoch
+    last = state.step == run.last_step
+    validated = epoch % run.cfg.TRAIN.EVAL_PERIOD == 0 or last
+    if validated:
+        save(state, run, train_loader)  # validation takes its time; whoever is stopped meanwhile goes on from here
+    finish_epoch(state, run, train_loader)
+    best = validated and validate(state, run, val_loader)
+    state.epochs_closed = epoch
+    # a best checkpoint without one to resume from would be overwritten by the next attempt
+    if validated or epoch % run.cfg.TRAIN.CHECKPOINT_PERIOD == 0:
+        save(state, run, train_loader, best=best, proven=validated)
 
 
 def finish_epoch(state: TrainState, run: Run, loader: DataLoader) -> None:
-    """Log the epoch's means; make every process's BatchNorm statistics the same, recomputed precisely when asked.
-
-    Raises:
-        ValueError: the loss is no longer finite.
-    """
+    """Log the epoch's means; make every process's BatchNorm statistics the same, recomputed precisely when asked."""
     values = state.meter.epoch_values()
     epoch = state.step // run.steps_per_epoch
     logger.info("epoch %d done: loss %.4f  top1 %.2f", epoch, values["loss"], values["top1"])
     run.log.write("epoch", step=state.step, epoch=epoch, **values)
-    check_finite(values["loss"], state.step)
     run.bad.check()
     models = [state.model, state.ema.module] if state.ema else [state.model]
     for model in models:
@@ -301,16 +392,43 @@ def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
     return best
 
 
-def save(state: TrainState, run: Run, loader: DataLoader, regular: bool, best: bool) -> None:
-    """Write the checkpoints that are due; every process takes part, the main one writes."""
-    if not (regular or best):
+def save(state: TrainState, run: Run, loader: DataLoader, best: bool = False, proven: bool = False) -> None:
+    """Write a checkpoint, also as the best if it is; every process takes part, the main one writes.
+
+    Args:
+        proven: a validation has shown that the weights are sound; otherwise none is written while steps fail.
+    """
+    run.saved = time.monotonic()
+    if state.nonfinite and not proven:
+        logger.warning("no checkpoint now: the last %d steps were not finite", state.nonfinite)
         return
     content = state.state_dict(run.steps_per_epoch)
-    content |= {"cfg": run.cfg.dump(), "class_names": loader.dataset.manifest.class_names}  # pyright: ignore
+    names = loader.dataset.manifest.class_names  # pyright: ignore
+    content |= {"cfg": run.cfg.dump(), "class_names": names, "world": world(run.cfg)}
     if distributed.is_main():
-        keep = run.cfg.TRAIN.KEEP_CHECKPOINTS
-        save_checkpoint(content, run.cfg.OUTPUT_DIR, keep=keep, regular=regular, best=best)
-    distributed.barrier()
+        run.writer.save(content, best=best)
+
+
+def world(cfg: CfgNode) -> dict[str, Any]:
+    """What a run may change from one attempt to the next, and a person had better know."""
+    return {
+        "processes": distributed.world_size(),
+        "nodes": cfg.NUM_SHARDS,
+        "workers": cfg.DATA_LOADER.NUM_WORKERS,
+        "torch": str(torch.__version__),
+    }
+
+
+def _log_what_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [f"{now[key]} {key} instead of {before[key]}" for key in now if before.get(key, now[key]) != now[key]]
+    if not changed:
+        return
+    exact = all(before.get(key, now[key]) == now[key] for key in ("processes", "torch"))
+    logger.warning(
+        "%s: the samples and their order stay the same%s",
+        ", ".join(changed),
+        "" if exact else "; dropout, mixup partners and BatchNorm batches, or rounding, do not",
+    )
 
 
 def freeze_batch_norm(model: nn.Module) -> None:

@@ -1,41 +1,163 @@
-"""Names, order and pruning of checkpoint files; atomic writing."""
+"""Checkpoint files: order, pruning, damage, and disks that fail."""
 
 from __future__ import annotations
 
+import logging
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
-from slowfast.engine.checkpoint import best_checkpoint, last_checkpoint, list_checkpoints, save_checkpoint
+from slowfast.engine.checkpoint import (
+    CheckpointWriter,
+    best_checkpoint,
+    checkpoint_dir,
+    last_checkpoint,
+    list_checkpoints,
+    resumable_checkpoint,
+)
 from slowfast.utils.io import atomic_write, load_tensors
 
 
-def state(step: int) -> dict:
-    return {"step": step, "steps_per_epoch": 10, "model_state": {"w": torch.full((2,), float(step))}}
+def state(step: int, size: int = 2) -> dict:
+    return {"step": step, "steps_per_epoch": 10, "model_state": {"w": torch.full((size,), float(step))}}
+
+
+def save(folder: object, *steps: int, **options) -> None:
+    with CheckpointWriter(str(folder), **options) as writer:
+        for step in steps:
+            writer.save(state(step))
+
+
+def names(folder: object) -> list[str]:
+    return [path.name for path in list_checkpoints(str(folder))]
 
 
 def test_order_best_and_pruning(tmp_path):
     folder = str(tmp_path)
-    assert last_checkpoint(folder) is None
-    for step in (10, 15, 20, 100):
-        save_checkpoint(state(step), folder, keep=3, best=step == 15)
-    names = [path.name for path in list_checkpoints(folder)]
-    assert names == [
+    assert last_checkpoint(folder) is None and resumable_checkpoint(folder) is None
+    with CheckpointWriter(folder, keep=3) as writer:
+        for step in (10, 15, 20, 100):
+            writer.save(state(step), best=step == 15)
+    assert names(folder) == [
         "checkpoint_epoch_00001_step_000005.pyth",
         "checkpoint_epoch_00002.pyth",
         "checkpoint_epoch_00010.pyth",
     ]
     assert load_tensors(list_checkpoints(folder)[-1])["step"] == 100
     assert load_tensors(best_checkpoint(folder))["step"] == 15
-    save_checkpoint(state(110), folder, regular=False, best=True)
-    assert (
-        load_tensors(best_checkpoint(folder))["step"] == 110
-        and load_tensors(list_checkpoints(folder)[-1])["step"] == 100
-    )
 
 
-def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
+def test_those_of_every_other_epoch_stay(tmp_path):
+    save(tmp_path, 5, 10, 20, 25, 30, 40, 50, keep=1, keep_every=2)
+    assert names(tmp_path) == [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (2, 4, 5)]
+
+
+def test_what_is_written_is_the_moment_of_the_call(tmp_path):
+    weights = torch.zeros(1_000_000)
+    with CheckpointWriter(str(tmp_path)) as writer:
+        writer.save({**state(10), "model_state": {"w": weights}, "optimizer_state": {"param_groups": [{"lr": 0.1}]}})
+        weights.fill_(1)
+    content = load_tensors(list_checkpoints(str(tmp_path))[0])
+    assert content["model_state"]["w"].sum() == 0 and content["optimizer_state"]["param_groups"] == [{"lr": 0.1}]
+
+
+def test_the_newest_whole_one_is_found_by_its_content(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+    save(tmp_path, 10, 20, 30)
+    folder = checkpoint_dir(str(tmp_path))
+    for age, path in enumerate(list_checkpoints(str(tmp_path))):
+        clock = 2e9 - age * 1e8  # it went back each time
+        os.utime(path, (clock, clock))
+    assert resumable_checkpoint(str(tmp_path)) == folder / "checkpoint_epoch_00003.pyth"
+
+    content = bytearray((folder / "checkpoint_epoch_00003.pyth").read_bytes())
+    at = content.index(torch.full((2,), 30.0).numpy().tobytes())
+    content[at] ^= 1  # one bit of one weight: PyTorch would load it
+    (folder / "checkpoint_epoch_00003.pyth").write_bytes(content)
+    assert load_tensors(folder / "checkpoint_epoch_00003.pyth")["model_state"]["w"][0] != 30
+    (folder / "checkpoint_epoch_00002.pyth").write_bytes(content[:300])
+    assert resumable_checkpoint(str(tmp_path)) == folder / "checkpoint_epoch_00001.pyth"
+    assert {Path(m.split(" is torn")[0]).name for m in caplog.messages if "torn or damaged" in m} == {
+        "checkpoint_epoch_00002.pyth",
+        "checkpoint_epoch_00003.pyth",
+    }
+
+    (folder / "checkpoint_epoch_00001.pyth").rename(best_checkpoint(str(tmp_path)))
+    assert resumable_checkpoint(str(tmp_path)) == best_checkpoint(str(tmp_path))
+    best_checkpoint(str(tmp_path)).write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        resumable_checkpoint(str(tmp_path))
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    save(tmp_path, 10)
+    torn = checkpoint_dir(str(tmp_path)) / ".checkpoint_epoch_00002.pyth.x1y2"
+    torn.write_bytes(b"half")
+    save(tmp_path, 20)
+    assert not torn.exists() and len(names(tmp_path)) == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_full_disk(small_disk):
+    with CheckpointWriter(str(small_disk), keep=1, stop_on_error=False) as writer:
+        writer.save(state(10, 100_000))
+        writer.save(state(20, 200_000))  # 0.4 + 0.8 MB: goes on without it
+        writer.wait()
+        assert names(small_disk) == ["checkpoint_epoch_00001.pyth"]
+        writer.save(state(30, 200_000))
+        with pytest.raises(ValueError, match=r"could not be written.*No space left.*last good one"):
+            writer.wait(stop_on_error=True)
+        writer.save(state(40, 100_000))
+    assert names(small_disk) == ["checkpoint_epoch_00004.pyth"]
+    assert resumable_checkpoint(str(small_disk)) == checkpoint_dir(str(small_disk)) / "checkpoint_epoch_00004.pyth"
+    assert len(os.listdir(checkpoint_dir(str(small_disk)))) == 1  # no torn parts
+
+
+def test_read_only_disk(small_disk):
+    save(small_disk, 10)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ValueError, match="Read-only"):
+        save(small_disk, 20, 30)
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    save(small_disk, 40)
+    assert len(names(small_disk)) == 2
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file is in the way")
+    with pytest.raises(ValueError, match="could not be written"), CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(state(10))
+    with CheckpointWriter(str(tmp_path), stop_on_error=False) as writer:
+        writer.save(state(10))
+        writer.save(state(20))
+        with pytest.raises(ValueError, match="could not be written"):
+            writer.wait(stop_on_error=True)
+
+
+def test_a_folder_that_vanishes_comes_back(tmp_path):
+    with CheckpointWriter(str(tmp_path / "run")) as writer:
+        writer.save(state(10))
+        writer.wait()
+        subprocess.run(["rm", "-r", str(tmp_path / "run")], check=True)
+        writer.save(state(20))
+    assert names(tmp_path / "run") == ["checkpoint_epoch_00002.pyth"]
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(RuntimeError), atomic_write(path) as file:

@@ -9,8 +9,9 @@ import pytest
 import run_net as program
 import torch
 
-from slowfast.engine.checkpoint import checkpoint_dir, save_checkpoint
+from slowfast.engine.checkpoint import CheckpointWriter, checkpoint_dir
 from slowfast.models import UniFormer
+from slowfast.utils.io import load_tensors
 
 
 @pytest.fixture
@@ -114,9 +115,11 @@ def test_output_folder_of_another_run(experiment, fails, tmp_path, monkeypatch, 
 
 def test_weights_cannot_be_resumed(experiment, fails, tmp_path):
     state = {"step": 1, "steps_per_epoch": 6, "model_state": small_model().state_dict()}
-    save_checkpoint(state, str(tmp_path / "out"))
+    with CheckpointWriter(str(tmp_path / "out")) as writer:
+        writer.save(state)
     assert "cannot be resumed, it lacks optimizer_state" in fails("--cfg", experiment)
-    save_checkpoint({**state, "format": 99}, str(tmp_path / "out"))
+    with CheckpointWriter(str(tmp_path / "out")) as writer:
+        writer.save({**state, "format": 99})
     assert "format 99" in fails("--cfg", experiment)
 
 
@@ -129,8 +132,12 @@ def test_classes_in_another_order(experiment, videos, fails, tmp_path):
 
 
 def test_divergence_keeps_the_good_checkpoint(experiment, fails, tmp_path):
-    message = fails("--cfg", experiment, "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_START_LR", 1e30, "LOG_PERIOD", 1000)
-    assert "the loss is nan" in message and not checkpoint_dir(str(tmp_path / "out")).exists()
+    rates = ("SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_START_LR", 1e30)
+    message = fails("--cfg", experiment, *rates, "LOG_PERIOD", 1000, "TRAIN.MAX_NONFINITE", 3)
+    assert "loss nan" in message and "3 steps in a row" in message and "SOLVER.BASE_LR" in message
+    assert not checkpoint_dir(str(tmp_path / "out")).exists()
+    dump = load_tensors(next((tmp_path / "out" / "nonfinite").iterdir()))
+    assert dump["batches"][0]["video"].shape[2:] == (4, 32, 32) and "BASE_LR: 1.0e+30" in dump["cfg"]
     assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
 
 
@@ -166,8 +173,8 @@ def test_torn_checkpoints_are_passed_over(experiment, fails, tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["run_net.py", *run])
     assert program.main() == 0
     printed = capsys.readouterr().out
-    assert "going on from an older checkpoint" in printed and "at step 6" in printed
-    for path in torn.parent.glob("checkpoint_*"):
+    assert "torn or damaged: passed over" in printed and "at step 6" in printed
+    for path in torn.parent.glob("*.pyth"):
         path.write_bytes(b"torn")
     assert "none of the checkpoints" in fails(*run)
 

@@ -1,0 +1,166 @@
+"""Broken videos in real runs: counted once, the same for any workers, processes and resumes; never hidden in a test."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from slowfast.config import get_cfg
+from slowfast.engine.setup import BadVideos
+from slowfast.utils.logging import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+
+
+def table(output_dir: Path) -> list[list[str]]:
+    with open(output_dir / "bad_videos.csv", newline="") as file:
+        return list(csv.reader(file))
+
+
+def losses(output_dir: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(output_dir) if record["kind"] == "train"]
+
+
+@pytest.fixture
+def make_cfg(tmp_path):
+    def make(share: float = 0.5):
+        cfg = get_cfg()
+        cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "DATA.MAX_BAD_SHARE", share])
+        return cfg
+
+    return make
+
+
+def test_a_broken_video_counts_once_and_keeps_its_first_reason(make_cfg, tmp_path):
+    bad = BadVideos(make_cfg(), 10, CPU, resumed=False)
+    bad.record([("b.mp4", "torn, and more"), ("a.mp4", "empty")])
+    assert table(tmp_path) == [["a.mp4", "empty"], ["b.mp4", "torn, and more"]]  # at once
+    bad.record([("b.mp4", "another reason")])
+    bad.check()
+    bad.record([("a.mp4", "empty")])
+    bad.check()
+    assert table(tmp_path) == [["a.mp4", "empty"], ["b.mp4", "torn, and more"]]
+
+
+def test_a_resumed_run_goes_on_counting_and_a_fresh_one_does_not(make_cfg, tmp_path, caplog):
+    BadVideos(make_cfg(), 10, CPU, resumed=False).record([(f"{n}.mp4", "torn") for n in range(5)])
+    bad = BadVideos(make_cfg(), 10, CPU, resumed=True)
+    bad.record([("4.mp4", "torn")])
+    bad.check()
+    assert not caplog.records and len(table(tmp_path)) == 5
+    bad.record([("5.mp4", "torn")])
+    with pytest.raises(ValueError, match=r"6 of 10 videos cannot be decoded.*MAX_BAD_SHARE 0\.5; .*bad_videos\.csv"):
+        bad.check()
+    assert "(6 so far): 5.mp4: torn" in caplog.text
+    BadVideos(make_cfg(), 10, CPU, resumed=False)
+    assert not (tmp_path / "bad_videos.csv").exists()
+
+
+def test_names_that_are_not_utf8_survive_a_resume(make_cfg, tmp_path):
+    BadVideos(make_cfg(), 10, CPU, resumed=False).record([("\udcff.mp4", "torn")])
+    assert (tmp_path / "bad_videos.csv").read_bytes().startswith(b"\xff.mp4,torn")
+    assert BadVideos(make_cfg(), 10, CPU, resumed=True).known == {"\udcff.mp4": "torn"}
+
+
+def test_a_single_broken_video_never_stops_a_run(make_cfg):
+    bad = BadVideos(make_cfg(0.0), 10, CPU, resumed=False)
+    bad.record([("a.mp4", "torn")])
+    bad.check()
+    bad.record([("b.mp4", "torn")])
+    with pytest.raises(ValueError, match="2 of 10 videos"):
+        bad.check()
+
+
+@pytest.fixture(scope="module")
+def broken(videos, tmp_path_factory) -> Path:
+    """Lists of 40 videos to train on, of which one is cut off and one hangs, and of 7 to test on, one of them empty."""
+    folder = tmp_path_factory.mktemp("broken")
+    content = (videos / "train_0.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(content[: len(content) // 2])
+    os.mkfifo(folder / "hangs.mp4")
+    (folder / "empty.mp4").touch()
+    good = [f"{videos}/train_{n % 24}.mp4 {n % 24 % 8}\n" for n in range(38)]
+    good.insert(30, f"{folder}/hangs.mp4 1\n")
+    good.insert(7, f"{folder}/cut.mp4 2\n")
+    tests = (videos / "val.csv").read_text().splitlines(keepends=True)
+    tests = [f"{videos}/{row}" for row in tests]
+    tests[3] = f"{folder}/empty.mp4 3\n"
+    for name, rows in (("train", good), ("val", tests), ("test", tests)):
+        (folder / f"{name}.csv").write_text("".join(rows))
+    return folder
+
+
+def options(broken: Path, out: Path, *more: object) -> tuple:
+    """One epoch of ten steps, logged step by step."""
+    return (
+        *("DATA.PATH_TO_DATA_DIR", broken, "DATA_LOADER.DECODE_TIMEOUT", 3, "DATA.MAX_BAD_SHARE", 0.05),
+        *("OUTPUT_DIR", out, "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0, "TEST.ENABLE", False),
+        *("MODEL.FROZEN_BN", True, *more),
+    )
+
+
+def failing(config: Path, *overrides: object) -> str:
+    """What run_net.py says when it refuses to go on."""
+    command = [sys.executable, "tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_broken_videos_are_counted_alike_by_any_workers_processes_and_resumes(broken, experiment, run_net, tmp_path):
+    runs = {name: tmp_path / name for name in ("zero", "one", "two", "processes", "resumed")}
+    for workers, name in enumerate(("zero", "one", "two")):
+        run_net(experiment, *options(broken, runs[name], "DATA_LOADER.NUM_WORKERS", workers))
+    run_net(experiment, *options(broken, runs["processes"], "NUM_PROCESSES", 2, "DATA_LOADER.NUM_WORKERS", 1))
+    for steps in (7, 10):
+        run_net(experiment, *options(broken, runs["resumed"], "TRAIN.MAX_STEPS", steps))
+
+    expected = [
+        [f"{broken}/cut.mp4", "not a readable video"],
+        [f"{broken}/hangs.mp4", "decoding took longer than 3 s (DATA_LOADER.DECODE_TIMEOUT)"],
+    ]
+    for out in runs.values():
+        rows = table(out)
+        assert rows == table(runs["zero"])
+        assert [
+            [path, reason[: len(start)]] for (path, reason), (_, start) in zip(rows, expected, strict=True)
+        ] == expected
+    first = losses(runs["zero"])
+    assert len(first) == 10
+    assert first == losses(runs["one"]) == losses(runs["two"]) == losses(runs["resumed"])
+    assert losses(runs["processes"]) == pytest.approx(first, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_too_many_broken_videos_stop_the_run(broken, experiment, tmp_path):
+    message = failing(experiment, *options(broken, tmp_path / "out", "DATA.MAX_BAD_SHARE", 0.01))
+    assert "error: 2 of 40 videos cannot be decoded, more than DATA.MAX_BAD_SHARE 0.01" in message
+    assert len(table(tmp_path / "out")) == 2
+
+
+@pytest.mark.slow
+def test_a_test_names_broken_videos_and_takes_no_others(broken, experiment, run_net, tmp_path):
+    out = tmp_path / "out"
+    good = options(broken, out, "TRAIN.MAX_STEPS", 1)
+    run_net(experiment, *good)
+    tested = (*good, "TRAIN.ENABLE", False, "TEST.ENABLE", True)
+    message = failing(experiment, *tested)
+    assert "1 test videos cannot be decoded" in message
+    assert f"{broken}/empty.mp4: the file is empty" in message and "TEST.SKIP_BAD True" in message
+    done = run_net(experiment, *tested, "TEST.SKIP_BAD", True)
+    assert "over 6 videos" in done.stdout and "1 undecodable" in done.stdout
+    report = json.loads((out / "test" / "metrics.json").read_text())
+    assert report["metrics"]["num_videos"] == 6 and report["metrics"]["num_skipped"] == 1
+    assert report["skipped"] == [[f"{broken}/empty.mp4", "the file is empty; fetch it again"]]
+    assert np.load(out / "test" / "scores.npz")["index"].tolist() == [0, 1, 2, 4, 5, 6]

@@ -1,0 +1,135 @@
+"""Kill a training again and again and see that nothing is lost: python tools/torture.py --cfg exp/demo/config.yaml.
+
+An undisturbed run is the reference. Every trial then trains anew, is killed by SIGKILL at random moments, half of them
+while a checkpoint is being written, and is started again with the same command until it ends. Its last checkpoint has
+to be the reference's bit for bit, and its log has to tell the same losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from slowfast.engine.checkpoint import checkpoint_dir, last_checkpoint
+from slowfast.utils.io import load_tensors
+from slowfast.utils.logging import read_metrics
+
+RUN_NET = Path(__file__).with_name("run_net.py")
+# a checkpoint a step, so that kills while saving are no rarity
+ALWAYS = ("TEST.ENABLE", "False", "TRAIN.CHECKPOINT_MINUTES", "1e-6", "TRAIN.CHECKPOINT_PERIOD", "1", "LOG_PERIOD", "1")
+
+
+def start(config: str, output_dir: Path, overrides: Sequence[str]) -> subprocess.Popen:
+    """Start the training in a session of its own; what it prints goes to OUTPUT_DIR.txt."""
+    command = [sys.executable, str(RUN_NET), "--cfg", config, *overrides, *ALWAYS, "OUTPUT_DIR", str(output_dir)]
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}  # the order of a sum depends on the number of threads
+    with open(f"{output_dir}.txt", "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def kill_at_random(process: subprocess.Popen, output_dir: Path, seconds: float, rng: random.Random) -> bool:
+    """Kill the processes of a run at some moment of the next `seconds`; False if it ended before."""
+    while_saving = rng.random() < 0.5
+    deadline = time.monotonic() + rng.uniform(0, seconds)
+    while process.poll() is None:
+        part = while_saving and any(checkpoint_dir(str(output_dir)).glob(".*.pyth.*"))
+        if time.monotonic() > deadline and (part or not while_saving):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def differences(a: Any, b: Any, name: str = "") -> list[str]:
+    """Names of the entries in which two checkpoints differ by a bit or more."""
+    if torch.is_tensor(a) and torch.is_tensor(b):
+        return [] if torch.equal(a, b) else [name]
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return [n for key in {**a, **b} for n in differences(a.get(key), b.get(key), f"{name}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [n for i, (x, y) in enumerate(zip(a, b, strict=True)) for n in differences(x, y, f"{name}/{i}")]
+    return [] if a == b else [name]
+
+
+def result(output_dir: Path) -> dict[str, Any]:
+    """What has to be the same in the end: the last checkpoint but for its OUTPUT_DIR, and the losses of all steps."""
+    path = last_checkpoint(str(output_dir))
+    if path is None:
+        raise ValueError(f"{output_dir} holds no checkpoint; {output_dir}.txt tells what happened")
+    checkpoint = {key: value for key, value in load_tensors(path).items() if key != "cfg"}
+    losses = [record["loss"] for record in read_metrics(output_dir) if record["kind"] == "train"]
+    return {"checkpoint": checkpoint, "losses": losses}
+
+
+def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, kills: int, seed: int) -> int:
+    """Run the reference and the trials.
+
+    Args:
+        folder: of all outputs; it has to be empty.
+        trials: runs to disturb.
+        kills: of each.
+        seed: of the moments.
+
+    Returns:
+        How often a process was killed.
+
+    Raises:
+        ValueError: a run failed by itself, or ended otherwise than the reference.
+    """
+    rng = random.Random(seed)
+    begun = time.monotonic()
+    if start(config, folder / "reference", overrides).wait():
+        raise ValueError(f"the undisturbed run failed; {folder}/reference.txt tells why")
+    seconds = time.monotonic() - begun
+    reference = result(folder / "reference")
+    killed = 0
+    for trial in tqdm(range(trials), "trials", disable=None):
+        output_dir = folder / f"trial_{trial}"
+        for attempt in range(kills + 1):
+            process = start(config, output_dir, overrides)
+            if attempt < kills and kill_at_random(process, output_dir, seconds, rng):
+                killed += 1
+            elif process.wait():
+                raise ValueError(f"trial {trial} failed by itself after {attempt} kills; {output_dir}.txt tells why")
+            else:
+                break
+        if different := differences(reference, result(output_dir)):
+            raise ValueError(f"trial {trial} of {folder} ended otherwise than the reference: {different[:5]}")
+        shutil.rmtree(output_dir)
+    return killed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
+    parser.add_argument("--trials", type=int, default=50, help="runs to disturb (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=3, help="of each run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
+    args = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory(prefix="torture_") as folder:
+        try:
+            killed = torture(args.cfg, args.overrides, Path(folder), args.trials, args.kills, args.seed)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    print(f"{args.trials} runs, killed {killed} times, all ended bit for bit like the undisturbed one")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
