@@ -28,10 +28,14 @@ setup(
         "tensorboard>=2.14",
         "matplotlib>=3.8",
         "tqdm>=4.66",
+        "submitit>=1.5.1",
     ],
     extras_require={
         "dev": [
+            # other programs, whose numbers the tests compare with ours
             "timm>=1.0.3",
+            "open_clip_torch>=2.24",
+            "transformers>=4.40",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

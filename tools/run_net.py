@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from slowfast.config import format_config, load_config_with_sources
+from slowfast.config.load import read_overrides
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,11 +25,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shard_id", help="number of this machine (SHARD_ID)")
     parser.add_argument("--init_method", default="", metavar="tcp://HOST:PORT", help="meeting point of the machines")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
-    return parser.parse_intermixed_args(argv)
+    slurm = parser.add_argument_group("on a Slurm cluster")
+    slurm.add_argument("--slurm", action="store_true", help="submit the job and return; the other options need it")
+    slurm.add_argument("--nodes", type=int, metavar="N", help="nodes (NUM_SHARDS)")
+    slurm.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs, and processes, on each (NUM_GPUS)")
+    slurm.add_argument("--tasks-per-node", type=int, metavar="N", help="processes on each, on the CPU (NUM_PROCESSES)")
+    slurm.add_argument("--partition", metavar="P")
+    slurm.add_argument("--account", metavar="A")
+    slurm.add_argument("--time", default="1-00:00:00", metavar="T", help="limit of one attempt: minutes, or HH:MM:SS")
+    slurm.add_argument(
+        "--signal", type=int, default=120, metavar="S", help="save and requeue S seconds before the limit"
+    )
+    slurm.add_argument("--max-timeouts", type=int, default=100, metavar="N", help="give up after so many limits")
+    slurm.add_argument(
+        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch, repeatable"
+    )
+    args = parser.parse_intermixed_args(argv)
+    changed = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    alone = changed & {action.dest for action in slurm._group_actions}
+    if alone and not args.slurm:
+        parser.error(f"--{sorted(alone)[0].replace('_', '-')} needs --slurm")
+    return args
 
 
 def main() -> int:
-    """Run the job; a fault of the user's ends in one message and exit code 2."""
+    """Run or submit the job.
+
+    Returns:
+        0; 2 for a fault of the user's, which ends in one message; 1 for a process that failed; 75 for a job that was
+        asked to stop and has saved; 130 for Ctrl-C twice.
+    """
     args = parse_args()
     overrides = list(args.overrides)
     for key, value in (("NUM_SHARDS", args.num_shards), ("SHARD_ID", args.shard_id)):
@@ -37,24 +63,78 @@ def main() -> int:
     # the place in our code that warns says nothing to the person who runs it
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
+        if args.slurm:
+            overrides += slurm_overrides(args, overrides)
         cfg, sources = load_config_with_sources(args.cfg, overrides)
         if args.show:
-            print(format_config(cfg, sources))
+            show(format_config(cfg, sources))
             return 0
-        # Not before --show and configuration errors: importing the engine takes seconds.
-        from slowfast.engine.launch import launch
+        if args.slurm:
+            from slowfast.engine.slurm import submit
 
-        try:
-            launch(cfg, args.init_method)
-        finally:
-            draw_curves(cfg)
+            submit(cfg, args)
+            return 0
+        return run(cfg, args.init_method)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def run(cfg, init_method: str) -> int:
+    """Run the job here, as one process or many; returns its exit code."""
+    # Not before --show and configuration errors: importing the engine takes seconds.
+    from slowfast.engine.interrupt import EXIT_REQUEUE, Interruption
+    from slowfast.engine.launch import AlreadyReported, JobError, launch
+
+    try:
+        launch(cfg, init_method)
+    except JobError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except AlreadyReported:
+        return 1
+    except Interruption as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{stop.reason}; everything is saved, the same command goes on from there", file=sys.stderr)
+        return EXIT_REQUEUE
+    finally:
+        draw_curves(cfg)
     return 0
+
+
+def slurm_overrides(args: argparse.Namespace, overrides: list[str]) -> list[str]:
+    """The KEY VALUE pairs that the options for Slurm decide.
+
+    Raises:
+        ValueError: the command line gives another value for the same key.
+    """
+    options = (
+        ("NUM_SHARDS", "--nodes", args.nodes),
+        ("NUM_GPUS", "--gpus-per-node", args.gpus_per_node),
+        ("NUM_PROCESSES", "--tasks-per-node", args.tasks_per_node),
+    )
+    if args.shard_id is not None or args.init_method:
+        raise ValueError("--shard_id and --init_method are for machines without Slurm; leave them out")
+    given = {key: str(value) for key, value, _ in read_overrides(overrides, [])}
+    decided = []
+    for key, option, value in options:
+        if value is None:
+            continue
+        if given.get(key, str(value)) != str(value):
+            raise ValueError(f"{option} {value} and {key} {given[key]} differ; leave {key} out")
+        decided += [key, str(value)]
+    return decided
+
+
+def show(text: str) -> None:
+    """Print; a reader such as head may have had enough before the end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
 
 
 def draw_curves(cfg) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make the demo data once, train on it, test with all views, and test once more with shuffled frames.
 # Any KEY VALUE can follow: bash exp/demo/run.sh SOLVER.MAX_EPOCH 2 OUTPUT_DIR output/short
+# On a Slurm cluster, --slurm --nodes 2 makes the data here and submits two jobs; the second one waits for the first.
 set -euo pipefail
 config=exp/$(basename "$(cd "$(dirname "$0")" && pwd)")/config.yaml
 cd "$(dirname "$0")/../.."

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Test this experiment with the views of the reported accuracy: DATA_ROOT=/data bash exp/NAME/test.sh [KEY VALUE ...]
 # It tests what run.sh trained; TEST.CHECKPOINT_FILE_PATH takes other weights: a file, an address, or a released name
-# such as that in the head of config.yaml. NUM_SHARDS 1 tests on one node what was trained on several.
+# such as that in the head of config.yaml. NUM_SHARDS 1 tests on one node what was trained on several; --slurm --nodes 1
+# does it on a cluster, after the training of the same OUTPUT_DIR.
 set -euo pipefail
 if [ ! -d "${DATA_ROOT:-}" ]; then
     echo "error: set DATA_ROOT to the folder of your data sets, now '${DATA_ROOT:-}': DATA_ROOT=/data bash $0" >&2

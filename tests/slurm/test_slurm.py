@@ -1,0 +1,181 @@
+"""A training on a real Slurm cluster of two nodes, interrupted twice, and what a submission says and refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import run_net as program
+import torch
+from cluster import NODES, Cluster, why_not
+
+from slowfast.engine.checkpoint import last_checkpoint
+from slowfast.engine.slurm import PORTS, minutes, sbatch_parameters
+from slowfast.utils.io import load_tensors
+from slowfast.utils.logging import read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 60
+SHORT = ("TRAIN.MAX_STEPS", STEPS, "TEST.ENABLE", False, "LOG_PERIOD", 1, "TENSORBOARD.ENABLE", False)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with Cluster() as running:
+        running.environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        running.environment["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), running.environment["PATH"]))
+        yield running
+
+
+def wait_for(what: Callable[[], object], seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "this took too long"
+        time.sleep(0.05)
+
+
+def submit(cluster: Cluster, *command: object) -> list[str]:
+    """Run a script that submits jobs; returns their numbers."""
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=cluster.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return re.findall(r"submitted job (\d+)", done.stdout)
+
+
+def state(cluster: Cluster, job: str) -> str:
+    return re.findall(r"JobState=(\w+)", cluster.run("scontrol", "show", "job", job))[0]
+
+
+def steps_in(log: Path) -> int:
+    return int(([0, *re.findall(r" step (\d+)/", log.read_text())] if log.is_file() else [0])[-1])
+
+
+def resumed_after(cluster: Cluster, job: str, log: Path, times: int) -> None:
+    """Wait until a requeued job runs again, without the two minutes that Slurm lets it rest."""
+
+    def begun() -> bool:
+        if state(cluster, job) == "PENDING":
+            cluster.run("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
+        attempts = re.split(r"resumed from .*", log.read_text())
+        return len(attempts) == times + 1 and " step " in attempts[-1]
+
+    wait_for(begun)
+
+
+@pytest.mark.slow
+def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, tmp_path):
+    out = tmp_path / "out"
+    flags = ("--slurm", "--nodes", 2, "--time", "1:00:00", "--sbatch", "comment=of a test", "TRAIN.BATCH_SIZE", 8)
+    training, control = submit(cluster, "bash", "exp/demo/run.sh", *flags, *SHORT, "OUTPUT_DIR", out)
+    log = out / "slurm" / f"{training}.log"
+    assert "Dependency=afterok" in cluster.run("scontrol", "show", "job", control)
+    assert "Comment=of a test" in cluster.run("scontrol", "show", "job", training)
+
+    wait_for(lambda: steps_in(log) >= 5)
+    cluster.run("scancel", "--signal=USR2", training)  # what Slurm sends before a time limit
+    resumed_after(cluster, training, log, times=1)
+    cluster.run("scontrol", "requeue", training)  # what an administrator, or a preemption, does
+    resumed_after(cluster, training, log, times=2)
+    wait_for(lambda: state(cluster, training) == "COMPLETED")
+    assert state(cluster, control) in ("PENDING", "RUNNING", "COMPLETED")
+    cluster.run("scancel", control)
+
+    text = log.read_text()
+    assert "2 processes on 2 nodes that agree" in text
+    assert re.search(r"asked to stop, saved at step (\d+)", text), "the first attempt saved where it was"
+    resumed = [int(step) for step in re.findall(r"resumed from \S+ at step (\d+)", text)]
+    saved = [int(step) for step in re.findall(r"\] asked to stop, saved at step (\d+)", text)]
+    assert resumed == saved and 5 <= resumed[0] < resumed[1] < STEPS
+
+    spawned = ("--cfg", "exp/demo/config.yaml", "NUM_PROCESSES", 2, *SHORT, "OUTPUT_DIR", tmp_path / "undisturbed")
+    command = [sys.executable, "tools/run_net.py", *map(str, spawned)]
+    subprocess.run(command, cwd=ROOT, env=cluster.environment, check=True, capture_output=True)
+    assert_same_run(out, tmp_path / "undisturbed")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    a, b = (load_tensors(last_checkpoint(str(folder)) or "") for folder in (one, other))
+    assert a["step"] == b["step"] == STEPS
+    assert all(torch.equal(value, b["model_state"][name]) for name, value in a["model_state"].items())
+    losses = [[r["loss"] for r in read_metrics(folder) if r["kind"] == "train"] for folder in (one, other)]
+    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_refuses_leaves_nothing(cluster, tmp_path):
+    command = [sys.executable, "tools/run_net.py", "--cfg", "exp/demo/config.yaml", "--slurm", "--partition", "nowhere"]
+    out = ("OUTPUT_DIR", str(tmp_path / "out"))
+    done = subprocess.run([*command, *out], cwd=ROOT, env=cluster.environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "invalid partition specified: nowhere" in done.stderr.splitlines()[0]
+    assert "Traceback" not in done.stderr and not list((tmp_path / "out" / "slurm").iterdir())
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_job(cluster, tmp_path):
+    out = tmp_path / "out"
+    flags = ("--slurm", "--nodes", 2, "--cfg", "exp/demo/config.yaml")
+    [job] = submit(cluster, sys.executable, "tools/run_net.py", *flags, *SHORT, "OUTPUT_DIR", out)
+    log = out / "slurm" / f"{job}.log"
+    wait_for(lambda: steps_in(log) >= 3)
+    # the processes of the second node, as Slurm's daemon there knows them
+    pids = cluster.run("scontrol", "listpids", f"{job}.0", NODES[1]).splitlines()[1:]
+    task = next(int(line.split()[0]) for line in pids if line.split()[3] == "0" and line.split()[4] == "1")
+    os.kill(task, signal.SIGKILL)
+    wait_for(lambda: state(cluster, job) in ("FAILED", "COMPLETED", "CANCELLED"), seconds=60)
+    assert state(cluster, job) == "FAILED"
+    assert "node1: task 1: Killed" in log.read_text()
+
+
+def test_ways_to_write_a_time():
+    written = {"90": 90, "2:30": 3, "10:00:00": 600, "1-0": 1440, "2-12:30": 3630, "0:00:01": 1}
+    assert {text: minutes(text) for text in written} == written
+    for text in ("", "an hour", "1:2:3:4", "-5"):
+        with pytest.raises(ValueError, match="HH:MM:SS"):
+            minutes(text)
+
+
+def test_any_parameter_of_sbatch():
+    assert sbatch_parameters(["qos=high", "--mail-user=a@b.c", "exclusive", "mem_per_cpu=2G"]) == {
+        "qos": "high", "mail-user": "a@b.c", "exclusive": True, "mem-per-cpu": "2G",
+    }  # fmt: skip
+    for pair in ("comment=a\nrm -rf x", "=x", "qos=", "a b=c"):
+        with pytest.raises(ValueError, match="KEY=VALUE"):
+            sbatch_parameters([pair])
+    assert PORTS.stop <= 32768  # Linux gives ports from there on to outgoing connections
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--nodes", "2", "NUM_SHARDS", "3"], ["--nodes 2 and NUM_SHARDS 3 differ", "leave NUM_SHARDS out"]),
+        (["--tasks-per-node", "2", "NUM_PROCESSES=4"], ["--tasks-per-node 2 and NUM_PROCESSES 4 differ"]),
+        (["--shard_id", "1"], ["--shard_id"]),
+        (["--time", "soon"], ["'soon'", "HH:MM:SS"]),
+        (["--time", "1"], ["120 s before its end", "--signal"]),
+        (["--sbatch", "=1"], ["'=1'", "KEY=VALUE"]),
+        (["OUTPUT_DIR", "out/%j"], ["out/%j", "%"]),
+        ([], ["no srun in PATH"]),
+    ],
+)
+def test_submissions_that_are_refused(arguments, expected, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", "--slurm", *arguments])
+    assert program.main() == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and all(part in message for part in expected), message
+
+
+def test_options_that_need_slurm(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", "--nodes", "2"])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert "--nodes needs --slurm" in capsys.readouterr().err
