@@ -1,6 +1,7 @@
-"""Make a small set of H.264 videos whose eight classes differ in motion only.
+"""Make a small set of H.264 videos whose eight classes differ in motion only, or of images that differ in shape.
 
     python tools/make_demo_data.py --out data/motion [--train 1000 --test 200 --seed 0 --workers N]
+    python tools/make_demo_data.py --out data/shapes --images
 
 A two-coloured shape lies over a textured background. Four factors describe it: position x, position y, angle and size.
 A class names one factor and the direction in which it goes, steadily, from one end of a range to the other. The three
@@ -15,6 +16,9 @@ where they began. What follows:
 
 Shape, texture, colours, background, still clutter, noise, speed, length, frame rate and resolution vary from video to
 video and do not depend on the class. A file is a function of (seed, split, index) and of nothing around it.
+
+With --images, the same shape at any place, angle and size over the same backgrounds is a still image, and its outline
+is the class: train/<class>/*.jpg and val/<class>/*.jpg. Colours, and the area that a shape covers, do not depend on it.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ CLASS_NAMES = (
     "shrink",
     "grow",
 )
+IMAGE_CLASS_NAMES = ("triangle", "square", "hexagon", "star", "arrow", "ell", "cross", "bar")
 VERSION = 1  # part of the manifest: raise it when the same arguments begin to give other files
 ARC = (0.6, 1.0)  # share of a factor's limits that the range of one video takes
 FRAMES = (24, 48)
@@ -61,6 +66,25 @@ SHAPES = (
     [(-0.9, -0.35), (0.1, -0.35), (0.1, -0.9), (0.95, 0), (0.1, 0.9), (0.1, 0.35), (-0.9, 0.35)],  # arrow
     [(-0.7, -0.7), (0, -0.7), (0, 0), (0.7, 0), (0.7, 0.7), (-0.7, 0.7)],  # L
 )  # outlines inside the unit circle
+IMAGE_SHAPES = (
+    *SHAPES,
+    [
+        (-0.3, -0.95),
+        (0.3, -0.95),
+        (0.3, -0.3),
+        (0.95, -0.3),
+        (0.95, 0.3),
+        (0.3, 0.3),
+        (0.3, 0.95),
+        (-0.3, 0.95),
+        (-0.3, 0.3),
+        (-0.95, 0.3),
+        (-0.95, -0.3),
+        (-0.3, -0.3),
+    ],  # cross
+    [(-0.95, -0.3), (0.95, -0.3), (0.95, 0.3), (-0.95, 0.3)],  # bar
+)  # in the order of IMAGE_CLASS_NAMES
+COVERED = (0.1, 0.25)  # area of a shape in an image, in squares of the short side
 
 
 def draw_factors(rng: np.random.Generator, label: int, length: int) -> np.ndarray:
@@ -86,10 +110,10 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int, strengt
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _draw_sprite(rng: np.random.Generator) -> np.ndarray:
+def _draw_sprite(rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
     """A shape (SPRITE, SPRITE, 4), colours and opacity; its warm half and its cool half show every turn."""
     center, radius = (SPRITE - 1) / 2, SPRITE / 2 - 2
-    outline = center + radius * np.array(SHAPES[rng.integers(len(SHAPES))])
+    outline = center + radius * shape
     mask = np.zeros((SPRITE, SPRITE), np.uint8)
     cv2.fillPoly(mask, [outline.round().astype(np.int32)], 255, cv2.LINE_AA)
     paint = _noise(rng, (SPRITE, SPRITE), 6, 15)
@@ -111,16 +135,33 @@ def _draw_background(rng: np.random.Generator, height: int, width: int, level: f
     return background.clip(0, 255).astype(np.uint8)
 
 
+def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width in pixels."""
+    short = int(rng.choice(SHORT_SIDES))
+    long = round(short * rng.choice(ASPECTS) / 2) * 2  # H.264 halves the colour planes: even sides
+    return (short, long) if rng.random() < 0.5 else (long, short)
+
+
+def _lay_over(background: np.ndarray, sprite: np.ndarray, x: float, y: float, angle: float, scale: float) -> np.ndarray:
+    """`sprite` over `background`, centred at (x, y), turned by `angle` (radians, clockwise) and scaled."""
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    center = (SPRITE - 1) / 2
+    # y points down, so a growing angle turns clockwise
+    matrix = np.array([[cos, -sin, x - center * (cos - sin)], [sin, cos, y - center * (sin + cos)]])
+    layer = cv2.warpAffine(sprite, matrix, background.shape[1::-1], flags=cv2.INTER_AREA)
+    opacity = layer[..., 3:].astype(np.int32)
+    return (layer[..., :3] * opacity + background * (255 - opacity)) // 255
+
+
 def render(rng: np.random.Generator, label: int) -> np.ndarray:
     """Draw one video of class `label`: (T, H, W, 3), uint8 RGB."""
     length = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
-    short = int(rng.choice(SHORT_SIDES))
-    long = round(short * rng.choice(ASPECTS) / 2) * 2  # H.264 halves the colour planes: even sides
-    height, width = (short, long) if rng.random() < 0.5 else (long, short)
+    height, width = _draw_size(rng)
+    short = min(height, width)
     factors = draw_factors(rng, label, length)
 
     background = _draw_background(rng, height, width, level=rng.uniform(30, 80))
-    sprite = _draw_sprite(rng)
+    sprite = _draw_sprite(rng, np.array(SHAPES[rng.integers(len(SHAPES))]))
     grain = rng.normal(0, rng.uniform(0, 6), (2 * height, 2 * width, 1)).astype(np.int16)
     offsets = rng.integers(0, (height, width), (length, 2))
 
@@ -130,16 +171,36 @@ def render(rng: np.random.Generator, label: int) -> np.ndarray:
     scale = 2 * short / SPRITE * RADII[0] * (RADII[1] / RADII[0]) ** factors[3]
     video = np.empty((length, height, width, 3), np.uint8)
     for t in range(length):
-        cos, sin = scale[t] * np.cos(angle[t]), scale[t] * np.sin(angle[t])
-        center = (SPRITE - 1) / 2
-        # y points down, so a growing angle turns clockwise
-        matrix = np.array([[cos, -sin, x[t] - center * (cos - sin)], [sin, cos, y[t] - center * (sin + cos)]])
-        layer = cv2.warpAffine(sprite, matrix, (width, height), flags=cv2.INTER_AREA)
-        opacity = layer[..., 3:].astype(np.int32)
-        frame = (layer[..., :3] * opacity + background * (255 - opacity)) // 255
+        frame = _lay_over(background, sprite, x[t], y[t], angle[t], scale[t])
         i, j = offsets[t]
         video[t] = (frame + grain[i : i + height, j : j + width]).clip(0, 255)
     return video
+
+
+def render_image(rng: np.random.Generator, label: int) -> np.ndarray:
+    """Draw one image of class `label`: (H, W, 3), uint8 RGB."""
+    height, width = _draw_size(rng)
+    short = min(height, width)
+    background = _draw_background(rng, height, width, level=rng.uniform(30, 80))
+    shape = np.array(IMAGE_SHAPES[label])
+    area = cv2.contourArea(shape.astype(np.float32))  # in squares of its radius, which is nearly half a sprite
+    scale = short * np.sqrt(rng.uniform(*COVERED) / area) / (SPRITE / 2 - 2)
+    x, y = np.array([width, height]) / 2 + TRAVEL * short * rng.uniform(-0.5, 0.5, 2)
+    turn, angle = rng.uniform(0, 2 * np.pi, 2)  # of the outline under its colours, and of both
+    cos, sin = np.cos(turn), np.sin(turn)
+    sprite = _draw_sprite(rng, shape @ np.array([[cos, sin], [-sin, cos]]))
+    frame = _lay_over(background, sprite, x, y, angle, scale)
+    return (frame + rng.normal(0, rng.uniform(0, 6), (height, width, 1))).clip(0, 255).astype(np.uint8)
+
+
+def write_image(path: Path, seed: int, split: str, index: int) -> None:
+    """Render and encode image `index` of a split, of class `index` modulo 8; the file appears whole or not at all."""
+    rng = rng_for(seed, "demo image", split, index)
+    image = render_image(rng, index % len(IMAGE_CLASS_NAMES))
+    quality = int(rng.integers(80, 96))
+    part = path.with_suffix(".part")
+    part.write_bytes(cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    part.replace(path)
 
 
 def write_video(path: Path, seed: int, split: str, index: int) -> None:
@@ -161,19 +222,27 @@ def write_video(path: Path, seed: int, split: str, index: int) -> None:
 
 
 def make_demo_data(
-    out: str | Path, train: int = 1000, test: int = 200, seed: int = 0, workers: int | None = None
+    out: str | Path,
+    train: int = 1000,
+    test: int = 200,
+    seed: int = 0,
+    workers: int | None = None,
+    images: bool = False,
 ) -> Path:
     """Write videos/, train.csv, val.csv, test.csv (the same rows as val.csv) and class_names.txt, once.
+
+    With `images`, write train/<class>/*.jpg and val/<class>/*.jpg instead.
 
     A finished folder is left alone, an interrupted call goes on where it was. Classes take turns, so they are even when
     the counts are multiples of 8.
 
     Args:
         out: the folder; DATA.PATH_TO_DATA_DIR and DATA.PATH_PREFIX of a configuration.
-        train: training videos.
-        test: test videos.
+        train: training videos or images.
+        test: test videos or images.
         seed: of every draw.
         workers: threads; None takes one per core. The files do not depend on it.
+        images: still images of eight shapes instead of videos of eight motions.
 
     Returns:
         The folder.
@@ -184,7 +253,7 @@ def make_demo_data(
     if min(train, test) < 1:
         raise ValueError(f"train {train} and test {test} have to be at least 1")
     out = Path(out)
-    wanted = {"version": VERSION, "seed": seed, "train": train, "test": test}
+    wanted = {"version": VERSION, "seed": seed, "train": train, "test": test, **({"images": True} if images else {})}
     manifest = out / "manifest.json"
     found = json.loads(manifest.read_text()) if manifest.exists() else {**wanted, "complete": False}
     if {**found, "complete": False} != {**wanted, "complete": False}:
@@ -192,38 +261,51 @@ def make_demo_data(
     if found["complete"]:
         return out
 
-    (out / "videos").mkdir(parents=True, exist_ok=True)
     write_text(manifest, json.dumps({**wanted, "complete": False}))
+    write = write_image if images else write_video
     names = {
-        (split, index): f"videos/{split}_{index:05d}.mp4"
+        (split, index): _image_name(split, index) if images else f"videos/{split}_{index:05d}.mp4"
         for split, count in (("train", train), ("test", test))
         for index in range(count)
     }
+    for folder in {(out / name).parent for name in names.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
     missing = [key for key, name in names.items() if not (out / name).exists()]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        written = pool.map(lambda key: write_video(out / names[key], seed, *key), missing)
+        written = pool.map(lambda key: write(out / names[key], seed, *key), missing)
         # disable=None: a bar on a terminal only
-        for _ in tqdm(written, "make videos", len(names), initial=len(names) - len(missing), disable=None):
+        for _ in tqdm(written, "make demo data", len(names), initial=len(names) - len(missing), disable=None):
             pass
-
-    for file, split in (("train.csv", "train"), ("val.csv", "test"), ("test.csv", "test")):
-        rows = [f"{name} {index % len(CLASS_NAMES)}\n" for (of, index), name in names.items() if of == split]
-        write_text(out / file, "".join(rows))
-    write_text(out / "class_names.txt", "\n".join(CLASS_NAMES) + "\n")
+    if not images:
+        _write_lists(out, names)
     write_text(manifest, json.dumps({**wanted, "complete": True}))
     return out
 
 
+def _image_name(split: str, index: int) -> str:
+    folder = "train" if split == "train" else "val"
+    return f"{folder}/{IMAGE_CLASS_NAMES[index % len(IMAGE_CLASS_NAMES)]}/{index:05d}.jpg"
+
+
+def _write_lists(out: Path, names: dict[tuple[str, int], str]) -> None:
+    for file, split in (("train.csv", "train"), ("val.csv", "test"), ("test.csv", "test")):
+        rows = [f"{name} {index % len(CLASS_NAMES)}\n" for (of, index), name in names.items() if of == split]
+        write_text(out / file, "".join(rows))
+    write_text(out / "class_names.txt", "\n".join(CLASS_NAMES) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make small videos of eight classes that only motion tells apart.")
-    parser.add_argument("--out", required=True, help="folder of the lists and videos")
-    parser.add_argument("--train", type=int, default=1000, help="training videos (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=200, help="test videos (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="other seeds, other videos (default: %(default)s)")
+    parser.add_argument("--out", required=True, help="folder of the lists and videos, or of the images")
+    parser.add_argument("--images", action="store_true", help="still images of eight classes that shape tells apart")
+    parser.add_argument("--train", type=int, default=1000, help="training videos or images (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=200, help="test videos or images (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds, other files (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="threads (default: one per core)")
     args = parser.parse_args()
     out = make_demo_data(**vars(args))
-    print(f"{out}: {args.train} training and {args.test} test videos of {len(CLASS_NAMES)} classes")
+    kind, classes = ("images", IMAGE_CLASS_NAMES) if args.images else ("videos", CLASS_NAMES)
+    print(f"{out}: {args.train} training and {args.test} test {kind} of {len(classes)} classes")
 
 
 if __name__ == "__main__":

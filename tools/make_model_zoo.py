@@ -18,6 +18,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config import load_config
 from slowfast.models import build_model
+from slowfast.models.build import input_shape
 from slowfast.utils.io import released_weights
 from slowfast.utils.profiling import count_flops, count_parameters
 
@@ -37,6 +38,7 @@ DATASETS = {
     "hacs": "HACS",
     "ucf101": "UCF101",
     "hmdb51": "HMDB51",
+    "imagenet": "ImageNet-1K",
 }
 
 # The first lines of a config.yaml; the weights are a name in pretrained/manifest.json.
@@ -44,7 +46,7 @@ HEADER = re.compile(
     r"# Command:  (?P<command>\S.*)\n"
     r"# Hardware: (?P<gpus>\d+) GPUs(?: \((?P<nodes>\d+) nodes of \d+\))?\n"
     r"# Accuracy: (?:not reported|"
-    r"(?P<top1>\d+\.\d\*?) % top-1 reported, (?P<clips>\d+) clips? x (?P<crops>\d+) crops?)\n"
+    r"(?P<top1>\d+\.\d\*?) % top-1 reported, (?:(?P<clips>\d+) clips? x )?(?P<crops>\d+) crops?)\n"
     r"# Weights:  (?P<weights>\S+)\n"
 )
 
@@ -102,7 +104,7 @@ def read_experiment(folder: Path) -> Experiment | None:
         gpus=int(match["gpus"]),
         nodes=int(match["nodes"] or 1),
         top1=match["top1"],
-        views=(int(match["clips"]), int(match["crops"])) if match["top1"] else None,
+        views=(int(match["clips"] or 1), int(match["crops"])) if match["top1"] else None,
         weights=match["weights"],
     )
 
@@ -125,8 +127,7 @@ def costs(experiments: Iterable[Experiment]) -> Iterator[tuple[int, int]]:
             model = build_model(cfg)
         parameters = count_parameters(model)
         model.reset_classifier(0)  # pyright: ignore[reportCallIssue]
-        size = cfg.DATA.TEST_CROP_SIZE
-        shape = (1, cfg.DATA.INPUT_CHANNEL_NUM[0], cfg.DATA.NUM_FRAMES, size, size)
+        shape = (1, *input_shape(cfg))
         network = (type(model), count_parameters(model), shape)
         if network not in flops:
             flops[network] = count_flops(build_model(cfg), *shape)
@@ -149,8 +150,8 @@ def row(experiment: Experiment, parameters: int, flops: int) -> str:
     address = released.get("url") or f"https://drive.google.com/file/d/{released['google_drive']}/view"
     cells = (
         f"[{experiment.name}](exp/{experiment.name}/config.yaml)",
-        start,
-        f"{cfg.DATA.NUM_FRAMES} x {cfg.DATA.TEST_CROP_SIZE}",
+        start or "scratch",
+        " x ".join(map(str, input_shape(cfg)[1:-1])),  # frames, if there are any, and size
         f"{parameters / 1e6:.1f}",
         f"{gflops:.2f}" if gflops < 10 else f"{gflops:.1f}",
         "{} x {}".format(*experiment.views) if experiment.views else "-",

@@ -20,6 +20,7 @@ import yaml
 from slowfast.config import load_config
 from slowfast.config.validate import DEFAULT_VALUES, convert, leaves, obsolete, type_of
 from slowfast.models import build_model
+from slowfast.models.build import input_shape
 from slowfast.utils.io import released_weights
 from slowfast.utils.profiling import count_flops, count_parameters
 
@@ -46,6 +47,16 @@ TEST_EXCEPTIONS = (
 
 # Where lists, videos and results lie is not part of a recipe.
 PLACES = ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX")
+
+# Image classification: folder -> parameters and FLOPs of the official network, published GFLOPs, learning rate at 512
+# images in a step, drop path. The official large network has more FLOPs than its table says.
+IMAGES = {
+    "uniformer_small_in1k": (21_545_256, 3.644e9, 3.6, 5e-4, 0.1),
+    "uniformer_small_plus_in1k": (24_032_552, 4.213e9, 4.2, 5e-4, 0.1),
+    "uniformer_base_in1k": (49_776_552, 8.273e9, 8.3, 4e-4, 0.3),
+    "uniformer_base_ls_in1k": (49_796_520, 8.273e9, 8.3, 4e-4, 0.3),
+    "uniformer_large_ls_in1k": (100_103_888, None, None, 4e-4, 0.3),
+}
 
 # A name in official settings under which nothing was released.
 NOT_RELEASED = "k400/k400+k710_uniformerv2_l14_8x336.pyth"
@@ -155,7 +166,59 @@ def test_every_base_is_used():
 
 @pytest.mark.parametrize("script", ["run.sh", "test.sh"])
 def test_scripts_are_the_same_everywhere(script):
-    assert len({(folder_of(official) / script).read_bytes() for official in OFFICIAL}) == 1
+    folders = [*map(folder_of, OFFICIAL), *(ROOT / "exp" / name for name in IMAGES)]
+    assert len({(folder / script).read_bytes() for folder in folders}) == 1
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_image_classification(name):
+    folder = ROOT / "exp" / name
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        experiment = make_model_zoo.read_experiment(folder)
+    assert experiment is not None
+    cfg = experiment.cfg
+    parameters, flops, published, lr, drop_path = IMAGES[name]
+    assert experiment.command == f"DATA_ROOT=/data bash exp/{name}/run.sh"
+    assert (experiment.gpus, experiment.nodes, experiment.views) == (cfg.NUM_GPUS, 1, (1, 1))
+    assert experiment.weights.startswith(name)
+    source = released_weights()[experiment.weights]["source"]
+    assert f", {experiment.top1}, " in source or f", {experiment.top1} (" in source
+    assert f"output/{name}" == cfg.OUTPUT_DIR and cfg.DATA.PATH_TO_DATA_DIR == "data/imagenet"
+    text = (folder / "config.yaml").read_text()
+    assert len(text.splitlines()) <= 40
+    assert ("NOT implemented" in text) == (name in ("uniformer_small_plus_in1k", "uniformer_large_ls_in1k"))
+
+    # as many images as the authors' 300 epochs of 1,281,167, in steps as large within 1 %; the rate follows the step
+    assert cfg.AUG.NUM_SAMPLE * cfg.SOLVER.MAX_EPOCH == 300
+    assert pytest.approx(5, abs=1e-3) == cfg.AUG.NUM_SAMPLE * cfg.SOLVER.WARMUP_EPOCHS
+    images = cfg.TRAIN.BATCH_SIZE * cfg.AUG.NUM_SAMPLE
+    assert images == pytest.approx(8 * 128, rel=0.01) and cfg.TRAIN.BATCH_SIZE % cfg.NUM_GPUS == 0
+    assert pytest.approx(lr * images / 512, rel=1e-9) == cfg.SOLVER.BASE_LR
+    assert drop_path == cfg.UNIFORMER.DROP_DEPTH_RATE
+    stated = {
+        "TRAIN.DATASET": "imagenet", "TEST.DATASET": "imagenet",
+        "DATA.TRAIN_CROP_SIZE": 224, "DATA.TEST_CROP_SIZE": 224,
+        "DATA.TRAIN_JITTER_SCALES_RELATIVE": [0.08, 1.0], "DATA.TRAIN_JITTER_ASPECT_RELATIVE": [0.75, 1.3333],
+        "DATA.RANDOM_FLIP": True, "DATA.MEAN": [0.485, 0.456, 0.406], "DATA.STD": [0.229, 0.224, 0.225],
+        "AUG.ENABLE": True, "AUG.AA_TYPE": "rand-m9-mstd0.5-inc1", "AUG.INTERPOLATION": "bicubic", "AUG.RE_PROB": 0.25,
+        "AUG.RE_MODE": "pixel", "AUG.RE_COUNT": 1, "MIXUP.ENABLE": True, "MIXUP.ALPHA": 0.8, "MIXUP.CUTMIX_ALPHA": 1.0,
+        "MIXUP.PROB": 1.0, "MIXUP.SWITCH_PROB": 0.5, "MIXUP.LABEL_SMOOTH_VALUE": 0.1, "MODEL.NUM_CLASSES": 1000,
+        "MODEL.LOSS_FUNC": "soft_cross_entropy", "EMA.ENABLE": True, "EMA.DECAY": 0.99996,
+        "SOLVER.OPTIMIZING_METHOD": "adamw", "SOLVER.WEIGHT_DECAY": 0.05, "SOLVER.ZERO_WD_1D_PARAM": True,
+        "SOLVER.WARMUP_START_LR": 1e-6, "SOLVER.COSINE_END_LR": 1e-5, "SOLVER.COSINE_AFTER_WARMUP": False,
+        "SOLVER.CLIP_GRADIENT": 0, "TEST.NUM_ENSEMBLE_VIEWS": 1, "TEST.NUM_SPATIAL_CROPS": 1,
+    }  # fmt: skip
+    found = leaves(cfg)
+    assert {key: found[key] for key in stated} == stated
+
+    with torch.device("meta"):
+        model = build_model(cfg).eval()
+        assert model(torch.zeros(1, *input_shape(cfg))).shape == (1, 1000)
+    assert count_parameters(model) == parameters
+    if flops:
+        counted = count_flops(model, 1, *input_shape(cfg))
+        assert counted == pytest.approx(flops, rel=1e-3) and counted == pytest.approx(1e9 * published, rel=0.02)
 
 
 def run(script: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess:
@@ -226,6 +289,13 @@ def test_flops_agree_with_the_published_ones(official):
     assert flops == pytest.approx(entry["flops"], rel=1e-3)
     clips, crops = experiment_of(official).views or (1, 1)
     assert flops * clips * crops == pytest.approx(1e9 * float(entry["published_flops"].rstrip("G")), rel=0.02)
+
+
+def test_the_image_folder_is_looked_for_below_the_data_root(tmp_path):
+    overrides = ("NUM_GPUS", "0", "OUTPUT_DIR", str(tmp_path / "output"))
+    result = run(ROOT / "exp/uniformer_small_in1k/test.sh", *overrides, DATA_ROOT=str(tmp_path))
+    assert result.returncode == 2
+    assert f"error: no folder {tmp_path}/imagenet/val" in result.stderr
 
 
 def test_a_malformed_header_is_named(tmp_path):

@@ -3,11 +3,22 @@
 import sys
 from pathlib import Path
 
+import cv2
 import decord
 import numpy as np
 import pytest
-from make_demo_data import CLASS_NAMES, FRAMES, draw_factors, make_demo_data, render, rng_for
+from make_demo_data import (
+    CLASS_NAMES,
+    FRAMES,
+    IMAGE_CLASS_NAMES,
+    draw_factors,
+    make_demo_data,
+    render,
+    render_image,
+    rng_for,
+)
 from make_demo_data import main as make_demo_data_main
+from PIL import Image
 
 CLASSES = range(len(CLASS_NAMES))
 
@@ -144,3 +155,69 @@ def test_command_line(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", argv)
     make_demo_data_main()
     assert contents(tmp_path / "cli") == contents(demo)
+
+
+@pytest.fixture(scope="module")
+def stills(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_demo_data(tmp_path_factory.mktemp("stills") / "data", train=32, test=16, seed=3, workers=2, images=True)
+
+
+def test_images_lie_in_the_folders_of_their_classes(stills: Path) -> None:
+    for split, name, count in (("train", "train", 4), ("test", "val", 2)):
+        assert {path.name for path in (stills / name).iterdir()} == set(IMAGE_CLASS_NAMES)
+        for label, folder in enumerate(IMAGE_CLASS_NAMES):
+            files = sorted((stills / name / folder).iterdir())
+            assert [path.name for path in files] == [f"{label + 8 * i:05d}.jpg" for i in range(count)]
+            drawn = render_image(rng_for(3, "demo image", split, label), label)
+            decoded = np.asarray(Image.open(files[0]))
+            assert decoded.shape == drawn.shape and np.abs(decoded.astype(float) - drawn).mean() < 12
+
+
+def test_images_are_reproducible_and_an_interrupted_call_goes_on(stills: Path, tmp_path: Path) -> None:
+    options = {"train": 32, "test": 16, "workers": 1, "images": True}
+    again = make_demo_data(tmp_path / "again", seed=3, **options)
+    assert contents(again) == contents(stills)
+    other = contents(make_demo_data(tmp_path / "other", seed=4, **options))
+    assert not any(other[name] == content for name, content in contents(stills).items())
+
+    manifest = again / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("true}", "false}"))
+    (again / "train/bar/00007.jpg").unlink()
+    make_demo_data(again, seed=3, **options)
+    assert contents(again) == contents(stills)
+    with pytest.raises(ValueError, match="choose another folder"):
+        make_demo_data(stills, train=32, test=16, seed=3)
+
+
+def covered(image: np.ndarray) -> np.ndarray:
+    """Where the bright shape is."""
+    return image.max(-1) > 150
+
+
+def test_colour_and_covered_area_do_not_tell_the_class_of_an_image_but_its_outline_does() -> None:
+    def features(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mask = covered(cv2.GaussianBlur(image, (3, 3), 0)).astype(np.uint8)
+        contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        largest = max(contours, key=cv2.contourArea)
+        area, hull = cv2.contourArea(largest), cv2.contourArea(cv2.convexHull(largest))
+        box = cv2.minAreaRect(largest)[1]
+        outline = [area / hull, min(box) / max(box), area / (box[0] * box[1])]
+        return np.array([*image.mean((0, 1)), mask.sum() / min(mask.shape) ** 2]), np.array(outline)
+
+    labels = np.arange(480) % 8
+    drawn = [features(render_image(rng_for(seed), int(label))) for seed, label in enumerate(labels)]
+    for kind, low, high in ((0, 0.0, 0.25), (1, 0.45, 1.0)):
+        values = np.array([pair[kind] for pair in drawn])
+        values = (values - values.mean(0)) / values.std(0)
+        distance = np.linalg.norm(values[:, None] - values[None], axis=2)
+        np.fill_diagonal(distance, np.inf)
+        nearest = labels[np.argsort(distance, axis=1)[:, :9]]
+        guesses = [np.bincount(row, minlength=8).argmax() for row in nearest]
+        assert low <= np.mean(guesses == labels) <= high
+
+
+def test_command_line_of_images(stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["make_demo_data.py", "--images", "--out", str(tmp_path / "cli"), "--train", "32", "--test", "16"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--seed", "3"])
+    make_demo_data_main()
+    assert contents(tmp_path / "cli") == contents(stills)
