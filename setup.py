@@ -29,11 +29,12 @@ setup(
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "submitit>=1.5.1",
+        "timm>=1.0.3",
+        "safetensors>=0.4",
     ],
     extras_require={
         "dev": [
             # other programs, whose numbers the tests compare with ours
-            "timm>=1.0.3",
             "open_clip_torch>=2.24",
             "transformers>=4.40",
             "pytest>=8",

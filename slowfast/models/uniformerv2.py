@@ -323,12 +323,10 @@ def timm_tower(name: str) -> VisionTower:
     """The architecture of a plain ViT of timm, such as "vit_base_patch16_224.dino"; no weights are made or fetched.
 
     Raises:
-        ValueError: timm is not installed or does not know the name, or the network has parts the tower here has not.
+        ValueError: timm does not know the name, or the network has parts the tower here has not.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name} needs another package: pip install timm") from error
+    import timm  # takes a second, and few ask for it
+
     if not timm.is_model(name.split(".")[0]):
         near = get_close_matches(name.split(".")[0], timm.list_models(), n=1)
         raise ValueError(

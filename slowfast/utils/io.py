@@ -24,6 +24,8 @@ from urllib.request import Request, urlopen
 
 import torch
 from iopath.common.file_io import PathHandler, PathManager, file_lock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -274,11 +276,6 @@ def load_tensors(path: str | os.PathLike) -> Any:
 
 
 def _load_safetensors(path: str) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ValueError("this format needs another package: pip install safetensors") from error
     try:
         return load_file(path)
     except SafetensorError as error:
