@@ -35,16 +35,18 @@ import cv2
 import decord
 import numpy as np
 import PIL
+import timm
 import torch
 from fvcore.common.config import CfgNode
 from PIL import Image
+from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from slowfast.config import load_config
-from slowfast.datasets.build import build_dataset
+from slowfast.datasets.build import build_dataset, use_one_thread
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.rand_augment import GREY
 from slowfast.datasets.reader import read_frames
@@ -163,8 +165,6 @@ class Plain(Dataset[dict[str, Any]]):
         return clip
 
     def _rand_augment(self, frames: np.ndarray, transform: TrainTransform, rng: np.random.Generator) -> np.ndarray:
-        from timm.data.auto_augment import NAME_TO_OP
-
         assert transform.rand_augment is not None
         resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
         options = {"fillcolor": GREY, "resample": resample[transform.rand_augment.interpolation]}
@@ -201,12 +201,8 @@ def time_loading(
 
     One batch for each worker goes before, so that neither counts what happens only once.
     """
-
-    def begin(_: int) -> None:
-        torch.set_num_threads(1)
-        cv2.setNumThreads(0)
-
-    options = {"collate_fn": join, "num_workers": workers, "multiprocessing_context": "fork", "worker_init_fn": begin}
+    options = {"collate_fn": join, "num_workers": workers, "multiprocessing_context": "fork"}
+    options["worker_init_fn"] = use_one_thread
     order = [*batches[:1]] * workers
     loader = DataLoader(dataset, batch_sampler=order, persistent_workers=True, **options)  # pyright: ignore
     for _ in loader:
@@ -345,15 +341,7 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores and versions, to be noted beside every figure.
-
-    Raises:
-        ValueError: timm is not installed.
-    """
-    try:
-        import timm
-    except ImportError:
-        raise ValueError("the plain way needs timm: pip install timm") from None
+    """Processor, cores and versions, to be noted beside every figure."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -410,8 +398,7 @@ def main(argv: list[str] | None = None) -> int:
         machine = describe_machine()
         print(", ".join(f"{name} {value}" for name, value in machine.items()))
         record: dict[str, Any] = {"machine": machine, "cfg": args.cfg, "overrides": args.overrides}
-        torch.set_num_threads(1)
-        cv2.setNumThreads(0)
+        use_one_thread(0)
         for job in (args.job,) if args.job else ("train", "test"):
             dataset = load_datasets(cfg, listed, job)
             train = dataset.transform is not None

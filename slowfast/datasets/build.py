@@ -177,13 +177,18 @@ def build_loader(
         persistent_workers=workers > 0,
         # in a spawned process the default is to spawn workers too, each of which would import everything anew
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=use_one_thread,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
     )
 
 
-def _use_one_thread(_: int) -> None:
+def use_one_thread(_: int) -> None:
+    """Keep a worker to its own core, and off the thread pools of the process it was forked from.
+
+    OpenCV's pool can be forked while one of its locks is held, about once in 3,000 times; whoever uses it then waits
+    for ever.
+    """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

@@ -43,6 +43,8 @@ START = (
     "serve(sys.argv[1], *map(int, sys.argv[2:5]))"
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Seconds until a process that does not even begin is given up; importing from a busy network drive takes its time.
+START_LIMIT = 300.0
 # Ctrl-C, and what a cluster sends to every process of a job that is to save its work and end.
 FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -93,10 +95,15 @@ class _Reader:
             )
         self.close = weakref.finalize(self, _end, self.connection, self.memory, self.process, os.getpid())
         try:
+            if not self.connection.poll(START_LIMIT):
+                raise RuntimeError(f"the process that decodes has not started within {START_LIMIT:g} s")
             self.connection.recv()  # the imports are done
         except (EOFError, ConnectionError):
             self.close()
             raise RuntimeError("the process that decodes could not start; its message is above") from None
+        except BaseException:
+            self.close()
+            raise
 
     def alive(self) -> bool:
         return self.close.alive and self.process.poll() is None

@@ -57,6 +57,17 @@ def test_the_frames_are_those_of_a_read_in_this_process(video, tmp_path, write_v
     assert np.array_equal(read_frames_within(0, video, middle), read_frames(video, middle))
 
 
+def test_a_process_that_does_not_begin_is_given_up(video, monkeypatch):
+    vars(guarded._local).clear()
+    started = []
+    monkeypatch.setattr(guarded, "START_LIMIT", 0.0)
+    popen = subprocess.Popen
+    monkeypatch.setattr(guarded.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with pytest.raises(RuntimeError, match="has not started within 0 s"):
+        read_frames_within(60, video, middle)
+    assert started[0].poll() == -signal.SIGKILL
+
+
 def test_a_process_serves_many_reads_and_is_replaced_when_it_hangs(video, pipe):
     read_frames_within(60, video, middle)
     first = process_id()
