@@ -119,8 +119,8 @@ def failing(config: Path, *overrides: object) -> str:
 
 @pytest.mark.slow
 def test_broken_videos_are_counted_alike_by_any_workers_processes_and_resumes(broken, experiment, run_net, tmp_path):
-    runs = {name: tmp_path / name for name in ("zero", "one", "two", "processes", "resumed")}
-    for workers, name in enumerate(("zero", "one", "two")):
+    runs = {name: tmp_path / name for name in ("zero", "two", "processes", "resumed")}
+    for workers, name in ((0, "zero"), (2, "two")):
         run_net(experiment, *options(broken, runs[name], "DATA_LOADER.NUM_WORKERS", workers))
     run_net(experiment, *options(broken, runs["processes"], "NUM_PROCESSES", 2, "DATA_LOADER.NUM_WORKERS", 1))
     for steps in (7, 10):
@@ -138,7 +138,7 @@ def test_broken_videos_are_counted_alike_by_any_workers_processes_and_resumes(br
         ] == expected
     first = losses(runs["zero"])
     assert len(first) == 10
-    assert first == losses(runs["one"]) == losses(runs["two"]) == losses(runs["resumed"])
+    assert first == losses(runs["two"]) == losses(runs["resumed"])
     assert losses(runs["processes"]) == pytest.approx(first, abs=1e-5)
 
 

@@ -64,7 +64,7 @@ def members(session: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("processes", "number"),
-    [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM), (2, signal.SIGUSR1)],
+    [(1, signal.SIGTERM), (2, signal.SIGUSR1)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
@@ -113,7 +113,7 @@ def test_torture(processes, experiment, tmp_path):
     folder = tmp_path / "torture"
     folder.mkdir()
     overrides = ("NUM_PROCESSES", str(processes), "DATA_LOADER.NUM_WORKERS", "1", "EMA.ENABLE", "True")
-    assert torture(str(experiment), overrides, folder, trials=2, kills=2, seed=processes) >= 2
+    assert torture(str(experiment), overrides, folder, trials=1, kills=3, seed=processes) >= 1
 
 
 def test_checkpoints_within_an_epoch(experiment, run_net, tmp_path):
