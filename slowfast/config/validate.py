@@ -20,7 +20,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "AUG.INTERPOLATION": ("bilinear", "bicubic"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),
     "BN.NORM_TYPE": ("batchnorm", "sync_batchnorm"),
-    "DATA.DECODING_BACKEND": ("decord", "pyav", "torchcodec"),
+    "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "DATA.ENSEMBLE_METHOD": ("sum", "max"),
     "DIST_BACKEND": ("nccl", "gloo"),
     "MODEL.LOSS_FUNC": ("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),

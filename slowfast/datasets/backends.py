@@ -1,10 +1,13 @@
-"""Decoders of video files, decord, PyAV and torchcodec, under one policy: the same frames from each.
+"""Decoders of video files, PyAV, decord and torchcodec, under one policy: the same frames from each.
 
 A video is the frames that FFmpeg shows from the beginning to the end of its first video stream that is not a cover
 picture, in this order. Frame numbers follow the order of presentation, whatever the times of the frames. `scan` reads
 the packets, without decoding, and lists the frames; the count in the header is not believed. decord and torchcodec are
 asked for files whose list they are known to understand. Wherever one of them fails PyAV takes its place, and where the
 list turns out to be wrong the whole file is decoded and counted; only when that fails too, the file is broken.
+
+PyAV comes first because it can be told which pictures to leave out: on the way to a wanted one, those that no other is
+made from. In H.264 as x264 writes it, that is every second one.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # A seek empties the decoder and costs as much as decoding about this many frames: it has to save more than that.
 SEEK_FRAMES = 16
+# Codecs that mark pictures which no other one refers to, and mean it. HEVC's marks hold within a temporal layer only.
+MARKED_CODECS = ("h264",)
 # Containers in which decord and torchcodec find frames by their number. In transport streams both give other frames.
 FAST_FORMATS = ("mp4", "matroska", "avi")
 
@@ -74,7 +79,7 @@ def check_backend(name: str) -> None:
     """Load a backend, without reading anything.
 
     Args:
-        name: decord, pyav or torchcodec (DATA.DECODING_BACKEND).
+        name: pyav, decord or torchcodec (DATA.DECODING_BACKEND).
 
     Raises:
         ValueError: it is unknown or cannot be loaded, with the way to get it.
@@ -202,6 +207,7 @@ def _torchcodec(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
 def _pyav(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
     """Decode forward, and seek where a key frame lies ahead."""
     rgb, images = _Rgb(), []
+    wanted = {listed.times[number] for number in needed}
     try:
         with _open(path) as container:
             stream = _video_stream(path, container)
@@ -211,7 +217,7 @@ def _pyav(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
                 key, dts = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
                 if number < shown or key > shown + SEEK_FRAMES:
                     container.seek(dts, stream=stream)
-                    frames = container.decode(stream)
+                    frames = _decode(container, stream, wanted)
                 time = listed.times[number]
                 frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
                 if frame is None or frame.pts != time:
@@ -223,9 +229,19 @@ def _pyav(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
     return _stack(path, images)
 
 
+def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
+    """Decode from here on, without most of the pictures whose times are not `wanted`."""
+    codec = stream.codec_context
+    marked = codec.name in MARKED_CODECS
+    for packet in container.demux(stream):
+        if marked:  # one thread: the packet is decoded before the next one comes
+            codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+
+
 BACKENDS: dict[str, Callable[[str, FrameList, list[int]], np.ndarray]] = {
-    "decord": _decord,
     "pyav": _pyav,
+    "decord": _decord,
     "torchcodec": _torchcodec,
 }
 

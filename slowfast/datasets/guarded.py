@@ -66,7 +66,7 @@ def read_frames_within(seconds: float, path: str, choose: Callable[[int], Sequen
     """
     if not seconds:
         return read_frames(path, choose, **options)
-    backend = options.get("backend", "decord")
+    backend = options.get("backend", "pyav")
     reader = vars(_local).get(backend)
     if reader is None or not reader.alive():
         reader = vars(_local)[backend] = _Reader(backend)

@@ -18,7 +18,7 @@ def read_frames(
     num_frames: int | None = None,
     image_template: str = "img_{:05d}.jpg",
     colors: str = "RGB",
-    backend: str = "decord",
+    backend: str = "pyav",
 ) -> np.ndarray:
     """Decode the frames that `choose` names, each of them once, in this process.
 
@@ -39,7 +39,7 @@ def read_frames(
         num_frames: images in the folder if the list tells; None counts them. A video file is always asked.
         image_template: name of image number k of a folder, as in `image_template.format(k)`.
         colors: order of the channels, "RGB" or "BGR".
-        backend: decoder of video files to try first: "decord", "pyav" or "torchcodec".
+        backend: decoder of video files to try first: "pyav", "decord" or "torchcodec".
 
     Returns:
         (T, H, W, 3) uint8, one frame per index, in the order of the indices.
