@@ -224,8 +224,21 @@ class ResizedCrop:
         return out
 
 
-def _source(ops: Sequence[Op], height: int, width: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Where the geometric `ops` take the pixels of these rows and columns from: (2, rows, columns), x then y."""
+def _source(
+    ops: Sequence[Op], height: int, width: int, rows: np.ndarray, columns: np.ndarray
+) -> tuple[np.ndarray, Box]:
+    """Where the geometric `ops` take the pixels of these rows and columns from.
+
+    Args:
+        ops: (name, argument) in order.
+        height: of the frame.
+        width: of the frame.
+        rows: rising.
+        columns: rising or falling.
+
+    Returns:
+        Places (2, rows, columns), x then y, and a box of the frame that has all pixels their interpolation needs.
+    """
     x, y = np.meshgrid(columns.astype(np.float32) + 0.5, rows.astype(np.float32) + 0.5)
     outside = np.zeros(x.shape, bool)
     for name, argument in reversed(ops):
@@ -233,17 +246,10 @@ def _source(ops: Sequence[Op], height: int, width: int, rows: np.ndarray, column
         x, y = a * x + b * y + c, d * x + e * y + f
         outside |= (x < 0) | (x >= width) | (y < 0) | (y >= height)
     places = np.stack([(x - 0.5).clip(0, width - 1), (y - 0.5).clip(0, height - 1)])
+    corners = places[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # between them lies all the rest
+    (left, top), (right, bottom) = map(int, corners.min(1)), map(math.ceil, corners.max(1))
     places[:, outside] = _OUTSIDE
-    return places
-
-
-def _seen(places: np.ndarray, height: int, width: int) -> Box:
-    """Smallest box of the frame that an interpolation at `places` needs."""
-    inside = places[:, places[0] != _OUTSIDE]
-    if not inside.size:
-        return 0, 0, 1, 1
-    (left, top), (right, bottom) = map(int, inside.min(1)), map(math.ceil, inside.max(1))
-    return _grow((top, left, bottom - top + 1, right - left + 1), 2, height, width)  # 2: of a cubic kernel
+    return places, _grow((top, left, bottom - top + 1, right - left + 1), 2, height, width)  # 2: of a cubic kernel
 
 
 def _grow(box: Box, margin: int, height: int, width: int) -> Box:
@@ -286,8 +292,7 @@ def augmented_crop(
     last = None  # the crop as a map, together with the geometric operations before it
     wanted = whole if crop is None else crop.box
     if crop is not None and stages and stages[-1][0] == "warp":
-        last = _source(stages.pop()[1], height, width, *crop.places())
-        wanted = _seen(last, height, width)
+        last, wanted = _source(stages.pop()[1], height, width, *crop.places())
 
     # Backwards: which box each stage has to give, and where a warp takes it from.
     plan: list[tuple[str, list[Op], Box, np.ndarray | None]] = []
@@ -296,8 +301,7 @@ def augmented_crop(
         given = wanted
         if kind == "warp":
             y, x, h, w = wanted
-            places = _source(group, height, width, np.arange(y, y + h), np.arange(x, x + w))
-            wanted = _seen(places, height, width)
+            places, wanted = _source(group, height, width, np.arange(y, y + h), np.arange(x, x + w))
         elif kind == "tables" and any(name in FRAME_TABLES for name, _ in group):
             wanted = whole
         elif kind == "Sharpness":
