@@ -5,7 +5,7 @@ as the official code does, because released accuracies depend on it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -51,33 +51,40 @@ def short_side_size(height: int, width: int, scale: int) -> tuple[int, int]:
     return math.floor(height / width * scale), scale
 
 
-def crop_views(frames: np.ndarray, scale: int, crop: int, positions: Sequence[int]) -> list[torch.Tensor]:
-    """Resize the short side to `scale` once and cut square crops along the long side.
+def resize_short_side(clip: torch.Tensor, scale: int) -> torch.Tensor:
+    """Resize a (C, T, H, W) clip to a short side of `scale` pixels, on its device.
 
-    Bilinear without antialiasing, align_corners False, in float32; pixels of a clip whose short side already is
-    `scale` are not touched.
+    Bilinear without antialiasing, align_corners False, in float32 as the official code does it; a clip whose short side
+    already is `scale` is returned as it is.
+    """
+    height, width = clip.shape[2:]
+    if min(height, width) == scale:
+        return clip
+    # OpenCV's float resize places its samples in double precision and is 1e-4 off the official numbers. Contiguous
+    # planes, here C images of T channels, are resized several times faster than interleaved ones.
+    size = short_side_size(height, width, scale)
+    return interpolate(clip.float(), size=size, mode="bilinear", align_corners=False)
+
+
+def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[int]) -> list[torch.Tensor]:
+    """Resize the short side to `scale` once and cut square crops along the long side; they share its memory.
 
     Args:
-        frames: (T, H, W, C) uint8.
+        clip: (C, T, H, W), uint8, or float in 0..255, on any device.
         scale: short side in pixels.
         crop: side of the crops in pixels, at most `scale`.
         positions: 0 for the start (left or top), 1 for the centre, 2 for the end.
 
     Returns:
-        One (C, T, crop, crop) view per position, uint8 if nothing was resized, else float32 in 0..255.
+        One (C, T, crop, crop) view per position, of the type of `clip` if nothing was resized, else float32 in 0..255.
 
     Raises:
         ValueError: the crop is larger than the resized frame.
     """
     if crop > scale:
         raise ValueError(f"a crop of {crop} pixels does not fit a short side of {scale}: lower DATA.TEST_CROP_SIZE")
-    height, width = frames.shape[1:3]
-    clip = to_tensor(frames)
-    if min(height, width) != scale:
-        # OpenCV's float resize places its samples in double precision and is 1e-4 off the official numbers. Contiguous
-        # planes, here C images of T channels, are resized several times faster than interleaved ones.
-        height, width = short_side_size(height, width, scale)
-        clip = interpolate(clip.float(), size=(height, width), mode="bilinear", align_corners=False)
+    clip = resize_short_side(clip, scale)
+    height, width = clip.shape[2:]
     crops = []
     for position in positions:
         y, x = math.ceil((height - crop) / 2), math.ceil((width - crop) / 2)
@@ -87,6 +94,46 @@ def crop_views(frames: np.ndarray, scale: int, crop: int, positions: Sequence[in
             x = (0, x, width - crop)[position]
         crops.append(clip[:, :, y : y + crop, x : x + crop])
     return crops
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of some videos before they are cut out: a worker sends the frames, and the device makes the clips.
+
+    Args:
+        frames: of each video, (C, V * T, H, W): V temporal views, one after another; uint8, or float in 0..255.
+        num_frames: T.
+        scale: short side that they are resized to, in pixels.
+        crop: side of the crops in pixels.
+        positions: of the crops of each temporal view, as in `crop_views`.
+    """
+
+    frames: Sequence[torch.Tensor]
+    num_frames: int
+    scale: int
+    crop: int
+    positions: tuple[int, ...]
+
+    def shrink(self) -> "Views":
+        """Resize large frames now, which gives the same clips and is less to send."""
+
+        def smaller(video: torch.Tensor) -> torch.Tensor:
+            height, width = video.shape[2:]
+            floats = 4 * math.prod(short_side_size(height, width, self.scale))
+            return resize_short_side(video, self.scale) if height * width > floats else video
+
+        return replace(self, frames=[smaller(video) for video in self.frames])
+
+    def cut(self, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
+        """Yield the (C, T, crop, crop) clips on `device`, video by video, view by view, crop by crop."""
+        for video in self.frames:
+            for start in range(0, video.shape[1], self.num_frames):
+                clip = video[:, start : start + self.num_frames].to(device, non_blocking=True)
+                yield from crop_views(clip, self.scale, self.crop, self.positions)
+
+    def pin_memory(self) -> "Views":
+        """For the loader."""
+        return replace(self, frames=[video.pin_memory() for video in self.frames])
 
 
 def resized_crop_box(

@@ -1,6 +1,7 @@
 """The one video data set: an item is a video, decoded once, that gives all the clips it is wanted for."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest, Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
-from slowfast.datasets.transforms import TrainTransform, crop_views, to_tensor
+from slowfast.datasets.transforms import TrainTransform, Views, to_tensor
 from slowfast.utils.rng import rng_for
 
 MAX_TRIES = 10
@@ -22,7 +23,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
 
     `dataset[(epoch, index)]` is a dict of one video with V clips:
 
-    * "video": (V, C, T, H, W), uint8, or float32 in 0..255 where an evaluation had to resize.
+    * "video": (V, C, T, H, W) uint8 in training; in an evaluation the `Views` that V clips are cut out of.
     * "label", "index" (row of the list), "view": (V,) int64.
     * "bad": list of (path, reason) of videos that could not be decoded.
 
@@ -47,7 +48,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         image_template: name of image number k of a frame folder.
         colors: order of the channels, "RGB" or "BGR".
         reverse_channels: turn that order around at the very end.
-        backend: decoder of video files: "decord", "pyav" or "torchcodec".
+        backend: decoder of video files: "pyav", "decord" or "torchcodec".
         decode_timeout: seconds after which a read is given up and its video counts as broken; 0 waits for ever.
     """
 
@@ -70,7 +71,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         image_template: str = "img_{:05d}.jpg",
         colors: str = "RGB",
         reverse_channels: bool = False,
-        backend: str = "decord",
+        backend: str = "pyav",
         decode_timeout: float = 0,
     ) -> None:
         assert num_crops in (1, 3), num_crops
@@ -125,7 +126,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
             listed = "".join(f"\n  {path}: {reason}" for path, reason in bad)
             raise MediaError(f"{MAX_TRIES} videos in a row cannot be decoded:{listed}")
         copies = [transform(frames, rng_for(self.seed, epoch, index, copy)) for copy in range(self.num_copies)]
-        return self._item([to_tensor(copy) for copy in copies], row, bad)
+        video = torch.stack([to_tensor(copy) for copy in copies])
+        return self._item(video.flip(1) if self.reverse_channels else video, len(video), row, bad)
 
     def _evaluation_item(self, index: int) -> dict[str, Any]:
         def choose(length: int) -> list[int]:
@@ -134,12 +136,14 @@ class VideoDataset(Dataset[dict[str, Any]]):
         try:
             frames = self._read(self.manifest[index], choose)
         except MediaError as error:
-            return self._item([], index, [(error.path, error.reason)])
-        positions = (1,) if self.num_crops == 1 else range(self.num_crops)
-        # one temporal view at a time: resized frames are float32, and large videos would fill the memory
-        views = (frames[start : start + self.num_frames] for start in range(0, len(frames), self.num_frames))
-        clips = [clip for view in views for clip in crop_views(view, self.scale, self.crop, positions)]
-        return self._item(clips, index, [])
+            return self._views([], index, [(error.path, error.reason)])
+        return self._views([to_tensor(frames)], index, [])
+
+    def _views(self, videos: list[torch.Tensor], index: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
+        positions = (1,) if self.num_crops == 1 else (0, 1, 2)
+        videos = [video.flip(0) if self.reverse_channels else video for video in videos]
+        views = Views(videos, self.num_frames, self.scale, self.crop, positions).shrink()
+        return self._item(views, len(videos) * self.num_views * self.num_crops, index, bad)
 
     def _clip_indices(self, length: int, view: int, index: int) -> list[int]:
         indices = self._indices(length, view, None)
@@ -165,25 +169,25 @@ class VideoDataset(Dataset[dict[str, Any]]):
             backend=self.backend,
         )
 
-    def _item(self, clips: list[torch.Tensor], row: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
-        count = len(clips)
-        if clips:
-            video = torch.stack(clips)
-        else:
-            video = torch.empty((0, 3, self.num_frames, self.crop, self.crop), dtype=torch.uint8)
+    def _item(self, video: torch.Tensor | Views, clips: int, row: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
         return {
-            "video": video.flip(1) if self.reverse_channels else video,
-            "label": torch.full((count,), int(self.manifest.labels[row])),
-            "index": torch.full((count,), row),
-            "view": torch.arange(count),
+            "video": video,
+            "label": torch.full((clips,), int(self.manifest.labels[row])),
+            "index": torch.full((clips,), row),
+            "view": torch.arange(clips),
             "bad": bad,
         }
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join the clips of several videos: "video" (B, C, T, H, W), "label", "index", "view" (B,), and the "bad" of all.
+    """Join the clips of several videos: "video", B of them, "label", "index", "view" (B,), and the "bad" of all.
 
     B is the sum of the V's, and 0 if every video was skipped.
     """
-    batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in items[0] if name != "bad"}
+    batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in ("label", "index", "view")}
+    videos = [item["video"] for item in items]
+    if isinstance(videos[0], Views):
+        batch["video"] = replace(videos[0], frames=[frames for views in videos for frames in views.frames])
+    else:
+        batch["video"] = torch.cat(videos)
     return {**batch, "bad": [entry for item in items for entry in item["bad"]]}

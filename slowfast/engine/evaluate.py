@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from slowfast.datasets.transforms import Views
 from slowfast.engine import interrupt
 from slowfast.utils import distributed
 
@@ -82,6 +84,7 @@ def evaluate(
     model: nn.Module,
     loader: Iterable[dict[str, Any]],
     to_device: Callable[[Tensor], Tensor],
+    device: torch.device,
     ensemble: ViewEnsemble,
     max_clips: int,
     description: str,
@@ -91,6 +94,7 @@ def evaluate(
     Args:
         loader: yields batches of this process's videos.
         to_device: moves and normalizes a batch of clips.
+        device: where views are cut out of frames.
         max_clips: clips in one forward pass.
         description: title of the progress bar.
 
@@ -108,10 +112,14 @@ def evaluate(
         if number := interrupt.received():
             raise interrupt.Interruption(f"{number.name} during {description}, which will start again")
         bad += batch["bad"]
-        fields = (batch["video"], batch["label"], batch["index"], batch["view"])
-        for video, label, index, view in zip(*(f.split(max_clips) for f in fields), strict=True):
-            if len(video):
-                ensemble.update(model(to_device(video)), label, index, view)
+        video = batch["video"]
+        clips = video.cut(device) if isinstance(video, Views) else iter(video)
+        for label, index, view in zip(
+            *(batch[name].split(max_clips) for name in ("label", "index", "view")), strict=True
+        ):
+            if len(label):
+                together = torch.stack([*itertools.islice(clips, len(label))])
+                ensemble.update(model(to_device(together)), label, index, view)
     model.train(was_training)
 
     mine = (ensemble.scores, ensemble.labels, bad)

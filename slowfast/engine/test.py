@@ -60,6 +60,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         model,
         loader,
         clip_mover(cfg, device),
+        device,
         ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
         max_clips=_clips_at_once(cfg, local_world_size),
         description="test",

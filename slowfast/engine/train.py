@@ -373,6 +373,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
         model,
         loader,
         run.to_device,
+        run.device,
         ViewEnsemble("sum", softmax=False),
         max_clips=max(1, cfg.TRAIN.BATCH_SIZE // distributed.local_world_size()),
         description="validate",

@@ -1,3 +1,4 @@
+import itertools
 import json
 from typing import get_args
 
@@ -139,7 +140,9 @@ def test_validation_is_the_test_with_one_view_and_one_crop(make_cfg):
     (batch, last) = build_loader(make_cfg("TEST.NUM_ENSEMBLE_VIEWS", 4), "val")
     assert batch["index"].tolist() == [0, 1, 2, 3] and last["index"].tolist() == [4]
     cfg = make_cfg("TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 1)
-    assert torch.equal(batch["video"][:3], next(iter(build_loader(cfg, "test")))["video"][:3])
+    tested = next(iter(build_loader(cfg, "test")))
+    clips = ([*itertools.islice(b["video"].cut(), 3)] for b in (batch, tested))
+    assert all(torch.equal(a, b) for a, b in zip(*clips, strict=True))
 
 
 @pytest.mark.parametrize(("clips", "processes", "sizes"), [(24, 1, [2, 1]), (1, 1, [1, 1, 1]), (64, 2, [2, 1])])
@@ -147,7 +150,8 @@ def test_test_batches_count_clips(make_cfg, clips, processes, sizes):
     cfg = make_cfg("TEST.BATCH_SIZE", clips, "TEST.NUM_ENSEMBLE_VIEWS", 4, "TEST.NUM_SPATIAL_CROPS", 3)
     loader = build_loader(cfg, "test", local_world_size=processes)
     batches = list(loader)
-    assert [len(batch["video"]) for batch in batches] == [12 * size for size in sizes]
+    assert [len([*batch["video"].cut()]) for batch in batches] == [12 * size for size in sizes]
+    assert [len(batch["label"]) for batch in batches] == [12 * size for size in sizes]
     assert batches[-1]["view"].tolist()[-12:] == list(range(12))
 
 
@@ -162,7 +166,7 @@ def test_missing_files_are_reported_by_rank_0_unless_switched_off(make_cfg, data
 def test_broken_test_videos_are_named_and_have_no_clips(make_cfg, data):
     wrong = ["DATA.PATH_PREFIX", str(data), "DATA.CHECK_FILES", False, "DATA_LOADER.NUM_WORKERS", 1]
     batch = next(iter(build_loader(make_cfg(*wrong), "test")))
-    assert len(batch["video"]) == 0 and len(batch["bad"]) == 1
+    assert batch["video"].frames == [] and len(batch["label"]) == 0 and len(batch["bad"]) == 1
     path, reason = batch["bad"][0]
     assert path.endswith("0.mp4") and "no such file" in reason
 
@@ -203,7 +207,8 @@ def test_frame_folder_sets_name_their_lists_by_the_template(make_cfg, tmp_path, 
         cfg = make_cfg(*folders, "TRAIN.DATASET", name, "TEST.DATASET", name, "DATA.PATH_LABEL_SEPARATOR", ",")
         dataset = build_dataset(cfg, "test")  # reads the val list
         assert isinstance(dataset, VideoDataset) and dataset.colors == "BGR" and dataset.manifest[0].num_frames == 9
-        assert dataset[(0, 0)]["video"].shape == (30, 3, 4, 48, 48)
+        clips = [*dataset[(0, 0)]["video"].cut()]
+        assert len(clips) == 30 and clips[0].shape == (3, 4, 48, 48)
         assert build_dataset(cfg, "train")[(0, 0)]["label"].tolist() == [2]
 
 

@@ -7,6 +7,7 @@ from slowfast.datasets.rand_augment import RandAugment, ResizedCrop, augmented_c
 from slowfast.datasets.transforms import (
     RandomErasing,
     TrainTransform,
+    Views,
     crop_views,
     normalize,
     resized_crop_box,
@@ -25,7 +26,7 @@ def test_resized_normalized_crops_match_the_official_numbers(golden):
     table, arrays = golden("transforms.json"), golden("transforms.npz")
     for case in table["cases"]:
         frames = noise(*case["clip_shape"], seed=case["seed"])
-        (crop,) = crop_views(frames, case["scale"], case["crop"], [case["spatial_idx"]])
+        (crop,) = crop_views(to_tensor(frames), case["scale"], case["crop"], [case["spatial_idx"]])
         clip = normalize(crop[None], table["mean"], table["std"])[0]
         np.testing.assert_allclose(clip[:, :, 3::7, 2::7], arrays[case["array"]], atol=1e-5, rtol=0, err_msg=str(case))
         height, width = frames.shape[1:3]
@@ -35,7 +36,7 @@ def test_resized_normalized_crops_match_the_official_numbers(golden):
 
 def test_pixels_stay_whole_where_nothing_is_resized():
     frames = noise(2, 32, 50, 3)
-    start, centre, end = crop_views(frames, 32, 24, (0, 1, 2))
+    start, centre, end = crop_views(to_tensor(frames), 32, 24, (0, 1, 2))
     assert start.dtype == torch.uint8
     expected = to_tensor(frames)
     assert torch.equal(start, expected[:, :, 4:28, :24])
@@ -44,23 +45,38 @@ def test_pixels_stay_whole_where_nothing_is_resized():
 
 
 def test_crops_of_one_clip_share_one_resize():
-    crops = crop_views(noise(2, 60, 90, 3), 32, 32, (0, 1, 2))
+    crops = crop_views(to_tensor(noise(2, 60, 90, 3)), 32, 32, (0, 1, 2))
     assert len({crop.untyped_storage().data_ptr() for crop in crops}) == 1
 
 
 def test_crops_made_together_are_those_made_alone():
     for height, width in ((60, 90), (90, 60), (32, 50)):
         frames = noise(3, height, width, 3)
-        for position, crop in enumerate(crop_views(frames, 32, 32, (0, 1, 2))):
-            (alone,) = crop_views(frames, 32, 32, [position])
+        for position, crop in enumerate(crop_views(to_tensor(frames), 32, 32, (0, 1, 2))):
+            (alone,) = crop_views(to_tensor(frames), 32, 32, [position])
             assert torch.equal(crop, alone)
-            apart = [crop_views(frames[t : t + 1], 32, 32, [position])[0] for t in range(3)]
+            apart = [crop_views(to_tensor(frames[t : t + 1]), 32, 32, [position])[0] for t in range(3)]
             assert torch.equal(crop, torch.cat(apart, 1))
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (90, 120), (32, 50)])
+def test_views_are_the_same_whether_the_worker_resizes_or_the_device(size):
+    video = to_tensor(noise(6, *size, 3))
+    views = Views([video, video[:, 3:]], 3, 32, 32, (0, 1, 2))
+    clips = [*views.cut()]
+    expected = [
+        crop for part in (video[:, :3], video[:, 3:], video[:, 3:]) for crop in crop_views(part, 32, 32, (0, 1, 2))
+    ]
+    assert len(clips) == 9 and all(torch.equal(a, b) for a, b in zip(clips, expected, strict=True))
+    small = views.shrink()
+    assert all(torch.equal(a, b) for a, b in zip(small.cut(), clips, strict=True))
+    sent, before = (sum(frames.nbytes for frames in v.frames) for v in (small, views))
+    assert (sent < before) == (size == (90, 120))  # bytes of large frames are more than floats of small ones
 
 
 def test_a_crop_larger_than_the_frame_is_refused():
     with pytest.raises(ValueError, match=r"crop of 40 .* 32"):
-        crop_views(noise(1, 32, 32, 3), 32, 40, [1])
+        crop_views(to_tensor(noise(1, 32, 32, 3)), 32, 40, [1])
 
 
 def test_normalize_takes_bytes_and_floats_and_leaves_them_alone():

@@ -59,13 +59,18 @@ def test_training_items_depend_on_their_coordinates_only(videos):
     assert len({item["video"].numpy().tobytes() for item in different}) == 4
 
 
+def clips(batch: dict) -> torch.Tensor:
+    """The clips of an evaluation, (V, C, T, H, W)."""
+    return torch.stack([*batch["video"].cut()])
+
+
 def test_annotated_segments_bound_training_and_not_evaluation(videos, frame_numbers):
     manifest = Manifest([videos[2]], [0], segments=[(4.0, 1.0, 2.0)])
     training = VideoDataset(manifest, sampling="sparse", num_frames=4, transform=WHOLE)
     seen = {n for epoch in range(12) for n in numbers(frame_numbers, training[(epoch, 0)]["video"][0])}
     assert min(seen) >= 10 and max(seen) < 20
     evaluation = VideoDataset(manifest, sampling="sparse", num_frames=4, scale=48, crop=48)
-    assert numbers(frame_numbers, evaluation[(0, 0)]["video"][0]) == sparse_indices(40, 4, 0, 1, None)
+    assert numbers(frame_numbers, clips(evaluation[(0, 0)])[0]) == sparse_indices(40, 4, 0, 1, None)
 
 
 def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
@@ -74,21 +79,22 @@ def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
         scale=48, crop=48,
     )  # fmt: skip
     item = dataset[(0, 1)]
-    assert item["video"].shape == (9, 3, 4, 48, 48) and item["view"].tolist() == list(range(9))
+    video = clips(item)
+    assert video.shape == (9, 3, 4, 48, 48) and item["view"].tolist() == list(range(9))
     assert item["label"].tolist() == [1] * 9 and item["index"].tolist() == [1] * 9
     for view in range(3):
         expected = dense_indices(35, 4, 3, view, 3, None)
-        start, centre, end = item["video"][3 * view : 3 * view + 3]
+        start, centre, end = video[3 * view : 3 * view + 3]
         assert numbers(frame_numbers, start) == numbers(frame_numbers, centre) == expected
         for offset, crop in ((0, start), (8, centre), (16, end)):
             assert torch.equal(crop[..., : 48 - offset], start[..., offset:])
-    assert torch.equal(item["video"], dataset[(7, 1)]["video"])
+    assert torch.equal(video, clips(dataset[(7, 1)]))
 
 
 def test_a_single_crop_is_the_centre_and_resized_clips_are_float(videos):
     manifest = Manifest(videos[:1], [0])
-    three = VideoDataset(manifest, sampling="sparse", num_frames=2, num_crops=3, scale=32, crop=32)[(0, 0)]["video"]
-    one = VideoDataset(manifest, sampling="sparse", num_frames=2, scale=32, crop=32)[(0, 0)]["video"]
+    three = clips(VideoDataset(manifest, sampling="sparse", num_frames=2, num_crops=3, scale=32, crop=32)[(0, 0)])
+    one = clips(VideoDataset(manifest, sampling="sparse", num_frames=2, scale=32, crop=32)[(0, 0)])
     assert one.shape == (1, 3, 2, 32, 32) and one.dtype == torch.float32 and one.max() > 2
     assert torch.equal(one[0], three[1])
 
@@ -97,7 +103,7 @@ def test_frame_folders_keep_their_colors_until_reversed(tmp_path, write_folder):
     manifest = Manifest([write_folder(tmp_path / "clip", frames=12)], [0], num_frames=[12])
 
     def clip(**options) -> torch.Tensor:
-        return VideoDataset(manifest, sampling="sparse", num_frames=2, scale=48, crop=48, **options)[(0, 0)]["video"]
+        return clips(VideoDataset(manifest, sampling="sparse", num_frames=2, scale=48, crop=48, **options)[(0, 0)])
 
     bgr, rgb = clip(colors="BGR"), clip(colors="RGB")
     assert (rgb[:, 0].float() - rgb[:, 2].float()).mean() > 30
@@ -106,14 +112,14 @@ def test_frame_folders_keep_their_colors_until_reversed(tmp_path, write_folder):
 
 def test_shuffled_frames_are_the_same_frames_in_another_order(videos, frame_numbers):
     options = {"sampling": "sparse", "num_frames": 8, "num_views": 2, "num_crops": 3, "scale": 48, "crop": 48}
-    ordered = VideoDataset(Manifest(videos, [0] * 4), **options)[(0, 1)]["video"]
+    ordered = clips(VideoDataset(Manifest(videos, [0] * 4), **options)[(0, 1)])
     dataset = VideoDataset(Manifest(videos, [0] * 4), **options, shuffle_frames=True)
-    shuffled = dataset[(0, 1)]["video"]
+    shuffled = clips(dataset[(0, 1)])
     orders = [numbers(frame_numbers, clip) for clip in shuffled]
     assert orders[0] == orders[1] == orders[2] != orders[3]
     for clip, order in zip(ordered, orders, strict=True):
         assert sorted(order) == numbers(frame_numbers, clip) != order
-    assert torch.equal(shuffled, dataset[(3, 1)]["video"])
+    assert torch.equal(shuffled, clips(dataset[(3, 1)]))
 
 
 def test_a_broken_training_video_gives_way_to_another_and_is_reported(some_broken):
@@ -147,26 +153,17 @@ def test_an_evaluation_never_substitutes(some_broken):
     options = {"sampling": "sparse", "num_frames": 2, "num_crops": 3, "scale": 32, "crop": 32}
     dataset = VideoDataset(some_broken, **options)
     item = dataset[(0, 1)]
-    assert item["video"].shape == (0, 3, 2, 32, 32) and item["label"].shape == item["view"].shape == (0,)
+    assert item["video"].frames == [] and item["label"].shape == item["view"].shape == (0,)
     assert len(item["bad"]) == 1 and item["bad"][0][0].endswith("gone.mp4")
 
     batch = collate([dataset[(0, index)] for index in range(4)])
-    assert batch["video"].shape == (6, 3, 2, 32, 32) and batch["video"].dtype == torch.float32
+    assert clips(batch).shape == (6, 3, 2, 32, 32) and {frames.dtype for frames in batch["video"].frames} == {
+        torch.uint8
+    }
     assert batch["label"].tolist() == [5] * 3 + [8] * 3 and batch["index"].tolist() == [0] * 3 + [3] * 3
     assert batch["view"].tolist() == [0, 1, 2] * 2 and len(batch["bad"]) == 2
     nothing = collate([item])
-    assert nothing["video"].shape == (0, 3, 2, 32, 32) and nothing["index"].dtype == torch.int64
-
-
-def test_a_batch_of_bytes_and_floats_is_float():
-    def item(dtype) -> dict:
-        ids = torch.zeros(1, dtype=torch.int64)
-        video = torch.full((1, 3, 1, 2, 2), 7, dtype=dtype)
-        return {"video": video, "label": ids, "index": ids, "view": ids, "bad": []}
-
-    batch = collate([item(torch.uint8), item(torch.float32)])
-    assert batch["video"].dtype == torch.float32 and (batch["video"] == 7).all()
-    assert collate([item(torch.uint8)])["video"].dtype == torch.uint8
+    assert nothing["video"].frames == [] and nothing["index"].dtype == torch.int64
 
 
 def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
@@ -195,4 +192,4 @@ def test_a_video_that_hangs_is_a_broken_one(videos, tmp_path):
     assert item["index"].tolist() == [1] and item["label"].tolist() == [2]
     assert all(reason.startswith("decoding took longer than 2 s") for _, reason in item["bad"])
     item = VideoDataset(manifest, **options, scale=32, crop=32)[(0, 0)]
-    assert len(item["video"]) == 0 and len(item["bad"]) == 1
+    assert item["video"].frames == [] and len(item["bad"]) == 1

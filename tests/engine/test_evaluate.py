@@ -13,6 +13,8 @@ import torch
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
 
+CPU = torch.device("cpu")
+
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())["targets_metrics"]
 
 
@@ -82,7 +84,7 @@ def test_evaluate_splits_batches_and_restores_the_mode():
         "view": torch.tensor([0, 1, 0, 1, 0, 1]),
         "bad": [("x.mp4", "torn")],
     }
-    result = evaluate(model, [batch], lambda v: v, ViewEnsemble("sum", False), max_clips=4, description="")
+    result = evaluate(model, [batch], lambda v: v, CPU, ViewEnsemble("sum", False), max_clips=4, description="")
     expected = model(clips).detach().view(3, 2, 3).sum(1)[[1, 0, 2]].numpy()
     assert result.scores == pytest.approx(expected, abs=1e-6)
     assert result.index.tolist() == [2, 4, 7] and result.label.tolist() == [1, 0, 2]
@@ -91,12 +93,12 @@ def test_evaluate_splits_batches_and_restores_the_mode():
     assert result.bad == [("x.mp4", "torn")]
     broken = [{**batch, "video": clips * torch.nan}]
     with pytest.raises(ValueError, match="not finite"):
-        evaluate(model, broken, lambda v: v, ViewEnsemble("sum", False), 4, "")
+        evaluate(model, broken, lambda v: v, CPU, ViewEnsemble("sum", False), 4, "")
 
 
 def test_nothing_to_evaluate():
     with pytest.raises(ValueError, match="no video could be evaluated"):
-        evaluate(torch.nn.Identity(), [], lambda v: v, ViewEnsemble("sum", False), 1, "")
+        evaluate(torch.nn.Identity(), [], lambda v: v, CPU, ViewEnsemble("sum", False), 1, "")
 
 
 def test_train_meter_means_and_state():

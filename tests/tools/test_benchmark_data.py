@@ -12,7 +12,7 @@ from benchmark_data import Decode, Plain, benchmark, frame_indices, write_video
 from slowfast.datasets.manifest import Manifest
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import read_frames
-from slowfast.datasets.transforms import RandomErasing, TrainTransform, crop_views, normalize
+from slowfast.datasets.transforms import RandomErasing, TrainTransform, crop_views, normalize, to_tensor
 from slowfast.datasets.video import VideoDataset
 
 MEAN, STD = [0.45] * 3, [0.225] * 3
@@ -44,18 +44,18 @@ def evaluation(videos: list[str], *, crop: int = 48, **options) -> VideoDataset:
 
 def test_one_decode_gives_the_views_of_a_decode_each_bit_for_bit(videos):
     for dataset in (evaluation(videos), evaluation(videos, crop=64)):
-        together = dataset[(0, 1)]["video"]
+        together = torch.stack([*dataset[(0, 1)]["video"].cut()])
         apart = []
         for view in range(3):
             for position in range(3):
                 frames = read_frames(videos[1], lambda length, d=dataset, v=view: frame_indices(d, 0, 1, length, v))
-                apart += crop_views(frames, dataset.scale, dataset.crop, [position])
+                apart += crop_views(to_tensor(frames), dataset.scale, dataset.crop, [position])
         assert torch.equal(together, torch.stack(apart))
 
 
 def test_the_plain_test_has_the_same_views(videos):
     for dataset in (evaluation(videos), evaluation(videos, crop=64)):
-        ours = normalize(dataset[(0, 1)]["video"], MEAN, STD)
+        ours = normalize(torch.stack([*dataset[(0, 1)]["video"].cut()]), MEAN, STD)
         item = Plain(dataset, MEAN, STD)[(0, 1)]
         torch.testing.assert_close(item["video"], ours, atol=1e-5, rtol=0)
         assert item["label"].tolist() == [1] * 9
