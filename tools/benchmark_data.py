@@ -3,11 +3,14 @@
 Three ways to load the same clips take turns, and medians over the rounds are printed, for training and for the test of
 the recipe, with one worker process and with several:
 
-* decode: only the frames that the clips need, and nothing done to them. No pipeline can be faster.
+* decode: decord, which the official code reads with, opens a video and gives the frames that the clips need, no more.
 * ours: what training and testing really use, from the list to collated batches in shared memory.
 * plain: the usual way, which the official code takes. Training applies timm's RandAugment to each frame as a PIL image,
   and normalizes, crops, flips and erases in float32. A test opens, decodes and resizes a video again for every view.
   It draws the same frames, operations and boxes as ours.
+
+What ours leaves to the device, to cut out the views of a test and to normalize, is timed on this CPU in one thread and
+printed beside it; a GPU does it in passing.
 
 CPU time is that of the workers and of the processes that decode for them; it depends less than wall time on what else
 runs on the machine. It is read from /proc, which Linux has.
@@ -26,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -51,7 +55,7 @@ from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.rand_augment import GREY
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
-from slowfast.datasets.transforms import TrainTransform, resized_crop_box, short_side_size
+from slowfast.datasets.transforms import TrainTransform, Views, normalize, resized_crop_box, short_side_size
 from slowfast.datasets.video import VideoDataset, collate
 from slowfast.utils.rng import rng_for
 
@@ -72,6 +76,16 @@ def frame_indices(dataset: VideoDataset, epoch: int, index: int, length: int, vi
     return sparse_indices(length, dataset.num_frames, number, dataset.num_views, rng)
 
 
+def read_plainly(dataset: VideoDataset, index: int, choose: Callable[[int], list[int]]) -> np.ndarray:
+    """The frames that `choose` names, (T, H, W, 3), as the official code reads them: by decord, in this process."""
+    sample = dataset.manifest[index]
+    if os.path.isdir(sample.path):
+        options = {"num_frames": sample.num_frames, "image_template": dataset.image_template}
+        return read_frames(sample.path, choose, **options)
+    video = decord.VideoReader(sample.path, num_threads=1)
+    return video.get_batch(choose(len(video))).asnumpy()
+
+
 class Decode(Dataset[int]):
     """The frames of all clips of a video, read once; an item is their number."""
 
@@ -79,14 +93,12 @@ class Decode(Dataset[int]):
         self.dataset = dataset
 
     def __getitem__(self, key: Key) -> int:
-        sample = self.dataset.manifest[key[1]]
         views = 1 if self.dataset.transform else self.dataset.num_views
 
         def choose(length: int) -> list[int]:
             return [i for view in range(views) for i in frame_indices(self.dataset, *key, length, view)]
 
-        options = {"num_frames": sample.num_frames, "image_template": self.dataset.image_template}
-        return len(read_frames(sample.path, choose, **options))
+        return len(read_plainly(self.dataset, key[1], choose))
 
 
 class Plain(Dataset[dict[str, Any]]):
@@ -114,12 +126,7 @@ class Plain(Dataset[dict[str, Any]]):
         return {"video": torch.stack(clips), "label": torch.full((len(clips),), int(data.manifest.labels[key[1]]))}
 
     def _decode(self, key: Key, view: int) -> np.ndarray:
-        sample = self.dataset.manifest[key[1]]
-        if os.path.isdir(sample.path):
-            options = {"num_frames": sample.num_frames, "image_template": self.dataset.image_template}
-            return read_frames(sample.path, lambda n: frame_indices(self.dataset, *key, n, view), **options)
-        video = decord.VideoReader(sample.path, num_threads=1)
-        return video.get_batch(frame_indices(self.dataset, *key, len(video), view)).asnumpy()
+        return read_plainly(self.dataset, key[1], lambda n: frame_indices(self.dataset, *key, n, view))
 
     def _normalize(self, frames: np.ndarray) -> Tensor:
         return ((torch.from_numpy(frames).float() / 255 - self.mean) / self.std).permute(3, 0, 1, 2)
@@ -195,11 +202,16 @@ def cpu_seconds() -> float:
 
 
 def time_loading(
-    dataset: Dataset[Any], join: Callable[[Sequence[Any]], Any], batches: Sequence[Sequence[Key]], workers: int
+    dataset: Dataset[Any],
+    join: Callable[[Sequence[Any]], Any],
+    batches: Sequence[Sequence[Key]],
+    workers: int,
+    finish: Callable[[Any], object] | None = None,
 ) -> dict[str, float]:
     """Load `batches` through fresh worker processes: milliseconds a video, "cpu" of all workers and "wall".
 
-    One batch for each worker goes before, so that neither counts what happens only once.
+    One batch for each worker goes before, so that neither counts what happens only once. `finish` is what a device does
+    with a batch; its time, "device", is that of another pass over the last batch.
     """
     options = {"collate_fn": join, "num_workers": workers, "multiprocessing_context": "fork"}
     options["worker_init_fn"] = use_one_thread
@@ -209,11 +221,23 @@ def time_loading(
         pass
     order[:] = batches
     before, start = cpu_seconds(), time.monotonic()
-    for _ in loader:
-        pass
+    last = None
+    for batch in loader:
+        last = batch
     end, after = time.monotonic(), cpu_seconds()
     videos = sum(map(len, batches)) / 1000
-    return {"cpu": (after - before) / videos, "wall": (end - start) / videos}
+    times = {"cpu": (after - before) / videos, "wall": (end - start) / videos}
+    if finish:
+        start = time.perf_counter()
+        finish(last)
+        times["device"] = 1000 * (time.perf_counter() - start) / len(batches[-1])
+    return times
+
+
+def finish_batch(batch: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalized clips of a batch, as `engine.evaluate` and training make them on the device."""
+    video = batch["video"]
+    return normalize(torch.stack([*video.cut()]) if isinstance(video, Views) else video, mean, std)
 
 
 def benchmark(
@@ -238,8 +262,8 @@ def benchmark(
         workers: processes.
 
     Returns:
-        {"cpu": {"decode", "ours", "plain": milliseconds a video, "ours_to_decode", "plain_to_ours"}, "wall": likewise};
-        the ratios are medians of the rounds' ratios.
+        {"cpu": {"decode", "ours", "plain": milliseconds a video, "ours_to_decode", "plain_to_ours"}, "wall": likewise,
+        "device": milliseconds a video}; the ratios are medians of the rounds' ratios.
     """
     ways: dict[str, tuple[Dataset[Any], Callable[[Sequence[Any]], Any]]] = {
         "decode": (Decode(dataset), sum),
@@ -253,8 +277,10 @@ def benchmark(
         keys = [(epoch, index % len(dataset)) for index in range(videos)]
         batches = [keys[start : start + batch_size] for start in range(0, videos, batch_size)]
         for name, (loaded, join) in ways.items():
-            times[name].append(time_loading(loaded, join, batches, workers))
+            finish = partial(finish_batch, mean=mean, std=std) if name == "ours" else None
+            times[name].append(time_loading(loaded, join, batches, workers, finish))
     result: dict[str, Any] = {"workers": workers, "videos": videos, "rounds": rounds, "batch_size": batch_size}
+    result["device"] = median(entry["device"] for entry in times["ours"])
     for clock in ("cpu", "wall"):
         taken = {name: [entry[clock] for entry in entries] for name, entries in times.items()}
         result[clock] = {name: median(values) for name, values in taken.items()} | {
@@ -274,7 +300,9 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return (total * (255 / total.max())).astype(np.uint8)
 
 
-def write_video(path: Path, seed: int, *, seconds: float = 10, height: int = 256, width: int = 340) -> None:
+def write_video(
+    path: Path, seed: int, *, seconds: float = 10, height: int = 256, width: int = 340, key_frames: int = 250
+) -> None:
     """Write H.264 at 30 frames/s as x264 does by default (crf 23, medium, 250 frames between key frames).
 
     A camera moves over a landscape while three things cross it; the sensor is a little noisy.
@@ -288,7 +316,7 @@ def write_video(path: Path, seed: int, *, seconds: float = 10, height: int = 256
         stream = container.add_stream("libx264", rate=30)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"preset": "medium", "crf": "23", "g": "250", "threads": "1"}
+        stream.options = {"preset": "medium", "crf": "23", "g": str(key_frames), "threads": "1"}
         for number in range(round(seconds * 30)):
             sway = np.sin(speed * number / 30 + phase)
             camera = cv2.getRotationMatrix2D((width, height), 8 * sway[0], 1.1 + 0.2 * sway[1])
@@ -302,13 +330,14 @@ def write_video(path: Path, seed: int, *, seconds: float = 10, height: int = 256
         container.mux(stream.encode())
 
 
-def make_videos(folder: Path, count: int) -> Path:
+def make_videos(folder: Path, count: int, key_frames: int) -> Path:
     """Write `count` videos, those that are missing, and their list; returns the list."""
+    folder = folder / f"key_frames_{key_frames}"
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{number:04d}.mp4" for number in range(count)]
     for number, name in enumerate(tqdm(names, "make videos", disable=None)):
         if not (folder / name).exists():
-            write_video(folder / f".{name}", number)
+            write_video(folder / f".{name}", number, key_frames=key_frames)
             (folder / f".{name}").replace(folder / name)
     listed = folder / "list.csv"
     listed.write_text("".join(f"{(folder / name).resolve()},0\n" for name in names))
@@ -355,7 +384,7 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def format_result(title: str, clips: int, result: dict[str, Any]) -> str:
-    """Three lines of a result: CPU and wall milliseconds a video, clips a second, ratios."""
+    """The lines of a result: CPU and wall milliseconds a video, clips a second, ratios."""
     count = result["workers"]
     lines = [f"{title}: {clips} clips a video, {count} worker{'s' * (count > 1)}, {result['rounds']} rounds"]
     lines.append(f"  {'':8}{'cpu ms/video':>14}{'wall ms/video':>15}{'clips/s':>10}")
@@ -366,6 +395,7 @@ def format_result(title: str, clips: int, result: dict[str, Any]) -> str:
         ratios = result[clock]
         to_decode, to_ours = ratios["ours_to_decode"], ratios["plain_to_ours"]
         lines.append(f"  {clock}: ours / decode {to_decode:.2f}, plain / ours {to_ours:.2f}")
+    lines.append(f"  left to the device: {result['device']:.1f} ms/video, were it one core of this CPU")
     return "\n".join(lines)
 
 
@@ -378,6 +408,13 @@ def main(argv: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--list", type=Path, metavar="FILE", help="videos, in the format of the recipe's lists")
     source.add_argument("--make", type=int, metavar="N", help="make N videos: 340x256, 10 s, H.264")
+    parser.add_argument(
+        "--key-frames",
+        type=int,
+        default=250,
+        metavar="N",
+        help="of --make: distance of key frames (default: %(default)s)",
+    )
     parser.add_argument("--folder", type=Path, default=Path("data/benchmark"), help="of --make (default: %(default)s)")
     parser.add_argument("--job", choices=("train", "test"), help="only this one (default: both)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="N of N workers (default: %(default)s)")
@@ -388,11 +425,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
     args = parser.parse_intermixed_args(argv)
     try:
-        if min(args.workers, args.videos, args.rounds, args.batch, args.make or 1) < 1:
-            raise ValueError("--make, --workers, --videos, --rounds and --batch have to be at least 1")
+        if min(args.workers, args.videos, args.rounds, args.batch, args.key_frames, args.make or 1) < 1:
+            raise ValueError("--make, --key-frames, --workers, --videos, --rounds and --batch have to be at least 1")
         listed = args.list
         if args.make:
-            listed = make_videos(args.folder, args.make)
+            listed = make_videos(args.folder, args.make, args.key_frames)
             args.overrides += ["DATA.PATH_LABEL_SEPARATOR", ","]
         cfg = load_config(args.cfg, args.overrides)
         machine = describe_machine()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from benchmark_data import Decode, Plain, benchmark, frame_indices, write_video
 
+from slowfast.datasets.backends import scan
 from slowfast.datasets.manifest import Manifest
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import read_frames
@@ -94,20 +95,21 @@ def test_ways_take_turns_and_ratios_are_of_rounds(videos):
     for clock in ("cpu", "wall"):
         assert set(result[clock]) == {"decode", "ours", "plain", "ours_to_decode", "plain_to_ours"}
         assert all(np.isfinite(value) for value in result[clock].values())
-    assert result["cpu"]["plain"] > 0
+    assert result["cpu"]["plain"] > 0 and result["device"] > 0
 
 
 def test_made_videos_are_ten_seconds_of_340x256(tmp_path):
-    listed = benchmark_data.make_videos(tmp_path / "made", 1)
+    listed = benchmark_data.make_videos(tmp_path / "made", 1, 30)
     path, label = listed.read_text().strip().split(",")
     assert label == "0"
     lengths: list[int] = []
     frames = read_frames(path, lambda length: lengths.append(length) or [0, 150, 299])
     assert lengths == [300] and frames.shape == (3, 256, 340, 3)
     assert 100 < Path(path).stat().st_size * 8 / 10 / 1000 < 1000  # kbit/s
+    assert [number for number, _ in scan(path).keys[1:]] == list(range(30, 300, 30))
     assert np.abs(np.diff(frames.astype(float), axis=0)).mean() > 10  # things move
     before = Path(path).stat().st_mtime_ns
-    benchmark_data.make_videos(tmp_path / "made", 1)
+    benchmark_data.make_videos(tmp_path / "made", 1, 30)
     assert Path(path).stat().st_mtime_ns == before
 
 
