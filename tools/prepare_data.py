@@ -14,6 +14,8 @@ import sys
 from html import escape
 from pathlib import Path
 
+import yaml
+
 from slowfast.datasets.annotations import lists_from_annotations
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
 from slowfast.datasets.check import QUARANTINE, REPORT, Media, check_media
@@ -23,12 +25,13 @@ from slowfast.datasets.lists import (
     filter_list,
     find_media,
     lists_from_folders,
+    original_of,
     write_lists,
     write_unlabelled,
 )
 from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
-from slowfast.utils.io import write_text
+from slowfast.utils.io import atomic_write, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "exp" / "finetune" / "config.yaml"
@@ -66,6 +69,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     one.add_argument(
         "--clean", metavar="DIR", help="write the lists without the bad files; may be the lists' own folder"
     )
+    one.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.2,
+        metavar="X",
+        help="clean nothing if more are bad (default: %(default)s)",
+    )
     one.add_argument("--recheck", action="store_true", help="look again at files that were found bad")
     one.add_argument("--timeout", type=float, default=60, help="seconds for one file (default: %(default)s)")
     one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
@@ -88,6 +98,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     one.set_defaults(run=write_docs)
     one.add_argument("--check", action="store_true", help="write nothing; exit with 1 if DATASET.md would change")
     args = parser.parse_args(argv)
+    if "max_bad_share" in args and not 0 <= args.max_bad_share <= 1:
+        parser.error(f"--max-bad-share {args.max_bad_share:g} has to be in 0 .. 1")
     if "workers" in args and (args.workers < 1 or args.timeout <= 0):
         parser.error(f"--workers {args.workers} has to be at least 1, --timeout {args.timeout:g} above 0")
     return args
@@ -103,7 +115,7 @@ def make_lists(args: argparse.Namespace) -> int:
         return 0
     if args.class_names:
         try:
-            names = Path(args.class_names).read_text(encoding="utf-8-sig").splitlines()
+            names = Path(args.class_names).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         except OSError as error:
             raise ValueError(f"--class-names {args.class_names} cannot be read ({error.strerror})") from None
     if dataset.annotations == "folders":
@@ -168,20 +180,52 @@ def check(args: argparse.Namespace) -> int:
         workers=args.workers,
         timeout=args.timeout,
         recheck=args.recheck,
+        template=own_template(Path(args.lists)) if args.lists else "",
     )
     bad = {row.path: row.reason for row in rows if not row.ok}
     tell(f"{path}: {reason}" for path, reason in list(bad.items())[:10])
     print(f"{len(bad)} of {len(rows)} files are bad; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
     if args.clean:
-        for path, columns in lists.items():
-            target = Path(args.clean) / path.name
-            dropped, lost = filter_list(path, target, set(bad), columns, dataset.separator)
-            told = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
-            print(f"{target}: {dropped} rows left out{told}")
+        if len(bad) > max(1, args.max_bad_share * len(rows)):
+            raise ValueError(
+                f"{len(bad)} of {len(rows)} files below {args.videos} are bad, more than --max-bad-share "
+                f"{args.max_bad_share:g}, so no list was cleaned: is that folder mounted, and the one that the paths "
+                "start from? --max-bad-share 1 takes them all out"
+            )
+        clean_lists(lists, Path(args.clean), set(bad), dataset)
         names = Path(args.lists) / "class_names.txt"
         if names.exists() and Path(args.clean).resolve() != Path(args.lists).resolve():
-            write_text(Path(args.clean) / names.name, names.read_text(encoding="utf-8"))
+            write_text(Path(args.clean) / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
     return int(bool(bad))
+
+
+def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str], dataset: Dataset) -> None:
+    """Write lists without the rows of bad files; one that is cleaned in its place is kept as .orig, as it was at first.
+
+    Raises:
+        ValueError: a list would be empty; then none has been written.
+    """
+    cleaned = {path: filter_list(path, bad, columns, dataset.separator) for path, columns in lists.items()}
+    for path, (text, dropped, lost) in cleaned.items():
+        target, kept = folder / path.name, ""
+        if target.resolve() != path.resolve():
+            write_text(target, text)
+        elif dropped:
+            original = original_of(path)
+            if not original.exists():
+                with atomic_write(original) as file:
+                    file.write(path.read_bytes())
+            write_text(target, text)
+            kept = f"; {original.name} is the list as it was"
+        told = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
+        print(f"{target}: {dropped} rows left out{kept}{told}")
+
+
+def own_template(folder: Path) -> str:
+    """DATA.IMAGE_TEMPLATE of the lists in a folder, where data.yaml tells it; otherwise ""."""
+    path = folder / "data.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return ((content or {}).get("DATA") or {}).get("IMAGE_TEMPLATE", "")
 
 
 def make_copies(args: argparse.Namespace) -> int:
@@ -297,7 +341,7 @@ def main() -> int:
     args = parse_args()
     try:
         return args.run(args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 SEEK_FRAMES = 16
 # Codecs that mark pictures which no other one refers to, and mean it. HEVC's marks hold within a temporal layer only.
 MARKED_CODECS = ("h264",)
+# Where the version of an MP4 box is 0, its display matrix lies so many bytes after its start; 12 more where it is 1.
+MATRIX_PLACES = {b"tkhd": 48, b"mvhd": 44}
 # Containers in which decord and torchcodec find frames by their number. In transport streams both give other frames.
 FAST_FORMATS = ("mp4", "matroska", "avi")
 
@@ -64,7 +66,7 @@ class FrameList:
 
     Attributes:
         times: of the frames in order of presentation, in units of the stream.
-        keys: (number of a key frame, its decoding time), in order.
+        keys: (number of a key frame, the time to seek to), in order.
         exact: the times lead to the frames; otherwise the video has to be decoded from the beginning.
         plain: decord and torchcodec find the frames, too.
     """
@@ -110,8 +112,8 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         backend: which decoder to try first.
 
     Returns:
-        (T, H, W, 3) uint8 RGB, upright (rotation is applied); pixels are not made square, fields not deinterlaced, and
-        an alpha channel is left out.
+        (T, H, W, 3) uint8 RGB, upright (turned and mirrored as the file says); pixels are not made square, fields not
+        deinterlaced, and an alpha channel is left out.
 
     Raises:
         MediaError: the file cannot be decoded.
@@ -149,16 +151,17 @@ def scan(path: str) -> FrameList:
         av.FFmpegError: the packets cannot be read to the end.
     """
     with _open(path) as container:
-        stream = _video_stream(path, container)
-        if "mp4" in container.format.name:
-            _check_boxes(path)
+        stream = video_stream(path, container)
+        mirrored = "mp4" in container.format.name and _check_boxes(path)
+        reordered = bool(stream.codec_context.has_b_frames)
         found, hidden = [], 0
         for packet in container.demux(stream):
             if packet.is_discard:  # before or after what an edit list shows
                 hidden += 1
             elif packet.size:
-                # Matroska keeps no decoding times
-                found.append((packet.pts, packet.pts if packet.dts is None else packet.dts, packet.is_keyframe))
+                # Matroska keeps no decoding times, and in MP4 a seek to those lands a key frame too early
+                by_pts = packet.dts is None or "mp4" in container.format.name
+                found.append((packet.pts, packet.pts if by_pts else packet.dts, packet.is_keyframe))
         kind = container.format.name
     decoded = [pts for pts, _, _ in found]
     if not found or None in decoded:
@@ -167,11 +170,13 @@ def scan(path: str) -> FrameList:
     numbers = [(bisect_left(times, pts), position, dts) for position, (pts, dts, is_key) in enumerate(found) if is_key]
     # a recording may begin inside a group of pictures, whose frames are then lost
     exact = len(set(times)) == len(times) and numbers[:1] != [] and numbers[0][:2] == (0, 0)
+    # no times of presentation in the file, as in AVI: those of H.264 are then guessed from the order of decoding
+    exact = exact and not (reordered and decoded == times)
     # frames that belong to the group before, but come after the key frame, are lost by a seek to it
     closed = all(number == position for number, position, _ in numbers)
     ordered = "avi" not in kind or decoded == times
     fast = any(name in kind for name in FAST_FORMATS)
-    plain = exact and closed and ordered and fast and not hidden and len(times) > 1
+    plain = exact and closed and ordered and fast and not hidden and not mirrored and len(times) > 1
     return FrameList(times, [(number, dts) for number, _, dts in numbers], exact, plain)
 
 
@@ -210,7 +215,7 @@ def _pyav(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
     wanted = {listed.times[number] for number in needed}
     try:
         with _open(path) as container:
-            stream = _video_stream(path, container)
+            stream = video_stream(path, container)
             frames: Iterator[Any] = iter(())
             shown = len(listed.times)  # number of the last frame out of the decoder; the first wanted one lies before
             for number in needed:
@@ -246,6 +251,19 @@ BACKENDS: dict[str, Callable[[str, FrameList, list[int]], np.ndarray]] = {
 }
 
 
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """How FFmpeg turns a decoded frame upright: swap rows and columns, then mirror left-right, then top-bottom.
+
+    A display matrix sends column and row (x, y) to (a x + c y, b x + d y); angles between quarter turns are rounded.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    swap = abs(b) + abs(c) > abs(a) + abs(d)
+    return (True, c < 0, b < 0) if swap else (False, a < 0, d < 0)
+
+
 class _Rgb:
     """From decoded frames to (H, W, 3), upright; one converter for all frames of a video, as making one takes time."""
 
@@ -254,7 +272,9 @@ class _Rgb:
 
     def __call__(self, frame: Any) -> np.ndarray:
         image = self.converter.reformat(frame, format="rgb24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+        swap, left_right, top_bottom = orientation(frame)
+        image = image.swapaxes(0, 1) if swap else image
+        return np.ascontiguousarray(image[:: -1 if top_bottom else 1, :: -1 if left_right else 1])
 
 
 def _open(path: str) -> Any:
@@ -264,25 +284,35 @@ def _open(path: str) -> Any:
         raise MediaError(path, f"not a readable video ({error.strerror})") from None
 
 
-def _check_boxes(path: str) -> None:
+def _check_boxes(path: str) -> bool:
     """An MP4 file tells how long each of its parts is, and so whether its end is there.
 
+    Returns:
+        Whether a display matrix mirrors the picture.
+
     Raises:
-        MediaError: it is not.
+        MediaError: the end is not there.
     """
-    size, start = os.path.getsize(path), 0
+    size, start, mirrored = os.path.getsize(path), 0, False
     with open(path, "rb") as file:
         while start + 8 <= size:
             file.seek(start)
             length, kind, long_length = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-            if length < 8 and length != 1:  # 0 is up to the end, wherever that is; others are no box
-                return
-            start += long_length if length == 1 else length
-            if start > size and kind in (b"mdat", b"moov", b"moof"):
-                raise MediaError(path, f"damaged, cut off after {size} of {start} bytes; fetch it again")
+            head, length = (16, long_length) if length == 1 else (8, length)
+            if length < head:  # 0 is up to the end, wherever that is; others are no box
+                break
+            if start + length > size and kind in (b"mdat", b"moov", b"moof"):
+                raise MediaError(path, f"damaged, cut off after {size} of {start + length} bytes; fetch it again")
+            if kind in MATRIX_PLACES:
+                file.seek(start + 8)
+                file.seek(start + MATRIX_PLACES[kind] + (12 if file.read(1) == b"\1" else 0))
+                a, b, c, d = struct.unpack(">ii4xii", file.read(20).ljust(20, b"\0"))
+                mirrored |= a * d < b * c
+            start += head if kind in (b"moov", b"trak") else length
+    return mirrored
 
 
-def _video_stream(path: str, container: Any) -> Any:
+def video_stream(path: str, container: Any) -> Any:
     """The first video stream that is not a cover picture, set to decode in this thread alone."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
@@ -293,7 +323,7 @@ def _video_stream(path: str, container: Any) -> Any:
 
 def _all_frames(path: str) -> Iterator[Any]:
     with _open(path) as container:
-        yield from container.decode(_video_stream(path, container))
+        yield from container.decode(video_stream(path, container))
 
 
 def _stack(path: str, images: list[np.ndarray]) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import IO
 import av
 from tqdm import tqdm
 
+from slowfast.datasets.backends import video_stream
 from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.lists import image_template
 from slowfast.datasets.reader import MediaError, read_frames
@@ -78,6 +79,7 @@ def check_media(
     workers: int,
     timeout: float = 60,
     recheck: bool = False,
+    template: str = "",
 ) -> list[Row]:
     """Decode the first, middle and last frame of every file; write `out`/report.csv and `out`/quarantine.txt.
 
@@ -91,6 +93,7 @@ def check_media(
         workers: processes.
         timeout: seconds for one file, after which its process is killed.
         recheck: decode the files again that were found bad.
+        template: name of the images of all frame folders (DATA.IMAGE_TEMPLATE); "" asks each folder.
 
     Returns:
         The rows of `media`, sorted by path.
@@ -107,7 +110,7 @@ def check_media(
     }
     todo = [item for path, item in wanted.items() if path not in rows]
     bad = sum(not row.ok for row in rows.values())
-    outcomes = run_killable(partial(_look, str(videos)), todo, workers=workers, timeout=timeout)
+    outcomes = run_killable(partial(_look, str(videos), template), todo, workers=workers, timeout=timeout)
     bar = tqdm(total=len(wanted), initial=len(rows), desc="check", unit="file", disable=None)
     out.mkdir(parents=True, exist_ok=True)
     with bar, closing(outcomes), _text_file(out / REPORT, "a") as file:  # pyright: ignore[reportArgumentType]
@@ -130,7 +133,7 @@ def check_media(
     return found
 
 
-def _look(videos: str, item: Media) -> Row:
+def _look(videos: str, template: str, item: Media) -> Row:
     """Decode the ends and the middle of one file; runs in a process of its own."""
     path = os.path.join(videos, item.path)
     length = 0
@@ -140,9 +143,11 @@ def _look(videos: str, item: Media) -> Row:
         length = number
         return [0, number // 2, number - 1]
 
+    named = image_template(Path(path)) if os.path.isdir(path) else ""
+    if template and named and named != template:
+        raise ValueError(f"its images are named {named!r}, but DATA.IMAGE_TEMPLATE is {template!r}: rename them")
     try:
-        template = image_template(Path(path)) if os.path.isdir(path) else ""
-        frames = read_frames(path, choose, num_frames=item.num_frames, image_template=template)
+        frames = read_frames(path, choose, num_frames=item.num_frames, image_template=named)
     except MediaError as error:
         return Row(item.path, 0, error.reason or str(error))
     height, width = frames.shape[1:3]
@@ -150,8 +155,8 @@ def _look(videos: str, item: Media) -> Row:
     if os.path.isdir(path):
         return row
     try:
-        with av.open(path) as container:
-            stream = container.streams.video[0]
+        with av.open(path, metadata_errors="replace") as container:
+            stream = video_stream(path, container)
             rate, seconds = stream.average_rate, container.duration
             return replace(
                 row,
@@ -159,7 +164,7 @@ def _look(videos: str, item: Media) -> Row:
                 fps=round(float(rate), 3) if rate else "",
                 seconds=round(seconds / av.time_base, 3) if seconds else "",
             )
-    except (av.FFmpegError, IndexError):  # frames were decoded: what the header lacks is no fault of the file
+    except (av.FFmpegError, MediaError):  # frames were decoded: what the header lacks is no fault of the file
         return replace(row, codec="")
 
 

@@ -37,6 +37,9 @@ UNUSUAL = {
     "a leading dash": re.compile("(^|/)-"),
 }
 
+LINE_BREAK = re.compile(r"[\r\n]")
+UNLISTABLE = "with a line break in the name, which no list can hold, left out"
+
 # What was seen and the reader should know: a sentence -> the files or classes it is about.
 Notes = dict[str, list[str]]
 # Split -> (name of a video, name of its class), in the order of the annotations.
@@ -107,20 +110,22 @@ def find_media(videos: str | Path) -> Found:
                 by_suffix[kind].append(name)
         notes["of an unknown type, left out"] += [f"{prefix}{name}" for name in by_suffix[None]]
         if by_suffix[False] and not by_suffix[True] and prefix:
-            sizes[where] = None
+            if LINE_BREAK.search(where):
+                notes[UNLISTABLE].append(where)
+            else:
+                sizes[where] = None
             continue
         notes["images beside videos, left out"] += [f"{prefix}{name}" for name in by_suffix[False]]
-        for name in by_suffix[True]:
-            fault, size = _look_at(Path(folder, name))
-            if fault:
-                notes[f"{fault}, left out"].append(f"{prefix}{name}")
-                unusable.append(f"{prefix}{name}")
+        for path in (f"{prefix}{name}" for name in by_suffix[True]):
+            fault, size = _look_at(root / path)
+            if LINE_BREAK.search(path):
+                notes[UNLISTABLE].append(path)
+            elif fault:
+                notes[f"{fault}, left out"].append(path)
+                unusable.append(path)
             else:
-                sizes[f"{prefix}{name}"] = size
+                sizes[path] = size
     bar.close()
-    for path in [path for path in sizes if "\n" in path]:
-        del sizes[path]
-        notes["with a line break in the name, which no list can hold, left out"].append(repr(path))
     if not sizes:
         told = "; ".join(describe(notes)) or "it is empty"
         raise ValueError(
@@ -316,6 +321,8 @@ def write_lists(
 ) -> list[Path]:
     """Write the lists and class_names.txt; for videos of one's own an experiment too.
 
+    A list that `check --clean` has taken bad files out of stays so while the list that it was (.orig) is the same.
+
     Frame folders of a data set whose recipe reads such get "path num_frames label" rows under the recipe's file names,
     everything else gets "path label" rows in train.csv, val.csv and test.csv. With `recipe`, data.yaml has what a
     configuration has to know of them, and config.yaml, which is written once and never again, makes them an experiment.
@@ -332,9 +339,12 @@ def write_lists(
         The files that were written; those that were there already with the same content are left alone.
 
     Raises:
-        ValueError: lists that differ are there, or files and frame folders are mixed.
+        ValueError: lists that differ are there, files and frame folders are mixed, images of folders are named in
+            different ways, or a class name has a line break.
     """
     out, videos = Path(out), Path(videos)
+    if name := next(filter(LINE_BREAK.search, lists.class_names), ""):
+        raise ValueError(f"the class name {name!r} has a line break, which no list can hold: rename the class")
     paths = sorted({path for rows in lists.splits.values() for path, _ in rows})
     folders = [path for path in paths if (videos / path).is_dir()]
     template, columns, counts = "{}.csv", ("path", "label"), {}
@@ -357,11 +367,11 @@ def write_lists(
     if recipe is not None:
         data = {"PATH_TO_DATA_DIR": str(out.resolve()), "PATH_PREFIX": str(videos.resolve())}
         if folders:
-            data["IMAGE_TEMPLATE"] = image_template(videos / folders[0])
+            data["IMAGE_TEMPLATE"] = _common_template(videos, folders)
         content = {"DATA": data, "MODEL": {"NUM_CLASSES": len(lists.class_names)}}
         head = "# Written by tools/prepare_data.py lists; values of your own go into config.yaml.\n"
         texts["data.yaml"] = head + yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-    differ = [name for name, text in texts.items() if _content(out / name) not in (None, _bytes(text))]
+    differ = [name for name, text in texts.items() if (out / name).exists() and not _holds(out / name, text)]
     if differ and not overwrite:
         raise ValueError(
             f"{out} holds other lists ({', '.join(differ)} would change): choose another folder, or replace them with "
@@ -369,9 +379,14 @@ def write_lists(
         )
     if recipe is not None and not (out / "config.yaml").exists():
         texts["config.yaml"] = _experiment(out, recipe)
-    changed = [name for name, text in texts.items() if _content(out / name) != _bytes(text)]
+    changed = [name for name, text in texts.items() if not _holds(out / name, text)]
     for name in changed:
         write_text(out / name, texts[name])
+        if (original := original_of(out / name)).exists():
+            original.unlink()
+            lists.notes["that bad files were taken out of, written anew with them: run check --clean again"].append(
+                name
+            )
     return [out / name for name in changed]
 
 
@@ -382,23 +397,37 @@ def write_unlabelled(out: str | Path, paths: Iterable[str], *, overwrite: bool =
         ValueError: another test.csv is there.
     """
     target, text = Path(out) / "test.csv", "".join(f"{_quoted(path)} 0\n" for path in paths)
-    if _content(target) not in (None, _bytes(text)) and not overwrite:
+    if _holds(target, text):
+        return target
+    if target.exists() and not overwrite:
         raise ValueError(f"{target} is another list: choose another folder, or replace it with --overwrite")
     write_text(target, text)
+    original_of(target).unlink(missing_ok=True)
     return target
 
 
 def filter_list(
-    source: str | Path, target: str | Path, bad: set[str], columns: Sequence[str], separator: str
-) -> tuple[int, list[int]]:
-    """Write a list without the rows of some paths; returns how many those are, and labels that no row has any more."""
+    source: str | Path, bad: set[str], columns: Sequence[str], separator: str
+) -> tuple[str, int, list[int]]:
+    """A list without the rows of some paths; also how many those are, and labels that no row has any more.
+
+    Raises:
+        ValueError: no row would be left.
+    """
     manifest = load_manifest(source, columns, separator=separator)
     text = Path(source).read_text(encoding="utf-8-sig", errors="surrogateescape")
     rows = [row for row in text.split("\n") if row.strip()]
     kept = [index for index in range(len(rows)) if manifest.path(index) not in bad]
-    write_text(target, "".join(f"{rows[index]}\n" for index in kept))
+    if not kept:
+        raise ValueError(f"all {len(rows)} videos of {source} are bad, so that no row would be left: repair them first")
     labels = set(map(int, manifest.labels))
-    return len(rows) - len(kept), sorted(labels - {int(manifest.labels[index]) for index in kept})
+    lost = sorted(labels - {int(manifest.labels[index]) for index in kept})
+    return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), lost
+
+
+def original_of(path: Path) -> Path:
+    """Where a list is kept as it was before bad files were taken out of it in its place."""
+    return path.with_name(f"{path.name}.orig")
 
 
 def image_template(folder: Path) -> str:
@@ -416,13 +445,35 @@ def image_template(folder: Path) -> str:
     raise ValueError(f"the images of {folder} ({first}) are not numbered from 1 without gaps: rename them")
 
 
+def _common_template(videos: Path, folders: Sequence[str]) -> str:
+    """The template of all folders.
+
+    Raises:
+        ValueError: two folders have different ones, or one has none.
+    """
+    first: dict[str, str] = {}  # template -> a folder
+    with ThreadPoolExecutor() as pool:
+        templates = pool.map(lambda path: image_template(videos / path), folders)
+        for path, template in zip(folders, tqdm(templates, "look at names", len(folders), disable=None), strict=True):
+            first.setdefault(template, path)
+    if len(first) > 1:
+        (one, here), (other, there) = list(first.items())[:2]
+        raise ValueError(
+            f"images are named {one!r} in {here}, but {other!r} in {there}, and DATA.IMAGE_TEMPLATE is one for all: "
+            "rename them, or make lists of each kind"
+        )
+    return next(iter(first))
+
+
 def describe(notes: Notes) -> Iterator[str]:
     """A line a note: how many, of what kind, and the first ones."""
     for what, names in notes.items():
         if names == [""]:
             yield what
         elif names:
-            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            shown = ", ".join(repr(name) if LINE_BREAK.search(name) else name for name in names[:3]) + (
+                ", ..." if len(names) > 3 else ""
+            )
             yield f"{len(names)} {what}: {shown}"
 
 
@@ -457,6 +508,11 @@ def _quoted(path: str) -> str:
 
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a file has this content, or had it until bad files were taken out."""
+    return path.exists() and _bytes(text) in (_content(path), _content(original_of(path)))
 
 
 def _bytes(text: str) -> bytes:

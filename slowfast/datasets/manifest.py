@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,9 @@ VIDEO_SUFFIXES = (".webm", ".mp4")
 SHOWN = 3
 BLOCK = 1 << 20  # bytes of a list that are parsed at once; arrays of many times their size are needed meanwhile
 DIGITS = 15  # of a number: all such are exact in a float64
+# what Python reads besides, such as 1_000 and the digits of other scripts, is more likely a mistake than a number
+WHOLE = re.compile(r"[+-]?[0-9]+")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 T = TypeVar("T")
 
@@ -343,7 +347,7 @@ class _Block:
             if name in value:
                 self.clean &= value[name] > 0
         if "begin" in value:
-            self.clean &= value["begin"] <= value["end"]
+            self.clean &= (value["begin"] <= value["end"]) & (value["begin"] < value["total"])
 
     def line(self, number: int) -> bytes:
         """Line `number` without its end."""
@@ -396,19 +400,21 @@ def _parse(row: str, columns: Sequence[str], separator: str, num_classes: int | 
     values: list = [fields[0]]
     for name, field in zip(columns[1:], fields[1:], strict=True):
         whole = name in ("label", "num_frames")
-        try:
-            value = int(field) if whole else float(field)
-        except ValueError:
-            value = math.nan
+        value = float(field) if (WHOLE if whole else NUMBER).fullmatch(field) else math.nan
         if not math.isfinite(value) or (whole and abs(value) >= 10**DIGITS):
             return [], f"{name} {field!r} is not a {f'whole number below 10**{DIGITS}' if whole else 'number'}"
+        value = int(value) if whole else value
         if name == "label" and (fault := _label_fault(value, num_classes)):
             return [], fault
         if name in ("num_frames", "total") and value <= 0:
             return [], f"{name} {field!r} is not above 0"
         values.append(value)
-    if "begin" in columns and not 0 <= values[columns.index("begin")] <= values[columns.index("end")]:
-        return [], "the annotated segment does not begin at or after 0 and end after that"
+    if "begin" in columns:
+        total, begin, end = (values[columns.index(name)] for name in ("total", "begin", "end"))
+        if not 0 <= begin <= end:
+            return [], "the annotated segment does not begin at or after 0 and end after that"
+        if begin >= total:
+            return [], f"the annotated segment begins at {begin:g} s, where the video of {total:g} s has ended"
     return values, ""
 
 

@@ -20,6 +20,7 @@ import av
 from av.filter import Graph
 from tqdm import tqdm
 
+from slowfast.datasets.backends import MediaError, orientation, video_stream
 from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.reader import read_frames
 from slowfast.utils.io import write_text
@@ -28,7 +29,6 @@ from slowfast.utils.rng import rng_for
 SETTINGS, BROKEN = "reencode.json", "broken.csv"
 ACCESS_FRAMES = 16
 MIN_SHARE = 0.9  # of the duration that the header promises; headers are often a little wrong
-UPRIGHT = {90: ("transpose", "cclock"), 180: ("rotate", "PI"), 270: ("transpose", "clock")}  # degrees of av's rotation
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def reencode(
     """Encode every file anew under the same path below `out`, so that lists stay valid; it is MP4 whatever the suffix.
 
     Frames and the distances of their times stay, the first time becomes 0; sound and other streams are dropped; a
-    rotation in the header is applied. A file appears whole or not at all, and is not made again while its source is
-    older, so an interrupted call goes on where it was. Sources that do not decode to the end go to `out`/broken.csv.
+    rotation or mirroring in the header is applied. A file appears whole or not at all, with the time of change of its
+    source, and is not made again while that is the same, so an interrupted call goes on where it was. Sources that do
+    not decode to the end go to `out`/broken.csv.
 
     Args:
         videos: folder that the paths start from.
@@ -101,7 +102,7 @@ def reencode(
         raise ValueError(f"{out} holds copies made with {before}, not {asdict(settings)}: choose another folder")
     write_text(note, json.dumps(asdict(settings)) + "\n")
 
-    todo = [path for path in paths if not _is_newer(out / path, videos / path)]
+    todo = [path for path in paths if not _is_current(out / path, videos / path)]
     broken: dict[str, str] = {}
     outcomes = run_killable(partial(_encode, str(videos), str(out), settings), todo, workers=workers, timeout=timeout)
     bar = tqdm(total=len(paths), initial=len(paths) - len(todo), desc="reencode", unit="file", disable=None)
@@ -116,7 +117,7 @@ def reencode(
     csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *sorted(broken.items())])
     write_text(out / BROKEN, table.getvalue())
     done = [path for path in paths if path not in broken]
-    sizes = [sum(os.path.getsize(folder / path) for path in done) for folder in (videos, out)]
+    sizes = [sum(_size(folder / path) for path in done) for folder in (videos, out)]
     return Outcome(done, broken, *sizes)
 
 
@@ -150,8 +151,20 @@ def _time_access(task: tuple[str, str, int]) -> float:
     return perf_counter() - start
 
 
-def _is_newer(copy: Path, source: Path) -> bool:
-    return copy.exists() and copy.stat().st_mtime_ns >= source.stat().st_mtime_ns
+def _is_current(copy: Path, source: Path) -> bool:
+    """Whether a copy is whole and of this very source, as it is now."""
+    try:
+        made, now = copy.stat(), source.stat()
+    except OSError:
+        return False
+    return made.st_size > 0 and made.st_mtime_ns == now.st_mtime_ns
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # it has vanished meanwhile
+        return 0
 
 
 def _part(target: Path) -> Path:
@@ -164,9 +177,15 @@ def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part(target)
     try:
+        times = source.stat()
         _transcode(source, str(part), settings)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
         part.replace(target)
-    except (av.FFmpegError, IndexError) as error:
+    except MediaError as error:
+        raise ValueError(error.reason) from None
+    except av.FFmpegError as error:
         raise ValueError(f"it does not decode to the end ({error})") from None
     finally:
         part.unlink(missing_ok=True)
@@ -174,10 +193,10 @@ def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
 
 def _transcode(source: Path, target: str, settings: Settings) -> None:
     with (
-        av.open(str(source)) as reader,
+        av.open(str(source), metadata_errors="replace") as reader,
         av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as writer,
     ):
-        video = reader.streams.video[0]
+        video = video_stream(str(source), reader)
         time_base = video.time_base or Fraction(1, 90000)
         rate = video.average_rate or Fraction(25)
         graph: Graph | None = None
@@ -212,12 +231,14 @@ def _graph(frame: av.VideoFrame, video: Any, time_base: Fraction, short_side: in
     """Upright, at most `short_side` pixels on the shorter side, even sides, 8-bit 4:2:0."""
     graph = Graph()
     nodes = [graph.add_buffer(template=video, time_base=time_base)]
-    rotation = frame.rotation % 360
     height, width = frame.height, frame.width
-    if rotation in UPRIGHT:
-        nodes.append(graph.add(*UPRIGHT[rotation]))
-        if rotation != 180:
-            height, width = width, height
+    swap, left_right, top_bottom = orientation(frame)
+    if swap:
+        nodes.append(graph.add("transpose", "cclock_flip"))  # rows become columns, nothing else
+        height, width = width, height
+    for name, wanted in (("hflip", left_right), ("vflip", top_bottom)):
+        if wanted:
+            nodes.append(graph.add(name))
     scale = min(1.0, short_side / min(height, width))
     sides = [max(2, round(side * scale / 2) * 2) for side in (width, height)]
     if sides != [width, height]:

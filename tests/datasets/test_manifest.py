@@ -63,6 +63,8 @@ def test_frame_lists_may_use_blanks_whatever_the_key_says(tmp_path, separator):
 def test_segments_come_in_the_official_order(tmp_path):
     path = write(tmp_path / "a.csv", "v_1.mp4 120.5 3 17.25 9\n")
     assert load_manifest(path, SEGMENTS)[0] == Sample("v_1.mp4", 9, None, (120.5, 3.0, 17.25))
+    late = write(tmp_path / "b.csv", "v_1.mp4 120.5 1.2e2 121 9\n")  # annotators' clocks differ from the file's
+    assert load_manifest(late, SEGMENTS)[0].segment == (120.5, 120.0, 121.0)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,14 @@ def test_segments_come_in_the_official_order(tmp_path):
         ("a.mp4 0 1 2 1\n", SEGMENTS, " ", [r"total '0' is not above 0"]),
         ("a.mp4 9 x 2 1\n", SEGMENTS, " ", [r"begin 'x' is not a number"]),
         ("a.mp4 9 nan 2 1\n", SEGMENTS, " ", [r"begin 'nan' is not a number"]),
+        ("a.mp4 1_0\n", ("path", "label"), " ", [r"label '1_0' is not a whole number"]),
+        ("a.mp4 ٣\n", ("path", "label"), " ", [r"label '٣' is not a whole number"]),
+        ("a 1_0 1\n", FRAMES, " ", [r"num_frames '1_0' is not a whole number"]),
+        ("a.mp4 1_0 2 3 1\n", SEGMENTS, " ", [r"total '1_0' is not a number"]),
+        ("a.mp4 9 ٣ 4 1\n", SEGMENTS, " ", [r"begin '٣' is not a number"]),
+        ("a.mp4 9 9 12 1\n", SEGMENTS, " ", [r"segment begins at 9 s, where the video of 9 s has ended"]),
+        ('"a.mp4" 9 9.5 12 1\n', SEGMENTS, " ", [r"segment begins at 9\.5 s, where the video of 9 s has ended"]),
+        ("a.mp4 9 4 3 1\n", SEGMENTS, " ", [r"segment does not begin at or after 0 and end after that"]),
     ],
 )
 def test_faulty_rows_are_shown_with_file_line_and_cure(tmp_path, text, columns, separator, expected):

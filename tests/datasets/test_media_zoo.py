@@ -20,9 +20,11 @@ from torch.utils.data import DataLoader
 
 from slowfast.datasets import backends
 from slowfast.datasets.build import EpochBatchSampler, use_one_thread
+from slowfast.datasets.check import Media, check_media
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest
 from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.reencode import Settings, reencode
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
 
@@ -133,6 +135,32 @@ def first_frames_cut_off(path: Path) -> None:
     path.write_bytes(data)
 
 
+def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """An MP4 whose header sends column and row (x, y) of the picture to (a x + c y, b x + d y)."""
+    h264(path, height=64)  # square, so that swapped sides are no excuse
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    data[at : at + 20] = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
+    path.write_bytes(data)
+
+
+def without_presentation_times(path: Path) -> None:
+    """H.264 with B-frames, copied from an AVI to MP4: the table of the distances to their times is missing."""
+    h264(path)
+    data = path.read_bytes()
+    assert data.count(b"ctts") == data.count(b"elst") == 1  # the edit list would hide the first two
+    path.write_bytes(data.replace(b"ctts", b"free").replace(b"elst", b"free"))
+
+
+def cover_first(path: Path) -> None:
+    """A cover picture that is the first stream: the box that holds it stands in front of the track."""
+    h264(path, cover=True)
+    data = path.read_bytes()
+    moov, end = next((start, end) for kind, start, end in boxes(data) if kind == b"moov")
+    inside = {kind: data[start:stop] for kind, start, stop in boxes(data, moov + 8, end)}
+    path.write_bytes(data[: moov + 8] + b"".join(inside[kind] for kind in (b"mvhd", b"udta", b"trak")) + data[end:])
+
+
 def wrong_header_count(path: Path, count: int) -> None:
     """An AVI whose main and stream header count other frames than the file has."""
     encode(path, numbered(24), "mpeg4", options={"bf": "0"})
@@ -225,6 +253,24 @@ ODD: dict[str, tuple[Callable[[Path], None], int]] = {
     "rotated_90.mp4": (lambda path: rotated(path, 90), 24),
     "rotated_180.mp4": (lambda path: rotated(path, 180), 24),
     "rotated_270.mp4": (lambda path: rotated(path, -90), 24),
+    "mirrored_h.mp4": (lambda path: with_matrix(path, -1, 0, 0, 1), 24),
+    "mirrored_v.mp4": (lambda path: with_matrix(path, 1, 0, 0, -1), 24),
+    "mirrored_transpose.mp4": (lambda path: with_matrix(path, 0, 1, 1, 0), 24),
+    "mirrored_transverse.mp4": (lambda path: with_matrix(path, 0, -1, -1, 0), 24),
+    "h264_b_frames.avi": (lambda path: h264(path, muxer={}), 24),
+    "h264_pyramid.avi": (lambda path: h264(path, muxer={}, options={**GOP, "bf": "3", "b_strategy": "0"}), 24),
+    "h264_b_frames.wmv": (lambda path: h264(path, muxer={}, file_format="asf"), 24),
+    "h264_b_frames.mxf": (lambda path: h264(path, muxer={}), 24),
+    "h264_b_frames.flv": (lambda path: h264(path, muxer={}), 24),
+    "without_presentation_times.mp4": (without_presentation_times, 24),
+    "mpeg1_b_frames.wmv": (
+        lambda path: encode(path, numbered(24), "mpeg1video", options={"bf": "2"}, file_format="asf"),
+        24,
+    ),
+    "hevc_b_frames.hevc": (
+        lambda path: h264(path, muxer={}, codec="libx265", options={"x265-params": "log-level=none:pools=1:bframes=2"}),
+        24,
+    ),
     "variable_rate.mp4": (lambda path: h264(path, 12, ticks=VFR), 12),
     "variable_rate.mkv": (lambda path: h264(path, 12, ticks=VFR, muxer={}), 12),
     "late_start.mkv": (lambda path: h264(path, ticks=range(5000, 5240, 10), muxer={}), 24),
@@ -261,6 +307,7 @@ ODD: dict[str, tuple[Callable[[Path], None], int]] = {
     "two_frames.mp4": (lambda path: h264(path, 2), 2),
     "animation.gif": (lambda path: encode(path, numbered(10), "gif", "gray"), 10),
     "picture.mp4": (picture, 1),
+    "cover_first.mp4": (cover_first, 24),
     "with_cover.mp4": (lambda path: h264(path, audio=True, cover=True), 24),
     "audio_first.mkv": (lambda path: h264(path, muxer={}, audio=True), 24),
     "fragments.mp4": (lambda path: h264(path, muxer={"movflags": "frag_keyframe+empty_moov"}), 24),
@@ -349,8 +396,18 @@ def numbers(frames: np.ndarray) -> list[int]:
     return np.round((np.median(quarter, axis=(1, 2)) - 20) / 6).astype(int).tolist()
 
 
+MIRRORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mirrored_h.mp4": lambda frames: frames[:, :, ::-1],
+    "mirrored_v.mp4": lambda frames: frames[:, ::-1],
+    "mirrored_transpose.mp4": lambda frames: frames.swapaxes(1, 2),
+    "mirrored_transverse.mp4": lambda frames: frames[:, ::-1, ::-1].swapaxes(1, 2),
+}
+
+
 def upright(name: str, frames: np.ndarray) -> np.ndarray:
     """What was put in: players turn by the angle in the name, against the clock."""
+    if name in MIRRORS:
+        return MIRRORS[name](frames)
     angle = int(name.split("_")[1].split(".")[0]) if name.startswith("rotated") else 0
     return np.rot90(frames, -angle // 90, axes=(1, 2))
 
@@ -381,6 +438,40 @@ def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
             height, width = shown.shape[1:3]
             corner = shown[:, : height * 3 // 8, : width * 3 // 8].astype(int)
             assert (corner[..., 0] - corner[..., 2]).mean() > 15  # red is up and left, whatever the rotation
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ODD)
+def test_every_frame_alone_is_that_of_a_full_decode(zoo, name, backend):
+    path, count = str(zoo / name), ODD[name][1]
+    with av.open(path) as container:
+        stream = backends.video_stream(path, container)
+        shown = [frame.to_ndarray(format="rgb24")[None] for frame in container.decode(stream)]
+    assert len(shown) == count
+    for number, whole in enumerate(shown):
+        frame = read_frames(path, lambda length, number=number: [number], backend=backend)
+        difference = np.abs(upright(name, frame).astype(int) - whole)
+        assert difference.mean() < 0.5 and difference.max() <= 16, number
+
+
+def test_a_cover_picture_is_neither_reported_nor_copied(zoo, tmp_path):
+    with av.open(str(zoo / "cover_first.mp4")) as container:
+        assert container.streams.video[0].disposition & Disposition.attached_pic
+    (row,) = check_media(zoo, [Media("cover_first.mp4")], tmp_path / "out", workers=1, timeout=30)
+    assert (row.frames, row.width, row.codec, row.fps) == (24, 64, "h264", 25.0)
+    outcome = reencode(zoo, ["cover_first.mp4"], tmp_path / "copies", Settings(), workers=1, timeout=30)
+    assert outcome.done == ["cover_first.mp4"]
+    copies = read_frames(str(tmp_path / "copies/cover_first.mp4"), range)
+    assert numbers(copies) == list(range(24))
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name.startswith(("rotated", "mirrored"))])
+def test_copies_are_upright(zoo, tmp_path, name):
+    reencode(zoo, [name], tmp_path, Settings(), workers=1, timeout=30)
+    before, after = read_frames(str(zoo / name), range), read_frames(str(tmp_path / name), range)
+    assert before.shape == after.shape and np.abs(before.astype(int) - after).mean() < 4
+    with av.open(str(tmp_path / name)) as container:
+        assert next(container.decode(video=0)).side_data.get("DISPLAYMATRIX") is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -33,6 +33,12 @@ def work(task: Any) -> Any:
     os.kill(os.getpid(), task)
 
 
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """A fork server that another test has started does not know this file: its processes have to find `work`."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
 @pytest.fixture
 def pipe(tmp_path) -> str:
     os.mkfifo(tmp_path / "pipe.mp4")
@@ -174,11 +180,28 @@ def test_a_foreign_report_is_not_touched(videos, tmp_path):
 def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
     (tmp_path / "train.csv").write_text('\ufeff"a b.mp4",0\n\nbad, 1.mp4,1\nc.mp4,  2\r\n', encoding="utf-8")
     bad = {"bad, 1.mp4", "elsewhere.mp4"}
-    assert filter_list(tmp_path / "train.csv", tmp_path / "clean/train.csv", bad, ("path", "label"), ",") == (1, [1])
-    assert [(s.path, s.label) for s in load_manifest(tmp_path / "clean/train.csv", separator=",")] == [
+    text, dropped, lost = filter_list(tmp_path / "train.csv", bad, ("path", "label"), ",")
+    assert (dropped, lost) == (1, [1])
+    (tmp_path / "clean.csv").write_text(text)
+    assert [(s.path, s.label) for s in load_manifest(tmp_path / "clean.csv", separator=",")] == [
         ("a b.mp4", 0),
         ("c.mp4", 2),
     ]
+
+
+def test_no_list_is_emptied(tmp_path):
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    with pytest.raises(ValueError, match=r"all 2 videos of .*train\.csv are bad"):
+        filter_list(tmp_path / "train.csv", {"a.mp4", "b.mp4"}, ("path", "label"), " ")
+
+
+def test_folders_that_the_template_does_not_name_are_bad(tmp_path, write_folder):
+    write_folder(tmp_path / "one", frames=3, template="img_{:05d}.jpg")
+    write_folder(tmp_path / "two", frames=3, template="{:d}.jpg")
+    both = [Media("one"), Media("two")]
+    rows = check_media(tmp_path, both, tmp_path / "a", workers=1, timeout=30, template="img_{:05d}.jpg")
+    assert [row.ok for row in rows] == [1, 0] and "DATA.IMAGE_TEMPLATE is 'img_{:05d}.jpg'" in rows[1].reason
+    assert all(row.ok for row in check_media(tmp_path, both, tmp_path / "b", workers=1, timeout=30))
 
 
 def test_an_interrupted_check_leaves_no_process(pipe, tmp_path):

@@ -139,8 +139,12 @@ def test_strange_names_come_back_from_a_list(tmp_path):
     ]
     videos = touch(tmp_path / "videos", *(f"{folder}/{name}" for folder in ("1", "2") for name in names))
     (videos / "2/with\nbreak.mp4").write_text("x")
+    (videos / "2/with\rreturn.mp4").write_text("x")
+    (videos / "2/empty\r.mp4").touch()
+    touch(videos, "2/frames\r/1.jpg")
     lists = lists_from_folders(videos)
-    assert "1 with a line break in the name" in told(lists)
+    assert "4 with a line break in the name" in told(lists) and "\r" not in told(lists)
+    assert find_media(videos).unusable == []
     write_lists(lists, tmp_path / "lists", videos, DATASETS["own"])
     found = {}
     for split in ("train", "val", "test"):
@@ -201,9 +205,47 @@ def test_own_frame_folders_get_their_template(tmp_path, write_folder):
     write_lists(lists, tmp_path / "lists", videos, DATASETS["own"], recipe=tmp_path / "r/exp/x/config.yaml")
     assert "IMAGE_TEMPLATE: frame{:04d}.jpg" in (tmp_path / "lists/data.yaml").read_text()
     assert len(load_manifest(tmp_path / "lists/train.csv")) == 2
-    (videos / "a/one/frame0001.jpg").unlink()
+    (videos / "b/two/frame0001.jpg").unlink()
     with pytest.raises(ValueError, match="not numbered from 1"):
         write_lists(lists, tmp_path / "other", videos, DATASETS["own"], recipe=tmp_path / "r/exp/x/config.yaml")
+    (videos / "b/two/frame0002.jpg").rename(videos / "b/two/img_1.jpg")
+    (videos / "b/two/frame0003.jpg").rename(videos / "b/two/img_2.jpg")
+    with pytest.raises(ValueError, match=r"named 'frame\{:04d\}.jpg' in a/one, but 'img_\{:01d\}.jpg' in b/two"):
+        write_lists(lists, tmp_path / "other", videos, DATASETS["own"], recipe=tmp_path / "r/exp/x/config.yaml")
+    assert not (tmp_path / "other").exists()
+
+
+def test_class_names_with_line_breaks_are_refused(tmp_path):
+    lists = lists_from_folders(make_classes(tmp_path / "videos", 5))
+    for name in ("x\ry", "x\ny"):
+        strange = replace(lists, class_names=["a", name, "c"])
+        with pytest.raises(ValueError, match=r"class name 'x\\[rn]y' has a line break"):
+            write_lists(strange, tmp_path / "lists", tmp_path / "videos", DATASETS["own"])
+    assert not (tmp_path / "lists").exists()
+
+
+def test_cleaned_lists_stay_clean_until_the_videos_change(tmp_path):
+    videos, out = make_classes(tmp_path / "videos", 5), tmp_path / "lists"
+    write_lists(lists_from_folders(videos), out, videos, DATASETS["own"])
+    (out / "train.csv.orig").write_bytes((out / "train.csv").read_bytes())
+    (out / "train.csv").write_text("a/0.mp4 0\n")
+    assert write_lists(lists_from_folders(videos), out, videos, DATASETS["own"], overwrite=True) == []
+    assert (out / "train.csv").read_text() == "a/0.mp4 0\n"
+    touch(videos, *(f"a/new{i}.mp4" for i in range(9)))
+    lists = lists_from_folders(videos)
+    with pytest.raises(ValueError, match=r"holds other lists \(train.csv"):
+        write_lists(lists, out, videos, DATASETS["own"])
+    write_lists(lists, out, videos, DATASETS["own"], overwrite=True)
+    assert not (out / "train.csv.orig").exists()
+    assert "1 that bad files were taken out of, written anew with them: run check --clean again: train" in told(lists)
+
+    new = write_unlabelled(tmp_path / "new", ["a.mp4", "b.mp4"])
+    (tmp_path / "new/test.csv.orig").write_bytes(new.read_bytes())
+    new.write_text("a.mp4 0\n")
+    write_unlabelled(tmp_path / "new", ["a.mp4", "b.mp4"])
+    assert new.read_text() == "a.mp4 0\n"
+    write_unlabelled(tmp_path / "new", ["a.mp4", "c.mp4"], overwrite=True)
+    assert not (tmp_path / "new/test.csv.orig").exists() and new.read_text().endswith("c.mp4 0\n")
 
 
 # ---- official annotations -------------------------------------------------------------------------------------------

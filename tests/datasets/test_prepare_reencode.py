@@ -166,15 +166,37 @@ def test_broken_inputs_are_listed_and_whole_ones_are_not_made_again(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", BROKEN, "reencode.json"]
     assert len((tmp_path / "out" / BROKEN).read_text().splitlines()) == 6
 
-    made = (tmp_path / "out/a.mp4").stat().st_mtime_ns
+    made = (tmp_path / "out/a.mp4").stat().st_ino
     write(tmp_path / "in/torn.mp4")  # fetched again
     (tmp_path / "out/.torn.mp4.part").write_bytes(b"of a killed call")
     outcome = reencode(tmp_path / "in", ["a.mp4", "torn.mp4"], tmp_path / "out", Settings(), workers=1, timeout=30)
     assert outcome.done == ["a.mp4", "torn.mp4"] and not (tmp_path / "out/.torn.mp4.part").exists()
-    assert (tmp_path / "out/a.mp4").stat().st_mtime_ns == made
-    os.utime(source)
-    reencode(tmp_path / "in", ["a.mp4"], tmp_path / "out", Settings(), workers=1, timeout=30)
-    assert (tmp_path / "out/a.mp4").stat().st_mtime_ns > made  # its source has changed
+    assert (tmp_path / "out/a.mp4").stat().st_ino == made
+
+
+@pytest.mark.parametrize("change", ["newer source", "older source", "empty copy", "copy written later"])
+def test_stale_and_empty_copies_are_made_again(tmp_path, change):
+    source = write(tmp_path / "in/a.mp4")
+    target = copy(source, tmp_path / "out")
+    time = source.stat().st_mtime_ns
+    assert target.stat().st_mtime_ns == time
+    whole = target.read_bytes()
+    target.write_bytes(b"" if change == "empty copy" else b"stale")
+    os.utime(target, ns=(time, time + (change == "copy written later")))
+    if "source" in change:  # an older one may have been moved there from elsewhere
+        time += {"newer source": 1, "older source": -(10**9)}[change]
+        os.utime(source, ns=(time, time))
+    copy(source, tmp_path / "out")
+    assert target.read_bytes() == whole and target.stat().st_mtime_ns == time
+
+
+def test_a_source_that_vanished_is_broken(tmp_path):
+    source = write(tmp_path / "in/a.mp4")
+    copy(source, tmp_path / "out")
+    write(tmp_path / "in/b.mp4")
+    source.unlink()
+    outcome = reencode(tmp_path / "in", ["a.mp4", "b.mp4"], tmp_path / "out", Settings(), workers=1, timeout=30)
+    assert outcome.done == ["b.mp4"] and "No such file" in outcome.broken["a.mp4"]
 
 
 def test_a_folder_belongs_to_one_setting_and_is_never_the_source(tmp_path):

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import prepare_data
 import pytest
 from make_demo_data import write_video
@@ -79,6 +81,72 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and "--overwrite" in err
     code, out, _ = run("lists", "videos", "--out", lists)
     assert code == 0 and "3 classes; unchanged" in out
+
+    # in their own place, too: the first command again changes nothing
+    code, out, _ = run("check", "videos", "--lists", lists, "--clean", lists)
+    assert code == 1 and out.count(": 1 rows left out; ") == 1
+    (original,) = lists.glob("*.orig")
+    cleaned = lists / original.stem
+    assert "torn.mp4" in original.read_text() and "torn.mp4" not in cleaned.read_text()
+    assert run("check", "videos", "--lists", lists, "--clean", lists)[0] == 0
+    code, out, _ = run("lists", "videos", "--out", lists)
+    assert code == 0 and "3 classes; unchanged" in out
+    assert "torn.mp4" in original.read_text() and "torn.mp4" not in cleaned.read_text()
+
+
+def test_lists_are_not_cleaned_of_videos_that_are_out_of_reach(run, folder, tmp_path):
+    lists = tmp_path / "lists"
+    assert run("lists", "videos", "--out", lists)[0] == 0
+    (tmp_path / "unmounted").mkdir()
+    before = {path: path.read_bytes() for path in lists.iterdir()}
+    arguments = ("check", tmp_path / "unmounted", "--lists", lists, "--out", tmp_path / "report", "--clean")
+    for target in (lists, tmp_path / "clean"):
+        code, out, err = run(*arguments, target)
+        assert code == 2 and "16 of 16 files are bad" in out
+        assert f"16 of 16 files below {tmp_path / 'unmounted'} are bad, more than --max-bad-share 0.2" in err
+        code, _, err = run(*arguments, target, "--max-bad-share", 1)
+        assert code == 2 and "no row would be left" in err
+    assert {path: path.read_bytes() for path in lists.iterdir()} == before and not (tmp_path / "clean").exists()
+    assert run("check", "videos", "--lists", lists, "--max-bad-share", 1.5)[0] == 2
+
+    # what is accepted is done, and the first list is kept whatever comes after it
+    for name in ("left", "right", "up é"):
+        (tmp_path / "unmounted" / name).symlink_to(folder / "videos" / name)
+    first = {path.name: path.read_bytes() for path in lists.glob("*.csv")}
+    (tmp_path / "unmounted/up é").unlink()
+    assert run(*arguments, lists)[0] == 2
+    code, out, err = run(*arguments, lists, "--max-bad-share", 1)
+    assert (code, err) == (1, "") and "no video is left of 1 classes, with labels [2]" in out
+    (tmp_path / "unmounted/right").unlink()
+    assert run(*arguments, lists, "--max-bad-share", 1)[0] == 1
+    for name, content in first.items():
+        assert (lists / f"{name}.orig").read_bytes() == content
+        rows = (lists / name).read_text().splitlines()
+        assert rows and all(row.startswith("left/") for row in rows)
+
+
+def test_class_names_that_are_not_utf8_are_copied(run, folder, tmp_path):
+    (tmp_path / "names.txt").write_bytes("left\nright\nup é\nna\u00efve\n".encode().replace(b"\xc3\xaf", b"\xef"))
+    assert run("lists", "videos", "--out", tmp_path / "lists", "--class-names", tmp_path / "names.txt")[0] == 0
+    code, _, err = run("check", "videos", "--lists", tmp_path / "lists", "--clean", tmp_path / "clean")
+    assert (code, err) == (1, "")
+    assert (tmp_path / "clean/class_names.txt").read_bytes() == (tmp_path / "names.txt").read_bytes()
+
+
+def test_the_template_of_the_run_is_checked(run, tmp_path, monkeypatch):
+    for name, template in (("a", "{:03d}.jpg"), ("b", "{:03d}.jpg")):
+        for video in range(3):
+            (tmp_path / f"videos/{name}/{video}").mkdir(parents=True)
+            for number in (1, 2):
+                image = np.full((16, 16, 3), 50 * number, np.uint8)
+                cv2.imwrite(str(tmp_path / f"videos/{name}/{video}" / template.format(number)), image)
+    arguments = (tmp_path / "videos", "--lists", tmp_path / "lists")
+    assert run("lists", tmp_path / "videos", "--out", tmp_path / "lists")[0] == 0
+    assert run("check", *arguments)[0] == 0
+    data = tmp_path / "lists/data.yaml"
+    data.write_text(data.read_text().replace("{:03d}", "{:05d}"))
+    code, out, _ = run("check", *arguments, "--out", tmp_path / "again")
+    assert code == 1 and "named '{:03d}.jpg', but DATA.IMAGE_TEMPLATE is '{:05d}.jpg'" in out
 
 
 def test_a_killed_check_goes_on(run, folder, tmp_path):
@@ -151,6 +219,7 @@ def test_official_annotations(run, folder, tmp_path):
         (("lists", "videos", "--out", "o", "--dataset", "imagenet"), "error: the annotations of ImageNet-1K cannot be"),
         (("lists", "videos", "--out", "o", "--annotations", "."), "error: --annotations . needs --dataset"),
         (("lists", "videos", "--out", "o", "--class-names", "no.txt"), "error: --class-names no.txt cannot be read"),
+        (("lists", "videos", "--out", "videos/left/torn.mp4"), "error: [Errno 17] File exists"),
         (("lists", "videos", "--out", "o", "--group", "("), "error: --group ( is no regular expression"),
         (("check", "videos"), "error: --out is needed"),
         (("check", "videos", "--out", "o", "--clean", "p"), "error: --clean p needs --lists"),
