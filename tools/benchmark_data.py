@@ -418,7 +418,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("data/benchmark"), help="of --make (default: %(default)s)")
     parser.add_argument("--job", choices=("train", "test"), help="only this one (default: both)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="N of N workers (default: %(default)s)")
-    parser.add_argument("--videos", type=int, default=12, help="per way and round (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=48, help="per way and round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument("--batch", type=int, default=4, help="videos in a training batch (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")

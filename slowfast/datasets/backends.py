@@ -167,7 +167,9 @@ def scan(path: str) -> FrameList:
     if not found or None in decoded:
         return FrameList([], [], exact=False, plain=False)
     times = sorted(decoded)
-    numbers = [(bisect_left(times, pts), position, dts) for position, (pts, dts, is_key) in enumerate(found) if is_key]
+    numbers = [
+        (bisect_left(times, pts), position, start) for position, (pts, start, is_key) in enumerate(found) if is_key
+    ]
     # a recording may begin inside a group of pictures, whose frames are then lost
     exact = len(set(times)) == len(times) and numbers[:1] != [] and numbers[0][:2] == (0, 0)
     # no times of presentation in the file, as in AVI: those of H.264 are then guessed from the order of decoding
@@ -177,7 +179,7 @@ def scan(path: str) -> FrameList:
     ordered = "avi" not in kind or decoded == times
     fast = any(name in kind for name in FAST_FORMATS)
     plain = exact and closed and ordered and fast and not hidden and not mirrored and len(times) > 1
-    return FrameList(times, [(number, dts) for number, _, dts in numbers], exact, plain)
+    return FrameList(times, [(number, start) for number, _, start in numbers], exact, plain)
 
 
 def _decord(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
@@ -219,9 +221,9 @@ def _pyav(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
             frames: Iterator[Any] = iter(())
             shown = len(listed.times)  # number of the last frame out of the decoder; the first wanted one lies before
             for number in needed:
-                key, dts = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
+                key, start = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
                 if number < shown or key > shown + SEEK_FRAMES:
-                    container.seek(dts, stream=stream)
+                    container.seek(start, stream=stream)
                     frames = _decode(container, stream, wanted)
                 time = listed.times[number]
                 frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
