@@ -253,10 +253,11 @@ _C.MODEL.LOSS_FUNC = "cross_entropy"
 _C.MODEL.USE_CHECKPOINT = False
 # Blocks to recompute: one number per stage (UniFormer), or one for the whole backbone (UniFormerV2).
 _C.MODEL.CHECKPOINT_NUM = [0, 0, 0, 0]
-# Replace a loaded head whose class count differs by a fresh one instead of failing.
+# Start a new head instead of the loaded one, whatever its classes are.
 _C.MODEL.RESET_HEAD = False
-# Which classes of a pre-trained classifier to take over: "" | names (by class names; a training starts those anew that
-# the checkpoint lacks) | a file with one index a class.
+# Which classes of a pre-trained classifier to take over: "" | names (by the class names in the checkpoint; a training
+# starts those anew that it lacks) | a file with the class names of a checkpoint that holds none, one a line | a file
+# with one index a class.
 _C.MODEL.HEAD_ROWS = ""
 # BatchNorm keeps its running statistics in training.
 _C.MODEL.FROZEN_BN = False
@@ -337,8 +338,8 @@ _C.UNIFORMERV2.NO_LMHRA = False
 _C.UNIFORMERV2.DOUBLE_LMHRA = True
 # Weights to start from: a name or path; "" = those of CLIP, and none for timm/<name> or a custom tower.
 _C.UNIFORMERV2.PRETRAIN = ""
-# Drop the head of those weights when its class count differs; False takes the first 400 rows for 400 classes and asks
-# for MODEL.HEAD_ROWS otherwise.
+# Drop the head of those weights when its class count differs; False takes the first 400 rows of 710 (Kinetics-710) for
+# 400 classes and asks for MODEL.HEAD_ROWS otherwise.
 _C.UNIFORMERV2.DELETE_SPECIAL_HEAD = False
 # Train only the global blocks and the head.
 _C.UNIFORMERV2.FROZEN = False

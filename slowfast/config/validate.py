@@ -36,6 +36,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 ABOVE_0 = ("above 0", lambda value: value > 0)
 FROM_0 = ("at least 0", lambda value: value >= 0)
 SHARE = ("between 0 and 1", lambda value: 0 <= value <= 1)
+BELOW_1 = ("from 0 to below 1", lambda value: 0 <= value < 1)  # at 1 drop path divides by 0
 BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "AUG.NUM_SAMPLE": ABOVE_0,
     "AUG.RE_COUNT": ABOVE_0,
@@ -93,12 +94,24 @@ BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "UNIFORMER.ATTENTION_DROPOUT_RATE": SHARE,
     "UNIFORMER.DEPTH": ABOVE_0,
     "UNIFORMER.DROPOUT_RATE": SHARE,
-    "UNIFORMER.DROP_DEPTH_RATE": SHARE,
+    "UNIFORMER.DROP_DEPTH_RATE": BELOW_1,
     "UNIFORMER.EMBED_DIM": ABOVE_0,
     "UNIFORMER.HEAD_DIM": ABOVE_0,
     "UNIFORMER.HEAD_DROPOUT_RATE": SHARE,
+    "UNIFORMER.INIT_VALUE": ABOVE_0,
     "UNIFORMER.LAYER_SCALE": FROM_0,
     "UNIFORMER.MLP_RATIO": ABOVE_0,
+    "UNIFORMERV2.BACKBONE_DROP_PATH_RATE": BELOW_1,
+    "UNIFORMERV2.CLS_DROPOUT": SHARE,
+    "UNIFORMERV2.DROP_PATH_RATE": BELOW_1,
+    "UNIFORMERV2.DW_REDUCTION": ABOVE_0,
+    "UNIFORMERV2.MLP_DROPOUT": SHARE,
+    "UNIFORMERV2.MLP_FACTOR": ABOVE_0,
+    "UNIFORMERV2.N_DIM": ABOVE_0,
+    "UNIFORMERV2.N_HEAD": ABOVE_0,
+    "UNIFORMERV2.N_LAYERS": ABOVE_0,
+    "UNIFORMERV2.RETURN_LIST": FROM_0,
+    "UNIFORMERV2.TOWER": ABOVE_0,
 }
 
 # How many entries a list has.
@@ -107,6 +120,7 @@ LENGTHS: dict[str, tuple[int, ...]] = {
     "DATA.TRAIN_JITTER_ASPECT_RELATIVE": (0, 2),
     "DATA.TRAIN_JITTER_SCALES": (2,),
     "DATA.TRAIN_JITTER_SCALES_RELATIVE": (0, 2),
+    "MODEL.CHECKPOINT_NUM": (1, 4),
     "UNIFORMER.DEPTH": (4,),
     "UNIFORMER.EMBED_DIM": (4,),
     "UNIFORMER.LAYER_SCALE": (0, 4),
@@ -178,8 +192,41 @@ COMBINATIONS: tuple[Rule, ...] = (
         lambda widths, head: not any(width % head for width in widths[2:]),
         "the widths of stages 3 and 4 have to be multiples of HEAD_DIM",
     ),
+    (
+        ("MODEL.USE_CHECKPOINT", "MODEL.CHECKPOINT_NUM", "MODEL.ARCH"),
+        lambda use, blocks, arch: not use or arch == "uniformerv2" or len(blocks) == 4,
+        "a UniFormer has four stages; give MODEL.CHECKPOINT_NUM one number for each",
+    ),
+    (
+        ("UNIFORMERV2.N_DIM", "UNIFORMERV2.N_HEAD"),
+        lambda width, heads: width % heads == 0,
+        "the heads have to divide the width",
+    ),
+    (
+        ("UNIFORMERV2.N_DIM", "UNIFORMERV2.DW_REDUCTION"),
+        lambda width, reduction: width // reduction >= 1,
+        "the local blocks would have no channel inside; lower DW_REDUCTION",
+    ),
+    (
+        ("UNIFORMERV2.BACKBONE", "UNIFORMERV2.TOWER"),
+        lambda backbone, tower: backbone != "custom" or (tower[0] % tower[2] == 0 and tower[4] % tower[3] == 0),
+        "the heads (third) have to divide the width (first), the patch (fourth) the resolution (last)",
+    ),
+    (
+        ("MODEL.RESET_HEAD", "MODEL.HEAD_ROWS"),
+        lambda reset, rows: not (reset and rows),
+        "the first starts the classifier anew, the second takes over rows of the old one; leave one of them",
+    ),
 )
 TRAINING_COMBINATIONS: tuple[Rule, ...] = (
+    (
+        (
+            *("MODEL.HEAD_ROWS", "MODEL.ARCH", "TRAIN.CHECKPOINT_FILE_PATH"),
+            *("UNIFORMER.PRETRAIN_NAME", "UNIFORMERV2.PRETRAIN"),
+        ),
+        lambda rows, arch, path, v1, v2: not rows or path or (v2 if arch == "uniformerv2" else v1),
+        "no weights have a classifier to take rows from; name them in one of the last three, or set MODEL.HEAD_ROWS ''",
+    ),
     (
         ("TRAIN.DATASET", "MODEL.MODEL_NAME"),
         lambda dataset, name: _takes_images(dataset, name),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -12,33 +13,22 @@ from torch import nn
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, vision_tower
-from slowfast.models.weights import has_classifier, load_weights, read_rows
+from slowfast.models.weights import classifier_rows, load_weights, read_rows
 from slowfast.utils.io import load_tensors
 
 logger = logging.getLogger(__name__)
 
 
+def _options(network: type[nn.Module], section: CfgNode) -> dict[str, Any]:
+    """The values of a section that the network has a keyword argument for: its lower-case name."""
+    known = inspect.signature(network).parameters
+    return {key.lower(): value for key, value in section.items() if key.lower() in known}
+
+
 def _uniformer_options(cfg: CfgNode) -> dict[str, Any]:
-    options = cfg.UNIFORMER
-    if options.REPRESENTATION_SIZE:
+    if cfg.UNIFORMER.REPRESENTATION_SIZE:
         raise ValueError("UNIFORMER.REPRESENTATION_SIZE is in no released model; leave it None")
-    return {
-        "depth": options.DEPTH,
-        "embed_dim": options.EMBED_DIM,
-        "head_dim": options.HEAD_DIM,
-        "mlp_ratio": options.MLP_RATIO,
-        "qkv_bias": options.QKV_BIAS,
-        "qk_scale": options.QKV_SCALE,
-        "dropout": options.DROPOUT_RATE,
-        "attention_dropout": options.ATTENTION_DROPOUT_RATE,
-        "drop_path": options.DROP_DEPTH_RATE,
-        "head_dropout": options.HEAD_DROPOUT_RATE,
-        "split": options.SPLIT,
-        "std": options.STD,
-        "overlapped_stem": options.OVERLAPPED_STEM,
-        "layer_scale": [scale or None for scale in options.LAYER_SCALE] or None,
-        "aux_head": options.AUX_HEAD,
-    }
+    return _options(UniFormer, cfg.UNIFORMER)
 
 
 def _image_options(cfg: CfgNode) -> dict[str, Any]:
@@ -48,23 +38,18 @@ def _image_options(cfg: CfgNode) -> dict[str, Any]:
 
 
 def _light_options(cfg: CfgNode) -> dict[str, Any]:
-    options = _uniformer_options(cfg)
-    for name in ("split", "std", "overlapped_stem", "layer_scale", "aux_head"):
-        if options.pop(name):
-            raise ValueError(f"UNIFORMER.{name.upper()} is not for light networks; leave it at its default")
-    return {**options, "prune_ratio": cfg.UNIFORMER.PRUNE_RATIO, "trade_off": cfg.UNIFORMER.TRADE_OFF}
+    for name in ("REPRESENTATION_SIZE", "SPLIT", "STD", "OVERLAPPED_STEM", "LAYER_SCALE", "AUX_HEAD"):
+        if cfg.UNIFORMER[name]:
+            raise ValueError(f"UNIFORMER.{name} is not for light networks; leave it at its default")
+    return {**_options(UniFormerLight, cfg.UNIFORMER), "init_value": None}
 
 
 def _light_layer_scale_options(cfg: CfgNode) -> dict[str, Any]:
-    return {**_light_options(cfg), "layer_scale": cfg.UNIFORMER.INIT_VALUE}
+    return {**_light_options(cfg), "init_value": cfg.UNIFORMER.INIT_VALUE}
 
 
 def _uniformerv2_options(cfg: CfgNode) -> dict[str, Any]:
     v2 = cfg.UNIFORMERV2
-    names = (
-        *("BACKBONE", "RETURN_LIST", "N_HEAD", "MLP_FACTOR", "MLP_DROPOUT", "CLS_DROPOUT", "BACKBONE_DROP_PATH_RATE"),
-        *("DROP_PATH_RATE", "NO_LMHRA", "DOUBLE_LMHRA", "DW_REDUCTION", "TEMPORAL_DOWNSAMPLE", "FROZEN"),
-    )
     if len(v2.RETURN_LIST) != v2.N_LAYERS:
         raise ValueError(
             f"UNIFORMERV2.N_LAYERS {v2.N_LAYERS} global blocks, but UNIFORMERV2.RETURN_LIST names "
@@ -73,7 +58,7 @@ def _uniformerv2_options(cfg: CfgNode) -> dict[str, Any]:
     tower = VisionTower(*v2.TOWER) if v2.BACKBONE == "custom" else vision_tower(v2.BACKBONE)
     if tower.width != v2.N_DIM:
         raise ValueError(f"UNIFORMERV2.N_DIM {v2.N_DIM} has to be the width of the image ViT, {tower.width}")
-    return {name.lower(): v2[name] for name in names} | {"backbone": tower}
+    return {**_options(UniFormerV2, v2), "backbone": tower}
 
 
 # A new backbone is a row: MODEL.MODEL_NAME -> class, and the keyword arguments its config section stands for.
@@ -100,7 +85,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """The network of the configuration with its initial values, unwrapped and on the CPU.
 
     Raises:
-        ValueError: an unknown MODEL.MODEL_NAME or options that do not go together.
+        ValueError: an unknown MODEL.MODEL_NAME, options that do not go together, or crops the network cannot take.
     """
     if cfg.MODEL.MODEL_NAME not in MODELS:
         raise ValueError(f"MODEL.MODEL_NAME {cfg.MODEL.MODEL_NAME!r} is not known; choose from {sorted(MODELS)}")
@@ -113,7 +98,22 @@ def build_model(cfg: CfgNode) -> nn.Module:
     )
     if cfg.MODEL.USE_CHECKPOINT:
         model.set_grad_checkpointing(cfg.MODEL.CHECKPOINT_NUM)  # pyright: ignore[reportCallIssue]
+    if isinstance(model, UniFormerV2):
+        _check_crop_sizes(cfg, model.patch)
     return model
+
+
+def _check_crop_sizes(cfg: CfgNode, patch: int) -> None:
+    """Raise ValueError if a crop that this run takes is not made of whole patches."""
+    for name, used in (
+        ("TRAIN_CROP_SIZE", cfg.TRAIN.ENABLE),
+        ("TEST_CROP_SIZE", cfg.TRAIN.ENABLE or cfg.TEST.ENABLE),  # validations too
+    ):
+        size = cfg.DATA[name]
+        if used and size % patch:
+            below = size // patch * patch
+            sizes = f"{below} or {below + patch}" if below else f"{patch}"
+            raise ValueError(f"DATA.{name} {size} is not made of whole patches of {patch} pixels; take {sizes}")
 
 
 def input_shape(cfg: CfgNode) -> tuple[int, ...]:
@@ -126,45 +126,50 @@ def input_shape(cfg: CfgNode) -> tuple[int, ...]:
 def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None = None) -> None:
     """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, UNIFORMER.PRETRAIN_NAME or UNIFORMERV2.PRETRAIN, if one is set.
 
-    As officially, a UniFormerV2 on a tower of CLIP starts from CLIP when nothing else is named, and PRETRAIN_NAME
-    leaves a classifier of another class count out; any other checkpoint is taken whole unless MODEL.RESET_HEAD, or
-    UNIFORMERV2.DELETE_SPECIAL_HEAD, says so. MODEL.HEAD_ROWS picks rows of the classifier instead; found by names,
-    those of classes that the checkpoint does not have keep their initial value.
+    As officially, a UniFormerV2 on a tower of CLIP starts from CLIP when nothing else is named, PRETRAIN_NAME and
+    UNIFORMERV2.DELETE_SPECIAL_HEAD leave a classifier of another class count out, and for 400 classes
+    UNIFORMERV2.PRETRAIN gives the first rows of a classifier of Kinetics-710. Any other checkpoint is taken whole.
+    MODEL.RESET_HEAD starts the classifiers anew in any case. MODEL.HEAD_ROWS picks rows of the classifier instead;
+    found by names, those of classes that the checkpoint does not have keep their initial value.
 
     Args:
-        class_names: of the training list, for MODEL.HEAD_ROWS names.
+        class_names: of the training list, for MODEL.HEAD_ROWS.
 
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
     """
-    path, reset_head, rows = cfg.TRAIN.CHECKPOINT_FILE_PATH, cfg.MODEL.RESET_HEAD, cfg.MODEL.HEAD_ROWS
-    head_rows = "names" if rows == "names" else (read_rows(rows) if rows else None)
-    first_classes = False
-    if not path and cfg.MODEL.ARCH == "uniformerv2":
-        path = cfg.UNIFORMERV2.PRETRAIN
-        reset_head = reset_head or cfg.UNIFORMERV2.DELETE_SPECIAL_HEAD
-        first_classes = bool(path) and not reset_head and head_rows is None and cfg.MODEL.NUM_CLASSES == 400
-        path = path or CLIP_WEIGHTS.get(cfg.UNIFORMERV2.BACKBONE, "")
+    path, head_rows = cfg.TRAIN.CHECKPOINT_FILE_PATH, cfg.MODEL.HEAD_ROWS or None
+    official = not path  # the rules of the official loaders
+    reset_head: bool | Literal["mismatch"] = cfg.MODEL.RESET_HEAD
+    if official and cfg.MODEL.ARCH == "uniformerv2":
+        path = cfg.UNIFORMERV2.PRETRAIN or CLIP_WEIGHTS.get(cfg.UNIFORMERV2.BACKBONE, "")
+        reset_head = reset_head or ("mismatch" if cfg.UNIFORMERV2.DELETE_SPECIAL_HEAD else False)
         if cfg.UNIFORMERV2.FROZEN and not path:
             raise ValueError(
                 f"UNIFORMERV2.FROZEN True would keep the image ViT {cfg.UNIFORMERV2.BACKBONE} at random values; give "
                 "its weights in UNIFORMERV2.PRETRAIN or TRAIN.CHECKPOINT_FILE_PATH"
             )
-    elif not path:
-        path, reset_head = cfg.UNIFORMER.PRETRAIN_NAME, True
-    if path:
-        checkpoint = load_tensors(path)
-        if first_classes and has_classifier(model, checkpoint):
-            head_rows = range(400)  # the first classes of Kinetics-710 are those of Kinetics-400
-        report = load_weights(
-            model,
-            checkpoint,
-            reset_head=reset_head,
-            to_train=True,
-            head_rows=head_rows,
-            class_names=class_names,
-        )
-        logger.info("initial weights from %s: %s", path, report)
+    elif official:
+        path, reset_head = cfg.UNIFORMER.PRETRAIN_NAME, reset_head or "mismatch"
+    if not path:
+        return
+    checkpoint = load_tensors(path)
+    first_classes = official and not reset_head and not head_rows and cfg.MODEL.NUM_CLASSES == 400
+    trained_names = None
+    if head_rows not in (None, "names"):
+        head_rows, trained_names = read_rows(head_rows)
+    elif first_classes and not checkpoint.get("class_names") and classifier_rows(model, checkpoint) == 710:
+        head_rows = range(400)  # the first classes of Kinetics-710 are those of Kinetics-400
+    report = load_weights(
+        model,
+        checkpoint,
+        reset_head=reset_head,
+        to_train=True,
+        head_rows=head_rows,
+        class_names=class_names,
+        trained_names=trained_names,
+    )
+    logger.info("initial weights from %s: %s", path, report)
 
 
 def sums_softmax(cfg: CfgNode) -> bool:

@@ -10,9 +10,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from slowfast.models.uniformerv2 import vision_tower
 
 StateDict = dict[str, Tensor]
 Inflation = Callable[[Tensor, torch.Size], Tensor]
@@ -58,19 +61,74 @@ def replace_prefixes(state: Mapping[str, Tensor], prefixes: Prefixes) -> StateDi
     return {renamed(name): value for name, value in state.items()}
 
 
-def to_mmaction2(state: Mapping[str, Tensor]) -> StateDict:
-    """The state_dict of a UniFormer or UniFormerV2 of this package with the names MMAction2 1.x gives its tensors.
+def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
+    """The tensors of a checkpoint in any of the released layouts: under `model_state`, under `model`, or bare.
+
+    Averaged weights (`ema_state`), where there are any, are what was validated, so they come first. A `module.` prefix
+    left by a wrapper is taken off.
 
     Raises:
-        ValueError: another network.
+        ValueError: no tensors where they should be.
     """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of tensors")
+    for key in ("ema_state", "model_state", "model", "state_dict"):
+        if key in checkpoint and isinstance(checkpoint[key], Mapping):
+            checkpoint = checkpoint[key]
+            break
+    state = {name: value for name, value in checkpoint.items() if torch.is_tensor(value)}
+    if not state:
+        raise ValueError(
+            f"the checkpoint holds no tensors; its entries are {sorted(map(str, checkpoint))[:8]}, "
+            "expected 'model_state', 'model', or a bare state_dict"
+        )
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+# Parts that no network of MMAction2 has: pattern of a tensor's name -> words for it.
+NOT_IN_MMACTION2 = {
+    r"aux_head\..*": "a second classifier of every position",
+    r".*\.(gamma_[12]|ls_[12])": "layer scale",
+    r".*\.t_attn\..*": "divided attention",
+    r"cls_token": "pruning of tokens",
+}
+
+
+def to_mmaction2(checkpoint: Mapping[str, Any]) -> StateDict:
+    """The tensors of a checkpoint of UniFormer or UniFormerV2 by the names that MMAction2 1.x gives them.
+
+    Args:
+        checkpoint: one written here, or a state_dict; the second does not tell the activation of an image ViT, which
+            has to be CLIP's own.
+
+    Raises:
+        ValueError: another network than the two, or parts that MMAction2's do not have.
+    """
+    state = extract_state_dict(checkpoint)
+    lacking = {words for part, words in NOT_IN_MMACTION2.items() if any(re.fullmatch(part, name) for name in state)}
     if "backbone.transformer.proj.0.weight" in state:
         prefixes = MMACTION2_UNIFORMERV2
-    elif "patch_embed1.norm.weight" in state:
+        name = re.search(r"^  BACKBONE: (timm/\S+)$", str(checkpoint.get("cfg")), re.MULTILINE)
+        if name and (activation := vision_tower(name[1]).activation) != "quick_gelu":
+            lacking.add(f"the activation {activation} of {name[1]}")
+        if "backbone.ln_pre.weight" not in state:
+            lacking.add("an image ViT without a norm in front of its blocks")
+    elif "patch_embed1.proj.weight" in state:
         prefixes = MMACTION2_UNIFORMER
+        if state["patch_embed1.proj.weight"].ndim != 5:
+            lacking.add("images instead of videos")
+    elif "patch_embed1.proj.0.weight" in state:
+        prefixes = MMACTION2_UNIFORMER
+        lacking.add("an overlapped stem")
     else:
         raise ValueError(
             f"tensors named {list(state)[:3]} are neither of UniFormer nor of UniFormerV2, and MMAction2 has only those"
+        )
+    if lacking:
+        raise ValueError(
+            f"MMAction2's networks do not have {', '.join(sorted(lacking))}; use this checkpoint here alone"
         )
     return replace_prefixes(state, [(new, old) for old, new in prefixes])
 

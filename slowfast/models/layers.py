@@ -160,6 +160,25 @@ def recompute(block: nn.Module, *inputs: Any) -> Any:
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
 
 
+def recomputed_blocks(blocks: bool | Sequence[int], depth: Sequence[int]) -> tuple[int, ...]:
+    """How many blocks recompute their activations in each part of a network of `depth` blocks.
+
+    Args:
+        blocks: all or none, or the first n of each part; a network of one part takes the first number.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(blocks, bool):
+        return tuple(blocks * count for count in depth)
+    counts = list(blocks) if isinstance(blocks, Sequence) else []
+    if len(counts) not in (len(depth), 4) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(
+            f"activation checkpointing takes True, False, or {len(depth)} whole numbers from 0, got {blocks!r}"
+        )
+    return tuple(counts[: len(depth)])
+
+
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]

@@ -6,7 +6,7 @@ space-time tokens (section 3.2). Parameter names are those of the released weigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from slowfast.models.layers import (
     depthwise_conv,
     layer_scales,
     recompute,
+    recomputed_blocks,
     scaled,
     single_input,
     to_grid,
@@ -146,9 +147,12 @@ def classifier(dim: int, num_classes: int) -> nn.Module:
     return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
 
-def per_stage(value: Any) -> list:
-    """One value a stage, from one for all or a sequence of four."""
-    return list(value) if isinstance(value, Sequence) else [value] * 4
+def per_stage(name: str, value: Any) -> list:
+    """One value a stage, from one for all or a sequence of four; ValueError for another number of them."""
+    values = list(value) if isinstance(value, Sequence) else [value] * 4
+    if len(values) != 4:
+        raise ValueError(f"{name} {values} has {len(values)} entries; give one for each of the four stages")
+    return values
 
 
 def check_head_dim(head_dim: int, embed_dim: Sequence[int]) -> None:
@@ -163,24 +167,30 @@ class FourStages(nn.Module):
 
     head_names: tuple[str, ...] = ("head",)
     num_features: int
+    section = "UNIFORMER"  # of the configuration
+    options: dict[str, Any]  # of `unseen_options`
 
     def __init__(self) -> None:
         super().__init__()
         self.checkpointed = (0, 0, 0, 0)
+
+    @staticmethod
+    def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of `options`, those that the shapes of tensors do not show, equal where the networks are."""
+        return {
+            "head_dim": options["head_dim"],
+            "qkv_scale": options["qkv_scale"] or options["head_dim"] ** -0.5,
+        }
 
     def blocks(self, stage: int) -> Iterator[Callable[..., Any]]:
         """The blocks of a stage (1 to 4) as functions; those that `set_grad_checkpointing` chose recompute."""
         for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
             yield partial(recompute, block) if self.training and i < self.checkpointed[stage - 1] else block
 
-    def set_grad_checkpointing(self, blocks_per_stage: Sequence[int] | bool = True) -> None:
-        """Recompute activations in the backward pass of the first n blocks of each stage; True means all blocks."""
-        if isinstance(blocks_per_stage, bool):
-            depth = [len(list(self.blocks(stage))) for stage in (1, 2, 3, 4)]
-            blocks_per_stage = depth if blocks_per_stage else (0, 0, 0, 0)
-        if len(blocks_per_stage) != 4:
-            raise ValueError(f"activation checkpointing takes one number a stage (4), got {list(blocks_per_stage)}")
-        self.checkpointed = tuple(blocks_per_stage)
+    def set_grad_checkpointing(self, blocks: bool | Sequence[int] = True) -> None:
+        """Recompute activations in the backward pass of all blocks, of none, or of the first n of each stage."""
+        depth = [len(self.get_submodule(f"blocks{stage}")) for stage in (1, 2, 3, 4)]  # pyright: ignore
+        self.checkpointed = recomputed_blocks(blocks, depth)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""
@@ -202,16 +212,17 @@ class UniFormer(FourStages):
         head_dim: channels of one attention head in stages 3 and 4.
         mlp_ratio: hidden over input width of the feed-forward layers; one number or one a stage.
         qkv_bias: bias of the query, key and value projections.
-        qk_scale: factor of the attention logits; None means head_dim ** -0.5.
-        dropout: rate after projections and feed-forward layers.
-        attention_dropout: rate on attention weights.
-        drop_path: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
-        head_dropout: rate before the classifier.
+        qkv_scale: factor of the attention logits; None means head_dim ** -0.5.
+        dropout_rate: after projections and feed-forward layers.
+        attention_dropout_rate: on attention weights.
+        drop_depth_rate: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+        head_dropout_rate: before the classifier.
         split: attend over time, then space, in stages 3 and 4.
         std: 3x2x2 instead of 1x2x2 kernels in the patch embeddings 2 to 4.
         overlapped_stem: patch embeddings of overlapping 3x3 (x3) convolutions and BatchNorm instead of disjoint patches
             and LayerNorm (the image models "plus").
-        layer_scale: initial value of learned factors of the residual branches, one or one a stage; None is no factor.
+        layer_scale: initial value of learned factors of the residual branches, one or one a stage; 0 and None are no
+            factor.
         aux_head: a second classifier of every position, whose maximum over positions counts half (token labelling;
             Jiang et al., 2021). Its own dense labels in training are not implemented.
         in_channels: channels of the input.
@@ -232,11 +243,11 @@ class UniFormer(FourStages):
         head_dim: int = 64,
         mlp_ratio: float | Sequence[float] = 4.0,
         qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        drop_path: float = 0.0,
-        head_dropout: float = 0.0,
+        qkv_scale: float | None = None,
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        drop_depth_rate: float = 0.0,
+        head_dropout_rate: float = 0.0,
         split: bool = False,
         std: bool = False,
         overlapped_stem: bool = False,
@@ -246,13 +257,16 @@ class UniFormer(FourStages):
         ndim: int = 3,
     ) -> None:
         super().__init__()
+        depth, embed_dim = per_stage("depth", depth), per_stage("embed_dim", embed_dim)
         check_head_dim(head_dim, embed_dim)
         if std and overlapped_stem:
             raise ValueError("std and overlapped_stem are two kinds of patch embedding; set one of them to False")
-        ratios, scales = per_stage(mlp_ratio), per_stage(layer_scale)
-        rates = torch.linspace(0, drop_path, sum(depth), device="cpu").split(list(depth))
+        ratios = per_stage("mlp_ratio", mlp_ratio)
+        scales = [scale or None for scale in per_stage("layer_scale", layer_scale or None)]
+        rates = torch.linspace(0, drop_depth_rate, sum(depth), device="cpu").split(depth)
 
         self.num_features = embed_dim[3]
+        self.options = {"head_dim": head_dim, "qkv_scale": qkv_scale}
         # The first embedding halves time and quarters space; the others halve space (section 3.4).
         halve = (1, 2, 2)[-ndim:]
         if overlapped_stem:
@@ -270,22 +284,22 @@ class UniFormer(FourStages):
             else:
                 embed = PatchEmbed(before, dim, kernel[-ndim:], halve, padding[-ndim:])
             setattr(self, f"patch_embed{stage}", embed)
-        self.pos_drop = nn.Dropout(dropout)
+        self.pos_drop = nn.Dropout(dropout_rate)
 
         for stage in (1, 2, 3, 4):
             dim, ratio, scale = embed_dim[stage - 1], ratios[stage - 1], scales[stage - 1]
             attention = {
                 "num_heads": dim // head_dim,
                 "qkv_bias": qkv_bias,
-                "qk_scale": qk_scale,
-                "attention_dropout": attention_dropout,
+                "qk_scale": qkv_scale,
+                "attention_dropout": attention_dropout_rate,
             }
             block, extra = (LocalBlock, {}) if stage <= 2 else (SplitGlobalBlock if split else GlobalBlock, attention)
-            blocks = [block(dim, ratio, dropout, rate, ndim, scale, **extra) for rate in rates[stage - 1].tolist()]
+            blocks = [block(dim, ratio, dropout_rate, rate, ndim, scale, **extra) for rate in rates[stage - 1].tolist()]
             setattr(self, f"blocks{stage}", nn.ModuleList(blocks))
 
         self.norm = BATCH_NORM[ndim](embed_dim[3])
-        self.head_drop = nn.Dropout(head_dropout)
+        self.head_drop = nn.Dropout(head_dropout_rate)
         self.head = classifier(embed_dim[3], num_classes)
         self.aux_head = classifier(embed_dim[3], num_classes if aux_head else 0)
         if aux_head:

@@ -8,7 +8,8 @@ Parameter names are those of the released weights.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,15 +128,15 @@ class UniFormerLight(FourStages):
         head_dim: channels of one attention head in stages 3 and 4.
         mlp_ratio: hidden over input width of the feed-forward layers; one number or one a stage.
         qkv_bias: bias of the query, key and value projections.
-        qk_scale: factor of the attention logits; None means head_dim ** -0.5.
-        dropout: rate after projections and feed-forward layers.
-        attention_dropout: rate on attention weights.
-        drop_path: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
-        head_dropout: rate before the classifier.
+        qkv_scale: factor of the attention logits; None means head_dim ** -0.5.
+        dropout_rate: after projections and feed-forward layers.
+        attention_dropout_rate: on attention weights.
+        drop_depth_rate: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+        head_dropout_rate: before the classifier.
         prune_ratio: share of positions that every block attends to one by one, a list a stage. Only those of stages 3
             and 4 are read; entries beyond the depth of a stage have no effect (released configurations have such).
         trade_off: weight of a block's own scores in the running average, same layout.
-        layer_scale: initial value of learned factors of the residual branches; None is no factor.
+        init_value: of learned factors of the residual branches (layer scale); 0 and None are no factor.
         in_channels: channels of the input.
         ndim: 3 for video, 2 for images.
 
@@ -155,21 +156,22 @@ class UniFormerLight(FourStages):
         head_dim: int = 28,
         mlp_ratio: float | Sequence[float] = 3.0,
         qkv_bias: bool = True,
-        qk_scale: float | None = None,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        drop_path: float = 0.0,
-        head_dropout: float = 0.0,
+        qkv_scale: float | None = None,
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        drop_depth_rate: float = 0.0,
+        head_dropout_rate: float = 0.0,
         prune_ratio: Sequence[Sequence[float]] = ((), (), (1.0,) + (0.5,) * 7, (0.5, 0.5)),
         trade_off: Sequence[Sequence[float]] = ((), (), (1.0,) + (0.5,) * 7, (0.5, 0.5)),
-        layer_scale: float | None = None,
+        init_value: float | None = None,
         in_channels: int = 3,
         ndim: int = 3,
     ) -> None:
         super().__init__()
+        depth, embed_dim = per_stage("depth", depth), per_stage("embed_dim", embed_dim)
         check_head_dim(head_dim, embed_dim)
         for name, shares in (("prune_ratio", prune_ratio), ("trade_off", trade_off)):
-            for blocks, given in zip(depth[2:], shares[2:], strict=True):
+            for blocks, given in zip(depth[2:], per_stage(name, shares)[2:], strict=True):
                 if len(given) < blocks or not all(0 <= share <= 1 for share in given):
                     raise ValueError(f"{name} {list(given)} is for {blocks} blocks; give each a number from 0 to 1")
         if prune_ratio[2][0] != 1:
@@ -182,10 +184,12 @@ class UniFormerLight(FourStages):
                 "trade_off of stage 3 starts with 0, so the scores stay at 0 and there is nothing to choose by; let it "
                 "start with 1"
             )
-        ratios = per_stage(mlp_ratio)
-        rates = torch.linspace(0, drop_path, sum(depth), device="cpu").split(list(depth))
+        ratios, layer_scale = per_stage("mlp_ratio", mlp_ratio), init_value or None
+        rates = torch.linspace(0, drop_depth_rate, sum(depth), device="cpu").split(depth)
 
         self.num_features = embed_dim[3]
+        self.options = {"depth": depth, "head_dim": head_dim, "qkv_scale": qkv_scale}
+        self.options |= {"prune_ratio": prune_ratio, "trade_off": trade_off}
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim[2]))
         halve = (1, 2, 2)[-ndim:]
         widths = (in_channels, embed_dim[0] // 2, embed_dim[0])
@@ -193,7 +197,7 @@ class UniFormerLight(FourStages):
         self.patch_embed2 = PatchEmbed(embed_dim[0], embed_dim[1], halve, halve, (0,) * ndim)
         self.patch_embed3 = PatchEmbed(embed_dim[1], embed_dim[2], halve, halve, (0,) * ndim)
         self.patch_embed4 = PatchEmbed(embed_dim[2], embed_dim[3], halve, halve, (0,) * ndim)
-        self.pos_drop = nn.Dropout(dropout)
+        self.pos_drop = nn.Dropout(dropout_rate)
         self.cls_upsample = nn.Linear(embed_dim[2], embed_dim[3])
 
         for stage in (1, 2, 3, 4):
@@ -201,13 +205,13 @@ class UniFormerLight(FourStages):
             blocks = nn.ModuleList()
             for i, rate in enumerate(rates[stage - 1].tolist()):
                 if stage <= 2:
-                    blocks.append(LocalBlock(dim, ratio, dropout, rate, ndim, layer_scale))
+                    blocks.append(LocalBlock(dim, ratio, dropout_rate, rate, ndim, layer_scale))
                     continue
                 blocks.append(
                     PruningBlock(
                         dim,
                         ratio,
-                        dropout,
+                        dropout_rate,
                         rate,
                         ndim,
                         layer_scale,
@@ -215,18 +219,27 @@ class UniFormerLight(FourStages):
                         trade_off=trade_off[stage - 1][i],
                         num_heads=dim // head_dim,
                         qkv_bias=qkv_bias,
-                        qk_scale=qk_scale,
-                        attention_dropout=attention_dropout,
+                        qk_scale=qkv_scale,
+                        attention_dropout=attention_dropout_rate,
                     )
                 )
             setattr(self, f"blocks{stage}", blocks)
 
         self.norm = BATCH_NORM[ndim](embed_dim[3])
         self.norm_cls = nn.LayerNorm(embed_dim[3])
-        self.head_drop = nn.Dropout(head_dropout)
+        self.head_drop = nn.Dropout(head_dropout_rate)
         self.head = classifier(embed_dim[3], num_classes)
         self.head_cls = classifier(embed_dim[3], num_classes)
         self.apply(init_linear)
+
+    @staticmethod
+    def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of `options`, those that the shapes of tensors do not show, equal where the networks are."""
+        shares = {
+            name: [list(given[:blocks]) for blocks, given in zip(options["depth"][2:], options[name][2:], strict=False)]
+            for name in ("prune_ratio", "trade_off")
+        }
+        return {**FourStages.unseen_options(options), **shares}
 
     def forward_tokens(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32) and class token (B, C')."""

@@ -11,15 +11,24 @@ import functools
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.layers import DropPath, depthwise_conv, layer_scales, recompute, scaled, single_input
+from slowfast.models.layers import (
+    DropPath,
+    depthwise_conv,
+    layer_scales,
+    recompute,
+    recomputed_blocks,
+    scaled,
+    single_input,
+)
 
 
 @dataclass(frozen=True)
@@ -311,10 +320,10 @@ def _foreign_parts(vit: nn.Module) -> list[str]:
         if kind not in known:
             found.append(f"{part or 'the network'} is {kind}, not {' or '.join(known)}")
             break
-    patch = getattr(parts.get("patch_embed"), "patch_size", (0, 0))
-    grid = getattr(parts.get("patch_embed"), "grid_size", (0, 0))
-    if len({*patch}) > 1 or len({*grid}) > 1:
-        found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
+    else:  # its patch embedding is one that knows both sizes
+        patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size  # pyright: ignore
+        if len({*patch}) > 1 or len({*grid}) > 1:  # pyright: ignore
+            found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
     return found
 
 
@@ -413,6 +422,7 @@ class UniFormerV2(nn.Module):
     """
 
     head_names = ("backbone.transformer.proj",)
+    section = "UNIFORMERV2"  # of the configuration
     # what an image ViT does not have; local and global blocks start as nothing
     identity_at_start = ("temporal_cls_token", "balance", ".dpe.", ".dec.", "transformer.proj.", "lmhra")
 
@@ -453,6 +463,7 @@ class UniFormerV2(nn.Module):
                 f"of the image ViT; take its own {backbone.heads}"
             )
         self.tower, self.patch, self.num_features = backbone, backbone.patch, backbone.width
+        self.options = {"n_head": n_head, "return_list": return_list}
         self.backbone = VisionTransformer(
             backbone,
             temporal_downsample,
@@ -475,12 +486,15 @@ class UniFormerV2(nn.Module):
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.split(".")[2] in trained if "transformer." in name else False)
 
-    def set_grad_checkpointing(self, blocks: Sequence[int] | int | bool = True) -> None:
-        """Recompute activations of the first n blocks of the image ViT; True means all, a list its first number."""
-        if isinstance(blocks, Sequence):
-            blocks = blocks[0]
+    @staticmethod
+    def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of `options`, those that the shapes of tensors do not show; the image ViT is compared as a whole."""
+        return {"n_head": options["n_head"], "return_list": list(options["return_list"])}
+
+    def set_grad_checkpointing(self, blocks: bool | Sequence[int] = True) -> None:
+        """Recompute activations in the backward pass of all blocks of the image ViT, of none, or of the first [n]."""
         transformer = self.backbone.transformer
-        transformer.checkpointed = blocks if not isinstance(blocks, bool) else blocks * len(transformer.resblocks)
+        (transformer.checkpointed,) = recomputed_blocks(blocks, [len(transformer.resblocks)])
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""

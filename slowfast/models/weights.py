@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
+import yaml
 from torch import Tensor, nn
 
 from slowfast.models.convert import (
@@ -27,6 +26,7 @@ from slowfast.models.convert import (
     class_rows,
     classifiers,
     convert,
+    extract_state_dict,
     select_classes,
     trained_activation,
 )
@@ -79,32 +79,6 @@ def announce(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-def extract_state_dict(checkpoint: Mapping[str, Any]) -> StateDict:
-    """The tensors of a checkpoint in any of the released layouts: under `model_state`, under `model`, or bare.
-
-    Averaged weights (`ema_state`), where there are any, are what was validated, so they come first. A `module.` prefix
-    left by a wrapper is taken off.
-
-    Raises:
-        ValueError: no tensors where they should be.
-    """
-    if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of tensors")
-    for key in ("ema_state", "model_state", "model", "state_dict"):
-        if key in checkpoint and isinstance(checkpoint[key], Mapping):
-            checkpoint = checkpoint[key]
-            break
-    state = {name: value for name, value in checkpoint.items() if torch.is_tensor(value)}
-    if not state:
-        raise ValueError(
-            f"the checkpoint holds no tensors; its entries are {sorted(map(str, checkpoint))[:8]}, "
-            "expected 'model_state', 'model', or a bare state_dict"
-        )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
-
-
 def fit(
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
@@ -119,7 +93,7 @@ def fit(
 
     Args:
         heads: prefixes of the classifiers.
-        reset_head: leave a classifier of another class count at its initial value.
+        reset_head: leave a classifier that is missing, or of another class count, at its initial value.
         identity_at_start: parts of names whose initial value is meant to stand in for a missing tensor.
         to_train: accept that, if `source` has none of these parts at all.
         layout: where `source` comes from; it knows how a 2D kernel becomes 3D.
@@ -164,10 +138,12 @@ def fit(
         else:
             report.reshaped.append(f"{name} {tuple(source[name].shape)} -> {tuple(value.shape)}")
             if name.startswith(prefixes) and value.ndim == 2:
+                classes = len(source[name])
                 faults.append(
-                    f"the checkpoint has {source[name].shape[0]} classes and the model {value.shape[0]}: "
-                    f"set MODEL.NUM_CLASSES {source[name].shape[0]} to use it as it is, MODEL.HEAD_ROWS to pick the "
-                    "rows of its classifier, or MODEL.RESET_HEAD True to start a new classifier from its features"
+                    f"the checkpoint has {classes} classes and the model {len(value)}: set MODEL.NUM_CLASSES {classes} "
+                    "to use it as it is, MODEL.RESET_HEAD True to start a new classifier from its features, or "
+                    f"MODEL.HEAD_ROWS to take rows of its classifier over: a file of the {classes} class names of the "
+                    "checkpoint, one a line, or of one row number a class (for Kinetics the authors' label map)"
                 )
     report.unexpected = [name for name in source if name not in target]
     if without_identity and any(part in name for name in report.missing for part in identity_at_start):
@@ -189,8 +165,11 @@ def _square_grids(*embeddings: Tensor) -> bool:
     )
 
 
-def read_rows(path: str) -> list[int]:
-    """Class rows from a file or address: a JSON list of numbers, or one number a line, counted from 0.
+def read_rows(path: str) -> tuple[list[int] | Literal["names"], list[str] | None]:
+    """`head_rows` and `trained_names` of `load_weights` from a file or address.
+
+    A JSON list of numbers, or one number a line, is the row of each class of the model, counted from 0; lines of other
+    text are the names of all classes of the checkpoint.
 
     Raises:
         ValueError: the file is missing or holds something else.
@@ -199,63 +178,88 @@ def read_rows(path: str) -> list[int]:
     if not local.is_file():
         raise ValueError(f"file of class rows {path!r} does not exist")
     text = local.read_text(encoding="utf-8").strip()
+    lines = [line.strip() for line in text.splitlines()]
+    if text and not text.startswith("[") and not all(line.isdigit() for line in lines):
+        return "names", lines
     try:
-        rows = json.loads(text) if text.startswith("[") else [int(line) for line in text.splitlines()]
+        rows = json.loads(text) if text.startswith("[") else [int(line) for line in lines]
         if not rows or not all(type(row) is int for row in rows):
             raise ValueError
     except ValueError:
-        raise ValueError(f"{path!r} is no list of class rows; write [12, 7, ...], or one number a line") from None
-    return rows
+        raise ValueError(
+            f"{path!r} is no list of class rows; write [12, 7, ...], one number a line for each class here, or the "
+            "names of all classes of the checkpoint, one a line"
+        ) from None
+    return rows, None
 
 
-def has_classifier(model: nn.Module, checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a loaded checkpoint has a classifier for `model`; an image tower has none."""
+def classifier_rows(model: nn.Module, checkpoint: Mapping[str, Any]) -> int:
+    """How many classes the classifier for `model` in a loaded checkpoint has; 0 if there is none (an image tower)."""
     state = convert(extract_state_dict(checkpoint), model).state
-    return bool(classifiers(state, getattr(model, "head_names", ("head",))))
+    return max((len(state[f"{layer}weight"]) for layer in classifiers(state, _heads(model))), default=0)
+
+
+def _heads(model: nn.Module) -> Sequence[str]:
+    return getattr(model, "head_names", ("head",))
 
 
 def load_weights(
     model: nn.Module,
     checkpoint: Mapping[str, Any],
-    reset_head: bool = False,
+    reset_head: bool | Literal["mismatch"] = False,
     to_train: bool = False,
     head_rows: Sequence[int] | Literal["names"] | None = None,
     class_names: Sequence[str] | None = None,
+    trained_names: Sequence[str] | None = None,
 ) -> LoadReport:
     """Fill `model` from a loaded checkpoint of any known layout; see `convert` and `fit` for rules and errors.
 
     Args:
-        reset_head: leave a classifier of another class count, or of other class names, at its initial value.
+        reset_head: leave the classifiers at their initial values; "mismatch" does so if their class count, or the
+            class names, are others.
         to_train: parts that start as the identity may be missing; a test needs them.
-        head_rows: rows of the checkpoint's classifiers that become those of the model; "names" finds them by the
-            class names inside the checkpoint; with `to_train`, classes that are not there start anew.
+        head_rows: rows of the checkpoint's classifiers that become those of the model, one a class; "names" finds them
+            by the class names of the checkpoint; with `to_train`, classes that are not there start anew.
         class_names: classes of the model, in the order of its outputs; a checkpoint that tells others is refused
             unless `reset_head` or `head_rows` says what to do.
+        trained_names: those of the checkpoint's classifier, if it does not tell them itself.
 
     Returns:
         The report, which is also left in `model.load_report`.
     """
+    if reset_head is True and head_rows is not None:
+        raise ValueError(
+            "MODEL.RESET_HEAD True starts the classifier anew, so MODEL.HEAD_ROWS has nothing to do; leave one of them"
+        )
     source, initial = extract_state_dict(checkpoint), model.state_dict()
     converted = convert(source, model)
-    _check_backbone(checkpoint, model)
+    _check_options(checkpoint, model)
     notes = _check_activation(source, model, converted.layout)
     state = converted.state
     fresh: list[str] = []
-    heads = getattr(model, "head_names", ("head",))
+    heads = _heads(model)
     trained = checkpoint.get("class_names")
+    if trained_names and trained and list(trained) != list(trained_names):
+        raise ValueError("the checkpoint tells other class names than the file: set MODEL.HEAD_ROWS names")
+    trained = trained or trained_names
+    rows: Sequence[int | None] | None = None if head_rows == "names" else head_rows
     if head_rows == "names":
-        if not trained or not class_names:
-            raise ValueError(
-                f"no class names in the {'data set' if trained else 'checkpoint'}, so classes cannot be found by name; "
-                "give the rows as a file of numbers"
-            )
-        found = class_rows(trained, class_names, partly=to_train)
-        fresh = [name for name, row in zip(class_names, found, strict=True) if row is None]
+        rows = _rows_by_name(classifier_rows(model, checkpoint), trained, class_names, partly=to_train)
+        fresh = [name for name, row in zip(class_names or (), rows, strict=True) if row is None]
         if fresh:
             logger.warning("the checkpoint has no classes of these names; they start anew: %s", ", ".join(fresh))
-        state = select_classes(state, heads, found, initial)
-    elif head_rows is not None:
-        state = select_classes(state, heads, head_rows)
+    if rows is not None:
+        state, before = select_classes(state, heads, rows, initial), state
+        layers = classifiers(state, heads)
+        for layer in classifiers(initial, heads):
+            if len(initial[f"{layer}weight"]) != len(rows):
+                raise ValueError(
+                    f"MODEL.HEAD_ROWS gives {len(rows)} classes, but the model has {len(initial[f'{layer}weight'])}; "
+                    "give one row for each"
+                )
+        notes.append(f"classifier rows {len(before[f'{layers[0]}weight'])} -> {len(rows)}")
+    elif reset_head is True:
+        state = _without_classifiers(state, heads)
     elif trained and class_names and list(trained) != list(class_names):
         if not reset_head:
             at = next((i for i, (a, b) in enumerate(zip(trained, class_names, strict=False)) if a != b), None)
@@ -269,13 +273,12 @@ def load_weights(
                     else "): labels mean different things; order the list's labels and class names as in training"
                 )
             )
-        layers = tuple(classifiers(state, heads))
-        state = {name: value for name, value in state.items() if not name.startswith(layers)}
+        state = _without_classifiers(state, heads)
     fitted, report = fit(
         state,
         initial,
         heads=heads,
-        reset_head=reset_head,
+        reset_head=bool(reset_head),
         identity_at_start=getattr(model, "identity_at_start", ()),
         to_train=to_train,
         layout=converted.layout,
@@ -287,20 +290,73 @@ def load_weights(
     return report
 
 
-def _check_backbone(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
-    """Compare the image ViT of `model` with the one that a checkpoint written here was trained with.
+def _rows_by_name(
+    count: int, trained: Sequence[str] | None, wanted: Sequence[str] | None, partly: bool
+) -> list[int | None]:
+    """The row of each of the `wanted` classes among the `count` of a classifier; None as in `class_rows`."""
+    if not wanted:
+        raise ValueError(
+            "no class names in the data set, so classes cannot be found by name; write class_names.txt beside its "
+            "lists, or give the rows as a file of numbers"
+        )
+    if not trained:
+        raise ValueError(
+            "no class names in the checkpoint, so classes cannot be found by name; give MODEL.HEAD_ROWS a file of "
+            "them, one a line, or of the rows as numbers"
+        )
+    if count not in (0, len(trained)):
+        raise ValueError(
+            f"{len(trained)} class names for the {count} rows of the checkpoint's classifier; MODEL.HEAD_ROWS has to "
+            "name every row, one a line"
+        )
+    return class_rows(trained, wanted, partly=partly)
+
+
+def _without_classifiers(state: StateDict, heads: Sequence[str]) -> StateDict:
+    layers = tuple(classifiers(state, heads))
+    return {name: value for name, value in state.items() if not name.startswith(layers)}
+
+
+def _check_options(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
+    """Compare what `model` computes with the configuration in a checkpoint, where the shapes of tensors do not tell.
 
     Raises:
-        ValueError: they compute differently, which the shapes of their tensors may not show.
+        ValueError: they compute differently.
     """
-    tower, written = getattr(model, "tower", None), checkpoint.get("cfg")
-    match = re.search(r"^  BACKBONE: (\S+)$", written, re.MULTILINE) if isinstance(written, str) else None
-    if not match or not isinstance(tower, VisionTower) or not (match[1] in TOWERS or match[1].startswith("timm/")):
+    try:
+        written = yaml.safe_load(checkpoint["cfg"]) if isinstance(checkpoint.get("cfg"), str) else None
+    except yaml.YAMLError:  # of a program that writes it in another way
+        written = None
+    options, key = getattr(model, "options", None), getattr(model, "section", "")
+    section = written.get(key) if isinstance(written, Mapping) else None
+    if not isinstance(section, Mapping) or options is None:
+        return
+    tower = getattr(model, "tower", None)
+    if isinstance(tower, VisionTower):
+        _check_tower(section, tower)
+    here = model.unseen_options(options)  # pyright: ignore[reportCallIssue]
+    given = {name: section[name.upper()] for name in here if name.upper() in section}
+    for name, there in model.unseen_options({**options, **given}).items():  # pyright: ignore[reportCallIssue]
+        if there != here[name] and name in given:
+            raise ValueError(
+                f"the checkpoint was trained with {key}.{name.upper()} {given[name]}, and the model here has "
+                f"{options[name]}: the shapes of the tensors are the same, what is computed is not; set it"
+            )
+
+
+def _check_tower(section: Mapping[str, Any], tower: VisionTower) -> None:
+    """Compare the image ViT with the one that UNIFORMERV2, the `section` of another configuration, asks for."""
+    name = str(section.get("BACKBONE", ""))
+    if name == "custom" and "TOWER" in section:
+        key, value, trained = "UNIFORMERV2.TOWER", section["TOWER"], VisionTower(*section["TOWER"])
+    elif name in TOWERS or name.startswith("timm/"):
+        key, value, trained = "UNIFORMERV2.BACKBONE", name, vision_tower(name)
+    else:
         return
     # position embeddings follow another resolution
-    if replace(vision_tower(match[1]), resolution=tower.resolution, mlp_width=tower.mlp_width) != tower:
+    if replace(trained, resolution=tower.resolution, mlp_width=tower.mlp_width) != tower:
         raise ValueError(
-            f"the checkpoint was trained with UNIFORMERV2.BACKBONE {match[1]}, which is another image ViT: set it"
+            f"the checkpoint was trained with {key} {value}, which is another image ViT than {tower}: set it"
         )
 
 

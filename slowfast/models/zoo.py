@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 import os
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
@@ -110,11 +113,11 @@ def create_model(
         num_classes: K; None is 400, for image models 1000; 0 leaves features without a classifier.
         weights: path or address of a file in any known layout (`models.convert`), a name in
             `pretrained/manifest.json`, or "start": the image weights that the recipes start from, as if with
-            `reset_head` and `to_train`. None leaves the initial values.
-        reset_head: a classifier of another class count in `weights` is left out instead of being an error.
+            `to_train`, and without their classifier if it has another class count. None leaves the initial values.
+        reset_head: start a new classifier, whatever the one in `weights` is.
         to_train: `weights` may lack temporal parts, which then start as the identity.
-        options: keyword arguments of the class, e.g. no_lmhra, temporal_downsample, drop_path, or for a UniFormerV2
-            backbone="timm/vit_base_patch16_224.dino".
+        options: keyword arguments of the class, which are the lower-case names of its section in the configuration,
+            e.g. drop_depth_rate, no_lmhra, or for a UniFormerV2 backbone="timm/vit_base_patch16_224.dino".
 
     Returns:
         The model, with `input_shape`, (3, T, H, W) or (3, H, W), and with `load_report` if weights were loaded; that
@@ -126,10 +129,7 @@ def create_model(
     if name not in VARIANTS:
         raise ValueError(f"model {name!r} is not known{_close(name, VARIANTS)}; choose from {list_models()}")
     variant = VARIANTS[name]
-    known = [option for option in inspect.signature(variant.network).parameters if option != "num_classes"]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"{name} has no option {option!r}{_close(option, known)}; its options are {known}")
+    _check_options(name, options)
     if num_frames < 1:
         raise ValueError(f"num_frames {num_frames} has to be at least 1")
     arguments = {**variant.options, **options}
@@ -143,10 +143,50 @@ def create_model(
         if start and not variant.start:
             raise ValueError(f"no released weights are known for {name}; give the path of a file")
         source = variant.start if start else weights
-        report = load_weights(model, load_tensors(source), reset_head=reset_head or start, to_train=to_train or start)
+        reset = reset_head or ("mismatch" if start else False)
+        report = load_weights(model, load_tensors(source), reset_head=reset, to_train=to_train or start)
         report.notes += [variant.note] * bool(variant.note)
         announce(f"weights of {name} from {source}: {report}")
     return model
+
+
+# Keys of the configuration that no network takes, and what says the same here.
+NO_OPTIONS = {
+    "n_dim": "it is the width of the backbone",
+    "n_layers": "it is the number of blocks in return_list",
+    "tower": "give backbone=VisionTower(width, layers, heads, patch, resolution)",
+    "pretrain": "give weights",
+    "pretrain_name": "give weights",
+    "delete_special_head": "give reset_head",
+    "representation_size": "it is in no released model",
+}
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that the network of that name does not have, or a value of another type."""
+    network = VARIANTS[name].network
+    parameters = inspect.signature(network).parameters
+    kinds = get_type_hints(network.__init__)
+    known = [option for option in parameters if option != "num_classes"]
+    for option, value in options.items():
+        if option in NO_OPTIONS:
+            raise ValueError(f"{name} has no option {option!r}: {NO_OPTIONS[option]}")
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}{_close(option, known)}; its options are {known}")
+        if not _is_a(value, kinds[option]):
+            raise ValueError(f"{name}: {option} {value!r} has to be {parameters[option].annotation}")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type: numbers of any library, sequences of any kind."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_a(value, option) for option in get_args(kind))
+    if get_origin(kind) is Sequence:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def _close(name: str, known: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,7 +14,6 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from email.utils import formatdate
 from http.client import HTTPException
 from pathlib import Path
@@ -39,7 +39,7 @@ GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=downl
 torch.serialization.add_safe_globals([argparse.Namespace])
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Write a binary file so that it appears whole or not at all: temporary file, flush to disk, rename."""
     path = Path(path)
@@ -166,6 +166,7 @@ def _fetch_released(entry: dict[str, Any]) -> Path:
     paths = [PRETRAINED / f"{name}{suffix}" for name in names]
     for path in paths:
         if path.is_file():
+            _check_once(path, entry)
             return path
     if "url" in entry:
         download(entry["url"], paths[0], entry.get("sha256", ""))
@@ -179,6 +180,30 @@ def _fetch_released(entry: dict[str, Any]) -> Path:
             f"as {paths[0]}\n  ({error})"
         ) from error
     return paths[0]
+
+
+def _check_once(path: Path, entry: dict[str, Any]) -> None:
+    """Compare a file with the checksum of its row; what it has stays beside it, as NAME.sha256, until it changes.
+
+    Raises:
+        ValueError: it has another.
+    """
+    checksum = entry.get("sha256", "").lower()
+    if not checksum:
+        return
+    record, state = path.with_name(path.name + ".sha256"), path.stat()
+    known = record.read_text(encoding="utf-8").split() if record.is_file() else []
+    version = [str(state.st_size), str(state.st_mtime_ns)]
+    digest = known[0] if known[1:] == version else sha256(path)
+    if known[1:] != version:
+        with contextlib.suppress(OSError):  # a folder that is only read: the next process computes it again
+            write_text(record, " ".join([digest, *version]) + "\n")
+    if not digest.startswith(checksum):
+        cure = "and it is downloaded again" if "url" in entry else "and download it again"
+        raise ValueError(
+            f"{path} has SHA-256 {digest} instead of {checksum}... of {entry['name']}: it is damaged or another file; "
+            f"remove it, {cure}"
+        )
 
 
 class _Downloads(PathHandler):

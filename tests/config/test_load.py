@@ -165,6 +165,27 @@ MIXUP.ENABLE: True
         ("DATA.TRAIN_JITTER_SCALES_RELATIVE [0.1,1.0]", "a smallest and a largest value of both"),
         ("MODEL.MODEL_NAME Uniformerv2", "not of that family"),
         ("NUM_SHARDS 2 SHARD_ID 2", "numbered from 0"),
+        ("UNIFORMER.DROP_DEPTH_RATE 1", "below 1"),
+        ("UNIFORMER.INIT_VALUE 0", "above 0"),
+        ("UNIFORMERV2.BACKBONE_DROP_PATH_RATE 1.0", "below 1"),
+        ("UNIFORMERV2.DROP_PATH_RATE 1.0", "below 1"),
+        ("UNIFORMERV2.CLS_DROPOUT -0.1", "between 0 and 1"),
+        ("UNIFORMERV2.MLP_DROPOUT [0.5,0.5,0.5,1.5]", "between 0 and 1"),
+        ("UNIFORMERV2.N_HEAD 0", "above 0"),
+        ("UNIFORMERV2.N_HEAD 7", "the heads have to divide the width"),
+        ("UNIFORMERV2.N_LAYERS 0", "above 0"),
+        ("UNIFORMERV2.DW_REDUCTION 0", "above 0"),
+        ("UNIFORMERV2.DW_REDUCTION 1000", "no channel inside"),
+        ("UNIFORMERV2.MLP_FACTOR 0", "above 0"),
+        ("UNIFORMERV2.RETURN_LIST [-1,9,10,11]", "at least 0"),
+        ("UNIFORMERV2.TOWER [768,12,0,16,224]", "above 0"),
+        ("UNIFORMERV2.TOWER [768,12,5,16,224] UNIFORMERV2.BACKBONE custom", "the heads (third)"),
+        ("UNIFORMERV2.TOWER [768,12,12,16,225] UNIFORMERV2.BACKBONE custom", "the patch (fourth) the resolution"),
+        ("MODEL.CHECKPOINT_NUM [1,2]", "1 or 4 entries"),
+        ("MODEL.CHECKPOINT_NUM [3] MODEL.USE_CHECKPOINT True", "one number for each"),
+        ("MODEL.HEAD_ROWS names", "no weights have a classifier"),
+        ("MODEL.HEAD_ROWS names UNIFORMERV2.PRETRAIN x.pth", "no weights have a classifier"),
+        ("MODEL.HEAD_ROWS names TRAIN.CHECKPOINT_FILE_PATH x.pth MODEL.RESET_HEAD True", "leave one of them"),
         ("_BASE_ x.yaml", "unknown key _BASE_"),
     ],
 )
@@ -177,6 +198,8 @@ def test_training_rules_do_not_stop_a_test():
         None, ["TRAIN.ENABLE", "False", "TRAIN.BATCH_SIZE", "10", "NUM_GPUS", "4", "MIXUP.ENABLE", "True"]
     )
     assert num_local_processes(cfg) == 4
+    load_config(None, ["TRAIN.ENABLE", "False", "MODEL.HEAD_ROWS", "names"])  # of the training
+    load_config(None, ["UNIFORMER.PRETRAIN_NAME", "x", "MODEL.HEAD_ROWS", "names"])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 from slowfast.config import get_cfg
-from slowfast.models import UniFormer, build_model
+from slowfast.models import UniFormer, UniFormerLight, build_model
 from slowfast.models.convert import (
     class_rows,
     convert,
@@ -362,9 +362,48 @@ def test_mmaction2_in_both_directions(make, names):
     assert moved.keys() != theirs.keys() and len(load_weights(make(), moved).loaded) == len(state)
 
 
+def test_mmaction2_of_a_checkpoint():
+    """Averaged weights are what was validated."""
+    model, average = randomize(small_v1()), small_v1().state_dict()
+    checkpoint = {
+        "model_state": model.state_dict(),
+        "ema_state": None,
+        "cfg": "UNIFORMER:\n  HEAD_DIM: 16\n",
+        "step": 3,
+    }
+    assert torch.equal(to_mmaction2(checkpoint)["cls_head.fc_cls.bias"], model.head.bias)
+    theirs = to_mmaction2({**checkpoint, "ema_state": average})
+    assert torch.equal(theirs["cls_head.fc_cls.weight"], average["head.weight"])
+
+
+V1 = {"num_classes": 5, "depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: UniFormer(**V1, ndim=2), "images instead of videos"),
+        (lambda: UniFormer(**V1, aux_head=True), "a second classifier"),
+        (lambda: UniFormer(**V1, layer_scale=(0, 0, 0.1, 0.1)), "layer scale"),
+        (lambda: UniFormer(**V1, split=True), "divided attention"),
+        (lambda: UniFormer(**V1, overlapped_stem=True), "an overlapped stem"),
+        (UniFormerLight, "pruning of tokens"),
+        (lambda: small(backbone=replace(TOWER, pre_norm=False)), "without a norm in front"),
+        (lambda: small(backbone=replace(TOWER, layer_scale=0.1)), "layer scale"),
+    ],
+)
+def test_mmaction2_lacks_the_network(make, reason):
+    with pytest.raises(ValueError, match=f"MMAction2's networks do not have .*{reason}"):
+        to_mmaction2(make().state_dict())
+
+
 def test_mmaction2_of_another_network():
     with pytest.raises(ValueError, match="neither"):
         to_mmaction2({"conv.weight": torch.zeros(1)})
+    exact, quick = (f"UNIFORMERV2:\n  BACKBONE: timm/vit_base_patch16_clip_{name}224\n" for name in ("", "quickgelu_"))
+    with pytest.raises(ValueError, match=r"the activation gelu of timm/vit_base_patch16_clip_224"):
+        to_mmaction2({"model_state": small().state_dict(), "cfg": exact})
+    to_mmaction2({"model_state": small().state_dict(), "cfg": quick})
 
 
 # ---- classes --------------------------------------------------------------------------------------------------------
@@ -388,13 +427,13 @@ def test_head_of_710_classes_becomes_one_of_400(make):
     model = make()
     model.reset_classifier(400)
     report = load_weights(model, checkpoint, head_rows=rows)
-    assert len(report.loaded) == len(checkpoint)
+    assert len(report.loaded) == len(checkpoint) and report.notes == ["classifier rows 710 -> 400"]
     head = "backbone.transformer.proj.2" if make is small else "head"
     for kind in ("weight", "bias"):
         assert torch.equal(model.state_dict()[f"{head}.{kind}"], checkpoint[f"{head}.{kind}"][rows])
     with pytest.raises(ValueError, match=r"reach from 0 to 710.*has 710 classes"):
         load_weights(model, checkpoint, head_rows=[*rows[:-1], 710])
-    with pytest.raises(ValueError, match=r"710 classes and the model 400.*HEAD_ROWS.*RESET_HEAD"):
+    with pytest.raises(ValueError, match=r"710 classes and the model 400.*RESET_HEAD.*HEAD_ROWS"):
         load_weights(model, checkpoint)
     with pytest.raises(ValueError, match="no classifier"):
         select_classes({"norm.weight": torch.zeros(3)}, ("head",), rows)
@@ -447,8 +486,10 @@ def test_classes_that_the_checkpoint_lacks_start_anew(make, caplog):
 def test_rows_from_a_file(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([3, 1, 2]))
     (tmp_path / "rows.txt").write_text("3\n1\n2\n")
-    assert read_rows(str(tmp_path / "rows.json")) == read_rows(str(tmp_path / "rows.txt")) == [3, 1, 2]
-    for content in ("", "[]", "abc", '["a"]', "[true]", "[1"):
+    assert read_rows(str(tmp_path / "rows.json")) == read_rows(str(tmp_path / "rows.txt")) == ([3, 1, 2], None)
+    (tmp_path / "names.txt").write_text("abseiling\n7 \nair drumming\n")
+    assert read_rows(str(tmp_path / "names.txt")) == ("names", ["abseiling", "7", "air drumming"])
+    for content in ("", "[]", '["a"]', "[true]", "[1"):
         (tmp_path / "wrong.txt").write_text(content)
         with pytest.raises(ValueError, match="no list of class rows"):
             read_rows(str(tmp_path / "wrong.txt"))

@@ -69,8 +69,13 @@ def small(**options) -> UniFormer:
     return UniFormer(num_classes=5, depth=(1, 1, 2, 1), embed_dim=(16, 32, 64, 64), head_dim=32, **options)
 
 
-def test_layer_scale_of_zero_switches_the_branches_off():
-    model = small(ndim=2, layer_scale=0.0).eval()
+@pytest.mark.parametrize("none", [0, 0.0, None, (), (0, None, 0.0, 0)])
+def test_layer_scale_of_zero_is_none(none):
+    assert not [name for name in small(ndim=2, layer_scale=none).state_dict() if "gamma" in name]
+
+
+def test_layer_scale_scales_the_branches():
+    model = small(ndim=2, layer_scale=1e-12).eval()
     for name, width in (("blocks1.0", 16), ("blocks3.1", 64)):
         block, pos_embed = model.get_submodule(name), model.get_submodule(f"{name}.pos_embed")
         x = torch.randn(2, width, 4, 4)

@@ -139,6 +139,7 @@ def test_features_of_a_whole_one(name):
         ("vit_small_patch16_18x2_224", "blocks.0 is ParallelThingsBlock"),
         ("cait_xxs24_224", "the network is Cait"),
         ("resnet18", "the network is ResNet"),
+        ("efficientvit_m0", "the network is EfficientVitMsra"),  # its patch size is one number
     ],
 )
 def test_it_does_not_fit(name, reason):
@@ -190,6 +191,19 @@ def test_a_checkpoint_knows_its_backbone():
         load_weights(
             armed("uniformerv2_b16", return_list=(11,)), {**checkpoint, "cfg": checkpoint["cfg"].replace(exact, quick)}
         )
+
+
+def test_a_checkpoint_knows_its_custom_tower():
+    """The number of heads is in no shape."""
+    model = armed(VisionTower(64, 2, 4, 16, 32))
+    checkpoint = {
+        "model_state": model.state_dict(),
+        "cfg": "UNIFORMERV2:\n  BACKBONE: custom\n  TOWER: [64, 2, 4, 16, 32]\n",
+    }
+    load_weights(model, checkpoint)
+    load_weights(armed(VisionTower(64, 2, 4, 16, 48)), checkpoint)
+    with pytest.raises(ValueError, match=r"UNIFORMERV2.TOWER \[64, 2, 4, 16, 32\].*heads=2"):
+        load_weights(armed(VisionTower(64, 2, 2, 16, 32)), checkpoint)
 
 
 def test_layer_scale_stays_a_parameter():

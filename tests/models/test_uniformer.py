@@ -110,7 +110,7 @@ def small(**options) -> UniFormer:
     return UniFormer(num_classes=5, depth=(1, 1, 2, 1), embed_dim=(16, 32, 64, 64), head_dim=32, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"split": True}, {"std": True}, {"qkv_bias": False, "qk_scale": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"split": True}, {"std": True}, {"qkv_bias": False, "qkv_scale": 0.1}])
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 64), (8, 70, 65), (5, 32, 32)])
 def test_any_frame_count_and_size(options, shape):
     assert small(**options).eval()(torch.randn(2, 3, *shape)).shape == (2, 5)
@@ -126,7 +126,7 @@ def test_checkpointing_changes_memory_not_gradients(options):
     video = torch.randn(2, 3, 4, 64, 64)
     gradients, statistics = [], []
     for blocks in (False, True, [1, 1, 1, 0]):
-        model = small(drop_path=0.3, dropout=0.1, **options).train()
+        model = small(drop_depth_rate=0.3, dropout_rate=0.1, **options).train()
         model.set_grad_checkpointing(blocks)
         torch.manual_seed(7)
         model(video).square().sum().backward()
@@ -138,7 +138,7 @@ def test_checkpointing_changes_memory_not_gradients(options):
 
 
 def test_drop_path_rises_to_its_rate():
-    model = UniFormer(drop_path=0.3)
+    model = UniFormer(drop_depth_rate=0.3)
     rates = [m.rate for n, m in model.named_modules() if n.endswith("drop_path")]
     assert rates == pytest.approx(np.linspace(0, 0.3, 18).tolist())
 

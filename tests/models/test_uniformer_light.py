@@ -30,7 +30,7 @@ def released(name: str) -> dict[str, Any]:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    XXS: {"layer_scale": 0.1, **released(XXS)},  # with its pruning of one block more than stage 4 has
+    XXS: {"init_value": 0.1, **released(XXS)},  # with its pruning of one block more than stage 4 has
     "uniformer_xxs_4x128_nols_k400": {},
     IMAGE: {"ndim": 2, "num_classes": 1000},
     "uniformer_xs_32x192_k400": released("uniformer_xs_32x192_k400"),
@@ -97,7 +97,7 @@ def test_training_mode_gradients(golden, golden_state, golden_input):
 
 def test_initial_values():
     torch.manual_seed(0)
-    for key, value in UniFormerLight(layer_scale=0.1).state_dict().items():
+    for key, value in UniFormerLight(init_value=0.1).state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
         expected = LIGHT["init_stats"][re.sub(r"\.\d+\.", ".#.", key)]
@@ -111,7 +111,7 @@ def test_initial_values():
 
 def test_parameter_groups():
     case = LIGHT["weight_decay"]
-    groups = parameter_groups(UniFormerLight(layer_scale=0.1), weight_decay=0.1)
+    groups = parameter_groups(UniFormerLight(init_value=0.1), weight_decay=0.1)
     assert [
         (group["weight_decay"], len(group["params"]), sum(p.numel() for p in group["params"])) for group in groups
     ] == [(group["weight_decay"], group["n_tensors"], group["n_params"]) for group in case["groups"]]
@@ -203,7 +203,7 @@ def test_training_gives_two_logits_and_a_test_one():
 
 
 def test_mixed_precision():
-    model, video = small(layer_scale=0.1), torch.randn(2, 3, 4, 64, 64)
+    model, video = small(init_value=0.1), torch.randn(2, 3, 4, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = torch.stack(model.train()(video)).float().logsumexp(2).sum()
     loss.backward()
@@ -219,7 +219,7 @@ def test_checkpointing_changes_memory_not_gradients():
     video = torch.randn(2, 3, 4, 64, 64)
     gradients = []
     for blocks in (False, True, [0, 1, 2, 0]):
-        model = small(drop_path=0.3, dropout=0.1).train()
+        model = small(drop_depth_rate=0.3, dropout_rate=0.1).train()
         model.set_grad_checkpointing(blocks)
         torch.manual_seed(7)
         torch.stack(model(video)).square().sum().backward()

@@ -22,6 +22,7 @@ TOWER = VisionTower(width=32, layers=3, heads=4, patch=8, resolution=32)
 
 def configured(options: dict) -> torch.nn.Module:
     cfg = get_cfg()
+    cfg.DATA.TEST_CROP_SIZE = 224  # a multiple of both patch sizes
     cfg.merge_from_list([item for pair in options.items() for item in pair])
     return build_model(cfg)
 
@@ -101,6 +102,25 @@ def test_drop_path_drops_whole_videos():
     block = LocalUniBlock(tower, local=False, double=False, reduction=1.5, drop_path=0.5).train()
     branch = block._drop(torch.ones(5, 6 * 4, 8), 4).unflatten(1, (6, 4))
     assert all(len(branch[:, video].unique()) == 1 for video in range(6)) and 0.0 in branch.unique().tolist()
+
+
+def test_crops_that_are_not_whole_patches_are_refused_when_it_is_built():
+    cfg = get_cfg()
+    values = ["MODEL.MODEL_NAME", "Uniformerv2", "MODEL.ARCH", "uniformerv2", "UNIFORMERV2.BACKBONE", "custom"]
+    sizes = ["UNIFORMERV2.TOWER", [32, 2, 4, 14, 28], "UNIFORMERV2.N_DIM", 32, "UNIFORMERV2.N_HEAD", 4]
+    blocks = ["UNIFORMERV2.RETURN_LIST", [1], "UNIFORMERV2.N_LAYERS", 1, "UNIFORMERV2.MLP_DROPOUT", [0.5]]
+    cfg.merge_from_list([*values, *sizes, *blocks, "DATA.TRAIN_CROP_SIZE", 28, "DATA.TEST_CROP_SIZE", 30])
+    message = r"DATA\.TEST_CROP_SIZE 30 .* whole patches of 14 pixels; take 28 or 42"
+    with pytest.raises(ValueError, match=message):
+        build_model(cfg)
+    cfg.TEST.ENABLE = False
+    with pytest.raises(ValueError, match=message):  # validations take it too
+        build_model(cfg)
+    cfg.TRAIN.ENABLE = False
+    build_model(cfg)
+    cfg.merge_from_list(["TRAIN.ENABLE", True, "DATA.TEST_CROP_SIZE", 28, "DATA.TRAIN_CROP_SIZE", 10])
+    with pytest.raises(ValueError, match=r"DATA\.TRAIN_CROP_SIZE 10 .*; take 14"):
+        build_model(cfg)
 
 
 def test_wrong_options():

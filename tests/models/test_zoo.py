@@ -12,8 +12,9 @@ import torch
 
 import slowfast
 from slowfast import create_model, list_models
+from slowfast.config.validate import DEFAULT_VALUES
 from slowfast.models.uniformer_light import UniFormerLight
-from slowfast.models.zoo import VARIANTS
+from slowfast.models.zoo import NO_OPTIONS, VARIANTS, _check_options
 from slowfast.utils import io
 
 # of the official implementation; those of 1000 classes are image models
@@ -82,6 +83,69 @@ def test_list_models():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_model(**arguments)
+
+
+NETWORKS = {"UNIFORMER": ("uniformer_s", "uniformer_xxs"), "UNIFORMERV2": ("uniformerv2_b16",)}
+
+
+@pytest.mark.parametrize("key", [key for key in DEFAULT_VALUES if key.startswith(("UNIFORMER.", "UNIFORMERV2."))])
+def test_options_are_the_names_of_the_configuration(key):
+    """Every key is an option of a network of its family, or a clear error says what takes its place."""
+    section, _, name = key.partition(".")
+    option, value, taken = name.lower(), DEFAULT_VALUES[key], 0
+    for model in NETWORKS[section]:
+        try:
+            _check_options(model, {option: value})
+            taken += 1
+        except ValueError as error:
+            assert f"{model} has no option {option!r}" in str(error)
+            assert NO_OPTIONS.get(option, "its options are") in str(error)
+    assert bool(taken) == (option not in NO_OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("uniformer_s", "depth", 3),
+        ("uniformer_s", "depth", (3, 4, 8)),
+        ("uniformer_s", "depth", (3, 4, 8, 3.5)),
+        ("uniformer_s", "split", 1),
+        ("uniformer_s", "head_dim", True),
+        ("uniformer_s", "qkv_scale", "0.1"),
+        ("uniformer_s", "layer_scale", (0.1, 0.1)),
+        ("uniformer_xxs", "init_value", [0.1] * 4),
+        ("uniformer_xxs", "prune_ratio", ((), (), (1,) * 8)),
+        ("uniformerv2_b16", "return_list", 11),
+        ("uniformerv2_b16", "backbone", 16),
+    ],
+)
+def test_options_of_another_type(name, option, value):
+    with pytest.raises(ValueError, match=rf"{option} .*(has to be|entries)"):
+        create_model(name, **{option: value})
+
+
+@pytest.mark.parametrize("name", ["uniformer_s", "uniformer_xxs", "uniformerv2_b16"])
+def test_one_way_to_ask_for_activation_checkpointing(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    for blocks in (True, False, [1, 0, 0, 0]):
+        model.set_grad_checkpointing(blocks)
+    if name == "uniformerv2_b16":
+        model.set_grad_checkpointing([3])
+        assert model.backbone.transformer.checkpointed == 3  # pyright: ignore
+    wrong: list[Any] = [3, None, "all", [1, 2], [1.5] * 4, [True] * 4, [-1, 0, 0, 0], []]
+    for blocks in wrong:
+        with pytest.raises(ValueError, match="activation checkpointing takes True, False, or"):
+            model.set_grad_checkpointing(blocks)
+
+
+def test_a_new_classifier(tmp_path):
+    torch.save(create_model("uniformer_s").state_dict(), tmp_path / "w.pth")
+    old = create_model("uniformer_s", weights=tmp_path / "w.pth")
+    new = create_model("uniformer_s", weights=tmp_path / "w.pth", reset_head=True)
+    new, old = new.state_dict(), old.state_dict()
+    assert torch.equal(new["norm.weight"], old["norm.weight"])
+    assert not torch.equal(new["head.weight"], old["head.weight"])
 
 
 def test_weights(tmp_path, monkeypatch):

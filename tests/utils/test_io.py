@@ -191,6 +191,40 @@ def test_names_of_released_weights(site, tmp_path):
     assert io.fetch("some_b16") == str(io.PRETRAINED / "some+b16.pyth")
 
 
+def test_a_file_that_was_put_there_is_checked_once(site, monkeypatch):
+    release(put={"url": f"{site.url}/put.pth", "sha256": DIGEST[:8]}, drive={"google_drive": "x"})
+    path, record = io.PRETRAINED / "put.pth", io.PRETRAINED / "put.pth.sha256"
+    path.write_bytes(CONTENT)
+    (io.PRETRAINED / "drive.pth").write_bytes(b"nobody knows its checksum")
+    digests: list[str] = []
+    digest_of = io.sha256
+    monkeypatch.setattr(io, "sha256", lambda file: digests.append(str(file)) or digest_of(file))
+    for _ in range(2):
+        assert io.fetch("put") == str(path)
+    assert digests == [str(path)] and record.read_text().startswith(DIGEST)
+    io.fetch("drive")
+
+    path.write_bytes(CONTENT[1:])
+    for _ in range(2):  # the first finds out, the second remembers
+        with pytest.raises(ValueError, match=rf"put\.pth has SHA-256 .* instead of {DIGEST[:8]}.* of put: .*remove it"):
+            io.fetch("put")
+    assert len(digests) == 2 and path.is_file() and not site.requests
+    path.unlink()
+    assert Path(io.fetch("put")).read_bytes() == CONTENT and len(site.requests) == 1  # as the error says
+    assert io.fetch("put") == str(path)
+
+
+def test_a_folder_that_is_only_read(site, monkeypatch):
+    release(put={"url": f"{site.url}/put.pth", "sha256": DIGEST})
+    (io.PRETRAINED / "put.pth").write_bytes(CONTENT)
+
+    def refuse(*arguments) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(io, "write_text", refuse)
+    assert io.fetch("put") == str(io.PRETRAINED / "put.pth")
+
+
 def test_google_drive(site, monkeypatch):
     release(drive={"google_drive": "abc123"})
     monkeypatch.setattr(io, "GOOGLE_DRIVE", f"{site.url}/drive?id={{}}")

@@ -1,0 +1,55 @@
+"""A run goes on only where labels mean what they meant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import run_net as program
+
+from slowfast.config import get_cfg
+from slowfast.engine.checkpoint import checkpoint_dir
+from slowfast.engine.train import _check_classes
+
+
+def test_renamed_classes_are_not_resumed(experiment, videos, tmp_path, monkeypatch, capsys):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("train.csv", "val.csv", "test.csv", "class_names.txt"):
+        (lists / name).write_text((videos / name).read_text())
+
+    def run(steps: int) -> int:
+        overrides = ("DATA.PATH_TO_DATA_DIR", str(lists), "TRAIN.MAX_STEPS", str(steps), "TEST.ENABLE", "False")
+        monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", str(experiment), *overrides])
+        return program.main()
+
+    assert run(1) == 0
+    names = (lists / "class_names.txt").read_text().split()
+    (lists / "class_names.txt").write_text("\n".join([names[0], names[2], names[1], *names[3:]]) + "\n")
+    kept = sorted(path.read_bytes() for path in Path(checkpoint_dir(str(tmp_path / "out"))).iterdir())
+    assert run(2) == 2
+    message = capsys.readouterr().err
+    assert f"OUTPUT_DIR {tmp_path / 'out'} were trained on other classes" in message
+    assert f"class 1 is {names[1]!r} there and {names[2]!r} here" in message and "MODEL.HEAD_ROWS names" in message
+    assert kept == sorted(path.read_bytes() for path in Path(checkpoint_dir(str(tmp_path / "out"))).iterdir())
+    (lists / "class_names.txt").unlink()  # nothing to compare with
+    assert run(2) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (["a", "b"], ["a", "b", "c"], "class 2 is missing there and 'c' here"),
+        (["a", "b"], ["a"], "class 1 is 'b' there and missing here"),
+        (["a", "b"], ("a", "b"), ""),
+        (None, ["a"], ""),
+        (["a"], None, ""),
+    ],
+)
+def test_the_first_difference_is_named(before, now, words):
+    if words:
+        with pytest.raises(ValueError, match=words):
+            _check_classes(get_cfg(), before, now)
+    else:
+        _check_classes(get_cfg(), before, now)
