@@ -14,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from slowfast.config import format_config, load_config_with_sources
 from slowfast.config.load import read_overrides
+from slowfast.engine.interrupt import EXIT_INTERRUPTED, leave
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -53,7 +54,7 @@ def main() -> int:
 
     Returns:
         0; 2 for a fault of the user's, which ends in one message; 1 for a process that failed; 75 for a job that was
-        asked to stop and has saved; 130 for Ctrl-C twice.
+        asked to stop; 130 for Ctrl-C twice.
     """
     args = parse_args()
     overrides = list(args.overrides)
@@ -80,11 +81,22 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
 
 
 def run(cfg, init_method: str) -> int:
-    """Run the job here, as one process or many; returns its exit code."""
+    """Run the job here, as one process or many, and draw its curves; returns its exit code."""
+    try:
+        code = run_job(cfg, init_method)
+    except Exception:  # not a second Ctrl-C, which does not wait
+        draw_curves(cfg)
+        raise
+    draw_curves(cfg)
+    return code
+
+
+def run_job(cfg, init_method: str) -> int:
+    """Run the job; returns its exit code."""
     # Not before --show and configuration errors: importing the engine takes seconds.
     from slowfast.engine.interrupt import EXIT_REQUEUE, Interruption
     from slowfast.engine.launch import AlreadyReported, JobError, launch
@@ -98,10 +110,8 @@ def run(cfg, init_method: str) -> int:
         return 1
     except Interruption as stop:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{stop.reason}; everything is saved, the same command goes on from there", file=sys.stderr)
+            print(f"{stop.reason}; {stop.outlook}", file=sys.stderr)
         return EXIT_REQUEUE
-    finally:
-        draw_curves(cfg)
     return 0
 
 
@@ -138,13 +148,19 @@ def show(text: str) -> None:
 
 
 def draw_curves(cfg) -> None:
-    """Draw OUTPUT_DIR/curves.png from what was logged so far, in one process of the job."""
+    """Draw OUTPUT_DIR/curves.png from what was logged so far, in one process of the job; a full disk costs no more."""
     output_dir = Path(cfg.OUTPUT_DIR)
     if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and (output_dir / "metrics.jsonl").is_file():
         from slowfast.visualization.plots import plot_curves
 
-        plot_curves(output_dir, output_dir / "curves.png")
+        try:
+            plot_curves(output_dir, output_dir / "curves.png")
+        except OSError as error:
+            print(f"warning: the curves could not be drawn: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code == EXIT_INTERRUPTED:
+        leave()
+    sys.exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -32,11 +31,15 @@ def best_checkpoint(output_dir: str) -> Path:
 
 def list_checkpoints(output_dir: str) -> list[Path]:
     """Checkpoints of a run from the oldest to the newest, the best one not among them."""
-    found = []
-    for path in checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth"):
-        if match := _NAME.match(path.name):
-            found.append((int(match[1]), int(match[2] or 0), path))
-    return [path for *_, path in sorted(found)]
+    paths = checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth")
+    return sorted((path for path in paths if _NAME.match(path.name)), key=_progress)
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """Epochs and steps after them, by the name of a checkpoint."""
+    match = _NAME.match(path.name)
+    assert match
+    return int(match[1]), int(match[2] or 0)
 
 
 def last_checkpoint(output_dir: str) -> Path | None:
@@ -57,7 +60,7 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
     steps = {path: _step(path) for path in paths}
     # those whose step cannot be told come first, to be complained about
     for path in sorted(paths, key=lambda path: (steps[path] >= 0, -steps[path])):
-        if steps[path] >= 0 and _is_whole(path):
+        if steps[path] >= 0 and is_whole(path):
             return path
         logger.warning("%s is torn or damaged: passed over", path)
     if paths:
@@ -71,16 +74,16 @@ def _step(path: Path) -> int:
     """Steps done when the checkpoint was written, without reading its tensors; -1 if that cannot be told."""
     try:
         return int(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["step"])
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
+    except Exception:  # a damaged file can lead to any
         return -1
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Compare every record of the file with the CRC-32 that `torch.save` wrote beside it."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, EOFError):
+    except Exception:  # a damaged file can lead to any
         return False
 
 
@@ -100,7 +103,8 @@ class CheckpointWriter:
     """Writes checkpoints in a thread of its own: a training step waits for the copy to memory, not for the disk.
 
     A file appears whole, flushed and checksummed, or not at all, and older ones are removed only after that; so a full
-    or vanished disk costs the new checkpoint and never the last good one. Leave the `with` block to wait for the last.
+    or vanished disk costs the new checkpoint and never the last good one. Leave the `with` block to wait for the last;
+    a KeyboardInterrupt does not wait.
 
     Args:
         output_dir: of the run.
@@ -121,24 +125,25 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        hurry = kind is not None and issubclass(kind, KeyboardInterrupt)
         try:
-            self.wait(stop_on_error=kind is None)
+            if not hurry:
+                self.wait(stop_on_error=kind is None)
         finally:
-            self.thread.shutdown()
+            self.thread.shutdown(wait=not hurry, cancel_futures=hurry)
 
-    def save(self, state: Mapping[str, Any], regular: bool = True, best: bool = False) -> None:
-        """Copy `state` and write it under the name of its progress, as the best, or both.
+    def save(self, state: Mapping[str, Any], best: bool = False) -> None:
+        """Copy `state` and write it under the name of its progress.
 
         Args:
             state: from `TrainState.state_dict`, with anything else of plain containers and tensors.
-            regular: write the checkpoint that a resume finds first.
-            best: replace the best checkpoint.
+            best: replace the best checkpoint too.
 
         Raises:
             ValueError: the one before could not be written, and the run is to stop then.
         """
         self.wait()
-        self.pending = self.thread.submit(self._write, snapshot(state), regular, best)
+        self.pending = self.thread.submit(self._write, snapshot(state), best)
 
     def wait(self, stop_on_error: bool | None = None) -> None:
         """Return when everything is on the disk.
@@ -165,20 +170,23 @@ class CheckpointWriter:
                 raise ValueError(f"{message}; the same command goes on from there") from error
             logger.error("%s; the run goes on (TRAIN.ON_SAVE_ERROR continue)", message)
 
-    def _write(self, state: dict[str, Any], regular: bool, best: bool) -> None:
+    def _write(self, state: dict[str, Any], best: bool) -> None:
         epochs, steps = divmod(state["step"], state["steps_per_epoch"])
         name = f"checkpoint_epoch_{epochs:05d}" + (f"_step_{steps:06d}" if steps else "") + ".pyth"
-        targets = [checkpoint_dir(self.output_dir) / name] * regular + [best_checkpoint(self.output_dir)] * best
+        regular = checkpoint_dir(self.output_dir) / name
+        # the best first: a run that goes on from the regular one takes the best for written
+        targets = [best_checkpoint(self.output_dir)] * best + [regular]
         for target in targets:
             with atomic_write(target) as file:
                 torch.save(state, file)
         logger.info("saved %s", " and ".join(map(str, targets)))
         if self.keep:
-            for old in list_checkpoints(self.output_dir)[: -self.keep]:
+            # those of more steps are damaged, or this run would have begun there; they must not push out good ones
+            found = [path for path in list_checkpoints(self.output_dir) if _progress(path) <= _progress(regular)]
+            for old in found[: -self.keep]:
                 if not self._is_kept_for_good(old):
                     old.unlink(missing_ok=True)
 
     def _is_kept_for_good(self, path: Path) -> bool:
-        match = _NAME.match(path.name)
-        assert match
-        return bool(self.keep_every) and not match[2] and int(match[1]) % self.keep_every == 0
+        epoch, step = _progress(path)
+        return bool(self.keep_every) and not step and epoch % self.keep_every == 0

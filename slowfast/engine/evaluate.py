@@ -15,6 +15,8 @@ from tqdm import tqdm
 from slowfast.datasets.transforms import Views
 from slowfast.engine import interrupt
 from slowfast.utils import distributed
+from slowfast.utils.distributed import SharedError
+from slowfast.utils.watchdog import progress
 
 
 class ViewEnsemble:
@@ -102,15 +104,17 @@ def evaluate(
         Scores of all videos that could be decoded, and the names of the others; nothing takes their place.
 
     Raises:
-        ValueError: no video could be evaluated, or a score is not a finite number.
-        Interruption: the job was asked to stop; nothing is lost but this evaluation.
+        SharedError: no video could be evaluated, or a score is not a finite number.
+        Interruption: in every process, if one was asked to stop; nothing is lost but this evaluation.
     """
     was_training = model.training
     model.eval()
     bad: list[tuple[str, str]] = []
+    asked = None
     for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
-        if number := interrupt.received():
-            raise interrupt.Interruption(f"{number.name} during {description}, which will start again")
+        progress()
+        if asked := interrupt.received():
+            break
         bad += batch["bad"]
         video = batch["video"]
         clips = video.cut(device) if isinstance(video, Views) else iter(video)
@@ -122,14 +126,16 @@ def evaluate(
                 ensemble.update(model(to_device(together)), label, index, view)
     model.train(was_training)
 
-    mine = (ensemble.scores, ensemble.labels, bad)
-    parts = distributed.all_gather(mine)
+    parts = distributed.all_gather((ensemble.scores, ensemble.labels, bad, asked and asked.name))
+    progress()
+    if names := [part[3] for part in parts if part[3]]:
+        raise interrupt.Interruption(f"{names[0]} during {description}, which will start again")
     scores = {i: row for part in parts for i, row in part[0].items()}
     labels = {i: y for part in parts for i, y in part[1].items()}
     if not scores:
-        raise ValueError("no video could be evaluated: the list is empty or every video failed to decode")
+        raise SharedError("no video could be evaluated: the list is empty or every video failed to decode")
     if not all(np.isfinite(row).all() for row in scores.values()):
-        raise ValueError("the model gives scores that are not finite numbers; its weights are broken")
+        raise SharedError("the model gives scores that are not finite numbers; its weights are broken")
     index = np.array(sorted(scores))
     return Evaluation(
         index=index,

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 from types import FrameType
+from typing import NoReturn
 
 # Exit code of a job that was asked to stop and has saved: sysexits' EX_TEMPFAIL, "start it again".
 EXIT_REQUEUE = 75
+
+# Exit code of a second Ctrl-C: that of a shell.
+EXIT_INTERRUPTED = 130
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -14,15 +21,23 @@ _received: list[signal.Signals] = []
 
 
 class Interruption(Exception):
-    """The job was asked to stop and has saved what it could; the same command goes on from there.
+    """The job was asked to stop; the same command goes on.
 
     Args:
         reason: who asked, for a person.
+        saved: nothing is lost; otherwise all since the last checkpoint may be.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, saved: bool = True) -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.saved = reason, saved
+
+    @property
+    def outlook(self) -> str:
+        """What a person may expect of the same command."""
+        if self.saved:
+            return "everything is saved, the same command goes on from there"
+        return "the same command goes on from the last checkpoint"
 
 
 def listen() -> None:
@@ -45,3 +60,11 @@ def _handle(number: int, _: FrameType | None) -> None:
     _received.append(signal.Signals(number))
     if again:
         raise KeyboardInterrupt
+
+
+def leave() -> NoReturn:
+    """End this process at once: nobody waits for its threads, such as one that writes a checkpoint."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(EXIT_INTERRUPTED)

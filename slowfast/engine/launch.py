@@ -22,7 +22,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config import check_hardware, num_local_processes
 from slowfast.engine import interrupt
-from slowfast.engine.interrupt import EXIT_REQUEUE, Interruption
+from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.engine.preflight import preflight
 from slowfast.engine.setup import prepare_output_dir
 from slowfast.engine.test import test
@@ -39,6 +39,9 @@ GRACE = 10.0
 
 # torchrun's variable: where a process leaves its error, in a folder of its own.
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+# File by which a spawned process says that it was asked to stop and lost something.
+UNSAVED = "unsaved"
 
 
 class JobError(Exception):
@@ -61,7 +64,7 @@ def launch(cfg: CfgNode, init_method: str = "") -> None:
     Raises:
         ValueError: something of the user's is wrong.
         JobError: a spawned process failed or hung; no other is left.
-        Interruption: the job was asked to stop and has saved; the same command goes on.
+        Interruption: the job was asked to stop; the same command goes on.
         AlreadyReported: another process of the job has told the user what is wrong.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -100,10 +103,12 @@ def _process(local_rank: int, cfg: CfgNode, environment: dict[str, str], first_r
         sys.exit(EXIT_REQUEUE)  # it was killed while this one started
     try:
         run(cfg)
-    except Interruption:
+    except Interruption as stop:
+        if not stop.saved:
+            Path(folder, UNSAVED).touch()
         sys.exit(EXIT_REQUEUE)
     except KeyboardInterrupt:
-        sys.exit(130)
+        interrupt.leave()
     except AlreadyReported:
         sys.exit(1)
     except Exception as error:  # the process that started this one tells the user, once
@@ -133,13 +138,14 @@ def _supervise(processes: Sequence[BaseProcess], folder: Path, first_rank: int) 
     _kill(processes)
 
     codes = {first_rank + i: process.exitcode or 0 for i, process in enumerate(processes) if i not in mute}
-    never_began = (-signal.SIGTERM, 130) if told else ()
-    failures = {rank: code for rank, code in codes.items() if code not in (0, EXIT_REQUEUE, *never_began)}
+    out_of_run = (-signal.SIGTERM, EXIT_INTERRUPTED) if told else ()  # SIGTERM: before it listened, or after
+    failures = {rank: code for rank, code in codes.items() if code not in (0, EXIT_REQUEUE, *out_of_run)}
     silent = [first_rank + i for i in sorted(mute)]
     if failures:
         _raise_failure(failures, silent, folder)
     if any(codes.values()):
-        raise Interruption(f"process {min(rank for rank, code in codes.items() if code)} was asked to stop")
+        saved = EXIT_INTERRUPTED not in codes.values() and not (folder / UNSAVED).exists()
+        raise Interruption(f"process {min(rank for rank, code in codes.items() if code)} was asked to stop", saved)
 
 
 def _raise_failure(failures: dict[int, int], silent: list[int], folder: Path) -> None:
@@ -203,7 +209,10 @@ def run(cfg: CfgNode) -> None:
         except Exception as error:
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if several and interrupt.received() and isinstance(error, RuntimeError):
-                raise Interruption("asked to stop, like the other processes, which left first") from error
+                # most likely the others have left; what is saved, this process cannot know
+                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                logger.warning("%s was asked to stop, and failed before it had: %s", distributed.who(), reason)
+                raise Interruption(f"asked to stop, but before that came {reason}", saved=False) from error
             # before the group breaks and the others fail for want of it
             if not report(error):
                 raise AlreadyReported from error

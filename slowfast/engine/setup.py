@@ -17,6 +17,7 @@ from slowfast.config import changed_keys, dump_config, load_config
 from slowfast.datasets.transforms import normalize
 from slowfast.engine.checkpoint import last_checkpoint
 from slowfast.utils import distributed
+from slowfast.utils.distributed import SharedError
 from slowfast.utils.io import write_text
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,8 @@ class BadVideos:
                     known = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
         self.known: dict[str, str] = distributed.broadcast(known)
         self.batches = 0
-        self.new: list[tuple[int, str, str]] = []  # since the last check, in this process: batch, path, reason
+        self.new: list[tuple[int, str, str]] = []  # not yet gathered, of this process: batch, path, reason
+        self.too_many = False
 
     def record(self, bad: Sequence[tuple[str, str]]) -> None:
         """Take note of the (path, reason) pairs of one batch; to be called for every batch."""
@@ -155,14 +157,10 @@ class BadVideos:
         new = [(self.batches, path, reason) for path, reason in bad if path not in self.known]
         self.new += new
         if new and distributed.is_main():
-            self._write([self.new])  # now: the checkpoint that follows may come before the next check
+            self._write([self.new])  # now: the process may be killed before the next check
 
-    def check(self) -> None:
-        """Gather the notes of all processes, write them down and compare with the limit; every process has to call.
-
-        Raises:
-            ValueError: more than DATA.MAX_BAD_SHARE of the list are bad.
-        """
+    def gather(self) -> None:
+        """Put the notes of all processes together and write them down; every process has to call."""
         if not int(distributed.all_reduce_sum(torch.tensor(len(self.new), device=self.device))):
             return
         before = len(self.known)
@@ -170,8 +168,17 @@ class BadVideos:
         self.new = []
         for number, (path, reason) in enumerate(list(self.known.items())[before:], before + 1):
             logger.warning("replaced an undecodable video (%d so far): %s: %s", number, path, reason)
-        if len(self.known) > max(1, self.max_share * self.num_videos):
-            raise ValueError(
+        self.too_many = len(self.known) > max(1, self.max_share * self.num_videos)
+
+    def check(self) -> None:
+        """Gather, and compare with the limit; every process has to call.
+
+        Raises:
+            SharedError: new ones were found, and more than DATA.MAX_BAD_SHARE of the list are bad.
+        """
+        self.gather()
+        if self.too_many:
+            raise SharedError(
                 f"{len(self.known)} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
                 f"{self.max_share}; {self.path} tells why. Repair them, or raise the share"
             )
@@ -185,5 +192,8 @@ class BadVideos:
         if distributed.is_main():
             table = io.StringIO()
             csv.writer(table).writerows(sorted(known.items()))
-            write_text(self.path, table.getvalue())
+            try:
+                write_text(self.path, table.getvalue())
+            except OSError as error:
+                logger.error("%s could not be written: %s", self.path, error)
         return known

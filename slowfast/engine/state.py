@@ -22,7 +22,7 @@ class TrainState:
         model: the unwrapped network.
         step: optimizer steps done.
         epochs_closed: epochs whose end is over too: statistics, validation, checkpoint.
-        nonfinite: how many of the last steps in a row were not finite; not saved, a resume begins before them.
+        nonfinite: how many of the last steps in a row were not finite; they changed nothing.
         best: best validation top-1 so far, in percent; -1 before the first.
     """
 
@@ -48,6 +48,7 @@ class TrainState:
             "step": self.step,
             "epochs_closed": self.epochs_closed,
             "steps_per_epoch": steps_per_epoch,
+            "nonfinite": self.nonfinite,
             "best": self.best,
             "format": FORMAT,
         }
@@ -84,4 +85,5 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema_state"])
         self.meter.load_state_dict(state["meter_state"])
         self.step, self.best = state["step"], state["best"]
+        self.nonfinite = state.get("nonfinite", 0)
         self.epochs_closed = state.get("epochs_closed", self.step // steps_per_epoch)

@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.manifest import Manifest
-from slowfast.engine.checkpoint import best_checkpoint, last_checkpoint
+from slowfast.engine.checkpoint import best_checkpoint, is_whole, resumable_checkpoint
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
@@ -25,6 +25,7 @@ from slowfast.models.weights import load_weights
 from slowfast.utils import distributed
 from slowfast.utils.io import atomic_write, fetch, load_tensors, sha256, write_text
 from slowfast.utils.logging import MetricsLog
+from slowfast.utils.watchdog import progress
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,16 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         local_world_size=local_world_size,
         pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
     )
-    path = find_checkpoint(cfg)
+    progress()
+    # the main process decides for all, and has written the last checkpoint by now
+    path = distributed.on_main(lambda: find_checkpoint(cfg))
+    progress()
     checkpoint = load_tensors(path)
     model = build_model(cfg)
     names = loader.dataset.manifest.class_names  # pyright: ignore
     logger.info("testing %s: %s", path, load_weights(model, checkpoint, class_names=names))
     place(model, device)
+    progress()
 
     evaluation = evaluate(
         model,
@@ -68,7 +73,8 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     metrics = evaluation.metrics()
     names = names or checkpoint.get("class_names")
     folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
-    if distributed.is_main():
+
+    def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
         logger.info(
@@ -78,6 +84,10 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
             f" ({metrics['num_skipped']} undecodable ones left out)" if metrics["num_skipped"] else "", folder,
         )  # fmt: skip
+
+    progress()
+    distributed.on_main(publish)  # nobody leaves before: a launcher would take it for the end of the job
+    progress()
     if evaluation.bad and not cfg.TEST.SKIP_BAD:
         first = "".join(f"\n  {path}: {reason}" for path, reason in evaluation.bad[:3])
         raise ValueError(
@@ -99,15 +109,21 @@ def find_checkpoint(cfg: CfgNode) -> str:
     """TEST.CHECKPOINT_FILE_PATH, else the best (TEST.TEST_BEST) or last one of OUTPUT_DIR, else TRAIN's start.
 
     Raises:
-        ValueError: there is none; random weights are never tested.
+        ValueError: there is none, or the best one is damaged; random weights are never tested.
     """
     if cfg.TEST.CHECKPOINT_FILE_PATH:
         return cfg.TEST.CHECKPOINT_FILE_PATH
     best = best_checkpoint(cfg.OUTPUT_DIR)
-    if cfg.TEST.TEST_BEST and not best.is_file():
+    if cfg.TEST.TEST_BEST and best.is_file():
+        if not is_whole(best):
+            raise ValueError(
+                f"{best} is torn or damaged; test the last checkpoint with TEST.TEST_BEST False, or another one with "
+                "TEST.CHECKPOINT_FILE_PATH"
+            )
+        return str(best)
+    if cfg.TEST.TEST_BEST:
         logger.warning("TEST.TEST_BEST is True, but there is no %s; testing the last checkpoint", best)
-    found = best if cfg.TEST.TEST_BEST and best.is_file() else last_checkpoint(cfg.OUTPUT_DIR)
-    path = str(found or cfg.TRAIN.CHECKPOINT_FILE_PATH)
+    path = str(resumable_checkpoint(cfg.OUTPUT_DIR) or cfg.TRAIN.CHECKPOINT_FILE_PATH)
     if not path:
         raise ValueError(
             f"no checkpoint to test: TEST.CHECKPOINT_FILE_PATH is empty and {cfg.OUTPUT_DIR}/checkpoints holds none; "

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,16 @@ from slowfast.engine.tensorboard import TensorBoard
 from slowfast.models.build import build_model, initialize
 from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set_learning_rate
 from slowfast.utils import distributed
+from slowfast.utils.distributed import SharedError
 from slowfast.utils.io import atomic_write, load_tensors
 from slowfast.utils.logging import MetricsLog
 from slowfast.utils.profiling import count_parameters, peak_memory_gib
 from slowfast.utils.rng import random_state_for, rng_for
+from slowfast.utils.watchdog import progress
 
 logger = logging.getLogger(__name__)
 
-DUMPS = 3  # batches kept of steps in a row that are not finite
+DUMPS = 3  # batches kept by each process of steps that are not finite
 
 
 @dataclass
@@ -73,7 +75,9 @@ def train(cfg: CfgNode) -> None:
 
     Raises:
         ValueError: data, weights or an output folder that do not belong to this configuration.
+        Interruption: in every process, if one was asked to stop; all is saved.
     """
+    progress()
     device = distributed.device(cfg.NUM_GPUS)
     torch.manual_seed(cfg.RNG_SEED)
 
@@ -81,6 +85,7 @@ def train(cfg: CfgNode) -> None:
     train_loader, val_loader = _loader(cfg, "train", device), _loader(cfg, "val", device)
     if cfg.TEST.ENABLE and distributed.is_main():
         build_loader(cfg, "test")  # a fault of the test list shows now, not after days of training
+        progress()
     num_videos = len(train_loader.dataset)  # pyright: ignore[reportArgumentType]
     steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
     if steps_per_epoch == 0:
@@ -90,8 +95,10 @@ def train(cfg: CfgNode) -> None:
         )
 
     # the main process decides for all: the machines of a job need not see the same disk
-    look = cfg.TRAIN.AUTO_RESUME and distributed.is_main()
-    resume_from = distributed.broadcast(resumable_checkpoint(cfg.OUTPUT_DIR) if look else None)
+    resume_from = None
+    if cfg.TRAIN.AUTO_RESUME:
+        resume_from = distributed.on_main(lambda: resumable_checkpoint(cfg.OUTPUT_DIR))
+    progress()
     if resume_from is None:
         initialize(model, cfg, train_loader.dataset.manifest.class_names)  # pyright: ignore
     place(model, device)
@@ -110,9 +117,11 @@ def train(cfg: CfgNode) -> None:
     state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
     if resume_from is not None:
         checkpoint = load_tensors(resume_from)
+        _check_classes(cfg, checkpoint.get("class_names"), train_loader.dataset.manifest.class_names)  # pyright: ignore
         state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         _log_what_changed(checkpoint.get("world", {}), world(cfg))
+        progress()
 
     network = model
     if distributed.world_size() > 1:
@@ -148,19 +157,34 @@ def train(cfg: CfgNode) -> None:
 
     quiet = None if main else True  # None: a bar on a terminal only
     with run.writer, run.board, tqdm(total=run.last_step, initial=state.step, desc="train", disable=quiet) as bar:
-        while True:
-            if state.epochs_closed < state.step // steps_per_epoch:
-                close_epoch(state, run, train_loader, val_loader)
-            if state.step >= run.last_step:
-                break
-            interrupted = train_epoch(state, run, train_loader, bar)
-            within_epoch = state.step % steps_per_epoch > 0
-            if interrupted or (state.step == run.last_step and within_epoch):
-                save(state, run, train_loader)
-            if interrupted:
-                run.writer.wait(stop_on_error=True)
-                raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
-        run.writer.wait(stop_on_error=True)
+        try:
+            while True:
+                if state.epochs_closed < state.step // steps_per_epoch:
+                    close_epoch(state, run, train_loader, val_loader)
+                if state.step >= run.last_step:
+                    break
+                interrupted = train_epoch(state, run, train_loader, bar)
+                within_epoch = state.step % steps_per_epoch > 0
+                if interrupted or (state.step == run.last_step and within_epoch):
+                    save(state, run, train_loader, anyway=True)
+                if interrupted:
+                    raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
+        except (interrupt.Interruption, SharedError) as end:
+            wait_for_all(run, stop_on_error=isinstance(end, interrupt.Interruption))
+            raise
+        wait_for_all(run, stop_on_error=True)
+
+
+def wait_for_all(run: Run, stop_on_error: bool) -> None:
+    """Wait until every process is here and the last checkpoint is written; a launcher may kill those that stay longer
+    than the first one.
+
+    Raises:
+        ValueError: in every process, if it could not be written and `stop_on_error` is True.
+    """
+    distributed.barrier()
+    distributed.on_main(lambda: run.writer.wait(stop_on_error=stop_on_error))
+    progress()
 
 
 def train_epoch(state: TrainState, run: Run, loader: DataLoader, bar: tqdm) -> bool:
@@ -209,7 +233,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     """One optimizer step over the micro-batches; one that is not finite changes nothing but the step count.
 
     Raises:
-        ValueError: the loss or the gradient is not finite, and the configuration says stop.
+        SharedError: the loss or the gradient is not finite, and the configuration says stop.
     """
     cfg = run.cfg
     accumulation = cfg.SOLVER.ACCUMULATION_STEPS
@@ -221,6 +245,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
         started = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - started
+        progress()
         run.bad.record(batch["bad"])
         used.append(batch)
 
@@ -253,14 +278,16 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     losses = torch.stack([loss for loss, *_ in results])
     # the only time a step waits for the device: all processes agree on what to do
     broken, stop, save_now, grad_norm = _agree(losses, norm, run)
-    scaling = state.scaler.is_enabled()  # a gradient beyond float16 is its everyday business
-    finite = not broken and (scaling or math.isfinite(grad_norm))
-    if finite or scaling:
+    finite = not broken and math.isfinite(grad_norm)
+    if finite:
         state.scaler.step(state.optimizer)
+        state.nonfinite = 0
+    if finite or state.scaler.is_enabled():
         state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    if finite:
-        state.nonfinite = 0
+    # a gradient beyond float16 is everyday business as long as there is a scale to lower
+    overflow = not finite and not broken and state.scaler.is_enabled() and state.scaler.get_scale() >= 1
+    if finite or overflow:
         for result in results:
             state.meter.update(*result)
         if state.ema:
@@ -290,12 +317,13 @@ def report_nonfinite(
     """Keep the batch of a step that was not finite, and stop when there were too many.
 
     Raises:
-        ValueError: TRAIN.NONFINITE is stop, or too many steps in a row.
+        SharedError: TRAIN.NONFINITE is stop, or too many steps in a row.
     """
     cfg = run.cfg
-    path = Path(cfg.OUTPUT_DIR) / "nonfinite" / f"step_{state.step:06d}_rank_{distributed.rank()}.pth"
+    mine = f"rank_{distributed.rank()}.pth"
+    path = Path(cfg.OUTPUT_DIR) / "nonfinite" / f"step_{state.step:06d}_{mine}"
     try:
-        if state.nonfinite <= DUMPS:
+        if len(list(path.parent.glob(f"step_*_{mine}"))) < DUMPS:
             entries = {"step": state.step, "losses": losses, "grad_norm": grad_norm, "cfg": cfg.dump()}
             with atomic_write(path) as file:
                 torch.save({**entries, "batches": batches}, file)
@@ -303,9 +331,9 @@ def report_nonfinite(
         logger.error("%s could not be written: %s", path, error)
     what = f"loss {sum(losses) / len(losses)}, gradient norm {grad_norm} at step {state.step}"
     if cfg.TRAIN.NONFINITE == "stop" or state.nonfinite >= cfg.TRAIN.MAX_NONFINITE:
-        raise ValueError(
+        raise SharedError(
             f"{what}: {state.nonfinite} steps in a row were not finite (TRAIN.NONFINITE {cfg.TRAIN.NONFINITE}, "
-            f"TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); no checkpoint was written since they began, the batches "
+            f"TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); they changed nothing, and the first such batches "
             f"are in {path.parent}. Go on with TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False, or start again "
             "with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
         )
@@ -338,17 +366,34 @@ def close_epoch(state: TrainState, run: Run, train_loader: DataLoader, val_loade
     last = state.step == run.last_step
     validated = epoch % run.cfg.TRAIN.EVAL_PERIOD == 0 or last
     if validated:
-        save(state, run, train_loader)  # validation takes its time; whoever is stopped meanwhile goes on from here
-    finish_epoch(state, run, train_loader)
-    best = validated and validate(state, run, val_loader)
+        save(state, run, train_loader)  # validation takes its time; whoever is killed meanwhile goes on from here
+    models = [state.model, state.ema.module] if state.ema else [state.model]
+    buffers = [buffer.clone() for model in models for buffer in model.buffers()]
+    means = state.meter.state_dict()
+    try:
+        finish_epoch(state, run, train_loader)
+        best = validated and validate(state, run, val_loader)
+    except interrupt.Interruption:
+        # the next attempt does all of this again, from what was
+        for buffer, before in zip((b for model in models for b in model.buffers()), buffers, strict=True):
+            buffer.copy_(before)
+        state.meter.load_state_dict(means)
+        if not validated or state.nonfinite:  # otherwise it is saved already
+            save(state, run, train_loader, anyway=True)
+        raise
     state.epochs_closed = epoch
     # a best checkpoint without one to resume from would be overwritten by the next attempt
     if validated or epoch % run.cfg.TRAIN.CHECKPOINT_PERIOD == 0:
-        save(state, run, train_loader, best=best, proven=validated)
+        save(state, run, train_loader, best=best, anyway=validated)
 
 
 def finish_epoch(state: TrainState, run: Run, loader: DataLoader) -> None:
-    """Log the epoch's means; make every process's BatchNorm statistics the same, recomputed precisely when asked."""
+    """Log the epoch's means; make every process's BatchNorm statistics the same, recomputed precisely when asked.
+
+    Raises:
+        SharedError: too many videos are bad.
+        Interruption: in every process, if one was asked to stop.
+    """
     values = state.meter.epoch_values()
     epoch = state.step // run.steps_per_epoch
     logger.info("epoch %d done: loss %.4f  top1 %.2f", epoch, values["loss"], values["top1"])
@@ -358,11 +403,27 @@ def finish_epoch(state: TrainState, run: Run, loader: DataLoader) -> None:
     for model in models:
         if run.cfg.BN.USE_PRECISE_STATS and not run.cfg.MODEL.FROZEN_BN:
             loader.batch_sampler.set_position(epoch, 0)  # pyright: ignore
-            clips = (run.to_device(batch["video"]) for batch in loader)
+            where = (run.cfg.RNG_SEED, epoch, distributed.rank())
+            torch.manual_seed(int(rng_for("precise", *where).integers(2**62)))  # dropout and drop path
+            clips = clips_until_stopped(run, loader)
             update_bn_stats(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
         if distributed.world_size() > 1:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
+
+
+def clips_until_stopped(run: Run, loader: DataLoader) -> Iterator[Tensor]:
+    """Yield the clips of every batch, on the device.
+
+    Raises:
+        Interruption: in every process, before the same batch, if one was asked to stop.
+    """
+    for batch in loader:
+        progress()
+        asked = torch.tensor(float(interrupt.received() is not None), device=run.device)
+        if distributed.all_reduce_max(asked) > 0:
+            raise interrupt.Interruption("asked to stop during the BatchNorm statistics, which will start again")
+        yield run.to_device(batch["video"])
 
 
 def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
@@ -393,21 +454,28 @@ def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
     return best
 
 
-def save(state: TrainState, run: Run, loader: DataLoader, best: bool = False, proven: bool = False) -> None:
+def save(state: TrainState, run: Run, loader: DataLoader, best: bool = False, anyway: bool = False) -> None:
     """Write a checkpoint, also as the best if it is; every process takes part, the main one writes.
 
     Args:
-        proven: a validation has shown that the weights are sound; otherwise none is written while steps fail.
+        anyway: also while steps fail, which otherwise leave the good checkpoints alone: the run ends, or a validation
+            has shown that the weights are sound.
+
+    Raises:
+        SharedError: more videos are bad than may be, while the checkpoint is on its way; or the one before could not be
+            written, and the run is to stop then.
     """
     run.saved = time.monotonic()
-    if state.nonfinite and not proven:
+    if state.nonfinite and not anyway:
         logger.warning("no checkpoint now: the last %d steps were not finite", state.nonfinite)
         return
     content = state.state_dict(run.steps_per_epoch)
     names = loader.dataset.manifest.class_names  # pyright: ignore
     content |= {"cfg": run.cfg.dump(), "class_names": names, "world": world(run.cfg)}
-    if distributed.is_main():
-        run.writer.save(content, best=best)
+    run.bad.gather()  # a resume reads them from the disk, and knows nothing of the steps before
+    distributed.on_main(lambda: run.writer.save(content, best=best))
+    progress()
+    run.bad.check()
 
 
 def world(cfg: CfgNode) -> dict[str, Any]:
@@ -418,6 +486,19 @@ def world(cfg: CfgNode) -> dict[str, Any]:
         "workers": cfg.DATA_LOADER.NUM_WORKERS,
         "torch": str(torch.__version__),
     }
+
+
+def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str] | None) -> None:
+    """Raise ValueError if labels mean other classes than when the checkpoint was written, as far as names tell."""
+    if not before or not now or list(before) == list(now):
+        return
+    at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
+    there, here = (repr(names[at]) if at < len(names) else "missing" for names in (before, now))
+    raise ValueError(
+        f"the checkpoints in OUTPUT_DIR {cfg.OUTPUT_DIR} were trained on other classes: class {at} is {there} there "
+        f"and {here} here. Undo the change of class_names.txt and of the labels, or start a new run in another "
+        "OUTPUT_DIR (TRAIN.CHECKPOINT_FILE_PATH with MODEL.HEAD_ROWS names takes over the classes by their names)"
+    )
 
 
 def _log_what_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -440,7 +521,7 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def _loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
-    return build_loader(
+    loader = build_loader(
         cfg,
         split,
         rank=distributed.rank(),
@@ -448,6 +529,9 @@ def _loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
         local_world_size=distributed.local_world_size(),
         pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
     )
+    distributed.barrier()  # the main process has looked for every file of the list meanwhile
+    progress()
+    return loader
 
 
 def _build_mixup(cfg: CfgNode) -> MixUp | None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class SharedError(ValueError):
+    """A fault of the user's that every process of the group raises, so that they can leave together."""
 
 
 def init_process_group(backend: str, device: torch.device, timeout: float = 1800.0) -> None:
@@ -100,6 +105,28 @@ def broadcast(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def on_main(function: Callable[[], Any]) -> Any:
+    """Call `function` in the main process only; every process waits for it and returns its picklable value.
+
+    Raises:
+        SharedError: it raised a ValueError.
+        Exception: what else it raised; in the other processes a RuntimeError.
+    """
+    value, error, told = None, None, None
+    if is_main():
+        try:
+            value = function()
+        except Exception as caught:
+            error, told = caught, (isinstance(caught, ValueError), str(caught))
+    value, told = broadcast((value, told))
+    if told is None:
+        return value
+    by_user, message = told
+    if by_user:
+        raise SharedError(message) from error
+    raise error or RuntimeError(f"the main process failed: {message}")
 
 
 def device(num_gpus: int) -> torch.device:

@@ -65,19 +65,24 @@ class MetricsLog:
     def __init__(self, output_dir: str | os.PathLike, enabled: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"
         self.enabled = enabled
-        if enabled and self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write("\n")  # the last process was killed in the middle of a line
+        try:
+            if enabled and self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+                self._append("\n")  # the last process was killed in the middle of a line
+        except OSError as error:
+            logging.getLogger(__name__).error("%s cannot be written: %s", self.path, error)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append a record; `kind` is "start", "train", "nonfinite", "epoch", "val" or "test"."""
         if not self.enabled:
             return
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._append(json.dumps({"kind": kind, **values}) + "\n")
         except OSError as error:
             logging.getLogger(__name__).error("a line of %s is lost: %s", self.path, error)
+
+    def _append(self, text: str) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

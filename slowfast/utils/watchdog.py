@@ -55,6 +55,15 @@ def watch(seconds: float, path: str | os.PathLike) -> None:
     faulthandler.dump_traceback_later(seconds + LAST_RESORT, exit=True, file=sys.__stderr__ or 2)
 
 
+def progress() -> None:
+    """Renew the promise of `watch`, if there is one; cheap enough for every batch."""
+    if _watchdog is None or _watchdog.pid != os.getpid() or _watchdog.order is None:
+        return
+    deadline, seconds, path = _watchdog.order
+    if time.monotonic() - (deadline - seconds) >= min(1.0, seconds / 10):
+        watch(seconds, path)
+
+
 def unwatch() -> None:
     """The promise of `watch` no longer holds."""
     if _watchdog:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -63,6 +64,19 @@ def test_a_resumed_run_goes_on_counting_and_a_fresh_one_does_not(make_cfg, tmp_p
     assert "(6 so far): 5.mp4: torn" in caplog.text
     BadVideos(make_cfg(), 10, CPU, resumed=False)
     assert not (tmp_path / "bad_videos.csv").exists()
+
+
+def test_a_full_disk_costs_the_list_and_not_the_run(make_cfg, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+    bad = BadVideos(make_cfg(), 10, CPU, resumed=False)
+    bad.path = tmp_path / "file" / "bad_videos.csv"
+    (tmp_path / "file").touch()
+    bad.record([("a.mp4", "torn")])
+    bad.check()
+    assert "bad_videos.csv could not be written" in caplog.text and bad.known == {"a.mp4": "torn"}
+    (tmp_path / "file").unlink()
+    bad.record([("b.mp4", "torn")])
+    assert table(tmp_path / "file") == [["a.mp4", "torn"], ["b.mp4", "torn"]]
 
 
 def test_names_that_are_not_utf8_survive_a_resume(make_cfg, tmp_path):

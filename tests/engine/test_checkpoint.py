@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from slowfast.engine import checkpoint
 from slowfast.engine.checkpoint import (
     CheckpointWriter,
     best_checkpoint,
     checkpoint_dir,
+    is_whole,
     last_checkpoint,
     list_checkpoints,
     resumable_checkpoint,
@@ -53,6 +56,71 @@ def test_order_best_and_pruning(tmp_path):
 def test_those_of_every_other_epoch_stay(tmp_path):
     save(tmp_path, 5, 10, 20, 25, 30, 40, 50, keep=1, keep_every=2)
     assert names(tmp_path) == [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (2, 4, 5)]
+
+
+def test_damaged_ones_of_more_steps_push_out_nothing(tmp_path):
+    save(tmp_path, 10)
+    damaged = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00003.pyth"
+    damaged.write_bytes(b"damaged")
+    save(tmp_path, 15, 20, keep=1)
+    assert names(tmp_path) == ["checkpoint_epoch_00002.pyth", "checkpoint_epoch_00003.pyth"]
+    assert resumable_checkpoint(str(tmp_path)) == damaged.with_name("checkpoint_epoch_00002.pyth")
+    save(tmp_path, 40, keep=1)  # the run has passed it
+    assert names(tmp_path) == ["checkpoint_epoch_00004.pyth"]
+
+
+def test_the_best_is_written_first(tmp_path, monkeypatch):
+    """What is killed between the two files, or has no room for the second, has lost nothing."""
+
+    def full(path: Path):
+        if path.name != "best.pyth":
+            raise OSError("No space left on device")
+        return atomic_write(path)
+
+    monkeypatch.setattr(checkpoint, "atomic_write", full)
+    with pytest.raises(ValueError, match="No space left"), CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(state(10), best=True)
+    assert resumable_checkpoint(str(tmp_path)) == best_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
+def test_any_damage_is_damage(offset, value, tmp_path):
+    save(tmp_path, 10, 20)
+    path = list_checkpoints(str(tmp_path))[-1]
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + offset] = value  # of the first entry of the list of contents
+    path.write_bytes(content)
+    assert not is_whole(path)
+    assert resumable_checkpoint(str(tmp_path)) == list_checkpoints(str(tmp_path))[0]
+
+
+def test_a_step_that_cannot_be_told_is_damage(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+
+    def load(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        resumable_checkpoint(str(tmp_path))
+
+
+def test_a_second_interrupt_waits_for_no_disk(tmp_path, monkeypatch):
+    begun, room = threading.Event(), threading.Event()
+
+    def write(*_):
+        begun.set()
+        assert room.wait(60)
+
+    monkeypatch.setattr(CheckpointWriter, "_write", write)
+    with pytest.raises(KeyboardInterrupt), CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(state(10))
+        assert begun.wait(60)
+        pending = writer.pending
+        raise KeyboardInterrupt
+    assert pending and not pending.done()
+    room.set()
+    pending.result(60)
 
 
 def test_what_is_written_is_the_moment_of_the_call(tmp_path):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from slowfast.engine import evaluate as module
+from slowfast.engine import interrupt
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
 
@@ -99,6 +102,32 @@ def test_evaluate_splits_batches_and_restores_the_mode():
 def test_nothing_to_evaluate():
     with pytest.raises(ValueError, match="no video could be evaluated"):
         evaluate(torch.nn.Identity(), [], lambda v: v, CPU, ViewEnsemble("sum", False), 1, "")
+
+
+def batches(count: int):
+    for n in range(count):
+        yield {"video": torch.randn(1, 3), "label": torch.tensor([0]), "index": torch.tensor([n]),
+               "view": torch.tensor([0]), "bad": []}  # fmt: skip
+
+
+def test_every_batch_is_progress(monkeypatch):
+    calls = []
+    monkeypatch.setattr(module, "progress", lambda: calls.append(1))
+    evaluate(torch.nn.Identity(), batches(5), lambda v: v, CPU, ViewEnsemble("sum", False), 1, "")
+    assert len(calls) >= 5
+
+
+def test_a_request_to_stop_ends_an_evaluation(monkeypatch):
+    monkeypatch.setattr(interrupt, "_received", [])
+    ensemble, model = ViewEnsemble("sum", False), torch.nn.Identity().train()
+
+    def ask(video: torch.Tensor) -> torch.Tensor:
+        interrupt._received.append(signal.SIGUSR2)
+        return video
+
+    with pytest.raises(interrupt.Interruption, match="SIGUSR2 during a test, which will start again"):
+        evaluate(model, batches(5), ask, CPU, ensemble, 1, "a test")
+    assert len(ensemble.scores) == 1 and model.training
 
 
 def test_train_meter_means_and_state():

@@ -10,11 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import run_net as program
 
+from slowfast.config import get_cfg
+from slowfast.engine import interrupt, launch
 from slowfast.engine.checkpoint import last_checkpoint
-from slowfast.engine.interrupt import EXIT_REQUEUE
+from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.utils.io import load_tensors
 from slowfast.utils.watchdog import EXIT_HUNG
 
@@ -115,7 +119,7 @@ def test_signals_save_and_a_second_ctrl_c_leaves(start, tmp_path):
     os.kill(job.process.pid, signal.SIGINT)
     time.sleep(0.5)
     os.kill(job.process.pid, signal.SIGINT)
-    assert job.ends() == 130
+    assert job.ends() == EXIT_INTERRUPTED
 
 
 @pytest.mark.slow
@@ -141,6 +145,15 @@ def test_hung_processes(start, tmp_path):
     assert re.search(r"error: rank 0 on \S+ made no progress for 45 s .* it is in \w+ at .*\.py:\d+", job.text())
     assert "process 1 did not even answer" in job.text()
     assert "in train_step" in (tmp_path / "out" / "hang_rank0.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_training_may_last_longer_than_the_timeout(start):
+    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.1).trains()
+    time.sleep(9)
+    assert job.process.poll() is None, job.text()
+    os.kill(job.process.pid, signal.SIGTERM)
+    assert job.ends() == EXIT_REQUEUE
 
 
 @pytest.mark.slow
@@ -172,9 +185,10 @@ def test_watchdog_tells_where_a_process_is(held, tmp_path):
 
 def test_watchdog_that_is_fed_or_sent_away(tmp_path):
     program = (
-        "import time\nfrom slowfast.utils.watchdog import unwatch, watch\n"
-        f"for _ in range(4):\n    watch(6, {str(tmp_path / 'hang.txt')!r})\n    time.sleep(2)\n"
-        "unwatch()\ntime.sleep(7)\n"
+        "import time\nfrom slowfast.utils.watchdog import progress, unwatch, watch\n"
+        f"progress()\nwatch(3, {str(tmp_path / 'hang.txt')!r})\n"
+        "for _ in range(5):\n    time.sleep(1)\n    progress()\n"
+        "unwatch()\nprogress()\ntime.sleep(4)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=50)
     assert not (tmp_path / "hang.txt").exists()
@@ -211,3 +225,47 @@ def test_show_into_a_closed_pipe(experiment):
     command = f"{sys.executable} {RUN_NET} --cfg {experiment} --show | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.startswith("NUM_GPUS: 0")
+
+
+def test_a_failure_on_the_way_out_does_not_claim_to_have_saved(monkeypatch, capsys):
+    def fail(_):
+        interrupt._received.append(signal.SIGTERM)
+        raise RuntimeError("connection closed by peer\nmany more lines")
+
+    cfg = get_cfg()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "_join_and_run", fail)
+    with pytest.raises(Interruption, match=r"RuntimeError: connection closed by peer$"):
+        launch.run(cfg)
+    monkeypatch.setenv("RANK", "0")
+    assert program.run_job(cfg, "") == EXIT_REQUEUE
+    message = capsys.readouterr().err
+    assert "is saved" not in message and "goes on from the last checkpoint" in message
+
+
+@pytest.mark.parametrize(("codes", "said"), [((75, -15), False), ((75, 75), True), ((75, 130), False)])
+def test_what_spawned_processes_saved(codes, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM])
+    asked: list[int] = []
+
+    def process(code: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            is_alive=lambda: not asked, terminate=lambda: asked.append(code), exitcode=code, sentinel=0
+        )
+
+    monkeypatch.setattr(launch, "wait", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "_kill", lambda *_: None)
+    if said:
+        (tmp_path / launch.UNSAVED).touch()
+    with pytest.raises(Interruption) as stop:
+        launch._supervise([process(code) for code in codes], tmp_path, 0)  # pyright: ignore
+    assert stop.value.saved is (codes == (75, -15))
+
+
+def test_curves_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n')
+    (tmp_path / "curves.png").mkdir()
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    program.draw_curves(cfg)
+    assert "the curves could not be drawn" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,16 @@ import torch
 from torture import differences, result, torture
 
 from slowfast.config import load_config
+from slowfast.datasets.build import build_loader
+from slowfast.engine import interrupt, train
 from slowfast.engine.checkpoint import CheckpointWriter, list_checkpoints, snapshot
 from slowfast.engine.ema import ModelEma
+from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.setup import BadVideos, clip_mover
 from slowfast.engine.state import TrainState
 from slowfast.engine.tensorboard import TensorBoard
-from slowfast.engine.train import Run, train_step
+from slowfast.engine.train import DUMPS, Run, close_epoch, finish_epoch, save, train_step
 from slowfast.models.build import build_model
 from slowfast.optim.build import build_loss, build_optimizer, set_learning_rate
 from slowfast.utils.io import load_tensors
@@ -30,12 +33,11 @@ from slowfast.utils.logging import MetricsLog, read_metrics
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-EXIT_REQUEUE = 75
 LONG = ("SOLVER.MAX_EPOCH", "40", "TRAIN.EVAL_PERIOD", "5", "TRAIN.CHECKPOINT_PERIOD", "100", "TEST.ENABLE", "False")
 
 
-def begin(config: Path, *overrides: object) -> subprocess.Popen:
-    command = [sys.executable, "tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
+def begin(config: Path, *overrides: object, program: Sequence[str] = ("tools/run_net.py",)) -> subprocess.Popen:
+    command = [sys.executable, *program, "--cfg", str(config), *map(str, overrides)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -86,15 +88,39 @@ def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
     assert differences(result(tmp_path / "undisturbed"), result(tmp_path / "out")) == []
 
 
+STUCK_DISK = """
+import runpy, threading, time
+from slowfast.engine import interrupt
+from slowfast.engine.checkpoint import CheckpointWriter
+
+def write(*_):
+    print("writing", flush=True)
+    time.sleep(600)
+
+def tell():
+    while not interrupt.received():
+        time.sleep(0.01)
+    print("heard", flush=True)
+
+CheckpointWriter._write = write
+threading.Thread(target=tell, daemon=True).start()
+runpy.run_path("tools/run_net.py", run_name="__main__")
+"""
+
+
 def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
-    process = begin(experiment, *LONG, "DATA_LOADER.NUM_WORKERS", 2)
-    wait_for(lambda: steps(tmp_path / "out") >= 2, process)
-    os.kill(process.pid, signal.SIGSTOP)  # so that both arrive within one step
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (130, EXIT_REQUEUE) and members(process.pid) == []
+    """While a disk hangs, on which the first interrupt waits for its checkpoint."""
+    options = (*LONG, "DATA_LOADER.NUM_WORKERS", "2", "TRAIN.CHECKPOINT_MINUTES", "1e-6")
+    process = begin(experiment, *options, program=("-c", STUCK_DISK))
+    for word in ("writing", "heard"):
+        assert process.stdout
+        while process.stdout.readline() != f"{word}\n":
+            assert process.poll() is None, process.communicate()
+        os.kill(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED and time.monotonic() < begun + 20, out + err
+    assert "goes on from the last checkpoint" in err and "Traceback" not in err and members(process.pid) == []
 
 
 def test_a_killed_worker_is_named_and_nothing_is_left(experiment, tmp_path):
@@ -154,7 +180,10 @@ def test_a_step_split_in_another_way_goes_on(experiment, run_net, tmp_path):
 @pytest.fixture
 def training(experiment, tmp_path):
     """State and run of a training that takes its batches from a test."""
-    cfg = load_config(str(experiment), ["TRAIN.MAX_NONFINITE", "3", "EMA.ENABLE", "True"])
+    changes = ("TRAIN.MAX_NONFINITE", 3, "EMA.ENABLE", True, "BN.USE_PRECISE_STATS", True, "BN.NUM_BATCHES_PRECISE", 2,
+               "UNIFORMER.DROP_DEPTH_RATE", 0.5)  # fmt: skip
+    cfg = load_config(str(experiment), [str(value) for value in changes])
+    (tmp_path / "out").mkdir()
     device = torch.device("cpu")
     model = build_model(cfg)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -168,24 +197,149 @@ def training(experiment, tmp_path):
     return state, run
 
 
-def test_a_step_that_is_not_finite_changes_nothing(training, tmp_path):
-    state, run = training
-    (tmp_path / "out").mkdir()
+@pytest.fixture
+def good() -> dict:
+    """A batch."""
     video = torch.rand(4, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
-    good = {"video": video, "label": torch.arange(4), "index": torch.arange(4), "view": torch.zeros(4), "bad": []}
-    poisoned = {**good, "video": video.clone().index_fill_(0, torch.tensor([2]), torch.inf)}
+    return {"video": video, "label": torch.arange(4), "index": torch.arange(4), "view": torch.zeros(4), "bad": []}
+
+
+@pytest.mark.parametrize("scaling", [False, True])
+def test_a_step_that_is_not_finite_changes_nothing(scaling, training, good, tmp_path):
+    state, run = training
+    state.scaler = torch.amp.GradScaler("cpu", enabled=scaling, init_scale=1024.0)
+    poisoned = {**good, "video": good["video"].clone().index_fill_(0, torch.tensor([2]), torch.inf)}
     set_learning_rate(state.optimizer, 1e-3)
     train_step(state, run, iter([good]))
-    before = snapshot(state.state_dict(6))
-    for row in (1, 2):
-        outcome = train_step(state, run, iter([poisoned]))
-        assert not math.isfinite(outcome.grad_norm) and state.nonfinite == row
-        assert differences(before, state.state_dict(6)) == []
+
+    def content() -> dict:
+        counted = ("nonfinite", "scaler_state")
+        return {key: value for key, value in state.state_dict(6).items() if key not in counted}
+
+    before = snapshot(content())
+    outcome = train_step(state, run, iter([poisoned]))
+    assert not math.isfinite(outcome.grad_norm) and state.nonfinite == 1
+    assert differences(before, content()) == []
     dump = load_tensors(tmp_path / "out" / "nonfinite" / "step_000000_rank_0.pth")
     assert torch.equal(dump["batches"][0]["video"], poisoned["video"]) and "NUM_CLASSES: 8" in dump["cfg"]
+    loss, run.loss = run.loss, lambda logits, target: loss(logits, target) + math.inf
+    outcome = train_step(state, run, iter([good]))
+    assert math.isfinite(outcome.grad_norm) and state.nonfinite == 2
+    assert differences(before, content()) == []
+    run.loss = loss
     train_step(state, run, iter([good]))
-    assert state.nonfinite == 0 and differences(before, state.state_dict(6)) != []
+    assert state.nonfinite == 0 and differences(before, content()) != []
     for _ in range(2):
         train_step(state, run, iter([poisoned]))
     with pytest.raises(ValueError, match=r"3 steps in a row.*SOLVER\.BASE_LR"):
         train_step(state, run, iter([poisoned]))
+
+
+def test_gradients_beyond_float16_are_no_fault_until_there_is_no_scale_to_lower(training, good):
+    state, run = training
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    loss = run.loss
+
+    def with_nan_gradient(logits, target):
+        return loss(logits, target) + 0 * torch.sqrt(logits.sum() - logits.sum().detach())
+
+    run.loss = with_nan_gradient
+    counts = []
+    for _ in range(4):
+        outcome = train_step(state, run, iter([good]))
+        assert math.isnan(outcome.grad_norm)
+        counts.append((state.scaler.get_scale(), state.nonfinite))
+    assert counts == [(2.0, 0), (1.0, 0), (0.5, 1), (0.25, 2)]
+    with pytest.raises(ValueError, match="3 steps in a row"):
+        train_step(state, run, iter([good]))
+
+
+def test_batches_of_few_steps_that_are_not_finite_are_kept(training, good, tmp_path):
+    state, run = training
+    loss = run.loss
+    for state.step in range(2 * DUMPS):
+        run.loss = lambda logits, target: loss(logits, target) * math.nan
+        train_step(state, run, iter([good]))
+        run.loss = loss
+        train_step(state, run, iter([good]))
+    assert len(list((tmp_path / "out" / "nonfinite").iterdir())) == DUMPS
+
+
+def test_every_batch_of_a_step_is_progress(training, good, monkeypatch):
+    state, run = training
+    calls = []
+    monkeypatch.setattr(train, "progress", lambda: calls.append(1))
+    run.cfg = run.cfg.clone()
+    run.cfg.defrost()
+    run.cfg.SOLVER.ACCUMULATION_STEPS = 3
+    train_step(state, run, iter([good] * 3))
+    assert len(calls) == 3
+
+
+@pytest.fixture
+def loaders(training):
+    return [build_loader(training[1].cfg, split) for split in ("train", "val")]
+
+
+def test_a_stop_saves_while_steps_fail_and_a_resume_goes_on_counting(training, loaders, tmp_path):
+    state, run = training
+    state.nonfinite = 2
+    save(state, run, loaders[0])
+    run.writer.wait()
+    assert list_checkpoints(run.cfg.OUTPUT_DIR) == []
+    save(state, run, loaders[0], anyway=True)
+    run.writer.wait()
+    content = load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[0])
+    state.nonfinite = 0
+    state.load_state_dict(content, 6)
+    assert state.nonfinite == 2
+    del content["nonfinite"]  # as older code wrote it
+    state.load_state_dict(content, 6)
+    assert state.nonfinite == 0
+
+
+def test_bad_videos_are_written_down_before_the_checkpoint_that_a_limit_follows(training, loaders, tmp_path):
+    state, run = training
+    for name in ("a.mp4", "b.mp4"):
+        run.bad.new.append((1, name, "torn"))  # of a process that writes nothing itself
+    with pytest.raises(ValueError, match="2 of 24 videos"):
+        save(state, run, loaders[0])
+    run.writer.wait()
+    assert len(list_checkpoints(run.cfg.OUTPUT_DIR)) == 1
+    assert (tmp_path / "out" / "bad_videos.csv").read_text().split() == ["a.mp4,torn", "b.mp4,torn"]
+
+
+@pytest.mark.parametrize("stopped_in", ["statistics", "validation"])
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_end_of_an_epoch_can_be_stopped_and_is_saved_as_it_began(
+    stopped_in, failing, training, good, loaders, monkeypatch
+):
+    state, run = training
+    train_step(state, run, iter([good]))
+    state.step, state.nonfinite = 6, int(failing)
+    before = snapshot(state.state_dict(6))
+    monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM] if stopped_in == "statistics" else [])
+    if stopped_in == "validation":
+        validate = train.validate
+        monkeypatch.setattr(
+            train, "validate", lambda *args: interrupt._received.append(signal.SIGTERM) or validate(*args)
+        )
+    with pytest.raises(interrupt.Interruption, match="statistics" if stopped_in == "statistics" else "validate"):
+        close_epoch(state, run, *loaders)
+    run.writer.wait()
+    content = load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[-1])
+    assert differences(before, {key: content[key] for key in before}) == []
+    assert differences(before, state.state_dict(6)) == []
+
+
+def test_precise_statistics_depend_on_no_other_draws(training, loaders):
+    state, run = training
+    state.step = 6
+    results = []
+    before = snapshot(state.model.state_dict())
+    for seed in (1, 2):
+        state.model.load_state_dict(before)
+        torch.manual_seed(seed)
+        finish_epoch(state, run, loaders[0])
+        results.append(snapshot(state.model.state_dict()))
+    assert differences(*results) == [] and differences(before, results[0]) != []

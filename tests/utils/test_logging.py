@@ -42,6 +42,18 @@ def test_history_after_a_resume_has_no_repeats(tmp_path):
     assert [r["step"] for r in records] == [5, 10, 15] and records[-1]["loss"] == 0.5
 
 
+def test_a_full_disk_costs_lines_only(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step"')
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(MetricsLog, "_append", full)
+    MetricsLog(tmp_path).write("train", step=1)
+    assert caplog.text.count("No space left") == 2
+
+
 def test_disabled_log_writes_nothing(tmp_path):
     MetricsLog(tmp_path, enabled=False).write("train", step=1)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,60 @@
+"""Which checkpoint is tested."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from slowfast.config import get_cfg
+from slowfast.engine.checkpoint import CheckpointWriter, best_checkpoint, list_checkpoints
+from slowfast.engine.test import find_checkpoint
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    """Of a run with checkpoints after 10 and 20 steps, the first of which is the best."""
+    with CheckpointWriter(str(tmp_path)) as writer:
+        for step in (10, 20):
+            state = {"step": step, "steps_per_epoch": 10, "model_state": {"w": torch.full((2,), float(step))}}
+            writer.save(state, best=step == 10)
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    return cfg
+
+
+def damage(path):
+    """Change one bit of one weight, which PyTorch would load."""
+    content = bytearray(path.read_bytes())
+    step = float(torch.load(path)["step"])
+    content[content.index(torch.full((2,), step).numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_last_or_the_best_or_what_training_started_from(cfg, tmp_path):
+    best, (first, last) = best_checkpoint(cfg.OUTPUT_DIR), list_checkpoints(cfg.OUTPUT_DIR)
+    assert find_checkpoint(cfg) == str(last)
+    cfg.TEST.TEST_BEST = True
+    assert find_checkpoint(cfg) == str(best)
+    best.unlink()
+    assert find_checkpoint(cfg) == str(last)
+    cfg.TEST.CHECKPOINT_FILE_PATH = str(first)
+    assert find_checkpoint(cfg) == str(first)
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "nothing"), "TEST.CHECKPOINT_FILE_PATH", ""])
+    with pytest.raises(ValueError, match="no checkpoint to test"):
+        find_checkpoint(cfg)
+    cfg.TRAIN.CHECKPOINT_FILE_PATH = "start.pth"
+    assert find_checkpoint(cfg) == "start.pth"
+
+
+def test_a_damaged_one_is_never_tested(cfg):
+    best, (first, last) = best_checkpoint(cfg.OUTPUT_DIR), list_checkpoints(cfg.OUTPUT_DIR)
+    damage(last)
+    assert find_checkpoint(cfg) == str(first)
+    damage(best)
+    cfg.TEST.TEST_BEST = True
+    with pytest.raises(ValueError, match=r"best\.pyth is torn or damaged.*TEST\.TEST_BEST False"):
+        find_checkpoint(cfg)
+    cfg.TEST.TEST_BEST = False
+    damage(first)
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        find_checkpoint(cfg)
