@@ -211,8 +211,9 @@ def test_rows_by_the_class_names_of_the_weights(tmp_path, caplog):
     path.write_text("".join(f"class {i}\n" for i in range(710)))
     model = start(tmp_path, 3, state, names, MODEL__HEAD_ROWS=str(path))
     assert torch.equal(model.state_dict()[HEAD][:2], state[HEAD][[3, 700]])
-    assert model.load_report.fresh_classes == ["new"] and "start anew: new" in caplog.text
-    assert "classifier rows 710 -> 3" in str(model.load_report)
+    report = str(model.load_report)
+    assert "fresh classes 1 (new)" in report and "start anew: new" in caplog.text
+    assert "classifier rows 710 -> 3" in report
     with pytest.raises(ValueError, match=r"no class names in the data set.*class_names\.txt"):
         start(tmp_path, 3, state, None, MODEL__HEAD_ROWS=str(path))
     with pytest.raises(ValueError, match="tells other class names"):
