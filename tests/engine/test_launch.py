@@ -233,6 +233,7 @@ def test_a_failure_on_the_way_out_does_not_claim_to_have_saved(monkeypatch, caps
         raise RuntimeError("connection closed by peer\nmany more lines")
 
     cfg = get_cfg()
+    monkeypatch.setattr(interrupt, "_received", [])
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launch, "_join_and_run", fail)
     with pytest.raises(Interruption, match=r"RuntimeError: connection closed by peer$"):
