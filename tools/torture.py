@@ -41,9 +41,10 @@ def start(config: str, output_dir: Path, overrides: Sequence[str]) -> subprocess
 
 
 def kill_at_random(process: subprocess.Popen, output_dir: Path, seconds: float, rng: random.Random) -> bool:
-    """Kill the processes of a run at some moment of the next `seconds`; False if it ended before."""
+    """Kill the processes of a run at some moment of the first half of `seconds`; False if it ended before."""
     while_saving = rng.random() < 0.5
-    deadline = time.monotonic() + rng.uniform(0, seconds)
+    # the first half of what is left to do: the next attempt begins there, and a late kill may come after the end
+    deadline = time.monotonic() + rng.uniform(0, seconds / 2)
     while process.poll() is None:
         part = while_saving and any(checkpoint_dir(str(output_dir)).glob(".*.pyth.*"))
         if time.monotonic() > deadline and (part or not while_saving):
