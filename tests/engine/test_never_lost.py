@@ -135,11 +135,7 @@ def test_a_killed_worker_is_named_and_nothing_is_left(experiment, tmp_path):
 
 @pytest.mark.parametrize(("processes", "seed"), [(1, 16), (2, 18)])
 def test_torture(processes, seed, experiment, tmp_path):
-    """The short form of tools/torture.py.
-
-    The seeds kill in a save after 0.5 and 0.7 of the reference's time: late moments can come after the end, where the
-    machine has other work during the reference.
-    """
+    """The short form of tools/torture.py; the seeds begin with a kill while a checkpoint is being written."""
     folder = tmp_path / "torture"
     folder.mkdir()
     overrides = ("NUM_PROCESSES", str(processes), "DATA_LOADER.NUM_WORKERS", "1", "EMA.ENABLE", "True")
