@@ -102,7 +102,7 @@ def check_backend(name: str) -> None:
         raise ValueError(message) from None
 
 
-def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) -> np.ndarray:
+def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) -> tuple[list[np.ndarray], list[int]]:
     """Decode the frames of a file that `choose` names, each of them once.
 
     Args:
@@ -112,33 +112,39 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         backend: which decoder to try first.
 
     Returns:
-        (T, H, W, 3) uint8 RGB, upright (turned and mirrored as the file says); pixels are not made square, fields not
-        deinterlaced, and an alpha channel is left out.
+        The decoded frames, each (H, W, 3) uint8 RGB, upright (turned and mirrored as the file says), and for every
+        index of `choose` its place among them. Pixels are not made square, fields not deinterlaced, and an alpha
+        channel is left out.
 
     Raises:
         MediaError: the file cannot be decoded.
     """
     try:
-        listed = scan(path)
-        if listed.exact:
-            needed, order = np.unique(np.asarray(choose(len(listed.times))), return_inverse=True)
-            doubt = None
-            for name in dict.fromkeys((backend if listed.plain else "pyav", "pyav")):
-                try:
-                    frames = BACKENDS[name](path, listed, needed.tolist())
-                except Unsure as reason:
-                    doubt = doubt or reason
-                    continue
-                if doubt:
-                    _tell(f"{backend} cannot read some videos, PyAV reads them ({doubt}), such as", path)
-                return _in_order(frames, order)
+        with _open(path) as container:  # once, as FFmpeg decodes the beginning to learn what a file holds
+            stream = video_stream(path, container)
+            listed = _list_frames(path, container, stream)
+            if listed.exact:
+                needed, order = np.unique(np.asarray(choose(len(listed.times))), return_inverse=True)
+                doubt = None
+                for name in dict.fromkeys((backend if listed.plain else "pyav", "pyav")):
+                    try:
+                        if name == "pyav":
+                            frames = _seek_and_decode(container, stream, listed, needed.tolist())
+                        else:
+                            frames = LIBRARIES[name](path, listed, needed.tolist())
+                    except Unsure as reason:
+                        doubt = doubt or reason
+                        continue
+                    if doubt:
+                        _tell(f"{backend} cannot read some videos, PyAV reads them ({doubt}), such as", path)
+                    return frames, order.tolist()
         length = sum(1 for _ in _all_frames(path))
         if length == 0:
             raise MediaError(path, "the video stream has no frames")
         needed, order = np.unique(np.asarray(choose(length)), return_inverse=True)
         wanted = set(needed.tolist())
         rgb = _Rgb()
-        return _in_order(_stack(path, [rgb(f) for n, f in enumerate(_all_frames(path)) if n in wanted]), order)
+        return [rgb(frame) for number, frame in enumerate(_all_frames(path)) if number in wanted], order.tolist()
     except av.FFmpegError as error:
         raise MediaError(path, f"damaged, not all of it can be decoded ({error.strerror})") from None
 
@@ -151,18 +157,21 @@ def scan(path: str) -> FrameList:
         av.FFmpegError: the packets cannot be read to the end.
     """
     with _open(path) as container:
-        stream = video_stream(path, container)
-        mirrored = "mp4" in container.format.name and _check_boxes(path)
-        reordered = bool(stream.codec_context.has_b_frames)
-        found, hidden = [], 0
-        for packet in container.demux(stream):
-            if packet.is_discard:  # before or after what an edit list shows
-                hidden += 1
-            elif packet.size:
-                # Matroska keeps no decoding times, and in MP4 a seek to those lands a key frame too early
-                by_pts = packet.dts is None or "mp4" in container.format.name
-                found.append((packet.pts, packet.pts if by_pts else packet.dts, packet.is_keyframe))
-        kind = container.format.name
+        return _list_frames(path, container, video_stream(path, container))
+
+
+def _list_frames(path: str, container: Any, stream: Any) -> FrameList:
+    kind = container.format.name
+    mirrored = "mp4" in kind and _check_boxes(path)
+    reordered = bool(stream.codec_context.has_b_frames)
+    found, hidden = [], 0
+    for packet in container.demux(stream):
+        if packet.is_discard:  # before or after what an edit list shows
+            hidden += 1
+        elif packet.size:
+            # Matroska keeps no decoding times, and in MP4 a seek to those lands a key frame too early
+            by_pts = packet.dts is None or "mp4" in kind
+            found.append((packet.pts, packet.pts if by_pts else packet.dts, packet.is_keyframe))
     decoded = [pts for pts, _, _ in found]
     if not found or None in decoded:
         return FrameList([], [], exact=False, plain=False)
@@ -182,7 +191,7 @@ def scan(path: str) -> FrameList:
     return FrameList(times, [(number, start) for number, _, start in numbers], exact, plain)
 
 
-def _decord(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
+def _decord(path: str, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks about every odd packet
@@ -196,44 +205,42 @@ def _decord(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
         raise Unsure(_words(error).replace(path, "...")) from None
     if len(frames) != len(needed) or frames.shape[-1] != 3:
         raise Unsure(f"its frames have the shape {frames.shape[1:]}")  # some narrow pictures
-    return frames
+    return list(frames)
 
 
-def _torchcodec(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
+def _torchcodec(path: str, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
     from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
     try:
         video = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
         if len(video) != len(listed.times):
             raise Unsure(f"it counts {len(video)} frames instead of {len(listed.times)}")
-        return video.get_frames_at(needed).data.numpy()
+        return list(video.get_frames_at(needed).data.numpy())
     except (RuntimeError, ValueError, IndexError) as error:
         raise Unsure(_words(error).replace(path, "...")) from None
 
 
-def _pyav(path: str, listed: FrameList, needed: list[int]) -> np.ndarray:
+def _seek_and_decode(container: Any, stream: Any, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
     """Decode forward, and seek where a key frame lies ahead."""
     rgb, images = _Rgb(), []
     wanted = {listed.times[number] for number in needed}
+    frames: Iterator[Any] = iter(())
+    shown = len(listed.times)  # number of the last frame out of the decoder; the first wanted one lies before
     try:
-        with _open(path) as container:
-            stream = video_stream(path, container)
-            frames: Iterator[Any] = iter(())
-            shown = len(listed.times)  # number of the last frame out of the decoder; the first wanted one lies before
-            for number in needed:
-                key, start = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
-                if number < shown or key > shown + SEEK_FRAMES:
-                    container.seek(start, stream=stream)
-                    frames = _decode(container, stream, wanted)
-                time = listed.times[number]
-                frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
-                if frame is None or frame.pts != time:
-                    raise Unsure("the list of packets does not lead to the frames")
-                images.append(rgb(frame))
-                shown = number
+        for number in needed:
+            key, start = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
+            if number < shown or key > shown + SEEK_FRAMES:
+                container.seek(start, stream=stream)
+                frames = _decode(container, stream, wanted)
+            time = listed.times[number]
+            frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
+            if frame is None or frame.pts != time:
+                raise Unsure("the list of packets does not lead to the frames")
+            images.append(rgb(frame))
+            shown = number
     except av.FFmpegError as error:
         raise Unsure(error.strerror) from None
-    return _stack(path, images)
+    return images
 
 
 def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
@@ -246,11 +253,12 @@ def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
         yield from packet.decode()
 
 
-BACKENDS: dict[str, Callable[[str, FrameList, list[int]], np.ndarray]] = {
-    "pyav": _pyav,
+# From (path, list, sorted numbers of frames) to as many (H, W, 3) frames.
+LIBRARIES: dict[str, Callable[[str, FrameList, list[int]], list[np.ndarray]]] = {
     "decord": _decord,
     "torchcodec": _torchcodec,
 }
+BACKENDS = ("pyav", *LIBRARIES)
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
@@ -276,7 +284,7 @@ class _Rgb:
         image = self.converter.reformat(frame, format="rgb24").to_ndarray()
         swap, left_right, top_bottom = orientation(frame)
         image = image.swapaxes(0, 1) if swap else image
-        return np.ascontiguousarray(image[:: -1 if top_bottom else 1, :: -1 if left_right else 1])
+        return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 
 
 def _open(path: str) -> Any:
@@ -326,16 +334,6 @@ def video_stream(path: str, container: Any) -> Any:
 def _all_frames(path: str) -> Iterator[Any]:
     with _open(path) as container:
         yield from container.decode(video_stream(path, container))
-
-
-def _stack(path: str, images: list[np.ndarray]) -> np.ndarray:
-    if len({image.shape for image in images}) > 1:
-        raise MediaError(path, "the picture changes its size on the way; encode the video anew")
-    return np.stack(images)
-
-
-def _in_order(frames: np.ndarray, order: np.ndarray) -> np.ndarray:
-    return frames if np.array_equal(order, np.arange(len(frames))) else frames[order]
 
 
 def _tell(message: str, path: str) -> None:

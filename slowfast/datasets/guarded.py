@@ -187,6 +187,14 @@ def serve(backend: str, socket_number: int, memory: int, owner: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     mapped: mmap.mmap | None = None
 
+    def allocate(shape: tuple[int, ...]) -> np.ndarray:
+        nonlocal mapped
+        size = math.prod(shape)
+        if mapped is None or len(mapped) < size:
+            os.ftruncate(memory, size)
+            mapped = mmap.mmap(memory, 0)
+        return np.frombuffer(mapped, np.uint8, size).reshape(shape)
+
     def choose(length: int) -> Sequence[int]:
         connection.send(("length", length))
         return connection.recv()
@@ -195,7 +203,7 @@ def serve(backend: str, socket_number: int, memory: int, owner: int) -> None:
         while True:
             path, options = connection.recv()
             try:
-                frames = read_frames(path, choose, **options)
+                frames = read_frames(path, choose, allocate=allocate, **options)
             except MediaError as error:
                 connection.send(("media error", (error.path, error.reason)))
                 continue
@@ -204,10 +212,6 @@ def serve(backend: str, socket_number: int, memory: int, owner: int) -> None:
             except Exception:
                 connection.send(("failure", traceback.format_exc()))
                 continue
-            if mapped is None or len(mapped) < frames.nbytes:
-                os.ftruncate(memory, frames.nbytes)
-                mapped = mmap.mmap(memory, 0)
-            np.frombuffer(mapped, np.uint8, frames.size).reshape(frames.shape)[:] = frames
             connection.send(("frames", frames.shape))
 
 

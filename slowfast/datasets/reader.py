@@ -19,6 +19,7 @@ def read_frames(
     image_template: str = "img_{:05d}.jpg",
     colors: str = "RGB",
     backend: str = "pyav",
+    allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Decode the frames that `choose` names, each of them once, in this process.
 
@@ -40,6 +41,7 @@ def read_frames(
         image_template: name of image number k of a folder, as in `image_template.format(k)`.
         colors: order of the channels, "RGB" or "BGR".
         backend: decoder of video files to try first: "pyav", "decord" or "torchcodec".
+        allocate: gives the array that is returned, of a shape and uint8; None makes a new one.
 
     Returns:
         (T, H, W, 3) uint8, one frame per index, in the order of the indices.
@@ -48,13 +50,20 @@ def read_frames(
         MediaError: the video is missing, empty, damaged or not a video.
     """
     if os.path.isdir(path):
-        frames = _read_folder(path, choose, num_frames, image_template)
+        frames, order = _read_folder(path, choose, num_frames, image_template)
         native = "BGR"
     else:
         _check_file(path)
-        frames = read_video(path, choose, backend)
+        frames, order = read_video(path, choose, backend)
         native = "RGB"
-    return frames if colors == native else np.ascontiguousarray(frames[..., ::-1])
+    if len({frame.shape for frame in frames}) > 1:
+        raise MediaError(path, "its pictures differ in size; encode the video anew, or resize the images")
+    shape = (len(order), *frames[0].shape)
+    out = np.empty(shape, np.uint8) if allocate is None else allocate(shape)
+    channels = np.s_[:] if colors == native else np.s_[::-1]
+    for row, number in enumerate(order):
+        out[row] = frames[number][..., channels]
+    return out
 
 
 def _check_file(path: str) -> None:
@@ -73,17 +82,14 @@ def _check_file(path: str) -> None:
 
 def _read_folder(
     path: str, choose: Callable[[int], Sequence[int]], num_frames: int | None, image_template: str
-) -> np.ndarray:
+) -> tuple[list[np.ndarray], list[int]]:
     if num_frames is None:
         start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
         num_frames = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
     if num_frames == 0:
         raise MediaError(path, f"no image is named like DATA.IMAGE_TEMPLATE {image_template!r}")
     needed, order = np.unique(np.asarray(choose(num_frames)), return_inverse=True)
-    images = [_read_image(path, image_template.format(index + 1), num_frames) for index in needed]
-    if len({image.shape for image in images}) > 1:
-        raise MediaError(path, "the images differ in size")
-    return np.stack(images)[order]
+    return [_read_image(path, image_template.format(index + 1), num_frames) for index in needed], order.tolist()
 
 
 def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:

@@ -358,7 +358,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index_cut_off.mp4": (index_cut_off, "not a readable video"),
     "frames_cut_off.mp4": (frames_cut_off, "damaged"),
     "garbage_in_the_middle.mp4": (garbage_in_the_middle, "damaged"),
-    "size_changes.ts": (size_changes, "changes its size"),
+    "size_changes.ts": (size_changes, "differ in size"),
     "pipe.mp4": (lambda path: os.mkfifo(path), "longer than 1 s"),
     "header_only.mp4": (lambda path: (h264(path), cut(path, lambda data: data[:200])), "not a readable video"),
 }
