@@ -32,9 +32,9 @@ def clips() -> dict[str, np.ndarray]:
     return {"noise": noise, "dim": (90 + 50 * smooth).astype(np.uint8), "bright": (255 * smooth).astype(np.uint8)}
 
 
-def by_timm(frames: np.ndarray, name: str, argument: float) -> np.ndarray:
+def by_timm(frames: np.ndarray, name: str, argument: float, interpolation: str = "bicubic") -> np.ndarray:
     arguments = () if name in WITHOUT_ARGUMENT else (argument,)
-    options = {"fillcolor": (128, 128, 128), "resample": Image.Resampling.BICUBIC}
+    options = {"fillcolor": (128, 128, 128), "resample": Image.Resampling[interpolation.upper()]}
     op = timm_ops.NAME_TO_OP[name]
     return np.stack([np.asarray(op(Image.fromarray(frame), *arguments, **options)) for frame in frames])
 
@@ -282,6 +282,22 @@ def test_as_much_is_grey_as_after_single_steps_of_timm():
     assert (augmented_crop(frames, [("TranslateXRel", 0.3)] * 4, CROP) == GREY).all()
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("name", ["ShearX", "TranslateXRel", "TranslateYRel"])
+@pytest.mark.parametrize("argument", [-0.45, -0.123, -0.004, 0.0, 0.01, 0.3, 1.2])
+def test_slides_are_pillows_up_to_rounding(name, argument, interpolation):
+    """To the border and beyond, and any part of the frame as in the whole."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 60, 85, 3)).astype(np.uint8)
+    frames = np.stack([cv2.GaussianBlur(frame, (5, 5), 1) for frame in noise])
+    ours = augmented_crop(frames, [(name, argument)], None, interpolation)
+    theirs = by_timm(frames, name, argument, interpolation)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    for y, x, h, w in ((0, 0, 60, 85), (10, 20, 30, 40), (0, 60, 20, 25), (59, 84, 1, 1)):
+        crop = ResizedCrop((y, x, h, w), (h, w), (0, 0), min(h, w))
+        part = augmented_crop(frames, [(name, argument), ("Color", 1.0)], crop, interpolation)
+        assert np.abs(part.astype(int) - ours[:, y : y + min(h, w), x : x + min(h, w)]).max() <= 1
+
+
 def test_augmented_pixels_are_distributed_like_timms():
     """Levels, contrast and detail of whole draws of the recipe, after the crop."""
     rng = np.random.default_rng(1)
@@ -300,4 +316,5 @@ def test_augmented_pixels_are_distributed_like_timms():
             steps = np.abs(np.diff(clip.astype(float), axis=2))
             values.append([clip.mean(), clip.std(), steps.mean(), (clip == 128).all(-1).mean()])
     ours, theirs = (np.array(values) for values in measures)
-    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 0.02 * theirs.mean(0)).all()
+    # grey: theirs is blended with the picture over the last pixel, where crop and operation are two steps
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < [2.5, 0.6, 0.13, 0.002]).all()
