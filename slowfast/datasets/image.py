@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from slowfast.datasets.manifest import CLASS_FILES, SHOWN, Manifest, ManifestError
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError
-from slowfast.datasets.transforms import RandomErasing, resized_crop_box, to_tensor
+from slowfast.datasets.transforms import RandomErasing, resized_crop_box
 from slowfast.datasets.video import MAX_TRIES
 from slowfast.utils.rng import rng_for
 
@@ -188,10 +188,10 @@ class ImageTransform:
 class ImageDataset(Dataset[dict[str, Any]]):
     """Images of a folder, for training (with `transform`) or for validation and test (without).
 
-    `dataset[(epoch, index)]` is a dict as `VideoDataset` gives it, for the same loop: "video" is (V, C, H, W) uint8,
-    with V augmented copies of one decoded image in training and the one centre view in an evaluation; "label", "index"
-    and "view" are (V,), "bad" lists (path, reason). Training replaces an undecodable image by another one, drawn by
-    the same coordinates; an evaluation gives an item without views, named in "bad".
+    `dataset[(epoch, index)]` is a dict as `VideoDataset` gives it, for the same loop: "video" is V uint8 images
+    (C, H, W), augmented copies of one decoded image in training and the one centre view in an evaluation; "label",
+    "index" and "view" are (V,), "bad" lists (path, reason). Training replaces an undecodable image by another one,
+    drawn by the same coordinates; an evaluation gives an item without views, named in "bad".
 
     Args:
         manifest: the images.
@@ -248,12 +248,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _item(self, views: list[np.ndarray], row: int, bad: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         count = len(views)
-        if views:
-            video = to_tensor(np.stack(views)).transpose(0, 1)
-        else:
-            video = torch.empty((0, 3, self.crop, self.crop), dtype=torch.uint8)
+        images = [torch.from_numpy(view).movedim(-1, 0) for view in views]
         return {
-            "video": video.flip(1) if self.reverse_channels else video,
+            "video": [image.flip(0) for image in images] if self.reverse_channels else images,
             "label": torch.full((count,), int(self.manifest.labels[row])),
             "index": torch.full((count,), row),
             "view": torch.arange(count),

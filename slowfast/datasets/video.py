@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest, Sample
@@ -23,7 +23,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
 
     `dataset[(epoch, index)]` is a dict of one video with V clips:
 
-    * "video": (V, C, T, H, W) uint8 in training; in an evaluation the `Views` that V clips are cut out of.
+    * "video": V uint8 clips (C, T, H, W) in training; in an evaluation the `Views` that V clips are cut out of.
     * "label", "index" (row of the list), "view": (V,) int64.
     * "bad": list of (path, reason) of videos that could not be decoded.
 
@@ -126,8 +126,8 @@ class VideoDataset(Dataset[dict[str, Any]]):
             listed = "".join(f"\n  {path}: {reason}" for path, reason in bad)
             raise MediaError(f"{MAX_TRIES} videos in a row cannot be decoded:{listed}")
         copies = [transform(frames, rng_for(self.seed, epoch, index, copy)) for copy in range(self.num_copies)]
-        video = torch.stack([to_tensor(copy) for copy in copies])
-        return self._item(video.flip(1) if self.reverse_channels else video, len(video), row, bad)
+        clips = [torch.from_numpy(copy).movedim(-1, 0) for copy in copies]
+        return self._item([clip.flip(0) for clip in clips] if self.reverse_channels else clips, len(clips), row, bad)
 
     def _evaluation_item(self, index: int) -> dict[str, Any]:
         def choose(length: int) -> list[int]:
@@ -169,7 +169,9 @@ class VideoDataset(Dataset[dict[str, Any]]):
             backend=self.backend,
         )
 
-    def _item(self, video: torch.Tensor | Views, clips: int, row: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
+    def _item(
+        self, video: list[torch.Tensor] | Views, clips: int, row: int, bad: list[tuple[str, str]]
+    ) -> dict[str, Any]:
         return {
             "video": video,
             "label": torch.full((clips,), int(self.manifest.labels[row])),
@@ -189,5 +191,7 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if isinstance(videos[0], Views):
         batch["video"] = replace(videos[0], frames=[frames for views in videos for frames in views.frames])
     else:
-        batch["video"] = torch.cat(videos)
+        # in a worker, straight into the memory that it shares; channels stay last there, as OpenCV has them
+        clips = [clip.movedim(0, -1) for video in videos for clip in video]
+        batch["video"] = default_collate(clips).movedim(-1, 1) if clips else torch.empty(0, dtype=torch.uint8)
     return {**batch, "bad": [entry for item in items for entry in item["bad"]]}

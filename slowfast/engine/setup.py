@@ -122,9 +122,8 @@ def clip_mover(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
 
     def move(video: Tensor) -> Tensor:
-        video = video.to(device, non_blocking=True)
-        normalized = normalize(video if video.ndim == 5 else video[:, :, None], mean, std).view(video.shape)
-        return normalized.contiguous(memory_format=layout(device, video.ndim))
+        video = video.to(device, non_blocking=True).contiguous(memory_format=layout(device, video.ndim))
+        return normalize(video if video.ndim == 5 else video[:, :, None], mean, std).view(video.shape)
 
     return move
 

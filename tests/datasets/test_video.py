@@ -35,13 +35,14 @@ def test_training_items_are_augmented_copies_of_the_same_frames(videos, frame_nu
         Manifest(videos, [3, 1, 2, 0]), sampling="sparse", num_frames=4, transform=WHOLE, num_copies=5
     )
     item = dataset[(0, 2)]
-    assert item["video"].shape == (5, 3, 4, 48, 48) and item["video"].dtype == torch.uint8
+    video = torch.stack(item["video"])
+    assert video.shape == (5, 3, 4, 48, 48) and video.dtype == torch.uint8
     assert item["label"].tolist() == [2] * 5 and item["index"].tolist() == [2] * 5
     assert item["view"].tolist() == [0, 1, 2, 3, 4] and item["label"].dtype == item["index"].dtype == torch.int64
     assert item["bad"] == []
     first, *others = item["video"]
     assert any(not torch.equal(first, other) for other in others)
-    median = item["video"].float().median(-1).values.median(-1).values[:, 2]  # blue: 10 + 4 t, or 10 less
+    median = video.float().median(-1).values.median(-1).values[:, 2]  # blue: 10 + 4 t, or 10 less
     assert (median.amax(0) - median.amin(0) <= 11).all()
 
 
@@ -54,9 +55,9 @@ def test_training_items_depend_on_their_coordinates_only(videos):
     one, two = dataset(), dataset()
     for before in ((0, 3), (1, 1)):
         assert two[before]["view"].tolist() == [0]
-    assert torch.equal(one[(2, 1)]["video"], two[(2, 1)]["video"])
+    assert torch.equal(one[(2, 1)]["video"][0], two[(2, 1)]["video"][0])
     different = [one[(0, 1)], one[(1, 1)], one[(0, 3)], dataset(seed=1)[(0, 1)]]
-    assert len({item["video"].numpy().tobytes() for item in different}) == 4
+    assert len({item["video"][0].numpy().tobytes() for item in different}) == 4
 
 
 def clips(batch: dict) -> torch.Tensor:
@@ -130,7 +131,7 @@ def test_a_broken_training_video_gives_way_to_another_and_is_reported(some_broke
         row = item["index"].item()
         assert item["label"].item() == {0: 5, 3: 8}[row]
         assert item["bad"][0][0].endswith("gone.mp4") and "no such file" in item["bad"][0][1]
-        assert torch.equal(item["video"], dataset[(epoch, 1)]["video"])
+        assert torch.equal(item["video"][0], dataset[(epoch, 1)]["video"][0])
         rows.add(row)
         most = max(most, len(item["bad"]))
     assert rows == {0, 3} and most >= 2
