@@ -46,7 +46,7 @@ from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from slowfast.config import load_config
@@ -102,7 +102,7 @@ class Decode(Dataset[int]):
 
 
 class Plain(Dataset[dict[str, Any]]):
-    """The same clips as those of `dataset`, made in the usual way: {"video": (V, C, T, H, W) float32, "label": (V,)}.
+    """The same clips as those of `dataset`, made in the usual way: {"video": V float32 (C, T, H, W), "label": V}.
 
     Args:
         dataset: what to imitate; a video of a training gives its augmented copies, of a test all its views.
@@ -114,7 +114,7 @@ class Plain(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
-    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+    def __getitem__(self, key: Key) -> dict[str, list[Any]]:
         data = self.dataset
         if data.transform is not None:
             frames = self._decode(key, 0)
@@ -123,7 +123,7 @@ class Plain(Dataset[dict[str, Any]]):
         else:
             positions = (1,) if data.num_crops == 1 else range(data.num_crops)
             clips = [self._view(key, view, position) for view in range(data.num_views) for position in positions]
-        return {"video": torch.stack(clips), "label": torch.full((len(clips),), int(data.manifest.labels[key[1]]))}
+        return {"video": clips, "label": [int(data.manifest.labels[key[1]])] * len(clips)}
 
     def _decode(self, key: Key, view: int) -> np.ndarray:
         return read_plainly(self.dataset, key[1], lambda n: frame_indices(self.dataset, *key, n, view))
@@ -184,9 +184,9 @@ class Plain(Dataset[dict[str, Any]]):
         return np.stack([np.asarray(image) for image in images])
 
 
-def plain_collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def plain_collate(items: Sequence[dict[str, list[Any]]]) -> dict[str, Tensor]:
     """Join the clips of several videos."""
-    return {name: torch.cat([item[name] for item in items]) for name in items[0]}
+    return {name: default_collate([entry for item in items for entry in item[name]]) for name in items[0]}
 
 
 def cpu_seconds() -> float:
