@@ -1,7 +1,8 @@
 # Everything runs in .venv, which is made when there is none. Another Python: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
-JOBS ?= 2
+# More than the two cores of a small machine: slow tests wait a lot.
+JOBS ?= 3
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
@@ -18,10 +19,10 @@ demo: install ## the main job on made-up videos: data, training, multi-view test
 	$(RUN) bash exp/demo/run.sh
 
 test: lint ## all tests
-	$(RUN) pytest -n $(JOBS)
+	$(RUN) pytest -n $(JOBS) --dist worksteal
 
 test-unit: install ## the quick part of the tests
-	$(RUN) pytest -n $(JOBS) -m "not slow"
+	$(RUN) pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 lint: install
 	$(RUN) ruff check .

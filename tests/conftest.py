@@ -22,6 +22,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # the longest first, so that no process of several is left alone with them
+    items.sort(key=lambda item: ("slurm" not in item.nodeid, item.get_closest_marker("slow") is None))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -1,13 +1,15 @@
 """RandAugment for whole clips (Cubuk et al., 2020), with timm's operations, magnitudes and strings.
 
 One draw of operations and magnitudes serves every frame. The arithmetic follows Pillow, on which timm builds, but runs
-in OpenCV on uint8 arrays: look-up tables are exact, blends are within one grey level, and geometric operations differ
-only by OpenCV's bicubic kernel (-0.75 where Pillow has -1), its grid of 1/32 pixel, and within a pixel of the border.
+in OpenCV on uint8 arrays: look-up tables are exact; blends, and shears and translations that stand alone, are within
+one grey level; rotations and maps of several operations differ only by OpenCV's bicubic kernel (-0.75 where Pillow has
+-1), its grid of 1/32 pixel, and within a pixel of the border.
 
 `augmented_crop` applies operations and the resized crop after them in few passes, at any size of the frames:
 
 * Operations that send a value to a value become one look-up table, with the frame's histogram sent through it too.
-* Geometric operations in a row become one map. What leaves the frame in any of them is grey, as it is step by step.
+* A shear or a translation is a filter of four pixels along an axis. Geometric operations in a row become one map. What
+  leaves the frame in any of them is grey, as it is step by step.
 * Those directly before the crop join it: the result is sampled once, bilinearly, from the original pixels.
 * Only the part of the frame that the crop can see is computed, wherever no statistics of the whole frame are asked for.
 

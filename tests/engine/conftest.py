@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from cluster import free_ports
 from make_demo_data import CLASS_NAMES, write_video
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 EXPERIMENT = """
 NUM_GPUS: 0
 LOG_PERIOD: 1
@@ -50,15 +57,52 @@ def experiment(videos, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_net() -> Callable[..., subprocess.CompletedProcess]:
-    """Run tools/run_net.py in a new process, or under torchrun in `torchrun` processes; it has to end well."""
+def warm(tmp_path_factory) -> Iterator[str]:
+    """Address of a server that forks processes with PyTorch imported (tests/warm.py)."""
+    address = str(tmp_path_factory.mktemp("warm") / "socket")
+    command = [sys.executable, str(ROOT / "tests" / "warm.py"), address]
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout and server.stdout.readline() == "ready\n"
+        yield address
+        server.kill()
 
-    def run(config: Path, *overrides: object, torchrun: int = 0) -> subprocess.CompletedProcess:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"] if torchrun else []
-        command = [sys.executable, *launcher, "tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done
+
+@pytest.fixture(scope="session")
+def run_net(warm) -> Callable[..., subprocess.CompletedProcess]:
+    """Run tools/run_net.py in a new process; it has to end well.
+
+    `torchrun` is a number of processes under torchrun, `ranks` of processes as torchrun or Slurm start them.
+    """
+
+    def start(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess:
+        with (
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+            socket.socket(socket.AF_UNIX) as server,
+        ):
+            server.connect(warm)
+            message = json.dumps((arguments, {**ENVIRONMENT, **environment})).encode()
+            socket.send_fds(server, [message], [out.fileno(), err.fileno()])
+            code = int(server.recv(100))
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
+
+    def run(config: Path, *overrides: object, torchrun: int = 0, ranks: int = 0) -> subprocess.CompletedProcess:
+        arguments = ["tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
+        if torchrun:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"]
+            command = [sys.executable, *launcher, *arguments]
+            done = [subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)]
+        elif ranks:
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+            place |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            with ThreadPoolExecutor() as pool:
+                environments = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+                done = [*pool.map(partial(start, arguments), environments)]
+        else:
+            done = [start(arguments, {})]
+        assert not any(process.returncode for process in done), "".join(p.stdout + p.stderr for p in done)
+        return done[0]
 
     return run

@@ -1,0 +1,56 @@
+"""A server that forks processes with PyTorch imported, whose import takes longer than most runs of the tests.
+
+It is a fresh interpreter without threads: a run begins as it would from the command line, some seconds later. A request
+is the JSON of (arguments, environment), with the descriptors of stdout and stderr; the answer is the exit code.
+"""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import sys
+
+import slowfast.engine.launch  # noqa: F401  what runs import
+
+
+def serve(address: str) -> None:
+    """Wait for requests; returns in the process of each, which is to run what `sys.argv` says."""
+    parent = os.getppid()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        listener.settimeout(1)
+        print("ready", flush=True)
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                if os.getppid() != parent:
+                    os._exit(0)
+                continue
+            if os.fork() == 0:
+                break
+            connection.close()
+    connection.settimeout(None)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
+    run = os.fork()
+    if run:  # the keeper
+        code = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
+        connection.sendall(str(code).encode())
+        os._exit(0)
+    connection.close()
+    for standard, descriptor in zip((1, 2), descriptors, strict=True):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    sys.argv, environment = json.loads(message)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    runpy.run_path(sys.argv[0], run_name="__main__")
