@@ -1,10 +1,10 @@
 """Decoders of video files, PyAV, decord and torchcodec, under one policy: the same frames from each.
 
 A video is the frames that FFmpeg shows from the beginning to the end of its first video stream that is not a cover
-picture, in this order. Frame numbers follow the order of presentation, whatever the times of the frames. `scan` reads
-the packets, without decoding, and lists the frames; the count in the header is not believed. decord and torchcodec are
-asked for files whose list they are known to understand. Wherever one of them fails PyAV takes its place, and where the
-list turns out to be wrong the whole file is decoded and counted; only when that fails too, the file is broken.
+picture, in this order. Frame numbers follow the order of presentation, whatever the times of the frames. First the
+packets are read, without decoding, to list the frames; the count in the header is not believed. decord and torchcodec
+are asked for files whose list they are known to understand. Wherever one of them fails PyAV takes its place, and where
+the list turns out to be wrong the whole file is decoded and counted; only when that fails too, the file is broken.
 
 PyAV comes first because it can be told which pictures to leave out: on the way to a wanted one, those that no other is
 made from. In H.264 as x264 writes it, that is every second one.
@@ -35,8 +35,9 @@ SEEK_FRAMES = 16
 MARKED_CODECS = ("h264",)
 # Where the version of an MP4 box is 0, its display matrix lies so many bytes after its start; 12 more where it is 1.
 MATRIX_PLACES = {b"tkhd": 48, b"mvhd": 44}
-# Containers in which decord and torchcodec find frames by their number. In transport streams both give other frames.
-FAST_FORMATS = ("mp4", "matroska", "avi")
+# Containers in which decord and torchcodec find frames by their number. In transport streams, and in AVI without an
+# index, they give other frames.
+FAST_FORMATS = ("mp4", "matroska")
 
 _TOLD: set[str] = set()
 
@@ -120,7 +121,8 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         MediaError: the file cannot be decoded.
     """
     try:
-        with _open(path) as container:  # once, as FFmpeg decodes the beginning to learn what a file holds
+        # Opened once where that is safe, as FFmpeg decodes the beginning to learn what a file holds.
+        with _open(path) as container:
             stream = video_stream(path, container)
             listed = _list_frames(path, container, stream)
             if listed.exact:
@@ -128,10 +130,13 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
                 doubt = None
                 for name in dict.fromkeys((backend if listed.plain else "pyav", "pyav")):
                     try:
-                        if name == "pyav":
-                            frames = _seek_and_decode(container, stream, listed, needed.tolist())
-                        else:
+                        if name != "pyav":
                             frames = LIBRARIES[name](path, listed, needed.tolist())
+                        elif "mp4" in container.format.name:
+                            frames = _seek_and_decode(container, stream, listed, needed.tolist())
+                        else:  # what a demuxer has passed it may take for key frames, as that of AVI does
+                            with _open(path) as again:
+                                frames = _seek_and_decode(again, video_stream(path, again), listed, needed.tolist())
                     except Unsure as reason:
                         doubt = doubt or reason
                         continue
@@ -149,18 +154,8 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         raise MediaError(path, f"damaged, not all of it can be decoded ({error.strerror})") from None
 
 
-def scan(path: str) -> FrameList:
-    """List the frames of a video without decoding it.
-
-    Raises:
-        MediaError: it is no video, or has no video stream.
-        av.FFmpegError: the packets cannot be read to the end.
-    """
-    with _open(path) as container:
-        return _list_frames(path, container, video_stream(path, container))
-
-
 def _list_frames(path: str, container: Any, stream: Any) -> FrameList:
+    """List the frames of a video without decoding it; av.FFmpegError if the packets cannot be read to the end."""
     kind = container.format.name
     mirrored = "mp4" in kind and _check_boxes(path)
     reordered = bool(stream.codec_context.has_b_frames)
@@ -185,9 +180,8 @@ def _list_frames(path: str, container: Any, stream: Any) -> FrameList:
     exact = exact and not (reordered and decoded == times)
     # frames that belong to the group before, but come after the key frame, are lost by a seek to it
     closed = all(number == position for number, position, _ in numbers)
-    ordered = "avi" not in kind or decoded == times
     fast = any(name in kind for name in FAST_FORMATS)
-    plain = exact and closed and ordered and fast and not hidden and not mirrored and len(times) > 1
+    plain = exact and closed and fast and not hidden and not mirrored and len(times) > 1
     return FrameList(times, [(number, start) for number, _, start in numbers], exact, plain)
 
 

@@ -13,7 +13,7 @@ one grey level; rotations and maps of several operations differ only by OpenCV's
 * Those directly before the crop join it: the result is sampled once, bilinearly, from the original pixels.
 * Only the part of the frame that the crop can see is computed, wherever no statistics of the whole frame are asked for.
 
-Nothing changes places, so the result differs from that of single steps by their repeated interpolation only.
+Nothing changes places, so the result differs from that of single steps by their repeated interpolation and its kernel.
 """
 
 import math
@@ -289,9 +289,9 @@ def _slide_source(op: Op, box: Box, height: int, width: int) -> Box:
         return _swap(_slide_source((VERTICAL_SLIDES[op[0]], op[1]), _swap(box), width, height))
     shifts = _shifts(op, box, width)
     y, x, h, w = box
-    left = min(max(x + math.floor(shifts.min()), 0), width - 1)
-    right = max(min(x + w + math.ceil(shifts.max()), width), left + 1)
-    return _grow((y, left, h, right - left), 2, height, width)  # 2: of a cubic kernel
+    left, right = x + math.floor(shifts.min()) - 2, x + w + math.ceil(shifts.max()) + 2  # 2: of a cubic kernel
+    left = min(max(left, 0), width - 1)
+    return y, left, h, max(min(right, width) - left, 1)
 
 
 def _slide(part: np.ndarray, box: Box, given: Box, op: Op, height: int, width: int, interpolation: str) -> np.ndarray:
@@ -301,7 +301,7 @@ def _slide(part: np.ndarray, box: Box, given: Box, op: Op, height: int, width: i
         turned = _slide(_transpose(part), _swap(box), _swap(given), op, width, height, interpolation)
         return _transpose(turned)
     out = np.full((len(part), *given[2:], part.shape[3]), GREY[0], np.uint8)
-    part = np.ascontiguousarray(part)[:, given[0] - box[0] : given[0] - box[0] + given[2]]
+    part = np.ascontiguousarray(part)
     shifts = _shifts(op, given, width)
     if len(shifts) == 1:
         images = zip(part, out, shifts.repeat(len(part)), strict=True)

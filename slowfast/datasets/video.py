@@ -184,7 +184,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Join the clips of several videos: "video", B of them, "label", "index", "view" (B,), and the "bad" of all.
 
-    B is the sum of the V's, and 0 if every video was skipped.
+    B is the sum of the V's, and 0 if every video was skipped: images are then an empty tensor of one dimension.
     """
     batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in ("label", "index", "view")}
     videos = [item["video"] for item in items]

@@ -210,6 +210,16 @@ def no_samples(path: Path) -> None:
     cut(path, lambda data: data[: next(end for kind, _, end in boxes(data) if kind == b"moov")])
 
 
+def no_index(path: Path, codec: str) -> None:
+    """A recording that was broken off; things move, so that a picture made from the wrong one is seen."""
+    frames = numbered(36, 96, 128)
+    scene = np.random.default_rng(0).integers(0, 256, (12, 8, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    for number, frame in enumerate(frames):
+        frame[:, 64:] = np.roll(scene, 3 * number, 0)
+    encode(path, frames, codec, options={"g": "12"})
+    cut(path, lambda data: data[: data.rindex(b"idx1")])
+
+
 def only_audio(path: Path, cover: bool = False) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
@@ -301,6 +311,8 @@ ODD: dict[str, tuple[Callable[[Path], None], int]] = {
         lambda path: encode(path, noisy(24), "libvpx-vp9", options={"lag-in-frames": "8", "cpu-used": "8"}),
         24,
     ),
+    "wmv2_without_index.avi": (lambda path: no_index(path, "wmv2"), 36),
+    "msmpeg4_without_index.avi": (lambda path: no_index(path, "msmpeg4"), 36),
     "mpeg4.avi": (lambda path: encode(path, numbered(24), "mpeg4", options={"bf": "2"}), 24),
     "mjpeg.avi": (lambda path: encode(path, numbered(24), "mjpeg", "yuvj422p"), 24),
     "one_frame.mp4": (lambda path: h264(path, 1), 1),

@@ -283,7 +283,7 @@ def test_as_much_is_grey_as_after_single_steps_of_timm():
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("name", ["ShearX", "TranslateXRel", "TranslateYRel"])
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
 @pytest.mark.parametrize("argument", [-0.45, -0.123, -0.004, 0.0, 0.01, 0.3, 1.2])
 def test_slides_are_pillows_up_to_rounding(name, argument, interpolation):
     """To the border and beyond, and any part of the frame as in the whole."""
