@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the test processes share the cores
+cv2.setNumThreads(0)  # workers are forked, and a fork of OpenCV's pool of threads may hang
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -152,6 +152,7 @@ def build_loader(
     Raises:
         ValueError: as `build_dataset`, or a batch that cannot be divided over the processes.
     """
+    cv2.setNumThreads(0)  # no pool of threads here, which `use_one_thread` tells about
     dataset = build_dataset(cfg, split)
     if cfg.DATA.CHECK_FILES and rank == 0 and isinstance(dataset, VideoDataset):  # images were just listed
         check_files(dataset.manifest)
