@@ -316,5 +316,6 @@ def test_augmented_pixels_are_distributed_like_timms():
             steps = np.abs(np.diff(clip.astype(float), axis=2))
             values.append([clip.mean(), clip.std(), steps.mean(), (clip == 128).all(-1).mean()])
     ours, theirs = (np.array(values) for values in measures)
-    # grey: theirs is blended with the picture over the last pixel, where crop and operation are two steps
-    assert (np.abs(ours.mean(0) - theirs.mean(0)) < [2.5, 0.6, 0.13, 0.002]).all()
+    limits = 0.02 * theirs.mean(0)
+    limits[3] = 0.002  # of grey: theirs is blended with the picture at its edge, where crop and operation are two steps
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < limits).all()
