@@ -99,12 +99,18 @@ def snapshot(value: Any) -> Any:
     return value
 
 
+def _write_file(path: Path, state: Mapping[str, Any]) -> None:
+    with atomic_write(path) as file:
+        torch.save(state, file)
+    logger.info("saved %s", path)
+
+
 class CheckpointWriter:
     """Writes checkpoints in a thread of its own: a training step waits for the copy to memory, not for the disk.
 
     A file appears whole, flushed and checksummed, or not at all, and older ones are removed only after that; so a full
-    or vanished disk costs the new checkpoint and never the last good one. Leave the `with` block to wait for the last;
-    a KeyboardInterrupt does not wait.
+    or vanished disk costs the new checkpoint and never the last good one; a best one stays in memory until there is
+    room for it. Leave the `with` block to wait for the last; a KeyboardInterrupt does not wait.
 
     Args:
         output_dir: of the run.
@@ -118,6 +124,7 @@ class CheckpointWriter:
         self.stop_on_error = stop_on_error
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
+        self.best: dict[str, Any] | None = None  # until it is written: the next save tries again
 
     def __enter__(self) -> CheckpointWriter:
         for part in checkpoint_dir(self.output_dir).glob(".*.pyth.*"):
@@ -174,18 +181,26 @@ class CheckpointWriter:
         epochs, steps = divmod(state["step"], state["steps_per_epoch"])
         name = f"checkpoint_epoch_{epochs:05d}" + (f"_step_{steps:06d}" if steps else "") + ".pyth"
         regular = checkpoint_dir(self.output_dir) / name
-        # the best first: a run that goes on from the regular one takes the best for written
-        targets = [best_checkpoint(self.output_dir)] * best + [regular]
-        for target in targets:
-            with atomic_write(target) as file:
-                torch.save(state, file)
-        logger.info("saved %s", " and ".join(map(str, targets)))
+        if best:
+            self.best = state
+        failure = None
+        if self.best is not None:
+            try:
+                _write_file(best_checkpoint(self.output_dir), self.best)
+                self.best = None
+            except (OSError, RuntimeError) as error:
+                if best:  # not the regular one then: a run that goes on from there takes the best for written
+                    raise
+                failure = error
+        _write_file(regular, state)
         if self.keep:
             # those of more steps are damaged, or this run would have begun there; they must not push out good ones
             found = [path for path in list_checkpoints(self.output_dir) if _progress(path) <= _progress(regular)]
             for old in found[: -self.keep]:
                 if not self._is_kept_for_good(old):
                     old.unlink(missing_ok=True)
+        if failure:
+            raise failure
 
     def _is_kept_for_good(self, path: Path) -> bool:
         epoch, step = _progress(path)

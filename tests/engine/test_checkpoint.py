@@ -83,6 +83,36 @@ def test_the_best_is_written_first(tmp_path, monkeypatch):
     assert resumable_checkpoint(str(tmp_path)) == best_checkpoint(str(tmp_path))
 
 
+def test_the_best_is_written_as_soon_as_there_is_room(small_disk):
+    with CheckpointWriter(str(small_disk), keep=1, stop_on_error=False) as writer:
+        full = small_disk / "full"
+        full.write_bytes(bytes(900_000))
+        writer.save(state(10, 50_000), best=True)
+        writer.wait()
+        assert not best_checkpoint(str(small_disk)).exists()
+        full.unlink()
+        writer.save(state(20, 50_000))
+        writer.save(state(30, 50_000))
+    assert load_tensors(best_checkpoint(str(small_disk)))["step"] == 10
+    assert names(small_disk) == ["checkpoint_epoch_00003.pyth"]
+
+
+def test_a_best_that_cannot_be_written_holds_up_no_other(tmp_path):
+    best = best_checkpoint(str(tmp_path))
+    best.mkdir(parents=True)
+    with CheckpointWriter(str(tmp_path), keep=2, stop_on_error=False) as writer:
+        writer.save(state(10), best=True)  # a resume would take the best for written: it begins before this epoch
+        writer.wait()
+        assert names(tmp_path) == []
+        writer.save(state(20))
+        writer.save(state(30))
+        writer.wait()
+        assert names(tmp_path) == ["checkpoint_epoch_00002.pyth", "checkpoint_epoch_00003.pyth"]
+        best.rmdir()
+        writer.save(state(40))
+    assert load_tensors(best)["step"] == 10
+
+
 @pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
 def test_any_damage_is_damage(offset, value, tmp_path):
     save(tmp_path, 10, 20)
