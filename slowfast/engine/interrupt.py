@@ -17,6 +17,9 @@ EXIT_INTERRUPTED = 130
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
+# Seconds after a second Ctrl-C in which the program can end in order.
+PATIENCE = 10
+
 _received: list[signal.Signals] = []
 
 
@@ -59,7 +62,15 @@ def _handle(number: int, _: FrameType | None) -> None:
     again = number == signal.SIGINT and signal.SIGINT in _received
     _received.append(signal.Signals(number))
     if again:
+        signal.signal(signal.SIGALRM, _leave_anyway)
+        signal.alarm(PATIENCE)
         raise KeyboardInterrupt
+
+
+def _leave_anyway(*_: object) -> NoReturn:
+    """The exception got lost: in a destructor, for example, Python only prints it."""
+    print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    leave()
 
 
 def leave() -> NoReturn:

@@ -123,6 +123,17 @@ def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
     assert "goes on from the last checkpoint" in err and "Traceback" not in err and members(process.pid) == []
 
 
+def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same(tmp_path):
+    program = (
+        "import os, signal, time\nfrom slowfast.engine import interrupt\ninterrupt.PATIENCE = 1\ninterrupt.listen()\n"
+        "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\n"
+        "for _ in range(2):\n    Lost()\nprint('went on', flush=True)\ntime.sleep(100)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == EXIT_INTERRUPTED and done.stdout == "went on\n"
+    assert "goes on from the last checkpoint" in done.stderr
+
+
 def test_a_killed_worker_is_named_and_nothing_is_left(experiment, tmp_path):
     process = begin(experiment, *LONG, "DATA_LOADER.NUM_WORKERS", 2, "TRAIN.CHECKPOINT_MINUTES", 1e-6)
     wait_for(lambda: steps(tmp_path / "out") >= 3, process)
