@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import cv2
@@ -40,7 +41,7 @@ _OUTSIDE = -9999.0
 _VALUES = np.arange(256)
 
 
-# Tables: (256,) of every channel and frame, or (T, 3, 256) from the (T, 3, 256) histograms of the frames.
+# Tables: (256,) of every channel and frame, or (T, 3 or 1, 256) from the levels of the frames.
 
 
 def _posterize(bits: float) -> np.ndarray:
@@ -61,22 +62,62 @@ def _blend(grey: np.ndarray | int, factor: float) -> np.ndarray:
     return (grey + np.float32(factor) * (_VALUES.astype(np.float32) - grey)).clip(0, 255)
 
 
-def _contrast(counts: np.ndarray, factor: float) -> np.ndarray:
-    means = counts @ _VALUES / counts.sum(-1)  # (T, 3)
-    return _blend(np.floor(means @ LUMA + 0.5)[:, None, None], factor)
+class _Levels:
+    """What the values of frames are like after a table: what an operation asks for, and no more, is counted.
+
+    Args:
+        frames: (T, H, W, 3) uint8.
+        table: (T or 1, 3 or 1, 256) that their values are sent through; None leaves them.
+    """
+
+    def __init__(self, frames: np.ndarray, table: np.ndarray | None) -> None:
+        self.frames, self.table = frames, table
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """(T, 3, 256) histograms."""
+        frames = self.frames
+        counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
+        counts = np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
+        if self.table is None:
+            return counts
+        rows = np.arange(counts.size // 256).reshape(-1, 1)  # one per frame and channel
+        places = np.broadcast_to(self.table, counts.shape).reshape(-1, 256) + 256 * rows
+        return np.bincount(places.ravel(), counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
+
+    def means(self) -> np.ndarray:
+        """(T, 3)."""
+        if self.table is None:
+            return np.array([cv2.mean(frame)[:3] for frame in self.frames])
+        return self.counts @ _VALUES / self.counts.sum(-1)
+
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest value, (T, 3, 1) each."""
+        if self.table is None and "counts" not in vars(self):
+            t, h, w, c = self.frames.shape
+            low, high = (
+                extreme.reduce(extreme.reduce(self.frames.reshape(t, h, w * c), 1).reshape(t, w, c), 1)
+                for extreme in (np.minimum, np.maximum)
+            )
+            return low[..., None].astype(np.int64), high[..., None].astype(np.int64)
+        found = self.counts > 0
+        return found.argmax(-1, keepdims=True), 255 - found[..., ::-1].argmax(-1, keepdims=True)
 
 
-def _auto_contrast(counts: np.ndarray, _: float) -> np.ndarray:
-    low = (counts > 0).argmax(-1, keepdims=True)
-    high = 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
+def _contrast(levels: _Levels, factor: float) -> np.ndarray:
+    return _blend(np.floor(levels.means() @ LUMA + 0.5)[:, None, None], factor)
+
+
+def _auto_contrast(levels: _Levels, _: float) -> np.ndarray:
+    low, high = levels.ends()
     scale = 255.0 / np.maximum(high - low, 1)
     return np.where(high > low, np.trunc(_VALUES * scale - low * scale).clip(0, 255), _VALUES)
 
 
-def _equalize(counts: np.ndarray, _: float) -> np.ndarray:
-    highest = 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
+def _equalize(levels: _Levels, _: float) -> np.ndarray:
+    counts = levels.counts
     total = counts.sum(-1, keepdims=True)
-    step = (total - np.take_along_axis(counts, highest, -1)) // 255
+    step = (total - np.take_along_axis(counts, levels.ends()[1], -1)) // 255
     before = np.cumsum(counts, -1) - counts
     return np.where(step > 0, ((step // 2 + before) // np.maximum(step, 1)).clip(0, 255), _VALUES)
 
@@ -88,36 +129,27 @@ FIXED_TABLES: dict[str, Callable[[float], np.ndarray]] = {
     "SolarizeAdd": _solarize_add,
     "Brightness": lambda factor: _blend(0, factor),
 }
-FRAME_TABLES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+FRAME_TABLES: dict[str, Callable[[_Levels, float], np.ndarray]] = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
     "Contrast": _contrast,
 }
 
 
-def _histograms(frames: np.ndarray) -> np.ndarray:
-    """(T, 3, 256) counts of `(T, H, W, 3)` frames."""
-    counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
-    return np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
-
-
 def _tables(frames: np.ndarray, ops: Sequence[Op]) -> np.ndarray:
     """Chain operations that map values to values: (T or 1, 3 or 1, 256) uint8; statistics are those of `frames`."""
-    table = _VALUES.reshape(1, 1, 256)
-    counts = None
+    table = None
     for name, argument in ops:
         if name in FIXED_TABLES:
-            step = FIXED_TABLES[name](argument).reshape(1, 1, 256)
+            step = FIXED_TABLES[name](argument).reshape(1, 1, 256).astype(np.uint8)
         else:
-            counts = _histograms(frames) if counts is None else counts
-            rows = np.arange(counts.size // 256).reshape(-1, 1)  # one per frame and channel
-            places = np.broadcast_to(table, counts.shape).reshape(-1, 256) + 256 * rows
-            now = np.bincount(places.ravel(), counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
-            step = FRAME_TABLES[name](now, argument)
-        shape = np.broadcast_shapes(step.shape, table.shape)
-        step = step.astype(np.uint8).astype(np.int64)
-        table = np.take_along_axis(np.broadcast_to(step, shape), np.broadcast_to(table, shape), -1)
-    return table.astype(np.uint8)
+            step = FRAME_TABLES[name](_Levels(frames, table), argument).astype(np.uint8)
+        if table is not None:
+            shape = np.broadcast_shapes(step.shape, table.shape)
+            step = np.take_along_axis(np.broadcast_to(step, shape), np.broadcast_to(table, shape).astype(np.int64), -1)
+        table = step
+    assert table is not None
+    return table
 
 
 def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
@@ -249,13 +281,15 @@ def _source(
     Returns:
         Places (2, rows, columns), x then y, and a box of the frame that has all pixels their interpolation needs.
     """
-    x, y = np.meshgrid(columns.astype(np.float32) + 0.5, rows.astype(np.float32) + 0.5)
-    outside = np.zeros(x.shape, bool)
+    x, y = columns.astype(np.float32) + 0.5, rows.astype(np.float32)[:, None] + 0.5
+    outside = np.zeros((len(rows), len(columns)), bool)
     for name, argument in reversed(ops):
         (a, b, c), (d, e, f) = GEOMETRIC_OPS[name](argument, height, width).astype(np.float32)
-        x, y = a * x + b * y + c, d * x + e * y + f
+        x, y = a * x + (b * y + c), d * x + (e * y + f)
         outside |= (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    places = np.stack([(x - 0.5).clip(0, width - 1), (y - 0.5).clip(0, height - 1)])
+    places = np.empty((2, *outside.shape), np.float32)
+    for place, target, length in zip((x, y), places, (width, height), strict=True):
+        np.clip(place - np.float32(0.5), 0, length - 1, out=target)
     corners = places[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # between them lies all the rest
     (left, top), (right, bottom) = map(int, corners.min(1)), map(math.ceil, corners.max(1))
     places[:, outside] = _OUTSIDE
