@@ -167,14 +167,11 @@ def resized_crop_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-_MIDDLE = 1 << 15
-
-
 @lru_cache
-def _noise_bytes(mean: float, std: float) -> np.ndarray:
-    """65536 equally likely pixels of normal noise, in rising order: to draw one takes a sixth of a Gaussian's time."""
-    normal = torch.special.ndtri((torch.arange(2 * _MIDDLE, dtype=torch.float64) + 0.5) / (2 * _MIDDLE)).numpy()
-    return (255 * (std * normal + mean) + 0.5).clip(0, 255).astype(np.uint8)
+def _noise(mean: tuple[float, ...], std: tuple[float, ...], count: int) -> np.ndarray:
+    """(count, C) pixels of normal noise: to copy them from a random place takes a tenth of the time to draw them."""
+    normal = np.random.default_rng(0).standard_normal((count, len(mean)), np.float32)
+    return (255 * (normal * np.array(std, np.float32) + np.array(mean, np.float32)) + 0.5).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -185,7 +182,8 @@ class RandomErasing:
 
     Args:
         prob: probability per clip (AUG.RE_PROB).
-        mode: "pixel" draws a value per pixel, channel and frame, "rand" one per channel, "const" takes the mean.
+        mode: "pixel" takes a value per pixel, channel and frame, from a random place of a fixed field; "rand" one per
+            channel, "const" the mean.
         count: largest number of boxes; each gets its share of the area (AUG.RE_COUNT).
         mean: of the normalization, per channel.
         std: of the normalization, per channel.
@@ -222,11 +220,14 @@ class RandomErasing:
         return frames
 
     def _fill(self, box: np.ndarray, rng: np.random.Generator) -> None:
+        if self.mode == "const":
+            box[...] = (255 * np.array(self.mean) + 0.5).clip(0, 255)
+            return
         shape = box.shape[:3] if self.mode == "pixel" else (1, 1, 1)
-        for channel, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
-            table = _noise_bytes(mean, std)
-            draws = _MIDDLE if self.mode == "const" else rng.integers(len(table), size=shape, dtype=np.uint16)
-            box[..., channel] = table[draws]
+        count = math.prod(shape)
+        noise = _noise(self.mean, self.std, 1 << max(20, (2 * count).bit_length()))
+        start = int(rng.integers(len(noise) - count))
+        box[...] = noise[start : start + count].reshape(*shape, -1)
 
 
 @dataclass(frozen=True)
