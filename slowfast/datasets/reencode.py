@@ -40,12 +40,14 @@ class Settings:
         key_frames: largest distance between key frames, in frames: at most so many are decoded to reach one.
         crf: constant rate factor; 18 can hardly be told from the original, 23 is the encoder's default.
         preset: of the encoder: slower ones make smaller files.
+        b_frames: pictures in a row that no other one refers to; a reader leaves out those of them it does not want.
     """
 
     short_side: int = 320
     key_frames: int = 16
     crf: int = 20
     preset: str = "fast"
+    b_frames: int = 3
 
 
 @dataclass(frozen=True)
@@ -255,8 +257,11 @@ def _add_stream(writer: Any, image: Any, rate: Fraction, time_base: Fraction, se
     stream.time_base = stream.codec_context.time_base = time_base
     for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
         setattr(stream.codec_context, name, getattr(image, name))
-    # Without B-frames a frame is reached through those before it only. One thread: the processes fill the cores.
+    # the reader distrusts the times of a stream that declares B-frames and has no room for any between key frames
+    b_frames = max(0, min(settings.b_frames, settings.key_frames - 2))
     stream.options = {
-        "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames), "bf": "0", "threads": "1",
+        "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames),
+        "bf": str(b_frames), "b_strategy": "0", "b-pyramid": "none",
+        "threads": "1",  # the processes fill the cores
     }  # fmt: skip
     return stream

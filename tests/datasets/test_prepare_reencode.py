@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 
+from slowfast.datasets.backends import _list_frames
 from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
@@ -95,6 +96,31 @@ def test_pictures_times_and_sizes(tmp_path):
     assert max(np.diff([*places, 30])) <= 5 and len(key_frames(source)) == 1
     with av.open(str(target)) as container:
         assert [stream.type for stream in container.streams] == ["video"]
+
+
+def test_most_pictures_can_be_left_out(tmp_path):
+    """No other one is made from them: on the way to a frame a decoder passes over three of four."""
+    source = tmp_path / "in" / "a.mp4"
+    source.parent.mkdir()
+    scene = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for t in range(30):  # a camera moves over a scene
+            image = np.ascontiguousarray(scene[t : t + 48, t : t + 64])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    for distance in (1, 2, 3, 16):  # every backend finds the frames of the copies
+        target = copy(source, tmp_path / f"out_{distance}", key_frames=distance)
+        with av.open(str(target)) as container:
+            listed = _list_frames(str(target), container, container.streams.video[0])
+        assert listed.exact and listed.plain and len(listed.times) == 30
+    target = tmp_path / "out_16" / "a.mp4"
+    with av.open(str(target)) as container:
+        container.streams.video[0].codec_context.skip_frame = "NONREF"
+        assert sum(1 for _ in container.decode(video=0)) <= 10
+    assert len(frames_of(target)[0]) == 30
 
 
 def test_nothing_is_enlarged(tmp_path):
