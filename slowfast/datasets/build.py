@@ -15,6 +15,7 @@ from slowfast.datasets.catalog import CATALOG, DatasetSpec
 from slowfast.datasets.image import ImageDataset, ImageTransform, load_image_folder
 from slowfast.datasets.manifest import Manifest, check_files, load_manifest, load_something_something
 from slowfast.datasets.rand_augment import RandAugment
+from slowfast.datasets.shared import keep_memory
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
 from slowfast.utils.rng import rng_for
@@ -178,13 +179,19 @@ def build_loader(
         persistent_workers=workers > 0,
         # in a spawned process the default is to spawn workers too, each of which would import everything anew
         multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
-        worker_init_fn=use_one_thread,
+        worker_init_fn=start_worker,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
     )
 
 
-def use_one_thread(_: int) -> None:
+def start_worker(_: int) -> None:
+    """Make a process a worker of a loader: one thread, and memory that it keeps for the next clip."""
+    use_one_thread()
+    keep_memory()
+
+
+def use_one_thread(_: int = 0) -> None:
     """Keep a worker to its own core, and off the thread pools of the process it was forked from.
 
     OpenCV's pool can be forked while one of its locks is held, about once in 3,000 times; whoever uses it then waits

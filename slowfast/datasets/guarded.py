@@ -17,17 +17,17 @@ import math
 import mmap
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 import cv2
@@ -35,6 +35,7 @@ import numpy as np
 
 from slowfast.datasets.backends import check_backend
 from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.shared import keep_memory, memory_file
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ START = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Seconds until a process that does not even begin is given up; importing from a busy network drive takes its time.
 START_LIMIT = 300.0
+MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
 # Ctrl-C, and what a cluster sends to every process of a job that is to save its work and end.
 FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -59,7 +61,7 @@ def read_frames_within(seconds: float, path: str, choose: Callable[[int], Sequen
         options: the keyword arguments of `read_frames`.
 
     Returns:
-        As `read_frames`.
+        As `read_frames`; with a limit, an array that must not be written to and is gone with the next read.
 
     Raises:
         MediaError: as `read_frames`; also, the time is over, or the decoder crashed.
@@ -77,15 +79,15 @@ class _Reader:
     """This side of the process."""
 
     def __init__(self, backend: str) -> None:
-        # Memory without a name, which does not count against the small /dev/shm of a container.
-        if hasattr(os, "memfd_create"):
-            self.memory = os.memfd_create("frames")
-        else:
-            with tempfile.TemporaryFile() as file:
-                self.memory = os.dup(file.fileno())
+        self.memory = memory_file("frames")
         self.mapped: mmap.mmap | None = None
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
+        self.poll = select.poll()
+        self.poll.register(self.connection, select.POLLIN)
+        parent = multiprocessing.parent_process()  # of a worker; None in the main process
+        if parent is not None:
+            self.poll.register(parent.sentinel, select.POLLIN)
         with theirs:
             numbers = (theirs.fileno(), self.memory, os.getpid())
             self.process = subprocess.Popen(
@@ -111,16 +113,15 @@ class _Reader:
     def read(
         self, seconds: float, path: str, choose: Callable[[int], Sequence[int]], options: dict[str, Any]
     ) -> np.ndarray:
-        parent = multiprocessing.parent_process()  # of a worker; None in the main process
-        wanting = [] if parent is None else [parent.sentinel]
         end = time.monotonic() + seconds
         try:
             self.connection.send((path, options))
             while True:
-                ready = wait([self.connection, *wanting], max(end - time.monotonic(), 0))
+                left = min(max(end - time.monotonic(), 0), MAX_POLL)
+                ready = self.poll.poll(1000 * left)
                 if not ready:
                     raise MediaError(path, f"decoding took longer than {seconds:g} s (DATA_LOADER.DECODE_TIMEOUT)")
-                if self.connection not in ready:
+                if self.connection.fileno() not in dict(ready):
                     sys.exit("the process that wanted the frames is gone")
                 kind, value = self.connection.recv()
                 if kind == "length":
@@ -136,15 +137,15 @@ class _Reader:
             self.close()
             raise
         if kind == "frames":
-            return self._copy(value)
+            return self._frames(value)
         if kind == "media error":
             raise MediaError(*value)
         raise RuntimeError(f"{path} cannot be read:\n{value}")
 
-    def _copy(self, shape: tuple[int, ...]) -> np.ndarray:
+    def _frames(self, shape: tuple[int, ...]) -> np.ndarray:
         if self.mapped is None or len(self.mapped) < math.prod(shape):
             self.mapped = mmap.mmap(self.memory, 0, prot=mmap.PROT_READ)
-        return np.frombuffer(self.mapped, np.uint8, math.prod(shape)).reshape(shape).copy()
+        return np.frombuffer(self.mapped, np.uint8, math.prod(shape)).reshape(shape)
 
 
 def _end(connection: Connection, memory: int, process: subprocess.Popen, owner: int) -> None:
@@ -175,6 +176,7 @@ def serve(backend: str, socket_number: int, memory: int, owner: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even while a decoder hangs
     cv2.setNumThreads(0)
+    keep_memory()
     check_backend(backend)
     connection = Connection(socket_number)
     package = logging.getLogger("slowfast")

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest, Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
+from slowfast.datasets.shared import share, stack
 from slowfast.datasets.transforms import TrainTransform, Views, to_tensor
 from slowfast.utils.rng import rng_for
 
@@ -189,9 +190,8 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {name: torch.cat([item[name] for item in items]) for name in ("label", "index", "view")}
     videos = [item["video"] for item in items]
     if isinstance(videos[0], Views):
-        batch["video"] = replace(videos[0], frames=[frames for views in videos for frames in views.frames])
+        batch["video"] = replace(videos[0], frames=share([frames for views in videos for frames in views.frames]))
     else:
-        # in a worker, straight into the memory that it shares; channels stay last there, as OpenCV has them
-        clips = [clip.movedim(0, -1) for video in videos for clip in video]
-        batch["video"] = default_collate(clips).movedim(-1, 1) if clips else torch.empty(0, dtype=torch.uint8)
+        clips = [clip for video in videos for clip in video]
+        batch["video"] = stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
     return {**batch, "bad": [entry for item in items for entry in item["bad"]]}

@@ -19,7 +19,7 @@ from av.stream import Disposition
 from torch.utils.data import DataLoader
 
 from slowfast.datasets import backends
-from slowfast.datasets.build import EpochBatchSampler, use_one_thread
+from slowfast.datasets.build import EpochBatchSampler, start_worker
 from slowfast.datasets.check import Media, check_media
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest
@@ -535,7 +535,7 @@ def loader(zoo: Path, workers: int, context: str | None, transform: TrainTransfo
         collate_fn=collate,
         num_workers=workers,
         multiprocessing_context=context,
-        worker_init_fn=use_one_thread,
+        worker_init_fn=start_worker,
     )
 
 

@@ -1,0 +1,161 @@
+"""Memory that is used again, and clips on their way from a worker to the process of its loader.
+
+PyTorch makes a new file in /dev/shm for every tensor that a worker sends. The system has to find and clear its pages
+one by one, which takes longer than to fill them, and in a container /dev/shm is soon full: the worker then dies of a
+bus error. Here a worker keeps a few blocks of memory without a name, and fills one again when the last tensor that lies
+in it is gone from the other process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from multiprocessing.reduction import DupFd
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+KEPT = 128 << 20  # bytes; the arrays of a video of two clips take a fifth of it
+# Bytes before the tensor of a block, so that it stays aligned; the first of them tells whether the block is in use.
+HEAD = 64
+
+
+def keep_memory() -> None:
+    """Let `malloc` keep what is freed in this process, for the next clip.
+
+    glibc gives arrays back to the system, and then gets them again page by page, each of them cleared and mapped anew:
+    1,600 pages for a video of two augmented clips. What a process keeps without need is bounded by `KEPT`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def memory_file(name: str) -> int:
+    """Descriptor of an empty file in memory; it does not count against the small /dev/shm of a container."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor | Parcel:
+    """Join tensors of one shape and type, with dimensions in memory in their order; in a worker, ready to be sent."""
+    first = tensors[0]
+    assert all(t.shape == first.shape and t.dtype == first.dtype for t in tensors), "clips of a batch differ"
+    layout = _Layout(first.dtype, (len(tensors), *first.shape), (first.numel(), *_dense_stride(first)))
+    parcel = None if get_worker_info() is None else Parcel([layout], single=True)
+    joined = parcel.tensors[0] if parcel else torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype)
+    for target, tensor in zip(joined, tensors, strict=True):
+        target.copy_(tensor)
+    return parcel or joined
+
+
+def share(tensors: list[torch.Tensor]) -> list[torch.Tensor] | Parcel:
+    """In a worker, copy tensors to where they can be sent from; elsewhere, return them."""
+    if get_worker_info() is None:
+        return tensors
+    parcel = Parcel([_Layout(t.dtype, tuple(t.shape), _dense_stride(t)) for t in tensors])
+    for target, tensor in zip(parcel.tensors, tensors, strict=True):
+        target.copy_(tensor)
+    return parcel
+
+
+def _dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Strides of a tensor without gaps whose dimensions lie in the same order."""
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+class _Layout(NamedTuple):
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def room(self) -> int:
+        """Bytes, with those that keep the next tensor aligned."""
+        return -(-math.prod(self.shape) * self.dtype.itemsize // HEAD) * HEAD
+
+
+class Parcel:
+    """Tensors of a worker in one block of memory, to be filled and sent; who receives it gets a list of tensors.
+
+    Args:
+        layouts: of the tensors.
+        single: there is one, and it is received without a list.
+    """
+
+    def __init__(self, layouts: Sequence[_Layout], single: bool = False) -> None:
+        self.layouts, self.single = layouts, single
+        self.block = _take_block(HEAD + sum(layout.room() for layout in layouts))
+        self.unsent = weakref.finalize(self, _release, self.block.mapped, os.getpid())
+        self.unsent.atexit = False
+        self.tensors = _lay_out(torch.frombuffer(self.block.mapped, dtype=torch.uint8), layouts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.unsent.detach()  # from now on the other side says when the block is free
+        return _receive, (DupFd(self.block.file), self.layouts, self.single)
+
+
+class _Block:
+    """Memory without a name; its first byte is 1 while it is used, and only who has it then writes a 0."""
+
+    def __init__(self, size: int) -> None:
+        self.file = memory_file("clips")
+        os.ftruncate(self.file, size)
+        self.mapped = mmap.mmap(self.file, size)
+        weakref.finalize(self, os.close, self.file)
+
+
+_blocks: list[_Block] = []  # of this process
+os.register_at_fork(after_in_child=_blocks.clear)
+
+
+def _take_block(size: int) -> _Block:
+    """A block of `size` bytes or up to twice as many that nobody uses, marked as used."""
+    free = [block for block in _blocks if not block.mapped[0]]
+    fitting = [block for block in free if size <= len(block.mapped) <= 2 * size]
+    if fitting:
+        block = min(fitting, key=lambda block: len(block.mapped))
+    else:
+        for block in free:  # so that sizes which no longer come take no memory
+            _blocks.remove(block)
+        block = _Block(size)
+        _blocks.append(block)
+    block.mapped[0] = 1
+    return block
+
+
+def _receive(handle: Any, layouts: Sequence[_Layout], single: bool) -> torch.Tensor | list[torch.Tensor]:
+    """What a worker has sent; the block is free again when nothing refers to any of it."""
+    file = handle.detach()
+    try:
+        mapped = mmap.mmap(file, 0)
+    finally:
+        os.close(file)
+    content = np.frombuffer(mapped, np.uint8)
+    weakref.finalize(content, _release, mapped, os.getpid()).atexit = False
+    tensors = _lay_out(torch.from_numpy(content), layouts)
+    return tensors[0] if single else tensors
+
+
+def _lay_out(content: torch.Tensor, layouts: Sequence[_Layout]) -> list[torch.Tensor]:
+    tensors, start = [], HEAD
+    for layout in layouts:
+        part = content[start : start + layout.room()]
+        tensors.append(part.view(layout.dtype).as_strided(layout.shape, layout.stride))
+        start += layout.room()
+    return tensors
+
+
+def _release(mapped: mmap.mmap, owner: int) -> None:
+    if os.getpid() == owner:  # and not a fork of it
+        mapped[0] = 0

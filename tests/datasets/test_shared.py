@@ -1,0 +1,141 @@
+"""Clips on their way from a worker to the process of its loader."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from multiprocessing import get_all_start_methods
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from slowfast.datasets.shared import share, stack
+
+
+class Clips(Dataset[torch.Tensor]):
+    """Item n is full of n, (3, 4, height, 6) with channels last in memory; each tenth one is twenty times as high."""
+
+    def __init__(self, same: bool) -> None:
+        self.same = same
+
+    def __getitem__(self, n: int) -> torch.Tensor:
+        return torch.full((4, 200 if self.same or n % 10 else 4000, 6, 3), n, dtype=torch.uint8).movedim(-1, 0)
+
+
+def join(clips: list[torch.Tensor]) -> dict[str, Any]:
+    return {"all": stack(clips), "each": share([clip.float() for clip in clips]), "worker": os.getpid()}
+
+
+def join_one(clips: list[torch.Tensor]) -> dict[str, Any]:
+    return {"each": share(clips), "worker": os.getpid()}
+
+
+def blocks(process: int) -> dict[str, str]:
+    """Memory that a process has mapped for clips, {inode: size}."""
+    rows = [line.split() for line in Path(f"/proc/{process}/maps").read_text().splitlines() if "/memfd:clips" in line]
+    return {row[4]: row[0] for row in rows}
+
+
+def test_a_batch_arrives_as_it_is_and_stays_so():
+    batches = [[n, n + 1] for n in range(0, 40, 2)]
+    clips = Clips(same=True)
+    loader = DataLoader(clips, batch_sampler=batches, collate_fn=join, num_workers=2, multiprocessing_context="fork")
+    kept = list(loader)  # none is written to again while it is held
+    for numbers, batch in zip(batches, kept, strict=True):
+        here = join([clips[n] for n in numbers])
+        assert torch.equal(batch["all"], here["all"]) and batch["all"].stride() == here["all"].stride()
+        assert batch["all"].movedim(1, -1).is_contiguous() and batch["all"].dtype == torch.uint8
+        pairs = list(zip(batch["each"], here["each"], strict=True))
+        assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in pairs)
+    assert not kept[0]["all"].is_shared()  # nothing in /dev/shm
+    kept[0]["all"].add_(1)
+    assert kept[0]["all"].max() == 2 and kept[1]["all"].min() == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("context", [method for method in get_all_start_methods() if method != "fork"])
+def test_workers_that_are_no_forks(context):
+    clips = [torch.full((3, 4, 50, 6), n, dtype=torch.uint8) for n in range(12)]
+    loader = DataLoader(
+        clips,  # pyright: ignore[reportArgumentType]
+        batch_size=2, collate_fn=stack, num_workers=2, multiprocessing_context=context,
+    )  # fmt: skip
+    assert all(torch.equal(batch, torch.stack(clips[2 * n : 2 * n + 2])) for n, batch in enumerate(list(loader)))
+
+
+def test_memory_is_used_again_as_soon_as_nothing_refers_to_it():
+    options = {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True}
+    order = [[n] for n in range(60)]
+    loader = DataLoader(Clips(same=False), batch_sampler=order, collate_fn=join_one, **options)
+    seen: set[str] = set()
+    worker = 0
+    for number, batch in enumerate(loader):
+        worker = batch["worker"]
+        assert (batch["each"][0] == number).all()
+        seen |= set(blocks(worker))
+    # two ahead, one here, one in the making; those of another size are given up when none fits
+    assert len(blocks(worker)) <= 5 and len(seen) <= 36
+    view = batch["each"][0][1:, :, ::2]
+    del batch
+    order[:] = [[n] for n in range(100, 130)]
+    for later in loader:
+        assert (view == 59).all() and (later["each"][0] >= 100).all()  # a view keeps all of it
+    del later, view
+    gc.collect()
+    assert not blocks(os.getpid())
+
+
+def test_the_end_of_a_fork_frees_nothing():
+    order = [[1]]
+    options = {"num_workers": 1, "multiprocessing_context": "fork", "persistent_workers": True}
+    loader = DataLoader(Clips(same=True), batch_sampler=order, collate_fn=join_one, **options)
+    kept = next(iter(loader))["each"][0]
+    child = os.fork()
+    if child == 0:
+        del kept
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    order[:] = [[n] for n in range(2, 12)]
+    for _ in loader:
+        time.sleep(0.01)
+    assert (kept == 1).all()
+
+
+def join_and_fail(clips: list[torch.Tensor]) -> dict[str, Any]:
+    batch = join_one(clips)
+    if int(clips[0].max()) % 2:
+        raise ValueError("every second batch")
+    return batch
+
+
+def test_what_was_never_sent_is_free_again():
+    order = [[n] for n in range(1, 41)]
+    options = {"num_workers": 1, "multiprocessing_context": "fork"}
+    found = iter(DataLoader(Clips(same=True), batch_sampler=order, collate_fn=join_and_fail, **options))
+    worker, failed = 0, 0
+    while failed < 20:
+        try:
+            worker = next(found)["worker"]
+        except ValueError:
+            failed += 1
+    assert len(blocks(worker)) <= 6
+
+
+def test_many_videos_of_a_batch_take_few_files():
+    order = [list(range(200))] * 4
+    options = {"num_workers": 1, "multiprocessing_context": "fork"}
+    for batch in DataLoader(Clips(same=True), batch_sampler=order, collate_fn=join_one, **options):
+        assert [int(clip.max()) for clip in batch["each"]] == list(range(200))
+        assert len(os.listdir(f"/proc/{batch['worker']}/fd")) < 60
+
+
+def test_clips_that_differ_are_not_joined():
+    with pytest.raises(AssertionError, match="differ"):
+        stack([torch.zeros(3, 4), torch.zeros(1, 4)])
+    joined = stack([torch.zeros(0, 4)] * 2)
+    assert isinstance(joined, torch.Tensor) and joined.shape == (2, 0, 4)
