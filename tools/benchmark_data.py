@@ -50,7 +50,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from slowfast.config import load_config
-from slowfast.datasets.build import build_dataset, use_one_thread
+from slowfast.datasets.build import build_dataset, start_worker, use_one_thread
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.rand_augment import GREY
 from slowfast.datasets.reader import read_frames
@@ -167,7 +167,6 @@ class Plain(Dataset[dict[str, Any]]):
             h, w = (round(np.sqrt(side * side * share * np.exp(sign * log_aspect))) for sign in (1, -1))
             if h < side and w < side:
                 y, x = int(rng.integers(side - h + 1)), int(rng.integers(side - w + 1))
-                clip = clip.clone()
                 clip[:, :, y : y + h, x : x + w] = torch.randn(*clip.shape[:2], h, w)
         return clip
 
@@ -206,6 +205,7 @@ def time_loading(
     join: Callable[[Sequence[Any]], Any],
     batches: Sequence[Sequence[Key]],
     workers: int,
+    initialize: Callable[[int], None],
     finish: Callable[[Any], object] | None = None,
 ) -> dict[str, float]:
     """Load `batches` through fresh worker processes: milliseconds a video, "cpu" of all workers and "wall".
@@ -214,7 +214,7 @@ def time_loading(
     with a batch; its time, "device", is that of another pass over the last batch.
     """
     options = {"collate_fn": join, "num_workers": workers, "multiprocessing_context": "fork"}
-    options["worker_init_fn"] = use_one_thread
+    options["worker_init_fn"] = initialize
     order = [*batches[:1]] * workers
     loader = DataLoader(dataset, batch_sampler=order, persistent_workers=True, **options)  # pyright: ignore
     for _ in loader:
@@ -265,10 +265,10 @@ def benchmark(
         {"cpu": {"decode", "ours", "plain": milliseconds a video, "ours_to_decode", "plain_to_ours"}, "wall": likewise,
         "device": milliseconds a video}; the ratios are medians of the rounds' ratios.
     """
-    ways: dict[str, tuple[Dataset[Any], Callable[[Sequence[Any]], Any]]] = {
-        "decode": (Decode(dataset), sum),
-        "ours": (dataset, collate),
-        "plain": (Plain(dataset, mean, std), plain_collate),
+    ways: dict[str, tuple[Dataset[Any], Callable[[Sequence[Any]], Any], Callable[[int], None]]] = {
+        "decode": (Decode(dataset), sum, use_one_thread),
+        "ours": (dataset, collate, start_worker),
+        "plain": (Plain(dataset, mean, std), plain_collate, use_one_thread),
     }
     for index in range(min(len(dataset), videos)):
         _ = ways["decode"][0][(0, index)]  # so that no round pays for the disk
@@ -276,9 +276,9 @@ def benchmark(
     for epoch in tqdm(range(rounds), "rounds", disable=None, leave=False):
         keys = [(epoch, index % len(dataset)) for index in range(videos)]
         batches = [keys[start : start + batch_size] for start in range(0, videos, batch_size)]
-        for name, (loaded, join) in ways.items():
+        for name, (loaded, join, initialize) in ways.items():
             finish = partial(finish_batch, mean=mean, std=std) if name == "ours" else None
-            times[name].append(time_loading(loaded, join, batches, workers, finish))
+            times[name].append(time_loading(loaded, join, batches, workers, initialize, finish))
     result: dict[str, Any] = {"workers": workers, "videos": videos, "rounds": rounds, "batch_size": batch_size}
     result["device"] = median(entry["device"] for entry in times["ours"])
     for clock in ("cpu", "wall"):
@@ -435,7 +435,7 @@ def main(argv: list[str] | None = None) -> int:
         machine = describe_machine()
         print(", ".join(f"{name} {value}" for name, value in machine.items()))
         record: dict[str, Any] = {"machine": machine, "cfg": args.cfg, "overrides": args.overrides}
-        use_one_thread(0)
+        use_one_thread()
         for job in (args.job,) if args.job else ("train", "test"):
             dataset = load_datasets(cfg, listed, job)
             train = dataset.transform is not None
