@@ -189,6 +189,7 @@ def _own_signal_handlers() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.alarm(0)  # of a second Ctrl-C: its exception did not get lost
         for number, handler in before.items():
             signal.signal(number, handler)
 
