@@ -9,6 +9,8 @@ the recipe, with one worker process and with several:
   and normalizes, crops, flips and erases in float32. A test opens, decodes and resizes a video again for every view.
   It draws the same frames, operations and boxes as ours.
 
+Workers of ours keep the memory that they free, as those of a training do; the others start as they would without us.
+
 What ours leaves to the device, to cut out the views of a test and to normalize, is timed on this CPU in one thread and
 printed beside it; a GPU does it in passing.
 

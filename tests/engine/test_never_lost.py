@@ -123,7 +123,7 @@ def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
     assert "goes on from the last checkpoint" in err and "Traceback" not in err and members(process.pid) == []
 
 
-def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same(tmp_path):
+def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
     program = (
         "import os, signal, time\nfrom slowfast.engine import interrupt\ninterrupt.PATIENCE = 1\ninterrupt.listen()\n"
         "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\n"
