@@ -15,9 +15,9 @@ from slowfast.datasets.catalog import CATALOG, DatasetSpec
 from slowfast.datasets.image import ImageDataset, ImageTransform, load_image_folder
 from slowfast.datasets.manifest import Manifest, check_files, load_manifest, load_something_something
 from slowfast.datasets.rand_augment import RandAugment
-from slowfast.datasets.shared import keep_memory
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
+from slowfast.utils.memory import keep_memory
 from slowfast.utils.rng import rng_for
 
 Split = Literal["train", "val", "test"]

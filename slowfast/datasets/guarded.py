@@ -35,7 +35,7 @@ import numpy as np
 
 from slowfast.datasets.backends import check_backend
 from slowfast.datasets.reader import MediaError, read_frames
-from slowfast.datasets.shared import keep_memory, memory_file
+from slowfast.utils.memory import keep_memory, memory_file
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Memory that is used again, and clips on their way from a worker to the process of its loader.
+"""Clips on their way from a worker to the process of its loader, in memory that is used again.
 
 PyTorch makes a new file in /dev/shm for every tensor that a worker sends. The system has to find and clear its pages
 one by one, which takes longer than to fill them, and in a container /dev/shm is soon full: the worker then dies of a
@@ -8,11 +8,9 @@ in it is gone from the other process.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import mmap
 import os
-import tempfile
 import weakref
 from collections.abc import Sequence
 from multiprocessing.reduction import DupFd
@@ -22,30 +20,10 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-KEPT = 128 << 20  # bytes; the arrays of a video of two clips take a fifth of it
+from slowfast.utils.memory import memory_file
+
 # Bytes before the tensor of a block, so that it stays aligned; the first of them tells whether the block is in use.
 HEAD = 64
-
-
-def keep_memory() -> None:
-    """Let `malloc` keep what is freed in this process, for the next clip.
-
-    glibc gives arrays back to the system, and then gets them again page by page, each of them cleared and mapped anew:
-    1,600 pages for a video of two augmented clips. What a process keeps without need is bounded by `KEPT`.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
-        mallopt(M_TRIM_THRESHOLD, KEPT)
-
-
-def memory_file(name: str) -> int:
-    """Descriptor of an empty file in memory; it does not count against the small /dev/shm of a container."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor | Parcel:

@@ -57,6 +57,12 @@ def test_the_frames_are_those_of_a_read_in_this_process(video, tmp_path, write_v
     assert np.array_equal(read_frames_within(0, video, middle), read_frames(video, middle))
 
 
+def test_the_process_starts_without_pytorch(video):
+    """Its import would take seconds and hundreds of megabytes, of every worker."""
+    read_frames_within(60, video, middle)
+    assert "libtorch" not in Path(f"/proc/{process_id()}/maps").read_text()
+
+
 def test_a_process_that_does_not_begin_is_given_up(video, monkeypatch):
     vars(guarded._local).clear()
     started = []
