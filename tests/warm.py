@@ -1,4 +1,4 @@
-"""A server that forks processes with PyTorch imported, whose import takes longer than most runs of the tests.
+"""A server that forks processes with all that runs import, which takes longer than most runs of the tests.
 
 It is a fresh interpreter without threads: a run begins as it would from the command line, some seconds later. A request
 is the JSON of (arguments, environment), with the descriptors of stdout and stderr; the answer is the exit code.
@@ -11,7 +11,10 @@ import signal
 import socket
 import sys
 
-import slowfast.engine.launch  # noqa: F401  what runs import
+import torch._dynamo  # noqa: F401  the first optimizer imports it
+
+import slowfast.engine.launch
+import slowfast.visualization.plots  # noqa: F401
 
 
 def serve(address: str) -> None:
