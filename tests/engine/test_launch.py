@@ -149,8 +149,9 @@ def test_hung_processes(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_may_last_longer_than_the_timeout(start):
-    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.1).trains()
-    time.sleep(9)
+    # no process is started for the decoder, which takes long on a busy machine
+    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.2, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
+    time.sleep(14)
     assert job.process.poll() is None, job.text()
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.ends() == EXIT_REQUEUE
