@@ -228,7 +228,8 @@ def time_loading(
         last = batch
     end, after = time.monotonic(), cpu_seconds()
     videos = sum(map(len, batches)) / 1000
-    times = {"cpu": (after - before) / videos, "wall": (end - start) / videos}
+    spent = max(after - before, 1 / os.sysconf("SC_CLK_TCK"))  # a few small videos may take less than a tick
+    times = {"cpu": spent / videos, "wall": (end - start) / videos}
     if finish:
         start = time.perf_counter()
         finish(last)
