@@ -238,13 +238,17 @@ def _seek_and_decode(container: Any, stream: Any, listed: FrameList, needed: lis
 
 
 def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
-    """Decode from here on, without most of the pictures whose times are not `wanted`."""
+    """Decode from here on, without most of the pictures whose times are not `wanted`; takes those it reads from it."""
     codec = stream.codec_context
     marked = codec.name in MARKED_CODECS
     for packet in container.demux(stream):
         if marked:  # one thread: the packet is decoded before the next one comes
             codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         yield from packet.decode()
+        wanted.discard(packet.pts)
+        if not wanted:  # what it holds back to put pictures in order comes out without more packets
+            yield from codec.decode(None)
+            return
 
 
 # From (path, list, sorted numbers of frames) to as many (H, W, 3) frames.
