@@ -1,9 +1,7 @@
 """RandAugment for whole clips (Cubuk et al., 2020), with timm's operations, magnitudes and strings.
 
 One draw of operations and magnitudes serves every frame. The arithmetic follows Pillow, on which timm builds, but runs
-in OpenCV on uint8 arrays: look-up tables are exact; blends, and shears and translations that stand alone, are within
-one grey level; rotations and maps of several operations differ only by OpenCV's bicubic kernel (-0.75 where Pillow has
--1), its grid of 1/32 pixel, and within a pixel of the border.
+in OpenCV on uint8 arrays; `value_ops` and `geometric_ops` say how close it is.
 
 `augmented_crop` applies operations and the resized crop after them in few passes, at any size of the frames:
 
@@ -16,197 +14,29 @@ one grey level; rotations and maps of several operations differ only by OpenCV's
 Nothing changes places, so the result differs from that of single steps by their repeated interpolation and its kernel.
 """
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 
-import cv2
 import numpy as np
 
+from slowfast.datasets.geometric_ops import (
+    GEOMETRIC_OPS,
+    INTERPOLATIONS,
+    SLIDES,
+    Box,
+    ResizedCrop,
+    cut,
+    grow,
+    slide,
+    slide_source,
+    source,
+    warp,
+)
+from slowfast.datasets.value_ops import FILTERS, FRAME_TABLES, Op, build_tables, look_up
+
 MAX_LEVEL = 10.0
-GREY = (128, 128, 128)
-LUMA = np.array([19595, 38470, 7471]) / 65536  # ITU-R 601, of red, green and blue
-INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-
-Box = tuple[int, int, int, int]  # y, x, height, width
-Op = tuple[str, float]
-
-# Adding it before OpenCV rounds to the nearest integer cuts the fraction, as Pillow does.
-_CUT = -0.499
-# Where no frame reaches, for the maps below; OpenCV holds places as int16.
-_OUTSIDE = -9999.0
-_VALUES = np.arange(256)
-
-
-# Tables: (256,) of every channel and frame, or (T, 3 or 1, 256) from the levels of the frames.
-
-
-def _posterize(bits: float) -> np.ndarray:
-    return _VALUES & (256 - 2 ** (8 - int(bits)))
-
-
-def _solarize(threshold: float) -> np.ndarray:
-    return np.where(threshold > _VALUES, _VALUES, 255 - _VALUES)
-
-
-def _solarize_add(addend: float) -> np.ndarray:
-    return np.where(_VALUES < 128, np.minimum(_VALUES + addend, 255), _VALUES)
-
-
-def _blend(grey: np.ndarray | int, factor: float) -> np.ndarray:
-    """Table of `grey + factor * (value - grey)`, in Pillow's single precision."""
-    grey = np.asarray(grey, np.float32)
-    return (grey + np.float32(factor) * (_VALUES.astype(np.float32) - grey)).clip(0, 255)
-
-
-class _Levels:
-    """What the values of frames are like after a table: what an operation asks for, and no more, is counted.
-
-    Args:
-        frames: (T, H, W, 3) uint8.
-        table: (T or 1, 3 or 1, 256) that their values are sent through; None leaves them.
-    """
-
-    def __init__(self, frames: np.ndarray, table: np.ndarray | None) -> None:
-        self.frames, self.table = frames, table
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """(T, 3, 256) histograms."""
-        frames = self.frames
-        counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
-        counts = np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
-        if self.table is None:
-            return counts
-        rows = np.arange(counts.size // 256).reshape(-1, 1)  # one per frame and channel
-        places = np.broadcast_to(self.table, counts.shape).reshape(-1, 256) + 256 * rows
-        return np.bincount(places.ravel(), counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
-
-    def means(self) -> np.ndarray:
-        """(T, 3)."""
-        if self.table is None:
-            return np.array([cv2.mean(frame)[:3] for frame in self.frames])
-        return self.counts @ _VALUES / self.counts.sum(-1)
-
-    def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest value, (T, 3, 1) each."""
-        if self.table is None and "counts" not in vars(self):
-            t, h, w, c = self.frames.shape
-            low, high = (
-                extreme.reduce(extreme.reduce(self.frames.reshape(t, h, w * c), 1).reshape(t, w, c), 1)
-                for extreme in (np.minimum, np.maximum)
-            )
-            return low[..., None].astype(np.int64), high[..., None].astype(np.int64)
-        found = self.counts > 0
-        return found.argmax(-1, keepdims=True), 255 - found[..., ::-1].argmax(-1, keepdims=True)
-
-
-def _contrast(levels: _Levels, factor: float) -> np.ndarray:
-    return _blend(np.floor(levels.means() @ LUMA + 0.5)[:, None, None], factor)
-
-
-def _auto_contrast(levels: _Levels, _: float) -> np.ndarray:
-    low, high = levels.ends()
-    scale = 255.0 / np.maximum(high - low, 1)
-    return np.where(high > low, np.trunc(_VALUES * scale - low * scale).clip(0, 255), _VALUES)
-
-
-def _equalize(levels: _Levels, _: float) -> np.ndarray:
-    counts = levels.counts
-    total = counts.sum(-1, keepdims=True)
-    step = (total - np.take_along_axis(counts, levels.ends()[1], -1)) // 255
-    before = np.cumsum(counts, -1) - counts
-    return np.where(step > 0, ((step // 2 + before) // np.maximum(step, 1)).clip(0, 255), _VALUES)
-
-
-FIXED_TABLES: dict[str, Callable[[float], np.ndarray]] = {
-    "Invert": lambda _: 255 - _VALUES,
-    "Posterize": _posterize,
-    "Solarize": _solarize,
-    "SolarizeAdd": _solarize_add,
-    "Brightness": lambda factor: _blend(0, factor),
-}
-FRAME_TABLES: dict[str, Callable[[_Levels, float], np.ndarray]] = {
-    "AutoContrast": _auto_contrast,
-    "Equalize": _equalize,
-    "Contrast": _contrast,
-}
-
-
-def _tables(frames: np.ndarray, ops: Sequence[Op]) -> np.ndarray:
-    """Chain operations that map values to values: (T or 1, 3 or 1, 256) uint8; statistics are those of `frames`."""
-    table = None
-    for name, argument in ops:
-        if name in FIXED_TABLES:
-            step = FIXED_TABLES[name](argument).reshape(1, 1, 256).astype(np.uint8)
-        else:
-            step = FRAME_TABLES[name](_Levels(frames, table), argument).astype(np.uint8)
-        if table is not None:
-            shape = np.broadcast_shapes(step.shape, table.shape)
-            step = np.take_along_axis(np.broadcast_to(step, shape), np.broadcast_to(table, shape).astype(np.int64), -1)
-        table = step
-    assert table is not None
-    return table
-
-
-def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    out = np.empty(frames.shape, np.uint8)
-    _, height, width, channels = frames.shape
-    for source, target, table in zip(
-        frames, out, np.broadcast_to(tables, (len(frames), *tables.shape[1:])), strict=True
-    ):
-        if len(table) == 1:
-            cv2.LUT(source.reshape(height, width * channels), table[0], dst=target.reshape(height, width * channels))
-        else:
-            cv2.LUT(source, np.ascontiguousarray(table.T[None]), dst=target)
-    return out
-
-
-def _color(frames: np.ndarray, factor: float) -> np.ndarray:
-    t, h, w, c = frames.shape
-    blend = np.hstack([factor * np.eye(3) + (1 - factor) * LUMA, np.full((3, 1), _CUT)])
-    return cv2.transform(frames.reshape(t * h, w, c), blend).reshape(frames.shape)
-
-
-def _sharpness(frames: np.ndarray, factor: float) -> np.ndarray:
-    t, h, w, c = frames.shape
-    kernel = np.full((3, 3), (1 - factor) / 13)
-    kernel[1, 1] = factor + (1 - factor) * 5 / 13
-    out = cv2.filter2D(frames.reshape(t * h, w, c), -1, kernel, delta=_CUT).reshape(frames.shape)
-    for edge in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):  # Pillow does not smooth the border
-        out[edge] = frames[edge]
-    return out
-
-
-FILTERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {"Color": _color, "Sharpness": _sharpness}
-
-
-def _rotation(degrees: float, height: int, width: int) -> np.ndarray:
-    turn = math.radians(degrees)
-    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    centre = np.array([[width / 2], [height / 2]])
-    return np.hstack([rotation, centre - rotation @ centre])
-
-
-# From (argument, height, width) to the matrix that finds the source of an output pixel; the frame's corner is (0, 0).
-GEOMETRIC_OPS: dict[str, Callable[[float, int, int], np.ndarray]] = {
-    "Rotate": _rotation,
-    "ShearX": lambda factor, height, width: np.array([[1, factor, 0], [0, 1, 0.0]]),
-    "ShearY": lambda factor, height, width: np.array([[1, 0, 0], [factor, 1, 0.0]]),
-    "TranslateXRel": lambda share, height, width: np.array([[1, 0, share * width], [0, 1, 0.0]]),
-    "TranslateYRel": lambda share, height, width: np.array([[1, 0, 0], [0, 1, share * height]]),
-}
-# All pixels of a row, or of a column, go equally far along it: filters do that several times faster than a map.
-VERTICAL_SLIDES = {"ShearY": "ShearX", "TranslateYRel": "TranslateXRel"}
-SLIDES = (*VERTICAL_SLIDES, *VERTICAL_SLIDES.values())
-# Pillow's, of the pixels -1, 0, 1 and 2 for a place that lies d after pixel 0.
-WEIGHTS: dict[str, Callable[[float], np.ndarray]] = {
-    "bilinear": lambda d: np.array([0, 1 - d, d, 0]),
-    "bicubic": lambda d: np.array([-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) + d**3]),
-}
 # Draws are numbers of this list.
 OP_NAMES = (
     "AutoContrast",
@@ -221,153 +51,6 @@ OP_NAMES = (
     "Sharpness",
     *GEOMETRIC_OPS,
 )
-
-
-@dataclass(frozen=True)
-class ResizedCrop:
-    """A part of a frame, resized bilinearly without antialiasing, and a square cut out of that.
-
-    Args:
-        box: (y, x, height, width) of the part.
-        size: (height, width) it is resized to.
-        corner: (y, x) of the square in it.
-        side: of the square in pixels.
-        flip: mirror the square.
-    """
-
-    box: Box
-    size: tuple[int, int]
-    corner: tuple[int, int]
-    side: int
-    flip: bool = False
-
-    def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the frame that the square's lie on, counted from the centre of the first pixel."""
-        y, x = (
-            start + ((np.arange(corner, corner + self.side) + 0.5) * length / size - 0.5).clip(0, length - 1)
-            for start, length, size, corner in zip(self.box[:2], self.box[2:], self.size, self.corner, strict=True)
-        )
-        return y, x[::-1] if self.flip else x
-
-    def __call__(self, part: np.ndarray) -> np.ndarray:
-        """Turn `part`, the (T, h, w, 3) pixels of the box, into a new (T, side, side, 3) clip."""
-        out = np.empty((len(part), self.side, self.side, part.shape[3]), part.dtype)
-        y, x = self.corner
-        for source, target in zip(part, out, strict=True):
-            if self.size == (self.side, self.side) and not self.flip:
-                cv2.resize(source, self.size, dst=target)
-                continue
-            resized = source if self.size == self.box[2:] else cv2.resize(source, self.size[::-1])
-            square = resized[y : y + self.side, x : x + self.side]
-            if self.flip:
-                cv2.flip(square, 1, dst=target)
-            else:
-                target[...] = square
-        return out
-
-
-def _source(
-    ops: Sequence[Op], height: int, width: int, rows: np.ndarray, columns: np.ndarray
-) -> tuple[np.ndarray, Box]:
-    """Where the geometric `ops` take the pixels of these rows and columns from.
-
-    Args:
-        ops: (name, argument) in order.
-        height: of the frame.
-        width: of the frame.
-        rows: rising.
-        columns: rising or falling.
-
-    Returns:
-        Places (2, rows, columns), x then y, and a box of the frame that has all pixels their interpolation needs.
-    """
-    x, y = columns.astype(np.float32) + 0.5, rows.astype(np.float32)[:, None] + 0.5
-    outside = np.zeros((len(rows), len(columns)), bool)
-    for name, argument in reversed(ops):
-        (a, b, c), (d, e, f) = GEOMETRIC_OPS[name](argument, height, width).astype(np.float32)
-        x, y = a * x + (b * y + c), d * x + (e * y + f)
-        outside |= (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    places = np.empty((2, *outside.shape), np.float32)
-    for place, target, length in zip((x, y), places, (width, height), strict=True):
-        np.clip(place - np.float32(0.5), 0, length - 1, out=target)
-    corners = places[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # between them lies all the rest
-    (left, top), (right, bottom) = map(int, corners.min(1)), map(math.ceil, corners.max(1))
-    places[:, outside] = _OUTSIDE
-    return places, _grow((top, left, bottom - top + 1, right - left + 1), 2, height, width)  # 2: of a cubic kernel
-
-
-def _grow(box: Box, margin: int, height: int, width: int) -> Box:
-    y, x, h, w = box
-    top, left = max(y - margin, 0), max(x - margin, 0)
-    return top, left, min(y + h + margin, height) - top, min(x + w + margin, width) - left
-
-
-def _warp(part: np.ndarray, origin: tuple[int, int], places: np.ndarray, interpolation: int) -> np.ndarray:
-    """Sample `part`, whose first pixel is `origin` (y, x) of the frame, at `places`; outside of the frame is grey."""
-    whole, fraction = cv2.convertMaps(places[0] - origin[1], places[1] - origin[0], cv2.CV_16SC2)  # for all frames
-    out = np.empty((len(part), *places.shape[1:], part.shape[3]), np.uint8)
-    for source, target in zip(part, out, strict=True):
-        cv2.remap(source, whole, fraction, interpolation, target, cv2.BORDER_CONSTANT, GREY)
-    return out
-
-
-def _shifts(op: Op, box: Box, width: int) -> np.ndarray:
-    """How far along x the sources of the pixels of `box` lie: a number for each row, or one for all."""
-    name, argument = op
-    return argument * (np.arange(box[0], box[0] + box[2]) + 0.5) if name == "ShearX" else np.array([argument * width])
-
-
-def _slide_source(op: Op, box: Box, height: int, width: int) -> Box:
-    """The part of the frame that a slide makes the pixels of `box` from."""
-    if op[0] in VERTICAL_SLIDES:
-        return _swap(_slide_source((VERTICAL_SLIDES[op[0]], op[1]), _swap(box), width, height))
-    shifts = _shifts(op, box, width)
-    y, x, h, w = box
-    left, right = x + math.floor(shifts.min()) - 2, x + w + math.ceil(shifts.max()) + 2  # 2: of a cubic kernel
-    left = min(max(left, 0), width - 1)
-    return y, left, h, max(min(right, width) - left, 1)
-
-
-def _slide(part: np.ndarray, box: Box, given: Box, op: Op, height: int, width: int, interpolation: str) -> np.ndarray:
-    """Make the pixels of `given` from `part`, which holds `box`, by filters of four pixels in a row."""
-    if op[0] in VERTICAL_SLIDES:
-        op = VERTICAL_SLIDES[op[0]], op[1]
-        turned = _slide(_transpose(part), _swap(box), _swap(given), op, width, height, interpolation)
-        return _transpose(turned)
-    out = np.full((len(part), *given[2:], part.shape[3]), GREY[0], np.uint8)
-    part = np.ascontiguousarray(part)
-    shifts = _shifts(op, given, width)
-    if len(shifts) == 1:
-        images = zip(part, out, shifts.repeat(len(part)), strict=True)
-    else:  # the same row of all frames is an image, too
-        images = zip(part.swapaxes(0, 1), out.swapaxes(0, 1), shifts, strict=True)
-    for source, target, shift in images:
-        whole, d = math.floor(shift), shift - math.floor(shift)
-        # columns whose place is in the frame
-        start = max(given[1], math.ceil(-0.5 - shift))
-        stop = min(given[1] + given[3], math.ceil(width - 0.5 - shift))
-        if start >= stop:
-            continue
-        weights = WEIGHTS[interpolation](d)
-        made = cv2.filter2D(source, -1, weights[None], anchor=(1, 0), delta=_CUT, borderType=cv2.BORDER_REPLICATE)
-        if start + whole < 0:  # less than half a pixel before the first one
-            first, second = source[:, :1], source[:, min(1, source.shape[1] - 1) :][:, :1]
-            target[:, start - given[1]] = cv2.addWeighted(first, 1 - weights[3], second, weights[3], _CUT)[:, 0]
-            start += 1
-        target[:, start - given[1] : stop - given[1]] = made[:, start + whole - box[1] : stop + whole - box[1]]
-    return out
-
-
-def _swap(box: Box) -> Box:
-    return box[1], box[0], box[3], box[2]
-
-
-def _transpose(frames: np.ndarray) -> np.ndarray:
-    t, h, w, c = frames.shape
-    out = np.empty((t, w, h, c), np.uint8)
-    for source, target in zip(frames, out, strict=True):
-        cv2.transpose(source, dst=target)
-    return out
 
 
 def _stage(op: Op) -> str:
@@ -395,7 +78,7 @@ def augmented_crop(
     last = None  # the crop as a map, together with the geometric operations before it
     wanted = whole if crop is None else crop.box
     if crop is not None and stages and stages[-1][0] == "warp":
-        last, wanted = _source(stages.pop()[1], height, width, *crop.places())
+        last, wanted = source(stages.pop()[1], height, width, *crop.places())
 
     # Backwards: which box each stage has to give, and where a warp takes it from.
     plan: list[tuple[str, list[Op], Box, np.ndarray | None]] = []
@@ -403,42 +86,36 @@ def augmented_crop(
         places = None
         given = wanted
         if kind == "warp" and len(group) == 1 and group[0][0] in SLIDES:
-            wanted = _slide_source(group[0], wanted, height, width)
+            wanted = slide_source(group[0], wanted, height, width)
         elif kind == "warp":
             y, x, h, w = wanted
-            places, wanted = _source(group, height, width, np.arange(y, y + h), np.arange(x, x + w))
+            places, wanted = source(group, height, width, np.arange(y, y + h), np.arange(x, x + w))
         elif kind == "tables" and any(name in FRAME_TABLES for name, _ in group):
             wanted = whole
         elif kind == "Sharpness":
-            wanted = _grow(wanted, len(group), height, width)
+            wanted = grow(wanted, len(group), height, width)
         plan.append((kind, group, given, places))
 
-    part, box = _cut(frames, whole, wanted), wanted
+    part, box = cut(frames, whole, wanted), wanted
     for kind, group, given, places in reversed(plan):
         if places is not None:
-            part = _warp(part, box[:2], places, INTERPOLATIONS[interpolation])
+            part = warp(part, box[:2], places, interpolation)
         elif kind == "warp":
-            part = _slide(part, box, given, group[0], height, width, interpolation)
+            part = slide(part, box, given, group[0], height, width, interpolation)
         elif kind == "tables":
-            tables = _tables(part, group)
-            part = _look_up(_cut(part, box, given), tables)
+            tables = build_tables(part, group)
+            part = look_up(cut(part, box, given), tables)
         else:
             part = np.ascontiguousarray(part)
             for name, argument in group:
                 part = FILTERS[name](part, argument)
-            part = _cut(part, box, given)
+            part = cut(part, box, given)
         box = given
     if last is not None:
-        return _warp(part, box[:2], last, cv2.INTER_LINEAR)
+        return warp(part, box[:2], last, "bilinear")
     if crop is not None:
         return crop(part)
     return part if plan else part.copy()
-
-
-def _cut(part: np.ndarray, box: Box, inner: Box) -> np.ndarray:
-    """View of `inner` in `part`, which holds `box`; both in pixels of the frame."""
-    y, x = inner[0] - box[0], inner[1] - box[1]
-    return part[:, y : y + inner[2], x : x + inner[3]]
 
 
 def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:

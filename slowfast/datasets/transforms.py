@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from slowfast.datasets.rand_augment import RandAugment, ResizedCrop, augmented_crop
+from slowfast.datasets.geometric_ops import ResizedCrop
+from slowfast.datasets.rand_augment import RandAugment, augmented_crop
 
 
 def normalize(

@@ -7,16 +7,9 @@ import pytest
 from PIL import Image
 from timm.data import auto_augment as timm_ops
 
-from slowfast.datasets.rand_augment import (
-    GEOMETRIC_OPS,
-    GREY,
-    OP_NAMES,
-    Op,
-    RandAugment,
-    ResizedCrop,
-    augmented_crop,
-    op_argument,
-)
+from slowfast.datasets.geometric_ops import GEOMETRIC_OPS, GREY, ResizedCrop
+from slowfast.datasets.rand_augment import OP_NAMES, RandAugment, augmented_crop, op_argument
+from slowfast.datasets.value_ops import Op
 
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
 RECIPE = "rand-m7-n4-mstd0.5-inc1"

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from slowfast.datasets.rand_augment import RandAugment, ResizedCrop, augmented_crop
+from slowfast.datasets.geometric_ops import ResizedCrop
+from slowfast.datasets.rand_augment import RandAugment, augmented_crop
 from slowfast.datasets.transforms import (
     RandomErasing,
     TrainTransform,
