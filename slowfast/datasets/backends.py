@@ -124,7 +124,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         # Opened once where that is safe, as FFmpeg decodes the beginning to learn what a file holds.
         with _open(path) as container:
             stream = video_stream(path, container)
-            listed = _list_frames(path, container, stream)
+            listed = list_frames(path, container, stream)
             if listed.exact:
                 needed, order = np.unique(np.asarray(choose(len(listed.times))), return_inverse=True)
                 doubt = None
@@ -154,7 +154,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         raise MediaError(path, f"damaged, not all of it can be decoded ({error.strerror})") from None
 
 
-def _list_frames(path: str, container: Any, stream: Any) -> FrameList:
+def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     """List the frames of a video without decoding it; av.FFmpegError if the packets cannot be read to the end."""
     kind = container.format.name
     mirrored = "mp4" in kind and _check_boxes(path)

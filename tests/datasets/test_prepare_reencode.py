@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from slowfast.datasets.backends import _list_frames
+from slowfast.datasets.backends import list_frames
 from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
@@ -114,7 +114,7 @@ def test_most_pictures_can_be_left_out(tmp_path):
     for distance in (1, 2, 3, 16):  # every backend finds the frames of the copies
         target = copy(source, tmp_path / f"out_{distance}", key_frames=distance)
         with av.open(str(target)) as container:
-            listed = _list_frames(str(target), container, container.streams.video[0])
+            listed = list_frames(str(target), container, container.streams.video[0])
         assert listed.exact and listed.plain and len(listed.times) == 30
     target = tmp_path / "out_16" / "a.mp4"
     with av.open(str(target)) as container:
