@@ -14,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from slowfast.config import format_config, load_config_with_sources
 from slowfast.config.load import read_overrides
-from slowfast.engine.interrupt import EXIT_INTERRUPTED, leave
+from slowfast.engine.interrupt import EXIT_INTERRUPTED, INTERRUPTED, leave
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,7 +80,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

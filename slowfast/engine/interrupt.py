@@ -17,6 +17,9 @@ EXIT_INTERRUPTED = 130
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
+# What a second Ctrl-C prints.
+INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+
 # Seconds after a second Ctrl-C in which the program can end in order.
 PATIENCE = 10
 
@@ -69,7 +72,7 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 def _leave_anyway(*_: object) -> NoReturn:
     """The exception got lost: in a destructor, for example, Python only prints it."""
-    print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    print(INTERRUPTED, file=sys.stderr)
     leave()
 
 
