@@ -1,7 +1,8 @@
 """A real Slurm cluster of two nodes on this machine: python tests/slurm/cluster.py COMMAND runs a command on it.
 
 munged, slurmctld and one slurmd a node run as root, on free ports, with all their files in one temporary folder, and
-end with the cluster. Where the programs are missing, root gets them from Debian (slurm-wlm and munge).
+end with the cluster. Where the programs are missing, root gets them from Debian (slurm-wlm and munge). A requeued job
+rests for `cred_expire` seconds, two minutes by default: its nodes refuse it as long as they know its old credential.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=2
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 SlurmUser=root
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
