@@ -56,6 +56,7 @@ from slowfast.datasets.build import build_dataset, start_worker, use_one_thread
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.geometric_ops import GREY
 from slowfast.datasets.reader import read_frames
+from slowfast.datasets.reencode import Settings
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform, Views, normalize, resized_crop_box, short_side_size
 from slowfast.datasets.video import VideoDataset, collate
@@ -306,7 +307,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def write_video(
     path: Path, seed: int, *, seconds: float = 10, height: int = 256, width: int = 340, key_frames: int = 250
 ) -> None:
-    """Write H.264 at 30 frames/s as x264 does by default (crf 23, medium, 250 frames between key frames).
+    """Write H.264 at 30 frames/s as x264 does by default (crf 23, medium), but for the distance of key frames.
 
     A camera moves over a landscape while three things cross it; the sensor is a little noisy.
     """
@@ -414,9 +415,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--key-frames",
         type=int,
-        default=250,
+        default=Settings().key_frames,
         metavar="N",
-        help="of --make: distance of key frames (default: %(default)s)",
+        help="of --make: distance of key frames (default: %(default)s, as of prepare_data.py reencode; of x264: 250)",
     )
     parser.add_argument("--folder", type=Path, default=Path("data/benchmark"), help="of --make (default: %(default)s)")
     parser.add_argument("--job", choices=("train", "test"), help="only this one (default: both)")
