@@ -39,6 +39,9 @@ MATRIX_PLACES = {b"tkhd": 48, b"mvhd": 44}
 # index, they give other frames.
 FAST_FORMATS = ("mp4", "matroska")
 
+# Before version 19, PyAV refuses a file with titles that are not UTF-8 unless it is asked not to.
+TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
 _TOLD: set[str] = set()
 
 
@@ -217,7 +220,6 @@ def _torchcodec(path: str, listed: FrameList, needed: list[int]) -> list[np.ndar
 def _seek_and_decode(container: Any, stream: Any, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
     """Decode forward, and seek where a key frame lies ahead."""
     rgb, images = _Rgb(), []
-    wanted = {listed.times[number] for number in needed}
     frames: Iterator[Any] = iter(())
     shown = len(listed.times)  # number of the last frame out of the decoder; the first wanted one lies before
     try:
@@ -225,7 +227,7 @@ def _seek_and_decode(container: Any, stream: Any, listed: FrameList, needed: lis
             key, start = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
             if number < shown or key > shown + SEEK_FRAMES:
                 container.seek(start, stream=stream)
-                frames = _decode(container, stream, wanted)
+                frames = _decode(container, stream, {listed.times[n] for n in needed if n >= number})
             time = listed.times[number]
             frame = next((f for f in frames if f.pts is None or f.pts >= time), None)
             if frame is None or frame.pts != time:
@@ -285,9 +287,14 @@ class _Rgb:
         return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 
 
+def open_container(path: str) -> Any:
+    """Open a file with PyAV, whatever its titles are made of; av.FFmpegError if it is none."""
+    return av.open(path, **TITLES)
+
+
 def _open(path: str) -> Any:
     try:
-        return av.open(path, metadata_errors="replace")  # titles need not be UTF-8
+        return open_container(path)
     except av.FFmpegError as error:
         raise MediaError(path, f"not a readable video ({error.strerror})") from None
 

@@ -15,7 +15,7 @@ from typing import IO
 import av
 from tqdm import tqdm
 
-from slowfast.datasets.backends import video_stream
+from slowfast.datasets.backends import open_container, video_stream
 from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.lists import image_template
 from slowfast.datasets.reader import MediaError, read_frames
@@ -155,7 +155,7 @@ def _look(videos: str, template: str, item: Media) -> Row:
     if os.path.isdir(path):
         return row
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        with open_container(path) as container:
             stream = video_stream(path, container)
             rate, seconds = stream.average_rate, container.duration
             return replace(

@@ -20,7 +20,7 @@ import av
 from av.filter import Graph
 from tqdm import tqdm
 
-from slowfast.datasets.backends import MediaError, orientation, video_stream
+from slowfast.datasets.backends import MediaError, open_container, orientation, video_stream
 from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.reader import read_frames
 from slowfast.utils.io import write_text
@@ -195,7 +195,7 @@ def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
 
 def _transcode(source: Path, target: str, settings: Settings) -> None:
     with (
-        av.open(str(source), metadata_errors="replace") as reader,
+        open_container(str(source)) as reader,
         av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as writer,
     ):
         video = video_stream(str(source), reader)
@@ -210,7 +210,7 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
             if graph is None:
                 graph = _graph(frame, video, time_base, settings.short_side)
             # some containers have no times
-            time = frame.pts if frame.pts is not None else round(count / rate / time_base)
+            time: int = frame.pts if frame.pts is not None else round(count / rate / time_base)
             first = time if first is None else first
             frame.pts = last = max(time - first, last + 1)
             frame.time_base = time_base
@@ -257,7 +257,8 @@ def _add_stream(writer: Any, image: Any, rate: Fraction, time_base: Fraction, se
     stream.time_base = stream.codec_context.time_base = time_base
     for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
         setattr(stream.codec_context, name, getattr(image, name))
-    # the reader distrusts the times of a stream that declares B-frames and has no room for any between key frames
+    # The reader distrusts the times of a stream that declares B-frames and has none, and decodes all of it. That is
+    # left to noise and to videos of a frame or two; where there is no room for any, none are declared.
     b_frames = max(0, min(settings.b_frames, settings.key_frames - 2))
     stream.options = {
         "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames),
