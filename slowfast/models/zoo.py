@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
@@ -179,7 +179,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 def _is_a(value: Any, kind: Any) -> bool:
     """Whether a value is of an annotated type: numbers of any library, sequences of any kind."""
-    if isinstance(kind, types.UnionType):
+    if get_origin(kind) in (Union, types.UnionType):
         return any(_is_a(value, option) for option in get_args(kind))
     if get_origin(kind) is Sequence:
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
