@@ -14,7 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from slowfast.config import format_config, load_config_with_sources
 from slowfast.config.load import read_overrides
-from slowfast.engine.interrupt import EXIT_INTERRUPTED, INTERRUPTED, leave
+from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, INTERRUPTED, ignore, leave
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -91,6 +91,8 @@ def run(cfg, init_method: str) -> int:
     except Exception:  # not a second Ctrl-C, which does not wait
         draw_curves(cfg)
         raise
+    if code != EXIT_REQUEUE:
+        ignore()
     draw_curves(cfg)
     return code
 
@@ -98,7 +100,7 @@ def run(cfg, init_method: str) -> int:
 def run_job(cfg, init_method: str) -> int:
     """Run the job; returns its exit code."""
     # Not before --show and configuration errors: importing the engine takes seconds.
-    from slowfast.engine.interrupt import EXIT_REQUEUE, Interruption
+    from slowfast.engine.interrupt import Interruption
     from slowfast.engine.launch import AlreadyReported, JobError, launch
 
     try:

@@ -56,6 +56,15 @@ def listen() -> None:
         signal.signal(number, _handle)
 
 
+def ignore() -> None:
+    """From now on, to the end of the process, requests to stop are ignored: the job is over and ends by itself.
+
+    Python gives signals back to the system while it ends, which would make a failure of a success.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def received() -> signal.Signals | None:
     """The first signal since `listen`, or None."""
     return _received[0] if _received else None
@@ -72,7 +81,8 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 def _leave_anyway(*_: object) -> NoReturn:
     """The exception got lost: in a destructor, for example, Python only prints it."""
-    print(INTERRUPTED, file=sys.stderr)
+    with contextlib.suppress(OSError, RuntimeError):  # nobody reads any more, or it came within another print
+        print(INTERRUPTED, file=sys.stderr, flush=True)
     leave()
 
 

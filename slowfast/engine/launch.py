@@ -103,6 +103,7 @@ def _process(local_rank: int, cfg: CfgNode, environment: dict[str, str], first_r
         sys.exit(EXIT_REQUEUE)  # it was killed while this one started
     try:
         run(cfg)
+        interrupt.ignore()
     except Interruption as stop:
         if not stop.saved:
             Path(folder, UNSAVED).touch()

@@ -99,9 +99,6 @@ class Job:
             runpy.run_path(self.program, run_name="__main__")
         except SystemExit as end:
             if end.code != EXIT_REQUEUE:
-                # It is over: a time limit while the interpreter ends is not to make a failure of a success.
-                for number in interrupt.SIGNALS:
-                    signal.signal(number, signal.SIG_IGN)
                 raise
             if interrupt.received() in (signal.SIGUSR1, signal.SIGUSR2):
                 # to submitit's handler: in rank 0 it writes the job down and requeues it, within its limits

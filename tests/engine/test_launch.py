@@ -228,6 +228,38 @@ def test_show_into_a_closed_pipe(experiment):
     assert done.stderr == "" and done.stdout.startswith("NUM_GPUS: 0")
 
 
+LATE = """
+import os, signal, sys
+sys.path.insert(0, "tools")
+import run_net
+from slowfast.visualization import plots
+
+class AtTheEnd:
+    def __del__(self, kill=os.kill, pid=os.getpid(), signals=(signal.SIGUSR2, signal.SIGTERM), write=os.write):
+        write(1, b"the end\\n")
+        for number in signals:
+            kill(pid, number)
+
+def draw(*places, plot_curves=plots.plot_curves):
+    os.kill(os.getpid(), signal.SIGUSR2)
+    plot_curves(*places)
+
+plots.plot_curves = draw
+sys.at_the_end = AtTheEnd()
+sys.exit(run_net.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_request_after_the_end_makes_no_failure_of_a_success(experiment, tmp_path):
+    """Such as a time limit; Python takes its handlers away while it ends, and the default of SIGUSR2 is death."""
+    command = [sys.executable, "-c", LATE, "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout.endswith("the end\n"), done
+    assert (tmp_path / "out" / "curves.png").is_file()
+
+
 def test_a_failure_on_the_way_out_does_not_claim_to_have_saved(monkeypatch, capsys):
     def fail(_):
         interrupt._received.append(signal.SIGTERM)

@@ -129,9 +129,16 @@ def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
         "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\n"
         "for _ in range(2):\n    Lost()\nprint('went on', flush=True)\ntime.sleep(100)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == EXIT_INTERRUPTED and done.stdout == "went on\n"
     assert "goes on from the last checkpoint" in done.stderr
+    # nobody reads what it prints, as after a Ctrl-C in `... 2>&1 | tee log`
+    out, into = os.pipe()
+    os.close(out)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=into, timeout=50)
+    os.close(into)
+    assert done.returncode == EXIT_INTERRUPTED
 
 
 def test_a_killed_worker_is_named_and_nothing_is_left(experiment, tmp_path):

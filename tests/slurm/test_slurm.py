@@ -136,32 +136,6 @@ def test_a_killed_process_ends_the_job(cluster, tmp_path):
     assert "node1: task 1: Killed" in log.read_text()
 
 
-def test_a_time_limit_at_the_very_end_does_not_make_a_failure(tmp_path):
-    """Python takes its handlers away while it ends, and the default of SIGUSR2 is death."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, signal, sys\n"
-        "class AtTheEnd:\n"
-        "    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR2):\n"
-        "        kill(pid, number)\n"
-        "sys.at_the_end = AtTheEnd()\n"
-        "sys.exit(0)\n"
-    )
-    code = f"from slowfast.engine.slurm import Job; Job({str(program)!r}, 'config.yaml', {str(tmp_path)!r})()"
-    place = {
-        "SUBMITIT_EXECUTOR": "slurm",
-        "SLURM_JOB_ID": "1",
-        "SLURM_NTASKS": "1",
-        "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_NODEID": "0",
-    }
-    place |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "localhost"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | place, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_ways_to_write_a_time():
     written = {"90": 90, "2:30": 3, "10:00:00": 600, "1-0": 1440, "2-12:30": 3630, "0:00:01": 1}
     assert {text: minutes(text) for text in written} == written
