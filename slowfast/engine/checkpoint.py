@@ -109,8 +109,9 @@ class CheckpointWriter:
     """Writes checkpoints in a thread of its own: a training step waits for the copy to memory, not for the disk.
 
     A file appears whole, flushed and checksummed, or not at all, and older ones are removed only after that; so a full
-    or vanished disk costs the new checkpoint and never the last good one; a best one stays in memory until there is
-    room for it. Leave the `with` block to wait for the last; a KeyboardInterrupt does not wait.
+    or vanished disk costs the new checkpoint and never the last good one. A best one that could not be written stays in
+    memory, and is tried again with every later one and at the end; a process that is killed before takes it along.
+    Leave the `with` block to wait for the last; a KeyboardInterrupt does not wait.
 
     Args:
         output_dir: of the run.
@@ -136,6 +137,9 @@ class CheckpointWriter:
         try:
             if not hurry:
                 self.wait(stop_on_error=kind is None)
+                if self.best is not None:
+                    self.pending = self.thread.submit(self._write_best)
+                    self.wait(stop_on_error=kind is None)
         finally:
             self.thread.shutdown(wait=not hurry, cancel_futures=hurry)
 
@@ -186,8 +190,7 @@ class CheckpointWriter:
         failure = None
         if self.best is not None:
             try:
-                _write_file(best_checkpoint(self.output_dir), self.best)
-                self.best = None
+                self._write_best()
             except (OSError, RuntimeError) as error:
                 if best:  # not the regular one then: a run that goes on from there takes the best for written
                     raise
@@ -201,6 +204,11 @@ class CheckpointWriter:
                     old.unlink(missing_ok=True)
         if failure:
             raise failure
+
+    def _write_best(self) -> None:
+        assert self.best is not None
+        _write_file(best_checkpoint(self.output_dir), self.best)
+        self.best = None
 
     def _is_kept_for_good(self, path: Path) -> bool:
         epoch, step = _progress(path)

@@ -113,6 +113,16 @@ def test_a_best_that_cannot_be_written_holds_up_no_other(tmp_path):
     assert load_tensors(best)["step"] == 10
 
 
+def test_a_best_that_could_not_be_written_is_tried_again_at_the_end(tmp_path):
+    best = best_checkpoint(str(tmp_path))
+    best.mkdir(parents=True)
+    with CheckpointWriter(str(tmp_path), stop_on_error=False) as writer:
+        writer.save(state(10), best=True)
+        writer.wait()
+        best.rmdir()
+    assert load_tensors(best)["step"] == 10
+
+
 @pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
 def test_any_damage_is_damage(offset, value, tmp_path):
     save(tmp_path, 10, 20)
