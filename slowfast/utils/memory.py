@@ -14,7 +14,8 @@ def keep_memory() -> None:
     """Let `malloc` keep what is freed in this process, for the next clip.
 
     glibc gives arrays back to the system, and then gets them again page by page, each of them cleared and mapped anew:
-    1,600 pages for a video of two augmented clips. What a process keeps without need is bounded by `KEPT`.
+    1,600 pages for a video of two augmented clips. Of what is free at the end of its heap a process keeps `KEPT`; what
+    is free below something in use it keeps anyway, as glibc always does with smaller arrays.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
