@@ -1,7 +1,8 @@
 """A server that forks processes with all that runs import, which takes longer than most runs of the tests.
 
-It is a fresh interpreter without threads: a run begins as it would from the command line, some seconds later. A request
-is the JSON of (arguments, environment), with the descriptors of stdout and stderr; the answer is the exit code.
+It is a fresh interpreter without threads of Python: a run begins as it would from the command line, some seconds later.
+A request is the JSON of (arguments, environment), with the descriptors of stdout and stderr; the answer is the exit
+code.
 """
 
 import json

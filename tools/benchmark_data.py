@@ -305,7 +305,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def write_video(
-    path: Path, seed: int, *, seconds: float = 10, height: int = 256, width: int = 340, key_frames: int = 250
+    path: Path, seed: int, *, seconds: float = 10, height: int = 256, width: int = 340, key_frames: int
 ) -> None:
     """Write H.264 at 30 frames/s as x264 does by default (crf 23, medium), but for the distance of key frames.
 

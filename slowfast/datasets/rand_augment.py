@@ -193,7 +193,7 @@ class RandAugment:
             )
         return cls(values["m"], int(values["n"]), values["mstd"], values["inc"] == 1, interpolation)
 
-    def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
+    def draw(self, rng: np.random.Generator) -> list[Op]:
         """Draw the operations of one clip, in order, as (name, argument)."""
         ops = []
         for index in rng.integers(len(OP_NAMES), size=self.num_ops):

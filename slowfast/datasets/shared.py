@@ -3,7 +3,8 @@
 PyTorch makes a new file in /dev/shm for every tensor that a worker sends. The system has to find and clear its pages
 one by one, which takes longer than to fill them, and in a container /dev/shm is soon full: the worker then dies of a
 bus error. Here a worker keeps a few blocks of memory without a name, and fills one again when the last tensor that lies
-in it is gone from the other process.
+in it is gone from the other process. A worker has as many as batches of it were on their way at once, three or so, and
+keeps them as long as it lives.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """RandAugment's operations that leave every pixel in its place: look-up tables, and two filters.
 
-The arithmetic is Pillow's: tables are exact, filters within one grey level.
+The arithmetic is Pillow's: tables are exact but for that of Contrast, which like the filters is within one grey level.
 """
 
 from collections.abc import Callable, Sequence

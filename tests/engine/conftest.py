@@ -58,7 +58,7 @@ def experiment(videos, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory) -> Iterator[str]:
-    """Address of a server that forks processes with PyTorch imported (tests/warm.py)."""
+    """Address of a server that forks processes with all imports done (tests/warm.py)."""
     address = str(tmp_path_factory.mktemp("warm") / "socket")
     command = [sys.executable, str(ROOT / "tests" / "warm.py"), address]
     with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("videos")
     for seed in range(2):
-        write_video(folder / f"{seed}.mp4", seed, seconds=2, height=64, width=86)
+        write_video(folder / f"{seed}.mp4", seed, seconds=2, height=64, width=86, key_frames=30)
     return [str(folder / f"{seed}.mp4") for seed in range(2)]
 
 
