@@ -192,14 +192,21 @@ def _decord(path: str, listed: FrameList, needed: list[int]) -> list[np.ndarray]
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's remarks about every odd packet
+    reason, frames, video = "", None, None
     try:
         # One thread: the workers already fill the cores. A frame that does not decode is not to repeat its neighbour.
         video = decord.VideoReader(path, num_threads=1, fault_tol=1e-9)  # pyright: ignore[reportArgumentType]
-        if len(video) != len(listed.times):
-            raise Unsure(f"it counts {len(video)} frames instead of {len(listed.times)}")
-        frames = video.get_batch(needed).asnumpy()
+        if len(video) == len(listed.times):
+            frames = video.get_batch(needed).asnumpy()
+        else:
+            reason = f"it counts {len(video)} frames instead of {len(listed.times)}"
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError) as error:
-        raise Unsure(_words(error).replace(path, "...")) from None
+        reason = _words(error).replace(path, "...")
+    # The reader ends here, and not with the traceback of an exception: one that is destroyed in a fork of this process
+    # waits for its threads, which are not there.
+    del video
+    if frames is None:
+        raise Unsure(reason)
     if len(frames) != len(needed) or frames.shape[-1] != 3:
         raise Unsure(f"its frames have the shape {frames.shape[1:]}")  # some narrow pictures
     return list(frames)
