@@ -13,8 +13,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["slowfast", "slowfast.*"]),
-    # The lower bounds were tested together, on Python 3.10. torch and torchvision release in lockstep (torch 2.X with
-    # torchvision 0.(X+15)); these are one such pair and torchvision pins its own torch, so any resolver ends at a pair.
+    # The lower bounds of torch, torchvision, av, timm and submitit were tested together, on Python 3.10. torch and
+    # torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair and torchvision pins
+    # its own torch, so any resolver ends at a pair.
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
