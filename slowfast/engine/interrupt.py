@@ -17,7 +17,8 @@ EXIT_INTERRUPTED = 130
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
-# What a second Ctrl-C prints.
+# What a first and a second Ctrl-C print.
+ASKED = "asked to stop: this step is finished and saved first; a second Ctrl-C leaves without"
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
 
 # Seconds after a second Ctrl-C in which the program can end in order.
@@ -73,6 +74,9 @@ def received() -> signal.Signals | None:
 def _handle(number: int, _: FrameType | None) -> None:
     again = number == signal.SIGINT and signal.SIGINT in _received
     _received.append(signal.Signals(number))
+    if number == signal.SIGINT and not again and "RANK" not in os.environ:  # one process of a job tells
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{ASKED}\n".encode())  # print may be what was interrupted
     if again:
         signal.signal(signal.SIGALRM, _leave_anyway)
         signal.alarm(PATIENCE)

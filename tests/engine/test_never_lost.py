@@ -120,6 +120,7 @@ def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
     begun = time.monotonic()
     out, err = process.communicate(timeout=60)
     assert process.returncode == EXIT_INTERRUPTED and time.monotonic() < begun + 20, out + err
+    assert err.count("a second Ctrl-C leaves") == 1
     assert "goes on from the last checkpoint" in err and "Traceback" not in err and members(process.pid) == []
 
 
