@@ -37,7 +37,7 @@ from slowfast.models.build import build_model, initialize
 from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set_learning_rate
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
-from slowfast.utils.io import atomic_write, load_tensors
+from slowfast.utils.io import atomic_write, fetch_checkpoint, load_tensors
 from slowfast.utils.logging import MetricsLog
 from slowfast.utils.profiling import count_parameters, peak_memory_gib
 from slowfast.utils.rng import random_state_for, rng_for
@@ -84,7 +84,11 @@ def train(cfg: CfgNode) -> None:
     model = build_model(cfg)
     train_loader, val_loader = _loader(cfg, "train", device), _loader(cfg, "val", device)
     if cfg.TEST.ENABLE and distributed.is_main():
-        build_loader(cfg, "test")  # a fault of the test list shows now, not after days of training
+        # a fault of the test shows now, not after days of training
+        build_loader(cfg, "test")
+        tested = cfg.TEST.CHECKPOINT_FILE_PATH
+        if tested and not Path(tested).absolute().is_relative_to(Path(cfg.OUTPUT_DIR).absolute()):
+            fetch_checkpoint(tested)
         progress()
     num_videos = len(train_loader.dataset)  # pyright: ignore[reportArgumentType]
     steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
@@ -121,6 +125,12 @@ def train(cfg: CfgNode) -> None:
         state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         _log_what_changed(checkpoint.get("world", {}), world(cfg))
+        if state.step >= cfg.SOLVER.MAX_EPOCH * steps_per_epoch:
+            logger.info(
+                "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a new run, of other videos too, needs "
+                "another OUTPUT_DIR",
+                cfg.SOLVER.MAX_EPOCH,
+            )
         progress()
 
     network = model

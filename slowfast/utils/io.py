@@ -254,6 +254,23 @@ def fetch(address: str | os.PathLike) -> str:
         raise ValueError(f"{address!r} cannot be fetched ({error}); check the address") from error
 
 
+def fetch_checkpoint(address: str | os.PathLike) -> str:
+    """The local path of what `fetch` knows, which is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    local = fetch(address)
+    if not os.path.isfile(local):
+        if reason := _manifest("never_released").get(str(address)):
+            raise ValueError(f"checkpoint {str(address)!r} does not exist: {reason}")
+        raise ValueError(
+            f"checkpoint {str(address)!r} does not exist, nor are there released weights of that name; check the path "
+            "(TRAIN/TEST.CHECKPOINT_FILE_PATH)"
+        )
+    return local
+
+
 def load_tensors(path: str | os.PathLike) -> Any:
     """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from anywhere `fetch` knows.
 
@@ -264,14 +281,7 @@ def load_tensors(path: str | os.PathLike) -> Any:
         ValueError: the file is missing, torn, of no such kind, or holds other objects.
     """
     path = str(path)
-    local = fetch(path)
-    if not os.path.isfile(local):
-        if reason := _manifest("never_released").get(path):
-            raise ValueError(f"checkpoint {path!r} does not exist: {reason}")
-        raise ValueError(
-            f"checkpoint {path!r} does not exist, nor are there released weights of that name; check the path "
-            "(TRAIN/TEST.CHECKPOINT_FILE_PATH)"
-        )
+    local = fetch_checkpoint(path)
     try:
         if local.endswith(".safetensors"):
             return _load_safetensors(local)

@@ -56,7 +56,8 @@ def test_train_and_test(experiment, run_net, tmp_path):
     assert kinds == ["start", *["train"] * 6, "epoch", "val", *["train"] * 6, "epoch", "val", "test"]
 
     # what was dumped runs again: nothing is left to train, and the test gives the same scores
-    run_net(out / "config.yaml")
+    done = run_net(out / "config.yaml")
+    assert "nothing is left to train" in done.stdout
     assert np.array_equal(np.load(out / "test" / "scores.npz")["scores"], scores["scores"])
     # the control does not overwrite the results
     done = run_net(experiment, "TRAIN.ENABLE", False, "TEST.SHUFFLE_FRAMES", True)

@@ -68,6 +68,11 @@ def test_the_test_list_is_read_before_training(experiment, videos, fails, tmp_pa
     assert "test.csv:1" in message and not checkpoint_dir(str(tmp_path / "out")).exists()
 
 
+def test_the_checkpoint_to_test_is_looked_for_before_training(experiment, fails, tmp_path):
+    message = fails("--cfg", experiment, "TEST.CHECKPOINT_FILE_PATH", "nowhere.pyth")
+    assert "'nowhere.pyth' does not exist" in message and not checkpoint_dir(str(tmp_path / "out")).exists()
+
+
 def test_list_missing(experiment, fails, tmp_path):
     message = fails("--cfg", experiment, "DATA.PATH_TO_DATA_DIR", tmp_path / "nowhere")
     assert "nowhere/train.csv" in message and "DATA.PATH_TO_DATA_DIR" in message
