@@ -14,8 +14,8 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["slowfast", "slowfast.*"]),
     # The lower bounds of torch, torchvision, av, timm and submitit were tested together, on Python 3.10. torch and
-    # torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair and torchvision pins
-    # its own torch, so any resolver ends at a pair.
+    # torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair, and torchvision
+    # pins its own torch, so any resolver ends at one.
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
