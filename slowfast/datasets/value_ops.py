@@ -69,8 +69,13 @@ def _ends(frames: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.
             for extreme in (np.minimum, np.maximum)
         )
         return low[..., None].astype(np.int64), high[..., None].astype(np.int64)
-    found = _histograms(frames, table) > 0
-    return found.argmax(-1, keepdims=True), 255 - found[..., ::-1].argmax(-1, keepdims=True)
+    counts = _histograms(frames, table)
+    return (counts > 0).argmax(-1, keepdims=True), _highest(counts)
+
+
+def _highest(counts: np.ndarray) -> np.ndarray:
+    """The last value that occurs, (T, 3, 1)."""
+    return 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
 
 
 def _contrast(frames: np.ndarray, table: np.ndarray | None, factor: float) -> np.ndarray:
@@ -85,8 +90,7 @@ def _auto_contrast(frames: np.ndarray, table: np.ndarray | None, _: float) -> np
 
 def _equalize(frames: np.ndarray, table: np.ndarray | None, _: float) -> np.ndarray:
     counts = _histograms(frames, table)
-    highest = 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
-    step = (counts.sum(-1, keepdims=True) - np.take_along_axis(counts, highest, -1)) // 255
+    step = (counts.sum(-1, keepdims=True) - np.take_along_axis(counts, _highest(counts), -1)) // 255
     before = np.cumsum(counts, -1) - counts
     return np.where(step > 0, ((step // 2 + before) // np.maximum(step, 1)).clip(0, 255), _VALUES)
 
