@@ -18,7 +18,7 @@ EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 # What a first and a second Ctrl-C print.
-ASKED = "asked to stop: this step is finished and saved first; a second Ctrl-C leaves without"
+ASKED = "asked to stop, at the end of this step; a second Ctrl-C leaves at once"
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
 
 # Seconds after a second Ctrl-C in which the program can end in order.

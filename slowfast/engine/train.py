@@ -98,6 +98,8 @@ def train(cfg: CfgNode) -> None:
             f"{cfg.TRAIN.BATCH_SIZE} videos a node, more than the {num_videos} of the list; lower one of them"
         )
 
+    schedule_end = cfg.SOLVER.MAX_EPOCH * steps_per_epoch
+
     # the main process decides for all: the machines of a job need not see the same disk
     resume_from = None
     if cfg.TRAIN.AUTO_RESUME:
@@ -125,7 +127,7 @@ def train(cfg: CfgNode) -> None:
         state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         _log_what_changed(checkpoint.get("world", {}), world(cfg))
-        if state.step >= cfg.SOLVER.MAX_EPOCH * steps_per_epoch:
+        if state.step >= schedule_end:
             logger.info(
                 "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a new run, of other videos too, needs "
                 "another OUTPUT_DIR",
@@ -141,7 +143,6 @@ def train(cfg: CfgNode) -> None:
             model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )
     main = distributed.is_main()
-    schedule_end = cfg.SOLVER.MAX_EPOCH * steps_per_epoch
     run = Run(
         cfg=cfg,
         device=device,
