@@ -2,10 +2,10 @@
 
 A decoder that hangs does so in C, where neither an exception nor a signal handler of Python reaches it, and a thread
 that hangs stays for ever: only a process can be ended. It must not be the loader's worker, whose death ends the run. So
-every thread that reads has one process beside it, started with the first read and again after a kill. It is a fresh
-interpreter, not a fork: that is right after CUDA was initialized, under every start method and in daemonic workers, and
-it inherits no open files. Requests and frame counts go through a socket; frames come back through memory that both
-processes map. It ends with the thread that started it, however that ends.
+every thread that reads has one process beside it, started with the first read, and again after a kill or `MAX_READS`.
+It is a fresh interpreter, not a fork: that is right after CUDA was initialized, under every start method and in
+daemonic workers, and it inherits no open files. Requests and frame counts go through a socket; frames come back through
+memory that both processes map. It ends with the thread that started it, however that ends.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import re
@@ -524,15 +523,14 @@ def test_what_decord_cannot_read_is_told_once(zoo, name, caplog, monkeypatch):
     assert [record.getMessage().count("decord cannot read some videos") for record in caplog.records] == [1]
 
 
-@pytest.mark.parametrize("name", ["rotated_90.mp4", "width_72.mp4", "garbage_in_the_middle.mp4"])
+@pytest.mark.parametrize("name", ["rotated_90.mp4", "width_72.mp4"])
 def test_no_reader_of_decord_outlives_its_read(zoo, name):
     """One that is collected in a forked worker waits for threads that are not there, or aborts."""
     decord = pytest.importorskip("decord")
     gc.collect()
     gc.disable()
     try:
-        with contextlib.suppress(MediaError):
-            read_frames(str(zoo / name), lambda length: [length - 1], backend="decord")
+        read_frames(str(zoo / name), lambda length: [length - 1], backend="decord")
         assert not [thing for thing in gc.get_objects() if type(thing) is decord.VideoReader]
     finally:
         gc.enable()
