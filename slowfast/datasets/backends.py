@@ -12,6 +12,7 @@ made from. In H.264 as x264 writes it, that is every second one.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -155,6 +156,8 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         return [rgb(frame) for number, frame in enumerate(_all_frames(path)) if number in wanted], order.tolist()
     except av.FFmpegError as error:
         raise MediaError(path, f"damaged, not all of it can be decoded ({error.strerror})") from None
+    finally:
+        gc.collect(0)  # the frame that `_Rgb` has asked how it is turned
 
 
 def list_frames(path: str, container: Any, stream: Any) -> FrameList:
@@ -286,10 +289,16 @@ class _Rgb:
 
     def __init__(self) -> None:
         self.converter = VideoReformatter()
+        self.turn: tuple[bool, bool, bool] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
-        image = self.converter.reformat(frame, format="rgb24").to_ndarray()
-        swap, left_right, top_bottom = orientation(frame)
+        # Only one frame is asked: PyAV ties it to its side data, and it then waits for the garbage collector.
+        self.turn = self.turn or orientation(frame)
+        swap, left_right, top_bottom = self.turn
+        rgb = self.converter.reformat(frame, format="rgb24")
+        plane: Any = rgb.planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)  # with gaps at their ends
+        image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
         image = image.swapaxes(0, 1) if swap else image
         return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 

@@ -2,10 +2,10 @@
 
 A decoder that hangs does so in C, where neither an exception nor a signal handler of Python reaches it, and a thread
 that hangs stays for ever: only a process can be ended. It must not be the loader's worker, whose death ends the run. So
-every thread that reads has one process beside it, started with the first read, and again after a kill or `MAX_READS`.
-It is a fresh interpreter, not a fork: that is right after CUDA was initialized, under every start method and in
-daemonic workers, and it inherits no open files. Requests and frame counts go through a socket; frames come back through
-memory that both processes map. It ends with the thread that started it, however that ends.
+every thread that reads has one process beside it, started with the first read and again after a kill. It is a fresh
+interpreter, not a fork: that is right after CUDA was initialized, under every start method and in daemonic workers, and
+it inherits no open files. Requests and frame counts go through a socket; frames come back through memory that both
+processes map. It ends with the thread that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ START = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Seconds until a process that does not even begin is given up; importing from a busy network drive takes its time.
 START_LIMIT = 300.0
-# Reads after which a process is replaced: PyAV 18 loses some 13 KB with every video that it decodes.
-MAX_READS = 4000
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
 # Ctrl-C, and what a cluster sends to every process of a job that is to save its work and end.
 FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -72,8 +70,6 @@ def read_frames_within(seconds: float, path: str, choose: Callable[[int], Sequen
         return read_frames(path, choose, **options)
     backend = options.get("backend", "pyav")
     reader = vars(_local).get(backend)
-    if reader is not None and reader.reads >= MAX_READS:
-        reader.close()
     if reader is None or not reader.alive():
         reader = vars(_local)[backend] = _Reader(backend)
     return reader.read(seconds, path, choose, options)
@@ -85,7 +81,6 @@ class _Reader:
     def __init__(self, backend: str) -> None:
         self.memory = memory_file("frames")
         self.mapped: mmap.mmap | None = None
-        self.reads = 0
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
         self.poll = select.poll()
@@ -119,7 +114,6 @@ class _Reader:
         self, seconds: float, path: str, choose: Callable[[int], Sequence[int]], options: dict[str, Any]
     ) -> np.ndarray:
         end = time.monotonic() + seconds
-        self.reads += 1
         try:
             self.connection.send((path, options))
             while True:

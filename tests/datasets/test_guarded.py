@@ -63,18 +63,6 @@ def test_the_process_starts_without_pytorch(video):
     assert "libtorch" not in Path(f"/proc/{process_id()}/maps").read_text()
 
 
-def test_a_process_is_replaced_after_many_reads(video, monkeypatch):
-    monkeypatch.setattr(guarded, "MAX_READS", 2)
-    vars(guarded._local).clear()
-    expected = read_frames(video, middle)
-    processes = []
-    for _ in range(5):
-        assert np.array_equal(read_frames_within(60, video, middle), expected)
-        processes.append(process_id())
-    assert len(set(processes)) == 3 and processes[0] == processes[1] != processes[2] == processes[3]
-    assert is_gone(processes[0])
-
-
 def test_a_process_that_does_not_begin_is_given_up(video, monkeypatch):
     vars(guarded._local).clear()
     started = []

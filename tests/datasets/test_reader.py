@@ -1,3 +1,4 @@
+import gc
 import os
 import pickle
 import re
@@ -28,6 +29,17 @@ def test_video_frames_come_in_the_order_asked_for(tmp_path, write_video, frame_n
     assert lengths == [40]
     assert frames.shape == (5, 48, 64, 3) and frames.dtype == np.uint8
     assert frame_numbers(frames) == [39, 3, 3, 17, 0]
+
+
+def test_no_decoded_frame_outlives_the_read(tmp_path, write_video):
+    path = write_video(tmp_path / "a.mp4", frames=40)
+    gc.collect()
+    gc.disable()
+    try:
+        read_frames(path, lambda _: [3, 17, 30])
+        assert not [kept for kept in gc.get_objects() if type(kept) is av.VideoFrame]
+    finally:
+        gc.enable()
 
 
 def test_folder_frames_are_numbered_from_one(tmp_path, write_folder, frame_numbers):
