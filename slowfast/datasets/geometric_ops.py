@@ -73,9 +73,10 @@ class ResizedCrop:
         )
         return y, x[::-1] if self.flip else x
 
-    def __call__(self, part: np.ndarray) -> np.ndarray:
-        """Turn `part`, the (T, h, w, 3) pixels of the box, into a new (T, side, side, 3) clip."""
-        out = np.empty((len(part), self.side, self.side, part.shape[3]), part.dtype)
+    def __call__(self, part: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Turn `part`, the (T, h, w, 3) pixels of the box, into a (T, side, side, 3) clip, in `out` or new."""
+        if out is None:
+            out = np.empty((len(part), self.side, self.side, part.shape[3]), part.dtype)
         y, x = self.corner
         for image, target in zip(part, out, strict=True):
             if self.size == (self.side, self.side) and not self.flip:
@@ -125,10 +126,20 @@ def grow(box: Box, margin: int, height: int, width: int) -> Box:
     return top, left, min(y + h + margin, height) - top, min(x + w + margin, width) - left
 
 
-def warp(part: np.ndarray, origin: tuple[int, int], places: np.ndarray, interpolation: str) -> np.ndarray:
-    """Sample `part`, whose first pixel is `origin` (y, x) of the frame, at `places`; outside of the frame is grey."""
+def warp(
+    part: np.ndarray,
+    origin: tuple[int, int],
+    places: np.ndarray,
+    interpolation: str,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Sample `part`, whose first pixel is `origin` (y, x) of the frame, at `places`; outside of the frame is grey.
+
+    The result is in `out`, or new.
+    """
     whole, fraction = cv2.convertMaps(places[0] - origin[1], places[1] - origin[0], cv2.CV_16SC2)  # for all frames
-    out = np.empty((len(part), *places.shape[1:], part.shape[3]), np.uint8)
+    if out is None:
+        out = np.empty((len(part), *places.shape[1:], part.shape[3]), np.uint8)
     for image, target in zip(part, out, strict=True):
         cv2.remap(image, whole, fraction, INTERPOLATIONS[interpolation], target, cv2.BORDER_CONSTANT, GREY)
     return out

@@ -59,7 +59,11 @@ def _stage(op: Op) -> str:
 
 
 def augmented_crop(
-    frames: np.ndarray, ops: Sequence[Op], crop: ResizedCrop | None, interpolation: str = "bicubic"
+    frames: np.ndarray,
+    ops: Sequence[Op],
+    crop: ResizedCrop | None,
+    interpolation: str = "bicubic",
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Apply `ops`, as `RandAugment.draw` returns them, then `crop`, in as few passes as the order of `ops` allows.
 
@@ -68,9 +72,10 @@ def augmented_crop(
         ops: (name, argument) in order.
         crop: None returns whole frames.
         interpolation: "bilinear" or "bicubic", of geometric operations that do not come right before the crop.
+        out: contiguous array for the result of `crop`; None makes a new one.
 
     Returns:
-        A new (T, side, side, 3) uint8 array, or (T, H, W, 3) without `crop`.
+        (T, side, side, 3) uint8, or a new (T, H, W, 3) without `crop`.
     """
     height, width = frames.shape[1:3]
     stages = [(kind, list(group)) for kind, group in groupby(ops, _stage)]
@@ -112,9 +117,9 @@ def augmented_crop(
             part = cut(part, box, given)
         box = given
     if last is not None:
-        return warp(part, box[:2], last, "bilinear")
+        return warp(part, box[:2], last, "bilinear", out)
     if crop is not None:
-        return crop(part)
+        return crop(part, out)
     return part if plan else part.copy()
 
 

@@ -27,16 +27,33 @@ from slowfast.utils.memory import memory_file
 HEAD = 64
 
 
+class Room:
+    """Room for tensors of one shape side by side, to be filled where they are made.
+
+    Args:
+        count: of tensors.
+        like: a tensor of their shape and type, and with dimensions in memory in their order; it may be on "meta".
+
+    Attributes:
+        tensor: (count, ...), not filled yet.
+        joined: `tensor`; in a worker, ready to be sent.
+    """
+
+    def __init__(self, count: int, like: torch.Tensor) -> None:
+        layout = _Layout(like.dtype, (count, *like.shape), (like.numel(), *_dense_stride(like)))
+        parcel = None if get_worker_info() is None else Parcel([layout], single=True)
+        self.tensor = parcel.tensors[0] if parcel else torch.empty_strided(*layout[1:], dtype=layout.dtype)
+        self.joined = parcel or self.tensor
+
+
 def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor | Parcel:
     """Join tensors of one shape and type, with dimensions in memory in their order; in a worker, ready to be sent."""
     first = tensors[0]
     assert all(t.shape == first.shape and t.dtype == first.dtype for t in tensors), "clips of a batch differ"
-    layout = _Layout(first.dtype, (len(tensors), *first.shape), (first.numel(), *_dense_stride(first)))
-    parcel = None if get_worker_info() is None else Parcel([layout], single=True)
-    joined = parcel.tensors[0] if parcel else torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype)
-    for target, tensor in zip(joined, tensors, strict=True):
+    room = Room(len(tensors), first)
+    for target, tensor in zip(room.tensor, tensors, strict=True):
         target.copy_(tensor)
-    return parcel or joined
+    return room.joined
 
 
 def share(tensors: list[torch.Tensor]) -> list[torch.Tensor] | Parcel:
@@ -75,9 +92,10 @@ class Parcel:
     def __init__(self, layouts: Sequence[_Layout], single: bool = False) -> None:
         self.layouts, self.single = layouts, single
         self.block = _take_block(HEAD + sum(layout.room() for layout in layouts))
-        self.unsent = weakref.finalize(self, _release, self.block.mapped, os.getpid())
+        content = np.frombuffer(self.block.mapped, np.uint8)
+        self.unsent = weakref.finalize(content, _release, self.block.mapped, os.getpid())
         self.unsent.atexit = False
-        self.tensors = _lay_out(torch.frombuffer(self.block.mapped, dtype=torch.uint8), layouts)
+        self.tensors = _lay_out(torch.from_numpy(content), layouts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.unsent.detach()  # from now on the other side says when the block is free

@@ -268,13 +268,13 @@ class TrainTransform:
                 "raise the scales or lower the crop"
             )
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Augment `frames`, (T, H, W, C) uint8, into a new (T, crop, crop, C) uint8 array."""
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+        """Augment `frames`, (T, H, W, C) uint8, into a (T, crop, crop, C) uint8 array, `out` or a new one."""
         ops = [] if self.rand_augment is None else self.rand_augment.draw(rng)
         crop = self._draw_crop(frames.shape[1], frames.shape[2], rng)
         crop = replace(crop, flip=self.flip and rng.random() < 0.5)
         interpolation = "bilinear" if self.rand_augment is None else self.rand_augment.interpolation
-        clip = augmented_crop(frames, ops, crop, interpolation)
+        clip = augmented_crop(frames, ops, crop, interpolation, out)
         return clip if self.erase is None else self.erase(clip, rng)
 
     def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> ResizedCrop:

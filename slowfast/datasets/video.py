@@ -12,7 +12,7 @@ from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest, Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
-from slowfast.datasets.shared import share, stack
+from slowfast.datasets.shared import Room, share, stack
 from slowfast.datasets.transforms import TrainTransform, Views, to_tensor
 from slowfast.utils.rng import rng_for
 
@@ -27,6 +27,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
     * "video": V uint8 clips (C, T, H, W) in training; in an evaluation the `Views` that V clips are cut out of.
     * "label", "index" (row of the list), "view": (V,) int64.
     * "bad": list of (path, reason) of videos that could not be decoded.
+    * "room": in training, where its clips lie, beside those of the other items that were asked for with it.
 
     In training the V clips are augmented copies of the same frames, and a broken video gives way to another one, drawn
     by the same coordinates. In an evaluation clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`,
@@ -99,12 +100,22 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return len(self.manifest)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
-        if self.transform is None:
-            return self._evaluation_item(index)
-        return self._training_item(epoch, index, self.transform)
+        return self.__getitems__([key])[0]
 
-    def _training_item(self, epoch: int, index: int, transform: TrainTransform) -> dict[str, Any]:
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """The items of a batch; a loader asks for them together."""
+        if self.transform is None:
+            return [self._evaluation_item(index) for _, index in keys]
+        side = self.transform.crop
+        clip = torch.empty(self.num_frames, side, side, 3, dtype=torch.uint8, device="meta").movedim(-1, 0)
+        room = Room(len(keys) * self.num_copies, clip)
+        places = room.tensor.split(self.num_copies)
+        return [
+            {**self._training_item(*key, self.transform, clips), "room": room}
+            for key, clips in zip(keys, places, strict=True)
+        ]
+
+    def _training_item(self, epoch: int, index: int, transform: TrainTransform, clips: torch.Tensor) -> dict[str, Any]:
         def choose(length: int) -> list[int]:
             rng = rng_for(self.seed, epoch, index, "temporal")
             if sample.segment is not None:
@@ -126,9 +137,11 @@ class VideoDataset(Dataset[dict[str, Any]]):
         else:
             listed = "".join(f"\n  {path}: {reason}" for path, reason in bad)
             raise MediaError(f"{MAX_TRIES} videos in a row cannot be decoded:{listed}")
-        copies = [transform(frames, rng_for(self.seed, epoch, index, copy)) for copy in range(self.num_copies)]
-        clips = [torch.from_numpy(copy).movedim(-1, 0) for copy in copies]
-        return self._item([clip.flip(0) for clip in clips] if self.reverse_channels else clips, len(clips), row, bad)
+        for copy, clip in enumerate(clips):
+            transform(frames, rng_for(self.seed, epoch, index, copy), clip.movedim(0, -1).numpy())
+            if self.reverse_channels:
+                clip.copy_(clip.flip(0))
+        return self._item(list(clips), len(clips), row, bad)
 
     def _evaluation_item(self, index: int) -> dict[str, Any]:
         def choose(length: int) -> list[int]:
@@ -193,5 +206,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch["video"] = replace(videos[0], frames=share([frames for views in videos for frames in views.frames]))
     else:
         clips = [clip for video in videos for clip in video]
-        batch["video"] = stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
+        room = items[0].get("room")
+        if room and len(clips) == len(room.tensor) and all(item["room"] is room for item in items):
+            batch["video"] = room.joined
+        else:
+            batch["video"] = stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
     return {**batch, "bad": [entry for item in items for entry in item["bad"]]}
