@@ -10,6 +10,7 @@ the recipe, with one worker process and with several:
   It draws the same frames, operations and boxes as ours.
 
 Workers of ours keep the memory that they free, as those of a training do; the others start as they would without us.
+A single worker is held to one core, with the threads and processes that decode for it.
 
 What ours leaves to the device, to cut out the views of a test and to normalize, is timed on this CPU in one thread and
 printed beside it; a GPU does it in passing.
@@ -49,6 +50,7 @@ from timm.data.auto_augment import NAME_TO_OP
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
 from slowfast.config import load_config
@@ -132,7 +134,10 @@ class Plain(Dataset[dict[str, Any]]):
         return read_plainly(self.dataset, key[1], lambda n: frame_indices(self.dataset, *key, n, view))
 
     def _normalize(self, frames: np.ndarray) -> Tensor:
-        return ((torch.from_numpy(frames).float() / 255 - self.mean) / self.std).permute(3, 0, 1, 2)
+        return self._normalize_floats(torch.from_numpy(frames).float() / 255)
+
+    def _normalize_floats(self, frames: Tensor) -> Tensor:
+        return ((frames - self.mean) / self.std).permute(3, 0, 1, 2)
 
     def _view(self, key: Key, view: int, position: int) -> Tensor:
         clip = self._normalize(self._decode(key, view))
@@ -150,8 +155,9 @@ class Plain(Dataset[dict[str, Any]]):
 
     def _augment(self, frames: np.ndarray, transform: TrainTransform, rng: np.random.Generator) -> Tensor:
         if transform.rand_augment is not None:
-            frames = self._rand_augment(frames, transform, rng)
-        clip = self._normalize(frames)
+            clip = self._normalize_floats(self._rand_augment(frames, transform, rng))
+        else:
+            clip = self._normalize(frames)
         side = transform.crop
         height, width = clip.shape[2:]
         if transform.area_range is not None and transform.aspect_range is not None:
@@ -173,17 +179,18 @@ class Plain(Dataset[dict[str, Any]]):
                 clip[:, :, y : y + h, x : x + w] = torch.randn(*clip.shape[:2], h, w)
         return clip
 
-    def _rand_augment(self, frames: np.ndarray, transform: TrainTransform, rng: np.random.Generator) -> np.ndarray:
+    def _rand_augment(self, frames: np.ndarray, transform: TrainTransform, rng: np.random.Generator) -> Tensor:
+        """(T, H, W, 3), from 0 to 1."""
         assert transform.rand_augment is not None
         resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
         options = {"fillcolor": GREY, "resample": resample[transform.rand_augment.interpolation]}
-        images = [Image.fromarray(frame) for frame in frames]
+        images = [to_pil_image(frame) for frame in torch.from_numpy(frames).permute(0, 3, 1, 2)]
         for name, argument in transform.rand_augment.draw(rng):
             arguments = () if name in ("AutoContrast", "Equalize", "Invert") else (argument,)
             if name == "Posterize" and argument < 1:  # newer versions of Pillow refuse to keep no bits at all
                 arguments = (1,)
             images = [NAME_TO_OP[name](image, *arguments, **options) for image in images]
-        return np.stack([np.asarray(image) for image in images])
+        return torch.stack([to_tensor(image) for image in images]).permute(0, 2, 3, 1)
 
 
 def plain_collate(items: Sequence[dict[str, list[Any]]]) -> dict[str, Tensor]:
@@ -203,6 +210,13 @@ def cpu_seconds() -> float:
     return total
 
 
+def start_on_one_core(initialize: Callable[[int], None], worker: int) -> None:
+    """Start the only worker."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    initialize(worker)
+
+
 def time_loading(
     dataset: Dataset[Any],
     join: Callable[[Sequence[Any]], Any],
@@ -217,7 +231,7 @@ def time_loading(
     with a batch; its time, "device", is that of another pass over the last batch.
     """
     options = {"collate_fn": join, "num_workers": workers, "multiprocessing_context": "fork"}
-    options["worker_init_fn"] = initialize
+    options["worker_init_fn"] = partial(start_on_one_core, initialize) if workers == 1 else initialize
     order = [*batches[:1]] * workers
     loader = DataLoader(dataset, batch_sampler=order, persistent_workers=True, **options)  # pyright: ignore
     for _ in loader:
