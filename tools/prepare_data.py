@@ -246,11 +246,15 @@ def make_copies(args: argparse.Namespace) -> int:
     if outcome.done:
         before, after = outcome.bytes_before, outcome.bytes_after
         print(f"size: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after ({after / before:.0%})")
+        if after > before:
+            print("  the copies are larger: the videos are compressed more; a higher --crf makes smaller copies")
     if args.measure and outcome.done:
         step = max(1, len(outcome.done) // args.measure)
         times = access_times([args.videos, args.out], outcome.done[::step][: args.measure])
         if times:
             print(f"16 random frames: {times[0]:.1f} ms before, {times[1]:.1f} ms after ({times[0] / times[1]:.1f} x)")
+            if times[1] > times[0]:
+                print("  the copies are slower to read: train on the videos as they are")
     return int(bool(outcome.broken))
 
 
