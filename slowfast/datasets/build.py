@@ -1,6 +1,10 @@
 """From the configuration to data sets and loaders; the only module of this folder that reads `cfg`."""
 
+import logging
+import os
+import warnings
 from collections.abc import Iterator
+from functools import cache
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Literal
@@ -19,6 +23,8 @@ from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
 from slowfast.utils.memory import keep_memory
 from slowfast.utils.rng import rng_for
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "val", "test"]
 
@@ -171,18 +177,36 @@ def build_loader(
         len(dataset), batch_size, train=split == "train", seed=cfg.RNG_SEED, rank=rank, world_size=world_size
     )
     workers = cfg.DATA_LOADER.NUM_WORKERS
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        # in a spawned process the default is to spawn workers too, each of which would import everything anew
-        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
-        worker_init_fn=start_worker,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
-    )
+    if rank == 0:
+        _compare_with_cores(workers, local_world_size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # said above, with its key
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # in a spawned process the default is to spawn workers too, each of which would import everything anew
+            multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
+            worker_init_fn=start_worker,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
+        )
+
+
+@cache
+def _compare_with_cores(workers: int, processes: int) -> None:
+    """Tell, once, if a node has fewer cores than it is to have workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers * processes > cores:
+        logger.warning(
+            "DATA_LOADER.NUM_WORKERS %d for each of %d processes is more than the %d cores that may be used here: "
+            "fewer load as fast, and take less memory",
+            workers,
+            processes,
+            cores,
+        )
 
 
 def start_worker(_: int) -> None:
