@@ -127,6 +127,12 @@ def train(cfg: CfgNode) -> None:
         state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         _log_what_changed(checkpoint.get("world", {}), world(cfg))
+        listed = train_loader.dataset.manifest  # pyright: ignore
+        if checkpoint.get("list", listed.fingerprint) != listed.fingerprint:
+            logger.warning(
+                "%s is not the list of videos and labels that the checkpoint was trained on: from here on it counts",
+                listed.source,
+            )
         if state.step >= schedule_end:
             logger.info(
                 "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a new run, of other videos too, needs "
@@ -481,8 +487,9 @@ def save(state: TrainState, run: Run, loader: DataLoader, best: bool = False, an
         logger.warning("no checkpoint now: the last %d steps were not finite", state.nonfinite)
         return
     content = state.state_dict(run.steps_per_epoch)
-    names = loader.dataset.manifest.class_names  # pyright: ignore
-    content |= {"cfg": run.cfg.dump(), "class_names": names, "world": world(run.cfg)}
+    listed = loader.dataset.manifest  # pyright: ignore
+    content |= {"class_names": listed.class_names, "list": listed.fingerprint}
+    content |= {"cfg": run.cfg.dump(), "world": world(run.cfg)}
     run.bad.gather()  # a resume reads them from the disk, and knows nothing of the steps before
     distributed.on_main(lambda: run.writer.save(content, best=best))
     progress()

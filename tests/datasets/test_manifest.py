@@ -195,6 +195,17 @@ def test_missing_videos_are_counted_and_three_are_named(tmp_path):
     check_files(load_manifest(write(path, "4.mp4 0\n"), prefix=str(tmp_path)))
 
 
+def test_every_column_counts_for_the_fingerprint_but_not_the_place_of_the_videos():
+    columns = [["a", "bc"], [0, 1], [5, 6], [(9, 1, 2), (9, 1, 2)]]
+    others = [["ab", "c"], [1, 1], [5, 7], [(9, 1, 2), (9, 1, 3)]]
+    found = {Manifest(*columns).fingerprint, Manifest(*columns[:2]).fingerprint, Manifest(*columns[:3]).fingerprint}
+    found |= {
+        Manifest(*(other if i == j else c for j, c in enumerate(columns))).fingerprint for i, other in enumerate(others)
+    }
+    assert len(found) == 7
+    assert Manifest(*columns).fingerprint == Manifest(*columns, prefix="/elsewhere").fingerprint
+
+
 def test_a_large_manifest_is_small(tmp_path):
     rows = 20000
     path = write(

@@ -196,6 +196,20 @@ def test_a_step_split_in_another_way_goes_on(experiment, run_net, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_a_resume_with_another_list_says_so(experiment, run_net, videos, tmp_path):
+    for name in ("train.csv", "val.csv", "class_names.txt"):
+        (tmp_path / name).write_text((videos / name).read_text())
+    common = ("TEST.ENABLE", False, "DATA.PATH_TO_DATA_DIR", tmp_path)
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", 1)
+    same = run_net(experiment, *common, "TRAIN.MAX_STEPS", 2)
+    rows = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join([rows[1], rows[0], *rows[2:]]))
+    other = run_net(experiment, *common, "TRAIN.MAX_STEPS", 3)
+    told = f"{tmp_path / 'train.csv'} is not the list of videos and labels that the checkpoint was trained on"
+    assert "resumed from" in same.stdout and told not in same.stdout
+    assert "resumed from" in other.stdout and told in other.stdout
+
+
 @pytest.fixture
 def training(experiment, tmp_path):
     """State and run of a training that takes its batches from a test."""
