@@ -18,7 +18,8 @@ printed beside it; a GPU does it in passing.
 CPU time is that of the workers and of the processes that decode for them; it depends less than wall time on what else
 runs on the machine. It is read from /proc, which Linux has.
 
-    python tools/benchmark_data.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 TEST.NUM_SPATIAL_CROPS 3
+    python tools/benchmark_data.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 \\
+        TEST.NUM_ENSEMBLE_VIEWS 4 TEST.NUM_SPATIAL_CROPS 3
 """
 
 from __future__ import annotations
@@ -404,7 +405,8 @@ def describe_machine() -> dict[str, str | int]:
 def format_result(title: str, clips: int, result: dict[str, Any]) -> str:
     """The lines of a result: CPU and wall milliseconds a video, clips a second, ratios."""
     count = result["workers"]
-    lines = [f"{title}: {clips} clips a video, {count} worker{'s' * (count > 1)}, {result['rounds']} rounds"]
+    rounds = result["rounds"]
+    lines = [f"{title}: {clips} clips a video, {count} worker{'s' * (count > 1)}, {rounds} round{'s' * (rounds > 1)}"]
     lines.append(f"  {'':8}{'cpu ms/video':>14}{'wall ms/video':>15}{'clips/s':>10}")
     for name in ("decode", "ours", "plain"):
         cpu, wall = result["cpu"][name], result["wall"][name]
