@@ -165,7 +165,7 @@ def check(args: argparse.Namespace) -> int:
         media = {
             sample.path: Media(sample.path, sample.num_frames)
             for path, columns in lists.items()
-            for sample in load_manifest(path, columns, separator=dataset.separator)
+            for sample in load_manifest(path, columns, separator=dataset.separator, unknown=True)
         }
     else:
         found = find_media(args.videos)

@@ -245,6 +245,7 @@ def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
         separator=cfg.DATA.PATH_LABEL_SEPARATOR,
         prefix=prefix,
         num_classes=num_classes,
+        unknown=split == "test",
     )
 
 

@@ -16,7 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from slowfast.datasets.catalog import CATALOG, Dataset
-from slowfast.datasets.manifest import load_manifest
+from slowfast.datasets.manifest import UNKNOWN, load_manifest
 from slowfast.utils.io import write_text
 from slowfast.utils.rng import rng_for
 
@@ -391,12 +391,12 @@ def write_lists(
 
 
 def write_unlabelled(out: str | Path, paths: Iterable[str], *, overwrite: bool = False) -> Path:
-    """Write test.csv of videos whose classes nobody knows: a trained model predicts them; all are labelled 0.
+    """Write test.csv of videos whose classes nobody knows: a trained model predicts them.
 
     Raises:
         ValueError: another test.csv is there.
     """
-    target, text = Path(out) / "test.csv", "".join(f"{_quoted(path)} 0\n" for path in paths)
+    target, text = Path(out) / "test.csv", "".join(f"{_quoted(path)} {UNKNOWN}\n" for path in paths)
     if _holds(target, text):
         return target
     if target.exists() and not overwrite:
@@ -414,7 +414,7 @@ def filter_list(
     Raises:
         ValueError: no row would be left.
     """
-    manifest = load_manifest(source, columns, separator=separator)
+    manifest = load_manifest(source, columns, separator=separator, unknown=True)
     text = Path(source).read_text(encoding="utf-8-sig", errors="surrogateescape")
     rows = [row for row in text.split("\n") if row.strip()]
     kept = [index for index in range(len(rows)) if manifest.path(index) not in bad]

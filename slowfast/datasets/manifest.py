@@ -34,6 +34,8 @@ DIGITS = 15  # of a number: all such are exact in a float64
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
+UNKNOWN = -1  # the label of a video in a test list whose class nobody knows
+
 T = TypeVar("T")
 
 
@@ -153,6 +155,7 @@ def load_manifest(
     separator: str = " ",
     prefix: str = "",
     num_classes: int | None = None,
+    unknown: bool = False,
 ) -> Manifest:
     """Read a list with one video per line.
 
@@ -167,10 +170,12 @@ def load_manifest(
         separator: between the columns (DATA.PATH_LABEL_SEPARATOR).
         prefix: folder of the videos (DATA.PATH_PREFIX).
         num_classes: labels must be below it (MODEL.NUM_CLASSES); None does not check.
+        unknown: a label may be `UNKNOWN`, too.
 
     Raises:
         ManifestError: the file is missing or empty, or rows are faulty; all are counted and the first three shown.
     """
+    lowest = UNKNOWN if unknown else 0
     blob = bytearray()
     ends: list[np.ndarray] = []
     numbers: list[np.ndarray] = []
@@ -180,7 +185,7 @@ def load_manifest(
     for data in _read_blocks(path):
         if not rows and "num_frames" in columns:
             first = _text(data.lstrip().split(b"\n", 1)[0]).strip()
-            if not _fits(first, columns, separator) and _fits(first, columns, " "):
+            if not _fits(first, columns, separator, lowest) and _fits(first, columns, " ", lowest):
                 separator = " "
         block = _Block(data, columns, separator, num_classes)
         paths: dict[int, str] = {}  # of the rows that only the careful parser understands
@@ -189,10 +194,10 @@ def load_manifest(
             if not row:
                 block.empty[line] = True
                 continue
-            fields, fault = _parse(row, columns, separator, num_classes)
+            fields, fault = _parse(row, columns, separator, num_classes, lowest)
             if fault:
                 faults.append(f"{path}:{lines + line + 1}: {row!r}: {fault}" if len(faults) < SHOWN else "")
-                cure = cure or _cure(row, columns, separator, fault)
+                cure = cure or _cure(row, columns, separator, fault, lowest)
             else:
                 paths[line] = fields[0]
                 block.values[:, line] = fields[1:]
@@ -400,7 +405,9 @@ class _Block:
         self.values[row] = mantissa / 10.0**decimals
 
 
-def _parse(row: str, columns: Sequence[str], separator: str, num_classes: int | None) -> tuple[list, str]:
+def _parse(
+    row: str, columns: Sequence[str], separator: str, num_classes: int | None, lowest: int = 0
+) -> tuple[list, str]:
     """Return the values of a row and what is wrong with it ('' for nothing)."""
     fields = [_unquote(field) for field in row.rsplit(separator.strip(" ") or None, len(columns) - 1)]
     if len(fields) < len(columns):
@@ -414,7 +421,7 @@ def _parse(row: str, columns: Sequence[str], separator: str, num_classes: int | 
         if not math.isfinite(value) or (whole and abs(value) >= 10**DIGITS):
             return [], f"{name} {field!r} is not a {f'whole number below 10**{DIGITS}' if whole else 'number'}"
         value = int(value) if whole else value
-        if name == "label" and (fault := _label_fault(value, num_classes)):
+        if name == "label" and (fault := _label_fault(value, num_classes, lowest)):
             return [], fault
         if name in ("num_frames", "total") and value <= 0:
             return [], f"{name} {field!r} is not above 0"
@@ -428,21 +435,21 @@ def _parse(row: str, columns: Sequence[str], separator: str, num_classes: int | 
     return values, ""
 
 
-def _fits(row: str, columns: Sequence[str], separator: str) -> bool:
-    return not _parse(row, columns, separator, None)[1]
+def _fits(row: str, columns: Sequence[str], separator: str, lowest: int) -> bool:
+    return not _parse(row, columns, separator, None, lowest)[1]
 
 
-def _label_fault(label: float, num_classes: int | None) -> str:
-    if label < 0 or (num_classes is not None and label >= num_classes):
+def _label_fault(label: float, num_classes: int | None, lowest: int = 0) -> str:
+    if label < lowest or (num_classes is not None and label >= num_classes):
         top = "" if num_classes is None else f"..{num_classes - 1} (MODEL.NUM_CLASSES {num_classes})"
         return f"label {label} is outside 0{top}"
     return ""
 
 
-def _cure(row: str, columns: Sequence[str], separator: str, fault: str) -> str:
-    if not _fits(row, columns, separator):
+def _cure(row: str, columns: Sequence[str], separator: str, fault: str, lowest: int) -> str:
+    if not _fits(row, columns, separator, lowest):
         for other in SEPARATORS:
-            if _fits(row, columns, other):
+            if _fits(row, columns, other, lowest):
                 return f"\nThe rows look separated by {other!r}: set DATA.PATH_LABEL_SEPARATOR to it."
     if "MODEL.NUM_CLASSES" in fault:
         return "\nRaise MODEL.NUM_CLASSES, or count the labels from 0."

@@ -57,7 +57,7 @@ class Evaluation:
 
     Attributes:
         index: (N,) row in the list.
-        label: (N,) true class.
+        label: (N,) true class, or -1 where nobody knows it.
         scores: (N, K) sum or maximum over views.
         bad: (path, reason) of videos left out because they could not be decoded.
     """
@@ -68,15 +68,20 @@ class Evaluation:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
-        """Top-1 and top-5 accuracy in percent; with K < 5 classes, "top5" is the top-K that "top5_k" names."""
+        """Top-1 and top-5 accuracy in percent; with K < 5 classes, "top5" is the top-K that "top5_k" names.
+
+        They are over the "num_labelled" videos whose class is known, and None if there is none.
+        """
         k = min(5, self.scores.shape[1])
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
-        hits = order == self.label[:, None]
+        known = self.label >= 0
+        hits = (order == self.label[:, None])[known]
         return {
-            "top1": 100.0 * float(hits[:, 0].mean()),
-            "top5": 100.0 * float(hits.any(1).mean()),
+            "top1": 100.0 * float(hits[:, 0].mean()) if known.any() else None,
+            "top5": 100.0 * float(hits.any(1).mean()) if known.any() else None,
             "top5_k": k,
             "num_videos": len(self.index),
+            "num_labelled": int(known.sum()),
             "num_skipped": len(self.bad),
         }
 

@@ -77,12 +77,14 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
+        labelled = metrics["num_labelled"]
         logger.info(
-            "test%s: top1 %.2f  top%d %.2f  over %d videos x %d views%s; results in %s",
+            "test%s: %s %d videos x %d views%s; results in %s",
             " with shuffled frames" if cfg.TEST.SHUFFLE_FRAMES else "",
-            metrics["top1"], metrics["top5_k"], metrics["top5"], metrics["num_videos"],
-            cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
-            f" ({metrics['num_skipped']} undecodable ones left out)" if metrics["num_skipped"] else "", folder,
+            f"top1 {metrics['top1']:.2f}  top{metrics['top5_k']} {metrics['top5']:.2f}  over" if labelled
+            else "predictions of",
+            labelled or metrics["num_videos"], cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
+            _but(metrics["num_videos"] - labelled if labelled else 0, metrics["num_skipped"]), folder,
         )  # fmt: skip
 
     progress()
@@ -132,6 +134,13 @@ def find_checkpoint(cfg: CfgNode) -> str:
     return path
 
 
+def _but(unlabelled: int, skipped: int) -> str:
+    """In words, the videos without a label or that cannot be decoded."""
+    parts = (f"{unlabelled} without a label" if unlabelled else "",
+             f"{skipped} undecodable ones left out" if skipped else "")  # fmt: skip
+    return f" ({', '.join(filter(None, parts))})" if unlabelled or skipped else ""
+
+
 def write_results(
     folder: Path, evaluation: Evaluation, manifest: Manifest, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
 ) -> None:
@@ -150,7 +159,7 @@ def write_results(
     paths = [manifest.path(int(i)) for i in evaluation.index]
     for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
         order = np.argsort(-scores, kind="stable")[:top]
-        classes = [names[k] if names else int(k) for k in (label, *order)]
+        classes = ["" if k < 0 else names[k] if names else int(k) for k in (label, *order)]
         writer.writerow([path, *classes, *(f"{scores[k]:.6g}" for k in order)])
     write_text(folder / "predictions.csv", table.getvalue())
     with atomic_write(folder / "scores.npz") as file:

@@ -18,7 +18,7 @@ def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
     records = read_metrics(output_dir)
     train = [r for r in records if r["kind"] == "train"]
     val = [r for r in records if r["kind"] == "val"]
-    tests = {r["shuffled_frames"]: r["top1"] for r in records if r["kind"] == "test"}
+    tests = {r["shuffled_frames"]: r["top1"] for r in records if r["kind"] == "test" and r["top1"] is not None}
 
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -155,7 +155,7 @@ def test_strange_names_come_back_from_a_list(tmp_path):
 
     flat = touch(tmp_path / "flat", *(name for name in (*names, ' "', '""') if name.endswith(".mp4")))
     write_unlabelled(tmp_path / "new", find_media(flat).sizes)
-    manifest = load_manifest(tmp_path / "new/test.csv", prefix=str(flat))
+    manifest = load_manifest(tmp_path / "new/test.csv", prefix=str(flat), unknown=True)
     assert sorted(sample.path for sample in manifest) == sorted(f"{flat}/{name}" for name in names)
 
 
@@ -241,11 +241,11 @@ def test_cleaned_lists_stay_clean_until_the_videos_change(tmp_path):
 
     new = write_unlabelled(tmp_path / "new", ["a.mp4", "b.mp4"])
     (tmp_path / "new/test.csv.orig").write_bytes(new.read_bytes())
-    new.write_text("a.mp4 0\n")
+    new.write_text("a.mp4 -1\n")
     write_unlabelled(tmp_path / "new", ["a.mp4", "b.mp4"])
-    assert new.read_text() == "a.mp4 0\n"
+    assert new.read_text() == "a.mp4 -1\n"
     write_unlabelled(tmp_path / "new", ["a.mp4", "c.mp4"], overwrite=True)
-    assert not (tmp_path / "new/test.csv.orig").exists() and new.read_text().endswith("c.mp4 0\n")
+    assert not (tmp_path / "new/test.csv.orig").exists() and new.read_text().endswith("c.mp4 -1\n")
 
 
 # ---- official annotations -------------------------------------------------------------------------------------------

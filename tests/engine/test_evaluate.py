@@ -66,6 +66,14 @@ def test_ensemble(case):
     assert f"{metrics['top5']:.2f}" == case["stats"]["top5_acc"]
 
 
+def test_accuracy_is_over_the_videos_whose_class_is_known():
+    scores = np.array([[0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.0, 0.0, 1.0]])
+    metrics = Evaluation(np.arange(3), np.array([1, -1, 0]), scores).metrics()
+    assert (metrics["top1"], metrics["num_labelled"], metrics["num_videos"]) == (50.0, 2, 3)
+    nobody = Evaluation(np.arange(3), np.full(3, -1), scores).metrics()
+    assert nobody["top1"] is nobody["top5"] is None and nobody["num_labelled"] == 0
+
+
 def test_repeated_views_count_once():
     logits = torch.randn(4, 3)
     once, twice = ViewEnsemble("sum", False), ViewEnsemble("sum", False)

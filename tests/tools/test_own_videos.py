@@ -78,6 +78,14 @@ def test_three_commands_from_a_folder_to_test_accuracy(tmp_path):
         predicted = list(csv.DictReader(file))
     assert [Path(row["id"]).name for row in predicted] == ["clip 0.mp4", "clip 1.mp4", "clip 2.mp4"]
     assert {row["top1"] for row in predicted} <= {"to the left", "to the right", "up"}
+    assert {row["label"] for row in predicted} == {""} and "predictions of 3 videos x 4 views; results" in done.stdout
+    report = json.loads((tmp_path / "output/new/test/metrics.json").read_text())
+    assert report["metrics"]["top1"] is None and report["metrics"]["num_labelled"] == 0
+    # some of them with a class
+    rows = (tmp_path / "data/new/test.csv").read_text()
+    (tmp_path / "data/new/test.csv").write_text(rows.replace("clip 1.mp4 -1", "clip 1.mp4 2"))
+    done = run(f"{predict} {TINY}", tmp_path)
+    assert done.returncode == 0 and re.search(r"top1 (0|100)\.00 .* over 1 videos x 4 views \(2 without", done.stdout)
 
 
 @pytest.mark.parametrize(
