@@ -9,7 +9,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from slowfast.engine import interrupt
 from slowfast.engine.checkpoint import CheckpointWriter, resumable_checkpoint
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
+from slowfast.engine.facts import compare, facts
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
 from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place
 from slowfast.engine.state import TrainState
@@ -123,16 +124,9 @@ def train(cfg: CfgNode) -> None:
     state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
     if resume_from is not None:
         checkpoint = load_tensors(resume_from)
-        _check_classes(cfg, checkpoint.get("class_names"), train_loader.dataset.manifest.class_names)  # pyright: ignore
+        compare(checkpoint, cfg, train_loader.dataset.manifest)  # pyright: ignore
         state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
-        _log_what_changed(checkpoint.get("world", {}), world(cfg))
-        listed = train_loader.dataset.manifest  # pyright: ignore
-        if checkpoint.get("list", listed.fingerprint) != listed.fingerprint:
-            logger.warning(
-                "%s is not the list of videos and labels that the checkpoint was trained on: from here on it counts",
-                listed.source,
-            )
         if state.step >= schedule_end:
             logger.info(
                 "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a new run, of other videos too, needs "
@@ -487,48 +481,11 @@ def save(state: TrainState, run: Run, loader: DataLoader, best: bool = False, an
         logger.warning("no checkpoint now: the last %d steps were not finite", state.nonfinite)
         return
     content = state.state_dict(run.steps_per_epoch)
-    listed = loader.dataset.manifest  # pyright: ignore
-    content |= {"class_names": listed.class_names, "list": listed.fingerprint}
-    content |= {"cfg": run.cfg.dump(), "world": world(run.cfg)}
+    content |= facts(run.cfg, loader.dataset.manifest)  # pyright: ignore
     run.bad.gather()  # a resume reads them from the disk, and knows nothing of the steps before
     distributed.on_main(lambda: run.writer.save(content, best=best))
     progress()
     run.bad.check()
-
-
-def world(cfg: CfgNode) -> dict[str, Any]:
-    """What a run may change from one attempt to the next, and a person had better know."""
-    return {
-        "processes": distributed.world_size(),
-        "nodes": cfg.NUM_SHARDS,
-        "workers": cfg.DATA_LOADER.NUM_WORKERS,
-        "torch": str(torch.__version__),
-    }
-
-
-def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str] | None) -> None:
-    """Raise ValueError if labels mean other classes than when the checkpoint was written, as far as names tell."""
-    if not before or not now or list(before) == list(now):
-        return
-    at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
-    there, here = (repr(names[at]) if at < len(names) else "missing" for names in (before, now))
-    raise ValueError(
-        f"the checkpoints in OUTPUT_DIR {cfg.OUTPUT_DIR} were trained on other classes: class {at} is {there} there "
-        f"and {here} here. Undo the change of class_names.txt and of the labels, or start a new run in another "
-        "OUTPUT_DIR (TRAIN.CHECKPOINT_FILE_PATH with MODEL.HEAD_ROWS names takes over the classes by their names)"
-    )
-
-
-def _log_what_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [f"{now[key]} {key} instead of {before[key]}" for key in now if before.get(key, now[key]) != now[key]]
-    if not changed:
-        return
-    exact = all(before.get(key, now[key]) == now[key] for key in ("processes", "torch"))
-    logger.warning(
-        "%s: the samples and their order stay the same%s",
-        ", ".join(changed),
-        "" if exact else "; dropout, mixup partners and BatchNorm batches, or rounding, do not",
-    )
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
