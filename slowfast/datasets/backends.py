@@ -124,6 +124,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
     Raises:
         MediaError: the file cannot be decoded.
     """
+    gc.collect(0)  # the frame of the last read that was asked how it is turned
     try:
         # Opened once where that is safe, as FFmpeg decodes the beginning to learn what a file holds.
         with _open(path) as container:
@@ -131,7 +132,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
             listed = list_frames(path, container, stream)
             if listed.exact:
                 needed, order = np.unique(np.asarray(choose(len(listed.times))), return_inverse=True)
-                doubt = None
+                doubt = ""
                 for name in dict.fromkeys((backend if listed.plain else "pyav", "pyav")):
                     try:
                         if name != "pyav":
@@ -142,7 +143,7 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
                             with _open(path) as again:
                                 frames = _seek_and_decode(again, video_stream(path, again), listed, needed.tolist())
                     except Unsure as reason:
-                        doubt = doubt or reason
+                        doubt = doubt or str(reason)
                         continue
                     if doubt:
                         _tell(f"{backend} cannot read some videos, PyAV reads them ({doubt}), such as", path)
@@ -156,8 +157,6 @@ def read_video(path: str, choose: Callable[[int], Sequence[int]], backend: str) 
         return [rgb(frame) for number, frame in enumerate(_all_frames(path)) if number in wanted], order.tolist()
     except av.FFmpegError as error:
         raise MediaError(path, f"damaged, not all of it can be decoded ({error.strerror})") from None
-    finally:
-        gc.collect(0)  # the frame that `_Rgb` has asked how it is turned
 
 
 def list_frames(path: str, container: Any, stream: Any) -> FrameList:
@@ -292,13 +291,14 @@ class _Rgb:
         self.turn: tuple[bool, bool, bool] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
-        # Only one frame is asked: PyAV ties it to its side data, and it then waits for the garbage collector.
+        # Only one frame is asked: PyAV ties it to its side data, and it then waits for the garbage collector, as long
+        # as nothing else holds it.
         self.turn = self.turn or orientation(frame)
         swap, left_right, top_bottom = self.turn
         rgb = self.converter.reformat(frame, format="rgb24")
-        plane: Any = rgb.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(rgb.height, plane.line_size)  # with gaps at their ends
-        image = rows[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+        image = rgb.to_ndarray()
+        if rgb is frame:
+            image = image.copy()
         image = image.swapaxes(0, 1) if swap else image
         return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 

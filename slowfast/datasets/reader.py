@@ -27,8 +27,8 @@ def read_frames(
 
     * Frames are counted as they are shown, whatever the header says, and in the order of presentation: times, a late
       start or a variable rate do not matter. Frames that an edit list hides do not exist.
-    * Rotation and mirroring are applied. Pixels are not made square, fields not deinterlaced, alpha is left out; grey
-      and 10-bit pictures become 8-bit RGB.
+    * Rotation and mirroring are applied, those of the first frame that is wanted. Pixels are not made square, fields
+      not deinterlaced, alpha is left out; grey and 10-bit pictures become 8-bit RGB.
     * Cover pictures are no videos; a single image is a video of one frame.
     * A stream that ends early is a shorter video; an MP4 file that does, and one that cannot be decoded where frames
       are needed, is damaged.

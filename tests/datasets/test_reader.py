@@ -1,3 +1,4 @@
+import contextlib
 import gc
 import os
 import pickle
@@ -11,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from slowfast.datasets.backends import check_backend
+from slowfast.datasets.backends import LIBRARIES, Unsure, check_backend
 from slowfast.datasets.reader import MediaError, read_frames
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +32,35 @@ def test_video_frames_come_in_the_order_asked_for(tmp_path, write_video, frame_n
     assert frame_numbers(frames) == [39, 3, 3, 17, 0]
 
 
-def test_no_decoded_frame_outlives_the_read(tmp_path, write_video):
-    path = write_video(tmp_path / "a.mp4", frames=40)
+@pytest.mark.parametrize("kind", ["h264", "rgb", "fallback", "damaged"])
+def test_one_decoded_frame_outlives_a_read_and_none_the_next(kind, tmp_path, write_video, monkeypatch):
+    if kind == "rgb":  # frames that need no conversion
+        with av.open(str(tmp_path / "a.mov"), "w") as container:
+            stream = container.add_stream("png", rate=25)
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+            for value in range(40):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), value, np.uint8))))
+            container.mux(stream.encode())
+        path = str(tmp_path / "a.mov")
+    else:
+        path = write_video(tmp_path / "a.mkv", frames=40)
+    if kind == "damaged":
+        content = bytearray(Path(path).read_bytes())
+        content[len(content) // 2 :: 7] = bytes(len(content[len(content) // 2 :: 7]))
+        Path(path).write_bytes(content)
+
+    def unsure(*_):
+        raise Unsure("not this one")
+
+    monkeypatch.setitem(LIBRARIES, "decord", unsure)
     gc.collect()
     gc.disable()
     try:
-        read_frames(path, lambda _: [3, 17, 30])
-        assert not [kept for kept in gc.get_objects() if type(kept) is av.VideoFrame]
+        for _ in range(5):
+            with contextlib.suppress(MediaError):
+                read_frames(path, lambda n: [0, n // 2, n - 1], backend="decord" if kind == "fallback" else "pyav")
+            assert sum(type(kept) is av.VideoFrame for kept in gc.get_objects()) <= 1
     finally:
         gc.enable()
 
