@@ -12,7 +12,7 @@ from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.manifest import Manifest, Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
-from slowfast.datasets.shared import Room, share, stack
+from slowfast.datasets.shared import reserve, share, stack, take
 from slowfast.datasets.transforms import TrainTransform, Views, to_tensor
 from slowfast.utils.rng import rng_for
 
@@ -27,7 +27,6 @@ class VideoDataset(Dataset[dict[str, Any]]):
     * "video": V uint8 clips (C, T, H, W) in training; in an evaluation the `Views` that V clips are cut out of.
     * "label", "index" (row of the list), "view": (V,) int64.
     * "bad": list of (path, reason) of videos that could not be decoded.
-    * "room": in training, where its clips lie, beside those of the other items that were asked for with it.
 
     In training the V clips are augmented copies of the same frames, and a broken video gives way to another one, drawn
     by the same coordinates. In an evaluation clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`,
@@ -100,22 +99,23 @@ class VideoDataset(Dataset[dict[str, Any]]):
         return len(self.manifest)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        return self.__getitems__([key])[0]
+        epoch, index = key
+        if self.transform is None:
+            return self._evaluation_item(index)
+        return self._training_item(epoch, index, self.transform)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """The items of a batch; a loader asks for them together."""
-        if self.transform is None:
-            return [self._evaluation_item(index) for _, index in keys]
-        side = self.transform.crop
-        clip = torch.empty(self.num_frames, side, side, 3, dtype=torch.uint8, device="meta").movedim(-1, 0)
-        room = Room(len(keys) * self.num_copies, clip)
-        places = room.tensor.split(self.num_copies)
-        return [
-            {**self._training_item(*key, self.transform, clips), "room": room}
-            for key, clips in zip(keys, places, strict=True)
-        ]
+        """The items of a batch, which a loader asks for together: training clips are made where they are sent from."""
+        if self.transform is not None:
+            reserve(len(keys) * self.num_copies, self._clip(self.transform))
+        return [self[key] for key in keys]
 
-    def _training_item(self, epoch: int, index: int, transform: TrainTransform, clips: torch.Tensor) -> dict[str, Any]:
+    def _clip(self, transform: TrainTransform) -> torch.Tensor:
+        """What a training clip is like, without memory."""
+        shape = (self.num_frames, transform.crop, transform.crop, 3)
+        return torch.empty(shape, dtype=torch.uint8, device="meta").movedim(-1, 0)
+
+    def _training_item(self, epoch: int, index: int, transform: TrainTransform) -> dict[str, Any]:
         def choose(length: int) -> list[int]:
             rng = rng_for(self.seed, epoch, index, "temporal")
             if sample.segment is not None:
@@ -137,6 +137,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         else:
             listed = "".join(f"\n  {path}: {reason}" for path, reason in bad)
             raise MediaError(f"{MAX_TRIES} videos in a row cannot be decoded:{listed}")
+        clips = take(self.num_copies, self._clip(transform))
         for copy, clip in enumerate(clips):
             transform(frames, rng_for(self.seed, epoch, index, copy), clip.movedim(0, -1).numpy())
             if self.reverse_channels:
@@ -206,9 +207,5 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch["video"] = replace(videos[0], frames=share([frames for views in videos for frames in views.frames]))
     else:
         clips = [clip for video in videos for clip in video]
-        room = items[0].get("room")
-        if room and len(clips) == len(room.tensor) and all(item["room"] is room for item in items):
-            batch["video"] = room.joined
-        else:
-            batch["video"] = stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
+        batch["video"] = stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
     return {**batch, "bad": [entry for item in items for entry in item["bad"]]}

@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from slowfast.datasets.shared import share, stack
+from slowfast.datasets.shared import reserve, share, stack, take
+
+# of a clip, channels last in memory
+LIKE = torch.empty(4, 20, 6, 3, dtype=torch.uint8, device="meta").movedim(-1, 0)
 
 
 class Clips(Dataset[torch.Tensor]):
@@ -87,6 +90,48 @@ def test_memory_is_used_again_as_soon_as_nothing_refers_to_it():
     del later, view
     gc.collect()
     assert not blocks(os.getpid())
+
+
+class Remembering(Dataset[torch.Tensor]):
+    """Keeps every item, and fails when what it keeps has changed."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, torch.Tensor] = {}
+
+    def __getitem__(self, n: int) -> torch.Tensor:
+        made = take(1, LIKE)[0]
+        made.fill_(n)
+        self.kept[n] = made
+        assert all((kept == number).all() for number, kept in self.kept.items())
+        return made
+
+    def __getitems__(self, numbers: list[int]) -> list[torch.Tensor]:
+        reserve(len(numbers), LIKE)
+        return [self[n] for n in numbers]
+
+
+def test_memory_is_not_used_again_while_the_worker_holds_a_part_of_it():
+    options: dict[str, Any] = {"num_workers": 1, "multiprocessing_context": "fork", "collate_fn": stack}
+    batches = [[n, n + 1] for n in range(0, 40, 2)]
+    for numbers, batch in zip(batches, DataLoader(Remembering(), batch_sampler=batches, **options), strict=True):
+        assert torch.equal(batch, torch.stack([torch.full_like(batch[0], n) for n in numbers]))
+
+
+def test_only_the_very_tensors_of_the_room_are_not_copied():
+    reserve(3, LIKE)
+    parts = [take(1, LIKE)[0].fill_(n) for n in range(3)]
+    joined = stack(parts)
+    assert isinstance(joined, torch.Tensor) and joined.data_ptr() == parts[0].data_ptr()
+    assert joined.shape == (3, *LIKE.shape) and joined.stride()[1:] == LIKE.stride()
+    for change in (lambda made: made[::-1], lambda made: [made[0], made[1] + 1, made[2]], lambda made: made[:2]):
+        reserve(3, LIKE)
+        made = change([take(1, LIKE)[0].fill_(n) for n in range(3)])
+        joined = stack(made)
+        assert isinstance(joined, torch.Tensor) and torch.equal(joined, torch.stack(made))
+    reserve(2, LIKE)
+    assert take(3, LIKE).shape == (3, *LIKE.shape)  # more than there is room for
+    assert take(1, torch.empty(4, 5)).shape == (1, 4, 5)
+    assert take(2, LIKE).data_ptr() != take(1, LIKE).data_ptr()
 
 
 def test_the_end_of_a_fork_frees_nothing():

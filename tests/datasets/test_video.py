@@ -128,11 +128,12 @@ def test_shuffled_frames_are_the_same_frames_in_another_order(videos, frame_numb
 def test_the_clips_of_a_batch_are_made_side_by_side(videos, reverse):
     options = {"sampling": "dense", "num_frames": 4, "transform": WHOLE, "num_copies": 2, "reverse_channels": reverse}
     dataset = VideoDataset(Manifest(videos, [0] * 4), **options)
-    items = dataset.__getitems__([(3, 2), (3, 0), (4, 1)])
     alone = [dataset[key] for key in ((3, 2), (3, 0), (4, 1))]
-    joined, copied, part = collate(items)["video"], collate(alone)["video"], collate(items[:2])["video"]
+    copied = collate(alone)["video"]
+    items = dataset.__getitems__([(3, 2), (3, 0), (4, 1)])
+    joined = collate(items)["video"]
     assert joined.data_ptr() == items[0]["video"][0].data_ptr() and torch.equal(joined, copied)
-    assert joined.stride() == copied.stride() and torch.equal(part, copied[:4])
+    assert joined.stride() == copied.stride()
     batches = DataLoader(dataset, batch_sampler=[[(3, 2), (3, 0), (4, 1)]], collate_fn=collate, num_workers=1)
     assert torch.equal(next(iter(batches))["video"], copied)
     plain = VideoDataset(Manifest(videos, [0] * 4), **{**options, "reverse_channels": False})
