@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 
 # fvcore scripts a few functions when it is imported; nothing a user of this package can do about it
 warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+# `build_loader` says it with the name of the key
+warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 
 def __getattr__(name: str) -> Any:

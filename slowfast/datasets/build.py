@@ -2,7 +2,6 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from functools import cache
 from multiprocessing import get_all_start_methods
@@ -179,20 +178,18 @@ def build_loader(
     workers = cfg.DATA_LOADER.NUM_WORKERS
     if rank == 0:
         _compare_with_cores(workers, local_world_size)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # said above, with its key
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            # in a spawned process the default is to spawn workers too, each of which would import everything anew
-            multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
-            worker_init_fn=start_worker,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
-        )
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        # in a spawned process the default is to spawn workers too, each of which would import everything anew
+        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
+        worker_init_fn=start_worker,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
+    )
 
 
 @cache
@@ -201,11 +198,13 @@ def _compare_with_cores(workers: int, processes: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers * processes > cores:
         logger.warning(
-            "DATA_LOADER.NUM_WORKERS %d for each of %d processes is more than the %d cores that may be used here: "
-            "fewer load as fast, and take less memory",
+            "DATA_LOADER.NUM_WORKERS %d for each of %d process%s is more than the %d cores that may be used here: "
+            "%d would load as fast, and take less memory",
             workers,
             processes,
+            "es" * (processes > 1),
             cores,
+            max(1, cores // processes),
         )
 
 

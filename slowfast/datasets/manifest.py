@@ -442,7 +442,7 @@ def _fits(row: str, columns: Sequence[str], separator: str, lowest: int) -> bool
 def _label_fault(label: float, num_classes: int | None, lowest: int = 0) -> str:
     if label < lowest or (num_classes is not None and label >= num_classes):
         top = "" if num_classes is None else f"..{num_classes - 1} (MODEL.NUM_CLASSES {num_classes})"
-        return f"label {label} is outside 0{top}"
+        return f"label {label} is outside {lowest}{top}"
     return ""
 
 
@@ -451,6 +451,8 @@ def _cure(row: str, columns: Sequence[str], separator: str, fault: str, lowest: 
         for other in SEPARATORS:
             if _fits(row, columns, other, lowest):
                 return f"\nThe rows look separated by {other!r}: set DATA.PATH_LABEL_SEPARATOR to it."
+    if re.match(r"label -\d", fault):
+        return f"\nLabels count from 0; {UNKNOWN}, for a class that nobody knows, is for test lists only."
     if "MODEL.NUM_CLASSES" in fault:
         return "\nRaise MODEL.NUM_CLASSES, or count the labels from 0."
     told = ", ".join(f"{name} ({COLUMNS[name]})" for name in columns)
