@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
@@ -149,7 +150,8 @@ def make_lists(args: argparse.Namespace) -> int:
         f"{args.out}: {len(lists.class_names)} classes; " + (f"wrote {names_of(written)}" if written else "unchanged")
     )
     if dataset.annotations == "folders":
-        print(f"next: python tools/run_net.py --cfg {Path(args.out, 'config.yaml')}")
+        print(f"next: python tools/prepare_data.py check {args.videos} --lists {args.out} --clean {args.out}")
+        print(f"then: python tools/run_net.py --cfg {Path(args.out, 'config.yaml')}")
     return 0
 
 
@@ -162,33 +164,31 @@ def check(args: argparse.Namespace) -> int:
     if not (args.out or args.lists):
         raise ValueError("--out is needed where there are no --lists: the folder of the report")
     if lists:
-        media = {
-            sample.path: Media(sample.path, sample.num_frames)
-            for path, columns in lists.items()
-            for sample in load_manifest(path, columns, separator=dataset.separator, unknown=True)
-        }
+        media, earlier = media_of(lists, dataset)
     else:
         found = find_media(args.videos)
-        media = {path: Media(path) for path in (*found.sizes, *found.unusable)}
+        media, earlier = {path: Media(path) for path in (*found.sizes, *found.unusable)}, {}
     if not Path(args.videos).is_dir():
         raise ValueError(f"no folder {args.videos}: name the one that the paths start from")
     out = Path(args.out or Path(args.lists) / "check")
     rows = check_media(
         args.videos,
-        media.values(),
+        [*media.values(), *earlier.values()],
         out,
         workers=args.workers,
         timeout=args.timeout,
         recheck=args.recheck,
         template=own_template(Path(args.lists)) if args.lists else "",
     )
-    bad = {row.path: row.reason for row in rows if not row.ok}
-    tell(f"{path}: {reason}" for path, reason in list(bad.items())[:10])
-    print(f"{len(bad)} of {len(rows)} files are bad; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
+    reasons = {row.path: row.reason for row in rows if not row.ok}
+    bad = [path for path in reasons if path in media]
+    tell(f"{path}: {reasons[path]}" for path in bad[:10])
+    more = f", and {len(reasons) - len(bad)} that the lists had before" if len(reasons) > len(bad) else ""
+    print(f"{len(bad)} of {len(media)} files are bad{more}; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
     if args.clean:
-        if len(bad) > max(1, args.max_bad_share * len(rows)):
+        if len(bad) > max(1, args.max_bad_share * len(media)):
             raise ValueError(
-                f"{len(bad)} of {len(rows)} files below {args.videos} are bad, more than --max-bad-share "
+                f"{len(bad)} of {len(media)} files below {args.videos} are bad, more than --max-bad-share "
                 f"{args.max_bad_share:g}, so no list was cleaned: is that folder mounted, and the one that the paths "
                 "start from? --max-bad-share 1 takes them all out"
             )
@@ -196,7 +196,25 @@ def check(args: argparse.Namespace) -> int:
         names = Path(args.lists) / "class_names.txt"
         if names.exists() and Path(args.clean).resolve() != Path(args.lists).resolve():
             write_text(Path(args.clean) / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
+    if back := [path for path in earlier if path not in reasons]:
+        print(
+            f"  {len(back)} files that can be read are in no list but in the .orig beside one, such as {back[0]}: to "
+            "have them back, rename it to the list and clean again"
+        )
     return int(bool(bad))
+
+
+def media_of(lists: dict[Path, tuple[str, ...]], dataset: Dataset) -> tuple[dict[str, Media], dict[str, Media]]:
+    """What the lists name, by path, and what else they named before they were cleaned in their place."""
+
+    def read(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Media]]:
+        if path.exists():
+            for sample in load_manifest(path, columns, separator=dataset.separator, unknown=True):
+                yield sample.path, Media(sample.path, sample.num_frames)
+
+    now = dict(entry for path, columns in lists.items() for entry in read(path, columns))
+    before = dict(entry for path, columns in lists.items() for entry in read(original_of(path), columns))
+    return now, {path: media for path, media in before.items() if path not in now}
 
 
 def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str], dataset: Dataset) -> None:
@@ -242,12 +260,13 @@ def make_copies(args: argparse.Namespace) -> int:
     settings = Settings(args.short_side, args.key_frames, args.crf, args.preset)
     outcome = reencode(args.videos, paths, args.out, settings, workers=args.workers, timeout=args.timeout)
     tell(f"{path}: {reason}" for path, reason in list(outcome.broken.items())[:10])
-    print(f"{len(outcome.done)} copies in {args.out}; {len(outcome.broken)} broken, see {Path(args.out, BROKEN)}")
+    broken = f"{len(outcome.broken)} broken, see {Path(args.out, BROKEN)}" if outcome.broken else "none is broken"
+    print(f"{len(outcome.done)} copies in {args.out}; {broken}")
     if outcome.done:
         before, after = outcome.bytes_before, outcome.bytes_after
         print(f"size: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after ({after / before:.0%})")
         if after > before:
-            print("  the copies are larger: the videos are compressed more; a higher --crf makes smaller copies")
+            print("  the copies are larger: a higher --crf, into another --out, makes smaller ones")
     if args.measure and outcome.done:
         step = max(1, len(outcome.done) // args.measure)
         times = access_times([args.videos, args.out], outcome.done[::step][: args.measure])

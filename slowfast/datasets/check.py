@@ -84,7 +84,7 @@ def check_media(
     """Decode the first, middle and last frame of every file; write `out`/report.csv and `out`/quarantine.txt.
 
     The report grows as files are done. A call that was interrupted goes on where it was, and files that have not
-    changed since they were checked are not decoded again. These stay in both files, also if `media` no longer has them.
+    changed since they were checked are not decoded again.
 
     Args:
         videos: folder that the paths start from.
@@ -103,10 +103,11 @@ def check_media(
     """
     videos, out = Path(videos), Path(out)
     wanted = {item.path: item for item in media}
-    known = {
-        row.path: row for row in _read_report(out / REPORT) if (row.size, row.modified) == _state(videos / row.path)
+    rows = {
+        row.path: row
+        for row in _read_report(out / REPORT)
+        if row.path in wanted and (row.ok or not recheck) and (row.size, row.modified) == _state(videos / row.path)
     }
-    rows = {path: row for path, row in known.items() if path in wanted and (row.ok or not recheck)}
     todo = [item for path, item in wanted.items() if path not in rows]
     bad = sum(not row.ok for row in rows.values())
     outcomes = run_killable(partial(_look, str(videos), template), todo, workers=workers, timeout=timeout)
@@ -126,11 +127,10 @@ def check_media(
             bad += not row.ok
             bar.set_postfix(bad=bad, refresh=False)
             bar.update()
-    known |= rows
-    reported = [known[path] for path in sorted(known)]
-    write_text(out / REPORT, ",".join(COLUMNS) + "\n" + "".join(map(_line, reported)))
-    write_text(out / QUARANTINE, "".join(f"{row.path}\n" for row in reported if not row.ok))
-    return [rows[path] for path in sorted(rows)]
+    found = [rows[path] for path in sorted(rows)]
+    write_text(out / REPORT, ",".join(COLUMNS) + "\n" + "".join(map(_line, found)))
+    write_text(out / QUARANTINE, "".join(f"{row.path}\n" for row in found if not row.ok))
+    return found
 
 
 def _look(videos: str, template: str, item: Media) -> Row:

@@ -379,7 +379,14 @@ def write_lists(
         )
     if recipe is not None and not (out / "config.yaml").exists():
         texts["config.yaml"] = _experiment(out, recipe)
-    changed = [name for name, text in texts.items() if not _holds(out / name, text)]
+    changed = [
+        name
+        for name, text in texts.items()
+        if not _holds(out / name, text) or (overwrite and _content(out / name) != _bytes(text))
+    ]
+    lists.notes["that bad files were taken out of, left as they are (--overwrite writes them anew)"] += [
+        name for name, text in texts.items() if name not in changed and _content(out / name) != _bytes(text)
+    ]
     for name in changed:
         write_text(out / name, texts[name])
         if (original := original_of(out / name)).exists():

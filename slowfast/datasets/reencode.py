@@ -188,7 +188,7 @@ def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
     except MediaError as error:
         raise ValueError(error.reason) from None
     except av.FFmpegError as error:
-        raise ValueError(f"it does not decode to the end ({error})") from None
+        raise ValueError(f"it does not decode to the end ({error.strerror})") from None
     finally:
         part.unlink(missing_ok=True)
 

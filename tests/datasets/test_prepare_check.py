@@ -170,18 +170,6 @@ def test_a_check_goes_on_where_it_was(videos, tmp_path):
     assert "marked" not in rows["bad/torn.mp4"].reason
 
 
-def test_files_that_were_cleaned_out_of_the_lists_stay_in_the_report(videos, tmp_path):
-    out = tmp_path / "out"
-    rows = check_media(videos, media(videos), out, workers=1, timeout=6)
-    before = [(out / name).read_text() for name in (REPORT, QUARANTINE)]
-    good = [Media(row.path) for row in rows if row.ok]
-    assert [row.path for row in check_media(videos, good, out, workers=1, timeout=6)] == [item.path for item in good]
-    assert [(out / name).read_text() for name in (REPORT, QUARANTINE)] == before
-    (videos / "bad/torn.mp4").unlink()
-    check_media(videos, good, out, workers=1, timeout=6)
-    assert "bad/torn.mp4" not in (out / QUARANTINE).read_text() and "bad/noise.mp4" in (out / QUARANTINE).read_text()
-
-
 def test_a_foreign_report_is_not_touched(videos, tmp_path):
     (tmp_path / REPORT).write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"report.csv is not a report of this command"):

@@ -229,8 +229,12 @@ def test_cleaned_lists_stay_clean_until_the_videos_change(tmp_path):
     write_lists(lists_from_folders(videos), out, videos, DATASETS["own"])
     (out / "train.csv.orig").write_bytes((out / "train.csv").read_bytes())
     (out / "train.csv").write_text("a/0.mp4 0\n")
-    assert write_lists(lists_from_folders(videos), out, videos, DATASETS["own"], overwrite=True) == []
+    lists = lists_from_folders(videos)
+    assert write_lists(lists, out, videos, DATASETS["own"]) == []
     assert (out / "train.csv").read_text() == "a/0.mp4 0\n"
+    assert "1 that bad files were taken out of, left as they are (--overwrite writes them anew): train.csv" in told(
+        lists
+    )
     touch(videos, *(f"a/new{i}.mp4" for i in range(9)))
     lists = lists_from_folders(videos)
     with pytest.raises(ValueError, match=r"holds other lists \(train.csv"):
@@ -238,6 +242,13 @@ def test_cleaned_lists_stay_clean_until_the_videos_change(tmp_path):
     write_lists(lists, out, videos, DATASETS["own"], overwrite=True)
     assert not (out / "train.csv.orig").exists()
     assert "1 that bad files were taken out of, written anew with them: run check --clean again: train" in told(lists)
+    (out / "train.csv.orig").write_bytes((out / "train.csv").read_bytes())
+    (out / "train.csv").write_text("a/0.mp4 0\n")
+    lists = lists_from_folders(videos)
+    assert [path.name for path in write_lists(lists, out, videos, DATASETS["own"], overwrite=True)] == ["train.csv"]
+    assert not (out / "train.csv.orig").exists() and "a/1.mp4" in "".join(
+        (out / f"{s}.csv").read_text() for s in lists.splits
+    )
 
     new = write_unlabelled(tmp_path / "new", ["a.mp4", "b.mp4"])
     (tmp_path / "new/test.csv.orig").write_bytes(new.read_bytes())

@@ -88,10 +88,27 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     (original,) = lists.glob("*.orig")
     cleaned = lists / original.stem
     assert "torn.mp4" in original.read_text() and "torn.mp4" not in cleaned.read_text()
-    assert run("check", "videos", "--lists", lists, "--clean", lists)[0] == 0
+    code, out, _ = run("check", "videos", "--lists", lists, "--clean", lists)
+    assert code == 0 and "0 of 15 files are bad, and 1 that the lists had before" in out
+    assert (lists / "check/quarantine.txt").read_text() == "left/torn.mp4\n"
     code, out, _ = run("lists", "videos", "--out", lists)
-    assert code == 0 and "3 classes; unchanged" in out
+    assert (
+        code == 0
+        and "3 classes; unchanged" in out
+        and f"left as they are (--overwrite writes them anew): {cleaned.name}" in out
+    )
     assert "torn.mp4" in original.read_text() and "torn.mp4" not in cleaned.read_text()
+
+    # a bad file gives way to a good one
+    torn, whole = folder / "videos/left/torn.mp4", next((folder / "videos/right").glob("*.mp4"))
+    broken = torn.read_bytes()
+    torn.write_bytes(whole.read_bytes())
+    code, out, _ = run("check", "videos", "--lists", lists, "--clean", lists)
+    assert code == 0 and "0 of 15 files are bad; " in out and "1 files that can be read are in no list" in out
+    assert (lists / "check/quarantine.txt").read_text() == "" and "torn.mp4" not in cleaned.read_text()
+    torn.write_bytes(broken)
+    code, out, _ = run("lists", "videos", "--out", lists, "--overwrite")
+    assert code == 0 and f"wrote {cleaned.name}" in out and not original.exists() and "torn.mp4" in cleaned.read_text()
 
 
 def test_lists_are_not_cleaned_of_videos_that_are_out_of_reach(run, folder, tmp_path):
