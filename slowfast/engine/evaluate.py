@@ -138,7 +138,9 @@ def evaluate(
     scores = {i: row for part in parts for i, row in part[0].items()}
     labels = {i: y for part in parts for i, y in part[1].items()}
     if not scores:
-        raise SharedError("no video could be evaluated: the list is empty or every video failed to decode")
+        broken = [entry for part in parts for entry in part[2]]
+        first = "".join(f"\n  {path}: {reason}" for path, reason in broken[:3])
+        raise SharedError(f"no video could be evaluated: none of {len(broken)} can be decoded, first of them:{first}")
     if not all(np.isfinite(row).all() for row in scores.values()):
         raise SharedError("the model gives scores that are not finite numbers; its weights are broken")
     index = np.array(sorted(scores))

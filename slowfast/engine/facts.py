@@ -15,12 +15,12 @@ from slowfast.utils import distributed
 logger = logging.getLogger(__name__)
 
 
-def facts(cfg: CfgNode, manifest: Manifest) -> dict[str, Any]:
-    """The configuration, the training list and its classes, and the "world" that a run may change between attempts."""
+def facts(cfg: CfgNode, train: Manifest, val: Manifest) -> dict[str, Any]:
+    """The configuration, the lists and the classes, and the "world" that a run may change between attempts."""
     return {
         "cfg": cfg.dump(),
-        "class_names": manifest.class_names,
-        "list": manifest.fingerprint,
+        "class_names": train.class_names,
+        "lists": {"train": train.fingerprint, "val": val.fingerprint},
         "world": {
             "processes": distributed.world_size(),
             "nodes": cfg.NUM_SHARDS,
@@ -30,20 +30,30 @@ def facts(cfg: CfgNode, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def compare(checkpoint: Mapping[str, Any], cfg: CfgNode, manifest: Manifest) -> None:
+def compare(before: Mapping[str, Any], cfg: CfgNode, train: Manifest, val: Manifest) -> None:
     """Log what a person had better know of the differences between a checkpoint and this attempt.
+
+    Args:
+        before: a checkpoint with the `facts` of its run, or some of them.
+        cfg: of this attempt.
+        train: list of this attempt.
+        val: likewise.
 
     Raises:
         ValueError: labels mean other classes than when the checkpoint was written, as far as names tell.
     """
-    now = facts(cfg, manifest)
-    _check_classes(cfg, checkpoint.get("class_names"), manifest.class_names)
-    _tell_other_world(checkpoint.get("world", {}), now["world"])
-    if checkpoint.get("list", now["list"]) != now["list"]:
-        logger.warning(
-            "%s is not the list of videos and labels that the checkpoint was trained on: from here on it counts",
-            manifest.source,
-        )
+    _check_classes(cfg, before.get("class_names"), train.class_names)
+    now = facts(cfg, train, val)
+    lists = before.get("lists", now["lists"])
+    if not distributed.is_main():
+        return
+    same_list = lists["train"] == train.fingerprint
+    _tell_other_world(before.get("world", {}), now["world"], same_list)
+    changed = "%s has changed since the checkpoint was written (rows, labels, or their order)"
+    if not same_list:
+        logger.warning(changed, train.source)
+    if lists["val"] != val.fingerprint:
+        logger.warning(f"{changed}: the best accuracy so far is of other videos", val.source)
 
 
 def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str] | None) -> None:
@@ -58,13 +68,11 @@ def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str
     )
 
 
-def _tell_other_world(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _tell_other_world(before: Mapping[str, Any], now: Mapping[str, Any], same_list: bool) -> None:
     changed = [f"{now[key]} {key} instead of {before[key]}" for key in now if before.get(key, now[key]) != now[key]]
     if not changed:
         return
     exact = all(before.get(key, now[key]) == now[key] for key in ("processes", "torch"))
-    logger.warning(
-        "%s: the samples and their order stay the same%s",
-        ", ".join(changed),
-        "" if exact else "; dropout, mixup partners and BatchNorm batches, or rounding, do not",
-    )
+    same = ": the samples and their order stay the same" if same_list else ""
+    others = "dropout, mixup partners and BatchNorm batches, or rounding, do not"
+    logger.warning("%s%s%s", ", ".join(changed), same, f"; {others}" if same and not exact else "")

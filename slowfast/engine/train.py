@@ -54,6 +54,7 @@ class Run:
     """What a training step uses and never changes."""
 
     cfg: CfgNode
+    facts: dict[str, Any]  # for checkpoints
     device: torch.device
     network: nn.Module  # the model in its distributed wrapper
     to_device: Callable[[Tensor], Tensor]
@@ -86,12 +87,13 @@ def train(cfg: CfgNode) -> None:
     train_loader, val_loader = _loader(cfg, "train", device), _loader(cfg, "val", device)
     if cfg.TEST.ENABLE and distributed.is_main():
         # a fault of the test shows now, not after days of training
-        build_loader(cfg, "test")
+        build_loader(cfg, "test", local_world_size=distributed.local_world_size())
         tested = cfg.TEST.CHECKPOINT_FILE_PATH
         if tested and not Path(tested).absolute().is_relative_to(Path(cfg.OUTPUT_DIR).absolute()):
             fetch_checkpoint(tested)
         progress()
-    num_videos = len(train_loader.dataset)  # pyright: ignore[reportArgumentType]
+    lists = train_loader.dataset.manifest, val_loader.dataset.manifest  # pyright: ignore
+    num_videos = len(lists[0])
     steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
     if steps_per_epoch == 0:
         raise ValueError(
@@ -107,7 +109,7 @@ def train(cfg: CfgNode) -> None:
         resume_from = distributed.on_main(lambda: resumable_checkpoint(cfg.OUTPUT_DIR))
     progress()
     if resume_from is None:
-        initialize(model, cfg, train_loader.dataset.manifest.class_names)  # pyright: ignore
+        initialize(model, cfg, lists[0].class_names)
     place(model, device)
     if cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
         if device.type == "cpu":
@@ -124,7 +126,7 @@ def train(cfg: CfgNode) -> None:
     state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
     if resume_from is not None:
         checkpoint = load_tensors(resume_from)
-        compare(checkpoint, cfg, train_loader.dataset.manifest)  # pyright: ignore
+        compare(checkpoint, cfg, *lists)
         state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         if state.step >= schedule_end:
@@ -145,6 +147,7 @@ def train(cfg: CfgNode) -> None:
     main = distributed.is_main()
     run = Run(
         cfg=cfg,
+        facts=facts(cfg, *lists),
         device=device,
         network=network,
         to_device=clip_mover(cfg, device),
@@ -177,7 +180,7 @@ def train(cfg: CfgNode) -> None:
                 interrupted = train_epoch(state, run, train_loader, bar)
                 within_epoch = state.step % steps_per_epoch > 0
                 if interrupted or (state.step == run.last_step and within_epoch):
-                    save(state, run, train_loader, anyway=True)
+                    save(state, run, anyway=True)
                 if interrupted:
                     raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
         except (interrupt.Interruption, SharedError) as end:
@@ -221,7 +224,7 @@ def train_epoch(state: TrainState, run: Run, loader: DataLoader, bar: tqdm) -> b
         if state.step == run.last_step:
             break
         if done.save and state.step % run.steps_per_epoch:
-            save(state, run, loader)
+            save(state, run)
     return False
 
 
@@ -377,7 +380,7 @@ def close_epoch(state: TrainState, run: Run, train_loader: DataLoader, val_loade
     last = state.step == run.last_step
     validated = epoch % run.cfg.TRAIN.EVAL_PERIOD == 0 or last
     if validated:
-        save(state, run, train_loader)  # validation takes its time; whoever is killed meanwhile goes on from here
+        save(state, run)  # validation takes its time; whoever is killed meanwhile goes on from here
     models = [state.model, state.ema.module] if state.ema else [state.model]
     buffers = [buffer.clone() for model in models for buffer in model.buffers()]
     means = state.meter.state_dict()
@@ -390,12 +393,12 @@ def close_epoch(state: TrainState, run: Run, train_loader: DataLoader, val_loade
             buffer.copy_(before)
         state.meter.load_state_dict(means)
         if not validated or state.nonfinite:  # otherwise it is saved already
-            save(state, run, train_loader, anyway=True)
+            save(state, run, anyway=True)
         raise
     state.epochs_closed = epoch
     # a best checkpoint without one to resume from would be overwritten by the next attempt
     if validated or epoch % run.cfg.TRAIN.CHECKPOINT_PERIOD == 0:
-        save(state, run, train_loader, best=best, anyway=validated)
+        save(state, run, best=best, anyway=validated)
 
 
 def finish_epoch(state: TrainState, run: Run, loader: DataLoader) -> None:
@@ -465,7 +468,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
     return best
 
 
-def save(state: TrainState, run: Run, loader: DataLoader, best: bool = False, anyway: bool = False) -> None:
+def save(state: TrainState, run: Run, best: bool = False, anyway: bool = False) -> None:
     """Write a checkpoint, also as the best if it is; every process takes part, the main one writes.
 
     Args:
@@ -480,8 +483,7 @@ def save(state: TrainState, run: Run, loader: DataLoader, best: bool = False, an
     if state.nonfinite and not anyway:
         logger.warning("no checkpoint now: the last %d steps were not finite", state.nonfinite)
         return
-    content = state.state_dict(run.steps_per_epoch)
-    content |= facts(run.cfg, loader.dataset.manifest)  # pyright: ignore
+    content = state.state_dict(run.steps_per_epoch) | run.facts
     run.bad.gather()  # a resume reads them from the disk, and knows nothing of the steps before
     distributed.on_main(lambda: run.writer.save(content, best=best))
     progress()

@@ -13,13 +13,15 @@ from slowfast.utils.logging import read_metrics
 def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
     """Draw loss, accuracy and learning rate over epochs from `output_dir`/metrics.jsonl into the PNG `path`.
 
-    Of several tests the last one of each kind is shown.
+    Of several tests the last one of each kind is shown. A run that only tested has no curves.
     """
     records = read_metrics(output_dir)
     train = [r for r in records if r["kind"] == "train"]
     val = [r for r in records if r["kind"] == "val"]
     tests = {r["shuffled_frames"]: r["top1"] for r in records if r["kind"] == "test" and r["top1"] is not None}
 
+    if not train and not val:
+        return
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy, rate = figure.subplots(1, 3)

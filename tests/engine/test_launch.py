@@ -297,9 +297,13 @@ def test_what_spawned_processes_saved(codes, said, tmp_path, monkeypatch):
 
 
 def test_curves_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "start", "step": 0}\n')
-    (tmp_path / "curves.png").mkdir()
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "test", "top1": 50.0, "shuffled_frames": false}\n')
+    program.draw_curves(cfg)
+    assert not (tmp_path / "curves.png").exists()  # nothing was trained
+    (tmp_path / "curves.png").mkdir()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "val", "step": 6, "epoch": 1, "top1": 50.0}\n')
     program.draw_curves(cfg)
     assert "the curves could not be drawn" in capsys.readouterr().err
