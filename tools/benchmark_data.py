@@ -58,6 +58,7 @@ from slowfast.config import load_config
 from slowfast.datasets.build import build_dataset, start_worker, use_one_thread
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.geometric_ops import GREY
+from slowfast.datasets.manifest import ManifestError
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.reencode import Settings
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
@@ -379,11 +380,15 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
         spec = CATALOG[kind]
         with tempfile.TemporaryDirectory() as folder:
             template = spec.list_file or "{}.csv"
-            shutil.copy(listed, Path(folder) / template.format(spec.test_split if name == "test" else "train"))
+            copy = Path(folder) / template.format(spec.test_split if name == "test" else "train")
+            shutil.copy(listed, copy)
             cfg = cfg.clone()
             cfg.defrost()
             cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.LABEL_PATH_TEMPLATE = folder, template
-            dataset = build_dataset(cfg, "test" if name == "test" else "train")
+            try:
+                dataset = build_dataset(cfg, "test" if name == "test" else "train")
+            except ManifestError as error:
+                raise ValueError(str(error).replace(str(copy), str(listed))) from None
     assert isinstance(dataset, VideoDataset)
     return dataset
 
@@ -462,7 +467,9 @@ def main(argv: list[str] | None = None) -> int:
             clips = dataset.num_copies if train else dataset.num_views * dataset.num_crops
             record[job] = {"clips": clips, "results": []}
             for workers in sorted({1, args.workers}):
-                sizes = {"batch_size": args.batch if train else 1, "videos": args.videos, "rounds": args.rounds}
+                # a batch for every worker at least
+                batch = max(1, min(args.batch, args.videos // workers)) if train else 1
+                sizes = {"batch_size": batch, "videos": args.videos, "rounds": args.rounds}
                 result = benchmark(dataset, cfg.DATA.MEAN, cfg.DATA.STD, **sizes, workers=workers)
                 record[job]["results"].append(result)
                 print(format_result(job, clips, result), flush=True)
