@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from slowfast.datasets.lists import (
     find_media,
     lists_from_folders,
     original_of,
+    taken_out,
     write_lists,
     write_unlabelled,
 )
@@ -207,13 +207,16 @@ def check(args: argparse.Namespace) -> int:
 def media_of(lists: dict[Path, tuple[str, ...]], dataset: Dataset) -> tuple[dict[str, Media], dict[str, Media]]:
     """What the lists name, by path, and what else they named before they were cleaned in their place."""
 
-    def read(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, Media]]:
-        if path.exists():
-            for sample in load_manifest(path, columns, separator=dataset.separator, unknown=True):
-                yield sample.path, Media(sample.path, sample.num_frames)
-
-    now = dict(entry for path, columns in lists.items() for entry in read(path, columns))
-    before = dict(entry for path, columns in lists.items() for entry in read(original_of(path), columns))
+    now = {
+        sample.path: Media(sample.path, sample.num_frames)
+        for path, columns in lists.items()
+        for sample in load_manifest(path, columns, separator=dataset.separator, unknown=True)
+    }
+    before = {
+        sample.path: Media(sample.path, sample.num_frames)
+        for path, columns in lists.items()
+        for sample in taken_out(path, columns, dataset.separator) or ()
+    }
     return now, {path: media for path, media in before.items() if path not in now}
 
 
@@ -221,9 +224,15 @@ def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str],
     """Write lists without the rows of bad files; one that is cleaned in its place is kept as .orig, as it was at first.
 
     Raises:
-        ValueError: a list would be empty; then none has been written.
+        ValueError: a list would be empty, or there is a .orig that has not all rows of its list; none has been written.
     """
     cleaned = {path: filter_list(path, bad, columns, dataset.separator) for path, columns in lists.items()}
+    for path, (_, dropped, _) in cleaned.items():
+        original, here = original_of(path), folder.resolve() == path.parent.resolve()
+        if here and dropped and original.exists() and taken_out(path, lists[path], dataset.separator) is None:
+            raise ValueError(
+                f"{original} is not {path} as it was before it was cleaned, which belongs there: move it away"
+            )
     for path, (text, dropped, lost) in cleaned.items():
         target, kept = folder / path.name, ""
         if target.resolve() != path.resolve():

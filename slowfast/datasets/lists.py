@@ -16,7 +16,7 @@ import yaml
 from tqdm import tqdm
 
 from slowfast.datasets.catalog import CATALOG, Dataset
-from slowfast.datasets.manifest import UNKNOWN, load_manifest
+from slowfast.datasets.manifest import UNKNOWN, ManifestError, Sample, load_manifest
 from slowfast.utils.io import write_text
 from slowfast.utils.rng import rng_for
 
@@ -387,6 +387,9 @@ def write_lists(
     lists.notes["that bad files were taken out of, left as they are (--overwrite writes them anew)"] += [
         name for name, text in texts.items() if name not in changed and _content(out / name) != _bytes(text)
     ]
+    for name, text in texts.items():
+        if name not in changed and _content(out / name) == _bytes(text):
+            original_of(out / name).unlink(missing_ok=True)  # of other videos, or of these before they were cleaned
     for name in changed:
         write_text(out / name, texts[name])
         if (original := original_of(out / name)).exists():
@@ -404,7 +407,7 @@ def write_unlabelled(out: str | Path, paths: Iterable[str], *, overwrite: bool =
         ValueError: another test.csv is there.
     """
     target, text = Path(out) / "test.csv", "".join(f"{_quoted(path)} {UNKNOWN}\n" for path in paths)
-    if _holds(target, text):
+    if _holds(target, text) and not overwrite:
         return target
     if target.exists() and not overwrite:
         raise ValueError(f"{target} is another list: choose another folder, or replace it with --overwrite")
@@ -435,6 +438,23 @@ def filter_list(
 def original_of(path: Path) -> Path:
     """Where a list is kept as it was before bad files were taken out of it in its place."""
     return path.with_name(f"{path.name}.orig")
+
+
+def taken_out(path: Path, columns: Sequence[str], separator: str) -> list[Sample] | None:
+    """The rows that a list had before bad files were taken out of it in its place; None if it was not, as far as one
+    can see: there is no .orig, or that of another list."""
+    original = original_of(path)
+    if not original.exists():
+        return None
+    now = load_manifest(path, columns, separator=separator, unknown=True)
+    try:
+        before = load_manifest(original, columns, separator=separator, unknown=True)
+    except ManifestError:
+        return None
+    known = set(zip(now.listed, now.labels.tolist(), strict=True))
+    whole = zip(before.listed, before.labels.tolist(), strict=True)
+    rows = [row for row, entry in enumerate(whole) if entry not in known]
+    return [before[row] for row in rows] if len(before) - len(rows) == len(now) else None
 
 
 def image_template(folder: Path) -> str:

@@ -44,7 +44,7 @@ def compare(before: Mapping[str, Any], cfg: CfgNode, train: Manifest, val: Manif
     """
     _check_classes(cfg, before.get("class_names"), train.class_names)
     now = facts(cfg, train, val)
-    lists = before.get("lists", now["lists"])
+    lists = now["lists"] | before.get("lists", {})
     if not distributed.is_main():
         return
     same_list = lists["train"] == train.fingerprint

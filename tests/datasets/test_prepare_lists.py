@@ -255,6 +255,8 @@ def test_cleaned_lists_stay_clean_until_the_videos_change(tmp_path):
     new.write_text("a.mp4 -1\n")
     write_unlabelled(tmp_path / "new", ["a.mp4", "b.mp4"])
     assert new.read_text() == "a.mp4 -1\n"
+    write_unlabelled(tmp_path / "new", ["a.mp4", "b.mp4"], overwrite=True)
+    assert new.read_text() == "a.mp4 -1\nb.mp4 -1\n" and not (tmp_path / "new/test.csv.orig").exists()
     write_unlabelled(tmp_path / "new", ["a.mp4", "c.mp4"], overwrite=True)
     assert not (tmp_path / "new/test.csv.orig").exists() and new.read_text().endswith("c.mp4 -1\n")
 
