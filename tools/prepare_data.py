@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from html import escape
 from pathlib import Path
@@ -150,8 +151,9 @@ def make_lists(args: argparse.Namespace) -> int:
         f"{args.out}: {len(lists.class_names)} classes; " + (f"wrote {names_of(written)}" if written else "unchanged")
     )
     if dataset.annotations == "folders":
-        print(f"next: python tools/prepare_data.py check {args.videos} --lists {args.out} --clean {args.out}")
-        print(f"then: python tools/run_net.py --cfg {Path(args.out, 'config.yaml')}")
+        videos, out, config = map(shlex.quote, (args.videos, args.out, str(Path(args.out, "config.yaml"))))
+        print(f"next: python tools/prepare_data.py check {videos} --lists {out} --clean {out}")
+        print(f"then: python tools/run_net.py --cfg {config}")
     return 0
 
 
