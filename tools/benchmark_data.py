@@ -55,7 +55,7 @@ from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
 from slowfast.config import load_config
-from slowfast.datasets.build import build_dataset, start_worker, use_one_thread
+from slowfast.datasets.build import build_dataset, start_worker, usable_cores, use_one_thread
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.geometric_ops import GREY
 from slowfast.datasets.manifest import ManifestError
@@ -401,7 +401,7 @@ def describe_machine() -> dict[str, str | int]:
     modules = (torch, cv2, decord, timm, PIL, np)
     return {
         "processor": models[0] if models else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
         "python": platform.python_version(),
         **{module.__name__: module.__version__ for module in modules},
     }

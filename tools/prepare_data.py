@@ -20,14 +20,12 @@ import yaml
 from slowfast.datasets.annotations import lists_from_annotations
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
 from slowfast.datasets.check import QUARANTINE, REPORT, Media, check_media
+from slowfast.datasets.clean import filter_list, original_of, taken_out
 from slowfast.datasets.lists import (
     count_rows,
     describe,
-    filter_list,
     find_media,
     lists_from_folders,
-    original_of,
-    taken_out,
     write_lists,
     write_unlabelled,
 )
@@ -113,7 +111,9 @@ def make_lists(args: argparse.Namespace) -> int:
     if args.unlabelled:
         found = find_media(args.videos)
         tell(describe(found.notes))
-        print(f"{write_unlabelled(args.out, found.sizes, overwrite=args.overwrite)}: {len(found.sizes)} videos")
+        target = write_unlabelled(args.out, found.sizes, overwrite=args.overwrite)
+        cleaned = ", but for bad ones taken out of it (--overwrite writes all)" if original_of(target).exists() else ""
+        print(f"{target}: {len(found.sizes)} videos{cleaned}")
         return 0
     if args.class_names:
         try:
@@ -208,7 +208,6 @@ def check(args: argparse.Namespace) -> int:
 
 def media_of(lists: dict[Path, tuple[str, ...]], dataset: Dataset) -> tuple[dict[str, Media], dict[str, Media]]:
     """What the lists name, by path, and what else they named before they were cleaned in their place."""
-
     now = {
         sample.path: Media(sample.path, sample.num_frames)
         for path, columns in lists.items()
@@ -229,15 +228,15 @@ def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str],
         ValueError: a list would be empty, or there is a .orig that has not all rows of its list; none has been written.
     """
     cleaned = {path: filter_list(path, bad, columns, dataset.separator) for path, columns in lists.items()}
-    for path, (_, dropped, _) in cleaned.items():
-        original, here = original_of(path), folder.resolve() == path.parent.resolve()
-        if here and dropped and original.exists() and taken_out(path, lists[path], dataset.separator) is None:
+    in_place = {path for path in lists if (folder / path.name).resolve() == path.resolve()}
+    for path in in_place:
+        if cleaned[path][1] and original_of(path).exists() and taken_out(path, lists[path], dataset.separator) is None:
             raise ValueError(
-                f"{original} is not {path} as it was before it was cleaned, which belongs there: move it away"
+                f"{original_of(path)} is not {path} as it was before it was cleaned, which belongs there: move it away"
             )
     for path, (text, dropped, lost) in cleaned.items():
         target, kept = folder / path.name, ""
-        if target.resolve() != path.resolve():
+        if path not in in_place:
             write_text(target, text)
         elif dropped:
             original = original_of(path)

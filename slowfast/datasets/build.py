@@ -192,10 +192,15 @@ def build_loader(
     )
 
 
+def usable_cores() -> int:
+    """Cores that this process may use; a job or a container often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def _compare_with_cores(workers: int, processes: int) -> None:
     """Tell, once, if a node has fewer cores than it is to have workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if workers * processes > cores:
         logger.warning(
             "DATA_LOADER.NUM_WORKERS %d for each of %d process%s is more than the %d cores that may be used here: "

@@ -16,7 +16,8 @@ import yaml
 from tqdm import tqdm
 
 from slowfast.datasets.catalog import CATALOG, Dataset
-from slowfast.datasets.manifest import UNKNOWN, ManifestError, Sample, load_manifest
+from slowfast.datasets.clean import original_of
+from slowfast.datasets.manifest import UNKNOWN
 from slowfast.utils.io import write_text
 from slowfast.utils.rng import rng_for
 
@@ -379,17 +380,11 @@ def write_lists(
         )
     if recipe is not None and not (out / "config.yaml").exists():
         texts["config.yaml"] = _experiment(out, recipe)
-    changed = [
-        name
-        for name, text in texts.items()
-        if not _holds(out / name, text) or (overwrite and _content(out / name) != _bytes(text))
-    ]
+    same = {name for name, text in texts.items() if _content(out / name) == _bytes(text)}
+    changed = [name for name, text in texts.items() if name not in same and (overwrite or not _holds(out / name, text))]
     lists.notes["that bad files were taken out of, left as they are (--overwrite writes them anew)"] += [
-        name for name, text in texts.items() if name not in changed and _content(out / name) != _bytes(text)
+        name for name in texts if name not in same and name not in changed
     ]
-    for name, text in texts.items():
-        if name not in changed and _content(out / name) == _bytes(text):
-            original_of(out / name).unlink(missing_ok=True)  # of other videos, or of these before they were cleaned
     for name in changed:
         write_text(out / name, texts[name])
         if (original := original_of(out / name)).exists():
@@ -414,47 +409,6 @@ def write_unlabelled(out: str | Path, paths: Iterable[str], *, overwrite: bool =
     write_text(target, text)
     original_of(target).unlink(missing_ok=True)
     return target
-
-
-def filter_list(
-    source: str | Path, bad: set[str], columns: Sequence[str], separator: str
-) -> tuple[str, int, list[int]]:
-    """A list without the rows of some paths; also how many those are, and labels that no row has any more.
-
-    Raises:
-        ValueError: no row would be left.
-    """
-    manifest = load_manifest(source, columns, separator=separator, unknown=True)
-    text = Path(source).read_text(encoding="utf-8-sig", errors="surrogateescape")
-    rows = [row for row in text.split("\n") if row.strip()]
-    kept = [index for index in range(len(rows)) if manifest.path(index) not in bad]
-    if not kept:
-        raise ValueError(f"all {len(rows)} videos of {source} are bad, so that no row would be left: repair them first")
-    labels = set(map(int, manifest.labels))
-    lost = sorted(labels - {int(manifest.labels[index]) for index in kept})
-    return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), lost
-
-
-def original_of(path: Path) -> Path:
-    """Where a list is kept as it was before bad files were taken out of it in its place."""
-    return path.with_name(f"{path.name}.orig")
-
-
-def taken_out(path: Path, columns: Sequence[str], separator: str) -> list[Sample] | None:
-    """The rows that a list had before bad files were taken out of it in its place; None if it was not, as far as one
-    can see: there is no .orig, or that of another list."""
-    original = original_of(path)
-    if not original.exists():
-        return None
-    now = load_manifest(path, columns, separator=separator, unknown=True)
-    try:
-        before = load_manifest(original, columns, separator=separator, unknown=True)
-    except ManifestError:
-        return None
-    known = set(zip(now.listed, now.labels.tolist(), strict=True))
-    whole = zip(before.listed, before.labels.tolist(), strict=True)
-    rows = [row for row, entry in enumerate(whole) if entry not in known]
-    return [before[row] for row in rows] if len(before) - len(rows) == len(now) else None
 
 
 def image_template(folder: Path) -> str:

@@ -43,17 +43,20 @@ def compare(before: Mapping[str, Any], cfg: CfgNode, train: Manifest, val: Manif
         ValueError: labels mean other classes than when the checkpoint was written, as far as names tell.
     """
     _check_classes(cfg, before.get("class_names"), train.class_names)
-    now = facts(cfg, train, val)
-    lists = now["lists"] | before.get("lists", {})
     if not distributed.is_main():
         return
-    same_list = lists["train"] == train.fingerprint
-    _tell_other_world(before.get("world", {}), now["world"], same_list)
-    changed = "%s has changed since the checkpoint was written (rows, labels, or their order)"
-    if not same_list:
-        logger.warning(changed, train.source)
-    if lists["val"] != val.fingerprint:
-        logger.warning(f"{changed}: the best accuracy so far is of other videos", val.source)
+    now, lists = facts(cfg, train, val), before.get("lists", {})
+    _tell_other_world(before.get("world", {}), now["world"], lists.get("train") == train.fingerprint)
+    for split, manifest, effect in (
+        ("train", train, ""),
+        ("val", val, ": the best accuracy so far is of other videos"),
+    ):
+        if lists.get(split, manifest.fingerprint) != manifest.fingerprint:
+            logger.warning(
+                "%s has changed since the checkpoint was written (rows, labels, or their order)%s",
+                manifest.source,
+                effect,
+            )
 
 
 def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str] | None) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from slowfast.datasets.check import COLUMNS, QUARANTINE, REPORT, Media, check_media
+from slowfast.datasets.clean import filter_list
 from slowfast.datasets.killable import Failure, run_killable
-from slowfast.datasets.lists import filter_list
 from slowfast.datasets.manifest import load_manifest
 
 

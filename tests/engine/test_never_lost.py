@@ -16,7 +16,7 @@ import torch
 from torture import differences, result, torture
 
 from slowfast.config import load_config
-from slowfast.datasets.build import build_loader
+from slowfast.datasets.build import build_loader, usable_cores
 from slowfast.engine import interrupt, train
 from slowfast.engine.checkpoint import CheckpointWriter, list_checkpoints, snapshot
 from slowfast.engine.ema import ModelEma
@@ -201,7 +201,7 @@ def test_a_resume_with_another_list_says_so(experiment, run_net, videos, tmp_pat
         (tmp_path / name).write_text((videos / name).read_text())
     common = ("TEST.ENABLE", False, "DATA.PATH_TO_DATA_DIR", tmp_path)
     run_net(experiment, *common, "TRAIN.MAX_STEPS", 1)
-    workers = min(len(os.sched_getaffinity(0)) + 1, 9)
+    workers = min(usable_cores() + 1, 9)
     same = run_net(experiment, *common, "TRAIN.MAX_STEPS", 2, "DATA_LOADER.NUM_WORKERS", workers)
     rows = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
     (tmp_path / "train.csv").write_text("".join([rows[1], rows[0], *rows[2:]]))

@@ -1,0 +1,49 @@
+"""Lists without the rows of bad files, and what a list had before it was cleaned in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slowfast.datasets.manifest import ManifestError, Sample, load_manifest
+
+
+def filter_list(
+    source: str | Path, bad: set[str], columns: Sequence[str], separator: str
+) -> tuple[str, int, list[int]]:
+    """A list without the rows of some paths; also how many those are, and labels that no row has any more.
+
+    Raises:
+        ValueError: no row would be left.
+    """
+    manifest = load_manifest(source, columns, separator=separator, unknown=True)
+    text = Path(source).read_text(encoding="utf-8-sig", errors="surrogateescape")
+    rows = [row for row in text.split("\n") if row.strip()]
+    kept = [index for index in range(len(rows)) if manifest.path(index) not in bad]
+    if not kept:
+        raise ValueError(f"all {len(rows)} videos of {source} are bad, so that no row would be left: repair them first")
+    labels = set(map(int, manifest.labels))
+    lost = sorted(labels - {int(manifest.labels[index]) for index in kept})
+    return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), lost
+
+
+def original_of(path: Path) -> Path:
+    """Where a list is kept as it was before bad files were taken out of it in its place."""
+    return path.with_name(f"{path.name}.orig")
+
+
+def taken_out(path: Path, columns: Sequence[str], separator: str) -> list[Sample] | None:
+    """The rows that a list had before bad files were taken out of it in its place; None if it was not, as far as one
+    can see: there is no .orig, or that of another list."""
+    original = original_of(path)
+    if not original.exists():
+        return None
+    now = load_manifest(path, columns, separator=separator, unknown=True)
+    try:
+        before = load_manifest(original, columns, separator=separator, unknown=True)
+    except ManifestError:
+        return None
+    known = set(zip(now.listed, now.labels.tolist(), strict=True))
+    whole = zip(before.listed, before.labels.tolist(), strict=True)
+    rows = [row for row, entry in enumerate(whole) if entry not in known]
+    return [before[row] for row in rows] if len(before) - len(rows) == len(now) else None
