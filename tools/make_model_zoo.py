@@ -19,8 +19,8 @@ from fvcore.common.config import CfgNode
 from slowfast.config import load_config
 from slowfast.models import build_model
 from slowfast.models.build import input_shape
-from slowfast.utils.io import released_weights
 from slowfast.utils.profiling import count_flops, count_parameters
+from slowfast.weights.fetch import released_weights
 
 ROOT = Path(__file__).parents[1]
 MARK = "<!-- Everything below is written by tools/make_model_zoo.py. -->"
@@ -41,7 +41,7 @@ DATASETS = {
     "imagenet": "ImageNet-1K",
 }
 
-# The first lines of a config.yaml; the weights are a name in pretrained/manifest.json.
+# The first lines of a config.yaml; the weights are a name in slowfast/weights/manifest.json.
 HEADER = re.compile(
     r"# Command:  (?P<command>\S.*)\n"
     r"# Hardware: (?P<gpus>\d+) GPUs(?: \((?P<nodes>\d+) nodes of \d+\))?\n"
@@ -53,8 +53,8 @@ HEADER = re.compile(
 INTRODUCTION = """\
 Accuracy is **as the authors report it**, with so many views (clips x crops) of every video; `test.sh` in the folder of
 an experiment takes the same views. An asterisk is theirs. Parameters and FLOPs are computed here, of one view; a
-multiply-add is one FLOP. Names of weights are those of `pretrained/manifest.json`, and are accepted wherever a weight
-file is, such as in `TEST.CHECKPOINT_FILE_PATH`."""
+multiply-add is one FLOP. Names of weights are those of `slowfast/weights/manifest.json`, and are accepted wherever a
+weight file is, such as in `TEST.CHECKPOINT_FILE_PATH`."""
 
 TITLE = """\
 | experiment | starts from | frames x size | parameters (M) | GFLOPs | views | top-1 reported (%) | weights |
@@ -138,14 +138,14 @@ def row(experiment: Experiment, parameters: int, flops: int) -> str:
     """One line of a table.
 
     Raises:
-        ValueError: weights that pretrained/manifest.json does not know.
+        ValueError: weights that slowfast/weights/manifest.json does not know.
     """
     cfg, gflops = experiment.cfg, flops / 1e9
     start = cfg.UNIFORMERV2.PRETRAIN or "CLIP" if cfg.MODEL.ARCH == "uniformerv2" else cfg.UNIFORMER.PRETRAIN_NAME
     released = released_weights().get(experiment.weights)
     if released is None:
         raise ValueError(
-            f"exp/{experiment.name}/config.yaml: no weights {experiment.weights} in pretrained/manifest.json"
+            f"exp/{experiment.name}/config.yaml: no weights {experiment.weights} in slowfast/weights/manifest.json"
         )
     address = released.get("url") or f"https://drive.google.com/file/d/{released['google_drive']}/view"
     cells = (

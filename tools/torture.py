@@ -24,8 +24,8 @@ import torch
 from tqdm import tqdm
 
 from slowfast.engine.checkpoint import checkpoint_dir, last_checkpoint
-from slowfast.utils.io import load_tensors
 from slowfast.utils.logging import read_metrics
+from slowfast.weights.tensors import load_tensors
 
 RUN_NET = Path(__file__).with_name("run_net.py")
 # a checkpoint a step, so that kills while saving are no rarity

@@ -23,9 +23,11 @@ from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.models.weights import load_weights
 from slowfast.utils import distributed
-from slowfast.utils.io import atomic_write, fetch, load_tensors, sha256, write_text
+from slowfast.utils.io import atomic_write, sha256, write_text
 from slowfast.utils.logging import MetricsLog
 from slowfast.utils.watchdog import progress
+from slowfast.weights.fetch import fetch
+from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 

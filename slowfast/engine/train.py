@@ -38,11 +38,13 @@ from slowfast.models.build import build_model, initialize
 from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set_learning_rate
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
-from slowfast.utils.io import atomic_write, fetch_checkpoint, load_tensors
+from slowfast.utils.io import atomic_write
 from slowfast.utils.logging import MetricsLog
 from slowfast.utils.profiling import count_parameters, peak_memory_gib
 from slowfast.utils.rng import random_state_for, rng_for
 from slowfast.utils.watchdog import progress
+from slowfast.weights.fetch import fetch_checkpoint
+from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, vision_tower
 from slowfast.models.weights import classifier_rows, load_weights, read_rows
-from slowfast.utils.io import load_tensors
+from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ MODELS: dict[str, tuple[type[nn.Module], Callable[[CfgNode], dict[str, Any]]]] =
 }
 
 
-# What the image ViT of a UniFormerV2 starts from; names of pretrained/manifest.json.
+# What the image ViT of a UniFormerV2 starts from; names of slowfast/weights/manifest.json.
 CLIP_WEIGHTS = {
     "uniformerv2_b16": "clip_vit_b16",
     "uniformerv2_l14": "clip_vit_l14",

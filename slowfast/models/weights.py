@@ -31,7 +31,7 @@ from slowfast.models.convert import (
     trained_activation,
 )
 from slowfast.models.uniformerv2 import TOWERS, VisionTower, resize_position_embedding, vision_tower
-from slowfast.utils.io import fetch
+from slowfast.weights.fetch import fetch
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.models.weights import announce, load_weights
-from slowfast.utils.io import load_tensors
+from slowfast.weights.tensors import load_tensors
 
 Network = UniFormer | UniFormerLight | UniFormerV2
 
@@ -27,8 +27,7 @@ class Variant:
 
     Args:
         network: the class.
-        start: name in `pretrained/manifest.json` of the image weights that its recipes start from; for an image model
-            its own released weights.
+        start: name of the released image weights that its recipes start from; for an image model its own.
         size: height and width in pixels that it was made for.
         num_classes: outputs unless told otherwise.
         options: keyword arguments of the class where they differ from its defaults.
@@ -112,7 +111,7 @@ def create_model(
         num_frames: T of the clips it is for; the networks take any, so this only sets `model.input_shape`.
         num_classes: K; None is 400, for image models 1000; 0 leaves features without a classifier.
         weights: path or address of a file in any known layout (`models.convert`), a name in
-            `pretrained/manifest.json`, or "start": the image weights that the recipes start from, as if with
+            `slowfast/weights/manifest.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
         reset_head: start a new classifier, whatever the one in `weights` is.
         to_train: `weights` may lack temporal parts, which then start as the identity.

@@ -21,8 +21,8 @@ from slowfast.config import load_config
 from slowfast.config.validate import DEFAULT_VALUES, convert, leaves, obsolete, type_of
 from slowfast.models import build_model
 from slowfast.models.build import input_shape
-from slowfast.utils.io import released_weights
 from slowfast.utils.profiling import count_flops, count_parameters
+from slowfast.weights.fetch import released_weights
 
 ROOT = Path(__file__).parents[2]
 OFFICIAL = json.loads(gzip.decompress((ROOT / "tests/golden/recipes.json.gz").read_bytes()))["experiments"]

@@ -21,7 +21,8 @@ from slowfast.engine.checkpoint import (
     list_checkpoints,
     resumable_checkpoint,
 )
-from slowfast.utils.io import atomic_write, load_tensors
+from slowfast.utils.io import atomic_write
+from slowfast.weights.tensors import load_tensors
 
 
 def state(step: int, size: int = 2) -> dict:

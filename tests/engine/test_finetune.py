@@ -9,7 +9,7 @@ from make_demo_data import CLASS_NAMES
 from slowfast.config import load_config
 from slowfast.engine.checkpoint import last_checkpoint
 from slowfast.models import build_model
-from slowfast.utils.io import load_tensors
+from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ from slowfast.engine.checkpoint import list_checkpoints
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, input_shape
 from slowfast.models.weights import load_weights
-from slowfast.utils.io import load_tensors
 from slowfast.utils.logging import read_metrics
+from slowfast.weights.tensors import load_tensors
 
 EXPERIMENT = """
 NUM_GPUS: 0

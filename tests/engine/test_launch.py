@@ -19,8 +19,8 @@ from slowfast.config import get_cfg
 from slowfast.engine import interrupt, launch
 from slowfast.engine.checkpoint import last_checkpoint
 from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
-from slowfast.utils.io import load_tensors
 from slowfast.utils.watchdog import EXIT_HUNG
+from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
 RUN_NET = str(ROOT / "tools" / "run_net.py")

@@ -13,8 +13,9 @@ import torch
 from cluster import free_ports
 
 from slowfast.engine.checkpoint import list_checkpoints
-from slowfast.utils.io import load_tensors, sha256
+from slowfast.utils.io import sha256
 from slowfast.utils.logging import read_metrics
+from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
 

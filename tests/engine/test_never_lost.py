@@ -28,8 +28,8 @@ from slowfast.engine.tensorboard import TensorBoard
 from slowfast.engine.train import DUMPS, Run, close_epoch, finish_epoch, save, train_step
 from slowfast.models.build import build_model
 from slowfast.optim.build import build_loss, build_optimizer, set_learning_rate
-from slowfast.utils.io import load_tensors
 from slowfast.utils.logging import MetricsLog, read_metrics
+from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import torch
 
 from slowfast.engine.checkpoint import CheckpointWriter, checkpoint_dir
 from slowfast.models import UniFormer
-from slowfast.utils.io import load_tensors
+from slowfast.weights.tensors import load_tensors
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from slowfast.models.convert import (
 )
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower
 from slowfast.models.weights import load_weights, read_rows
-from slowfast.utils.io import load_tensors
+from slowfast.weights.tensors import load_tensors
 
 TOWER = VisionTower(width=64, layers=2, heads=2, patch=16, resolution=32)
 

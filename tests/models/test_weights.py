@@ -21,7 +21,7 @@ from slowfast.config.validate import leaves
 from slowfast.models import UniFormer, build_model
 from slowfast.models.build import initialize
 from slowfast.models.weights import extract_state_dict, load_weights
-from slowfast.utils.io import load_tensors
+from slowfast.weights.tensors import load_tensors
 
 INFLATE = json.loads((Path(__file__).parents[1] / "golden" / "inflate.json").read_text())
 

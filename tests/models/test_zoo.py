@@ -15,7 +15,7 @@ from slowfast import create_model, list_models
 from slowfast.config.validate import DEFAULT_VALUES
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.zoo import NO_OPTIONS, VARIANTS, _check_options
-from slowfast.utils import io
+from slowfast.weights import fetch
 
 # of the official implementation; those of 1000 classes are image models
 PARAMETERS = {
@@ -149,7 +149,8 @@ def test_a_new_classifier(tmp_path):
 
 
 def test_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "PRETRAINED", tmp_path)
+    monkeypatch.setattr(fetch, "PRETRAINED", tmp_path)
+    monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
     manifest = {"weights": {"uniformer_small_in1k": {"google_drive": "x"}}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     image = create_model("uniformer_image_s")
@@ -167,7 +168,7 @@ def test_weights(tmp_path, monkeypatch):
 
 
 def test_every_start_is_in_the_manifest():
-    assert {variant.start for variant in VARIANTS.values()} - {""} <= io.released_weights().keys()
+    assert {variant.start for variant in VARIANTS.values()} - {""} <= fetch.released_weights().keys()
 
 
 def test_importing_the_package_imports_no_torch():

@@ -18,8 +18,8 @@ from cluster import NODES, Cluster, why_not
 
 from slowfast.engine.checkpoint import last_checkpoint
 from slowfast.engine.slurm import PORTS, minutes, sbatch_parameters
-from slowfast.utils.io import load_tensors
 from slowfast.utils.logging import read_metrics
+from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
 STEPS = 120

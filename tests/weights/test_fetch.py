@@ -6,20 +6,18 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
-import tarfile
 import threading
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-import safetensors.torch as safetensors
 import torch
 
-from slowfast.utils import io
+from slowfast.utils.io import write_text
+from slowfast.weights import fetch
+from slowfast.weights.tensors import load_tensors
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -77,7 +75,10 @@ def site(monkeypatch, tmp_path):
         def log_message(self, *arguments) -> None:
             pass
 
-    monkeypatch.setattr(io, "PRETRAINED", tmp_path / "pretrained")
+    (tmp_path / "pretrained").mkdir()
+    monkeypatch.setattr(fetch, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
+    release()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     here.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -89,28 +90,28 @@ def site(monkeypatch, tmp_path):
 
 
 def release(**entries) -> None:
-    io.write_text(io.PRETRAINED / "manifest.json", json.dumps({"weights": entries}))
+    write_text(fetch.MANIFEST, json.dumps({"weights": entries}))
 
 
 def test_a_file_is_downloaded_once(site):
-    path = io.fetch(f"{site.url}/some/model.pth")
+    path = fetch.fetch(f"{site.url}/some/model.pth")
     assert Path(path).read_bytes() == CONTENT
-    assert path.startswith(str(io.PRETRAINED)) and path.endswith("some/model.pth")
-    assert io.fetch(f"{site.url}/some/model.pth") == path and len(site.requests) == 1
-    assert io.fetch(f"{site.url}/other/model.pth?key=1") != path
-    assert not list(io.PRETRAINED.rglob("*.part"))
-    with io.path_manager.open(f"{site.url}/some/model.pth", "rb") as file:
+    assert path.startswith(str(fetch.PRETRAINED)) and path.endswith("some/model.pth")
+    assert fetch.fetch(f"{site.url}/some/model.pth") == path and len(site.requests) == 1
+    assert fetch.fetch(f"{site.url}/other/model.pth?key=1") != path
+    assert not list(fetch.PRETRAINED.rglob("*.part"))
+    with fetch.path_manager.open(f"{site.url}/some/model.pth", "rb") as file:
         assert file.read() == CONTENT
 
 
 def test_addresses_stay_in_the_folder(site):
-    path = io.fetch(f"{site.url}/../..//%2e%2e/a%2fb/x.pth")
-    assert os.path.realpath(path).startswith(os.path.realpath(io.PRETRAINED) + os.sep)
+    path = fetch.fetch(f"{site.url}/../..//%2e%2e/a%2fb/x.pth")
+    assert os.path.realpath(path).startswith(os.path.realpath(fetch.PRETRAINED) + os.sep)
 
 
 def test_long_addresses_have_short_names(site):
-    paths = {io.fetch(f"{site.url}/x.safetensors?{'token=1&' * 100}{end}") for end in "ab"}
-    paths |= {io.fetch(f"{site.url}/{'x' * 300}.pth")}
+    paths = {fetch.fetch(f"{site.url}/x.safetensors?{'token=1&' * 100}{end}") for end in "ab"}
+    paths |= {fetch.fetch(f"{site.url}/{'x' * 300}.pth")}
     assert len(paths) == 3
     for path in map(Path, paths):
         assert len(path.name) < 200 and path.suffix in (".safetensors", ".pth") and path.read_bytes() == CONTENT
@@ -118,7 +119,7 @@ def test_long_addresses_have_short_names(site):
 
 def test_a_broken_connection_is_resumed(site, tmp_path):
     site.cut = [300_000, 200_000]
-    io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert (tmp_path / "x").read_bytes() == CONTENT
     assert site.requests == [None, "bytes=300000-", "bytes=500000-"]
 
@@ -126,15 +127,15 @@ def test_a_broken_connection_is_resumed(site, tmp_path):
 def test_the_next_call_goes_on(site, tmp_path):
     site.cut = [300_000, 0]
     with pytest.raises(ValueError, match=r"300000 bytes are there: run again.*save it as .*x"):
-        io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+        fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert not (tmp_path / "x").exists() and (tmp_path / "x.part").stat().st_size == 300_000
-    io.download(f"{site.url}/x", tmp_path / "x", DIGEST[:8].upper())
+    fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST[:8].upper())
     assert (tmp_path / "x").read_bytes() == CONTENT and site.requests[-1] == "bytes=300000-"
 
 
 def test_a_complete_part_is_taken(site, tmp_path):
     (tmp_path / "x.part").write_bytes(CONTENT)
-    io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert (tmp_path / "x").read_bytes() == CONTENT
 
 
@@ -145,30 +146,32 @@ def test_a_part_that_does_not_belong_is_thrown_away(why, site, tmp_path):
         os.utime(tmp_path / "x.part", (site.modified - 1000, site.modified - 1000))
     site.ranges = why != "no ranges"
     site.shift = 7 if why == "another range" else 0
-    io.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert (tmp_path / "x").read_bytes() == CONTENT
 
 
 def test_a_wrong_checksum_leaves_nothing(site, tmp_path):
     with pytest.raises(ValueError, match=rf"SHA-256 {DIGEST} instead of 0123"):
-        io.download(f"{site.url}/x", tmp_path / "x", "0123")
+        fetch.download(f"{site.url}/x", tmp_path / "x", "0123")
     assert not (tmp_path / "x").exists() and not (tmp_path / "x.part").exists()
 
 
 def test_no_file_there(site, tmp_path):
     site.status = 404
     with pytest.raises(ValueError, match=r"HTTP .*404.*check the address"):
-        io.download(f"{site.url}/x", tmp_path / "x")
+        fetch.download(f"{site.url}/x", tmp_path / "x")
     site.status, site.kind = 200, "text/html; charset=utf-8"
     with pytest.raises(ValueError, match="is a web page"):
-        io.download(f"{site.url}/x", tmp_path / "x")
+        fetch.download(f"{site.url}/x", tmp_path / "x")
     with pytest.raises(ValueError, match="cannot be downloaded"):
-        io.download("http://127.0.0.1:9/x", tmp_path / "x")
+        fetch.download("http://127.0.0.1:9/x", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 def test_processes_that_want_the_same_file_share_one_download(site, tmp_path):
-    threads = [threading.Thread(target=io.download, args=(f"{site.url}/x", tmp_path / "x", DIGEST)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=fetch.download, args=(f"{site.url}/x", tmp_path / "x", DIGEST)) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -179,122 +182,79 @@ def test_processes_that_want_the_same_file_share_one_download(site, tmp_path):
 def test_names_of_released_weights(site, tmp_path):
     entry = {"url": f"{site.url}/deep/b16.pyth", "sha256": DIGEST[:8], "aliases": ["k710/some+b16.pyth"]}
     release(some_b16=entry, bad={"url": f"{site.url}/bad.pth", "sha256": "00000000"})
-    path = io.fetch("some_b16")
-    assert path == str(io.PRETRAINED / "some_b16.pyth")
-    assert io.fetch("k710/some+b16.pyth") == io.fetch(entry["url"]) == path and len(site.requests) == 1
+    path = fetch.fetch("some_b16")
+    assert path == str(fetch.PRETRAINED / "some_b16.pyth")
+    assert fetch.fetch("k710/some+b16.pyth") == fetch.fetch(entry["url"]) == path and len(site.requests) == 1
     with pytest.raises(ValueError, match="SHA-256"):
-        io.fetch("bad")
+        fetch.fetch("bad")
     with pytest.raises(ValueError, match="SHA-256"):
-        io.fetch(f"{site.url}/bad.pth")
+        fetch.fetch(f"{site.url}/bad.pth")
     # a file that was put there under the other name
-    os.rename(path, io.PRETRAINED / "some+b16.pyth")
-    assert io.fetch("some_b16") == str(io.PRETRAINED / "some+b16.pyth")
+    os.rename(path, fetch.PRETRAINED / "some+b16.pyth")
+    assert fetch.fetch("some_b16") == str(fetch.PRETRAINED / "some+b16.pyth")
 
 
 def test_a_file_that_was_put_there_is_checked_once(site, monkeypatch):
     release(put={"url": f"{site.url}/put.pth", "sha256": DIGEST[:8]}, drive={"google_drive": "x"})
-    path, record = io.PRETRAINED / "put.pth", io.PRETRAINED / "put.pth.sha256"
+    path, record = fetch.PRETRAINED / "put.pth", fetch.PRETRAINED / "put.pth.sha256"
     path.write_bytes(CONTENT)
-    (io.PRETRAINED / "drive.pth").write_bytes(b"nobody knows its checksum")
+    (fetch.PRETRAINED / "drive.pth").write_bytes(b"nobody knows its checksum")
     digests: list[str] = []
-    digest_of = io.sha256
-    monkeypatch.setattr(io, "sha256", lambda file: digests.append(str(file)) or digest_of(file))
+    digest_of = fetch.sha256
+    monkeypatch.setattr(fetch, "sha256", lambda file: digests.append(str(file)) or digest_of(file))
     for _ in range(2):
-        assert io.fetch("put") == str(path)
+        assert fetch.fetch("put") == str(path)
     assert digests == [str(path)] and record.read_text().startswith(DIGEST)
-    io.fetch("drive")
+    fetch.fetch("drive")
 
     path.write_bytes(CONTENT[1:])
     for _ in range(2):  # the first finds out, the second remembers
         with pytest.raises(ValueError, match=rf"put\.pth has SHA-256 .* instead of {DIGEST[:8]}.* of put: .*remove it"):
-            io.fetch("put")
+            fetch.fetch("put")
     assert len(digests) == 2 and path.is_file() and not site.requests
     path.unlink()
-    assert Path(io.fetch("put")).read_bytes() == CONTENT and len(site.requests) == 1  # as the error says
-    assert io.fetch("put") == str(path)
+    assert Path(fetch.fetch("put")).read_bytes() == CONTENT and len(site.requests) == 1  # as the error says
+    assert fetch.fetch("put") == str(path)
 
 
 def test_a_folder_that_is_only_read(site, monkeypatch):
     release(put={"url": f"{site.url}/put.pth", "sha256": DIGEST})
-    (io.PRETRAINED / "put.pth").write_bytes(CONTENT)
+    (fetch.PRETRAINED / "put.pth").write_bytes(CONTENT)
 
     def refuse(*arguments) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(io, "write_text", refuse)
-    assert io.fetch("put") == str(io.PRETRAINED / "put.pth")
+    monkeypatch.setattr(fetch, "write_text", refuse)
+    assert fetch.fetch("put") == str(fetch.PRETRAINED / "put.pth")
 
 
 def test_google_drive(site, monkeypatch):
     release(drive={"google_drive": "abc123"})
-    monkeypatch.setattr(io, "GOOGLE_DRIVE", f"{site.url}/drive?id={{}}")
+    monkeypatch.setattr(fetch, "GOOGLE_DRIVE", f"{site.url}/drive?id={{}}")
     site.kind = "text/html"
     with pytest.raises(ValueError, match=r"open https://drive.google.com/file/d/abc123/view .*drive\.pth"):
-        io.fetch("drive")
+        fetch.fetch("drive")
     site.kind = "application/octet-stream"
-    assert Path(io.fetch("drive")).read_bytes() == CONTENT
+    assert Path(fetch.fetch("drive")).read_bytes() == CONTENT
 
 
 def test_local_paths_and_tensors(site, tmp_path):
-    assert io.fetch(tmp_path / "any.pth") == str(tmp_path / "any.pth")
+    assert fetch.fetch(tmp_path / "any.pth") == str(tmp_path / "any.pth")
     torch.save({"a": torch.arange(3)}, tmp_path / "a.pth")
-    assert io.load_tensors(tmp_path / "a.pth")["a"].tolist() == [0, 1, 2]
+    assert load_tensors(tmp_path / "a.pth")["a"].tolist() == [0, 1, 2]
     site.content = (tmp_path / "a.pth").read_bytes()
-    assert io.load_tensors(f"{site.url}/a.pth")["a"].tolist() == [0, 1, 2]
-
-
-class _Evil:
-    def __reduce__(self):
-        return (Path.touch, (Path("evil"),))
-
-
-def _tar(path: Path) -> None:
-    """A checkpoint of PyTorch before 0.4, and a member that wants to be written elsewhere."""
-    with tarfile.open(path, "w") as archive:
-        for name in ("sys_info", "pickle", "storages", "tensors", "../evil"):
-            data = pickle.dumps(_Evil())
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, BytesIO(data))
-
-
-EVIL_FILES = {
-    "zip": lambda path: torch.save({"model": _Evil()}, path),
-    "before PyTorch 1.6": lambda path: torch.save({"model": _Evil()}, path, _use_new_zipfile_serialization=False),
-    "before PyTorch 0.4": _tar,
-    "bare pickle": lambda path: path.write_bytes(pickle.dumps({"model": _Evil()})),
-    "safetensors": lambda path: path.write_bytes(pickle.dumps(_Evil())),
-}
-
-
-@pytest.mark.parametrize("kind", EVIL_FILES)
-def test_nothing_in_a_file_is_executed(kind, tmp_path, monkeypatch):
-    (tmp_path / "folder").mkdir()
-    monkeypatch.chdir(tmp_path / "folder")
-    path = tmp_path / "folder" / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
-    EVIL_FILES[kind](path)
-    with pytest.raises(ValueError, match=r"weights\..* cannot be loaded .*never executed"):
-        io.load_tensors(path)
-    assert [file.name for file in tmp_path.rglob("*")] == ["folder", path.name]
+    assert load_tensors(f"{site.url}/a.pth")["a"].tolist() == [0, 1, 2]
 
 
 def test_weights_that_were_never_released():
     with pytest.raises(ValueError, match=r"does not exist: the authors.* Start from k710_uniformerv2_l14_8x336"):
-        io.load_tensors("k400/k400+k710_uniformerv2_l14_8x336.pyth")
-    assert "k710_uniformerv2_l14_8x336" in io.released_weights()
-
-
-def test_safetensors(tmp_path):
-    safetensors.save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors")
-    assert io.load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
-    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
-    with pytest.raises(ValueError, match=r"torn\.safetensors.* cannot be loaded"):
-        io.load_tensors(tmp_path / "torn.safetensors")
+        load_tensors("k400/k400+k710_uniformerv2_l14_8x336.pyth")
+    assert "k710_uniformerv2_l14_8x336" in fetch.released_weights()
 
 
 def test_manifest():
     """Every row has one place and, where there is one, a checksum of hexadecimal digits; no file name is used twice."""
-    entries = {entry["name"]: entry for entry in io.released_weights().values()}
+    entries = {entry["name"]: entry for entry in fetch.released_weights().values()}
     assert len(entries) == 140
     for entry in entries.values():
         assert ("url" in entry) != ("google_drive" in entry)
@@ -302,7 +262,7 @@ def test_manifest():
         assert len(entry.get("sha256", "0" * 8)) in (8, 64) and int(entry.get("sha256", "0"), 16) >= 0
     places = [entry.get("url") or entry["google_drive"] for entry in entries.values()]
     assert len(set(places)) == len(places)
-    rows = json.loads((io.PRETRAINED / "manifest.json").read_text())["weights"]
+    rows = json.loads(fetch.MANIFEST.read_text())["weights"]
     names = [alias for name, row in rows.items() for alias in (name, *row.get("aliases", ()))]
     assert len(set(names)) == len(names)
     clip = entries["clip_vit_b16"]
