@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -26,6 +27,8 @@ from slowfast.config.validate import (
     type_of,
     unknown,
 )
+
+PACKAGE = Path(__file__).parents[1]
 
 
 class Assignment(NamedTuple):
@@ -137,6 +140,8 @@ def read_file(
         parents: the files that led here, the experiment file first.
     """
     path = os.path.normpath(path)
+    if not os.path.exists(path) and (PACKAGE / path).is_file():
+        path = str(PACKAGE / path)  # an installed package holds exp/ and configs/
     if os.path.realpath(path) in map(os.path.realpath, parents):
         circle = " -> ".join((*parents, path))
         faults.append(f"{named_at}: {BASE_KEY} files go round in a circle, {circle}; drop one of the links")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
+import time
 from email.utils import formatdate
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from iopath.common.file_io import PathHandler, PathManager, file_lock
 from tqdm import tqdm
@@ -23,13 +26,28 @@ from slowfast.utils.io import sha256, write_text
 logger = logging.getLogger(__name__)
 
 MANIFEST = Path(__file__).with_name("manifest.json")
-# Downloaded weights.
+# Files that a user put into a checkout; downloads go to `home()`.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
+# A download that gets fewer bytes than this in so many seconds is given up.
+STALL_BYTES, STALL_SECONDS = 1 << 16, 60
+
+
+def home() -> Path:
+    """Return the folder of downloaded weights: SLOWFAST_HOME, by default `slowfast` in the user's cache folder."""
+    if folder := os.environ.get("SLOWFAST_HOME"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slowfast"
+
+
+def without_secrets(url: str) -> str:
+    """Return a web address without password and query, where tokens are."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{'?...' if parts.query else ''}"
 
 
 def download(url: str, path: Path, checksum: str = "") -> None:
-    """Download `url` to `path`, which appears whole or not at all; an existing file is left alone.
+    """Download `url` to `path`, which appears whole or not at all; leave an existing file alone.
 
     What arrived before an interruption stays beside it as `.part`, and the next call goes on from there. Several
     processes may ask for the same file: one of them downloads.
@@ -41,44 +59,73 @@ def download(url: str, path: Path, checksum: str = "") -> None:
         ValueError: the address gives no file, the connection broke and could not be resumed, or the checksum differs.
     """
     part = path.with_name(path.name + ".part")
+    shown = without_secrets(url)
     cure = f"or download it in another way and save it as {path}"
     with file_lock(str(path)):
         if path.is_file():
             return
-        logger.info("downloading %s to %s", url, path)
+        logger.info("downloading %s to %s", shown, path)
         arrived, complete = -1, False
         while not complete:
             reason = "the connection broke"
             try:
                 complete = _download_rest(url, part)
             except HTTPError as error:
-                raise ValueError(f"{url} cannot be downloaded (HTTP {error}); check the address, {cure}") from error
+                raise ValueError(f"{shown} cannot be downloaded (HTTP {error}); check the address, {cure}") from None
             except (OSError, HTTPException) as error:
                 reason = str(error) or type(error).__name__
             before, arrived = arrived, part.stat().st_size if part.is_file() else 0
-            if not complete and arrived <= before:
+            if not complete and arrived - before < STALL_BYTES:
                 raise ValueError(
-                    f"{url} cannot be downloaded ({reason}); {arrived} bytes are there: run again to go on, {cure}"
+                    f"{shown} cannot be downloaded ({reason}); {arrived} bytes have arrived: run again to go on, {cure}"
                 )
         digest = sha256(part)
         if not digest.startswith(checksum.lower()):
             part.unlink()
             raise ValueError(
-                f"{url} came with SHA-256 {digest} instead of {checksum}...: it is damaged or was replaced, and was "
+                f"{shown} has SHA-256 {digest} instead of {checksum}...: it is damaged or was replaced, and was "
                 f"removed. Run again; if that does not help, check it, {cure}"
             )
         os.replace(part, path)
 
 
+class _WebOnly(HTTPRedirectHandler):
+    """Follows redirections from one web address to another only."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise ValueError(
+                f"{without_secrets(req.full_url)} leads to {without_secrets(newurl)}, which is no web address"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _request(url: str, headers: dict[str, str]) -> Request:
+    """Return a request; a user name and password in the address become a header that no redirection passes on."""
+    parts = urlsplit(url)
+    secret, _, place = parts.netloc.rpartition("@")
+    try:
+        valid = bool(parts.hostname) and (parts.port or True)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{without_secrets(url)} is not a web address: write https://HOST/FILE")
+    request = Request(parts._replace(netloc=place).geturl(), headers={"User-Agent": "slowfast", **headers})
+    if secret:
+        basic = base64.b64encode(unquote(secret).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
+    return request
+
+
 def _download_rest(url: str, part: Path) -> bool:
-    """Append to `part` what it lacks of `url`; False if the connection ended early."""
+    """Append to `part` what it lacks of `url`; return False if the connection ended early."""
     offset = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": "slowfast"}
+    headers = {}
     if offset:
         unmodified = formatdate(part.stat().st_mtime, usegmt=True)
-        headers |= {"Range": f"bytes={offset}-", "If-Unmodified-Since": unmodified}
+        headers = {"Range": f"bytes={offset}-", "If-Unmodified-Since": unmodified}
     try:
-        response = urlopen(Request(url, headers=headers), timeout=60)
+        response = build_opener(_WebOnly).open(_request(url, headers), timeout=STALL_SECONDS)
     except HTTPError as error:
         if offset == 0 or error.code not in (412, 416):
             raise
@@ -92,17 +139,54 @@ def _download_rest(url: str, part: Path) -> bool:
             part.unlink()  # another part than the one that is lacking
             return _download_rest(url, part)
         if response.headers.get_content_type() == "text/html":
-            raise ValueError(f"{url} is a web page, not a file; open it in a browser")
-        length = response.headers.get("Content-Length")
+            raise ValueError(f"{without_secrets(url)} is a web page, not a file; open it in a browser")
+        length = response.headers.get("Content-Length", "")
         start = offset if resumed else 0
-        total = start + int(length) if length else None
-        bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=None)
-        with bar, open(part, "ab" if resumed else "wb") as file:
-            while chunk := response.read(1 << 20):
-                file.write(chunk)
-                bar.update(len(chunk))
+        total = start + int(length) if re.fullmatch("[0-9]+", length) else None
+        with open(part, "ab" if resumed else "wb") as file:
+            _copy(response, file, total)
             os.fsync(file.fileno())
             return total is None or file.tell() == total
+
+
+def _copy(response: Any, file: IO[bytes], total: int | None) -> None:
+    """Copy the body of a response to the end of `file`.
+
+    Raises:
+        TimeoutError: it is slower than STALL_BYTES in STALL_SECONDS.
+    """
+    bar = tqdm(total=total, initial=file.tell(), unit="B", unit_scale=True, desc=Path(file.name).stem, disable=None)
+    checked, since = file.tell(), time.monotonic()
+    with bar:
+        while chunk := response.read1(1 << 20):
+            file.write(chunk)
+            bar.update(len(chunk))
+            if file.tell() - checked >= STALL_BYTES:
+                checked, since = file.tell(), time.monotonic()
+            elif time.monotonic() - since > STALL_SECONDS:
+                raise TimeoutError(f"fewer than {STALL_BYTES} bytes in {STALL_SECONDS} s")
+
+
+def _from_hub(address: str) -> str:
+    """Return the local path of `hf://OWNER/NAME[@REVISION]/FILE`, downloaded into the cache of huggingface_hub.
+
+    Raises:
+        ValueError: the address is of another form, or the file cannot be had.
+    """
+    match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", address)
+    if not match:
+        raise ValueError(f"{address} is not of the form hf://OWNER/NAME/FILE")
+    import huggingface_hub  # takes a while, and most runs do not need it
+
+    repository, revision, file = match.groups()
+    try:
+        return huggingface_hub.hf_hub_download(repository, file, revision=revision)
+    except Exception as error:  # the library raises what its HTTP client raises, which differs between versions
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{address} cannot be downloaded ({first}); check the address, or download the file in another way and "
+            "give its path"
+        ) from error
 
 
 def _manifest(part: str) -> dict[str, Any]:
@@ -110,36 +194,46 @@ def _manifest(part: str) -> dict[str, Any]:
 
 
 def released_weights() -> dict[str, dict[str, Any]]:
-    """Names of released weights -> where they are (`manifest.json` beside this module); aliases are names too."""
+    """Return the rows of `manifest.json` by name of the weights; aliases are names too."""
     named = {name: {"name": name, **entry} for name, entry in _manifest("weights").items()}
     return {alias: entry for entry in named.values() for alias in (entry["name"], *entry.get("aliases", ()))}
 
 
 def _fetch_released(entry: dict[str, Any]) -> Path:
-    """The file of a row of the manifest, downloaded unless it is there under its name or one of its aliases."""
-    suffix = Path(entry.get("url", ".pth")).suffix or ".pth"
-    names = [Path(name).name.removesuffix(suffix) for name in (entry["name"], *entry.get("aliases", ()))]
-    paths = [PRETRAINED / f"{name}{suffix}" for name in names]
-    for path in paths:
+    """Return the file of a row of the manifest, downloaded unless it is there.
+
+    It may be there under its name, an alias, or the name that its publisher gave it. Google Drive, which often asks
+    for a browser, comes after all other places.
+    """
+    published = [entry[place] for place in ("hub", "url") if place in entry]
+    suffix = Path(published[0] if published else ".pth").suffix or ".pth"
+    names = [Path(name).name.removesuffix(suffix) + suffix for name in (entry["name"], *entry.get("aliases", ()))]
+    names += [unquote(address.rpartition("/")[2]) for address in published]
+    for path in (folder / name for name in dict.fromkeys(names) for folder in (PRETRAINED, home())):
         if path.is_file():
             _check_once(path, entry)
             return path
-    if "url" in entry:
-        download(entry["url"], paths[0], entry.get("sha256", ""))
-        return paths[0]
-    try:
-        download(GOOGLE_DRIVE.format(entry["google_drive"]), paths[0])
-    except ValueError as error:
-        raise ValueError(
-            f"{entry['name']} is on Google Drive, which did not give it: open "
-            f"https://drive.google.com/file/d/{entry['google_drive']}/view in a browser, download the file and save it "
-            f"as {paths[0]}\n  ({error})"
-        ) from error
-    return paths[0]
+    target, checksum, reasons = home() / names[0], entry.get("sha256", ""), []
+    if "hub" in entry:
+        try:
+            return Path(_from_hub(entry["hub"]))
+        except ValueError as error:
+            reasons.append(str(error))
+    address = entry.get("url") or (GOOGLE_DRIVE.format(entry["google_drive"]) if "google_drive" in entry else "")
+    if address:
+        try:
+            download(address, target, checksum)
+            return target
+        except ValueError as error:
+            reasons.append(str(error))
+    if "google_drive" in entry:
+        page = f"https://drive.google.com/file/d/{entry['google_drive']}/view"
+        reasons.append(f"open {page} in a browser, download the file and save it as {target}")
+    raise ValueError("\n  ".join([f"released weights {entry['name']} cannot be downloaded:", *reasons]))
 
 
 def _check_once(path: Path, entry: dict[str, Any]) -> None:
-    """Compare a file with the checksum of its row; what it has stays beside it, as NAME.sha256, until it changes.
+    """Compare a file with the checksum of its row; keep what it has beside it, as NAME.sha256, until it changes.
 
     Raises:
         ValueError: it has another.
@@ -155,7 +249,7 @@ def _check_once(path: Path, entry: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a folder that is only read: the next process computes it again
             write_text(record, " ".join([digest, *version]) + "\n")
     if not digest.startswith(checksum):
-        cure = "and it is downloaded again" if "url" in entry else "and download it again"
+        cure = "and it is downloaded again" if "google_drive" not in entry else "and download it again"
         raise ValueError(
             f"{path} has SHA-256 {digest} instead of {checksum}... of {entry['name']}: it is damaged or another file; "
             f"remove it, {cure}"
@@ -163,7 +257,7 @@ def _check_once(path: Path, entry: dict[str, Any]) -> None:
 
 
 class _Downloads(PathHandler):
-    """Web addresses: files are downloaded to `PRETRAINED` once."""
+    """Web addresses, whose files are downloaded to `home()` once."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["http://", "https://"]
@@ -173,28 +267,42 @@ class _Downloads(PathHandler):
             if entry.get("url") == path:
                 return str(_fetch_released(entry))
         parts = urlsplit(path)
-        # the address is the path below PRETRAINED: equal file names of two addresses stay apart
+        # the address is the path below home(): equal file names of two addresses stay apart
         folders = [unquote(part) for part in parts.path.split("/")]
-        names = [quote(part, safe=" +@") for part in (parts.netloc, *folders) if part not in ("", ".", "..")]
+        host = parts.netloc.rpartition("@")[2]
+        names = [quote(part, safe=" +@") for part in (host, *folders) if part not in ("", ".", "..")]
+        if len(names) < 2:
+            raise ValueError(f"{without_secrets(path)} names no file: write https://HOST/FILE")
         if parts.query or len(names[-1]) > 200:  # a file name has at most 255 bytes
             name, digest = Path(names[-1]), hashlib.sha256(f"{folders[-1]}?{parts.query}".encode()).hexdigest()
             names[-1] = f"{name.stem[:100]}-{digest[:16]}{name.suffix[:20]}"
-        local = PRETRAINED.joinpath(*names)
+        local = home().joinpath(*names)
         download(path, local)
         return str(local)
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         if "r" not in mode:
-            raise ValueError(f"{path} is a web address, which can only be read")
+            raise ValueError(f"{without_secrets(path)} is a web address, which can only be read")
         return open(self._get_local_path(path), mode, buffering)
+
+
+class _Hub(_Downloads):
+    """Files of repositories on the Hugging Face Hub: hf://OWNER/NAME/FILE."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return ["hf://"]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return _from_hub(path)
 
 
 path_manager = PathManager()
 path_manager.register_handler(_Downloads())
+path_manager.register_handler(_Hub())
 
 
 def fetch(address: str | os.PathLike) -> str:
-    """The local path of a local file, a name in `manifest.json`, a web address, or what iopath handles.
+    """Return the local path of a local file, a name in `manifest.json`, an address, or what iopath handles.
 
     Whatever is not local is downloaded once. A local path is not looked at: it may not exist.
 
@@ -211,10 +319,10 @@ def fetch(address: str | os.PathLike) -> str:
 
 
 def fetch_checkpoint(address: str | os.PathLike) -> str:
-    """The local path of what `fetch` knows, which is there.
+    """Return the local path of a file that `fetch` finds and that exists.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it does not exist.
     """
     local = fetch(address)
     if not os.path.isfile(local):

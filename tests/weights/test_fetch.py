@@ -6,7 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +38,10 @@ class Site:
     shift: int = 0  # bytes by which the server starts later than asked
     status: int = 200
     kind: str = "application/octet-stream"
+    length: str = ""  # in place of the true one
+    location: str = ""  # of a redirection
+    drip: float = 0.0  # seconds between bytes, without an end
+    authorization: list[str | None] = field(default_factory=list)
     requests: list[str | None] = field(default_factory=list)
 
 
@@ -48,6 +55,12 @@ def site(monkeypatch, tmp_path):
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             here.requests.append(wanted)
+            here.authorization.append(self.headers.get("Authorization"))
+            if here.location:
+                self.send_response(302)
+                self.send_header("Location", here.location)
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             unmodified = self.headers.get("If-Unmodified-Since")
             start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and here.ranges else 0
             start += here.shift if start else 0
@@ -66,8 +79,15 @@ def site(monkeypatch, tmp_path):
                 self.send_header("Content-Range", f"bytes {start}-{len(here.content) - 1}/{len(here.content)}")
             self.send_header("Content-Type", here.kind)
             self.send_header("Last-Modified", formatdate(here.modified, usegmt=True))
-            self.send_header("Content-Length", str(len(here.content) - start))
+            if not here.drip:
+                self.send_header("Content-Length", here.length or str(len(here.content) - start))
             self.end_headers()
+            while here.drip:
+                try:
+                    self.wfile.write(b"x")
+                except OSError:
+                    return
+                time.sleep(here.drip)
             body = here.content[start:]
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client may have seen enough
                 self.wfile.write(body[: here.cut.pop(0)] if here.cut else body)
@@ -76,6 +96,7 @@ def site(monkeypatch, tmp_path):
             pass
 
     (tmp_path / "pretrained").mkdir()
+    monkeypatch.setenv("SLOWFAST_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(fetch, "PRETRAINED", tmp_path / "pretrained")
     monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
     release()
@@ -96,17 +117,17 @@ def release(**entries) -> None:
 def test_a_file_is_downloaded_once(site):
     path = fetch.fetch(f"{site.url}/some/model.pth")
     assert Path(path).read_bytes() == CONTENT
-    assert path.startswith(str(fetch.PRETRAINED)) and path.endswith("some/model.pth")
+    assert path.startswith(str(fetch.home())) and path.endswith("some/model.pth")
     assert fetch.fetch(f"{site.url}/some/model.pth") == path and len(site.requests) == 1
     assert fetch.fetch(f"{site.url}/other/model.pth?key=1") != path
-    assert not list(fetch.PRETRAINED.rglob("*.part"))
+    assert not list(fetch.home().rglob("*.part"))
     with fetch.path_manager.open(f"{site.url}/some/model.pth", "rb") as file:
         assert file.read() == CONTENT
 
 
 def test_addresses_stay_in_the_folder(site):
     path = fetch.fetch(f"{site.url}/../..//%2e%2e/a%2fb/x.pth")
-    assert os.path.realpath(path).startswith(os.path.realpath(fetch.PRETRAINED) + os.sep)
+    assert os.path.realpath(path).startswith(os.path.realpath(fetch.home()) + os.sep)
 
 
 def test_long_addresses_have_short_names(site):
@@ -126,7 +147,7 @@ def test_a_broken_connection_is_resumed(site, tmp_path):
 
 def test_the_next_call_goes_on(site, tmp_path):
     site.cut = [300_000, 0]
-    with pytest.raises(ValueError, match=r"300000 bytes are there: run again.*save it as .*x"):
+    with pytest.raises(ValueError, match=r"300000 bytes have arrived: run again.*save it as .*x"):
         fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert not (tmp_path / "x").exists() and (tmp_path / "x.part").stat().st_size == 300_000
     fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST[:8].upper())
@@ -183,15 +204,17 @@ def test_names_of_released_weights(site, tmp_path):
     entry = {"url": f"{site.url}/deep/b16.pyth", "sha256": DIGEST[:8], "aliases": ["k710/some+b16.pyth"]}
     release(some_b16=entry, bad={"url": f"{site.url}/bad.pth", "sha256": "00000000"})
     path = fetch.fetch("some_b16")
-    assert path == str(fetch.PRETRAINED / "some_b16.pyth")
+    assert path == str(fetch.home() / "some_b16.pyth")
     assert fetch.fetch("k710/some+b16.pyth") == fetch.fetch(entry["url"]) == path and len(site.requests) == 1
     with pytest.raises(ValueError, match="SHA-256"):
         fetch.fetch("bad")
     with pytest.raises(ValueError, match="SHA-256"):
         fetch.fetch(f"{site.url}/bad.pth")
-    # a file that was put there under the other name
-    os.rename(path, fetch.PRETRAINED / "some+b16.pyth")
-    assert fetch.fetch("some_b16") == str(fetch.PRETRAINED / "some+b16.pyth")
+    # a file that was put there under another name of the row, or under that of its publisher
+    for name in ("some+b16.pyth", "b16.pyth"):
+        os.rename(path, fetch.PRETRAINED / name)
+        path = fetch.fetch("some_b16")
+        assert path == str(fetch.PRETRAINED / name)
 
 
 def test_a_file_that_was_put_there_is_checked_once(site, monkeypatch):
@@ -214,7 +237,7 @@ def test_a_file_that_was_put_there_is_checked_once(site, monkeypatch):
     assert len(digests) == 2 and path.is_file() and not site.requests
     path.unlink()
     assert Path(fetch.fetch("put")).read_bytes() == CONTENT and len(site.requests) == 1  # as the error says
-    assert fetch.fetch("put") == str(path)
+    assert fetch.fetch("put") == str(fetch.home() / "put.pth")
 
 
 def test_a_folder_that_is_only_read(site, monkeypatch):
@@ -226,6 +249,102 @@ def test_a_folder_that_is_only_read(site, monkeypatch):
 
     monkeypatch.setattr(fetch, "write_text", refuse)
     assert fetch.fetch("put") == str(fetch.PRETRAINED / "put.pth")
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1.5"])
+def test_a_length_that_is_no_number_is_unknown(length, site, tmp_path):
+    site.length = length
+    fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
+    assert (tmp_path / "x").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("address", ["http://", "https:///x.pth", "http://host", "http://host:port/x.pth", "hf://a/b"])
+def test_addresses_of_no_file(address, site):
+    with pytest.raises(ValueError):
+        fetch.fetch(address)
+
+
+def test_an_answer_without_an_end_is_given_up(site, tmp_path, monkeypatch):
+    site.drip = 0.01
+    monkeypatch.setattr(fetch, "STALL_SECONDS", 0.3)
+    started = time.monotonic()
+    with pytest.raises(ValueError):
+        fetch.download(f"{site.url}/x", tmp_path / "x")
+    assert time.monotonic() - started < 5 and not (tmp_path / "x").exists()
+    site.drip = 0
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "file", "gopher"])
+def test_a_redirection_stays_on_the_web(scheme, site, tmp_path):
+    site.location = f"{scheme}://127.0.0.1/x"
+    with pytest.raises(ValueError):
+        fetch.download(f"{site.url}/x", tmp_path / "x")
+    assert len(site.requests) == 1 and not (tmp_path / "x").exists()
+
+
+def test_secrets_of_an_address_are_sent_and_never_shown(site, caplog):
+    caplog.set_level("INFO", "slowfast")
+    address = f"{site.url.replace('//', '//me:s3cret@')}/x.pth?token=s3cret"
+    path = fetch.fetch(address)
+    assert Path(path).read_bytes() == CONTENT and site.authorization == ["Basic bWU6czNjcmV0"]
+    site.status = 404
+    with pytest.raises(ValueError) as error:
+        fetch.fetch(address + "2")
+    assert "s3cret" not in path + caplog.text + str(error.value) and error.value.__cause__ is None
+
+
+HUB = """
+import sys
+from slowfast.weights.fetch import fetch
+for address in sys.argv[1:]:
+    try:
+        print(open(fetch(address), "rb").read().decode())
+    except ValueError as error:
+        print("ValueError")
+"""
+
+
+def test_files_of_the_hugging_face_hub(tmp_path):
+    """A server that answers as the hub does: each file has a commit and an ETag."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            found = self.path in ("/me/some/resolve/main/a%2Bb.pyth", "/me/some/resolve/v2/deep/a.pyth")
+            body = self.path.encode() if found else b""
+            self.send_response(200 if found else 404)
+            for name, value in {"X-Repo-Commit": "0" * 40, "ETag": f'"{len(body)}"'}.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    home = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+    addresses = ["hf://me/some/a+b.pyth", "hf://me/some@v2/deep/a.pyth", "hf://me/some/none.pyth"]
+    command = [sys.executable, "-c", HUB, *addresses]
+    done = subprocess.run(command, env={**os.environ, **home}, capture_output=True, text=True, check=True)
+    server.shutdown()
+    server.server_close()
+    assert done.stdout.split() == ["/me/some/resolve/main/a%2Bb.pyth", "/me/some/resolve/v2/deep/a.pyth", "ValueError"]
+
+
+def test_released_weights_come_from_the_hub_and_then_from_elsewhere(site, monkeypatch):
+    release(some={"hub": "hf://me/some/x.pth", "url": f"{site.url}/x.pth"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = Path(fetch.fetch("some"))
+    assert path.read_bytes() == CONTENT and len(site.requests) == 1
+    path.unlink()
+    (fetch.PRETRAINED / "x.pth").write_bytes(b"mine")
+    assert Path(fetch.fetch("some")).read_bytes() == b"mine"
 
 
 def test_google_drive(site, monkeypatch):
