@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+BESIDE = ("configs", "exp", "tools")
+
 setup(
     name="slowfast",
     version="0.1.0",
@@ -12,7 +14,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",
-    packages=find_packages(include=["slowfast", "slowfast.*"]),
+    # The wheel holds the experiments and tools, which a checkout has beside the package.
+    packages=[*find_packages(include=["slowfast", "slowfast.*"]), *(f"slowfast.{folder}" for folder in BESIDE)],
+    package_dir={f"slowfast.{folder}": folder for folder in BESIDE},
+    package_data={"": ["**/*.json", "**/*.yaml"]},
     # The lower bounds of torch, torchvision, av, timm and submitit were tested together, on Python 3.10. torch and
     # torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair, and torchvision
     # pins its own torch, so any resolver ends at one.
@@ -21,20 +26,28 @@ setup(
         "torchvision>=0.21",
         "numpy>=1.24",
         "opencv-python-headless>=4.8",
-        "decord>=0.6.0",
+        "Pillow>=10",
+        # one of three decoders; there are no wheels for other platforms, and the others do without
+        'decord>=0.6.0; sys_platform == "linux" and platform_machine == "x86_64"',
         "av>=17.1",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
         "yacs>=0.1.8",
+        "PyYAML>=6",
+        "simplejson>=3.17",
+        "scipy>=1.10",
         "tensorboard>=2.14",
         "matplotlib>=3.8",
         "tqdm>=4.66",
         "submitit>=1.5.1",
         "timm>=1.0.22",
         "safetensors>=0.4",
+        "huggingface_hub>=0.24",
     ],
     extras_require={
         "dev": [
+            # needs FFmpeg's shared libraries, and a release made for the installed torch
+            "torchcodec",
             # other programs, whose numbers the tests compare with ours
             "open_clip_torch>=2.24",
             "transformers>=4.40",

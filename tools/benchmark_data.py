@@ -25,7 +25,6 @@ runs on the machine. It is read from /proc, which Linux has.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -64,6 +63,7 @@ from slowfast.datasets.reencode import Settings
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform, Views, normalize, resized_crop_box, short_side_size
 from slowfast.datasets.video import VideoDataset, collate
+from slowfast.utils.io import to_json
 from slowfast.utils.rng import rng_for
 
 Key = tuple[int, int]  # epoch and row of the list, as in `VideoDataset`
@@ -477,7 +477,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        args.json.write_text(to_json(record, indent=2) + "\n")
     return 0
 
 

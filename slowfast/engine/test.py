@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.models.weights import load_weights
 from slowfast.utils import distributed
-from slowfast.utils.io import atomic_write, sha256, write_text
+from slowfast.utils.io import atomic_write, sha256, to_json, write_text
 from slowfast.utils.logging import MetricsLog
 from slowfast.utils.watchdog import progress
 from slowfast.weights.fetch import fetch
@@ -176,4 +175,4 @@ def write_results(
         "config": yaml.safe_load(dump_config(cfg)),
     }
     write_text(folder / "config.yaml", dump_config(cfg))
-    write_text(folder / "metrics.json", json.dumps(report, indent=2) + "\n")
+    write_text(folder / "metrics.json", to_json(report, indent=2) + "\n")

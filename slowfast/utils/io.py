@@ -1,4 +1,4 @@
-"""Write files atomically, and compute checksums."""
+"""Write files atomically, write JSON, and compute checksums."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import simplejson
 
 
 @contextlib.contextmanager
@@ -32,6 +34,11 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))  # file names need not be UTF-8
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON text in which numbers that are not finite, which JSON lacks, are null."""
+    return simplejson.dumps(value, ignore_nan=True, indent=indent)
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from slowfast.utils.io import to_json
+
 
 class _Formatter(logging.Formatter):
     """Bytes of a file name that are no UTF-8 are shown as such, and cost no line."""
@@ -76,7 +78,7 @@ class MetricsLog:
         if not self.enabled:
             return
         try:
-            self._append(json.dumps({"kind": kind, **values}) + "\n")
+            self._append(to_json({"kind": kind, **values}) + "\n")
         except OSError as error:
             logging.getLogger(__name__).error("a line of %s is lost: %s", self.path, error)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
 
 from slowfast.utils.logging import MetricsLog, read_metrics, setup_logging
+from slowfast.visualization.plots import plot_curves
 
 
 @pytest.fixture
@@ -57,3 +59,16 @@ def test_a_full_disk_costs_lines_only(tmp_path, monkeypatch, caplog):
 def test_disabled_log_writes_nothing(tmp_path):
     MetricsLog(tmp_path, enabled=False).write("train", step=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_metrics_are_valid_json_even_with_numbers_that_are_not_finite(tmp_path):
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    log = MetricsLog(tmp_path)
+    for step, loss in enumerate((1.0, float("nan"), float("inf"))):
+        log.write("train", step=step, epoch=float(step), loss=loss, top1=0.0, lr=0.1)
+    losses = [json.loads(line, parse_constant=refuse)["loss"] for line in log.path.read_text().splitlines()]
+    assert losses == [1.0, None, None]
+    plot_curves(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 0

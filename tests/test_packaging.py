@@ -1,0 +1,97 @@
+"""What the package declares to need, and what the wheel holds for those who have no checkout."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPTIONAL = {"torchcodec"}  # imported where it is chosen, and in the extra "dev"
+
+
+def imported(folder: str) -> set[str]:
+    """Return the top-level names that the modules below a folder import."""
+    names: set[str] = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"slowfast"}
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_is_imported_is_declared():
+    lines = requires("slowfast") or []
+    declared = {plain(re.split(r"[\s<>=!~;\[]", line)[0]) for line in lines if "extra ==" not in line}
+    owners = packages_distributions()
+    used = {
+        name: {plain(owner) for owner in owners.get(name, [name])} for name in imported("slowfast") | imported("tools")
+    }
+    missing = {name for name, names in used.items() if not names & declared}
+    assert missing - {path.stem for path in (ROOT / "tools").glob("*.py")} == OPTIONAL
+
+
+def test_decord_is_required_only_where_it_has_wheels():
+    (line,) = [line for line in requires("slowfast") or [] if line.startswith("decord")]
+    assert "sys_platform" in line and "x86_64" in line
+
+
+def test_no_import_of_the_package_imports_an_optional_decoder():
+    code = (
+        "import pkgutil, sys, slowfast\n"
+        "for module in pkgutil.walk_packages(slowfast.__path__, 'slowfast.'):\n"
+        "    if module.name.split('.')[1] not in ('tools', 'exp', 'configs'):\n"
+        "        __import__(module.name)\n"
+        "assert not {'decord', 'torchcodec'} & set(sys.modules), 'a decoder was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A folder with the unpacked wheel of the files of this checkout."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("slowfast", "configs", "exp", "tools"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), str(source)]
+    subprocess.run([sys.executable, "-m", *command], check=True)
+    (built,) = out.glob("*.whl")
+    zipfile.ZipFile(built).extractall(out / "site")
+    return out / "site"
+
+
+def test_the_wheel_works_outside_a_checkout(wheel, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    code = (
+        "import slowfast\n"
+        "from slowfast.config import load_config\n"
+        "from slowfast.weights.fetch import released_weights\n"
+        "assert 'uniformer_s16x4_k400' in released_weights()\n"
+        "cfg = load_config('exp/uniformer_s16x4_k400/config.yaml')\n"
+        "print(slowfast.__file__, cfg.MODEL.NUM_CLASSES, len(slowfast.list_models()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    file, classes, _ = done.stdout.split()
+    assert Path(file).is_relative_to(wheel) and classes == "400"
+    run = [sys.executable, "-m", "slowfast.tools.run_net", "--cfg", "exp/demo/config.yaml", "--show"]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "NUM_CLASSES: 8" in done.stdout
+    assert not list(tmp_path.iterdir())
