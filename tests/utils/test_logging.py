@@ -5,22 +5,8 @@ from __future__ import annotations
 import json
 import logging
 
-import pytest
-
 from slowfast.utils.logging import MetricsLog, read_metrics, setup_logging
 from slowfast.visualization.plots import plot_curves
-
-
-@pytest.fixture
-def package_logger(monkeypatch):
-    """The logger of the package, whose state before the test comes back after it."""
-    logger = logging.getLogger("slowfast")
-    for name in ("propagate", "level"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
-    monkeypatch.setattr(logger, "handlers", [])
-    yield logger
-    for handler in logger.handlers:
-        handler.close()
 
 
 def test_names_that_are_not_utf8_can_be_logged(tmp_path, package_logger, capsys):
