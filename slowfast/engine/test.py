@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
@@ -21,6 +22,7 @@ from slowfast.engine.checkpoint import best_checkpoint, is_whole, resumable_chec
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
+from slowfast.models.heads import ClassOrder, find_order
 from slowfast.models.weights import load_weights
 from slowfast.utils import distributed
 from slowfast.utils.io import atomic_write, sha256, write_text
@@ -56,10 +58,8 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
-    checkpoint = load_tensors(path)
-    model = build_model(cfg)
-    names = loader.dataset.manifest.class_names  # pyright: ignore
-    logger.info("testing %s: %s", path, load_weights(model, checkpoint, class_names=names))
+    listed = loader.dataset.manifest.class_names  # pyright: ignore
+    model, _, names = load_model(cfg, path, listed)
     place(model, device)
     progress()
 
@@ -73,12 +73,16 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         description="test",
     )
     metrics = evaluation.metrics()
-    names = names or checkpoint.get("class_names")
     folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
 
     def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
+        if names is None:
+            logger.warning(
+                "predictions.csv has numbers of classes, because neither the list nor the weights name them: `python "
+                "tools/prepare_data.py classes` writes class_names.txt beside the list from the official annotation"
+            )
         labelled = metrics["num_labelled"]
         logger.info(
             "test%s: %s %d videos x %d views%s; results in %s",
@@ -100,6 +104,24 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             "accept that with TEST.SKIP_BAD True"
         )
     return metrics
+
+
+def load_model(
+    cfg: CfgNode, path: str, class_names: Sequence[str] | None
+) -> tuple[nn.Module, ClassOrder | None, list[str] | None]:
+    """Return the network with the weights of a file, the order of their classes, and the names of its outputs.
+
+    Args:
+        class_names: of the test list, whose order the outputs get; None leaves them as they are.
+
+    Raises:
+        ValueError: the file is missing, or its weights are not those of this network.
+    """
+    checkpoint, model = load_tensors(path), build_model(cfg)
+    order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
+    report = load_weights(model, checkpoint, class_names=class_names, order=order)
+    logger.info("testing %s: %s", path, report)
+    return model, order, report.class_names
 
 
 def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
