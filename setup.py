@@ -32,6 +32,7 @@ setup(
         "submitit>=1.5.1",
         "timm>=1.0.22",
         "safetensors>=0.4",
+        "scipy>=1.10",
     ],
     extras_require={
         "dev": [

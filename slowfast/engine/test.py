@@ -19,6 +19,7 @@ from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.manifest import Manifest
 from slowfast.engine.checkpoint import best_checkpoint, is_whole, resumable_checkpoint
+from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
@@ -59,7 +60,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
     listed = loader.dataset.manifest.class_names  # pyright: ignore
-    model, _, names = load_model(cfg, path, listed)
+    model, order, names = load_model(cfg, path, listed)
     place(model, device)
     progress()
 
@@ -78,6 +79,12 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
+        predicted, classes = evaluation.scores.argmax(1), evaluation.scores.shape[1]
+        taken_as = order.name if order else ""
+        if not cfg.TEST.SHUFFLE_FRAMES and (
+            permutation := find_permutation(predicted, evaluation.label, classes, listed, taken_as)
+        ):
+            logger.warning("%s", permutation)
         if names is None:
             logger.warning(
                 "predictions.csv has numbers of classes, because neither the list nor the weights name them: `python "
