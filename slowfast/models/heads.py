@@ -14,6 +14,7 @@ from slowfast.models.convert import IMAGE_TOWERS, MMACTION2, class_rows, classif
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.utils.class_names import read_class_names
 from slowfast.weights.class_order import (
+    AS_LISTED,
     ORDERS,
     identify,
     looks_like_kinetics400,
@@ -127,8 +128,9 @@ def find_order(
             return None
         return ClassOrder(stated["class_order"], "class order as it says", stated["class_names"])
     entry = identify(address)
-    if entry and (choice == "auto" or entry["source"] != "MMAction2"):
-        return ClassOrder(entry["class_order"], f"class order {entry['class_order']} of {entry['name']}")
+    known = entry.get("class_order", "") if entry else ""
+    if entry and known and (choice == "auto" or entry["source"] != "MMAction2"):
+        return ClassOrder(known, f"class order {known} of {entry['name']}", is_kinetics=known not in AS_LISTED)
     layout = convert(extract_state_dict(checkpoint), model).layout
     name = "" if layout in IMAGE_TOWERS else _released_order(model, rows, dataset, class_names)
     if choice == "released":
