@@ -79,16 +79,13 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
-        predicted, classes = evaluation.scores.argmax(1), evaluation.scores.shape[1]
-        taken_as = order.name if order else ""
-        if not cfg.TEST.SHUFFLE_FRAMES and (
-            permutation := find_permutation(predicted, evaluation.label, classes, listed, taken_as)
-        ):
-            logger.warning("%s", permutation)
+        if not cfg.TEST.SHUFFLE_FRAMES:
+            _check_classes(evaluation, listed, order)
         if names is None:
-            logger.warning(
-                "predictions.csv has numbers of classes, because neither the list nor the weights name them: `python "
-                "tools/prepare_data.py classes` writes class_names.txt beside the list from the official annotation"
+            logger.info(
+                "predictions.csv has numbers of classes, because neither the list nor the weights name them: write "
+                "class_names.txt beside the list, one name per line in the order of the labels, or for a public data "
+                "set let `python tools/prepare_data.py classes` write it"
             )
         labelled = metrics["num_labelled"]
         logger.info(
@@ -136,6 +133,14 @@ def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
     same for any number of processes; videos of a single view go together."""
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS
     return min(views, cfg.TEST.BATCH_SIZE) if views > 1 else max(1, cfg.TEST.BATCH_SIZE // local_world_size)
+
+
+def _check_classes(evaluation: Evaluation, class_names: Sequence[str] | None, order: ClassOrder | None) -> None:
+    """Warn if the predictions are numbered in another order than the labels."""
+    predicted, classes = evaluation.scores.argmax(1), evaluation.scores.shape[1]
+    taken_as = order.name if order else ""
+    if permutation := find_permutation(predicted, evaluation.label, classes, class_names, taken_as):
+        logger.warning("%s", permutation)
 
 
 def find_checkpoint(cfg: CfgNode) -> str:
