@@ -31,6 +31,7 @@ from slowfast.datasets.lists import (
 )
 from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
+from slowfast.utils.class_names import read_class_names
 from slowfast.utils.io import atomic_write, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +53,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     one.add_argument("--annotations", help="folder (or file) of the data set's own annotations")
     one.add_argument("--fold", type=int, choices=(1, 2, 3), default=1, help="official split of UCF101 and HMDB51")
     one.add_argument("--subset", action="store_true", help="accept fewer classes than the data set has")
-    one.add_argument("--class-names", metavar="FILE", help="classes in the order of their labels, a line each")
+    one.add_argument(
+        "--class-names", metavar="FILE", help="class names in the order of their labels, or with their numbers"
+    )
     one.add_argument("--val-share", type=float, default=0.15, help="own videos to validate on (default: %(default)s)")
     one.add_argument("--test-share", type=float, default=0.15, help="own videos to test on (default: %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="other seeds, other splits (default: %(default)s)")
@@ -116,10 +119,7 @@ def make_lists(args: argparse.Namespace) -> int:
         print(f"{target}: {len(found.sizes)} videos{cleaned}")
         return 0
     if args.class_names:
-        try:
-            names = Path(args.class_names).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise ValueError(f"--class-names {args.class_names} cannot be read ({error.strerror})") from None
+        names = read_class_names(args.class_names)
     if dataset.annotations == "folders":
         if args.annotations:
             raise ValueError(f"--annotations {args.annotations} needs --dataset: folders are their own annotations")

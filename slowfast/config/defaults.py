@@ -259,6 +259,10 @@ _C.MODEL.RESET_HEAD = False
 # starts those anew that it lacks) | a file with the class names of a checkpoint that holds none, one a line | a file
 # with one index a class.
 _C.MODEL.HEAD_ROWS = ""
+# What the rows of a loaded classifier stand for, which are put into the order of the list's class names: auto (known of
+# released weights, else by network, number of classes and data set) | sorted (by class name) | released (the authors'
+# order) | a file with the class name of each row.
+_C.MODEL.CLASS_ORDER = "auto"
 # BatchNorm keeps its running statistics in training.
 _C.MODEL.FROZEN_BN = False
 
@@ -338,8 +342,8 @@ _C.UNIFORMERV2.NO_LMHRA = False
 _C.UNIFORMERV2.DOUBLE_LMHRA = True
 # Weights to start from: a name or path; "" = those of CLIP, and none for timm/<name> or a custom tower.
 _C.UNIFORMERV2.PRETRAIN = ""
-# Drop the head of those weights when its class count differs; False takes the first 400 rows of 710 (Kinetics-710) for
-# 400 classes and asks for MODEL.HEAD_ROWS otherwise.
+# Drop the head of those weights when its class count differs; False takes the rows of Kinetics-400, 600 and 700 out of
+# Kinetics-710 and asks for MODEL.HEAD_ROWS otherwise.
 _C.UNIFORMERV2.DELETE_SPECIAL_HEAD = False
 # Train only the global blocks and the head.
 _C.UNIFORMERV2.FROZEN = False

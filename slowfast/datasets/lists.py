@@ -18,6 +18,7 @@ from tqdm import tqdm
 from slowfast.datasets.catalog import CATALOG, Dataset
 from slowfast.datasets.clean import original_of
 from slowfast.datasets.manifest import UNKNOWN
+from slowfast.utils.class_names import format_class_names
 from slowfast.utils.io import write_text
 from slowfast.utils.rng import rng_for
 
@@ -364,7 +365,7 @@ def write_lists(
             fields = {"path": _quoted(path), "num_frames": str(counts.get(path, "")), "label": str(label)}
             lines.append(dataset.separator.join(fields[column] for column in columns) + "\n")
         texts[template.format(split)] = "".join(lines)
-    texts["class_names.txt"] = "".join(f"{name}\n" for name in lists.class_names)
+    texts["class_names.txt"] = format_class_names(lists.class_names)
     if recipe is not None:
         data = {"PATH_TO_DATA_DIR": str(out.resolve()), "PATH_PREFIX": str(videos.resolve())}
         if folders:

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from slowfast.utils.class_names import read_class_names
+
 # Columns a list can have; the path is the first one, the others are numbers.
 COLUMNS = {
     "path": "video file or folder of frames, relative to DATA.PATH_PREFIX",
@@ -162,7 +164,7 @@ def load_manifest(
     Rows are split from the right, so a path may contain the separator; a field may be quoted. A blank as the separator
     stands for any run of blanks and tabs. A list of frame folders may always use blanks, because the released recipes
     name a comma where the lists have blanks. Blank lines, a byte order mark and Windows line ends do not matter. Class
-    names are read from `classes.txt` or `class_names.txt` beside the list, one per line, where there is one.
+    names are read from `classes.txt` or `class_names.txt` beside the list, where there is one.
 
     Args:
         path: the list file.
@@ -507,7 +509,7 @@ def _read_json(path: str | Path, kind: type[T]) -> T:
 def _class_names(folder: Path, num_classes: int | None) -> list[str] | None:
     for name in CLASS_FILES:
         if (folder / name).is_file():
-            names = _read(folder / name).rstrip("\n").split("\n")
+            names = read_class_names(folder / name)
             if num_classes is not None and len(names) != num_classes:
                 raise ManifestError(
                     f"{folder / name} names {len(names)} classes, but MODEL.NUM_CLASSES is {num_classes}: "

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import yaml
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.manifest import Manifest
 from slowfast.engine.checkpoint import best_checkpoint, is_whole, resumable_checkpoint
+from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
+from slowfast.models.heads import ClassOrder, find_order
 from slowfast.models.weights import load_weights
 from slowfast.utils import distributed
 from slowfast.utils.io import atomic_write, sha256, to_json, write_text
@@ -55,10 +58,8 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
-    checkpoint = load_tensors(path)
-    model = build_model(cfg)
-    names = loader.dataset.manifest.class_names  # pyright: ignore
-    logger.info("testing %s: %s", path, load_weights(model, checkpoint, class_names=names))
+    listed = loader.dataset.manifest.class_names  # pyright: ignore
+    model, order, names = load_model(cfg, path, listed)
     place(model, device)
     progress()
 
@@ -72,12 +73,19 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         description="test",
     )
     metrics = evaluation.metrics()
-    names = names or checkpoint.get("class_names")
     folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
 
     def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
+        if not cfg.TEST.SHUFFLE_FRAMES:
+            _check_classes(evaluation, listed, order)
+        if names is None:
+            logger.info(
+                "predictions.csv has numbers of classes, because neither the list nor the weights name them: write "
+                "class_names.txt beside the list, one name per line in the order of the labels, or for a public data "
+                "set let `python tools/prepare_data.py classes` write it"
+            )
         labelled = metrics["num_labelled"]
         logger.info(
             "test%s: %s %d videos x %d views%s; results in %s",
@@ -101,11 +109,37 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     return metrics
 
 
+def load_model(
+    cfg: CfgNode, path: str, class_names: Sequence[str] | None
+) -> tuple[nn.Module, ClassOrder | None, list[str] | None]:
+    """Return the network with the weights of a file, the order of their classes, and the names of its outputs.
+
+    Args:
+        class_names: of the test list, whose order the outputs get; None leaves them as they are.
+
+    Raises:
+        ValueError: the file is missing, or its weights are not those of this network.
+    """
+    checkpoint, model = load_tensors(path), build_model(cfg)
+    order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
+    report = load_weights(model, checkpoint, class_names=class_names, order=order)
+    logger.info("testing %s: %s", path, report)
+    return model, order, report.class_names
+
+
 def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
     """Clips in a forward pass: the views of one video, so that rounding, which depends on the shape of a batch, is the
     same for any number of processes; videos of a single view go together."""
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS
     return min(views, cfg.TEST.BATCH_SIZE) if views > 1 else max(1, cfg.TEST.BATCH_SIZE // local_world_size)
+
+
+def _check_classes(evaluation: Evaluation, class_names: Sequence[str] | None, order: ClassOrder | None) -> None:
+    """Warn if the predictions are numbered in another order than the labels."""
+    predicted, classes = evaluation.scores.argmax(1), evaluation.scores.shape[1]
+    taken_as = order.name if order else ""
+    if permutation := find_permutation(predicted, evaluation.label, classes, class_names, taken_as):
+        logger.warning("%s", permutation)
 
 
 def find_checkpoint(cfg: CfgNode) -> str:

@@ -10,10 +10,11 @@ from typing import Any, Literal
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from slowfast.models.heads import find_order, read_rows
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, vision_tower
-from slowfast.models.weights import classifier_rows, load_weights, read_rows
+from slowfast.models.weights import load_weights
 from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -126,14 +127,15 @@ def input_shape(cfg: CfgNode) -> tuple[int, ...]:
 def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None = None) -> None:
     """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, UNIFORMER.PRETRAIN_NAME or UNIFORMERV2.PRETRAIN, if one is set.
 
-    As officially, a UniFormerV2 on a tower of CLIP starts from CLIP when nothing else is named, PRETRAIN_NAME and
-    UNIFORMERV2.DELETE_SPECIAL_HEAD leave a classifier of another class count out, and for 400 classes
-    UNIFORMERV2.PRETRAIN gives the first rows of a classifier of Kinetics-710. Any other checkpoint is taken whole.
-    MODEL.RESET_HEAD starts the classifiers anew in any case. MODEL.HEAD_ROWS picks rows of the classifier instead;
-    found by names, those of classes that the checkpoint does not have keep their initial value.
+    As officially, a UniFormerV2 on a tower of CLIP starts from CLIP when nothing else is named, and PRETRAIN_NAME and
+    UNIFORMERV2.DELETE_SPECIAL_HEAD leave a classifier of another class count out. The rows of a released classifier are
+    put into the order of the list's classes (MODEL.CLASS_ORDER); one of Kinetics-710 gives those of 400, 600 and 700.
+    Any other checkpoint is taken whole. MODEL.RESET_HEAD starts the classifiers anew in any case. MODEL.HEAD_ROWS picks
+    rows of the classifier instead; found by names, those of classes that the checkpoint does not have keep their
+    initial value.
 
     Args:
-        class_names: of the training list, for MODEL.HEAD_ROWS.
+        class_names: of the training list, for MODEL.HEAD_ROWS and MODEL.CLASS_ORDER.
 
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
@@ -154,12 +156,9 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
     if not path:
         return
     checkpoint = load_tensors(path)
-    first_classes = official and not reset_head and not head_rows and cfg.MODEL.NUM_CLASSES == 400
     trained_names = None
     if head_rows not in (None, "names"):
         head_rows, trained_names = read_rows(head_rows)
-    elif first_classes and not checkpoint.get("class_names") and classifier_rows(model, checkpoint) == 710:
-        head_rows = range(400)  # the first classes of Kinetics-710 are those of Kinetics-400
     report = load_weights(
         model,
         checkpoint,
@@ -168,6 +167,7 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
         head_rows=head_rows,
         class_names=class_names,
         trained_names=trained_names,
+        order=find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TRAIN.DATASET, class_names),
     )
     logger.info("initial weights from %s: %s", path, report)
 

@@ -6,13 +6,11 @@ error: a checkpoint never loads silently wrong. The layouts of other programs ar
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -23,15 +21,14 @@ from slowfast.models.convert import (
     OWN,
     Layout,
     StateDict,
-    class_rows,
     classifiers,
     convert,
     extract_state_dict,
     select_classes,
     trained_activation,
 )
+from slowfast.models.heads import ClassOrder, head_prefixes, rows_by_name, rows_to_take, stated_classes
 from slowfast.models.uniformerv2 import TOWERS, VisionTower, resize_position_embedding, vision_tower
-from slowfast.weights.fetch import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +39,7 @@ class LoadReport:
 
     `left_out` has no counterpart in this network and needs none (the text tower of CLIP), `dropped` keeps its initial
     value on purpose, `fresh_classes` are those whose rows of the classifier do, `reshaped` does not fit. `notes` say
-    what the tensors cannot tell.
+    what the tensors cannot tell. `class_names` are those of the model's outputs, None if they are not known.
     """
 
     layout: str = "own"
@@ -56,6 +53,7 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    class_names: list[str] | None = None
 
     def __str__(self) -> str:
         parts = [f"layout {self.layout}, loaded {len(self.loaded)}"]
@@ -165,44 +163,6 @@ def _square_grids(*embeddings: Tensor) -> bool:
     )
 
 
-def read_rows(path: str) -> tuple[list[int] | Literal["names"], list[str] | None]:
-    """`head_rows` and `trained_names` of `load_weights` from a file or address.
-
-    A JSON list of numbers, or one number a line, is the row of each class of the model, counted from 0; lines of other
-    text are the names of all classes of the checkpoint.
-
-    Raises:
-        ValueError: the file is missing or holds something else.
-    """
-    local = Path(fetch(path))
-    if not local.is_file():
-        raise ValueError(f"file of class rows {path!r} does not exist")
-    text = local.read_text(encoding="utf-8").strip()
-    lines = [line.strip() for line in text.splitlines()]
-    if text and not text.startswith("[") and not all(line.isdigit() for line in lines):
-        return "names", lines
-    try:
-        rows = json.loads(text) if text.startswith("[") else [int(line) for line in lines]
-        if not rows or not all(type(row) is int for row in rows):
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"{path!r} is no list of class rows; write [12, 7, ...], one number a line for each class here, or the "
-            "names of all classes of the checkpoint, one a line"
-        ) from None
-    return rows, None
-
-
-def classifier_rows(model: nn.Module, checkpoint: Mapping[str, Any]) -> int:
-    """How many classes the classifier for `model` in a loaded checkpoint has; 0 if there is none (an image tower)."""
-    state = convert(extract_state_dict(checkpoint), model).state
-    return max((len(state[f"{layer}weight"]) for layer in classifiers(state, _heads(model))), default=0)
-
-
-def _heads(model: nn.Module) -> Sequence[str]:
-    return getattr(model, "head_names", ("head",))
-
-
 def load_weights(
     model: nn.Module,
     checkpoint: Mapping[str, Any],
@@ -211,8 +171,12 @@ def load_weights(
     head_rows: Sequence[int] | Literal["names"] | None = None,
     class_names: Sequence[str] | None = None,
     trained_names: Sequence[str] | None = None,
+    order: ClassOrder | None = None,
+    by_place: bool = False,
 ) -> LoadReport:
     """Fill `model` from a loaded checkpoint of any known layout; see `convert` and `fit` for rules and errors.
+
+    A model without a classifier takes everything but the classifiers.
 
     Args:
         reset_head: leave the classifiers at their initial values; "mismatch" does so if their class count, or the
@@ -220,9 +184,12 @@ def load_weights(
         to_train: parts that start as the identity may be missing; a test needs them.
         head_rows: rows of the checkpoint's classifiers that become those of the model, one a class; "names" finds them
             by the class names of the checkpoint; with `to_train`, classes that are not there start anew.
-        class_names: classes of the model, in the order of its outputs; a checkpoint that tells others is refused
-            unless `reset_head` or `head_rows` says what to do.
-        trained_names: those of the checkpoint's classifier, if it does not tell them itself.
+        class_names: classes of the model, in the order of its outputs; a checkpoint that names others is refused
+            unless `reset_head`, `head_rows` or `order` says what to do.
+        trained_names: those of the checkpoint's classifier, if it does not name them itself.
+        order: what the rows of the checkpoint's classifier stand for (`heads.find_order`); they are put into the order
+            of `class_names`, and without them stay as they are.
+        by_place: without `class_names`, put them into the order of the sorted class names.
 
     Returns:
         The report, which is also left in `model.load_report`.
@@ -231,49 +198,39 @@ def load_weights(
         raise ValueError(
             "MODEL.RESET_HEAD True starts the classifier anew, so MODEL.HEAD_ROWS has nothing to do; leave one of them"
         )
-    source, initial = extract_state_dict(checkpoint), model.state_dict()
+    source, initial, heads = extract_state_dict(checkpoint), model.state_dict(), head_prefixes(model)
     converted = convert(source, model)
     _check_options(checkpoint, model)
     notes = _check_activation(source, model, converted.layout)
-    state = converted.state
-    fresh: list[str] = []
-    heads = _heads(model)
-    trained = checkpoint.get("class_names")
-    if trained_names and trained and list(trained) != list(trained_names):
+    state, left_out = converted.state, list(converted.left_out)
+    classes, count = _classes(initial, heads), _classes(state, heads)
+    stated = stated_classes(checkpoint).get("class_names")
+    if trained_names and stated and list(stated) != list(trained_names):
         raise ValueError("the checkpoint tells other class names than the file: set MODEL.HEAD_ROWS names")
-    trained = trained or trained_names
-    rows: Sequence[int | None] | None = None if head_rows == "names" else head_rows
-    if head_rows == "names":
-        rows = _rows_by_name(classifier_rows(model, checkpoint), trained, class_names, partly=to_train)
-        fresh = [name for name, row in zip(class_names or (), rows, strict=True) if row is None]
-        if fresh:
-            logger.warning("the checkpoint has no classes of these names; they start anew: %s", ", ".join(fresh))
+    trained = stated or trained_names or (order.row_names(count) if order else None)
+
+    rows: Sequence[int | None] | None = None
+    if not classes or reset_head is True:
+        kept = _without_classifiers(state, heads)
+        left_out += [name for name in state if name not in kept] if not classes else []
+        state, trained = kept, None
+    elif head_rows == "names":
+        rows = rows_by_name(count, trained, class_names, partly=to_train)
+    elif head_rows is not None:
+        rows, trained = head_rows, None
+    elif order and (reset_head != "mismatch" or count == classes):
+        rows = rows_to_take(order, count, classes, class_names, to_train, by_place)
+        notes += [order.why]
+        trained = order.row_names(classes) if not by_place else None
+    elif stated and class_names and list(stated) != list(class_names):
+        state = _without_other_classes(state, heads, stated, class_names, reset_head, to_train)
+    fresh: list[str] = []
     if rows is not None:
-        state, before = select_classes(state, heads, rows, initial), state
-        layers = classifiers(state, heads)
-        for layer in classifiers(initial, heads):
-            if len(initial[f"{layer}weight"]) != len(rows):
-                raise ValueError(
-                    f"MODEL.HEAD_ROWS gives {len(rows)} classes, but the model has {len(initial[f'{layer}weight'])}; "
-                    "give one row for each"
-                )
-        notes.append(f"classifier rows {len(before[f'{layers[0]}weight'])} -> {len(rows)}")
-    elif reset_head is True:
-        state = _without_classifiers(state, heads)
-    elif trained and class_names and list(trained) != list(class_names):
-        if not reset_head:
-            at = next((i for i, (a, b) in enumerate(zip(trained, class_names, strict=False)) if a != b), None)
-            raise ValueError(
-                f"the checkpoint was trained on other classes ({len(trained)}, here {len(class_names)}"
-                + (f"; class {at} is {trained[at]!r} there and {class_names[at]!r} here" if at is not None else "")
-                + (
-                    "): set MODEL.HEAD_ROWS names to find them by their names, or MODEL.RESET_HEAD True to start a new "
-                    "classifier from its features"
-                    if to_train
-                    else "): labels mean different things; order the list's labels and class names as in training"
-                )
-            )
-        state = _without_classifiers(state, heads)
+        state = _take_rows(state, heads, rows, initial, notes)
+        fresh = [class_names[i] if class_names else f"class {i}" for i, row in enumerate(rows) if row is None]
+        if fresh:
+            what = "start anew" if to_train else "cannot be recognised"
+            logger.warning("the checkpoint has no classes of these names; they %s: %s", what, ", ".join(fresh))
     fitted, report = fit(
         state,
         initial,
@@ -282,34 +239,66 @@ def load_weights(
         identity_at_start=getattr(model, "identity_at_start", ()),
         to_train=to_train,
         layout=converted.layout,
-        left_out=converted.left_out,
+        left_out=left_out,
     )
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
     report.fresh_classes, report.notes = fresh, notes
+    known = trained if trained and len(trained) == classes and not report.dropped else None
+    report.class_names = list(class_names or known or ()) or None
     model.load_report = report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return report
 
 
-def _rows_by_name(
-    count: int, trained: Sequence[str] | None, wanted: Sequence[str] | None, partly: bool
-) -> list[int | None]:
-    """The row of each of the `wanted` classes among the `count` of a classifier; None as in `class_rows`."""
-    if not wanted:
+def _classes(state: Mapping[str, Tensor], heads: Sequence[str]) -> int:
+    return max((len(state[f"{layer}weight"]) for layer in classifiers(state, heads)), default=0)
+
+
+def _without_other_classes(
+    state: StateDict,
+    heads: Sequence[str],
+    trained: Sequence[str],
+    wanted: Sequence[str],
+    reset_head: bool | str,
+    to_train: bool,
+) -> StateDict:
+    """Return `state` without its classifiers, which are of other classes.
+
+    Raises:
+        ValueError: nothing asks for that.
+    """
+    if reset_head:
+        return _without_classifiers(state, heads)
+    at = next((i for i, (a, b) in enumerate(zip(trained, wanted, strict=False)) if a != b), None)
+    first = f"; class {at} is {trained[at]!r} there and {wanted[at]!r} here" if at is not None else ""
+    cure = (
+        "set MODEL.HEAD_ROWS names to find them by their names, or MODEL.RESET_HEAD True to start a new classifier "
+        "from its features"
+        if to_train
+        else "labels mean different things; order the list's labels and class names as in training"
+    )
+    raise ValueError(f"the checkpoint was trained on other classes ({len(trained)}, here {len(wanted)}{first}): {cure}")
+
+
+def _take_rows(
+    state: StateDict,
+    heads: Sequence[str],
+    rows: Sequence[int | None],
+    initial: Mapping[str, Tensor],
+    notes: list[str],
+) -> StateDict:
+    """Return `state` with these rows of its classifiers, and add to `notes` how many there were.
+
+    Raises:
+        ValueError: they are not as many as the classes of the model, whose tensors are `initial`.
+    """
+    count, classes = _classes(state, heads), _classes(initial, heads)
+    selected = select_classes(state, heads, rows, initial)
+    if classes != len(rows):
         raise ValueError(
-            "no class names in the data set, so classes cannot be found by name; write class_names.txt beside its "
-            "lists, or give the rows as a file of numbers"
+            f"MODEL.HEAD_ROWS gives {len(rows)} classes, but the model has {classes}; give one row for each"
         )
-    if not trained:
-        raise ValueError(
-            "no class names in the checkpoint, so classes cannot be found by name; give MODEL.HEAD_ROWS a file of "
-            "them, one a line, or of the rows as numbers"
-        )
-    if count not in (0, len(trained)):
-        raise ValueError(
-            f"{len(trained)} class names for the {count} rows of the checkpoint's classifier; MODEL.HEAD_ROWS has to "
-            "name every row, one a line"
-        )
-    return class_rows(trained, wanted, partly=partly)
+    notes.append(f"classifier rows {count} -> {len(rows)}")
+    return selected
 
 
 def _without_classifiers(state: StateDict, heads: Sequence[str]) -> StateDict:

@@ -12,10 +12,13 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from slowfast.models.convert import extract_state_dict
+from slowfast.models.heads import ClassOrder, find_order, state_classes
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.models.weights import announce, load_weights
+from slowfast.weights.class_order import identify, kinetics400_names, rows_of_places
 from slowfast.weights.tensors import load_tensors
 
 Network = UniFormer | UniFormerLight | UniFormerV2
@@ -61,7 +64,10 @@ _XS = {
     "prune_ratio": ((), (), (1, *[0.5] * 8), (0.5, 0.5, 0.5)),
     "trade_off": ((), (), (1, *[0.5] * 8), (0.5, 0.5, 0.5)),
 }
-_LARGE_LS = {"depth": (5, 10, 24, 7), "embed_dim": (128, 192, 448, 640), "layer_scale": 1e-6, "aux_head": True}
+_LARGE_LS = {
+    **{"depth": (5, 10, 24, 7), "embed_dim": (128, 192, 448, 640), "head_dim": 64},
+    **{"layer_scale": 1e-6, "aux_head": True},
+}
 # UniFormerV2 as on Kinetics: no local blocks, no temporal downsampling, global blocks on the last four of the tower
 _V2 = {"no_lmhra": True, "temporal_downsample": False}
 _V2_LARGE = {**_V2, "n_head": 16, "return_list": (20, 21, 22, 23)}
@@ -79,9 +85,10 @@ VARIANTS: dict[str, Variant] = {
     "uniformer_image_xxs": _image("uniformer_xxs_128_in1k", {}, 128, UniFormerLight),
     "uniformer_image_xs": _image("uniformer_xs_192_in1k", _XS, 192, UniFormerLight),
     "uniformer_image_s": _image("uniformer_small_in1k", {}),
-    # which of the released files has heads of 32 and which of 64 channels is not stated
-    "uniformer_image_s_plus": _image("", {"head_dim": 32, **_SMALL_PLUS}, note=_SAME_SHAPES),
-    "uniformer_image_s_plus_dim64": _image("", _SMALL_PLUS, note=_SAME_SHAPES),
+    "uniformer_image_s_plus": _image("uniformer_small_plus_in1k", {"head_dim": 32, **_SMALL_PLUS}, note=_SAME_SHAPES),
+    "uniformer_image_s_plus_dim64": _image(
+        "uniformer_small_plus_in1k_2", {"head_dim": 64, **_SMALL_PLUS}, note=_SAME_SHAPES
+    ),
     "uniformer_image_b": _image("uniformer_base_in1k", _BASE),
     "uniformer_image_b_ls": _image("uniformer_base_ls_in1k", {"layer_scale": (None, None, 1e-6, 1e-6), **_BASE}),
     "uniformer_image_l_ls": _image("uniformer_large_ls_in1k_token_labeling", _LARGE_LS),
@@ -101,6 +108,8 @@ def create_model(
     *,
     reset_head: bool = False,
     to_train: bool = False,
+    class_names: Sequence[str] | None = None,
+    class_order: str = "auto",
     **options: Any,
 ) -> Network:
     """A model of the zoo on the CPU, in training mode: (B, 3, T, H, W) -> logits (B, K); image models (B, 3, H, W).
@@ -109,18 +118,24 @@ def create_model(
         name: see `list_models`. uniformer_image_s_plus and uniformer_image_s_plus_dim64 differ in the channels of an
             attention head only, which the shapes of weights do not show: each loads those of the other.
         num_frames: T of the clips it is for; the networks take any, so this only sets `model.input_shape`.
-        num_classes: K; None is 400, for image models 1000; 0 leaves features without a classifier.
+        num_classes: K; None is 400, for image models 1000; 0 leaves features without a classifier, also of `weights`
+            that have one.
         weights: path or address of a file in any known layout (`models.convert`), a name in
             `slowfast/weights/manifest.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
         reset_head: start a new classifier, whatever the one in `weights` is.
         to_train: `weights` may lack temporal parts, which then start as the identity.
+        class_names: classes of the model, in the order of its outputs; the rows of a released classifier are put into
+            that order. None takes the sorted names, of Kinetics-710 those of Kinetics-400, 600 or 700.
+        class_order: what the rows of that classifier stand for, where it is not known or wrong: "sorted", "released",
+            or a file of their class names.
         options: keyword arguments of the class, which are the lower-case names of its section in the configuration,
             e.g. drop_depth_rate, no_lmhra, or for a UniFormerV2 backbone="timm/vit_base_patch16_224.dino".
 
     Returns:
-        The model, with `input_shape`, (3, T, H, W) or (3, H, W), and with `load_report` if weights were loaded; that
-        is logged too, or printed on the standard error stream where no log was set up.
+        The model, with `input_shape`, (3, T, H, W) or (3, H, W), with `class_names` (None if they are not known), and
+        with `load_report` if weights were loaded; that is logged too, or printed on the standard error stream where no
+        log was set up.
 
     Raises:
         ValueError: an unknown name or option, or weights that do not fit or cannot be fetched.
@@ -131,22 +146,75 @@ def create_model(
     _check_options(name, options)
     if num_frames < 1:
         raise ValueError(f"num_frames {num_frames} has to be at least 1")
+    start = weights == "start"
+    source = variant.start if start else weights
+    checkpoint = load_tensors(source) if source is not None else None
     arguments = {**variant.options, **options}
-    model = variant.network(num_classes=variant.num_classes if num_classes is None else num_classes, **arguments)
+    if checkpoint is not None and variant.network is UniFormer:
+        arguments |= _options_of(checkpoint, str(source), variant, options)
+    classes = variant.num_classes if num_classes is None else num_classes
+    if class_names and len(class_names) != classes:
+        raise ValueError(f"{len(class_names)} class names for {classes} classes: give num_classes={len(class_names)}")
+    model = variant.network(num_classes=classes, **arguments)
     size = model.tower.resolution if isinstance(model, UniFormerV2) else variant.size
     frame = (arguments.get("in_channels", 3), size, size)
     shape = frame if arguments.get("ndim") == 2 else (frame[0], num_frames, *frame[1:])
     model.input_shape = shape  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    if weights is not None:
-        start = weights == "start"
-        if start and not variant.start:
-            raise ValueError(f"no released weights are known for {name}; give the path of a file")
-        source = variant.start if start else weights
-        reset = reset_head or ("mismatch" if start else False)
-        report = load_weights(model, load_tensors(source), reset_head=reset, to_train=to_train or start)
-        report.notes += [variant.note] * bool(variant.note)
+    model.class_names = class_names and list(class_names)  # pyright: ignore[reportArgumentType]
+    if checkpoint is not None:
+        dataset = "imagenet" if arguments.get("ndim") == 2 else ""
+        order = None if reset_head else find_order(model, checkpoint, str(source), class_order, dataset, class_names)
+        report = load_weights(
+            model,
+            checkpoint,
+            reset_head=reset_head or ("mismatch" if start else False),
+            to_train=to_train or start,
+            class_names=class_names or _names_of(order, classes),
+            order=order,
+            by_place=True,
+        )
+        report.notes += [variant.note] * bool(variant.note and not identify(str(source)))
         announce(f"weights of {name} from {source}: {report}")
+        model.class_names = report.class_names  # pyright: ignore[reportArgumentType]
+        if report.class_names or (order and rows_of_places(order.name, classes)):
+            state_classes(model)
     return model
+
+
+def _names_of(order: ClassOrder | None, classes: int) -> Sequence[str] | None:
+    """Return the class names that a model's outputs get: of Kinetics-400 sorted, else as the weights have them."""
+    names = order.row_names(classes) if order else None
+    if not names or len(names) != classes:
+        return None
+    return names if order and order.names else kinetics400_names()
+
+
+def _options_of(
+    checkpoint: Mapping[str, Any], source: str, variant: Variant, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the options of a UniFormer that its weights ask for and no tensor's shape shows, as far as they are known.
+
+    Raises:
+        ValueError: the weights are of another head width than `options` say, or it has to be said.
+    """
+    found: dict[str, Any] = {}
+    second = "aux_head.weight" in extract_state_dict(checkpoint)
+    if second and variant.options.get("ndim") == 2:
+        found["aux_head"] = True
+    entry = identify(source)
+    if entry and "head_dim" in entry:
+        found["head_dim"] = width = entry["head_dim"]
+        if options.get("head_dim", width) != width:
+            raise ValueError(
+                f"{source} has attention heads of {width} channels, not head_dim={options['head_dim']}, which no shape "
+                "shows: leave head_dim out"
+            )
+    elif second and "head_dim" not in {**variant.options, **options} and "cfg" not in checkpoint:
+        raise ValueError(
+            f"{source} was trained with token labelling, and its shapes do not show the channels of an attention head: "
+            "give head_dim=32 (files uniformer_*_tl_224 and *_tl_384) or head_dim=64 (files uniformer_*_dim64_tl_224)"
+        )
+    return {**found, **options}
 
 
 # Keys of the configuration that no network takes, and what says the same here.

@@ -129,6 +129,8 @@ def test_class_names_beside_the_list(tmp_path):
     assert load_manifest(path, num_classes=2).class_names == ["cat", "big dog"]
     with pytest.raises(ManifestError, match=r"class_names\.txt names 2 classes, but MODEL\.NUM_CLASSES is 3"):
         load_manifest(path, num_classes=3)
+    write(tmp_path / "class_names.txt", "big dog\t1\r\ncat\t0\r\n", "utf-8-sig")
+    assert load_manifest(path, num_classes=2).class_names == ["cat", "big dog"]
 
 
 @pytest.fixture

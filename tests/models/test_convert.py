@@ -26,8 +26,9 @@ from slowfast.models.convert import (
     select_classes,
     to_mmaction2,
 )
+from slowfast.models.heads import read_rows
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower
-from slowfast.models.weights import load_weights, read_rows
+from slowfast.models.weights import load_weights
 from slowfast.weights.tensors import load_tensors
 
 TOWER = VisionTower(width=64, layers=2, heads=2, patch=16, resolution=32)
@@ -489,7 +490,11 @@ def test_rows_from_a_file(tmp_path):
     assert read_rows(str(tmp_path / "rows.json")) == read_rows(str(tmp_path / "rows.txt")) == ([3, 1, 2], None)
     (tmp_path / "names.txt").write_text("abseiling\n7 \nair drumming\n")
     assert read_rows(str(tmp_path / "names.txt")) == ("names", ["abseiling", "7", "air drumming"])
-    for content in ("", "[]", '["a"]', "[true]", "[1"):
+    (tmp_path / "map.txt").write_text("riding a bike\t1\nair drumming\t0\n")  # as authors write them
+    assert read_rows(str(tmp_path / "map.txt")) == ("names", ["air drumming", "riding a bike"])
+    (tmp_path / "map.json").write_text('{"0": "abseiling", "1": "air drumming"}')
+    assert read_rows(str(tmp_path / "map.json")) == ("names", ["abseiling", "air drumming"])
+    for content in ("", "[]", '["a", 1]', "[true]", "[1"):
         (tmp_path / "wrong.txt").write_text(content)
         with pytest.raises(ValueError, match="no list of class rows"):
             read_rows(str(tmp_path / "wrong.txt"))

@@ -76,7 +76,6 @@ def test_list_models():
         ({"name": "uniformer_s", "no_lmhra": True}, "uniformer_s has no option 'no_lmhra'"),
         ({"name": "uniformerv2_b16", "no_lmra": True}, r"meant 'no_lmhra'\?"),
         ({"name": "uniformer_s", "num_frames": 0}, "num_frames 0"),
-        ({"name": "uniformer_image_s_plus_dim64", "weights": "start"}, "no released weights are known"),
         ({"name": "uniformer_s", "weights": "nothing.pth"}, "'nothing.pth' does not exist"),
     ],
 )

@@ -247,7 +247,7 @@ def test_official_annotations(run, folder, tmp_path):
         (("lists", "videos", "--out", "o", "--dataset", "mit", "--annotations", "."), "error: the annotations of Mom"),
         (("lists", "videos", "--out", "o", "--dataset", "imagenet"), "error: the annotations of ImageNet-1K cannot be"),
         (("lists", "videos", "--out", "o", "--annotations", "."), "error: --annotations . needs --dataset"),
-        (("lists", "videos", "--out", "o", "--class-names", "no.txt"), "error: --class-names no.txt cannot be read"),
+        (("lists", "videos", "--out", "o", "--class-names", "no.txt"), "error: no.txt cannot be read"),
         (("lists", "videos", "--out", "videos/left/torn.mp4"), "error: [Errno 17] File exists"),
         (("lists", "videos", "--out", "o", "--group", "("), "error: --group ( is no regular expression"),
         (("check", "videos"), "error: --out is needed"),

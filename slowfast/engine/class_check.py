@@ -1,0 +1,118 @@
+"""Notice a test whose predictions are numbered in another order of the classes than its labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from slowfast.weights.class_order import ORDERS, PARTS_OF_K710, places_of_names, places_of_rows
+
+# A wrong order costs more than any weakness of a model: so many percent of the videos of a class, on average, and more
+# than the chance of drawing these videos explains (McNemar's test: so many standard deviations).
+LEAST_GAIN = 20.0
+DEVIATIONS = 4.0
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """A one-to-one change of the predicted classes that explains the labels far better.
+
+    Args:
+        counted: top-1 accuracy in percent as it is.
+        matched: the same with the best matching of predicted to true classes.
+        order: the known order that explains it, "" if none does.
+    """
+
+    counted: float
+    matched: float
+    order: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"top1 is {self.counted:.2f}, but {self.matched:.2f} if each predicted class is taken for another one: the "
+            "classes of the weights and the labels of the list are in different orders"
+            + (f"; {self.order}" if self.order else "")
+            + ". MODEL.CLASS_ORDER says what the rows of the classifier stand for"
+        )
+
+
+def find_permutation(
+    predicted: np.ndarray, label: np.ndarray, classes: int, class_names: Sequence[str] | None, taken_as: str = ""
+) -> Permutation | None:
+    """Return the permutation of classes that a test's predictions show; None if they are right, or only weak.
+
+    Known orders are tried as they are. Any other permutation is fitted to one half of the videos of each class and
+    judged on the other half, where a fit to chance gains nothing.
+
+    Args:
+        predicted: (N,) most probable class of each video.
+        label: (N,) true class, or -1 where it is not known.
+        classes: K.
+        class_names: of the list; None if they are not known.
+        taken_as: the order in which the rows of the classifier were taken; "" as they are.
+    """
+    predicted, label = predicted[label >= 0], label[label >= 0]
+    if not len(label):
+        return None
+    right = predicted == label
+    found = {
+        words: moved
+        for words, mapping in _known_orders(classes, class_names, taken_as)
+        if _explains(moved := mapping[predicted] == label, right, label)
+    }
+    order = max(found, key=lambda words: int(found[words].sum()), default="")
+    if not order and not _explains(_held_out(predicted, label, classes), right, label):
+        return None
+    matched = _match(predicted, label, classes)[predicted] == label
+    return Permutation(100.0 * float(right.mean()), 100.0 * float(matched.mean()), order)
+
+
+def _explains(moved: np.ndarray, right: np.ndarray, label: np.ndarray) -> bool:
+    """Return whether predictions that are right where `moved` are far better than those right where `right`."""
+    gained, lost = int((moved & ~right).sum()), int((right & ~moved).sum())
+    if gained - lost < DEVIATIONS * np.sqrt(gained + lost) or not gained:
+        return False
+    count = np.bincount(label)
+    gain = np.bincount(label, moved.astype(float) - right)[count > 0] / count[count > 0]
+    return 100.0 * float(gain.mean()) >= LEAST_GAIN
+
+
+def _match(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """Return the class that each predicted class stands for in the best one-to-one matching, if in doubt itself."""
+    confusion = 0.001 * np.eye(classes)
+    np.add.at(confusion, (predicted, label), 1.0)
+    return linear_sum_assignment(confusion, maximize=True)[1]
+
+
+def _held_out(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """Return (N,) where a matching is right that was fitted to the other half of the videos of each class."""
+    by_class = np.argsort(label, kind="stable")
+    half = np.zeros(len(label), bool)
+    half[by_class[1::2]] = True
+    right = np.zeros(len(label), bool)
+    for fitted in (half, ~half):
+        mapping = _match(predicted[fitted], label[fitted], classes)
+        right[~fitted] = mapping[predicted[~fitted]] == label[~fitted]
+    return right
+
+
+def _known_orders(classes: int, class_names: Sequence[str] | None, taken_as: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield, in words, what may have been mistaken, with the class that each predicted class then stands for."""
+    listed = np.arange(classes)
+    places = np.array(places_of_names(class_names)) if class_names else listed
+    class_at = np.argsort(places)
+    orders = {}  # name -> place of each row
+    for name in ("sorted", *ORDERS):
+        of_rows = places_of_rows(name, classes)
+        if of_rows and None not in of_rows:
+            orders[name] = np.array(of_rows)
+    taken = PARTS_OF_K710.get(classes, "") if taken_as == "k710" else taken_as
+    rows = np.argsort(orders[taken])[places] if taken in orders and class_names else listed
+    for name, of_rows in orders.items():
+        if name != taken:
+            yield f"the rows of the classifier look to be in the order {name}", class_at[of_rows][rows]
+        yield f"the labels of the list look to be in the order {name}", np.argsort(of_rows)[places]
+    yield "the rows of the classifier look to be in the order of the list", rows

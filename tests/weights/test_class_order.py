@@ -1,0 +1,146 @@
+"""The orders of released classifiers, and how weights are recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from slowfast.weights import class_order, fetch
+from slowfast.weights.class_order import (
+    AS_LISTED,
+    ORDERS,
+    identify,
+    kinetics400_names,
+    names_of_rows,
+    places_of_names,
+    places_of_rows,
+    rows_of_k710,
+    rows_of_names,
+    rows_of_places,
+)
+
+# a name in the manifest, and how it says that its classes are ordered
+EXAMPLES = {
+    "uniformer_s16x4_k400": "k400",
+    "uniformer_xxs4_128_k400": "k400",
+    "uniformer_b32x4_k600": "k600_uniformer",
+    "k400_k710_uniformerv2_l14_64x336": "k400",
+    "k600_uniformerv2_b16_8x224": "k600_v2",
+    "frozen_k700_k710_uniformerv2_l14_8x336": "k700_v2",
+    "k710_uniformerv2_b16_8x224": "k710",
+    "uniformer_s16_sthv1_prek600": "sorted",
+    "sthv1_uniformerv2_l14_32x224": "sorted",
+    "uniformer_b32_sthv2_prek400": "annotation",
+    "sthv2_uniformerv2_b16_16x224": "annotation",
+    "uniformer_s16x4_ucf101_prek400": "ucf101",
+    "uniformer_s16x4_hmdb51_prek400": "sorted",
+    "mit_uniformerv2_b16_8x224": "annotation",
+    "uniformer-base_imagenet1k-pre_32x4x1_kinetics400-rgb": "sorted",
+    "uniformerv2-base-p16-res224_clip-kinetics710-pre_8xb32-u8_kinetics600-rgb": "sorted",
+    "uniformerv2-base-p16-res224_clip-pre_u8_kinetics710-rgb": "k710",
+    "uniformer_small_in1k": "imagenet",
+    "clip_vit_b16": "none",
+}
+
+
+def test_every_row_of_the_manifest_names_an_order():
+    released = fetch.released_weights()
+    for entry in released.values():
+        assert entry["class_order"] in {*ORDERS, *AS_LISTED, "k710", "sorted", "ucf101"}, entry["name"]
+    assert {name: released[name]["class_order"] for name in EXAMPLES} == EXAMPLES
+
+
+@pytest.mark.parametrize(
+    ("order", "classes"), [("k400", 400), ("k600_uniformer", 600), ("k600_v2", 600), ("k700_v2", 700), ("sorted", 174)]
+)
+def test_an_order_has_every_place_once(order, classes):
+    places = places_of_rows(order, classes)
+    assert places is not None and {*places} == {*range(classes)}  # the one unknown class by elimination
+    rows = rows_of_places(order, classes)
+    assert rows is not None and [rows[place] for place in places if place is not None] == [*range(classes)]
+    assert places_of_rows(order, classes - 1) is None or order == "sorted"
+
+
+def test_several_unknown_classes_are_left_without_a_row(monkeypatch):
+    figures = json.loads(class_order.FIGURES.read_text())
+    figures["k400"][:2] = [None, None]
+    monkeypatch.setattr(class_order, "_figures", lambda: figures)
+    rows = rows_of_places("k400", 400)
+    assert rows is not None and [place for place, row in enumerate(rows) if row is None] == [192, 267]
+
+
+def test_official_row_0_of_kinetics_400():
+    places = places_of_rows("k400", 400)
+    assert places is not None and places[0] == 267
+    names = names_of_rows("k400", 400, is_kinetics=True)
+    assert names is not None and names[:3] == ["riding a bike", "marching", "dodgeball"] and len({*names}) == 400
+    assert names_of_rows("sorted", 400, True) == kinetics400_names() == sorted(kinetics400_names())
+    assert names_of_rows("sorted", 400, False) is None and names_of_rows("k600_v2", 600, True) is None
+
+
+@pytest.mark.parametrize("classes", [400, 600, 700])
+def test_kinetics_710_gives_the_rows_of_the_other_sets(classes):
+    """A class of two sets has one row of Kinetics-710, and the orders of the sets agree with that."""
+    rows = rows_of_k710(classes)
+    assert rows is not None and len({*rows}) == classes and max(rows) < 710
+    places = places_of_rows({400: "k400", 600: "k600_v2", 700: "k700_v2"}[classes], classes)
+    by_place = rows_of_places("k710", classes)
+    assert places is not None and by_place is not None
+    assert [by_place[place] for place in places if place is not None] == rows
+    assert rows_of_places("k710", 710) is None and rows_of_k710(174) is None
+
+
+@pytest.mark.parametrize("order", ["k400", "sorted", "k710"])
+def test_rows_follow_the_names_wherever_they_are_in_the_list(order):
+    names = [f"name {i:03d}" for i in range(400)]
+    by_place = rows_of_names(order, names)
+    assert by_place == rows_of_places(order, 400)
+    mixed = np.random.default_rng(0).permutation(400)
+    assert by_place is not None and rows_of_names(order, [names[i] for i in mixed]) == [by_place[i] for i in mixed]
+    assert rows_of_names("k400", names[:-1]) is None
+
+
+def test_places_of_names():
+    assert places_of_names(["b", "A", "a_c", '"a b"']) == [3, 0, 2, 1]
+    # classInd.txt is sorted without regard to case
+    names = ["Haircut", "HammerThrow", "Hammering", "JumpRope", "JumpingJack"]
+    assert rows_of_names("ucf101", names) == [0, 2, 1, 4, 3] and rows_of_names("sorted", names) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("uniformer_s16x4_k400", "uniformer_s16x4_k400"),
+        ("uniformer_small_k400_16x4", "uniformer_s16x4_k400"),
+        (
+            "https://huggingface.co/Sense-X/uniformer_video/resolve/main/uniformer_base_k600_32x4.pth",
+            "uniformer_b32x4_k600",
+        ),
+        ("/weights/uniformer_small_sthv2_16_prek400.pth", "uniformer_s16_sthv2_prek400"),
+        ("https://drive.google.com/file/d/1-jGZIIuTM5IYIpqkNTojhGhfMc7Gu9Kt/view", "uniformer_s16x4_k400"),
+        ("my models/k400+k710_uniformerv2_b16_8x224.pyth", "k400_k710_uniformerv2_b16_8x224"),
+        (
+            "x/uniformerv2-base-p16-res224_clip_8xb32-u8_kinetics400-rgb_20230313-e29fc968.pth",
+            "uniformerv2-base-p16-res224_clip_8xb32-u8_kinetics400-rgb",
+        ),
+        ("uniformer_small_tl_224.pth", "uniformer_small_in1k_token_labeling"),
+    ],
+)
+def test_weights_are_known_by_name_address_and_file_name(address, name):
+    entry = identify(address)
+    assert entry is not None and entry["name"] == name
+
+
+@pytest.mark.parametrize("kind", ["sha256", "md5"])
+def test_weights_are_known_by_their_checksum(kind, tmp_path, monkeypatch):
+    (tmp_path / "my weights.pth").write_bytes(b"content")
+    digest = hashlib.new(kind, b"content").hexdigest()
+    entry = {"source": "x", "url": "https://x/y.pth", kind: digest[:8] if kind == "sha256" else digest}
+    (tmp_path / "manifest.json").write_text(json.dumps({"weights": {"known": entry}}))
+    assert identify(tmp_path / "my weights.pth") is None
+    monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
+    assert (identify(tmp_path / "my weights.pth") or {}).get("name") == "known"
+    assert identify(tmp_path / "other.pth") is None
