@@ -143,6 +143,11 @@ def _takes_images(dataset: str, name: str) -> bool:
 Rule = tuple[tuple[str, ...], Callable[..., bool], str]
 COMBINATIONS: tuple[Rule, ...] = (
     (
+        ("OUTPUT_DIR",),
+        lambda folder: folder.strip() not in ("", "None"),
+        "a run needs a folder of its own; name one, or . for the current folder",
+    ),
+    (
         ("NUM_PROCESSES", "NUM_GPUS"),
         lambda processes, gpus: gpus in (0, _processes(processes, gpus)),
         "every process on GPUs has its own; NUM_PROCESSES 0 starts one per GPU",
@@ -353,6 +358,8 @@ def convert(value: Any, kind: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [convert(item, get_args(kind)[0]) for item in items]
     if kind in (int, float):
+        if isinstance(value, int) and abs(value) > 1 << 1023:  # beyond any float
+            raise TypeError
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if number and (kind is float or value == int(value)):
             return kind(value)
@@ -389,6 +396,15 @@ def unknown(key: str) -> str:
     return f"unknown key {key}; {cure} (slowfast/config/defaults.py lists all)"
 
 
+def shown(value: Any) -> str:
+    """Return the `repr` of a value, shortened to what fits into a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python converts no integer of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:80]} ... {text[-20:]}"
+
+
 def num_local_processes(cfg: CfgNode) -> int:
     """Processes on each node: NUM_PROCESSES, or one per GPU, or one on the CPU."""
     return _processes(cfg.NUM_PROCESSES, cfg.NUM_GPUS)
@@ -415,14 +431,17 @@ def faults_of(cfg: CfgNode, skip: Iterable[str] = ()) -> Iterator[tuple[tuple[st
             if isinstance(values[key], list) and len(values[key]) not in lengths:
                 wanted = " or ".join(map(str, lengths))
                 yield key, f"has to have {wanted} entries; the default is {DEFAULT_VALUES[key]!r}"
+        for key, value in values.items():
+            if isinstance(value, str) and (max(map(len, value.encode().split(b"/"))) > 255 or len(value) > 4000):
+                yield key, "is longer than a file system allows (255 bytes a name, 4000 a path); shorten it"
 
     for key, message in single():
         if key not in faulty:
             faulty.add(key)
-            yield (key,), f"{key} = {values[key]!r} {message}"
+            yield (key,), f"{key} = {shown(values[key])} {message}"
     for keys, holds, cure in COMBINATIONS + TRAINING_COMBINATIONS * cfg.TRAIN.ENABLE:
         if not faulty.intersection(keys) and not holds(*(values[key] for key in keys)):
-            yield keys, f"{', '.join(f'{key} = {values[key]!r}' for key in keys)}: {cure}"
+            yield keys, f"{', '.join(f'{key} = {shown(values[key])}' for key in keys)}: {cure}"
 
 
 def check_hardware(cfg: CfgNode) -> None:
