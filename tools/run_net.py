@@ -70,6 +70,10 @@ def main() -> int:
         if args.show:
             show(format_config(cfg, sources))
             return 0
+        if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
+            raise ValueError(
+                "TRAIN.ENABLE and TEST.ENABLE are both False, so there is nothing to do; set one of them True"
+            )
         if args.slurm:
             from slowfast.engine.slurm import submit
 
@@ -152,7 +156,7 @@ def show(text: str) -> None:
 def draw_curves(cfg) -> None:
     """Draw OUTPUT_DIR/curves.png from what was logged so far, in one process of the job; a full disk costs no more."""
     output_dir = Path(cfg.OUTPUT_DIR)
-    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and (output_dir / "metrics.jsonl").is_file():
+    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and os.path.isfile(output_dir / "metrics.jsonl"):
         from slowfast.visualization.plots import plot_curves
 
         try:

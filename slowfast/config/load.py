@@ -102,6 +102,15 @@ def load_config_with_sources(
     return cfg, sources
 
 
+def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
+    """Return the configuration that a checkpoint recorded, and its keys, as far as this version has them."""
+    cfg, faults = get_cfg(), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sources, _ = _merge(cfg, _read_text(text, "the checkpoint", faults), faults)
+    return cfg, set(sources)
+
+
 def dump_config(cfg: CfgNode) -> str:
     """The whole configuration as YAML that `load_config` reads back to an equal one."""
     return "".join(f"{line}\n" for _, line in _lines(cfg))
@@ -152,12 +161,20 @@ def read_file(
         faults.append(f"{named_at}: configuration {path} {what} (paths start from {start})")
         return []
 
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)
+    except UnicodeDecodeError as error:
+        faults.append(f"{path}:1: not a text file in UTF-8 ({error}); save it as one")
+        return []
+    return _read_text(text, path, faults, parents)
+
+
+def _read_text(text: str, path: str, faults: list[str], parents: tuple[str, ...] = ()) -> list[Assignment]:
     inherited: list[Assignment] = []
     own: list[Assignment] = []
     repeated: list[str] = []
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_BYTES + 1)
         loader = yaml.SafeLoader(text[:MAX_BYTES])
         root = loader.get_single_node() if len(text) <= MAX_BYTES else None
         if fault := _too_much(text, root):
@@ -181,7 +198,7 @@ def read_file(
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         cure = "write KEY: VALUE, indent with spaces, and quote texts with special characters"
         faults.append(f"{path}:{line}: YAML syntax: {error.problem}; {cure}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         faults.append(f"{path}:1: not a text file in UTF-8 ({error}); save it as one")
     except RecursionError:
         faults.append(f"{path}:1: values are nested more than {MAX_DEPTH} deep; a configuration needs 3")
