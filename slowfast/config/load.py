@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -21,6 +22,7 @@ from slowfast.config.validate import (
     convert,
     describe,
     faults_of,
+    is_key,
     leaves,
     literal,
     obsolete,
@@ -157,6 +159,8 @@ def read_file(
         return []
     if not os.path.isfile(path):
         what = "is a folder; name the YAML file in it" if os.path.isdir(path) else "does not exist"
+        if not parents and os.path.dirname(path) == "/":
+            what += ": the folder in front of it is empty. A script that uses $work_path needs work_path=FOLDER"
         start = f"the folder of {parents[-1]}" if parents else os.getcwd()
         faults.append(f"{named_at}: configuration {path} {what} (paths start from {start})")
         return []
@@ -269,17 +273,20 @@ def _content(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
 
 
 def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignment]:
-    """What KEY VALUE pairs (or KEY=VALUE) assign; appends to `faults` a key without a value."""
+    """Return what KEY VALUE pairs (or KEY=VALUE) assign; appends to `faults` a key without a value.
+
+    A key is no value, so that a value that was forgotten, or is empty in a script, shifts none of the others.
+    """
     assignments = []
-    tokens = iter(overrides)
-    for token in tokens:
-        key, equals, value = str(token).partition("=")
+    tokens = deque(overrides)
+    while tokens:
+        key, equals, value = str(tokens.popleft()).partition("=")
         if not equals:
-            try:
-                value = next(tokens)
-            except StopIteration:
-                faults.append(f"command line: {key} has no value; write {key} VALUE or {key}=VALUE")
-                break
+            if not tokens or is_key(tokens[0]):
+                follows = f", {tokens[0]} follows" if tokens else ""
+                faults.append(f"command line: {key} has no value{follows}; write {key} VALUE or {key}=VALUE")
+                continue
+            value = tokens.popleft()
         if isinstance(value, str) and isinstance(literal(value), (str, type(None))):
             value = literal(value)  # the text in quotes, or None, even where a text is wanted
         assignments.append(Assignment(key, value, f"command line: {key}"))

@@ -382,6 +382,12 @@ def obsolete(key: str) -> str | None:
     return next(fits, None)
 
 
+def is_key(token: Any) -> bool:
+    """Whether a token of a command line is a key, of this package or of the official ones."""
+    known = isinstance(token, str) and (token in DEFAULT_VALUES or ("." in token and obsolete(token) is not None))
+    return known and token == token.upper()
+
+
 def unknown(key: str) -> str:
     """What is wrong with a `key` that does not exist, and which one was probably meant."""
     if key in DEFAULTS:

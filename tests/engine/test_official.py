@@ -155,9 +155,8 @@ def test_an_optimizer_that_cannot_be_mapped_starts_anew(cfg, kind, caplog):
     state = fresh(cfg)
     adopt(checkpoint, state, 5, cfg, None)
     assert state.step == 35 and not moments_of(state)
-    assert (
-        torch.equal(next(state.model.parameters()), next(iter(checkpoint["model_state"].values()))) or "order" in kind
-    )
+    weights = state.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in checkpoint["model_state"].items())
     assert "starts without one" in caplog.text
 
 
