@@ -14,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from slowfast.config import format_config, load_config_with_sources
 from slowfast.config.load import read_overrides
+from slowfast.config.validate import is_key
 from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, INTERRUPTED, ignore, leave
 
 
@@ -25,6 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_shards", help="machines of the job (NUM_SHARDS)")
     parser.add_argument("--shard_id", help="number of this machine (SHARD_ID)")
     parser.add_argument("--init_method", default="", metavar="tcp://HOST:PORT", help="meeting point of the machines")
+    parser.add_argument("--opts", action="store_true", help="may stand before KEY VALUE, as in PySlowFast")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
     slurm = parser.add_argument_group("on a Slurm cluster")
     slurm.add_argument("--slurm", action="store_true", help="submit the job and return; the other options need it")
@@ -42,6 +44,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch, repeatable"
     )
     args = parser.parse_intermixed_args(argv)
+    for name, value in vars(args).items():
+        if is_key(value):  # as when a variable of a script is empty
+            parser.error(f"argument --{name}: no value, the key {value} follows")
     changed = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     alone = changed & {action.dest for action in slurm._group_actions}
     if alone and not args.slurm:
@@ -70,6 +75,10 @@ def main() -> int:
         if args.show:
             show(format_config(cfg, sources))
             return 0
+        if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
+            raise ValueError(
+                "TRAIN.ENABLE and TEST.ENABLE are both False, so there is nothing to do; set one of them True"
+            )
         if args.slurm:
             from slowfast.engine.slurm import submit
 
@@ -152,7 +161,7 @@ def show(text: str) -> None:
 def draw_curves(cfg) -> None:
     """Draw OUTPUT_DIR/curves.png from what was logged so far, in one process of the job; a full disk costs no more."""
     output_dir = Path(cfg.OUTPUT_DIR)
-    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and (output_dir / "metrics.jsonl").is_file():
+    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and os.path.isfile(output_dir / "metrics.jsonl"):
         from slowfast.visualization.plots import plot_curves
 
         try:

@@ -8,6 +8,7 @@ from slowfast.config.load import (
     get_cfg,
     load_config,
     load_config_with_sources,
+    recorded_config,
 )
 from slowfast.config.validate import ConfigError, check_hardware, num_local_processes
 
@@ -22,4 +23,5 @@ __all__ = [
     "load_config",
     "load_config_with_sources",
     "num_local_processes",
+    "recorded_config",
 ]

@@ -6,8 +6,10 @@ import copy
 import math
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +23,18 @@ from slowfast.config.validate import (
     convert,
     describe,
     faults_of,
+    is_key,
     leaves,
     literal,
     obsolete,
+    shown,
     type_of,
     unknown,
 )
 
 PACKAGE = Path(__file__).parents[1]
+# What a configuration file may hold at most; an alias counts as often as it is used.
+MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 10_000, 20, 4096
 
 
 class Assignment(NamedTuple):
@@ -100,6 +106,15 @@ def load_config_with_sources(
     return cfg, sources
 
 
+def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
+    """Return the configuration that a checkpoint recorded, and its keys, as far as this version has them."""
+    cfg, faults = get_cfg(), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sources, _ = _merge(cfg, _read_text(text, "the checkpoint", faults), faults)
+    return cfg, set(sources)
+
+
 def dump_config(cfg: CfgNode) -> str:
     """The whole configuration as YAML that `load_config` reads back to an equal one."""
     return "".join(f"{line}\n" for _, line in _lines(cfg))
@@ -148,20 +163,35 @@ def read_file(
         return []
     if not os.path.isfile(path):
         what = "is a folder; name the YAML file in it" if os.path.isdir(path) else "does not exist"
+        if not parents and os.path.dirname(path) == "/":
+            what += ": the folder in front of it is empty. A script that uses $work_path needs work_path=FOLDER"
         start = f"the folder of {parents[-1]}" if parents else os.getcwd()
         faults.append(f"{named_at}: configuration {path} {what} (paths start from {start})")
         return []
 
-    inherited: list[Assignment] = []
-    own: list[Assignment] = []
     try:
         with open(path, encoding="utf-8") as file:
-            loader = yaml.SafeLoader(file.read())
-        root = loader.get_single_node()
+            text = file.read(MAX_BYTES + 1)
+    except UnicodeDecodeError as error:
+        faults.append(f"{path}:1: not a text file in UTF-8 ({error}); save it as one")
+        return []
+    return _read_text(text, path, faults, parents)
+
+
+def _read_text(text: str, path: str, faults: list[str], parents: tuple[str, ...] = ()) -> list[Assignment]:
+    inherited: list[Assignment] = []
+    own: list[Assignment] = []
+    repeated: list[str] = []
+    try:
+        loader = yaml.SafeLoader(text[:MAX_BYTES])
+        root = loader.get_single_node() if len(text) <= MAX_BYTES else None
+        if fault := _too_much(text, root):
+            faults.append(f"{path}:{fault}")
+            return []
         if not isinstance(root, (yaml.MappingNode, type(None))):
             faults.append(f"{path}:1: a configuration consists of lines KEY: VALUE; this file holds something else")
             return []
-        for key, line, node in _values(root, path, faults) if root else ():
+        for key, line, node in _values(root, path, loader, faults, repeated) if root else ():
             if key != BASE_KEY:
                 own.append(Assignment(key, loader.construct_object(node, deep=True), f"{path}:{line}"))
                 continue
@@ -176,21 +206,59 @@ def read_file(
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         cure = "write KEY: VALUE, indent with spaces, and quote texts with special characters"
         faults.append(f"{path}:{line}: YAML syntax: {error.problem}; {cure}")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         faults.append(f"{path}:1: not a text file in UTF-8 ({error}); save it as one")
+    except RecursionError:
+        faults.append(f"{path}:1: values are nested more than {MAX_DEPTH} deep; a configuration needs 3")
+    if repeated:
+        warnings.warn(f"given twice in {path}, with equal values: {', '.join(repeated)}", stacklevel=2)
     return inherited + own
 
 
-def _values(node: yaml.MappingNode, path: str, faults: list[str]) -> Iterator[tuple[str, int, yaml.Node]]:
-    """Full key, line and node of every value in a YAML file; a key given twice is a fault."""
-    first: dict[str, int] = {}
+def _too_much(text: str, root: yaml.Node | None) -> str:
+    """Return the line and the limit that a file exceeds, or "" if it exceeds none."""
+    if len(text) > MAX_BYTES:
+        return f"1: the file is larger than {MAX_BYTES} bytes; name the file of the configuration"
+    nodes, count = [(root, 0)] if root else [], 0
+    while nodes:
+        node, depth = nodes.pop()
+        line, count = node.start_mark.line + 1, count + 1
+        if depth > MAX_DEPTH:
+            return f"{line}: values are nested more than {MAX_DEPTH} deep, or an alias contains itself; write them out"
+        if count > MAX_VALUES:
+            return f"{line}: the file holds more than {MAX_VALUES} values, aliases included; remove what is not needed"
+        if isinstance(node, yaml.ScalarNode):
+            if len(node.value) > MAX_LETTERS:
+                return f"{line}: a value of {len(node.value)} letters; shorten it to {MAX_LETTERS}"
+        else:
+            children = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+            nodes += [(child, depth + 1) for child in children]
+    return ""
+
+
+def _values(
+    node: yaml.MappingNode, path: str, loader: yaml.SafeLoader, faults: list[str], repeated: list[str]
+) -> Iterator[tuple[str, int, yaml.Node]]:
+    """Yield full key, line and node of every value in a YAML file.
+
+    A key given twice is a fault, unless both values are equal, as in all official files; then it goes into `repeated`.
+    """
+    first: dict[str, tuple[int, Any]] = {}
 
     def walk(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, int, yaml.Node]]:
         for name, value in node.value:
             key, line = f"{prefix}{name.value}", name.start_mark.line + 1
-            if key in first:
-                faults.append(f"{path}:{line}: {key} stands already at line {first[key]}; keep one of the two")
-            first.setdefault(key, line)
+            content = _content(loader, value)
+            if key not in first:
+                first[key] = line, content
+            elif first[key][1] == content:
+                repeated.append(f"{key} (lines {first[key][0]} and {line})")
+                continue
+            else:
+                before, other = first[key]
+                faults.append(
+                    f"{path}:{line}: {key} = {shown(content)}, but {shown(other)} at line {before}; remove one"
+                )
             if isinstance(value, yaml.MappingNode):
                 yield from walk(value, f"{key}.")
             else:
@@ -199,18 +267,30 @@ def _values(node: yaml.MappingNode, path: str, faults: list[str]) -> Iterator[tu
     return walk(node, "")
 
 
+def _content(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    """Return what a node holds, to be compared: the text 1e-4 as the number that it stands for."""
+    try:
+        content = loader.construct_object(node, deep=True)
+    except ValueError as error:  # such as a date without such a day
+        raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
+    return literal(content) if isinstance(content, str) else content
+
+
 def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignment]:
-    """What KEY VALUE pairs (or KEY=VALUE) assign; appends to `faults` a key without a value."""
+    """Return what KEY VALUE pairs (or KEY=VALUE) assign; appends to `faults` a key without a value.
+
+    A key is no value, so that a value that was forgotten, or is empty in a script, shifts none of the others.
+    """
     assignments = []
-    tokens = iter(overrides)
-    for token in tokens:
-        key, equals, value = str(token).partition("=")
+    tokens = deque(overrides)
+    while tokens:
+        key, equals, value = str(tokens.popleft()).partition("=")
         if not equals:
-            try:
-                value = next(tokens)
-            except StopIteration:
-                faults.append(f"command line: {key} has no value; write {key} VALUE or {key}=VALUE")
-                break
+            if not tokens or is_key(tokens[0]):
+                follows = f", {tokens[0]} follows" if tokens else ""
+                faults.append(f"command line: {key} has no value{follows}; write {key} VALUE or {key}=VALUE")
+                continue
+            value = tokens.popleft()
         if isinstance(value, str) and isinstance(literal(value), (str, type(None))):
             value = literal(value)  # the text in quotes, or None, even where a text is wanted
         assignments.append(Assignment(key, value, f"command line: {key}"))
@@ -236,7 +316,7 @@ def _merge(cfg: ConfigNode, assignments: Iterable[Assignment], faults: list[str]
             except TypeError:
                 unusable.add(key)
                 kind, default = describe(type_of(key)), DEFAULT_VALUES[key]
-                faults.append(f"{origin}: {key} = {value!r} is not {kind}; the default is {default!r}")
+                faults.append(f"{origin}: {key} = {shown(value)} is not {kind}; the default is {default!r}")
                 continue
             if value in MISSPELT.get(key, ()):
                 meant = MISSPELT[key][value]

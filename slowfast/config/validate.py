@@ -143,6 +143,11 @@ def _takes_images(dataset: str, name: str) -> bool:
 Rule = tuple[tuple[str, ...], Callable[..., bool], str]
 COMBINATIONS: tuple[Rule, ...] = (
     (
+        ("OUTPUT_DIR",),
+        lambda folder: folder.strip() not in ("", "None"),
+        "a run needs a folder of its own; name one, or . for the current folder",
+    ),
+    (
         ("NUM_PROCESSES", "NUM_GPUS"),
         lambda processes, gpus: gpus in (0, _processes(processes, gpus)),
         "every process on GPUs has its own; NUM_PROCESSES 0 starts one per GPU",
@@ -353,6 +358,8 @@ def convert(value: Any, kind: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [convert(item, get_args(kind)[0]) for item in items]
     if kind in (int, float):
+        if isinstance(value, int) and abs(value) > 1 << 1023:  # beyond any float
+            raise TypeError
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if number and (kind is float or value == int(value)):
             return kind(value)
@@ -375,6 +382,12 @@ def obsolete(key: str) -> str | None:
     return next(fits, None)
 
 
+def is_key(token: Any) -> bool:
+    """Whether a token of a command line is a key, of this package or of the official ones."""
+    known = isinstance(token, str) and (token in DEFAULT_VALUES or ("." in token and obsolete(token) is not None))
+    return known and token == token.upper()
+
+
 def unknown(key: str) -> str:
     """What is wrong with a `key` that does not exist, and which one was probably meant."""
     if key in DEFAULTS:
@@ -387,6 +400,15 @@ def unknown(key: str) -> str:
     near.sort(key=lambda full: -difflib.SequenceMatcher(None, key.upper(), full).ratio())
     cure = f"did you mean {' or '.join(by_name[full] for full in near[:2])}?" if near else "no key has a similar name"
     return f"unknown key {key}; {cure} (slowfast/config/defaults.py lists all)"
+
+
+def shown(value: Any) -> str:
+    """Return the `repr` of a value, shortened to what fits into a message."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python converts no integer of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:80]} ... {text[-20:]}"
 
 
 def num_local_processes(cfg: CfgNode) -> int:
@@ -415,14 +437,17 @@ def faults_of(cfg: CfgNode, skip: Iterable[str] = ()) -> Iterator[tuple[tuple[st
             if isinstance(values[key], list) and len(values[key]) not in lengths:
                 wanted = " or ".join(map(str, lengths))
                 yield key, f"has to have {wanted} entries; the default is {DEFAULT_VALUES[key]!r}"
+        for key, value in values.items():
+            if isinstance(value, str) and (max(map(len, value.encode().split(b"/"))) > 255 or len(value) > 4000):
+                yield key, "is longer than a file system allows (255 bytes a name, 4000 a path); shorten it"
 
     for key, message in single():
         if key not in faulty:
             faulty.add(key)
-            yield (key,), f"{key} = {values[key]!r} {message}"
+            yield (key,), f"{key} = {shown(values[key])} {message}"
     for keys, holds, cure in COMBINATIONS + TRAINING_COMBINATIONS * cfg.TRAIN.ENABLE:
         if not faulty.intersection(keys) and not holds(*(values[key] for key in keys)):
-            yield keys, f"{', '.join(f'{key} = {values[key]!r}' for key in keys)}: {cure}"
+            yield keys, f"{', '.join(f'{key} = {shown(values[key])}' for key in keys)}: {cure}"
 
 
 def check_hardware(cfg: CfgNode) -> None:

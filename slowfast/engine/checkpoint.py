@@ -29,6 +29,11 @@ def best_checkpoint(output_dir: str) -> Path:
     return checkpoint_dir(output_dir) / "best.pyth"
 
 
+def official_best(output_dir: str) -> Path:
+    """The place where the official programs put theirs."""
+    return Path(output_dir) / "best.pyth"
+
+
 def list_checkpoints(output_dir: str) -> list[Path]:
     """Checkpoints of a run from the oldest to the newest, the best one not among them."""
     paths = checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth")
@@ -48,39 +53,78 @@ def last_checkpoint(output_dir: str) -> Path | None:
 
 
 def resumable_checkpoint(output_dir: str) -> Path | None:
-    """The checkpoint of most steps that is whole, the best one included; None if there is none.
+    """Return the checkpoint of most epochs that is whole, the best ones included; None if there is none.
 
-    What counts is in the files: neither their names nor their times. A torn or damaged one is passed over with a
+    What counts is in the files: neither their names nor their times. One that cannot be resumed is passed over with a
     warning; every byte of the chosen one has been compared with its checksum.
 
     Raises:
-        ValueError: there are checkpoints, and none can be read.
+        ValueError: there are checkpoints, and none can be resumed.
     """
     paths = [*list_checkpoints(output_dir), *filter(Path.is_file, [best_checkpoint(output_dir)])]
-    steps = {path: _step(path) for path in paths}
-    # those whose step cannot be told come first, to be complained about
-    for path in sorted(paths, key=lambda path: (steps[path] >= 0, -steps[path])):
-        if steps[path] >= 0 and is_whole(path):
+    found = {path: peek(path) for path in [*paths, *filter(Path.is_file, [official_best(output_dir)])]}
+    epochs = {path: epochs_done(entries) for path, entries in found.items()}
+    # those whose progress is unknown come first, to be complained about
+    for path in sorted(found, key=lambda path: (epochs[path] >= 0, -epochs[path])):
+        if epochs[path] >= 0 and is_whole(path):
             return path
-        logger.warning("%s is torn or damaged: passed over", path)
+        logger.warning("%s %s: passed over", path, _unfit(path, found[path], epochs[path]))
     if paths:
+        last = paths[-1]
         raise ValueError(
-            f"none of the checkpoints in {checkpoint_dir(output_dir)} can be read; delete them to start anew"
+            f"none of the checkpoints in {checkpoint_dir(output_dir)} can be resumed ({last.name} "
+            f"{_unfit(last, found[last], epochs[last])}); choose another OUTPUT_DIR. A file of weights starts a new "
+            "run there as TRAIN.CHECKPOINT_FILE_PATH, and is tested as TEST.CHECKPOINT_FILE_PATH"
         )
     return None
 
 
-def _step(path: Path) -> int:
-    """Steps done when the checkpoint was written, without reading its tensors; -1 if that cannot be told."""
+def _unfit(path: Path, entries: Mapping[str, Any], epochs: float) -> str:
+    """Say why a checkpoint cannot be resumed; only what was a PyTorch file once is called damaged."""
+    if entries and epochs < 0:
+        names = sorted(map(str, entries))
+        return f"holds {', '.join(names[:4])}{' ...' * (len(names) > 4)}, and not what a run goes on from"
+    if not entries and is_whole(path):
+        return "holds other objects than tensors, which are never loaded"
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return "is torn or damaged" if start in (b"", b"PK") else "is no PyTorch file"
+
+
+def newest_entries(output_dir: str) -> Mapping[str, Any]:
+    """Return the entries of the newest checkpoint by name that can be opened, or {}."""
+    return next(filter(None, map(peek, reversed(list_checkpoints(output_dir)))), {})
+
+
+def peek(path: Path) -> Mapping[str, Any]:
+    """Return the entries of a checkpoint without reading its tensors; {} if it cannot be opened."""
     try:
-        return int(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["step"])
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception:  # a damaged file can lead to any
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def is_official(entries: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was written by the official programs, which count epochs only."""
+    return "step" not in entries and {"epoch", "model_state", "optimizer_state"} <= entries.keys()
+
+
+def epochs_done(entries: Mapping[str, Any]) -> float:
+    """Return the epochs that were over when a checkpoint was written; -1 if it does not tell."""
+    try:
+        if is_official(entries):
+            return entries["epoch"] + 1
+        return entries["step"] / entries["steps_per_epoch"]
+    except (LookupError, TypeError, ZeroDivisionError):
         return -1
 
 
 def is_whole(path: Path) -> bool:
-    """Compare every record of the file with the CRC-32 that `torch.save` wrote beside it."""
+    """Compare every record of the file with the CRC-32 that `torch.save` wrote beside it; before 1.6 it wrote none."""
     try:
+        if not zipfile.is_zipfile(path):
+            return bool(peek(path))
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except Exception:  # a damaged file can lead to any
@@ -200,7 +244,7 @@ class CheckpointWriter:
             # those of more steps are damaged, or this run would have begun there; they must not push out good ones
             found = [path for path in list_checkpoints(self.output_dir) if _progress(path) <= _progress(regular)]
             for old in found[: -self.keep]:
-                if not self._is_kept_for_good(old):
+                if not self._is_kept_for_good(old) and not is_official(peek(old)):
                     old.unlink(missing_ok=True)
         if failure:
             raise failure

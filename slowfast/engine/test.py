@@ -17,10 +17,10 @@ from torch import nn
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.manifest import Manifest
-from slowfast.engine.checkpoint import best_checkpoint, is_whole, resumable_checkpoint
+from slowfast.engine.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
-from slowfast.engine.setup import clip_mover, place
+from slowfast.engine.setup import clip_mover, place, write_resolved
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.models.heads import ClassOrder, find_order
 from slowfast.models.weights import load_weights
@@ -151,11 +151,13 @@ def find_checkpoint(cfg: CfgNode) -> str:
     if cfg.TEST.CHECKPOINT_FILE_PATH:
         return cfg.TEST.CHECKPOINT_FILE_PATH
     best = best_checkpoint(cfg.OUTPUT_DIR)
+    if not best.is_file() and official_best(cfg.OUTPUT_DIR).is_file():
+        best = official_best(cfg.OUTPUT_DIR)
     if cfg.TEST.TEST_BEST and best.is_file():
         if not is_whole(best):
             raise ValueError(
-                f"{best} is torn or damaged; test the last checkpoint with TEST.TEST_BEST False, or another one with "
-                "TEST.CHECKPOINT_FILE_PATH"
+                f"{best} is torn or damaged, or no PyTorch file; test the last checkpoint with TEST.TEST_BEST False, "
+                "or another one with TEST.CHECKPOINT_FILE_PATH"
             )
         return str(best)
     if cfg.TEST.TEST_BEST:
@@ -164,9 +166,17 @@ def find_checkpoint(cfg: CfgNode) -> str:
     if not path:
         raise ValueError(
             f"no checkpoint to test: TEST.CHECKPOINT_FILE_PATH is empty and {cfg.OUTPUT_DIR}/checkpoints holds none; "
-            "give the path of one, or train first"
+            f"give the path of one, or train first{_pretrained(cfg)}"
         )
     return path
+
+
+def _pretrained(cfg: CfgNode) -> str:
+    """Return what the key for initial weights is for, if it is set."""
+    v2 = cfg.MODEL.ARCH == "uniformerv2"
+    key = "UNIFORMERV2.PRETRAIN" if v2 else "UNIFORMER.PRETRAIN_NAME"
+    name = cfg.UNIFORMERV2.PRETRAIN if v2 else cfg.UNIFORMER.PRETRAIN_NAME
+    return f" ({key} {name} is where a training starts from; a test does not read it)" if name else ""
 
 
 def _but(unlabelled: int, skipped: int) -> str:
@@ -179,7 +189,7 @@ def _but(unlabelled: int, skipped: int) -> str:
 def write_results(
     folder: Path, evaluation: Evaluation, manifest: Manifest, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
 ) -> None:
-    """Write predictions.csv (one row a video), scores.npz, metrics.json and config.yaml.
+    """Write predictions.csv (one row a video), scores.npz, metrics.json and resolved_config.yaml.
 
     Args:
         manifest: the test list.
@@ -208,5 +218,5 @@ def write_results(
         "checkpoint": {"path": checkpoint, "sha256": sha256(fetch(checkpoint))},
         "config": yaml.safe_load(dump_config(cfg)),
     }
-    write_text(folder / "config.yaml", dump_config(cfg))
+    write_resolved(cfg, folder)
     write_text(folder / "metrics.json", to_json(report, indent=2) + "\n")

@@ -26,12 +26,13 @@ from tqdm import tqdm
 from slowfast.datasets.build import Split, build_loader
 from slowfast.datasets.mixup import MixUp, one_hot
 from slowfast.engine import interrupt
-from slowfast.engine.checkpoint import CheckpointWriter, resumable_checkpoint
+from slowfast.engine.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.facts import compare, facts
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
-from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place
+from slowfast.engine.official import adopt
+from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place, warn_of_weights_only
 from slowfast.engine.state import TrainState
 from slowfast.engine.tensorboard import TensorBoard
 from slowfast.models.build import build_model, initialize
@@ -111,6 +112,7 @@ def train(cfg: CfgNode) -> None:
         resume_from = distributed.on_main(lambda: resumable_checkpoint(cfg.OUTPUT_DIR))
     progress()
     if resume_from is None:
+        warn_of_weights_only(cfg)
         initialize(model, cfg, lists[0].class_names)
     place(model, device)
     if cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
@@ -129,12 +131,15 @@ def train(cfg: CfgNode) -> None:
     if resume_from is not None:
         checkpoint = load_tensors(resume_from)
         compare(checkpoint, cfg, *lists)
-        state.load_state_dict(checkpoint, steps_per_epoch)
+        if is_official(checkpoint):
+            adopt(checkpoint, state, steps_per_epoch, cfg, lists[0].class_names)
+        else:
+            state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         if state.step >= schedule_end:
             logger.info(
-                "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a new run, of other videos too, needs "
-                "another OUTPUT_DIR",
+                "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a larger one goes on with this run, and a "
+                "new run, of other videos too, needs another OUTPUT_DIR",
                 cfg.SOLVER.MAX_EPOCH,
             )
         progress()

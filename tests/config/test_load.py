@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import time
 import warnings
 
 import pytest
@@ -111,7 +112,7 @@ MIXUP.ENABLE: True
     found = faults(write("x.yaml", text), ["LOG_PERIOD", "0", "trian.enable=0", "OUTPUT_DIR", "a", "RNG_SEED"])
     expected = [
         ("x.yaml:1: ", "gone.yaml", "does not exist"),
-        ("x.yaml:8: AUG.RE_PROB", "line 7"),
+        ("x.yaml:8: AUG.RE_PROB = 0.5", "1.5 at line 7"),
         ("command line: RNG_SEED", "RNG_SEED=VALUE"),
         ("base.yaml:2: unknown key MODEL.NUM_CLASES", "MODEL.NUM_CLASSES"),
         ("x.yaml:3: TRAIN.BATCH_SIZE = 'many'", "whole number"),
@@ -226,13 +227,66 @@ def test_files_that_cannot_be_read(write, tmp_path):
     assert fault(write("a.yaml", "TRAIN:\n\tENABLE: True\n")).startswith("a.yaml:2: YAML syntax: ")
     assert fault(write("a.yaml", "OUTPUT_DIR: !!python/name:os.system\n")).startswith("a.yaml:1: YAML syntax: ")
     assert fault(write("a.yaml", "just words\n")).startswith("a.yaml:1: a configuration consists of lines KEY: VALUE")
-    assert "TRAIN.ENABLE stands already" in fault(write("a.yaml", "TRAIN: {ENABLE: True, ENABLE: True}\n"))
-    assert "stands already at line 1" in fault(write("a.yaml", "TRAIN: {ENABLE: True}\nTRAIN: {BATCH_SIZE: 8}\n"))
+    assert fault(write("a.yaml", "RNG_SEED: 2024-99-99\n")).startswith("a.yaml:1: YAML syntax: ")
     assert fault(write("a.yaml", "DATA:\n  STD:\n  - 0.2\n  - x\n")).startswith("a.yaml:2: DATA.STD = [0.2, 'x']")
     assert fault(write("a.yaml", "RNG_SEED: 1\n_BASE_: {a: b.yaml}\n")).startswith("a.yaml:2: ")
     (tmp_path / "a.yaml").write_bytes(b"OUTPUT_DIR: \xff\n")
     assert "UTF-8" in fault("a.yaml")
     assert load_config(write("a.yaml", "")) == load_config(write("b.yaml", "TRAIN:\n# ENABLE: False\n")) == get_cfg()
+
+
+def test_a_repeated_key_is_a_fault_only_if_its_values_differ(write):
+    """All official files hold SOLVER.COSINE_AFTER_WARMUP twice."""
+    text = "SOLVER:\n  COSINE_AFTER_WARMUP: True\n  BASE_LR: 1e-4\n  BASE_LR: 0.0001\n  COSINE_AFTER_WARMUP: True\n"
+    with pytest.warns(UserWarning) as caught:
+        cfg, sources = load_config_with_sources(write("a.yaml", text))
+    (message,) = [str(warning.message) for warning in caught]
+    assert "SOLVER.COSINE_AFTER_WARMUP (lines 2 and 5)" in message and "SOLVER.BASE_LR (lines 3 and 4)" in message
+    assert cfg.SOLVER.COSINE_AFTER_WARMUP and sources["SOLVER.COSINE_AFTER_WARMUP"] == "a.yaml:2"
+    with pytest.warns(UserWarning, match="TRAIN.ENABLE"):
+        load_config(write("a.yaml", "TRAIN: {ENABLE: False, ENABLE: False}\n"))
+
+    assert all(part in fault(write("a.yaml", "RNG_SEED: 1\n\nRNG_SEED: 2\n")) for part in ("a.yaml:3", "line 1"))
+    assert "TRAIN.ENABLE = False" in fault(write("a.yaml", "TRAIN: {ENABLE: True, ENABLE: False}\n"))
+    # a section given twice would lose its first part in other programs
+    assert "at line 1" in fault(write("a.yaml", "TRAIN: {ENABLE: True}\nTRAIN: {BATCH_SIZE: 8}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (
+            "A0: &a0 [1, 1]\n" + "".join(f"A{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}'])}]\n" for i in range(1, 12)),
+            "10000",
+        ),
+        ("A0: &a0 {x: 1}\n" + "".join(f"A{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}\n" for i in range(1, 30)), "deep"),
+        ("TRAIN: &a {B: *a}\n", "contains itself"),
+        ("SOLVER:\n  STEPS: &a [0, *a]\n", "contains itself"),
+        ("SOLVER:\n  STEPS: " + "[" * 60 + "]" * 60 + "\n", "deep"),
+        ("SOLVER:\n  STEPS: " + "[" * 2000 + "]" * 2000 + "\n", "deep"),
+        ("".join(f"{'  ' * i}A:\n" for i in range(100)), "deep"),
+        ("RNG_SEED: " + "9" * 5000 + "\n", "5000 letters"),
+        ("RNG_SEED: 0x" + "f" * 4000 + "\n", "a whole number"),
+        ("SOLVER: {BASE_LR: 0x" + "f" * 4000 + "}\n", "a number"),
+        ("# " + "x" * (1 << 17) + "\n", "larger"),
+        ("A: [" + "1, " * 10000 + "1]\n", "10000"),
+    ],
+)
+def test_a_file_without_end_is_refused_at_once(write, text, part):
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        load_config(write("a.yaml", text))
+    (message,) = error.value.faults
+    assert part in message and message.startswith("a.yaml:") and "\n" not in message and len(message) < 500
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("folder", ["", "None", " ", "x" * 256, "x/" * 2500])
+def test_an_output_folder_that_cannot_be_meant(folder, write):
+    """Without a name it would fill the current folder."""
+    message = fault(None, ["OUTPUT_DIR", folder])
+    assert message.startswith("command line: OUTPUT_DIR: OUTPUT_DIR = ") and len(message) < 300
+    assert "a.yaml:1: " in fault(write("a.yaml", f"OUTPUT_DIR: {folder}\n"))
 
 
 def test_a_circle_of_bases_is_named(write):

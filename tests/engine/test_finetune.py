@@ -47,7 +47,7 @@ def test_other_classes(experiment, run_net, videos, tmp_path):
         saved = last_checkpoint(str(out))
         assert saved
         after = load_tensors(saved)
-        start, cfg = after["model_state"], load_config(str(out / "config.yaml"))
+        start, cfg = after["model_state"], load_config(str(out / "resolved_config.yaml"))
         torch.manual_seed(cfg.RNG_SEED)
         fresh = build_model(cfg).state_dict()
         assert after["class_names"] == NEW_NAMES and start.keys() == trained.keys()

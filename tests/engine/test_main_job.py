@@ -57,7 +57,7 @@ def test_train_and_test(experiment, run_net, tmp_path):
     assert kinds == ["start", *["train"] * 6, "epoch", "val", *["train"] * 6, "epoch", "val", "test"]
 
     # what was dumped runs again: nothing is left to train, and the test gives the same scores
-    done = run_net(out / "config.yaml")
+    done = run_net(out / "resolved_config.yaml")
     assert "nothing is left to train" in done.stdout
     assert np.array_equal(np.load(out / "test" / "scores.npz")["scores"], scores["scores"])
     # the control does not overwrite the results
@@ -65,6 +65,17 @@ def test_train_and_test(experiment, run_net, tmp_path):
     assert "with shuffled frames" in done.stdout
     shuffled = np.load(out / "test_shuffled" / "scores.npz")["scores"]
     assert not np.allclose(shuffled, scores["scores"])
+
+    # a finished run takes more epochs, with its optimizer and the learning rates of the longer training
+    run_net(out / "resolved_config.yaml", "SOLVER.MAX_EPOCH", 3, "TEST.ENABLE", False)
+    records = read_metrics(out)
+    start = max(i for i, record in enumerate(records) if record["kind"] == "start")
+    assert records[start]["step"] == 12 and [r["step"] for r in records[start:] if r["kind"] == "train"] == [
+        *range(13, 19)
+    ]
+    longer = load_tensors(list_checkpoints(str(out))[-1])
+    assert longer["epoch"] == 2 and longer["optimizer_state"]["state"][0]["step"] == 18
+    assert records[start + 1]["lr"] == pytest.approx(1e-5 + 0.5 * (1e-3 - 1e-5))  # half of the new cosine
 
 
 @pytest.mark.parametrize("workers", [0, 2])

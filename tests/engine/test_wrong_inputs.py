@@ -83,6 +83,23 @@ def test_configuration_faults_come_together(experiment, fails):
     assert "SOLVER.BASE_LERN" in message and "SOLVER.BASE_LR" in message and "TRAIN.BATCH_SIZE" in message
 
 
+def test_nothing_to_do(experiment, fails):
+    message = fails("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.ENABLE", False)
+    assert message.count("\n") == 1 and "TRAIN.ENABLE" in message and "TEST.ENABLE" in message
+
+
+def test_names_that_no_file_system_takes(experiment, fails):
+    for key in ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "TRAIN.CHECKPOINT_FILE_PATH"):
+        message = fails("--cfg", experiment, key, "x" * 300)
+        assert key in message and "255" in message and len(message) < 400
+
+
+def test_initial_weights_are_not_tested(experiment, fails):
+    message = fails("--cfg", experiment, "TRAIN.ENABLE", False, "UNIFORMER.PRETRAIN_NAME", "mine.pth")
+    assert "no checkpoint to test" in message and "UNIFORMER.PRETRAIN_NAME mine.pth" in message
+    assert "PRETRAIN" not in fails("--cfg", experiment, "TRAIN.ENABLE", False)
+
+
 def test_configuration_file_missing(fails):
     assert "nothing.yaml" in fails("--cfg", "nothing.yaml")
 

@@ -1,0 +1,201 @@
+"""Checkpoints of the official programs in an output folder: recognised, resumed, and never called damaged."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from slowfast.config import load_config
+from slowfast.engine.checkpoint import (
+    CheckpointWriter,
+    best_checkpoint,
+    checkpoint_dir,
+    epochs_done,
+    list_checkpoints,
+    official_best,
+    peek,
+    resumable_checkpoint,
+)
+from slowfast.engine.meters import TrainMeter
+from slowfast.engine.official import adopt
+from slowfast.engine.state import TrainState
+from slowfast.engine.test import find_checkpoint
+from slowfast.models.build import build_model
+from slowfast.optim.build import build_optimizer
+
+CPU = torch.device("cpu")
+SMALL = {
+    "uniformer": "UNIFORMER.DEPTH [1,1,1,1] UNIFORMER.EMBED_DIM [8,16,32,32] UNIFORMER.HEAD_DIM 16",
+    "uniformerv2": "MODEL.MODEL_NAME Uniformerv2 MODEL.ARCH uniformerv2 UNIFORMERV2.BACKBONE custom UNIFORMERV2.TOWER "
+    "[32,2,2,16,32] UNIFORMERV2.N_LAYERS 1 UNIFORMERV2.N_DIM 32 UNIFORMERV2.N_HEAD 2 UNIFORMERV2.RETURN_LIST [1] "
+    "UNIFORMERV2.MLP_DROPOUT [0.5]",
+}
+RECIPE = (
+    "SOLVER.OPTIMIZING_METHOD adamw SOLVER.ZERO_WD_1D_PARAM True MODEL.NUM_CLASSES 8 NUM_GPUS 0 SOLVER.BASE_LR 0.01"
+)
+
+
+@pytest.fixture(autouse=True)
+def propagate(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+
+
+@pytest.fixture(params=SMALL)
+def cfg(request, tmp_path):
+    return load_config(None, [*SMALL[request.param].split(), *RECIPE.split(), "OUTPUT_DIR", str(tmp_path)])
+
+
+def official_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over the groups of the official code: BatchNorm, the other tensors, the other one-dimensional ones."""
+    groups: list[list[nn.Parameter]] = [[], [], []]
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            kind = 0 if isinstance(module, nn.BatchNorm3d) else 2 if parameter.ndim == 1 else 1
+            groups[kind].append(parameter)
+    decays = (0.0, 0.05, 0.0)
+    return torch.optim.AdamW(
+        [{"params": p, "weight_decay": d} for p, d in zip(groups, decays, strict=True) if p], lr=1e-4
+    )
+
+
+def official_checkpoint(cfg, epoch: int = 6) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """A checkpoint after some steps, and the first moment of every parameter by name."""
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    optimizer = official_optimizer(model)
+    for _ in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    moments = {name: optimizer.state[parameter]["exp_avg"] for name, parameter in model.named_parameters()}
+    scaler = {
+        "scale": 1024.0,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 3,
+    }
+    checkpoint = {
+        "epoch": epoch,
+        "model_state": model.state_dict(),
+        "optimizer_state": optimizer.state_dict(),
+        "scaler": scaler,
+        "cfg": "SOLVER:\n  BASE_LR: 0.02\n  MAX_EPOCH: 300\nRESNET: {DEPTH: 50}\n",
+    }
+    return checkpoint, moments
+
+
+def fresh(cfg) -> TrainState:
+    torch.manual_seed(1)
+    model = build_model(cfg)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    return TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(CPU))
+
+
+def moments_of(state: TrainState) -> dict[str, torch.Tensor]:
+    names = {parameter: name for name, parameter in state.model.named_parameters()}
+    return {names[parameter]: values["exp_avg"] for parameter, values in state.optimizer.state.items()}
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.1])
+def test_weights_optimizer_and_epoch_go_on(cfg, ratio, caplog):
+    """Also where our own groups are others: the classifier has a learning rate of its own."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.BACKBONE_LR_RATIO = ratio
+    checkpoint, moments = official_checkpoint(cfg)
+    state = fresh(cfg)
+    groups = [dict(group) for group in state.optimizer.param_groups]
+    adopt(checkpoint, state, 5, cfg, None)
+    assert (state.step, state.epochs_closed, state.best) == (35, 7, -1.0)
+    weights = state.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in checkpoint["model_state"].items())
+    found = moments_of(state)
+    assert found.keys() == moments.keys() and all(torch.equal(found[name], moments[name]) for name in moments)
+    assert all(float(values["step"]) == 3 for values in state.optimizer.state.values())
+    for before, after in zip(groups, state.optimizer.param_groups, strict=True):  # of this recipe
+        assert before["names"] == after["names"] and before["weight_decay"] == after["weight_decay"]
+    assert state.scaler.get_scale() == 1024
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "SOLVER.BASE_LR 0.02 there, 0.01 here" in warning and "MAX_EPOCH" not in warning
+
+
+def broken(kind: str, checkpoint: dict[str, Any]) -> None:
+    optimizer = checkpoint["optimizer_state"]
+    if kind == "groups in another order":
+        optimizer["param_groups"].reverse()
+    elif kind == "numbers in another order":
+        optimizer["param_groups"][-1]["params"].reverse()
+    elif kind == "weights in another order":
+        checkpoint["model_state"] = dict(reversed(checkpoint["model_state"].items()))
+    elif kind == "moments of SGD":
+        optimizer["state"] = {i: {"momentum_buffer": values["exp_avg"]} for i, values in optimizer["state"].items()}
+    elif kind == "no optimizer":
+        checkpoint["optimizer_state"] = {}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "groups in another order",
+        "numbers in another order",
+        "weights in another order",
+        "moments of SGD",
+        "no optimizer",
+    ],
+)
+def test_an_optimizer_that_cannot_be_mapped_starts_anew(cfg, kind, caplog):
+    checkpoint, _ = official_checkpoint(cfg)
+    broken(kind, checkpoint)
+    state = fresh(cfg)
+    adopt(checkpoint, state, 5, cfg, None)
+    assert state.step == 35 and not moments_of(state)
+    weights = state.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in checkpoint["model_state"].items())
+    assert "starts without one" in caplog.text
+
+
+def test_the_newest_counts_wherever_it_came_from(tmp_path):
+    folder = checkpoint_dir(str(tmp_path))
+    folder.mkdir()
+    official = {"model_state": {}, "optimizer_state": {}, "cfg": ""}
+    torch.save({"epoch": 3, **official}, official_best(str(tmp_path)))
+    assert resumable_checkpoint(str(tmp_path)) == official_best(str(tmp_path))
+    torch.save({"epoch": 8, **official}, folder / "checkpoint_epoch_00009.pyth")
+    torch.save({"epoch": 1, **official}, folder / "checkpoint_epoch_00002.pyth", _use_new_zipfile_serialization=False)
+    assert resumable_checkpoint(str(tmp_path)) == folder / "checkpoint_epoch_00009.pyth"
+    torch.save({"step": 50, "steps_per_epoch": 5}, folder / "checkpoint_epoch_00010.pyth")
+    assert resumable_checkpoint(str(tmp_path)) == folder / "checkpoint_epoch_00010.pyth"
+    assert epochs_done(peek(folder / "checkpoint_epoch_00002.pyth")) == 2
+    # what was not written here is never deleted
+    with CheckpointWriter(str(tmp_path), keep=1) as writer:
+        for step in (55, 60):
+            writer.save({"step": step, "steps_per_epoch": 5, "model_state": {}})
+    assert [path.name[-7:-5] for path in list_checkpoints(str(tmp_path))] == ["02", "09", "12"]
+
+
+@pytest.mark.parametrize(
+    "content", [{"model_state": {}}, {"w": torch.zeros(1)}, {"x": Path("x")}, b"<html>", b"\x80\x02"]
+)
+def test_an_unknown_form_is_not_called_damaged(content, tmp_path, caplog):
+    path = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00009.pyth"
+    path.parent.mkdir()
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=r"TRAIN\.CHECKPOINT_FILE_PATH") as error:
+        resumable_checkpoint(str(tmp_path))
+    assert not any(word in caplog.text + str(error.value) for word in ("damaged", "delete", "torn"))
+    assert path.exists()
+
+
+def test_the_best_one_of_the_official_programs_is_tested(tmp_path):
+    torch.save({"epoch": 3, "model_state": {}, "optimizer_state": {}}, official_best(str(tmp_path)))
+    cfg = load_config(None, ["OUTPUT_DIR", str(tmp_path), "TEST.TEST_BEST", "True"])
+    assert find_checkpoint(cfg) == str(official_best(str(tmp_path)))
+    best_checkpoint(str(tmp_path)).parent.mkdir()
+    torch.save({}, best_checkpoint(str(tmp_path)))
+    assert find_checkpoint(cfg) == str(best_checkpoint(str(tmp_path)))

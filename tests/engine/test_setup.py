@@ -1,0 +1,96 @@
+"""The output folder: what a run leaves there, what it leaves alone, and what it compares before it goes on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from slowfast.config import load_config
+from slowfast.engine.checkpoint import checkpoint_dir
+from slowfast.engine.setup import prepare_output_dir, warn_of_weights_only
+
+OWN = "resolved_config.yaml"
+
+
+def cfg(folder: Path, *overrides: object):
+    return load_config(None, ["OUTPUT_DIR", str(folder), "NUM_GPUS", "0", *map(str, overrides)])
+
+
+def leave_checkpoint(folder: Path, epochs: int = 2, **entries: object) -> Path:
+    """Write what a resume compares of a checkpoint after `epochs` of 5 steps."""
+    path = checkpoint_dir(str(folder)) / f"checkpoint_epoch_{epochs:05d}.pyth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = {"step": 5 * epochs, "steps_per_epoch": 5, "cfg": cfg(folder, "SOLVER.MAX_EPOCH", 10).dump()}
+    torch.save(written | entries, path)
+    return path
+
+
+def test_the_file_given_by_cfg_stays_as_it_is(tmp_path):
+    """All official scripts write into the folder of their config.yaml."""
+    text = "# mine\nTRAIN:\n  BATCH_SIZE: 8  # small\n"
+    for name in ("config.yaml", OWN):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text(text)
+    prepare_output_dir(cfg(tmp_path))
+    prepare_output_dir(cfg(tmp_path / "other"))
+    assert (tmp_path / "config.yaml").read_text() == (tmp_path / OWN).read_text() == text
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["config.yaml", OWN]
+    assert load_config(str(tmp_path / "other" / OWN)) == cfg(tmp_path / "other")
+
+
+def test_the_resolved_configuration_is_that_of_the_last_attempt(tmp_path):
+    prepare_output_dir(cfg(tmp_path))
+    leave_checkpoint(tmp_path)
+    prepare_output_dir(cfg(tmp_path, "SOLVER.MAX_EPOCH", 10, "LOG_PERIOD", 3))
+    assert load_config(str(tmp_path / OWN)).LOG_PERIOD == 3
+
+
+def test_a_resume_compares_with_the_newest_checkpoint(tmp_path):
+    """An output folder of an older version, whose config.yaml was written by the run, goes on too."""
+    same = ("SOLVER.MAX_EPOCH", 10)
+    leave_checkpoint(tmp_path, 1, cfg=cfg(tmp_path, "SOLVER.MAX_EPOCH", 9).dump())
+    leave_checkpoint(tmp_path, 2)
+    (tmp_path / "config.yaml").write_text("TRAIN: {BATCH_SIZE: 3}\n")  # of the user, by now
+    prepare_output_dir(cfg(tmp_path, *same))
+    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR 0\.1 there, 0\.2 here"):
+        prepare_output_dir(cfg(tmp_path, *same, "SOLVER.BASE_LR", 0.2))
+    leave_checkpoint(tmp_path, 3).write_bytes(b"PK")  # torn: the one before counts
+    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR"):
+        prepare_output_dir(cfg(tmp_path, *same, "SOLVER.BASE_LR", 0.2))
+    # keys that a later version does not have any more are no difference
+    leave_checkpoint(tmp_path, 4, cfg=cfg(tmp_path, *same).dump() + "TRAIN.GONE: 5\n")
+    prepare_output_dir(cfg(tmp_path, *same))
+
+
+def test_a_finished_run_takes_more_epochs(tmp_path):
+    leave_checkpoint(tmp_path, 9)
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_EPOCH 10 there, 20 here"):
+        prepare_output_dir(cfg(tmp_path, "SOLVER.MAX_EPOCH", 20))
+    leave_checkpoint(tmp_path, 10)
+    prepare_output_dir(cfg(tmp_path, "SOLVER.MAX_EPOCH", 20))
+    with pytest.raises(ValueError, match=r"SOLVER\.MAX_EPOCH 10 there, 8 here"):
+        prepare_output_dir(cfg(tmp_path, "SOLVER.MAX_EPOCH", 8))
+
+
+def test_a_start_from_a_checkpoint_says_that_it_takes_the_weights_only(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+    entries = {"epoch": 6, "model_state": {}, "optimizer_state": {}}
+
+    def warned(*overrides: object, **content: object) -> str:
+        caplog.clear()
+        torch.save(content, tmp_path / "x.pyth")
+        start = ("SOLVER.MAX_EPOCH", 10, "TRAIN.CHECKPOINT_FILE_PATH", tmp_path / "x.pyth")
+        warn_of_weights_only(cfg(tmp_path, *start, *overrides))
+        return caplog.text
+
+    official = entries | {"cfg": "MODEL: {NUM_CLASSES: 400}\n"}
+    there = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00007.pyth"
+    assert f"its epoch 7 instead, copy it to {there}" in warned(**official)
+    other = warned("MODEL.NUM_CLASSES", 7, **official)  # nothing to go on with
+    own = warned(**official, step=35, steps_per_epoch=5)
+    assert "weights only" in other and "weights only" in own and "copy it" not in other + own
+    assert not warned(model_state={})
