@@ -33,15 +33,15 @@ from slowfast.models.uniformer import FourStages, LocalBlock, check_head_dim, cl
 
 
 class ScoringAttention(Attention):
-    """Self-attention that also tells how much the class token, the first one, attends to every other token."""
+    """Self-attention that also returns how much the class token, the first one, attends to every other token."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1 + L, C) -> tokens of the same shape, and the mean attention over heads (B, L)."""
         q, k, v = self.project(x)
-        # Scores rank tokens, so they keep the precision of the parameters under autocast too.
-        dtype = self.qkv.weight.dtype
-        # the meta device, on which shapes are worked out, knows no autocast
-        with contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        # Scores rank tokens, so autocast must not round them. The meta device has no autocast.
+        autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        dtype = torch.promote_types(q.dtype, torch.float32) if autocast else q.dtype
+        with torch.autocast(x.device.type, enabled=False) if autocast else contextlib.nullcontext():
             similarity = self.scale * (q[:, :, :1].to(dtype) @ k.to(dtype).transpose(2, 3))
             scores = similarity.softmax(3)[:, :, 0, 1:].mean(1)
         return self.attend(q, k, v), scores

@@ -94,6 +94,41 @@ def from_video(video: Tensor) -> Tensor:
     return video.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
 
 
+class MultiheadAttention(nn.Module):
+    """Multi-head attention over tokens (L, B, C), with the parameter names and initial values of PyTorch's module.
+
+    `nn.MultiheadAttention` reads `out_proj.weight` and so bypasses what wraps that layer (LoRA); here it is called.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.dim, self.heads = dim, heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Attend from (Q, B, C) to `tokens` (L, B, C), or to the query's own tokens: -> (Q, B, C)."""
+        if tokens is None:
+            q, k, v = _unpack(F.linear(query, self.in_proj_weight, self.in_proj_bias), 3)
+        else:
+            (w_q, w_kv), (b_q, b_kv) = (
+                p.split([self.dim, 2 * self.dim]) for p in (self.in_proj_weight, self.in_proj_bias)
+            )
+            q = F.linear(query, w_q, b_q)
+            k, v = _unpack(F.linear(tokens, w_kv, b_kv), 2)
+        # (L, B, C) -> (B, heads, L, C / heads)
+        q, k, v = (x.unflatten(2, (self.heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2))
+
+
+def _unpack(x: Tensor, parts: int) -> Tensor:
+    """(L, B, parts * C) -> (parts, L, B, C), contiguous: the fused kernels read whole rows."""
+    return x.unflatten(2, (parts, -1)).permute(2, 0, 1, 3).contiguous()
+
+
 class LocalMHRA(nn.Module):
     """Local temporal relation aggregation on (B, C, T, H, W) (section 3.2): the last layer starts at zero."""
 
@@ -128,7 +163,7 @@ class LocalUniBlock(nn.Module):
             if double:
                 self.lmhra2 = LocalMHRA(dim, reduction)
         self.local, self.twice = local, local and double
-        self.attn = nn.MultiheadAttention(dim, tower.heads)
+        self.attn = MultiheadAttention(dim, tower.heads)
         self.ln_1 = nn.LayerNorm(dim, eps=tower.eps)
         self.mlp = feed_forward(dim, tower.mlp_width or 4 * dim, activation=tower.activation)
         self.ln_2 = nn.LayerNorm(dim, eps=tower.eps)
@@ -147,7 +182,7 @@ class LocalUniBlock(nn.Module):
         if self.local:
             x = self._aggregate(x, self.lmhra1, grid)
         y = self.ln_1(x)
-        x = x + self._drop(scaled(self.attn(y, y, y, need_weights=False)[0], self.ls_1), grid[0])
+        x = x + self._drop(scaled(self.attn(y), self.ls_1), grid[0])
         if self.twice:
             x = self._aggregate(x, self.lmhra2, grid)
         return x + self._drop(scaled(self.mlp(self.ln_2(x)), self.ls_2), grid[0])
@@ -161,7 +196,7 @@ class GlobalUniBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_factor: float, mlp_dropout: float, drop_path: float) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(dim, heads)
+        self.attn = MultiheadAttention(dim, heads)
         self.ln_1 = nn.LayerNorm(dim)
         self.mlp = feed_forward(dim, round(mlp_factor * dim), mlp_dropout)
         self.ln_2 = nn.LayerNorm(dim)
@@ -174,7 +209,7 @@ class GlobalUniBlock(nn.Module):
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
         tokens = self.ln_3(tokens)
-        query = query + self.drop_path(self.attn(self.ln_1(query), tokens, tokens, need_weights=False)[0])
+        query = query + self.drop_path(self.attn(self.ln_1(query), tokens))
         return query + self.drop_path(self.mlp(self.ln_2(query)))
 
 
