@@ -304,7 +304,7 @@ class VisionTransformer(nn.Module):
         x = self.conv1(video)
         grid = x.shape[2:]
         x = x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)  # (B, C, T, H, W) -> (B*T, HW, C)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         x = self.ln_pre(x + resize_position_embedding(self.positional_embedding, grid[1:]))
         return self.transformer(x.transpose(0, 1), grid)
 
@@ -312,7 +312,7 @@ class VisionTransformer(nn.Module):
 def resize_position_embedding(embedding: Tensor, grid: Sequence[int]) -> Tensor:
     """Position embedding (1 + S*S, C) of a square grid for a grid (H, W): bicubic; the class token's stays as it is."""
     side = math.isqrt(len(embedding) - 1)
-    if tuple(grid) == (side, side):
+    if all(isinstance(size, int) and size == side for size in grid):  # symbolic sizes always take the general way
         return embedding
     patches = embedding[1:].T.unflatten(1, (side, side)).unsqueeze(0)
     patches = F.interpolate(patches.float(), size=tuple(grid), mode="bicubic", align_corners=False, antialias=True)
@@ -545,10 +545,13 @@ class UniFormerV2(nn.Module):
         Raises:
             ValueError: height or width is not a multiple of the patch size.
         """
-        if video.shape[3] % self.patch or video.shape[4] % self.patch:
+        height, width, patch = video.shape[3], video.shape[4], self.patch
+        if torch.jit.is_tracing():  # which would freeze a comparison; this fails on other sizes too
+            video = video.unflatten(4, (-1, patch)).flatten(4, 5).unflatten(3, (-1, patch)).flatten(3, 4)
+        elif height % patch or width % patch:
             raise ValueError(
-                f"frames of {video.shape[3]} x {video.shape[4]} pixels are not made of whole patches of {self.patch}; "
-                "change DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE"
+                f"frames of {height} x {width} pixels are not made of whole patches of {patch}: give both as multiples "
+                f"of {patch}"
             )
         return self.backbone(video)
 
