@@ -96,3 +96,20 @@ def test_an_exported_network_takes_other_sizes_or_fails(name):
         torch.testing.assert_close(logits, model(video), rtol=1e-5, atol=1e-5)
         equal += 1
     assert equal >= 5
+
+
+@pytest.mark.parametrize("name", ["uniformer_image", "light_image", "v2"])
+def test_compiled_with_activation_checkpointing(name):
+    """Equal to eager mode: logits, gradients, and the statistics of BatchNorm, which are updated once a step."""
+    torch.compiler.reset()
+    results = []
+    for compiled in (False, True):
+        model = small(name, **SHALLOW[name]).train()
+        model.set_grad_checkpointing(True)
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        logits = run(video_for(name))
+        logits = torch.stack(logits) if isinstance(logits, tuple) else logits
+        logits.square().sum().backward()
+        results.append([logits, *(parameter.grad for parameter in model.parameters()), *model.buffers()])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
