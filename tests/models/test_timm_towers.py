@@ -17,7 +17,8 @@ from slowfast.config.validate import _whole_patches
 from slowfast.models import build_model
 from slowfast.models.build import initialize
 from slowfast.models.convert import convert
-from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, timm_tower, tower_of
+from slowfast.models.timm_tower import VisionTower, timm_tower, tower_of
+from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.models.weights import load_weights
 
 # width, layers, heads, patch, resolution, and the other facts that are not CLIP's
