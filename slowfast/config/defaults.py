@@ -127,7 +127,7 @@ _C.DATA.REVERSE_INPUT_CHANNEL = False
 # Side of a training crop, pixels.
 _C.DATA.TRAIN_CROP_SIZE = 224
 # Smallest and largest short side before a training crop, pixels, unused when the two relative ranges are given; the
-# first is also the short side of a kinetics test with one crop.
+# first is also the short side of a kinetics test of a UniFormer with one crop.
 _C.DATA.TRAIN_JITTER_SCALES = [256, 320]
 # Random resized crop: smallest and largest share of the area; [] = off.
 _C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 from ast import literal_eval
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -139,8 +140,18 @@ def _takes_images(dataset: str, name: str) -> bool:
     return CATALOG[dataset].images == name.endswith("_image")
 
 
+def _whole_patches(size: int, arch: str, backbone: str, tower: Sequence[int]) -> bool:
+    """Whether crops of `size` pixels fit the image ViT; its patch size is in its name: l14, vit_base_patch16_224."""
+    named = re.search(r"(?:_[bl]|patch)(\d+)", backbone)
+    if arch != "uniformerv2" or not (backbone == "custom" or named):
+        return True
+    return size % (int(named[1]) if named else tower[3]) == 0
+
+
 # What has to hold between valid values: the keys, a test of their values, and what to do when it fails.
 Rule = tuple[tuple[str, ...], Callable[..., bool], str]
+TOWER_KEYS = ("MODEL.ARCH", "UNIFORMERV2.BACKBONE", "UNIFORMERV2.TOWER")
+WHOLE_PATCHES = "crops must be made of whole patches: multiples of 16 pixels for a B/16, of 14 for an L/14, such as 224"
 COMBINATIONS: tuple[Rule, ...] = (
     (
         ("OUTPUT_DIR",),
@@ -218,6 +229,13 @@ COMBINATIONS: tuple[Rule, ...] = (
         "the heads (third) have to divide the width (first), the patch (fourth) the resolution (last)",
     ),
     (
+        ("DATA.TEST_CROP_SIZE", *TOWER_KEYS, "TRAIN.ENABLE", "TEST.ENABLE"),
+        lambda size, arch, backbone, tower, train, test: (
+            not (train or test) or _whole_patches(size, arch, backbone, tower)  # a training validates
+        ),
+        WHOLE_PATCHES,
+    ),
+    (
         ("MODEL.RESET_HEAD", "MODEL.HEAD_ROWS"),
         lambda reset, rows: not (reset and rows),
         "the first starts the classifier anew, the second takes over rows of the old one; leave one of them",
@@ -231,6 +249,11 @@ TRAINING_COMBINATIONS: tuple[Rule, ...] = (
         ),
         lambda rows, arch, path, v1, v2: not rows or path or (v2 if arch == "uniformerv2" else v1),
         "no weights have a classifier to take rows from; name them in one of the last three, or set MODEL.HEAD_ROWS ''",
+    ),
+    (
+        ("DATA.TRAIN_CROP_SIZE", *TOWER_KEYS),
+        _whole_patches,
+        WHOLE_PATCHES,
     ),
     (
         ("TRAIN.DATASET", "MODEL.MODEL_NAME"),

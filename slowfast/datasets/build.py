@@ -121,7 +121,7 @@ def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset | ImageDataset:
         return VideoDataset(manifest, **common, transform=_build_train_transform(cfg), num_copies=copies)
     views, crops = _num_views_and_crops(cfg, split)
     crop = cfg.DATA.TEST_CROP_SIZE
-    wide = spec.wide_single_crop and crops == 1
+    wide = spec.wide_single_crop and crops == 1 and cfg.MODEL.ARCH != "uniformerv2"
     return VideoDataset(
         manifest,
         **common,

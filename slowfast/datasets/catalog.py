@@ -20,8 +20,8 @@ class DatasetSpec:
         images: still images; instead of a list, the split has a folder that holds a folder of images for every class.
         test_split: the split a test reads.
         colors: order of the channels the released weights of this data set were trained with.
-        wide_single_crop: with one spatial crop, test on the centre of a frame whose short side is
-            TRAIN_JITTER_SCALES[0]; otherwise the short side is the crop itself.
+        wide_single_crop: with one spatial crop, a UniFormer is tested on the centre of a frame whose short side is
+            TRAIN_JITTER_SCALES[0]; otherwise, and for a UniFormerV2, the short side is the crop itself.
     """
 
     about: str

@@ -83,10 +83,10 @@ CLIP_WEIGHTS = {
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """The network of the configuration with its initial values, unwrapped and on the CPU.
+    """Return the network of the configuration with its initial values, unwrapped and on the CPU.
 
     Raises:
-        ValueError: an unknown MODEL.MODEL_NAME, options that do not go together, or crops the network cannot take.
+        ValueError: an unknown MODEL.MODEL_NAME, or options that exclude each other.
     """
     if cfg.MODEL.MODEL_NAME not in MODELS:
         raise ValueError(f"MODEL.MODEL_NAME {cfg.MODEL.MODEL_NAME!r} is not known; choose from {sorted(MODELS)}")
@@ -99,22 +99,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     )
     if cfg.MODEL.USE_CHECKPOINT:
         model.set_grad_checkpointing(cfg.MODEL.CHECKPOINT_NUM)  # pyright: ignore[reportCallIssue]
-    if isinstance(model, UniFormerV2):
-        _check_crop_sizes(cfg, model.patch)
     return model
-
-
-def _check_crop_sizes(cfg: CfgNode, patch: int) -> None:
-    """Raise ValueError if a crop that this run takes is not made of whole patches."""
-    for name, used in (
-        ("TRAIN_CROP_SIZE", cfg.TRAIN.ENABLE),
-        ("TEST_CROP_SIZE", cfg.TRAIN.ENABLE or cfg.TEST.ENABLE),  # validations too
-    ):
-        size = cfg.DATA[name]
-        if used and size % patch:
-            below = size // patch * patch
-            sizes = f"{below} or {below + patch}" if below else f"{patch}"
-            raise ValueError(f"DATA.{name} {size} is not made of whole patches of {patch} pixels; take {sizes}")
 
 
 def input_shape(cfg: CfgNode) -> tuple[int, ...]:

@@ -157,6 +157,8 @@ class Attention(nn.Module):
 
 def recompute(block: nn.Module, *inputs: Any) -> Any:
     """Run `block` without keeping its activations: the backward pass computes them again, BatchNorm statistics once."""
+    if torch.compiler.is_compiling() or not _batch_norms(block):  # a compiled block updates its buffers once anyway
+        return checkpoint(block, *inputs, use_reentrant=False)
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
 
 
@@ -179,9 +181,13 @@ def recomputed_blocks(blocks: bool | Sequence[int], depth: Sequence[int]) -> tup
     return tuple(counts[: len(depth)])
 
 
+def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    return [m for m in module.modules() if isinstance(m, _BatchNorm)]
+
+
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    norms = _batch_norms(module)
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
         yield

@@ -326,7 +326,7 @@ class UniFormer(FourStages):
         """Feature map (B, C', ...) -> logits (B, K): mean over all positions, then the classifier."""
         tokens = features.flatten(2)
         logits = self.head(self.head_drop(tokens.mean(2)))
-        if isinstance(self.aux_head, nn.Linear):
+        if not isinstance(self.aux_head, nn.Identity):  # a wrapped or quantized layer is no nn.Linear
             logits = logits + 0.5 * self.aux_head(tokens.transpose(1, 2)).amax(1)
         return logits
 

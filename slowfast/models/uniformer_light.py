@@ -8,6 +8,7 @@ Parameter names are those of the released weights.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,18 +34,25 @@ from slowfast.models.uniformer import FourStages, LocalBlock, check_head_dim, cl
 
 
 class ScoringAttention(Attention):
-    """Self-attention that also tells how much the class token, the first one, attends to every other token."""
+    """Self-attention that also returns how much the class token, the first one, attends to every other token."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1 + L, C) -> tokens of the same shape, and the mean attention over heads (B, L)."""
         q, k, v = self.project(x)
-        # Scores rank tokens, so they keep the precision of the parameters under autocast too.
-        dtype = self.qkv.weight.dtype
-        # the meta device, on which shapes are worked out, knows no autocast
-        with contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        # Scores rank tokens, so autocast must not round them. The meta device has no autocast.
+        autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
+        dtype = torch.promote_types(q.dtype, torch.float32) if autocast else q.dtype
+        with torch.autocast(x.device.type, enabled=False) if autocast else contextlib.nullcontext():
             similarity = self.scale * (q[:, :, :1].to(dtype) @ k.to(dtype).transpose(2, 3))
             scores = similarity.softmax(3)[:, :, 0, 1:].mean(1)
         return self.attend(q, k, v), scores
+
+
+def share_of(length: int, share: float) -> int:
+    """Return int(length * share); a length that is symbolic (export) or a tensor (trace) stays so."""
+    if torch.is_tensor(length):
+        return (length.double() * share).long()
+    return torch.sym_int(length * share)
 
 
 class PruningBlock(nn.Module):
@@ -104,7 +112,7 @@ class PruningBlock(nn.Module):
             out, new = self.attend(torch.cat([cls_token, tokens], 1))
             return to_grid(out[:, 1:], grid), out[:, :1], torch.lerp(scores, new, self.trade_off)
 
-        count = int(tokens.shape[1] * self.keep)
+        count = share_of(tokens.shape[1], self.keep)
         kept = scores.topk(count, 1, sorted=False).indices
         index = kept.unsqueeze(2).expand(-1, -1, tokens.shape[2])
         weight = scores.scatter(1, kept, 0.0)  # of the tokens left out
@@ -250,8 +258,8 @@ class UniFormerLight(FourStages):
         for block in self.blocks(2):
             x = block(x)
         x = self.patch_embed3(x)
-        cls_token = self.cls_token.expand(len(x), -1, -1)
-        scores = cls_token.new_zeros(len(x), x[0, 0].numel())
+        cls_token = self.cls_token.expand(x.shape[0], -1, -1)
+        scores = cls_token.new_zeros(x.shape[0], math.prod(x.shape[2:]))
         for block in self.blocks(3):
             x, cls_token, scores = block(x, cls_token, scores)
 

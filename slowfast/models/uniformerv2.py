@@ -7,13 +7,9 @@ Tokens travel as (1 + H*W, B*T, C), class token first, as in CLIP.
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -29,36 +25,7 @@ from slowfast.models.layers import (
     scaled,
     single_input,
 )
-
-
-@dataclass(frozen=True)
-class VisionTower:
-    """Architecture of the image ViT; what is not given is as in CLIP.
-
-    Args:
-        width: channels of a token.
-        layers: blocks.
-        heads: attention heads of a block.
-        patch: height and width of a patch in pixels.
-        resolution: height and width in pixels of the images that its position embedding is for.
-        mlp_width: hidden channels of the feed-forward layers; 0 is 4 x width.
-        activation: name in `ACTIVATIONS`.
-        eps: of the LayerNorms.
-        pre_norm: a LayerNorm between embeddings and blocks.
-        layer_scale: initial value of learned factors of the residual branches; None is no factor.
-    """
-
-    width: int
-    layers: int
-    heads: int
-    patch: int
-    resolution: int
-    mlp_width: int = 0
-    activation: str = "quick_gelu"
-    eps: float = 1e-5
-    pre_norm: bool = True
-    layer_scale: float | None = None
-
+from slowfast.models.timm_tower import VisionTower, timm_tower
 
 TOWERS = {
     "uniformerv2_b16": VisionTower(width=768, layers=12, heads=12, patch=16, resolution=224),
@@ -92,6 +59,41 @@ def to_video(tokens: Tensor, grid: Sequence[int]) -> Tensor:
 def from_video(video: Tensor) -> Tensor:
     """(B, C, T, H, W) -> patch tokens (HW, B*T, C)."""
     return video.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
+
+
+class MultiheadAttention(nn.Module):
+    """Multi-head attention over tokens (L, B, C), with the parameter names and initial values of PyTorch's module.
+
+    `nn.MultiheadAttention` reads `out_proj.weight` and so bypasses what wraps that layer (LoRA); here it is called.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.dim, self.heads = dim, heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Attend from (Q, B, C) to `tokens` (L, B, C), or to the query's own tokens: -> (Q, B, C)."""
+        if tokens is None:
+            q, k, v = _unpack(F.linear(query, self.in_proj_weight, self.in_proj_bias), 3)
+        else:
+            (w_q, w_kv), (b_q, b_kv) = (
+                p.split([self.dim, 2 * self.dim]) for p in (self.in_proj_weight, self.in_proj_bias)
+            )
+            q = F.linear(query, w_q, b_q)
+            k, v = _unpack(F.linear(tokens, w_kv, b_kv), 2)
+        # (L, B, C) -> (B, heads, L, C / heads)
+        q, k, v = (x.unflatten(2, (self.heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2))
+
+
+def _unpack(x: Tensor, parts: int) -> Tensor:
+    """(L, B, parts * C) -> (parts, L, B, C), contiguous: the fused kernels read whole rows."""
+    return x.unflatten(2, (parts, -1)).permute(2, 0, 1, 3).contiguous()
 
 
 class LocalMHRA(nn.Module):
@@ -128,7 +130,7 @@ class LocalUniBlock(nn.Module):
             if double:
                 self.lmhra2 = LocalMHRA(dim, reduction)
         self.local, self.twice = local, local and double
-        self.attn = nn.MultiheadAttention(dim, tower.heads)
+        self.attn = MultiheadAttention(dim, tower.heads)
         self.ln_1 = nn.LayerNorm(dim, eps=tower.eps)
         self.mlp = feed_forward(dim, tower.mlp_width or 4 * dim, activation=tower.activation)
         self.ln_2 = nn.LayerNorm(dim, eps=tower.eps)
@@ -147,7 +149,7 @@ class LocalUniBlock(nn.Module):
         if self.local:
             x = self._aggregate(x, self.lmhra1, grid)
         y = self.ln_1(x)
-        x = x + self._drop(scaled(self.attn(y, y, y, need_weights=False)[0], self.ls_1), grid[0])
+        x = x + self._drop(scaled(self.attn(y), self.ls_1), grid[0])
         if self.twice:
             x = self._aggregate(x, self.lmhra2, grid)
         return x + self._drop(scaled(self.mlp(self.ln_2(x)), self.ls_2), grid[0])
@@ -161,7 +163,7 @@ class GlobalUniBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_factor: float, mlp_dropout: float, drop_path: float) -> None:
         super().__init__()
-        self.attn = nn.MultiheadAttention(dim, heads)
+        self.attn = MultiheadAttention(dim, heads)
         self.ln_1 = nn.LayerNorm(dim)
         self.mlp = feed_forward(dim, round(mlp_factor * dim), mlp_dropout)
         self.ln_2 = nn.LayerNorm(dim)
@@ -174,7 +176,7 @@ class GlobalUniBlock(nn.Module):
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
         tokens = self.ln_3(tokens)
-        query = query + self.drop_path(self.attn(self.ln_1(query), tokens, tokens, need_weights=False)[0])
+        query = query + self.drop_path(self.attn(self.ln_1(query), tokens))
         return query + self.drop_path(self.mlp(self.ln_2(query)))
 
 
@@ -269,7 +271,7 @@ class VisionTransformer(nn.Module):
         x = self.conv1(video)
         grid = x.shape[2:]
         x = x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)  # (B, C, T, H, W) -> (B*T, HW, C)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         x = self.ln_pre(x + resize_position_embedding(self.positional_embedding, grid[1:]))
         return self.transformer(x.transpose(0, 1), grid)
 
@@ -277,109 +279,11 @@ class VisionTransformer(nn.Module):
 def resize_position_embedding(embedding: Tensor, grid: Sequence[int]) -> Tensor:
     """Position embedding (1 + S*S, C) of a square grid for a grid (H, W): bicubic; the class token's stays as it is."""
     side = math.isqrt(len(embedding) - 1)
-    if tuple(grid) == (side, side):
+    if all(isinstance(size, int) and size == side for size in grid):  # symbolic sizes always take the general way
         return embedding
     patches = embedding[1:].T.unflatten(1, (side, side)).unsqueeze(0)
     patches = F.interpolate(patches.float(), size=tuple(grid), mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([embedding[:1], patches[0].flatten(1).T.to(embedding.dtype)])
-
-
-# Parts of ViTs that the tower here does not have: pattern of a parameter's name -> words for it.
-FOREIGN_PARTS = {
-    r"rel_pos|relative_position": "a relative position bias",
-    r"reg_token": "register tokens",
-    r"dist_token": "a distillation token",
-    r"[qk]_norm": "normalized queries and keys",
-    r"attn\.norm": "a norm inside the attention",
-    r"mlp\.norm": "a norm inside the feed-forward layer",
-    r"patch_embed\.norm": "a normalized patch embedding",
-}
-
-
-def _foreign_parts(vit: nn.Module) -> list[str]:
-    """What a network of timm has that the tower here has not, in words; empty if its parameters carry over."""
-    names = [name for name, _ in vit.named_parameters()]
-    found = [words for part, words in FOREIGN_PARTS.items() if any(re.search(part, name) for name in names)]
-    if "cls_token" not in names:
-        found.append("no class token")
-    if getattr(vit, "rope", None) is not None:
-        found.append("rotary position embeddings")
-    elif "pos_embed" not in names:
-        found.append("no learned position embedding")
-    parts = dict(vit.named_modules())
-    for part, known in (
-        ("", ("VisionTransformer",)),
-        ("patch_embed", ("PatchEmbed",)),
-        ("blocks.0", ("Block",)),
-        ("blocks.0.attn", ("Attention",)),
-        ("blocks.0.mlp", ("Mlp",)),
-        ("blocks.0.mlp.act", ("GELU", "QuickGELU")),
-        ("blocks.0.norm1", ("LayerNorm",)),
-    ):
-        kind = type(parts[part]).__name__ if part in parts else "missing"
-        if kind not in known:
-            found.append(f"{part or 'the network'} is {kind}, not {' or '.join(known)}")
-            break
-    else:  # its patch embedding is one that knows both sizes
-        patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size  # pyright: ignore
-        if len({*patch}) > 1 or len({*grid}) > 1:  # pyright: ignore
-            found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
-    return found
-
-
-@functools.cache
-def timm_tower(name: str) -> VisionTower:
-    """The architecture of a plain ViT of timm, such as "vit_base_patch16_224.dino"; no weights are made or fetched.
-
-    Raises:
-        ValueError: timm does not know the name, or the network has parts the tower here has not.
-    """
-    import timm  # takes a second, and few ask for it
-
-    if not timm.is_model(name.split(".")[0]):
-        near = get_close_matches(name.split(".")[0], timm.list_models(), n=1)
-        raise ValueError(
-            f"UNIFORMERV2.BACKBONE timm/{name}: timm {timm.__version__} has no such model"
-            + (f" (meant timm/{near[0]}?)" if near else "")
-        )
-    try:
-        with torch.device("meta"):
-            vit: nn.Module = timm.create_model(name, pretrained=False)
-    except RuntimeError as error:
-        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name}: timm refuses it ({error})") from error
-    try:
-        return tower_of(vit)
-    except ValueError as error:
-        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name} does not fit: {error}") from None
-
-
-def tower_of(vit: nn.Module) -> VisionTower:
-    """The architecture of a VisionTransformer of timm.
-
-    Raises:
-        ValueError: it has parts that the tower here has not.
-    """
-    if foreign := _foreign_parts(vit):
-        raise ValueError(
-            f"{'; '.join(foreign)}. What fits is a plain ViT with one class token, a learned position for each patch "
-            "and square patches: vit_*_patch*_224 (with any of its weights: .augreg_in21k, .dino, .mae, ...), "
-            "vit_*_clip_*, deit_*, deit3_*, and vit_*_patch14_dinov2 without registers"
-        )
-    block, embedding = vit.get_submodule("blocks.0"), vit.get_submodule("patch_embed")
-    fc1, scale = block.get_submodule("mlp.fc1"), block.get_submodule("ls1")
-    quick = type(block.get_submodule("mlp.act")).__name__ == "QuickGELU"
-    return VisionTower(
-        width=fc1.in_features,  # pyright: ignore[reportArgumentType]
-        layers=len(vit.get_submodule("blocks")),  # pyright: ignore[reportArgumentType]
-        heads=block.get_submodule("attn").num_heads,  # pyright: ignore[reportArgumentType]
-        patch=embedding.patch_size[0],  # pyright: ignore
-        resolution=embedding.grid_size[0] * embedding.patch_size[0],  # pyright: ignore
-        mlp_width=fc1.out_features,  # pyright: ignore[reportArgumentType]
-        activation="quick_gelu" if quick else "gelu",
-        eps=block.get_submodule("norm1").eps,  # pyright: ignore[reportArgumentType]
-        pre_norm=isinstance(vit.get_submodule("norm_pre"), nn.LayerNorm),
-        layer_scale=None if isinstance(scale, nn.Identity) else getattr(scale, "init_values", 1e-5),
-    )
 
 
 def vision_tower(name: str) -> VisionTower:
@@ -510,10 +414,13 @@ class UniFormerV2(nn.Module):
         Raises:
             ValueError: height or width is not a multiple of the patch size.
         """
-        if video.shape[3] % self.patch or video.shape[4] % self.patch:
+        height, width, patch = video.shape[3], video.shape[4], self.patch
+        if torch.jit.is_tracing():  # which would freeze a comparison; this fails on other sizes too
+            video = video.unflatten(4, (-1, patch)).flatten(4, 5).unflatten(3, (-1, patch)).flatten(3, 4)
+        elif height % patch or width % patch:
             raise ValueError(
-                f"frames of {video.shape[3]} x {video.shape[4]} pixels are not made of whole patches of {self.patch}; "
-                "change DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE"
+                f"frames of {height} x {width} pixels are not made of whole patches of {patch}: give both as multiples "
+                f"of {patch}"
             )
         return self.backbone(video)
 

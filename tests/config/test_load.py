@@ -34,6 +34,9 @@ def write(tmp_path, monkeypatch):
     return write
 
 
+V2 = "MODEL.MODEL_NAME Uniformerv2 MODEL.ARCH uniformerv2 "
+
+
 def faults(path=None, overrides=()) -> list[str]:
     with pytest.raises(ConfigError) as error:
         load_config(path, overrides)
@@ -182,6 +185,14 @@ MIXUP.ENABLE: True
         ("UNIFORMERV2.TOWER [768,12,0,16,224]", "above 0"),
         ("UNIFORMERV2.TOWER [768,12,5,16,224] UNIFORMERV2.BACKBONE custom", "the heads (third)"),
         ("UNIFORMERV2.TOWER [768,12,12,16,225] UNIFORMERV2.BACKBONE custom", "the patch (fourth) the resolution"),
+        (V2 + "UNIFORMERV2.BACKBONE uniformerv2_l14", "DATA.TEST_CROP_SIZE = 256, MODEL.ARCH"),
+        (V2 + "DATA.TRAIN_CROP_SIZE 225", "DATA.TRAIN_CROP_SIZE = 225, MODEL.ARCH"),
+        (V2 + "DATA.TEST_CROP_SIZE 225 TRAIN.ENABLE False", "made of whole patches"),
+        (V2 + "DATA.TEST_CROP_SIZE 225 TEST.ENABLE False", "made of whole patches"),  # a training validates
+        (
+            V2 + "UNIFORMERV2.BACKBONE custom UNIFORMERV2.TOWER [768,12,12,24,48] DATA.TRAIN_CROP_SIZE 48",
+            "DATA.TEST_CROP_SIZE = 256",
+        ),
         ("MODEL.CHECKPOINT_NUM [1,2]", "1 or 4 entries"),
         ("MODEL.CHECKPOINT_NUM [3] MODEL.USE_CHECKPOINT True", "one number for each"),
         ("MODEL.HEAD_ROWS names", "no weights have a classifier"),
@@ -199,6 +210,7 @@ def test_training_rules_do_not_stop_a_test():
         None, ["TRAIN.ENABLE", "False", "TRAIN.BATCH_SIZE", "10", "NUM_GPUS", "4", "MIXUP.ENABLE", "True"]
     )
     assert num_local_processes(cfg) == 4
+    load_config(None, (V2 + "TRAIN.ENABLE False DATA.TRAIN_CROP_SIZE 225").split())
     load_config(None, ["TRAIN.ENABLE", "False", "MODEL.HEAD_ROWS", "names"])  # of the training
     load_config(None, ["UNIFORMER.PRETRAIN_NAME", "x", "MODEL.HEAD_ROWS", "names"])
 

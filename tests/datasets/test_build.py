@@ -211,6 +211,9 @@ def test_the_short_side_of_a_test(make_cfg, name, crops, scale):
     assert (dataset.scale, dataset.crop, dataset.num_crops) == (scale, 48, crops)
     assert dataset.sampling == ("dense" if name == "kinetics" else "sparse")
     assert build_dataset(make_cfg("TEST.DATASET", name, "TEST.NUM_SPATIAL_CROPS", 1), "test").scale == 48
+    cfg.defrost()
+    cfg.MODEL.ARCH = "uniformerv2"  # whose official code always resizes to the crop
+    assert build_dataset(cfg, "test").scale == 48
 
 
 def test_frame_folder_sets_name_their_lists_by_the_template(make_cfg, tmp_path, write_folder):

@@ -13,10 +13,12 @@ from torch import nn
 
 from slowfast import create_model
 from slowfast.config import get_cfg
+from slowfast.config.validate import _whole_patches
 from slowfast.models import build_model
 from slowfast.models.build import initialize
 from slowfast.models.convert import convert
-from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, timm_tower, tower_of
+from slowfast.models.timm_tower import VisionTower, timm_tower, tower_of
+from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.models.weights import load_weights
 
 # width, layers, heads, patch, resolution, and the other facts that are not CLIP's
@@ -78,6 +80,8 @@ def test_it_fits(name):
     """The facts are those of timm, and every tensor of timm's has its place."""
     tower = timm_tower(name)
     assert tower == FIT[name]
+    fits = [size for size in range(1, 33) if _whole_patches(size, "uniformerv2", f"timm/{name}", [])]
+    assert fits == list(range(tower.patch, 33, tower.patch))  # the rule of the configuration reads the name
     with torch.device("meta"):
         theirs = timm.create_model(name)
         ours = UniFormerV2(backbone=f"timm/{name}", return_list=(0,), n_head=tower.heads, no_lmhra=True)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from slowfast.config import get_cfg
+from slowfast.config.validate import _whole_patches
 from slowfast.models import build_model
-from slowfast.models.uniformerv2 import LocalUniBlock, UniFormerV2, VisionTower, resize_position_embedding
+from slowfast.models.uniformerv2 import TOWERS, LocalUniBlock, UniFormerV2, VisionTower, resize_position_embedding
 from slowfast.optim.losses import soft_cross_entropy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "uniformerv2.json.gz"
@@ -22,7 +23,6 @@ TOWER = VisionTower(width=32, layers=3, heads=4, patch=8, resolution=32)
 
 def configured(options: dict) -> torch.nn.Module:
     cfg = get_cfg()
-    cfg.DATA.TEST_CROP_SIZE = 224  # a multiple of both patch sizes
     cfg.merge_from_list([item for pair in options.items() for item in pair])
     return build_model(cfg)
 
@@ -104,23 +104,17 @@ def test_drop_path_drops_whole_videos():
     assert all(len(branch[:, video].unique()) == 1 for video in range(6)) and 0.0 in branch.unique().tolist()
 
 
-def test_crops_that_are_not_whole_patches_are_refused_when_it_is_built():
-    cfg = get_cfg()
-    values = ["MODEL.MODEL_NAME", "Uniformerv2", "MODEL.ARCH", "uniformerv2", "UNIFORMERV2.BACKBONE", "custom"]
-    sizes = ["UNIFORMERV2.TOWER", [32, 2, 4, 14, 28], "UNIFORMERV2.N_DIM", 32, "UNIFORMERV2.N_HEAD", 4]
-    blocks = ["UNIFORMERV2.RETURN_LIST", [1], "UNIFORMERV2.N_LAYERS", 1, "UNIFORMERV2.MLP_DROPOUT", [0.5]]
-    cfg.merge_from_list([*values, *sizes, *blocks, "DATA.TRAIN_CROP_SIZE", 28, "DATA.TEST_CROP_SIZE", 30])
-    message = r"DATA\.TEST_CROP_SIZE 30 .* whole patches of 14 pixels; take 28 or 42"
-    with pytest.raises(ValueError, match=message):
-        build_model(cfg)
-    cfg.TEST.ENABLE = False
-    with pytest.raises(ValueError, match=message):  # validations take it too
-        build_model(cfg)
-    cfg.TRAIN.ENABLE = False
-    build_model(cfg)
-    cfg.merge_from_list(["TRAIN.ENABLE", True, "DATA.TEST_CROP_SIZE", 28, "DATA.TRAIN_CROP_SIZE", 10])
-    with pytest.raises(ValueError, match=r"DATA\.TRAIN_CROP_SIZE 10 .*; take 14"):
-        build_model(cfg)
+def test_every_tower_is_built_with_the_default_crop_sizes():
+    """A network takes any size of whole patches; the sizes of a run are checked with its configuration."""
+    with torch.device("meta"):
+        for name, tower in TOWERS.items():
+            assert _whole_patches(tower.patch, "uniformerv2", name, []) and not _whole_patches(
+                24, "uniformerv2", name, []
+            )
+            values = {"MODEL.MODEL_NAME": "Uniformerv2", "MODEL.ARCH": "uniformerv2", "UNIFORMERV2.BACKBONE": name}
+            values |= {"UNIFORMERV2.N_DIM": tower.width, "UNIFORMERV2.N_HEAD": tower.heads}
+            model = configured(values).eval()
+            assert model(torch.zeros(1, 3, 2, 2 * tower.patch, 3 * tower.patch)).shape == (1, 400)
 
 
 def test_wrong_options():

@@ -1,0 +1,138 @@
+"""The image ViT under UniFormerV2: its architecture, and that of the plain ViTs of timm."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class VisionTower:
+    """Architecture of the image ViT; what is not given is as in CLIP.
+
+    Args:
+        width: channels of a token.
+        layers: blocks.
+        heads: attention heads of a block.
+        patch: height and width of a patch in pixels.
+        resolution: height and width in pixels of the images that its position embedding is for.
+        mlp_width: hidden channels of the feed-forward layers; 0 is 4 x width.
+        activation: name in `ACTIVATIONS`.
+        eps: of the LayerNorms.
+        pre_norm: a LayerNorm between embeddings and blocks.
+        layer_scale: initial value of learned factors of the residual branches; None is no factor.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    patch: int
+    resolution: int
+    mlp_width: int = 0
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+    pre_norm: bool = True
+    layer_scale: float | None = None
+
+
+# Parts of ViTs that the tower here does not have: pattern of a parameter's name -> words for it.
+FOREIGN_PARTS = {
+    r"rel_pos|relative_position": "a relative position bias",
+    r"reg_token": "register tokens",
+    r"dist_token": "a distillation token",
+    r"[qk]_norm": "normalized queries and keys",
+    r"attn\.norm": "a norm inside the attention",
+    r"mlp\.norm": "a norm inside the feed-forward layer",
+    r"patch_embed\.norm": "a normalized patch embedding",
+}
+
+
+def _foreign_parts(vit: nn.Module) -> list[str]:
+    """What a network of timm has that the tower here has not, in words; empty if its parameters carry over."""
+    names = [name for name, _ in vit.named_parameters()]
+    found = [words for part, words in FOREIGN_PARTS.items() if any(re.search(part, name) for name in names)]
+    if "cls_token" not in names:
+        found.append("no class token")
+    if getattr(vit, "rope", None) is not None:
+        found.append("rotary position embeddings")
+    elif "pos_embed" not in names:
+        found.append("no learned position embedding")
+    parts = dict(vit.named_modules())
+    for part, known in (
+        ("", ("VisionTransformer",)),
+        ("patch_embed", ("PatchEmbed",)),
+        ("blocks.0", ("Block",)),
+        ("blocks.0.attn", ("Attention",)),
+        ("blocks.0.mlp", ("Mlp",)),
+        ("blocks.0.mlp.act", ("GELU", "QuickGELU")),
+        ("blocks.0.norm1", ("LayerNorm",)),
+    ):
+        kind = type(parts[part]).__name__ if part in parts else "missing"
+        if kind not in known:
+            found.append(f"{part or 'the network'} is {kind}, not {' or '.join(known)}")
+            break
+    else:  # its patch embedding is one that knows both sizes
+        patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size  # pyright: ignore
+        if len({*patch}) > 1 or len({*grid}) > 1:  # pyright: ignore
+            found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
+    return found
+
+
+@functools.cache
+def timm_tower(name: str) -> VisionTower:
+    """The architecture of a plain ViT of timm, such as "vit_base_patch16_224.dino"; no weights are made or fetched.
+
+    Raises:
+        ValueError: timm does not know the name, or the network has parts the tower here has not.
+    """
+    import timm  # takes a second, and few ask for it
+
+    if not timm.is_model(name.split(".")[0]):
+        near = get_close_matches(name.split(".")[0], timm.list_models(), n=1)
+        raise ValueError(
+            f"UNIFORMERV2.BACKBONE timm/{name}: timm {timm.__version__} has no such model"
+            + (f" (meant timm/{near[0]}?)" if near else "")
+        )
+    try:
+        with torch.device("meta"):
+            vit: nn.Module = timm.create_model(name, pretrained=False)
+    except RuntimeError as error:
+        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name}: timm refuses it ({error})") from error
+    try:
+        return tower_of(vit)
+    except ValueError as error:
+        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name} does not fit: {error}") from None
+
+
+def tower_of(vit: nn.Module) -> VisionTower:
+    """The architecture of a VisionTransformer of timm.
+
+    Raises:
+        ValueError: it has parts that the tower here has not.
+    """
+    if foreign := _foreign_parts(vit):
+        raise ValueError(
+            f"{'; '.join(foreign)}. What fits is a plain ViT with one class token, a learned position for each patch "
+            "and square patches: vit_*_patch*_224 (with any of its weights: .augreg_in21k, .dino, .mae, ...), "
+            "vit_*_clip_*, deit_*, deit3_*, and vit_*_patch14_dinov2 without registers"
+        )
+    block, embedding = vit.get_submodule("blocks.0"), vit.get_submodule("patch_embed")
+    fc1, scale = block.get_submodule("mlp.fc1"), block.get_submodule("ls1")
+    quick = type(block.get_submodule("mlp.act")).__name__ == "QuickGELU"
+    return VisionTower(
+        width=fc1.in_features,  # pyright: ignore[reportArgumentType]
+        layers=len(vit.get_submodule("blocks")),  # pyright: ignore[reportArgumentType]
+        heads=block.get_submodule("attn").num_heads,  # pyright: ignore[reportArgumentType]
+        patch=embedding.patch_size[0],  # pyright: ignore
+        resolution=embedding.grid_size[0] * embedding.patch_size[0],  # pyright: ignore
+        mlp_width=fc1.out_features,  # pyright: ignore[reportArgumentType]
+        activation="quick_gelu" if quick else "gelu",
+        eps=block.get_submodule("norm1").eps,  # pyright: ignore[reportArgumentType]
+        pre_norm=isinstance(vit.get_submodule("norm_pre"), nn.LayerNorm),
+        layer_scale=None if isinstance(scale, nn.Identity) else getattr(scale, "init_values", 1e-5),
+    )

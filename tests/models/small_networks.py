@@ -1,0 +1,48 @@
+"""Small networks of every family, for tests that need no released shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slowfast.models import UniFormer, UniFormerLight, UniFormerV2
+from slowfast.models.uniformerv2 import VisionTower
+
+STAGES: dict[str, Any] = {"num_classes": 5, "depth": (1, 1, 2, 1), "embed_dim": (16, 32, 64, 64), "head_dim": 32}
+SHARES = ((), (), (1.0, 0.5), (0.3,))
+LIGHT: dict[str, Any] = {**STAGES, "prune_ratio": SHARES, "trade_off": SHARES}
+TOWER = VisionTower(width=32, layers=3, heads=4, patch=8, resolution=32)
+V2: dict[str, Any] = {"num_classes": 5, "backbone": TOWER, "return_list": (1, 2), "n_head": 4}
+
+# name -> class, options; those whose name ends in _image take (B, C, H, W)
+SMALL: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "uniformer": (UniFormer, STAGES),
+    "uniformer_split": (UniFormer, {**STAGES, "split": True}),
+    "uniformer_std": (UniFormer, {**STAGES, "std": True}),
+    "uniformer_image": (UniFormer, {**STAGES, "ndim": 2, "layer_scale": 0.1}),
+    "uniformer_plus_aux_image": (UniFormer, {**STAGES, "ndim": 2, "overlapped_stem": True, "aux_head": True}),
+    "light": (UniFormerLight, {**LIGHT, "init_value": 0.1}),
+    "light_image": (UniFormerLight, {**LIGHT, "ndim": 2}),
+    "v2": (UniFormerV2, V2),
+    "v2_global_only": (UniFormerV2, {**V2, "no_lmhra": True, "temporal_downsample": False}),
+    "v2_frozen": (UniFormerV2, {**V2, "no_lmhra": True, "temporal_downsample": False, "frozen": True}),
+}
+
+
+def small(name: str, **options: Any) -> Any:
+    """A network of `SMALL` in evaluation mode, with values that no initialisation hides: no layer is zero."""
+    network, given = SMALL[name]
+    torch.manual_seed(0)
+    model = network(**{**given, **options}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    return model
+
+
+def video_for(name: str, batch: int = 2, frames: int = 4, height: int = 64, width: int = 64) -> Tensor:
+    """Random input of a network of `SMALL`, the same for the same arguments."""
+    shape = (height, width) if name.endswith("_image") else (frames, height, width)
+    return torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(batch))

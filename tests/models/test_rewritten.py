@@ -1,0 +1,115 @@
+"""Networks that other programs have rewritten: layers wrapped and quantized, exported, traced, compiled."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_networks import SMALL, TOWER, small, video_for
+from torch import Tensor, nn
+
+
+class LowRank(nn.Module):
+    """A layer with a low-rank update, as LoRA has it (arXiv 2106.09685): a module without `weight`."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.scale = base, 0.0
+        self.down, self.up = nn.Linear(base.in_features, 2, bias=False), nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.scale * self.up(self.down(x))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_every_linear_layer_may_be_wrapped(name):
+    model, video = small(name), video_for(name)
+    expected = model(video)
+    layers = {layer: module for layer, module in model.named_modules() if isinstance(module, nn.Linear)}
+    wrappers = {layer: LowRank(module) for layer, module in layers.items()}
+    for layer, wrapper in wrappers.items():
+        model.set_submodule(layer, wrapper)
+    assert torch.equal(model(video), expected)
+    for layer, wrapper in wrappers.items():
+        wrapper.scale = 1.0
+        bypassed = torch.equal(model(video), expected)
+        assert bypassed == (layer == "head_cls"), layer  # which is for training only
+        wrapper.scale = 0.0
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.filterwarnings("ignore:.*quant:DeprecationWarning", "ignore:.*quant:UserWarning")
+@torch.no_grad()
+def test_dynamic_int8_quantization(name):
+    model, video = small(name), video_for(name)
+    expected = model(video)
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    assert not any(type(module) is nn.Linear for module in quantized.modules())
+    assert (quantized(video) - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_batch_of_none(name):
+    assert small(name)(video_for(name, batch=0)).shape == (0, 5)
+
+
+# (B, T, H, W): other than the example's (2, 4, 64, 64) in one or in all of them; 32 x 32 is the tower's own size
+SIZES = [(3, 4, 64, 64), (1, 4, 64, 64), (0, 4, 64, 64), (2, 6, 64, 64), (2, 4, 96, 64), (2, 7, 80, 96), (2, 5, 32, 32)]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.filterwarnings("ignore:.*jit:FutureWarning", "ignore:.*:torch.jit.TracerWarning")
+@torch.no_grad()
+def test_a_traced_network_takes_other_sizes(name):
+    model = small(name)
+    traced: Any = torch.jit.trace(model, video_for(name), check_trace=False)
+    for size in SIZES:
+        video = video_for(name, *size)
+        torch.testing.assert_close(traced(video), model(video), rtol=1e-5, atol=1e-5)
+    if name.startswith("v2"):
+        with pytest.raises(RuntimeError):  # not whole patches
+            traced(video_for(name, height=68))
+
+
+# for what takes seconds a block
+SHALLOW: dict[str, dict[str, Any]] = {name: {"depth": (1, 1, 1, 1)} for name in SMALL}
+SHALLOW["v2"] = {"backbone": replace(TOWER, layers=1), "return_list": (0,), "mlp_dropout": 0.0, "cls_dropout": 0.0}
+
+
+@pytest.mark.parametrize("name", ["uniformer", "light_image", "v2"])
+@torch.no_grad()
+def test_an_exported_network_takes_other_sizes_or_fails(name):
+    model, video = small(name, **SHALLOW[name]), video_for(name)
+    dynamic = dict.fromkeys((0, *range(2, video.ndim)), torch.export.Dim.AUTO)
+    exported = torch.export.export(model, (video,), dynamic_shapes=(dynamic,)).module()
+    equal = 0
+    for size in SIZES:
+        video = video_for(name, *size)
+        try:
+            logits = exported(video)
+        except (AssertionError, RuntimeError, ZeroDivisionError):  # of a guard
+            continue
+        torch.testing.assert_close(logits, model(video), rtol=1e-5, atol=1e-5)
+        equal += 1
+    assert equal >= 5
+
+
+@pytest.mark.parametrize("name", ["uniformer_image", "light_image", "v2"])
+def test_compiled_with_activation_checkpointing(name):
+    """Equal to eager mode: logits, gradients, and the statistics of BatchNorm, which are updated once a step."""
+    torch.compiler.reset()
+    results = []
+    for compiled in (False, True):
+        model = small(name, **SHALLOW[name]).train()
+        model.set_grad_checkpointing(True)
+        run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        logits = run(video_for(name))
+        logits = torch.stack(logits) if isinstance(logits, tuple) else logits
+        logits.square().sum().backward()
+        results.append([logits, *(parameter.grad for parameter in model.parameters()), *model.buffers()])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
