@@ -74,7 +74,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     )
     metrics = evaluation.metrics()
     names = names or checkpoint.get("class_names")
-    folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
+    folder = Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
@@ -100,6 +100,11 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             "accept that with TEST.SKIP_BAD True"
         )
     return metrics
+
+
+def test_folder(cfg: CfgNode) -> str:
+    """Name of the folder of the results in OUTPUT_DIR."""
+    return "test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test"
 
 
 def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:

@@ -138,6 +138,21 @@ def test_killed_processes(start, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_runs_in_one_folder(start, tmp_path):
+    save = (*LONG, "TRAIN.CHECKPOINT_MINUTES", 1e-6, "TRAIN.KEEP_CHECKPOINTS", 0)
+    first = start(*save).trains()
+    second = start(*LONG, "SOLVER.BASE_LR", 7)
+    assert second.ends() == 2
+    words = rf"error: OUTPUT_DIR '{tmp_path}/out' is in use: process {first.process.pid} on .* since 20\d\d-.*\n"
+    assert re.fullmatch(words, second.text())
+    test = start("TRAIN.ENABLE", False, "TEST.TEST_BEST", False)
+    assert test.ends() == 0 and (tmp_path / "out" / "test" / "metrics.json").is_file()
+    os.kill(first.process.pid, signal.SIGTERM)
+    assert first.ends() == EXIT_REQUEUE
+    assert list((tmp_path / "out").glob("*lock*")) == []
+
+
+@pytest.mark.slow
 def test_hung_processes(start, tmp_path):
     job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.5).trains()
     os.kill(job.ranks()[1], signal.SIGSTOP)
