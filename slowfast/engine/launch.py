@@ -31,7 +31,7 @@ from slowfast.engine.train import train
 from slowfast.utils import children, distributed
 from slowfast.utils.io import write_text
 from slowfast.utils.logging import setup_logging
-from slowfast.utils.watchdog import EXIT_HUNG, unwatch, watch
+from slowfast.utils.watchdog import EXIT_HUNG, progress, unwatch, watch
 
 logger = logging.getLogger(__name__)
 
@@ -235,12 +235,17 @@ def _join_and_run(cfg: CfgNode) -> None:
     seconds = 60 * cfg.DIST_TIMEOUT
     watch(seconds, Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt")
     backend = "gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND
-    # the watchdog, which knows where each process is, comes before the group's own time-out
-    distributed.init_process_group(backend, distributed.device(cfg.NUM_GPUS), seconds + 60)
+    distributed.init_process_group(backend, distributed.device(cfg.NUM_GPUS), seconds, _go_on_waiting)
     agreement = preflight(cfg)
     # a test writes into a folder of its own, so it may run beside a training
     with hold(Path(cfg.OUTPUT_DIR, "train.lock")) if cfg.TRAIN.ENABLE else nullcontext():
         _run(cfg, agreement)
+
+
+def _go_on_waiting() -> None:
+    progress()
+    if interrupt.received():
+        raise Interruption("asked to stop before all processes of the job had come")
 
 
 def _run(cfg: CfgNode, agreement: str) -> None:
