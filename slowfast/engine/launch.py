@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,14 +23,15 @@ from fvcore.common.config import CfgNode
 from slowfast.config import check_hardware, num_local_processes
 from slowfast.engine import interrupt
 from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
+from slowfast.engine.lock import PATIENCE, hold
 from slowfast.engine.preflight import preflight
 from slowfast.engine.setup import prepare_output_dir
-from slowfast.engine.test import test
+from slowfast.engine.test import test, test_folder
 from slowfast.engine.train import train
 from slowfast.utils import children, distributed
 from slowfast.utils.io import write_text
 from slowfast.utils.logging import setup_logging
-from slowfast.utils.watchdog import EXIT_HUNG, unwatch, watch
+from slowfast.utils.watchdog import EXIT_HUNG, progress, unwatch, watch
 
 logger = logging.getLogger(__name__)
 
@@ -234,9 +235,20 @@ def _join_and_run(cfg: CfgNode) -> None:
     seconds = 60 * cfg.DIST_TIMEOUT
     watch(seconds, Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt")
     backend = "gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND
-    # the watchdog, which knows where each process is, comes before the group's own time-out
-    distributed.init_process_group(backend, distributed.device(cfg.NUM_GPUS), seconds + 60)
+    distributed.init_process_group(backend, distributed.device(cfg.NUM_GPUS), seconds, _go_on_waiting)
     agreement = preflight(cfg)
+    # a test writes into a folder of its own, so it may run beside a training
+    with hold(Path(cfg.OUTPUT_DIR, "train.lock")) if cfg.TRAIN.ENABLE else nullcontext():
+        _run(cfg, agreement)
+
+
+def _go_on_waiting() -> None:
+    progress()
+    if interrupt.received():
+        raise Interruption("asked to stop before all processes of the job had come")
+
+
+def _run(cfg: CfgNode, agreement: str) -> None:
     prepare_output_dir(cfg)
     setup_logging(cfg.OUTPUT_DIR, main=distributed.is_main())
     logger.info("torch %s, %s, output in %s", torch.__version__, agreement, cfg.OUTPUT_DIR)
@@ -244,7 +256,10 @@ def _join_and_run(cfg: CfgNode) -> None:
         if cfg.TRAIN.ENABLE:
             train(cfg)
         if cfg.TEST.ENABLE:
-            test(cfg)
+            # after days of training it waits for another test, as long as the other processes can
+            patience = 30 * cfg.DIST_TIMEOUT if cfg.TRAIN.ENABLE else PATIENCE
+            with hold(Path(cfg.OUTPUT_DIR, f"{test_folder(cfg)}.lock"), patience):
+                test(cfg)
     except Interruption as stop:
         logger.info("%s", stop.reason)
         raise

@@ -73,7 +73,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         description="test",
     )
     metrics = evaluation.metrics()
-    folder = Path(cfg.OUTPUT_DIR) / ("test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test")
+    folder = Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
         write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
@@ -125,6 +125,11 @@ def load_model(
     report = load_weights(model, checkpoint, class_names=class_names, order=order)
     logger.info("testing %s: %s", path, report)
     return model, order, report.class_names
+
+
+def test_folder(cfg: CfgNode) -> str:
+    """Name of the folder of the results in OUTPUT_DIR."""
+    return "test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test"
 
 
 def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:

@@ -12,20 +12,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slowfast.utils.rendezvous import meet
+
 
 class SharedError(ValueError):
     """A fault of the user's that every process of the group raises, so that they can leave together."""
 
 
-def init_process_group(backend: str, device: torch.device, timeout: float = 1800.0) -> None:
+def init_process_group(backend: str, device: torch.device, timeout: float, check: Callable[[], None]) -> None:
     """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one.
 
     Args:
-        timeout: seconds that a process waits for the others, in this and in every later exchange.
+        timeout: seconds that a process waits for the others, in this and, with a minute more, in every later exchange.
+        check: is called while waiting; what it raises ends that.
+
+    Raises:
+        ValueError: as `meet`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if world > 1 and not dist.is_initialized():
+        store = meet(host(), timeout, check)
+        # the watchdog, which knows where each process is, comes before the group's own time-out
+        limit = timedelta(seconds=timeout + 60)
         device_id = device if device.type == "cuda" else None
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout), device_id=device_id)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=device_id)
 
 
 def destroy_process_group() -> None:

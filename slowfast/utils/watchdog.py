@@ -81,6 +81,7 @@ def _give_up(seconds: float, path: Path) -> None:
     )
     print(f"error: {message}", file=sys.stderr, flush=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
             print(message, file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)

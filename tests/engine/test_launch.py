@@ -19,6 +19,7 @@ from slowfast.config import get_cfg
 from slowfast.engine import interrupt, launch
 from slowfast.engine.checkpoint import last_checkpoint
 from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
+from slowfast.utils.logging import read_metrics
 from slowfast.utils.watchdog import EXIT_HUNG
 from slowfast.weights.tensors import load_tensors
 
@@ -56,11 +57,10 @@ class Running:
         return [pid for pid in numbers if alive(pid) and stat(pid)[3:4] == [str(self.process.pid)]]
 
     def ranks(self) -> list[int]:
-        """The spawned processes, in order of rank."""
-        children = [
-            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        ]
-        return [pid for pid in sorted(children) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        """The spawned processes, or those of torchrun, in order of rank."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        names = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+        return sorted(pid for pid, name in names.items() if "spawn_main" in name or RUN_NET in name)
 
     def text(self) -> str:
         return self.log.read_text()
@@ -88,8 +88,9 @@ def start(experiment, tmp_path) -> Iterator[Callable[..., Running]]:
     """Start tools/run_net.py; in torchrun, if asked."""
     started: list[Running] = []
 
-    def begin(*overrides: object, torchrun: int = 0) -> Running:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"] if torchrun else []
+    def begin(*overrides: object, torchrun: int = 0, restarts: int = 0) -> Running:
+        options = ("--standalone", f"--nproc_per_node={torchrun}", f"--max-restarts={restarts}")
+        launcher = ["-m", "torch.distributed.run", *options] if torchrun else []
         command = [sys.executable, *launcher, RUN_NET, "--cfg", str(experiment), *map(str, overrides)]
         started.append(Running(command, tmp_path / f"printed_{len(started)}.txt"))
         return started[-1]
@@ -138,6 +139,21 @@ def test_killed_processes(start, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_runs_in_one_folder(start, tmp_path):
+    save = (*LONG, "TRAIN.CHECKPOINT_MINUTES", 1e-6, "TRAIN.KEEP_CHECKPOINTS", 0)
+    first = start(*save).trains()
+    second = start(*LONG, "SOLVER.BASE_LR", 7)
+    assert second.ends() == 2
+    words = rf"error: OUTPUT_DIR '{tmp_path}/out' is in use: process {first.process.pid} on .* since 20\d\d-.*\n"
+    assert re.fullmatch(words, second.text())
+    test = start("TRAIN.ENABLE", False, "TEST.TEST_BEST", False)
+    assert test.ends() == 0 and (tmp_path / "out" / "test" / "metrics.json").is_file()
+    os.kill(first.process.pid, signal.SIGTERM)
+    assert first.ends() == EXIT_REQUEUE
+    assert list((tmp_path / "out").glob("*lock*")) == []
+
+
+@pytest.mark.slow
 def test_hung_processes(start, tmp_path):
     job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.5).trains()
     os.kill(job.ranks()[1], signal.SIGSTOP)
@@ -158,6 +174,15 @@ def test_a_training_may_last_longer_than_the_timeout(start):
 
 
 @pytest.mark.slow
+def test_torchrun_starts_a_job_again(start, tmp_path):
+    job = start(*LONG, "TRAIN.MAX_STEPS", 60, "TRAIN.CHECKPOINT_MINUTES", 1e-6, torchrun=2, restarts=1).trains()
+    os.kill(job.ranks()[0], signal.SIGKILL)
+    assert job.ends() == 0
+    steps = [record["step"] for record in read_metrics(tmp_path / "out") if record["kind"] == "train"]
+    assert "resumed from" in job.text() and steps == [*range(1, 61)]
+
+
+@pytest.mark.slow
 def test_torchrun_prints_an_error_once(start, videos, tmp_path):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "train.csv").write_text((videos / "train.csv").read_text() + "train_0.mp4 9\n")
@@ -173,14 +198,14 @@ def test_watchdog_tells_where_a_process_is(held, tmp_path):
     wait = "ctypes.PyDLL(None).sleep(60)" if held else "time.sleep(60)"
     program = (
         "import ctypes, time\nfrom slowfast.utils import watchdog\nwatchdog.LAST_RESORT = 1.0\n"
-        f"watchdog.watch(60, {str(tmp_path / 'x')!r})\nwatchdog.watch(0.5, {str(tmp_path / 'hang.txt')!r})\n"
+        f"watchdog.watch(60, {str(tmp_path / 'x')!r})\nwatchdog.watch(0.5, {str(tmp_path / 'out' / 'hang.txt')!r})\n"
         f"def stuck():\n    {wait}\nstuck()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert "in stuck" in done.stderr
     if not held:
         assert done.returncode == EXIT_HUNG and "rank 0 on" in done.stderr and "hang.txt" in done.stderr
-        assert "in stuck" in (tmp_path / "hang.txt").read_text()
+        assert "in stuck" in (tmp_path / "out" / "hang.txt").read_text()
     assert done.returncode != 0 and not (tmp_path / "x").exists()
 
 

@@ -1,0 +1,128 @@
+"""Processes that meet, and those that cannot: every one ends with the same fault, within seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pytest
+from cluster import free_ports
+from torch.distributed import TCPStore
+
+from slowfast.utils import rendezvous
+from slowfast.utils.rendezvous import meet
+
+FORK = multiprocessing.get_context("fork")
+
+
+def attempt(number: int, place: dict[str, str], timeout: float, results) -> None:
+    os.environ.update(place)
+    begun = time.monotonic()
+    try:
+        store = meet(f"node{number}", timeout, lambda: None)
+        store.set(place["RANK"], place["RANK"])
+        store.wait([str(rank) for rank in range(int(place["WORLD_SIZE"]))])
+        outcome = "met"
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+    results.put((number, outcome, time.monotonic() - begun))
+    if outcome == "met":
+        time.sleep(0.5)  # the store of rank 0 ends with it
+
+
+def together(ranks: Sequence[int], worlds: Sequence[int], port: int, host="127.0.0.1", timeout=20.0, **more: str):
+    """What became of processes of these ranks, and after how many seconds at most."""
+    results = FORK.Queue()
+    children = []
+    for number, (rank, world) in enumerate(zip(ranks, worlds, strict=True)):
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": host, "MASTER_PORT": str(port), **more}
+        children.append(FORK.Process(target=attempt, args=(number, place, timeout, results)))
+        children[-1].start()
+    found = sorted(results.get(timeout=60) for _ in ranks)
+    for child in children:
+        child.join(10)
+    return [outcome for _, outcome, _ in found], max(seconds for *_, seconds in found)
+
+
+@pytest.fixture
+def port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(rendezvous, "PATIENCE", 2.0)
+    monkeypatch.setattr(rendezvous, "NOTICE", 0.3)
+
+
+def test_a_group_meets(port):
+    assert together([2, 0, 1], [3] * 3, port)[0] == ["met"] * 3
+
+
+@pytest.mark.parametrize(
+    ("ranks", "worlds", "message"),
+    [
+        ([0, 1, 1], [3] * 3, "ValueError: rank 1 was started 2 times, on node"),
+        ([0, 0], [2] * 2, "ValueError: rank 0 was started 2 times, on node"),
+        ([0, 2], [2, 3], "ValueError: the processes of this job do not expect the same number of processes"),
+    ],
+)
+def test_processes_that_are_no_group(ranks, worlds, message, port, capfd):
+    outcomes, seconds = together(ranks, worlds, port)
+    assert len(set(outcomes)) == 1 and outcomes[0].startswith(message) and seconds < 15
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 400 Bad Request\r\n\r\n"], ids=["silent", "talking"])
+def test_a_port_in_use(answer, impatient, capfd):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve():
+            while answer:
+                connection, _ = listener.accept()
+                connection.sendall(answer)
+
+        server = FORK.Process(target=serve, daemon=True)
+        server.start()
+        outcomes, seconds = together([0, 1], [2, 2], port)
+        server.kill()
+    assert f"port {port} is in use by another program" in outcomes[0]
+    assert f"what listens at 127.0.0.1:{port} is not rank 0" in outcomes[1]
+    assert seconds < 10 and "frame #" not in capfd.readouterr().err
+
+
+def test_a_first_node_without_an_address(impatient, port):
+    outcomes, seconds = together([0, 1], [2, 2], port, host="no-such-host.invalid")
+    assert all("'no-such-host.invalid' has no address" in outcome for outcome in outcomes) and seconds < 10
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(1, "rank 0 at 127.0.0.1"), (0, "rank 1")])
+def test_a_process_that_does_not_come(rank, missing, impatient, port, capfd):
+    [outcome], seconds = together([rank], [2], port, timeout=2.0)
+    assert outcome.startswith(f"ValueError: rank {rank} of 2 on node0: waited 2 s") and missing in outcome
+    assert seconds < 4
+    assert f"waiting for {missing}" in capfd.readouterr().err
+
+
+def test_what_an_earlier_attempt_left_in_a_store_misleads_nobody(port):
+    """The store of torchrun's agent outlives its workers, and a worker of rank 1 can be faster than that of rank 0."""
+    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+    for _ in range(3):
+        assert together([1, 0], [2, 2], port, TORCHELASTIC_USE_AGENT_STORE="True")[0] == ["met", "met"]
+    del agent
+
+
+def test_waiting_can_be_ended(port):
+    def stop():
+        raise KeyError("stop")
+
+    place = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyError):
+        for name, value in place.items():
+            patch.setenv(name, value)
+        meet("here", 20.0, stop)
