@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from slowfast.utils.io import atomic_write
+from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ def best_checkpoint(output_dir: str) -> Path:
 def list_checkpoints(output_dir: str) -> list[Path]:
     """Checkpoints of a run from the oldest to the newest, the best one not among them."""
     paths = checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth")
-    return sorted((path for path in paths if _NAME.match(path.name)), key=_progress)
+    # a pipe of that name would block whoever opens it
+    return sorted((path for path in paths if _NAME.match(path.name) and path.is_file()), key=_progress)
 
 
 def _progress(path: Path) -> tuple[int, int]:
@@ -73,7 +75,7 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
 def _step(path: Path) -> int:
     """Steps done when the checkpoint was written, without reading its tensors; -1 if that cannot be told."""
     try:
-        return int(torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)["step"])
+        return int(load_tensors(path, shapes_only=True)["step"])
     except Exception:  # a damaged file can lead to any
         return -1
 

@@ -128,8 +128,8 @@ def train(cfg: CfgNode) -> None:
     state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
     if resume_from is not None:
         checkpoint = load_tensors(resume_from)
+        state.load_state_dict(checkpoint, steps_per_epoch, resume_from)  # checks the content, so it comes first
         compare(checkpoint, cfg, *lists)
-        state.load_state_dict(checkpoint, steps_per_epoch)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         if state.step >= schedule_end:
             logger.info(
