@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from slowfast.utils.io import atomic_write
+from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ def official_best(output_dir: str) -> Path:
 def list_checkpoints(output_dir: str) -> list[Path]:
     """Checkpoints of a run from the oldest to the newest, the best one not among them."""
     paths = checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth")
-    return sorted((path for path in paths if _NAME.match(path.name)), key=_progress)
+    # a pipe of that name would block whoever opens it
+    return sorted((path for path in paths if _NAME.match(path.name) and path.is_file()), key=_progress)
 
 
 def _progress(path: Path) -> tuple[int, int]:
@@ -99,7 +101,7 @@ def newest_entries(output_dir: str) -> Mapping[str, Any]:
 def peek(path: Path) -> Mapping[str, Any]:
     """Return the entries of a checkpoint without reading its tensors; {} if it cannot be opened."""
     try:
-        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = load_tensors(path, shapes_only=True)
     except Exception:  # a damaged file can lead to any
         return {}
     return content if isinstance(content, Mapping) else {}

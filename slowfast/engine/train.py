@@ -130,11 +130,11 @@ def train(cfg: CfgNode) -> None:
     state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ema)
     if resume_from is not None:
         checkpoint = load_tensors(resume_from)
-        compare(checkpoint, cfg, *lists)
         if is_official(checkpoint):
             adopt(checkpoint, state, steps_per_epoch, cfg, lists[0].class_names)
         else:
-            state.load_state_dict(checkpoint, steps_per_epoch)
+            state.load_state_dict(checkpoint, steps_per_epoch, resume_from)  # checks the content, so it comes first
+        compare(checkpoint, cfg, *lists)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         if state.step >= schedule_end:
             logger.info(

@@ -46,6 +46,7 @@ MMACTION2_UNIFORMERV2 = (
     ("backbone.transformer.norm.", "backbone.transformer.proj.0."),
     ("cls_head.norm.", "backbone.transformer.proj.0."),
 )
+MMACTION2_LEFT_OUT = r"data_preprocessor\..*"  # mean and standard deviation of pixels
 Prefixes = Sequence[tuple[str, str]]
 
 
@@ -242,11 +243,17 @@ def _prefixes(prefixes: Prefixes) -> Callable[[StateDict, Mapping[str, Tensor]],
 
 OWN = Layout("own", "", lambda state, target: state)
 MMACTION2 = (
-    Layout("MMAction2 UniFormer", r"backbone\.patch_embed1\..*", _prefixes(MMACTION2_UNIFORMER)),
+    Layout(
+        "MMAction2 UniFormer",
+        r"backbone\.patch_embed1\..*",
+        _prefixes(MMACTION2_UNIFORMER),
+        left_out=MMACTION2_LEFT_OUT,
+    ),
     Layout(
         "MMAction2 UniFormerV2",
         r"(backbone\.transformer\.norm|cls_head\.fc_cls)\.weight",
         _prefixes(MMACTION2_UNIFORMERV2),
+        left_out=MMACTION2_LEFT_OUT,
     ),
 )
 IMAGE_TOWERS = (

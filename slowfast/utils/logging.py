@@ -91,17 +91,19 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read a metrics.jsonl file, or the one in a folder, as one undisturbed history.
 
     A run that resumed at step s repeats the steps after s, and the end of an epoch that was not over: what the lost
-    attempt wrote about them is dropped, and so is a torn last line.
+    attempt wrote about them is dropped. Lines that are no records, such as the torn last one of a killed process, are
+    left out with one warning.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "metrics.jsonl"
     records: list[dict[str, Any]] = []
-    with open(path, encoding="utf-8") as file:
+    wrong = 0
+    with open(path, "rb") as file:
         for line in file:
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
+            record = _record(line)
+            if record is None:
+                wrong += bool(line.strip())
                 continue
             if record["kind"] == "start":
                 records = [r for r in records if r.get("step", -1) <= record["step"]]
@@ -109,4 +111,18 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 key = (record["kind"], record["step"])
                 records = [r for r in records if (r["kind"], r.get("step")) != key]
             records.append(record)
+    if wrong:
+        logging.getLogger(__name__).warning("%s: %d lines are no records of a run and were left out", path, wrong)
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Return the record in a line, or None if it holds something else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # also bytes that are not UTF-8
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        return None
+    step = record.get("step", None if record["kind"] in ("start", "epoch", "val") else 0)
+    return record if isinstance(step, int) else None

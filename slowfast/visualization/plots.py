@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,10 +17,9 @@ def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
     Of several tests the last one of each kind is shown. A run that only tested has no curves.
     """
     records = read_metrics(output_dir)
-    train = [r for r in records if r["kind"] == "train"]
-    val = [r for r in records if r["kind"] == "val"]
-    tests = {r["shuffled_frames"]: r["top1"] for r in records if r["kind"] == "test" and r["top1"] is not None}
-
+    train = _rows(records, "train", "epoch", "loss", "top1", "lr")
+    val = _rows(records, "val", "epoch", "top1")
+    tests = {bool(r["shuffled_frames"]): r["top1"] for r in _rows(records, "test", "shuffled_frames", "top1")}
     if not train and not val:
         return
     figure = Figure(figsize=(12, 3.5), layout="constrained")
@@ -41,3 +41,8 @@ def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
     figure.savefig(os.fspath(path), dpi=110)
+
+
+def _rows(records: list[dict[str, Any]], kind: str, *fields: str) -> list[dict[str, Any]]:
+    """Return the records of a kind that have numbers in all `fields`; a test without labels has no accuracy."""
+    return [r for r in records if r["kind"] == kind and all(isinstance(r.get(name), (int, float)) for name in fields)]

@@ -2,134 +2,151 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import os
-import pickle
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from slowfast.weights.fetch import fetch_checkpoint
+from slowfast.weights.pickles import RefusedError, StandIn, read_archive, read_stream
 
-# training scripts of image models keep their arguments beside the weights: a plain container
-torch.serialization.add_safe_globals([argparse.Namespace])
+HEAD = 1 << 16  # bytes of a file that are looked at to say what it is
 
 
-def load_tensors(path: str | os.PathLike) -> Any:
+def load_tensors(path: str | os.PathLike, shapes_only: bool = False) -> dict[str, Any]:
     """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from anywhere `fetch` knows.
 
-    Nothing but tensors and plain containers is ever unpickled, and the code of a TorchScript archive is not even
-    compiled.
+    Only tensors, numbers and plain containers are loaded; objects of other classes become a `StandIn`, and no code in
+    the file is executed or compiled. A pickled module, and a TorchScript archive, become their state_dict. Memory is
+    bounded by the size of the file.
+
+    Args:
+        path: what `fetch` takes.
+        shapes_only: put the tensors of a `torch.save` file on the device "meta" and leave their values unread.
 
     Raises:
-        ValueError: the file is missing, torn, of no such kind, or holds other objects.
+        ValueError: the file is missing, damaged or not a file of tensors.
     """
     path = str(path)
     local = fetch_checkpoint(path)
     try:
-        if local.endswith(".safetensors"):
-            return _load_safetensors(local)
-        if zipfile.is_zipfile(local):
-            with zipfile.ZipFile(local) as archive:
-                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    return _load_torchscript(archive)
-        elif tarfile.is_tarfile(local):  # PyTorch before 0.4; reading it would unpack files
-            raise ValueError("it is a tar archive")
-        return torch.load(local, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        LookupError,
-    ) as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        reason = f"it holds an object of {foreign[1]}" if foreign else lines[0]
-        raise ValueError(
-            f"checkpoint {path!r} cannot be loaded ({reason}); it is torn, not a PyTorch file, or holds objects other "
-            "than tensors, which are never executed here: save its state_dict alone"
-        ) from error
+        return _state_dicts(_read(local, shapes_only))
+    except Exception as error:  # a damaged or hostile file can lead to any
+        raise ValueError(f"checkpoint {path!r} cannot be loaded: {_describe(local) or _words(error)}") from error
 
 
-def _load_safetensors(path: str) -> dict[str, Tensor]:
-    try:
+def _read(path: str, shapes_only: bool) -> Any:
+    if path.endswith(".safetensors"):
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    size = os.path.getsize(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return read_archive(archive, size, shapes_only)
+    with open(path, "rb") as file:
+        return read_stream(file, size, shapes_only)
 
 
-class _ScriptModule:
-    """Attributes of a module in a TorchScript archive; what class it was does not matter."""
+def _state_dicts(content: Any) -> dict[str, Any]:
+    """Replace modules by the dictionaries of their tensors: `content` itself, or values in it."""
+    if isinstance(content, StandIn):
+        state = dict(_tensors(content))
+        if not state:
+            raise RefusedError(
+                f"it holds an object of {type(content).__module__}.{type(content).__name__} without tensors; save a "
+                "state_dict"
+            )
+        return state
+    if not isinstance(content, dict):
+        raise RefusedError(f"it holds a {type(content).__name__}, not a dictionary; save a state_dict")
+    modules = {key: value for key, value in content.items() if "_modules" in getattr(value, "__dict__", ())}
+    return {**content, **{key: dict(_tensors(value)) for key, value in modules.items()}}
 
 
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+def _tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a module by the names of its state_dict."""
+    entries = vars(module)
+    if "_modules" in entries:  # of torch.save; TorchScript has them as attributes
+        temporary = entries.get("_non_persistent_buffers_set", ())
+        buffers = {name: value for name, value in entries["_buffers"].items() if name not in temporary}
+        entries = {**entries["_parameters"], **buffers, **entries["_modules"]}
+    for name, value in entries.items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, StandIn):
+            yield from _tensors(value, f"{prefix}{name}.")
+
+
+def _words(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    # Other errors come from reading bytes that mean nothing.
+    if isinstance(error, RefusedError):
+        return reason
+    return f"it is torn, damaged or not a file of tensors ({type(error).__name__}: {reason}); fetch it again"
+
+
+# First bytes -> what such a file is, and the cure.
+_ARCHIVES = {
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"\xfd7zXZ": "an xz archive; unpack it",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive; unpack it",
+    b"\x89HDF": "an HDF5 file, of Keras for example; convert it to safetensors",
 }
 
 
-class _ScriptUnpickler(pickle.Unpickler):
-    """Reads the objects of a TorchScript archive, knowing no function but those below."""
-
-    def __init__(self, archive: zipfile.ZipFile, record: str) -> None:
-        super().__init__(archive.open(record))
-        self.archive, self.folder = archive, record.removesuffix(".pkl")
-        self.storages: dict[str, Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "__torch__":
-            return _ScriptModule
-        if module == "torch.jit._pickle":  # lists whose element type is written down
-            return lambda value, *element_type: value
-        known = {("torch._utils", "_rebuild_tensor_v2"): self._tensor, ("collections", "OrderedDict"): dict}
-        if (module, name) in known:
-            return known[module, name]
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-
-    def persistent_load(self, pid: tuple[str, torch.dtype, str, str, int]) -> Tensor:
-        _, dtype, key, _, numel = pid
-        if key not in self.storages:
-            content = bytearray(self.archive.read(f"{self.folder}/{key}"))
-            self.storages[key] = torch.frombuffer(content, dtype=dtype) if numel else torch.empty(0, dtype=dtype)
-        return self.storages[key]
-
-    @staticmethod
-    def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *gradient: Any) -> Tensor:
-        return storage.as_strided(size, stride, offset)
+def _describe(path: str) -> str | None:
+    """Return what a file is that is not one of tensors, with the cure, or None if that cannot be recognised."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        return "it is empty; fetch it again"
+    text = head
+    if head.startswith(b"\x1f\x8b"):  # a server may send a page in this form
+        with contextlib.suppress(zlib.error):
+            text = zlib.decompressobj(31).decompress(head, HEAD)
+    if page := _describe_text(text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()):
+        return page
+    for start, kind in _ARCHIVES.items():
+        if head.startswith(start):
+            return f"it is {kind}"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(re.fullmatch(r"[^/]+/data\.pkl", name) for name in names):
+            return f"it is a zip archive of {', '.join(names[:3])}, without a file of tensors; unpack it"
+    elif tarfile.is_tarfile(path):
+        return "it is a tar archive; unpack it, or save it again if PyTorch before 0.4 wrote it"
+    return None
 
 
-def _load_torchscript(archive: zipfile.ZipFile) -> dict[str, Tensor]:
-    """The tensors of a TorchScript archive (as OpenAI distributes CLIP) by the names of its state_dict."""
-    record = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
-
-    def tensors(module: _ScriptModule, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor):
-                yield prefix + name, value
-            elif isinstance(value, _ScriptModule):
-                yield from tensors(value, f"{prefix}{name}.")
-
-    try:
-        return dict(tensors(_ScriptUnpickler(archive, record).load(), ""))
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{record} is damaged: {error}") from error
+def _describe_text(text: str) -> str | None:
+    """Return what a text is that a server, or Git, gave in place of a file."""
+    if text.startswith("version https://git-lfs"):
+        size = re.search(r"^size (\d+)", text, re.MULTILINE)
+        of = f" of {int(size[1]):,} bytes" if size else ""
+        return f"it is a pointer of Git LFS to a file{of}; run `git lfs pull` in its repository"
+    if code := re.match(r"(?:<\?xml[^>]*>\s*)?<Error>.*?<Code>(.*?)</Code>", text, re.DOTALL):
+        return f"it is the error message {code[1]} of a server; check the address and the access rights"
+    saved = text.startswith(("From: <Saved by", "MIME-Version:"))  # by a browser, with its pictures
+    if not saved and not re.match(
+        r"(<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", text, re.I | re.S
+    ):
+        return None
+    if re.search(r"quota exceeded|too many users have viewed", text, re.IGNORECASE):
+        return "it is a page of Google Drive, whose limit of downloads of this file is reached; try again in a day"
+    if re.search(r"virus scan warning|google drive", text, re.IGNORECASE):
+        return (
+            "it is a page of Google Drive (large files are not scanned for viruses), not the file; open the address in "
+            "a browser and confirm the download"
+        )
+    title = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
+    called = f" called {' '.join(title[1].split())[:80]!r}" if title else ""
+    return f"it is a web page{called}, not the file; follow its download link, in a browser if it asks to sign in"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_a_step_that_cannot_be_told_is_damage(tmp_path, monkeypatch):
     def load(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(checkpoint, "load_tensors", load)
     with pytest.raises(ValueError, match="none of the checkpoints"):
         resumable_checkpoint(str(tmp_path))
 
@@ -186,7 +187,7 @@ def test_the_newest_whole_one_is_found_by_its_content(tmp_path, caplog, monkeypa
     at = content.index(torch.full((2,), 30.0).numpy().tobytes())
     content[at] ^= 1  # one bit of one weight: PyTorch would load it
     (folder / "checkpoint_epoch_00003.pyth").write_bytes(content)
-    assert load_tensors(folder / "checkpoint_epoch_00003.pyth")["model_state"]["w"][0] != 30
+    assert torch.load(folder / "checkpoint_epoch_00003.pyth")["model_state"]["w"][0] != 30
     (folder / "checkpoint_epoch_00002.pyth").write_bytes(content[:300])
     assert resumable_checkpoint(str(tmp_path)) == folder / "checkpoint_epoch_00001.pyth"
     assert {Path(m.split(" is torn")[0]).name for m in caplog.messages if "torn or damaged" in m} == {
@@ -273,3 +274,23 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path):
         file.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
+def test_only_regular_files_are_checkpoints(kind, tmp_path, monkeypatch):
+    save(tmp_path, 10)
+    monkeypatch.chdir(checkpoint_dir(str(tmp_path)))
+    for name in ("checkpoint_epoch_00002.pyth", "best.pyth"):
+        path = checkpoint_dir(str(tmp_path)) / name
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "socket":
+            socket.socket(socket.AF_UNIX).bind(name)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero")
+    assert names(tmp_path) == ["checkpoint_epoch_00001.pyth"]
+    assert resumable_checkpoint(str(tmp_path)) == list_checkpoints(str(tmp_path))[0]
+    save(tmp_path, 30, keep=1)
+    assert names(tmp_path) == ["checkpoint_epoch_00003.pyth"]

@@ -354,8 +354,10 @@ def test_mmaction2_in_both_directions(make, names):
     assert back.state.keys() == state.keys() and all(torch.equal(back.state[name], state[name]) for name in state)
 
     fresh = make()
-    checkpoint = {"state_dict": theirs, "meta": {"epoch": 100}}
-    assert len(load_weights(fresh, checkpoint).loaded) == len(state)
+    pixels = {f"data_preprocessor.{name}": torch.zeros(3, 1, 1, 1) for name in ("mean", "std")}
+    checkpoint = {"state_dict": {**pixels, **theirs}, "meta": {"epoch": 100}}
+    report = load_weights(fresh, checkpoint)
+    assert len(report.loaded) == len(state) and report.left_out == list(pixels)
 
     # a norm that was moved into the head is the same norm
     moved = {n.replace("backbone.transformer.norm.", "cls_head.norm."): v for n, v in theirs.items()}

@@ -58,3 +58,33 @@ def test_metrics_are_valid_json_even_with_numbers_that_are_not_finite(tmp_path):
     assert losses == [1.0, None, None]
     plot_curves(tmp_path, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_lines_that_are_no_records_are_left_out_with_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+    log = MetricsLog(tmp_path)
+    others = [b"\xff\xfe\x00", b"[1, 2]", b"3", b"null", b'"text"', b"{}", b'{"kind": 3}', b'{"kind": "start"}',
+              b'{"kind": "start", "step": null}', b'{"kind": "val", "step": [1]}', b'{"kind": "train", "step": "5"}',
+              b"[" * 100_000, b"{" * 10, b'{"kind": "train", "st']  # fmt: skip
+    log.write("start", step=0)
+    for step, other in enumerate(others):
+        log.write("train", step=step)
+        with open(log.path, "ab") as file:
+            file.write(other + b"\n")
+    log.write("test", top1=50.0)
+    log.write("start", step=len(others))
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(len(others)))
+    assert [r["kind"] for r in records if r["kind"] != "train"] == ["start", "test", "start"]
+    assert sum(f" {len(others)} lines" in message for message in caplog.messages) == 1
+
+
+def test_curves_of_a_log_with_other_records(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in range(3):
+        log.write("train", step=step, epoch=step, loss=1.0, top1=50.0, lr=0.1)
+        log.write("train", step=step, epoch={}, loss=None)
+        log.write("val", step=step, epoch=step, top1="good")
+        log.write("test", top1=[3], shuffled_frames={})
+    plot_curves(tmp_path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000

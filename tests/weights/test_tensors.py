@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
 import tarfile
+import zipfile
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import safetensors.torch as safetensors
 import torch
 
+from slowfast.weights.pickles import StandIn
 from slowfast.weights.tensors import load_tensors
 
 
@@ -44,9 +47,78 @@ def test_nothing_in_a_file_is_executed(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "folder")
     path = tmp_path / "folder" / ("weights.safetensors" if kind == "safetensors" else "weights.pth")
     EVIL_FILES[kind](path)
-    with pytest.raises(ValueError, match=r"weights\..* cannot be loaded .*never executed"):
-        load_tensors(path)
+    try:
+        assert isinstance(load_tensors(path)["model"], StandIn)
+    except ValueError as error:
+        assert kind in ("before PyTorch 0.4", "safetensors")
+        assert "cannot be loaded" in str(error) and "weights_only" not in str(error)
     assert [file.name for file in tmp_path.rglob("*")] == ["folder", path.name]
+
+
+PAGE = "<!DOCTYPE html>\n<html lang=en><head><title>\n 404: page not found\n</title></head><body></body></html>"
+DRIVE = (
+    "<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title><meta http-equiv=content-type></head>"
+    "<body><p>Google Drive can't scan this file for viruses.</p><form id=download-form></form></body></html>"
+)
+LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a2146' * 8}\nsize 12345\n"
+XML = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message>'
+    "<RequestId>X</RequestId></Error>"
+)
+MHTML = "From: <Saved by Blink>\r\nSnapshot-Content-Location: https://drive.example\r\nMIME-Version: 1.0\r\n\r\n"
+
+
+def _zip(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights/model.pth", "x")
+
+
+OTHER_FILES = {
+    "a page": (lambda path: path.write_text(PAGE), "web page called '404: page not found'"),
+    "a page of two lines more": (lambda path: path.write_text(f"\ufeff\n<!-- a -->\n{PAGE}"), "web page"),
+    "a page as XHTML": (lambda path: path.write_text(f'<?xml version="1.0"?>{PAGE}'), "web page"),
+    "a compressed page": (lambda path: path.write_bytes(gzip.compress(PAGE.encode())), "web page"),
+    "a page saved whole": (lambda path: path.write_bytes(MHTML.encode()), "web page"),
+    "Google Drive": (lambda path: path.write_text(DRIVE), "page of Google Drive .*confirm the download"),
+    "Google Drive's limit": (
+        lambda path: path.write_text(DRIVE.replace("Virus scan warning", "Quota exceeded")),
+        "limit of downloads",
+    ),
+    "Git LFS": (lambda path: path.write_text(LFS), r"Git LFS to a file of 12,345 bytes; run `git lfs pull`"),
+    "XML": (lambda path: path.write_text(XML), "error message AccessDenied of a server"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"weights")), "gzip archive; unpack it"),
+    "zip": (_zip, r"zip archive of weights/model\.pth, .*unpack it"),
+    "tar": (_tar, "tar archive"),
+    "nothing": (lambda path: path.write_bytes(b""), "it is empty"),
+    "text": (lambda path: path.write_text("hello"), "torn, damaged or not a file of tensors"),
+    "a list": (lambda path: torch.save([torch.ones(1)], path), "holds a list, not a dictionary"),
+    "half a file": (
+        lambda path: (torch.save({"w": torch.ones(9)}, path), path.write_bytes(path.read_bytes()[:300])),
+        "torn, damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_other_files_are_recognised(kind, name, tmp_path):
+    write, reason = OTHER_FILES[kind]
+    write(tmp_path / name)
+    torch_only = kind in ("a list", "half a file") and name.endswith("safetensors")
+    with pytest.raises(
+        ValueError, match="cannot be loaded" if torch_only else f"cannot be loaded: .*{reason}"
+    ) as caught:
+        load_tensors(tmp_path / name)
+    assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_damaged_weights_are_noticed(tmp_path):
+    torch.save({"w": torch.full((100,), 3.0)}, tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    content[content.index(torch.full((2,), 3.0).numpy().tobytes())] ^= 1
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        load_tensors(tmp_path / "a.pth")
 
 
 def test_safetensors(tmp_path):

@@ -1,0 +1,342 @@
+"""Read pickled tensors without running anything that a pickle names.
+
+A pickle is a program: it may import any function and call it. `TensorUnpickler` imports nothing. It rebuilds tensors,
+NumPy numbers and plain containers by the few functions below, and every other class or function becomes a `StandIn`,
+whose calls do nothing. So the weights in a file can be read whatever lies beside them: the message hub of MMEngine, the
+arguments of a script, a whole `nn.Module`. One reader serves `torch.save` (zip archives, and streams before PyTorch
+1.6) and TorchScript.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAGIC = 0x1950A86A20F9469CFC6C  # first object of a stream that PyTorch before 1.6 wrote
+MAX_INFLATION = 4  # bytes that the records of an archive may hold per byte of the file; real weights do not reach 2
+CHUNK = 1 << 20
+
+_STORAGES = {
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}
+
+
+class RefusedError(ValueError):
+    """A file is refused; the text says why."""
+
+
+class StandIn:
+    """An object of a class that was not loaded; the subclass has the name of that class.
+
+    Its attributes are those of the object and, of a dictionary, the items with text as keys. What a constructor was
+    called with and the items of other containers are left out.
+    """
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, str):
+            vars(self)[key] = value
+
+    def append(self, item: Any) -> None:
+        """Leave out an item of a list."""
+
+    add = append
+
+
+class _Function:
+    """A function that pickles may call."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+
+class TensorUnpickler(pickle._Unpickler):
+    """Unpickler of tensors and plain containers; everything else becomes a `StandIn`.
+
+    It extends the Python form of the unpickler: the one in C allocates what a file asks for before it looks whether the
+    file is that long.
+
+    Args:
+        file: the pickle.
+        storage: (key, number of bytes) -> their uint8 tensor, which `file` refers to by the key.
+    """
+
+    dispatch: ClassVar = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        # the host's registry of extensions may hold functions; buffers are allocated before their bytes are read
+        if code not in (*(pickle.EXT1 + pickle.EXT2 + pickle.EXT4), *(pickle.BYTEARRAY8 + pickle.NEXT_BUFFER))
+    }
+
+    def __init__(self, file: BinaryIO, storage: Callable[[str, int], Tensor]) -> None:
+        super().__init__(file, encoding="utf-8", errors="surrogateescape")  # text of Python 2 in any encoding
+        self.storage = storage
+        self.storages: dict[str, Tensor] = {}
+        self.classes: dict[str, type[StandIn]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a global: a type of numbers, a function from below, or a subclass of `StandIn`."""
+        path = f"{module}.{name}".replace("__builtin__.", "builtins.").replace("numpy.core.", "numpy._core.")
+        if module.startswith("torch") and name in _STORAGES:
+            return _STORAGES[name]
+        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):  # getattr may import
+            return dtype
+        if module == "torch.jit._pickle":  # lists whose element type is written down
+            return _Function(_first)
+        if path in _FUNCTIONS:
+            return _Function(_FUNCTIONS[path])
+        if path == "torch._tensor._rebuild_from_type_v2":  # an attribute was set on the tensor
+            return _Function(lambda function, kind, args, state: self._call(function, args))
+        if path not in self.classes:
+            self.classes[path] = type(name, (StandIn,), {"__module__": module})
+        return self.classes[path]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the tensor of a storage, (kind, dtype, key, device, number of elements, view or nothing)."""
+        kind, *rest = pid
+        if kind == "module":  # a class and its source code
+            return rest[0]
+        dtype, key, _, count, *view = rest
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str) or any(view):
+            raise pickle.UnpicklingError("a storage of an unknown kind")
+        if key not in self.storages:
+            self.storages[key] = self.storage(key, count * dtype.itemsize).view(dtype)
+        storage = self.storages[key]
+        if storage.dtype != dtype or len(storage) != count:
+            raise pickle.UnpicklingError(f"storage {key} is used as two types or sizes")
+        return storage
+
+    def _call(self, function: Any, args: Sequence[Any]) -> Any:
+        if isinstance(function, _Function):
+            return function.call(*args)
+        if isinstance(function, StandIn):
+            return type(function)()
+        if isinstance(function, type) and issubclass(function, StandIn):
+            return function()
+        raise pickle.UnpicklingError(f"a call of {type(function).__name__}, which is no function")
+
+    def _instantiate(self, klass: Any, args: Sequence[Any]) -> None:  # INST and OBJ
+        self.append(self._call(klass, args))
+
+    def load_reduce(self) -> None:
+        """Call a function, REDUCE and NEWOBJ."""
+        args = self.stack.pop()
+        self.stack[-1] = self._call(self.stack[-1], args)
+
+    def load_newobj_ex(self) -> None:
+        """Make an object; its named arguments count for nothing, since only a stand-in could have them."""
+        self.stack.pop()
+        self.load_reduce()
+
+    def load_build(self) -> None:
+        """Set the attributes of a stand-in, or the content of an array. Other objects keep none."""
+        state = self.stack.pop()
+        value = self.stack[-1]
+        if isinstance(value, StandIn):
+            for part in state if isinstance(state, tuple) else (state,):  # with slots: (attributes, slots)
+                if isinstance(part, dict):
+                    vars(value).update((k, v) for k, v in part.items() if isinstance(k, str))
+        elif isinstance(value, np.dtype):
+            if state[1] == ">":
+                raise RefusedError("its NumPy numbers are those of a big-endian machine; save it again on another")
+        elif isinstance(value, np.ndarray) and isinstance(state[2], np.dtype) and isinstance(state[4], bytes):
+            value.__setstate__(state)  # it compares the shape with the number of bytes
+
+    def load_setitem(self) -> None:
+        """Add an item to a dictionary."""
+        _check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        """Add items to a dictionary."""
+        _check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        """Make a dictionary of items."""
+        _check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        """Add items to a set."""
+        _check_keys(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        """Make a set of items."""
+        _check_keys(self.stack)
+        super().load_frozenset()
+
+    dispatch |= {
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_reduce,
+        pickle.NEWOBJ_EX[0]: load_newobj_ex,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+    }
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse tuples of tuples as keys: their hash takes a step of the stack, or twice the time, for every level."""
+    if any(isinstance(part, tuple) for key in keys if isinstance(key, tuple) for part in key):
+        raise RefusedError("it holds a dictionary or a set of nested tuples")
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _tensor(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _tensor_of_type(storage: Tensor, offset: int, size: Sequence[int], stride: Sequence[int], *rest: Any) -> Tensor:
+    return storage.view(rest[2]).as_strided(size, stride, offset)  # after requires_grad and hooks
+
+
+def _dtype(name: Any, *_: Any) -> Any:
+    numeric = isinstance(name, str) and re.fullmatch(r"[<=|]?[biufc?]\d{0,2}", name)
+    return np.dtype(name) if numeric else StandIn()
+
+
+def _scalar(dtype: Any, content: Any = b"") -> Any:
+    numeric = isinstance(dtype, np.dtype) and isinstance(content, bytes)
+    return np.frombuffer(content, dtype, 1)[0].item() if numeric else StandIn()
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
+    return np.frombuffer(content, dtype).reshape(shape, order=order) if isinstance(dtype, np.dtype) else StandIn()
+
+
+def _encode(text: str, *_: Any) -> bytes:
+    return text.encode("latin1")  # how protocol 2 writes bytes
+
+
+def _container(kind: type, items: Any = (), *_: Any) -> Any:
+    if not isinstance(items, (dict, list, set, tuple)):  # the factory of a defaultdict
+        return kind()
+    if kind is dict and not isinstance(items, dict):
+        items = [tuple(pair) for pair in items]
+        _check_keys(key for key, _ in items)
+    elif kind in (set, frozenset):
+        _check_keys(items)
+    return kind(items)
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_type,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch.Size": partial(_container, tuple),
+    "collections.OrderedDict": partial(_container, dict),
+    "collections.defaultdict": partial(_container, dict),
+    "collections.Counter": partial(_container, dict),
+    "collections.deque": partial(_container, list),
+    "builtins.set": partial(_container, set),
+    "builtins.frozenset": partial(_container, frozenset),
+    "builtins.bytes": lambda *_: b"",
+    "_codecs.encode": _encode,
+    "numpy.dtype": _dtype,
+    "numpy._core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray._reconstruct": lambda *_: np.empty(0),
+    "numpy._core.numeric._frombuffer": _from_buffer,
+}
+
+
+def _fill(file: BinaryIO, tensor: Tensor) -> None:
+    """Read the bytes of a 1D tensor from `file`."""
+    rest = memoryview(tensor.view(torch.uint8).numpy())
+    while len(rest):
+        chunk = file.read(min(CHUNK, len(rest)))
+        if not chunk:
+            raise EOFError("the file ends too early")
+        rest[: len(chunk)] = chunk
+        rest = rest[len(chunk) :]
+
+
+def read_archive(archive: zipfile.ZipFile, size: int, shapes_only: bool) -> Any:
+    """Return the object in an archive of `torch.save` or TorchScript.
+
+    Args:
+        archive: with a record NAME/data.pkl.
+        size: bytes of the file.
+        shapes_only: put tensors on the device "meta" and do not read them.
+
+    Raises:
+        RefusedError: its records hold far more bytes than the file, or are of a big-endian machine.
+    """
+    claimed = sum(info.file_size for info in archive.infolist())
+    if claimed > MAX_INFLATION * size:
+        raise RefusedError(f"its records claim {claimed:,} bytes, and the file has {size:,}")
+    if all(info.CRC == 0 for info in archive.infolist()):  # torch.serialization.set_crc32_options(False)
+        for info in archive.infolist():
+            del info.CRC  # zipfile then compares none
+    record = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+    folder = record.removesuffix("data.pkl")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
+        raise RefusedError("its numbers are those of a big-endian machine; save it again on another")
+
+    def storage(key: str, length: int) -> Tensor:
+        info = archive.getinfo(f"{folder}data/{key}")
+        if info.file_size != length:
+            raise RefusedError(f"record {info.filename} has {info.file_size:,} bytes, and its tensors {length:,}")
+        content = torch.empty(length, dtype=torch.uint8, device="meta" if shapes_only else "cpu")
+        if not shapes_only:
+            with archive.open(info) as file:
+                _fill(file, content)  # pyright: ignore[reportArgumentType]
+        return content
+
+    with archive.open(record) as file:
+        return TensorUnpickler(file, storage).load()  # pyright: ignore[reportArgumentType]
+
+
+def read_stream(file: BinaryIO, size: int, shapes_only: bool) -> Any:
+    """Return the object in a file of `torch.save` before PyTorch 1.6, or in a bare pickle; arguments as above."""
+    claimed = 0
+
+    def storage(key: str, length: int) -> Tensor:
+        nonlocal claimed
+        claimed += length
+        if not 0 <= claimed <= size:
+            raise RefusedError(f"its tensors claim {claimed:,} bytes, and the file has {size:,}")
+        return torch.empty(length, dtype=torch.uint8, device="meta" if shapes_only else "cpu")
+
+    first = TensorUnpickler(file, storage).load()
+    if first != MAGIC:
+        return first
+    for _ in ("version", "system"):
+        TensorUnpickler(file, storage).load()
+    unpickler = TensorUnpickler(file, storage)
+    content = unpickler.load()
+    if not shapes_only:
+        for key in TensorUnpickler(file, storage).load():
+            tensor = unpickler.storages[key]
+            if int.from_bytes(file.read(8), "little") != len(tensor):
+                raise RefusedError(f"storage {key} is of another size than its tensors")
+            _fill(file, tensor)
+    return content

@@ -1,0 +1,105 @@
+"""The content of a checkpoint is checked before a run goes on from it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from slowfast.engine.checkpoint import CheckpointWriter, list_checkpoints
+from slowfast.engine.ema import ModelEma
+from slowfast.engine.meters import TrainMeter
+from slowfast.engine.state import ENTRIES, REQUIRED, TrainState
+from slowfast.weights.tensors import load_tensors
+
+STEPS = 10  # per epoch
+
+
+def make(width: int = 3, scaling: bool = True) -> TrainState:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width))
+    optimizer = torch.optim.AdamW([{"params": model[0].parameters()}, {"params": model[1].parameters()}], lr=0.1)
+    model(torch.randn(4, 2)).square().sum().backward()
+    optimizer.step()
+    scaler = torch.amp.GradScaler("cpu", enabled=scaling)  # pyright: ignore[reportPrivateImportUsage]
+    return TrainState(model, optimizer, scaler, TrainMeter(torch.device("cpu")), ModelEma(model, 0.9), 23, 2, 0, 50.0)
+
+
+@pytest.fixture
+def content() -> dict:
+    facts = {"class_names": ["a", "b"], "lists": {"train": "x"}, "world": {"processes": 1}, "cfg": "A: 1\n"}
+    return copy.deepcopy(make().state_dict(STEPS)) | facts
+
+
+def weights(content: dict) -> dict:
+    return content["model_state"]
+
+
+def poison(state: dict) -> None:
+    state["0.weight"][0, 0] = torch.nan
+
+
+def first_state(content: dict) -> dict:
+    return content["optimizer_state"]["state"][0]
+
+
+FAULTS = {
+    **{f"no {key}": lambda c, key=key: c.pop(key) for key in REQUIRED},
+    **{f"{key} of another type": lambda c, key=key: c.update({key: "text"}) for key in ENTRIES},
+    "steps per epoch 0": lambda c: c.update(steps_per_epoch=0),
+    "step -1": lambda c: c.update(step=-1),
+    "step 10^9": lambda c: c.update(step=10**9),
+    "step True": lambda c: c.update(step=True),
+    "best of tensors": lambda c: c.update(best=torch.ones(3)),
+    "no sums": lambda c: c.update(meter_state={}),
+    "other sums": lambda c: c.update(meter_state={"sums": torch.zeros(4)}),
+    "no param_groups": lambda c: c["optimizer_state"].pop("param_groups"),
+    "no state": lambda c: c["optimizer_state"].pop("state"),
+    "a group less": lambda c: c["optimizer_state"]["param_groups"].pop(),
+    "a parameter less": lambda c: c["optimizer_state"]["param_groups"][0]["params"].pop(),
+    "no learning rate": lambda c: c["optimizer_state"]["param_groups"][0].pop("lr"),
+    "no average of the gradient": lambda c: first_state(c).pop("exp_avg"),
+    "average of another shape": lambda c: first_state(c).update(exp_avg=torch.zeros(7)),
+    "state of an unknown parameter": lambda c: c["optimizer_state"]["state"].update({99: first_state(c)}),
+    "scaler without a scale": lambda c: c["scaler_state"].pop("scale"),
+    "a weight less": lambda c: weights(c).pop("0.weight"),
+    "a weight more": lambda c: weights(c).update(more=torch.ones(1)),
+    "a weight of another shape": lambda c: weights(c).update({"0.weight": torch.ones(4, 2)}),
+    "a weight that is no tensor": lambda c: weights(c).update({"0.weight": 3}),
+    "a weight that is not finite": lambda c: poison(weights(c)),
+    "an average that is not finite": lambda c: poison(c["ema_state"]),
+    "an average of another shape": lambda c: c["ema_state"].update({"0.weight": torch.ones(4, 2)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_content_is_named_and_changes_nothing(fault, content, tmp_path):
+    FAULTS[fault](content)
+    path = tmp_path / "checkpoint_epoch_00002.pyth"
+    torch.save(content, path)
+    state = make()
+    before = copy.deepcopy(state.state_dict(STEPS))
+    with pytest.raises(ValueError, match=r"checkpoint_epoch_00002\.pyth cannot be resumed") as caught:
+        state.load_state_dict(load_tensors(path), STEPS, str(path))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+    after = state.state_dict(STEPS)
+    assert after.keys() == before.keys() and after["step"] == before["step"]
+    assert all(torch.equal(after["model_state"][key], value) for key, value in before["model_state"].items())
+
+
+def test_what_is_written_is_accepted(content, tmp_path):
+    with CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(content)
+    (path,) = list_checkpoints(str(tmp_path))
+    state = make()
+    state.step = state.best = 0
+    state.load_state_dict(load_tensors(path), STEPS, str(path))
+    assert (state.step, state.best, state.epochs_closed) == (23, 50.0, 2)
+    for old in ("nonfinite", "epochs_closed", "format", "class_names", "lists", "world", "cfg"):
+        content.pop(old)
+        make().load_state_dict(content, STEPS)
+    content["scaler_state"] = {}  # trained in bfloat16
+    make().load_state_dict(content, STEPS)
+    make(scaling=False).load_state_dict({**content, "scaler_state": None}, STEPS)
