@@ -1,7 +1,8 @@
-"""From videos to lists, checked and quick to decode: lists, check, reencode; docs writes the table of DATASET.md.
+"""From videos to lists, checked and quick to decode: lists, classes, check, reencode; docs writes DATASET.md's table.
 
 python tools/prepare_data.py lists my/videos --out data/mine
 python tools/prepare_data.py lists /data/k400 --dataset k400 --annotations k400/annotations --out /data/k400
+python tools/prepare_data.py classes /data/k400 --dataset k400 --annotations k400/annotations
 python tools/prepare_data.py check my/videos --lists data/mine --clean data/mine
 python tools/prepare_data.py reencode my/videos --out my/small_videos
 """
@@ -21,6 +22,7 @@ from slowfast.datasets.annotations import lists_from_annotations
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
 from slowfast.datasets.check import QUARANTINE, REPORT, Media, check_media
 from slowfast.datasets.clean import filter_list, original_of, taken_out
+from slowfast.datasets.label_order import annotated_classes, order_by_labels
 from slowfast.datasets.lists import (
     count_rows,
     describe,
@@ -31,7 +33,7 @@ from slowfast.datasets.lists import (
 )
 from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
-from slowfast.utils.class_names import read_class_names
+from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import atomic_write, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +64,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     one.add_argument("--group", default="", metavar="REGEX", help="keep together what this finds the same text in")
     one.add_argument("--unlabelled", action="store_true", help="write test.csv only, of videos to be predicted")
     one.add_argument("--overwrite", action="store_true", help="replace lists that differ")
+
+    one = commands.add_parser("classes", help="write the class names of lists that were made elsewhere")
+    one.set_defaults(run=write_class_names)
+    one.add_argument("lists", help="folder of the lists")
+    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="whose lists they are")
+    one.add_argument("--annotations", default="", help="the data set's own annotations, or a file of its class names")
+    one.add_argument("--overwrite", action="store_true", help="replace a class_names.txt that differs")
 
     one = commands.add_parser("check", help="decode the ends and the middle of every file")
     one.set_defaults(run=check)
@@ -154,6 +163,24 @@ def make_lists(args: argparse.Namespace) -> int:
         videos, out, config = map(shlex.quote, (args.videos, args.out, str(Path(args.out, "config.yaml"))))
         print(f"next: python tools/prepare_data.py check {videos} --lists {out} --clean {out}")
         print(f"then: python tools/run_net.py --cfg {config}")
+    return 0
+
+
+def write_class_names(args: argparse.Namespace) -> int:
+    """Write class_names.txt in the order of the labels of lists that are there already."""
+    dataset, folder = DATASETS[args.dataset], Path(args.lists)
+    names, classes = annotated_classes(args.annotations, dataset)
+    lists = [
+        load_manifest(path, columns, separator=dataset.separator, unknown=True)
+        for path, columns in list_files(folder, dataset).items()
+    ]
+    names, shown = order_by_labels(lists, names, classes)
+    target, text = folder / "class_names.txt", format_class_names(names)
+    if target.exists() and target.read_bytes() != text.encode("utf-8", "surrogateescape") and not args.overwrite:
+        raise ValueError(f"{target} holds other names: replace it with --overwrite")
+    write_text(target, text)
+    order = f"which {shown} rows of the lists show" if shown else "that of the annotation, as no row shows its class"
+    print(f"{target}: {len(names)} classes; their order is {order}")
     return 0
 
 
@@ -351,7 +378,7 @@ def list_files(folder: Path, dataset: Dataset) -> dict[Path, tuple[str, ...]]:
         "{}.csv": ("path", "label") if dataset.frame_list_file else kind.columns,
     }
     for template, columns in templates.items():
-        for split in ("train", "val", "test", "official_test"):
+        for split in ("train", "val", "validation", "test", "official_test"):
             path = folder / template.format(split) if template else None
             if path and path.is_file():
                 found[path] = columns

@@ -262,3 +262,18 @@ def test_faults_end_in_one_line(run, folder, arguments, message):
     code, _, err = run(*arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert not (folder / "o").exists()
+
+
+def test_class_names_of_lists_from_elsewhere(run, tmp_path):
+    (tmp_path / "train.csv").write_text("".join(f"x/{n}.mp4 {n % 3}\n" for n in range(9)))
+    (tmp_path / "names.json").write_text('{"0": "up", "2": "left", "1": "down"}')
+    command = ("classes", tmp_path, "--annotations", tmp_path / "names.json")
+    code, out, _ = run(*command)
+    assert code == 0 and "3 classes" in out
+    assert (tmp_path / "class_names.txt").read_text() == "up\ndown\nleft\n"
+    assert run(*command)[0] == 0
+    (tmp_path / "names.json").write_text('["a", "b", "c"]')
+    assert run(*command)[0] == 2
+    assert run(*command, "--overwrite")[0] == 0
+    assert (tmp_path / "class_names.txt").read_text() == "a\nb\nc\n"
+    assert run("classes", tmp_path)[0] == 2
