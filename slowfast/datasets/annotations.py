@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slowfast.datasets.catalog import Dataset
-from slowfast.datasets.lists import SPLIT_NAMES, VIDEO_SUFFIXES, Annotations, Lists, Notes, complete, find_media
+from slowfast.datasets.lists import SPLIT_NAMES, Annotations, Lists, Notes, complete, find_media
 from slowfast.datasets.manifest import load_something_something
+from slowfast.datasets.rows import VIDEO_SUFFIXES
 
 
 def lists_from_annotations(
@@ -77,7 +78,8 @@ def lists_from_annotations(
             f"holds {next(iter(found.sizes))!r} and others"
         )
     notes["that no annotation names, left out"] += [path for path in found.sizes if path not in taken]
-    return complete(Lists(splits, names, notes), dataset.tested_on)
+    cure = f"{annotations} has to name videos of these splits, and the videos to lie below {videos}"
+    return complete(Lists(splits, names, notes), dataset.tested_on, cure)
 
 
 def _stem(path: str) -> str:
