@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
+from slowfast.datasets.list_checks import log_labels
 from slowfast.datasets.manifest import Manifest
 from slowfast.engine.checkpoint import best_checkpoint, is_whole, resumable_checkpoint
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
@@ -58,6 +59,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     progress()
     checkpoint = load_tensors(path)
     model = build_model(cfg)
+    log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
     names = loader.dataset.manifest.class_names  # pyright: ignore
     logger.info("testing %s: %s", path, load_weights(model, checkpoint, class_names=names))
     place(model, device)
