@@ -21,7 +21,7 @@ import yaml
 from slowfast.datasets.annotations import lists_from_annotations
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
 from slowfast.datasets.check import QUARANTINE, REPORT, Media, check_media
-from slowfast.datasets.clean import filter_list, original_of, taken_out
+from slowfast.datasets.clean import filter_list, original_of, read_list, taken_out
 from slowfast.datasets.label_order import annotated_classes, order_by_labels
 from slowfast.datasets.lists import (
     count_rows,
@@ -193,7 +193,7 @@ def check(args: argparse.Namespace) -> int:
     if not (args.out or args.lists):
         raise ValueError("--out is needed where there are no --lists: the folder of the report")
     if lists:
-        media, earlier = media_of(lists, dataset)
+        media, earlier = media_of(lists, dataset, args.videos)
     else:
         found = find_media(args.videos)
         media, earlier = {path: Media(path) for path in (*found.sizes, *found.unusable)}, {}
@@ -221,7 +221,7 @@ def check(args: argparse.Namespace) -> int:
                 f"{args.max_bad_share:g}, so no list was cleaned: is that folder mounted, and the one that the paths "
                 "start from? --max-bad-share 1 takes them all out"
             )
-        clean_lists(lists, Path(args.clean), set(bad), dataset)
+        clean_lists(lists, Path(args.clean), set(bad), dataset, args.videos)
         names = Path(args.lists) / "class_names.txt"
         if names.exists() and Path(args.clean).resolve() != Path(args.lists).resolve():
             write_text(Path(args.clean) / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
@@ -233,28 +233,30 @@ def check(args: argparse.Namespace) -> int:
     return int(bool(bad))
 
 
-def media_of(lists: dict[Path, tuple[str, ...]], dataset: Dataset) -> tuple[dict[str, Media], dict[str, Media]]:
+def media_of(
+    lists: dict[Path, tuple[str, ...]], dataset: Dataset, videos: str
+) -> tuple[dict[str, Media], dict[str, Media]]:
     """What the lists name, by path, and what else they named before they were cleaned in their place."""
     now = {
         sample.path: Media(sample.path, sample.num_frames)
         for path, columns in lists.items()
-        for sample in load_manifest(path, columns, separator=dataset.separator, unknown=True)
+        for sample in read_list(path, columns, dataset.separator, videos)
     }
     before = {
         sample.path: Media(sample.path, sample.num_frames)
         for path, columns in lists.items()
-        for sample in taken_out(path, columns, dataset.separator) or ()
+        for sample in taken_out(path, columns, dataset.separator, videos) or ()
     }
     return now, {path: media for path, media in before.items() if path not in now}
 
 
-def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str], dataset: Dataset) -> None:
+def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str], dataset: Dataset, videos: str) -> None:
     """Write lists without the rows of bad files; one that is cleaned in its place is kept as .orig, as it was at first.
 
     Raises:
         ValueError: a list would be empty, or there is a .orig that has not all rows of its list; none has been written.
     """
-    cleaned = {path: filter_list(path, bad, columns, dataset.separator) for path, columns in lists.items()}
+    cleaned = {path: filter_list(path, bad, columns, dataset.separator, videos) for path, columns in lists.items()}
     in_place = {path for path in lists if (folder / path.name).resolve() == path.resolve()}
     for path in in_place:
         if cleaned[path][1] and original_of(path).exists() and taken_out(path, lists[path], dataset.separator) is None:

@@ -17,6 +17,7 @@ from slowfast.utils.class_names import read_class_names
 
 CLASS_FILES = ("classes.txt", "class_names.txt")
 SHOWN = 3
+LOOKS = 10  # rows that are looked for to find the suffix of all
 KNOWN = 100_000  # ends of rows that are remembered
 
 T = TypeVar("T")
@@ -265,7 +266,7 @@ def find_suffix(prefix: str, paths: Sequence[str]) -> str:
 
     Extracted frames lie in a folder of the listed name. The first path of which anything is there decides.
     """
-    for place in range(min(len(paths), SHOWN)):
+    for place in range(min(len(paths), LOOKS)):
         path = os.path.join(prefix, paths[place])
         if path.lower().endswith(VIDEO_SUFFIXES) or os.path.exists(path):
             return ""
