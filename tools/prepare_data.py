@@ -31,7 +31,6 @@ from slowfast.datasets.lists import (
     write_lists,
     write_unlabelled,
 )
-from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
 from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import atomic_write, write_text
@@ -170,10 +169,8 @@ def write_class_names(args: argparse.Namespace) -> int:
     """Write class_names.txt in the order of the labels of lists that are there already."""
     dataset, folder = DATASETS[args.dataset], Path(args.lists)
     names, classes = annotated_classes(args.annotations, dataset)
-    lists = [
-        load_manifest(path, columns, separator=dataset.separator, unknown=True)
-        for path, columns in list_files(folder, dataset).items()
-    ]
+    files = list_files(folder, dataset).items()
+    lists = [read_list(path, columns, dataset.separator, folder) for path, columns in files]
     names, shown = order_by_labels(lists, names, classes)
     target, text = folder / "class_names.txt", format_class_names(names)
     if target.exists() and target.read_bytes() != text.encode("utf-8", "surrogateescape") and not args.overwrite:

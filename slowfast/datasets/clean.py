@@ -9,10 +9,19 @@ from slowfast.datasets.manifest import Manifest, ManifestError, Sample, find_suf
 
 
 def read_list(source: str | Path, columns: Sequence[str], separator: str, videos: str | Path) -> Manifest:
-    """Return the rows of a list, their paths relative to the folder `videos`, with the suffix that the files have."""
-    manifest = load_manifest(source, columns, separator=separator, unknown=True)
-    manifest.suffix = find_suffix(str(videos), manifest.listed)
-    return manifest
+    """Return the rows of a list, their paths relative to the folder `videos`, with the suffix that the files have.
+
+    A comma or a blank is tried where `separator` is not between the columns: lists from elsewhere have their own.
+    """
+    faults = []
+    for one in dict.fromkeys((separator, ",", " ")):
+        try:
+            manifest = load_manifest(source, columns, separator=one, unknown=True)
+            manifest.suffix = find_suffix(str(videos), manifest.listed)
+            return manifest
+        except ManifestError as error:
+            faults.append(error)
+    raise faults[0]
 
 
 def filter_list(

@@ -7,16 +7,19 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 
+from slowfast.datasets.catalog import DATASETS
 from slowfast.datasets.manifest import SHOWN, Manifest, ManifestError
 from slowfast.datasets.rows import SEPARATORS, VIDEO_SUFFIXES, readers_of
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = 50  # videos that are looked at to find out about all
+MANY = 1000  # folders beside each other
 FEW = 0.2  # share of missing videos that `prepare_data.py check --clean` takes out of a list without being asked twice
 FULL = 0.95  # share of the images of a folder that a list has to name
 
@@ -52,25 +55,30 @@ def check_files(manifest: Manifest, threads: int = 16) -> None:
 
 def _cure(manifest: Manifest, lost: Sequence[int]) -> str:
     sample = [manifest.listed[lost[place]] for place in _spread(len(lost))]
-    for cure in (_surplus_columns, _other_suffix, _other_prefix):
+    for cure in (_surplus_columns, _other_suffix, _other_folder):
         if found := cure(manifest, sample):
             return found
     if len(lost) <= FEW * len(manifest):
-        folder = shlex.quote(str(Path(manifest.source).parent))
+        source = Path(manifest.source)
+        folder = shlex.quote(str(source.parent))
+        frames = ((key, row.frame_list_file) for key, row in DATASETS.items() if row.frame_list_file)
+        dataset = next((f" --dataset {key}" for key, name in frames if fnmatch(source.name, name.format("*"))), "")
         return (
             f"The list without them: python tools/prepare_data.py check {shlex.quote(manifest.prefix or '.')} "
-            f"--lists {folder} --clean {folder}"
+            f"--lists {folder}{dataset} --clean {folder}"
         )
-    absolute = "listed paths are absolute, so that DATA.PATH_PREFIX does not count"
     if all(map(os.path.isabs, sample)):
-        return f"The {absolute}: make them relative, or put the videos there."
-    folder = manifest.prefix or "."
-    there = sorted(os.listdir(folder))[:SHOWN] if os.path.isdir(folder) else None
-    return (
-        f"DATA.PATH_PREFIX {manifest.prefix!r} "
-        + ("is not a folder" if there is None else f"holds {', '.join(there) or 'nothing'}")
-        + ": set it to the folder that the listed paths start from."
-    )
+        return "The listed paths are absolute, so DATA.PATH_PREFIX has no effect: make them relative to it."
+    there = _names(manifest.prefix or ".")
+    held = "is not a folder that can be read" if there is None else f"holds {', '.join(there[:SHOWN]) or 'nothing'}"
+    return f"DATA.PATH_PREFIX {manifest.prefix!r} {held}: set it to the folder that the listed paths start from."
+
+
+def _names(folder: str | Path) -> list[str] | None:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return None
 
 
 def _spread(count: int) -> list[int]:
@@ -82,36 +90,35 @@ def _most(sample: Sequence[str], is_there: Callable[[str], bool]) -> bool:
 
 
 def _surplus_columns(manifest: Manifest, sample: Sequence[str]) -> str:
-    """Tell about numbers behind the paths, if the paths are right without them."""
+    """Name the columns that were taken for a part of the paths, if the paths are right without them."""
     for separator in SEPARATORS:
         for surplus in range(1, 5):
             parts = [path.rsplit(separator.strip() or None, surplus) for path in sample]
-            if not all(len(fields) > surplus and _are_numbers(fields[1:]) for fields in parts):
+            if not all(len(fields) > surplus for fields in parts):
                 break
             whole = [os.path.join(manifest.prefix, fields[0]) for fields in parts]
-            suffix = next(
-                (s for s in ("", *VIDEO_SUFFIXES) if _most(whole, lambda path, s=s: os.path.exists(path + s))), None
-            )
-            if suffix is None:
-                continue
-            numbers = parts[0][1:]
-            columns: tuple[str, ...] = ()
-            if surplus == 1 and (suffix or os.path.isdir(whole[0])):
-                columns = ("path", "num_frames", "label")
-            elif surplus == 3 and float(numbers[1]) <= float(numbers[2]):
-                columns = ("path", "total", "begin", "end", "label")
-            cure = (
-                f"TRAIN.DATASET {readers_of(columns)} read {' '.join(columns)}" if columns else "keep one label per row"
-            )
-            return (
-                f"The rows have {surplus} column{'s' * (surplus > 1)} more than the list is read with: "
-                f"{whole[0] + suffix} is there, and {' '.join(numbers)!r} does not belong to the path: {cure}."
-            )
+            for suffix in ("", *VIDEO_SUFFIXES):
+                if _most(whole, lambda path, suffix=suffix: os.path.exists(path + suffix)):
+                    first, others = whole[0] + suffix, parts[0][1:]
+                    columns = _columns(others, bool(suffix) or os.path.isdir(first))
+                    cure = f"TRAIN.DATASET {readers_of(columns)} read {' '.join(columns)}"
+                    return (
+                        f"The rows have {surplus} column{'s' * (surplus > 1)} more than the list is read with: "
+                        f"{first} is there, and {' '.join(others)!r} does not belong to the path: "
+                        f"{cure if columns else 'keep one path and one label per row'}."
+                    )
     return ""
 
 
-def _are_numbers(fields: Sequence[str]) -> bool:
-    return all(field.replace(".", "", 1).isdigit() for field in fields)
+def _columns(surplus: Sequence[str], may_be_frames: bool) -> tuple[str, ...]:
+    """Return the columns of lists that have these fields between the path and the label, if there are such."""
+    if not all(field.replace(".", "", 1).isdigit() for field in surplus):
+        return ()
+    if len(surplus) == 1 and may_be_frames:
+        return ("path", "num_frames", "label")
+    if len(surplus) == 3 and float(surplus[1]) <= float(surplus[2]):
+        return ("path", "total", "begin", "end", "label")
+    return ()
 
 
 def _other_suffix(manifest: Manifest, sample: Sequence[str]) -> str:
@@ -122,22 +129,21 @@ def _other_suffix(manifest: Manifest, sample: Sequence[str]) -> str:
     return ""
 
 
-def _other_prefix(manifest: Manifest, sample: Sequence[str]) -> str:
-    """Tell which folder the paths start from, if it is one above or below the prefix or that of the list."""
+def _other_folder(manifest: Manifest, sample: Sequence[str]) -> str:
+    """Name the folder that the paths start from, if it is one above or below the prefix, or that of the list."""
     suffix, prefix = manifest.suffix, Path(manifest.prefix)
-    below: list[Path] = []
-    if prefix.is_dir():
-        with os.scandir(prefix) as entries:
-            below = sorted(Path(entry.path) for entry in entries if entry.is_dir())[:SAMPLE]
+    below = [prefix / name for name in _names(prefix) or () if os.path.splitext(name)[1] not in VIDEO_SUFFIXES][:MANY]
     for folder in (*list(prefix.absolute().parents)[:3], Path(manifest.source).parent, *below):
         if _most(sample, lambda path, folder=folder: os.path.exists(folder / (path + suffix))):
-            absolute = ", and make the listed paths relative" if os.path.isabs(sample[0]) else ""
-            return f"They are below {folder}: set DATA.PATH_PREFIX to it{absolute}."
+            return f"They are below {folder}: set DATA.PATH_PREFIX to it."
     for depth in range(1, 4):
         shorter = [path.strip("/").split("/", depth)[-1] for path in sample]
         if _most(shorter, lambda path: os.path.exists(prefix / (path + suffix))):
             first = sample[0][: len(sample[0]) - len(shorter[0])]
             return f"They are below {prefix} without {first!r} in front: take it out of the list."
+    places = [next((f for f in below if os.path.exists(f / (path + suffix))), None) for path in sample[:SHOWN]]
+    if place := next(filter(None, places), None):
+        return f"They are in several folders below {prefix}, as in {place}: the listed paths have to name these."
     return ""
 
 
@@ -150,14 +156,11 @@ def check_frame_counts(manifest: Manifest, template: str) -> None:
     """
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(manifest))
-    for sample in (manifest[row] for row in rows):
-        if sample.num_frames is None or not os.path.isdir(sample.path):
-            continue
-        names, held = set(os.listdir(sample.path)), sample.num_frames
-        while template.format(held + 1) in names:
-            held += 1
-        if sample.num_frames < FULL * held:
-            short.append((sample.path, sample.num_frames, held))
+    for sample in (manifest[row] for row in rows if manifest[row].num_frames):
+        names, listed = set(_names(sample.path) or ()), sample.num_frames or 0
+        held = listed + sum(template.format(number) in names for number in range(listed + 1, len(names) + 1))
+        if listed < FULL * held:
+            short.append((sample.path, listed, held))
     if short:
         path, listed, held = short[0]
         logger.warning(

@@ -101,6 +101,11 @@ def cure_rows(rows: Sequence[str], columns: Sequence[str], separator: str, num_c
         return _cure_labels([int(parse_row(row, columns, separator, None, lowest)[0][-1]) for row in rows], num_classes)
     if fits(rows, columns, separator):
         return f"Labels count from 0; {UNKNOWN}, for a class that is not known, is for test lists only."
+    if "youtube_id" in rows[0]:
+        return (
+            "This is an annotation of Kinetics or HACS, not a list of videos: tools/prepare_data.py lists --dataset "
+            "--annotations makes lists of it."
+        )
     header = f"The first line is a header ({rows[0]!r}): take it out. " if HEADER.fullmatch(rows[0]) else ""
     body = rows[1:] if header else rows
     if header and fits(body, columns, separator, lowest):

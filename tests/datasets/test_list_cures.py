@@ -33,6 +33,8 @@ SEGMENTS = ("path", "total", "begin", "end", "label")
         # names of classes, which may end in digits
         (["a.mp4,archery", "b.mp4,throwing 3"], VIDEO, ",", "names of classes"),
         (["a.mp4 archery", "b.mp4 zumba"], VIDEO, " ", "names of classes"),
+        # the official annotation in the place of a list
+        (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "Kinetics"),
         # labels
         (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "count them from 0"),
         (["a.mp4 0", "b.mp4 5"], VIDEO, " ", "at least 6"),
@@ -57,6 +59,9 @@ def there(tmp_path):
         (tmp_path / "videos" / folder).mkdir(parents=True)
         for number in range(4):
             (tmp_path / f"videos/{folder}/{number}.mp4").touch()
+    for number in range(4):
+        (tmp_path / f"mixed/{'cd'[number % 2]}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"mixed/{'cd'[number % 2]}/{number}.mp4").touch()
     for number in ("78687", "42326"):
         (tmp_path / "frames" / number).mkdir(parents=True)
         (tmp_path / f"videos/{number}.webm").touch()
@@ -73,9 +78,10 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
         ("78687 48 3\n42326 51 7\n", " ", "frames", "1 column more .*'48'.* sth, hmdb"),
         ("78687 48 3\n42326 51 7\n", " ", "videos", "78687.webm.*'48'.* sth, hmdb"),
         ("78687,48,3\n42326,51,7\n", ",", "frames", "'48'.* sth, hmdb"),
-        ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "1 column more .*a/1.mp4.*'17'.*keep one label"),
+        ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "1 column more .*a/1.mp4.*'17'.*keep one path"),
         ("a/1.mp4 1 2 3 4\n", " ", "videos", "3 columns more .*'1 2 3'.* anet"),
-        ("a/1.mp4 3 2 1 4\n", " ", "videos", "3 columns more .*keep one label"),
+        ("a/1.mp4 3 2 1 4\n", " ", "videos", "3 columns more .*keep one path"),
+        ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "2 columns more .*'archery 4'.*keep one path"),
         # the suffix, the prefix, and the beginning of the paths
         ("a/1.avi 3\nb/2.avi 2\n", " ", "videos", r"suffix \.mp4, not \.avi"),
         (ROWS, " ", "", "below .*/videos: set DATA.PATH_PREFIX"),
@@ -84,10 +90,11 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
         ("x/y/a/1.mp4 0\nx/y/b/1.mp4 0\n", " ", "videos", "without 'x/y/' in front"),
         ("/gone/a/1.mp4 0\n", " ", "videos", "without '/gone/' in front"),
         ("/gone/z/1.mp4 0\n", " ", "videos", "absolute"),
+        ("0.mp4 0\n1.mp4 1\n4.mp4 1\n", " ", "mixed", "several folders below .*mixed, as in .*mixed/c"),
         ("z.mp4 0\n", " ", "videos", "PATH_PREFIX '.*videos' holds 42326.webm, 78687.webm, a"),
         ("z.mp4 0\n", " ", "gone", "PATH_PREFIX '.*gone' is not a folder"),
         # some are missing
-        (ROWS + "a/5.mp4 0\n", " ", "videos", "prepare_data.py check .*videos --lists .* --clean"),
+        (ROWS + "a/5.mp4 0\n", " ", "videos", "prepare_data.py check .*videos --lists .*/lists --clean"),
     ],
 )
 def test_the_cure_of_videos_that_are_not_there(there, monkeypatch, text, separator, prefix, named):
