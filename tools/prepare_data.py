@@ -1,7 +1,8 @@
-"""From videos to lists, checked and quick to decode: lists, check, reencode; docs writes the table of DATASET.md.
+"""From videos to lists, checked and quick to decode: lists, classes, check, reencode; docs writes DATASET.md's table.
 
 python tools/prepare_data.py lists my/videos --out data/mine
 python tools/prepare_data.py lists /data/k400 --dataset k400 --annotations k400/annotations --out /data/k400
+python tools/prepare_data.py classes /data/k400 --dataset k400 --annotations k400/annotations
 python tools/prepare_data.py check my/videos --lists data/mine --clean data/mine
 python tools/prepare_data.py reencode my/videos --out my/small_videos
 """
@@ -20,7 +21,8 @@ import yaml
 from slowfast.datasets.annotations import lists_from_annotations
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
 from slowfast.datasets.check import QUARANTINE, REPORT, Media, check_media
-from slowfast.datasets.clean import filter_list, original_of, taken_out
+from slowfast.datasets.clean import filter_list, original_of, read_list, taken_out
+from slowfast.datasets.label_order import annotated_classes, order_by_labels
 from slowfast.datasets.lists import (
     count_rows,
     describe,
@@ -29,9 +31,8 @@ from slowfast.datasets.lists import (
     write_lists,
     write_unlabelled,
 )
-from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
-from slowfast.utils.class_names import read_class_names
+from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import atomic_write, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,6 +63,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     one.add_argument("--group", default="", metavar="REGEX", help="keep together what this finds the same text in")
     one.add_argument("--unlabelled", action="store_true", help="write test.csv only, of videos to be predicted")
     one.add_argument("--overwrite", action="store_true", help="replace lists that differ")
+
+    one = commands.add_parser("classes", help="write the class names of lists that were made elsewhere")
+    one.set_defaults(run=write_class_names)
+    one.add_argument("lists", help="folder of the lists")
+    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="whose lists they are")
+    one.add_argument("--annotations", default="", help="the data set's own annotations, or a file of its class names")
+    one.add_argument("--overwrite", action="store_true", help="replace a class_names.txt that differs")
 
     one = commands.add_parser("check", help="decode the ends and the middle of every file")
     one.set_defaults(run=check)
@@ -157,6 +165,22 @@ def make_lists(args: argparse.Namespace) -> int:
     return 0
 
 
+def write_class_names(args: argparse.Namespace) -> int:
+    """Write class_names.txt in the order of the labels of lists that are there already."""
+    dataset, folder = DATASETS[args.dataset], Path(args.lists)
+    names, classes = annotated_classes(args.annotations, dataset)
+    files = list_files(folder, dataset).items()
+    lists = [read_list(path, columns, dataset.separator, folder) for path, columns in files]
+    names, shown = order_by_labels(lists, names, classes)
+    target, text = folder / "class_names.txt", format_class_names(names)
+    if target.exists() and target.read_bytes() != text.encode("utf-8", "surrogateescape") and not args.overwrite:
+        raise ValueError(f"{target} holds other names: replace it with --overwrite")
+    write_text(target, text)
+    order = f"which {shown} rows of the lists show" if shown else "that of the annotation, as no row shows its class"
+    print(f"{target}: {len(names)} classes; their order is {order}")
+    return 0
+
+
 def check(args: argparse.Namespace) -> int:
     """Check videos; 1 if some are bad."""
     dataset = DATASETS[args.dataset]
@@ -166,7 +190,7 @@ def check(args: argparse.Namespace) -> int:
     if not (args.out or args.lists):
         raise ValueError("--out is needed where there are no --lists: the folder of the report")
     if lists:
-        media, earlier = media_of(lists, dataset)
+        media, earlier = media_of(lists, dataset, args.videos)
     else:
         found = find_media(args.videos)
         media, earlier = {path: Media(path) for path in (*found.sizes, *found.unusable)}, {}
@@ -194,7 +218,7 @@ def check(args: argparse.Namespace) -> int:
                 f"{args.max_bad_share:g}, so no list was cleaned: is that folder mounted, and the one that the paths "
                 "start from? --max-bad-share 1 takes them all out"
             )
-        clean_lists(lists, Path(args.clean), set(bad), dataset)
+        clean_lists(lists, Path(args.clean), set(bad), dataset, args.videos)
         names = Path(args.lists) / "class_names.txt"
         if names.exists() and Path(args.clean).resolve() != Path(args.lists).resolve():
             write_text(Path(args.clean) / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
@@ -206,28 +230,30 @@ def check(args: argparse.Namespace) -> int:
     return int(bool(bad))
 
 
-def media_of(lists: dict[Path, tuple[str, ...]], dataset: Dataset) -> tuple[dict[str, Media], dict[str, Media]]:
+def media_of(
+    lists: dict[Path, tuple[str, ...]], dataset: Dataset, videos: str
+) -> tuple[dict[str, Media], dict[str, Media]]:
     """What the lists name, by path, and what else they named before they were cleaned in their place."""
     now = {
         sample.path: Media(sample.path, sample.num_frames)
         for path, columns in lists.items()
-        for sample in load_manifest(path, columns, separator=dataset.separator, unknown=True)
+        for sample in read_list(path, columns, dataset.separator, videos)
     }
     before = {
         sample.path: Media(sample.path, sample.num_frames)
         for path, columns in lists.items()
-        for sample in taken_out(path, columns, dataset.separator) or ()
+        for sample in taken_out(path, columns, dataset.separator, videos) or ()
     }
     return now, {path: media for path, media in before.items() if path not in now}
 
 
-def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str], dataset: Dataset) -> None:
+def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str], dataset: Dataset, videos: str) -> None:
     """Write lists without the rows of bad files; one that is cleaned in its place is kept as .orig, as it was at first.
 
     Raises:
         ValueError: a list would be empty, or there is a .orig that has not all rows of its list; none has been written.
     """
-    cleaned = {path: filter_list(path, bad, columns, dataset.separator) for path, columns in lists.items()}
+    cleaned = {path: filter_list(path, bad, columns, dataset.separator, videos) for path, columns in lists.items()}
     in_place = {path for path in lists if (folder / path.name).resolve() == path.resolve()}
     for path in in_place:
         if cleaned[path][1] and original_of(path).exists() and taken_out(path, lists[path], dataset.separator) is None:
@@ -351,7 +377,7 @@ def list_files(folder: Path, dataset: Dataset) -> dict[Path, tuple[str, ...]]:
         "{}.csv": ("path", "label") if dataset.frame_list_file else kind.columns,
     }
     for template, columns in templates.items():
-        for split in ("train", "val", "test", "official_test"):
+        for split in ("train", "val", "validation", "test", "official_test"):
             path = folder / template.format(split) if template else None
             if path and path.is_file():
                 found[path] = columns

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slowfast.datasets.catalog import Dataset
-from slowfast.datasets.lists import SPLIT_NAMES, VIDEO_SUFFIXES, Annotations, Lists, Notes, complete, find_media
+from slowfast.datasets.lists import SPLIT_NAMES, Annotations, Lists, Notes, complete, find_media
 from slowfast.datasets.manifest import load_something_something
+from slowfast.datasets.rows import VIDEO_SUFFIXES
 
 
 def lists_from_annotations(
@@ -77,7 +78,8 @@ def lists_from_annotations(
             f"holds {next(iter(found.sizes))!r} and others"
         )
     notes["that no annotation names, left out"] += [path for path in found.sizes if path not in taken]
-    return complete(Lists(splits, names, notes), dataset.tested_on)
+    cure = f"{annotations} has to name videos of these splits, and the videos to lie below {videos}"
+    return complete(Lists(splits, names, notes), dataset.tested_on, cure)
 
 
 def _stem(path: str) -> str:
@@ -93,7 +95,7 @@ def _read_kinetics(path: Path, fold: int, notes: Notes) -> tuple[Annotations, li
     splits: Annotations = {}
     read = []
     for file in files:
-        rows = csv.DictReader(_lines(file))
+        rows = csv.DictReader(file_lines(file))
         if not set(columns) <= set(rows.fieldnames or ()):
             continue
         read.append(file)
@@ -123,9 +125,9 @@ def _read_something(path: Path, fold: int, notes: Notes) -> tuple[Annotations, l
             continue
         train, validation, labels = (paths[0] for paths in files.values())
         if suffix == ".csv":
-            names = [name for line in _lines(labels) if (name := line.strip())]
+            names = [name for line in file_lines(labels) if (name := line.strip())]
             for split, file in (("train", train), ("val", validation)):
-                pairs = [line.strip().partition(";") for line in _lines(file) if line.strip()]
+                pairs = [line.strip().partition(";") for line in file_lines(file) if line.strip()]
                 splits[split] = [(name, template) for name, _, template in pairs]
             return splits, names
         names = []
@@ -142,11 +144,11 @@ def _read_ucf101(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
     """classInd.txt, trainlistNN.txt and testlistNN.txt."""
     if not path.is_dir():
         raise ValueError(f"{path} is no folder: name the one with classInd.txt, trainlist01.txt and testlist01.txt")
-    numbered = [line.split(maxsplit=1) for line in _lines(path / "classInd.txt") if line.strip()]
+    numbered = [line.split(maxsplit=1) for line in file_lines(path / "classInd.txt") if line.strip()]
     names = [name.strip() for _, name in sorted(numbered, key=lambda pair: int(pair[0]))]
     splits: Annotations = {}
     for split in ("train", "test"):
-        files = [line.split()[0] for line in _lines(path / f"{split}list{fold:02d}.txt") if line.strip()]
+        files = [line.split()[0] for line in file_lines(path / f"{split}list{fold:02d}.txt") if line.strip()]
         splits[split] = [(name, name.split("/")[0]) for name in files]
     return splits, names
 
@@ -159,7 +161,7 @@ def _read_hmdb51(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
         raise ValueError(f"{path} holds no file <class>{ending}: name the folder of HMDB51's split files")
     splits: Annotations = {"train": [], "test": []}
     for of_class, file in files.items():
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(file_lines(file), 1):
             name, _, role = line.strip().rpartition(" ")
             if role not in ("0", "1", "2", ""):
                 raise ValueError(f"{file}:{number}: {line!r} does not end in 0, 1 or 2")
@@ -168,7 +170,7 @@ def _read_hmdb51(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
     return splits, sorted(files)
 
 
-def _lines(path: Path) -> list[str]:
+def file_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:

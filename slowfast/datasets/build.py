@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Sampler
 from slowfast.datasets.backends import check_backend
 from slowfast.datasets.catalog import CATALOG, DatasetSpec
 from slowfast.datasets.image import ImageDataset, ImageTransform, load_image_folder
-from slowfast.datasets.manifest import Manifest, check_files, load_manifest, load_something_something
+from slowfast.datasets.list_checks import check_files, check_frame_counts
+from slowfast.datasets.manifest import Manifest, ManifestError, load_manifest, load_something_something
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
@@ -162,6 +163,7 @@ def build_loader(
     dataset = build_dataset(cfg, split)
     if cfg.DATA.CHECK_FILES and rank == 0 and isinstance(dataset, VideoDataset):  # images were just listed
         check_files(dataset.manifest)
+        check_frame_counts(dataset.manifest, cfg.DATA.IMAGE_TEMPLATE)
     if split == "test":
         views, crops = _num_views_and_crops(cfg, split)
         batch_size = max(1, cfg.TEST.BATCH_SIZE // local_world_size // (views * crops))
@@ -238,19 +240,49 @@ def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
     template = spec.list_file or cfg.DATA.LABEL_PATH_TEMPLATE
     name = spec.test_split if split == "test" else split
     prefix, num_classes = cfg.DATA.PATH_PREFIX, cfg.MODEL.NUM_CLASSES
-    if template.endswith(".json"):
-        # The official release has train.json, validation.json and labels.json, and a test.json without labels.
-        path = folder / template.format("train" if split == "train" else "validation")
+    if template.endswith(".json"):  # the official test.json has no labels
+        path = _find_list(folder, template, "train" if split == "train" else "val", configured=True)
         labels_path = folder / template.format("labels")
         return load_something_something(path, labels_path, prefix=prefix, num_classes=num_classes)
     return load_manifest(
-        folder / template.format(name),
+        _find_list(folder, template, name, configured=spec.list_file is None),
         spec.columns,
         separator=cfg.DATA.PATH_LABEL_SEPARATOR,
         prefix=prefix,
         num_classes=num_classes,
         unknown=split == "test",
     )
+
+
+def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> Path:
+    """Return the list of a split; official files say "validation" as well as "val".
+
+    Args:
+        folder: DATA.PATH_TO_DATA_DIR.
+        template: name of the list with {} for the split.
+        split: train, val or test.
+        configured: DATA.LABEL_PATH_TEMPLATE is the template; otherwise the data set has its own.
+
+    Raises:
+        ManifestError: there is none.
+    """
+    names = [split, "validation"] if split == "val" else [split]
+    paths = [folder / template.format(name) for name in names]
+    if found := next((path for path in paths if path.is_file()), None):
+        return found
+    if not folder.is_dir():
+        raise ManifestError(
+            f"no list file {paths[0]}, nor is there its folder: set DATA.PATH_TO_DATA_DIR to that of the lists"
+        )
+    there = sorted(path.name for path in folder.iterdir() if path.is_file())
+    others = {file.replace(name, "{}") for file in there for name in reversed(names) if file.count(name) == 1}
+    if configured and others:
+        cure = f"set DATA.LABEL_PATH_TEMPLATE {sorted(others, key=len)[0]!r}"
+    elif split == "test" and (folder / template.format("val")).is_file():
+        cure = f"to test on the validation videos, copy {template.format('val')} to {paths[0].name}"
+    else:
+        cure = "set DATA.PATH_TO_DATA_DIR to the folder of the lists"
+    raise ManifestError(f"no list file {paths[0]} (the folder holds {', '.join(there[:10]) or 'no file'}): {cure}")
 
 
 def _build_train_transform(cfg: CfgNode) -> TrainTransform:

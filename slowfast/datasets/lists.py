@@ -17,15 +17,11 @@ from tqdm import tqdm
 
 from slowfast.datasets.catalog import CATALOG, Dataset
 from slowfast.datasets.clean import original_of
-from slowfast.datasets.manifest import UNKNOWN
+from slowfast.datasets.rows import UNKNOWN, VIDEO_SUFFIXES
 from slowfast.utils.class_names import format_class_names
 from slowfast.utils.io import write_text
 from slowfast.utils.rng import rng_for
 
-VIDEO_SUFFIXES = frozenset((
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm",
-    ".wmv",
-))  # fmt: skip
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png"))
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
@@ -229,7 +225,7 @@ def lists_from_folders(
         notes[f"classes without a {split} video"] += sorted(set(names) - with_videos) if with_videos else []
     labels = {name: label for label, name in enumerate(names)}
     labelled = {split: [(path, labels[of_class]) for path, of_class in pairs] for split, pairs in splits.items()}
-    return complete(Lists(labelled, names, notes), "test")
+    return complete(Lists(labelled, names, notes), "test", "each class needs at least two videos")
 
 
 def _drop_duplicates(
@@ -295,8 +291,17 @@ def _draw_splits(media: Mapping[str, tuple[str, str]], shares: Mapping[str, floa
     return {path: split_of[key] for path, (key, _) in media.items()}
 
 
-def complete(lists: Lists, tested_on: str) -> Lists:
-    """Sort the lists, and let validation and test stand in for each other where one of them is missing."""
+def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
+    """Sort the lists, and let validation and test stand in for each other where one of them is missing.
+
+    Args:
+        lists: what was found.
+        tested_on: the split that published accuracies are of.
+        cure: how a list that is missing then comes to have videos.
+
+    Raises:
+        ValueError: a list would have no videos.
+    """
     splits = {split: sorted(rows) for split, rows in lists.splits.items() if rows}
     if tested_on == "val" and "val" in splits and "test" in splits:
         splits["official_test"] = splits.pop("test")
@@ -308,7 +313,9 @@ def complete(lists: Lists, tested_on: str) -> Lists:
         if split not in splits and other in splits:
             splits[split] = splits[other]
     if missing := [split for split in ("train", "val", "test") if split not in splits]:
-        raise ValueError(f"no videos for {' and '.join(missing)}: {'; '.join(describe(lists.notes))}")
+        there = ", ".join(f"{len(rows)} for {split}" for split, rows in splits.items()) or "none at all"
+        told = "".join(f"; {note}" for note in describe(lists.notes))
+        raise ValueError(f"no videos for {' and '.join(missing)} ({there}{told}): {cure}")
     return Lists(splits, lists.class_names, lists.notes)
 
 

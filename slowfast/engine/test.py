@@ -16,6 +16,7 @@ from torch import nn
 
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
+from slowfast.datasets.list_checks import log_labels
 from slowfast.datasets.manifest import Manifest
 from slowfast.engine.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.engine.class_check import find_permutation
@@ -58,6 +59,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
+    log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
     listed = loader.dataset.manifest.class_names  # pyright: ignore
     model, order, names = load_model(cfg, path, listed)
     place(model, device)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from slowfast.datasets.build import Split, build_loader
+from slowfast.datasets.list_checks import log_labels
 from slowfast.datasets.mixup import MixUp, one_hot
 from slowfast.engine import interrupt
 from slowfast.engine.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
@@ -96,6 +97,7 @@ def train(cfg: CfgNode) -> None:
             fetch_checkpoint(tested)
         progress()
     lists = train_loader.dataset.manifest, val_loader.dataset.manifest  # pyright: ignore
+    log_labels(dict(zip(("train", "val"), lists, strict=True)), cfg.MODEL.NUM_CLASSES)
     num_videos = len(lists[0])
     steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
     if steps_per_epoch == 0:

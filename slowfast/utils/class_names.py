@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 NUMBER = re.compile(r"[0-9]{1,9}")
-HEADER = re.compile(r"([a-z]+[_ -]?)?(id|idx|index|number|label|class|name|category|action|template)s?", re.IGNORECASE)
+HEADER = re.compile(r"|([a-z]+[_ -]?)?(id|idx|index|number|label|class|name|category|action|template)s?", re.IGNORECASE)
 SEPARATORS = ("\t", ",", ";", None)  # None: blanks, which a name may hold too
 
 # Place in the file, name, and number; None where the row has no number.
@@ -63,7 +63,7 @@ def _from_json(text: str) -> list[str]:
         raise ValueError(f"line {error.lineno}: not JSON ({error.msg}); or write one name per line") from None
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return _filled((f"entry {place}", name) for place, name in enumerate(content, 1))
-    pairs = content if isinstance(content, tuple) else ()
+    pairs: tuple[tuple[str, object], ...] = content if isinstance(content, tuple) else ()
     names = _by_number(
         [[_row(f"entry {place}", *pair[::step]) for place, pair in enumerate(pairs, 1)] for step in (1, -1)]
     )

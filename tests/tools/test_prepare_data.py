@@ -262,3 +262,34 @@ def test_faults_end_in_one_line(run, folder, arguments, message):
     code, _, err = run(*arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert not (folder / "o").exists()
+
+
+def test_class_names_of_lists_from_elsewhere(run, tmp_path):
+    (tmp_path / "train.csv").write_text("".join(f"x/{n}.mp4 {n % 3}\n" for n in range(9)))
+    (tmp_path / "names.json").write_text('{"0": "up", "2": "left", "1": "down"}')
+    command = ("classes", tmp_path, "--annotations", tmp_path / "names.json")
+    code, out, _ = run(*command)
+    assert code == 0 and "3 classes" in out
+    assert (tmp_path / "class_names.txt").read_text() == "up\ndown\nleft\n"
+    assert run(*command)[0] == 0
+    (tmp_path / "names.json").write_text('["a", "b", "c"]')
+    assert run(*command)[0] == 2
+    assert run(*command, "--overwrite")[0] == 0
+    assert (tmp_path / "class_names.txt").read_text() == "a\nb\nc\n"
+    assert run("classes", tmp_path)[0] == 2
+
+
+def test_official_lists_of_ids_are_checked_and_cleaned(run, folder, tmp_path):
+    """Something-Something's lists name frame folders by their id; here the videos are there, as they are released."""
+    (tmp_path / "videos").mkdir()
+    for number, source in (("78687", "left/clip 0.mp4"), ("42326", "right/clip 1.mp4"), ("3", "left/torn.mp4")):
+        (tmp_path / f"videos/{number}.mp4").write_bytes((folder / "videos" / source).read_bytes())
+    (tmp_path / "somesomev2_rgb_train_split.txt").write_text("78687 48 3\n42326 51 7\n")
+    (tmp_path / "somesomev2_rgb_validation_split.txt").write_text("42326 51 7\n3 40 7\n9 40 7\n")
+    code, out, _ = run(
+        *("check", tmp_path / "videos", "--lists", tmp_path, "--dataset", "sthv2", "--clean", tmp_path / "clean"),
+        *("--max-bad-share", 0.5),
+    )
+    assert code == 1 and "2 of 4 files are bad" in out
+    assert (tmp_path / "clean/somesomev2_rgb_train_split.txt").read_text() == "78687 48 3\n42326 51 7\n"
+    assert (tmp_path / "clean/somesomev2_rgb_validation_split.txt").read_text() == "42326 51 7\n"

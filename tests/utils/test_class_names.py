@@ -31,6 +31,7 @@ TEXTS = {
     "number;name": numbered("{number};{name}", 1, SHUFFLED),
     "csv with a header": "id,name\n" + numbered('{number},"{name}"', 0, SHUFFLED),
     "csv with another header": "class_name,class_id\n" + numbered("{name},{number}"),
+    "csv of a data frame": ",name\n" + numbered("{number},{name}").replace("bull, fighting", '"bull, fighting"'),
     "table with a header": "label\tindex\n" + numbered("{name}\t{number}", 1),
     "json list": json.dumps(NAMES),
     "json list in lines": json.dumps(NAMES, indent=1),

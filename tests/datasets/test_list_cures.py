@@ -1,0 +1,146 @@
+"""Lists in the forms of other toolboxes: the fault is recognised, and a cure is named where it was found to help."""
+
+import os
+
+import pytest
+
+from slowfast.datasets.list_checks import check_files
+from slowfast.datasets.manifest import ManifestError, load_manifest
+from slowfast.datasets.rows import cure_rows
+
+VIDEO, FRAMES = ("path", "label"), ("path", "num_frames", "label")
+SEGMENTS = ("path", "total", "begin", "end", "label")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "separator", "named"),
+    [
+        # another separator
+        (["x/a.mp4,1", "x/b.mp4,2"], VIDEO, " ", "','"),
+        (["x/a.mp4 1", "x/b.mp4 2"], VIDEO, ",", "' '"),
+        (["x/a.mp4\t1"], VIDEO, ",", "' '"),
+        # a header, with the right and with another separator
+        (["path,label", "a.mp4,1", "b.mp4,2"], VIDEO, ",", "header"),
+        (["path,label", "a.mp4,1", "b.mp4,2"], VIDEO, " ", "header .*','"),
+        # rows of other data sets: official Something-Something, ActivityNet, and video lists read as frame lists
+        (["v_a.mp4 120.5 3.0 17.25 9", "v_b.mp4 12 3 7 9"], FRAMES, " ", "anet"),
+        (["a.mp4 9", "b.mp4 8"], FRAMES, " ", "kinetics, kinetics_sparse, mit"),
+        (["a.mp4,9", "b.mp4,8"], FRAMES, " ", "kinetics, kinetics_sparse, mit.*"),
+        (["78687 48 3", "42326 51 7"], SEGMENTS, " ", "sth, hmdb"),
+        # several labels: no separator helps
+        (["a.mp4 1,3", "b.mp4 2", "c.mp4 5,6,7"], VIDEO, " ", "several labels"),
+        (["a.mp4,1|3", "b.mp4,2|9"], VIDEO, ",", "several labels"),
+        # names of classes, which may end in digits
+        (["a.mp4,archery", "b.mp4,throwing 3"], VIDEO, ",", "names of classes"),
+        (["a.mp4 archery", "b.mp4 zumba"], VIDEO, " ", "names of classes"),
+        # the official annotation in the place of a list
+        (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "Kinetics"),
+        # labels
+        (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "count them from 0"),
+        (["a.mp4 0", "b.mp4 5"], VIDEO, " ", "at least 6"),
+        (["a.mp4 0", "b.mp4 -1"], VIDEO, " ", "test lists only"),
+    ],
+)
+def test_the_cure_of_rows_that_cannot_be_read(tmp_path, rows, columns, separator, named):
+    (tmp_path / "train.csv").write_text("".join(f"{row}\n" for row in rows))
+    with pytest.raises(ManifestError, match=rf"train\.csv:\d: [^\n]*(\n[^\n]*)*\n[^\n]*{named}[^\n]*$"):
+        load_manifest(tmp_path / "train.csv", columns, separator=separator, num_classes=5)
+
+
+def test_a_separator_that_leaves_a_number_behind_is_not_advised():
+    for rows in (["a.mp4 1,3", "b.mp4 2,3"], ["a.mp4 1;3"], ["a.mp4 1|3", "b.mp4 4|5"]):
+        assert "PATH_LABEL_SEPARATOR to it" not in cure_rows(rows, VIDEO, " ", None, 0)
+
+
+@pytest.fixture
+def there(tmp_path):
+    """Videos in a/ and b/ of `videos`, and frame folders in `frames`."""
+    for folder in ("a", "b"):
+        (tmp_path / "videos" / folder).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / f"videos/{folder}/{number}.mp4").touch()
+    for number in range(4):
+        (tmp_path / f"mixed/{'cd'[number % 2]}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"mixed/{'cd'[number % 2]}/{number}.mp4").touch()
+    for number in ("78687", "42326"):
+        (tmp_path / "frames" / number).mkdir(parents=True)
+        (tmp_path / f"videos/{number}.webm").touch()
+    return tmp_path
+
+
+ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "prefix", "named"),
+    [
+        # a surplus column: rows of rawframe lists, several labels, five columns
+        ("78687 48 3\n42326 51 7\n", " ", "frames", "1 column more .*'48'.* sth, hmdb"),
+        ("78687 48 3\n42326 51 7\n", " ", "videos", "78687.webm.*'48'.* sth, hmdb"),
+        ("78687,48,3\n42326,51,7\n", ",", "frames", "'48'.* sth, hmdb"),
+        ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "1 column more .*a/1.mp4.*'17'.*keep one path"),
+        ("a/1.mp4 1 2 3 4\n", " ", "videos", "3 columns more .*'1 2 3'.* anet"),
+        ("a/1.mp4 3 2 1 4\n", " ", "videos", "3 columns more .*keep one path"),
+        ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "2 columns more .*'archery 4'.*keep one path"),
+        # the suffix, the prefix, and the beginning of the paths
+        ("a/1.avi 3\nb/2.avi 2\n", " ", "videos", r"suffix \.mp4, not \.avi"),
+        (ROWS, " ", "", "below .*/videos: set DATA.PATH_PREFIX"),
+        (ROWS, " ", "videos/a", "below .*/videos: set DATA.PATH_PREFIX"),
+        (ROWS, " ", ".", "below .*videos: set DATA.PATH_PREFIX"),
+        ("x/y/a/1.mp4 0\nx/y/b/1.mp4 0\n", " ", "videos", "without 'x/y/' in front"),
+        ("/gone/a/1.mp4 0\n", " ", "videos", "without '/gone/' in front"),
+        ("/gone/z/1.mp4 0\n", " ", "videos", "absolute"),
+        ("0.mp4 0\n1.mp4 1\n4.mp4 1\n", " ", "mixed", "several folders below .*mixed, as in .*mixed/c"),
+        ("z.mp4 0\n", " ", "videos", "PATH_PREFIX '.*videos' holds 42326.webm, 78687.webm, a"),
+        ("z.mp4 0\n", " ", "gone", "PATH_PREFIX '.*gone' is not a folder"),
+        # some are missing
+        (ROWS + "a/5.mp4 0\n", " ", "videos", "prepare_data.py check .*videos --lists .*/lists --clean"),
+    ],
+)
+def test_the_cure_of_videos_that_are_not_there(there, monkeypatch, text, separator, prefix, named):
+    monkeypatch.chdir(there)
+    lists = there / ("videos" if not prefix else "lists")
+    lists.mkdir(exist_ok=True)
+    (lists / "train.csv").write_text(text)
+    manifest = load_manifest(lists / "train.csv", separator=separator, prefix=prefix and str(there / prefix))
+    with pytest.raises(ManifestError, match=rf"do not exist(?s:.*)\n[^\n]*{named}[^\n]*$"):
+        check_files(manifest)
+
+
+def test_something_something_lists_find_the_videos_of_their_ids(there):
+    (there / "somesomev2_rgb_train_split.txt").write_text("78687 48 3\n42326 51 7\n")
+    manifest = load_manifest(
+        there / "somesomev2_rgb_train_split.txt", FRAMES, separator=",", prefix=str(there / "videos")
+    )
+    assert [os.path.basename(sample.path) for sample in manifest] == ["78687.webm", "42326.webm"]
+    check_files(manifest)
+    frames = load_manifest(there / "somesomev2_rgb_train_split.txt", FRAMES, prefix=str(there / "frames"))
+    assert frames[0].path == f"{there}/frames/78687" and frames.fingerprint == manifest.fingerprint
+    check_files(frames)
+
+
+def test_many_missing_videos_are_counted_and_three_are_named(tmp_path):
+    for number in range(0, 2500, 2):
+        (tmp_path / f"{number}.mp4").touch()
+    path = tmp_path / "a.csv"
+    path.write_text("".join(f"{number}.mp4 0\n" for number in range(2500)))
+    with pytest.raises(ManifestError) as caught:
+        check_files(load_manifest(path, prefix=str(tmp_path)))
+    text = str(caught.value)
+    assert "1250 of 2500 videos" in text and text.count("\n  ") == 3 and f"{tmp_path}/5.mp4" in text
+    assert "CHECK_FILES" not in text and "PATH_PREFIX" in text
+    path.write_text("4.mp4 0\n")
+    check_files(load_manifest(path, prefix=str(tmp_path)))
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_video(tmp_path):
+    (tmp_path / "real.mp4").touch()
+    (tmp_path / "good.mp4").symlink_to("real.mp4")
+    (tmp_path / "bad.mp4").symlink_to("gone.mp4")
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "a.csv"
+    path.write_text(f"real.mp4 0\ngood.mp4 0\nfolder 0\nfolder/ 0\n{tmp_path}/real.mp4 0\n")
+    check_files(load_manifest(path, prefix=str(tmp_path)))
+    path.write_text("good.mp4 0\nbad.mp4 0\n")
+    with pytest.raises(ManifestError, match=r"1 of 2 videos(.|\n)*bad\.mp4"):
+        check_files(load_manifest(path, prefix=str(tmp_path)))
