@@ -18,6 +18,7 @@ from tqdm import tqdm
 from slowfast.datasets.catalog import CATALOG, Dataset
 from slowfast.datasets.clean import original_of
 from slowfast.datasets.manifest import UNKNOWN
+from slowfast.datasets.reencode import RECORDS, WITHOUT_COPY, without_copy
 from slowfast.utils.io import write_text
 from slowfast.utils.rng import rng_for
 
@@ -106,7 +107,7 @@ def find_media(videos: str | Path) -> Found:
         by_suffix: dict[bool | None, list[str]] = {True: [], False: [], None: []}  # videos, images, others
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith("."):
+            if not name.startswith(".") and name not in RECORDS:
                 kind = True if suffix in VIDEO_SUFFIXES else False if suffix in IMAGE_SUFFIXES else None
                 by_suffix[kind].append(name)
         notes["of an unknown type, left out"] += [f"{prefix}{name}" for name in by_suffix[None]]
@@ -127,6 +128,7 @@ def find_media(videos: str | Path) -> Found:
             else:
                 sizes[path] = size
     bar.close()
+    notes[f"originals without a copy here ({WITHOUT_COPY} says why), left out"] += without_copy(root)
     if not sizes:
         told = "; ".join(describe(notes)) or "it is empty"
         raise ValueError(
