@@ -369,6 +369,7 @@ def write_lists(
     texts["class_names.txt"] = "".join(f"{name}\n" for name in lists.class_names)
     if recipe is not None:
         data = {"PATH_TO_DATA_DIR": str(out.resolve()), "PATH_PREFIX": str(videos.resolve())}
+        data["PATH_LABEL_SEPARATOR"] = dataset.separator
         if folders:
             data["IMAGE_TEMPLATE"] = _common_template(videos, folders)
         content = {"DATA": data, "MODEL": {"NUM_CLASSES": len(lists.class_names)}}

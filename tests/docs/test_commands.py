@@ -8,12 +8,14 @@ from a server that has done the imports.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from torchvision.models._meta import _KINETICS400_CATEGORIES
 import slowfast
 from slowfast.config import load_config
 from slowfast.models.build import build_model
+from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md"))
@@ -32,6 +35,8 @@ PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / "do
 NOT_RUN = {
     "git clone <address of this repository>": "needs the network",
     "python -m venv .venv": "needs the network; .ci/run installs",
+    "python3 -m venv .venv": "would replace the environment of this test",
+    ".venv/bin/pip install": "needs the network",
     "pip install": "needs the network; .ci/run installs",
     "make test": "is what runs this test",
     'python -c "import timm, torch; torch.save(timm.create_model(': "needs the network",
@@ -63,7 +68,7 @@ SMALLER = [
     Smaller(r"make_demo_data\.py", ["--train", "16", "--test", "8"], {}),
     Smaller(r"benchmark_data\.py", ["--make", "2", "--videos", "2", "--rounds", "1", "--workers", "1"], TINY),
     Smaller(r"run_net\.py.*BACKBONE timm/", ["--show"], {}),  # a ViT-B
-    Smaller(r"run_net\.py.*uniformerv2_", [], TINY | TINY_V2),
+    Smaller(r"run_net\.py.*(uniformerv2_|v2\.yaml)", [], TINY | TINY_V2),
     Smaller(r"run_net\.py", [], TINY),
 ]
 # Stands for `python` in the copy: forks the program from the server of tests/warm.py.
@@ -219,7 +224,32 @@ AFTER_LISTS = ("MODEL_ZOO.md",)
 LEFT: dict[str, tuple[str, ...]] = {
     "README.md": ("output/demo/test/metrics.json", "output/lr5e-4/test/metrics.json"),
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
-    "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/new/test/predictions.csv"),
+    "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
+}
+
+
+def scores_are_probabilities(folder: Path) -> None:
+    with open(folder / "output/new/test/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    for row in rows:
+        scores = [float(row[f"score{k}"]) for k in range(1, 6)]
+        assert 1 > scores[0] > 1 / 12 and sum(scores) < 1 and scores == sorted(scores, reverse=True)
+
+
+def only_the_head_learned(folder: Path) -> None:
+    start = load_tensors(folder / "output/demo/checkpoints/best.pyth")["model_state"]
+    other, head = (
+        load_tensors(folder / f"output/{name}/checkpoints/best.pyth")["model_state"] for name in ("mine", "mine_head")
+    )
+    same = {name for name, value in head.items() if torch.equal(value, start[name])}
+    assert set(head) - same == {"head.weight", "head.bias"}
+    assert sum(not torch.equal(other[name], start[name]) for name in same) > 10
+
+
+RESULTS: dict[str, Callable[[Path], None]] = {
+    "docs/OWN_VIDEOS.md": scores_are_probabilities,
+    "docs/FINETUNING.md": only_the_head_learned,
 }
 
 
@@ -240,3 +270,5 @@ def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
     done = shell(folder, page_script(page, folder))
     assert done.returncode == 0, done.stdout[-8000:]
     assert [name for name in LEFT.get(page, ()) if not (folder / name).is_file()] == []
+    if page in RESULTS:
+        RESULTS[page](folder)
