@@ -6,12 +6,18 @@ JOBS ?= 3
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: install demo test test-unit lint
+.PHONY: install dev demo test test-unit lint
 
-install: $(VENV)/.installed
+install: $(VENV)/.installed ## what training and testing need
+
+dev: $(VENV)/.installed-dev ## and what the checks and tests of this code need
 
 $(VENV)/.installed: setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
@@ -21,10 +27,10 @@ demo: install ## the main job on made-up videos: data, training, multi-view test
 test: lint ## all tests
 	$(RUN) pytest -n $(JOBS) --dist worksteal
 
-test-unit: install ## the quick part of the tests
+test-unit: dev ## the quick part of the tests
 	$(RUN) pytest -n $(JOBS) --dist worksteal -m "not slow"
 
-lint: install
+lint: dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) pyright

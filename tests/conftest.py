@@ -6,6 +6,8 @@ import gzip
 import json
 import logging
 import os
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -114,3 +116,16 @@ def assert_golden(golden_state, golden_input) -> Callable[..., None]:
             assert out.flatten()[:8].tolist() == pytest.approx(reference["first8"], abs=tolerance), stage
 
     return check
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory) -> Iterator[str]:
+    """Address of a server that forks processes with all imports done (tests/warm.py)."""
+    address = str(tmp_path_factory.mktemp("warm") / "socket")
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, str(root / "tests" / "warm.py"), address]
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout and server.stdout.readline() == "ready\n"
+        yield address
+        server.kill()

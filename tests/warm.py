@@ -1,8 +1,8 @@
 """A server that forks processes with all that runs import, which takes longer than most runs of the tests.
 
 It is a fresh interpreter without threads of Python: a run begins as it would from the command line, some seconds later.
-A request is the JSON of (arguments, environment), with the descriptors of stdout and stderr; the answer is the exit
-code.
+A request is the JSON of (arguments, environment, working directory), with the descriptors of stdout and stderr; the
+answer is the exit code.
 """
 
 import json
@@ -49,7 +49,8 @@ def serve(address: str) -> None:
     for standard, descriptor in zip((1, 2), descriptors, strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    sys.argv, environment = json.loads(message)
+    sys.argv, environment, folder = json.loads(message)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
 

@@ -31,7 +31,7 @@ from slowfast.datasets.lists import (
     write_lists,
     write_unlabelled,
 )
-from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
+from slowfast.datasets.reencode import WITHOUT_COPY, Settings, access_times, reencode
 from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import atomic_write, write_text
 
@@ -291,12 +291,14 @@ def make_copies(args: argparse.Namespace) -> int:
         )
     found = find_media(args.videos)
     paths = [path for path, size in found.sizes.items() if size is not None] + found.unusable
-    if folders := sum(size is None for size in found.sizes.values()):
-        print(f"{folders} folders of images are left as they are")
+    if folders := [path for path, size in found.sizes.items() if size is None]:
+        print(f"{len(folders)} folders of images are left as they are")
     settings = Settings(args.short_side, args.key_frames, args.crf, args.preset)
-    outcome = reencode(args.videos, paths, args.out, settings, workers=args.workers, timeout=args.timeout)
+    outcome = reencode(
+        args.videos, paths, args.out, settings, workers=args.workers, timeout=args.timeout, folders=folders
+    )
     tell(f"{path}: {reason}" for path, reason in list(outcome.broken.items())[:10])
-    broken = f"{len(outcome.broken)} broken, see {Path(args.out, BROKEN)}" if outcome.broken else "none is broken"
+    broken = f"{len(outcome.broken)} broken, see {Path(args.out, WITHOUT_COPY)}" if outcome.broken else "none is broken"
     print(f"{len(outcome.done)} copies in {args.out}; {broken}")
     if outcome.done:
         before, after = outcome.bytes_before, outcome.bytes_after

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from slowfast.datasets.catalog import CATALOG, Dataset
 from slowfast.datasets.clean import original_of
+from slowfast.datasets.reencode import RECORDS, WITHOUT_COPY, without_copy
 from slowfast.datasets.rows import UNKNOWN, VIDEO_SUFFIXES
 from slowfast.utils.class_names import format_class_names
 from slowfast.utils.io import write_text
@@ -103,7 +104,7 @@ def find_media(videos: str | Path) -> Found:
         by_suffix: dict[bool | None, list[str]] = {True: [], False: [], None: []}  # videos, images, others
         for name in sorted(files):
             suffix = os.path.splitext(name)[1].lower()
-            if not name.startswith("."):
+            if not name.startswith(".") and name not in RECORDS:
                 kind = True if suffix in VIDEO_SUFFIXES else False if suffix in IMAGE_SUFFIXES else None
                 by_suffix[kind].append(name)
         notes["of an unknown type, left out"] += [f"{prefix}{name}" for name in by_suffix[None]]
@@ -124,6 +125,7 @@ def find_media(videos: str | Path) -> Found:
             else:
                 sizes[path] = size
     bar.close()
+    notes[f"originals without a copy here ({WITHOUT_COPY} says why), left out"] += without_copy(root)
     if not sizes:
         told = "; ".join(describe(notes)) or "it is empty"
         raise ValueError(
@@ -375,6 +377,7 @@ def write_lists(
     texts["class_names.txt"] = format_class_names(lists.class_names)
     if recipe is not None:
         data = {"PATH_TO_DATA_DIR": str(out.resolve()), "PATH_PREFIX": str(videos.resolve())}
+        data["PATH_LABEL_SEPARATOR"] = dataset.separator
         if folders:
             data["IMAGE_TEMPLATE"] = _common_template(videos, folders)
         content = {"DATA": data, "MODEL": {"NUM_CLASSES": len(lists.class_names)}}

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -26,7 +26,8 @@ from slowfast.datasets.reader import read_frames
 from slowfast.utils.io import write_text
 from slowfast.utils.rng import rng_for
 
-SETTINGS, BROKEN = "reencode.json", "broken.csv"
+SETTINGS, WITHOUT_COPY = "reencode.json", "without_copy.csv"
+RECORDS = (SETTINGS, WITHOUT_COPY)
 ACCESS_FRAMES = 16
 MIN_SHARE = 0.9  # of the duration that the header promises; headers are often a little wrong
 
@@ -75,13 +76,14 @@ def reencode(
     *,
     workers: int,
     timeout: float = 3600,
+    folders: Sequence[str] = (),
 ) -> Outcome:
-    """Encode every file anew under the same path below `out`, so that lists stay valid; it is MP4 whatever the suffix.
+    """Encode every file under the same path below `out`, so that lists stay valid; it is MP4 whatever the suffix.
 
     Frames and the distances of their times stay, the first time becomes 0; sound and other streams are dropped; a
     rotation or mirroring in the header is applied. A file appears whole or not at all, with the time of change of its
-    source, and is not made again while that is the same, so an interrupted call goes on where it was. Sources that do
-    not decode to the end go to `out`/broken.csv.
+    source, and is not made again while that is the same, so an interrupted call goes on where it was. The same source
+    and settings give the same bytes. `out`/without_copy.csv names the originals without a copy, also after a kill.
 
     Args:
         videos: folder that the paths start from.
@@ -90,6 +92,7 @@ def reencode(
         settings: of all files of that folder.
         workers: processes.
         timeout: seconds for one file, after which its process is killed.
+        folders: of images, which are not encoded; they are only recorded as without a copy.
 
     Raises:
         ValueError: `out` lies in `videos` or the other way round, or holds copies made with other settings.
@@ -106,6 +109,8 @@ def reencode(
 
     todo = [path for path in paths if not _is_current(out / path, videos / path)]
     broken: dict[str, str] = {}
+    left = dict.fromkeys(folders, "a folder of images, which is not encoded")
+    _record(out, left | dict.fromkeys(todo, "not encoded yet"))
     outcomes = run_killable(partial(_encode, str(videos), str(out), settings), todo, workers=workers, timeout=timeout)
     bar = tqdm(total=len(paths), initial=len(paths) - len(todo), desc="reencode", unit="file", disable=None)
     with bar, closing(outcomes):  # pyright: ignore[reportArgumentType]
@@ -115,12 +120,37 @@ def reencode(
                 _part(out / path).unlink(missing_ok=True)
             bar.set_postfix(broken=len(broken), refresh=False)
             bar.update()
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *sorted(broken.items())])
-    write_text(out / BROKEN, table.getvalue())
+    _record(out, left | broken)
     done = [path for path in paths if path not in broken]
     sizes = [sum(_size(folder / path) for path in done) for folder in (videos, out)]
     return Outcome(done, broken, *sizes)
+
+
+def without_copy(copies: str | Path) -> list[str]:
+    """Return the originals that have no copy in a folder, as `reencode` recorded them; none if it is no such folder."""
+    try:
+        with open(Path(copies, WITHOUT_COPY), encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError:
+        return []
+    return [row["path"] for row in rows if not _size(Path(copies, row["path"]))]
+
+
+def _record(out: Path, reasons: dict[str, str]) -> None:
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *sorted(reasons.items())])
+    write_text(out / WITHOUT_COPY, table.getvalue())
+
+
+def every_frame(reader: Any, video: Any) -> Iterator[Any]:
+    """Decode a stream from its beginning to its end.
+
+    A packet without content repeats a picture, in Ogg for example. A decoder would take it for the end.
+    """
+    for packet in reader.demux(video):
+        if packet.size:
+            yield from packet.decode()
+    yield from video.codec_context.decode(None)
 
 
 def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats: int = 3) -> list[float]:
@@ -165,7 +195,7 @@ def _is_current(copy: Path, source: Path) -> bool:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # it has vanished meanwhile
+    except OSError:  # it has vanished
         return 0
 
 
@@ -206,7 +236,7 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
         first: int | None = None
         last = -1
         count = 0
-        for frame in reader.decode(video):
+        for frame in every_frame(reader, video):
             if graph is None:
                 graph = _graph(frame, video, time_base, settings.short_side)
             # some containers have no times
@@ -224,7 +254,8 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
         whole = reader.duration / av.time_base if reader.duration and len(reader.streams) == 1 else 0.0
         promised = float(video.duration * time_base) if video.duration else whole
         end = float((last + 1) * time_base + 1 / rate)
-        if not count or end < MIN_SHARE * promised:
+        # Matroska, WebM and ASF count a duration from time 0, the others from the first frame.
+        if not count or end + max(0.0, float((first or 0) * time_base)) < MIN_SHARE * promised:
             raise ValueError(f"it ends after {count} frames, {end if count else 0:.2f} of {promised:.2f} s")
         writer.mux(stream.encode())
 
@@ -264,5 +295,6 @@ def _add_stream(writer: Any, image: Any, rate: Fraction, time_base: Fraction, se
         "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames),
         "bf": str(b_frames), "b_strategy": "0", "b-pyramid": "none",
         "threads": "1",  # the processes fill the cores
+        "x264-params": "cpu-independent=1",  # else its assembler reads beyond odd sides: each time another file
     }  # fmt: skip
     return stream

@@ -196,7 +196,10 @@ def _but(unlabelled: int, skipped: int) -> str:
 def write_results(
     folder: Path, evaluation: Evaluation, manifest: Manifest, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
 ) -> None:
-    """Write predictions.csv (one row a video), scores.npz, metrics.json and resolved_config.yaml.
+    """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
+
+    The scores of predictions.csv are means over the views, so that those of summed probabilities lie between 0 and 1;
+    scores.npz has the sums.
 
     Args:
         manifest: the test list.
@@ -209,10 +212,11 @@ def write_results(
     ranks = range(1, top + 1)
     writer.writerow(["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)])
     paths = [manifest.path(int(i)) for i in evaluation.index]
+    views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS if cfg.DATA.ENSEMBLE_METHOD == "sum" else 1
     for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
         order = np.argsort(-scores, kind="stable")[:top]
         classes = ["" if k < 0 else names[k] if names else int(k) for k in (label, *order)]
-        writer.writerow([path, *classes, *(f"{scores[k]:.6g}" for k in order)])
+        writer.writerow([path, *classes, *(f"{scores[k] / views:.6g}" for k in order)])
     write_text(folder / "predictions.csv", table.getvalue())
     with atomic_write(folder / "scores.npz") as file:
         np.savez_compressed(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import pytest
 from slowfast.datasets.backends import list_frames
 from slowfast.datasets.manifest import load_manifest
 from slowfast.datasets.reader import read_frames
-from slowfast.datasets.reencode import BROKEN, Settings, access_times, reencode
+from slowfast.datasets.reencode import WITHOUT_COPY, Settings, access_times, reencode, without_copy
+
+ROOT = Path(__file__).parents[2]
 
 
 def write(
@@ -26,6 +31,7 @@ def write(
     codec: str = "libx264",
     rotation: int = 0,
     audio: bool = False,
+    noise: bool = False,
 ) -> Path:
     """30 frames whose upper left quarter is red and whose brightness grows, at `times` in units of 1/100 s."""
     width, height = size
@@ -43,6 +49,8 @@ def write(
         for t, time in enumerate(times):
             image = np.full((height, width, 3), 20 + 6 * t, np.uint8)
             image[: height // 2, : width // 2] = (220, 0, 0)
+            if noise:
+                image = np.random.default_rng(t // 3).integers(0, 256, image.shape, np.uint8)
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pix_fmt)
             frame.pts, frame.time_base = int(time * base.denominator) // 100, base
             container.mux(stream.encode(frame))
@@ -159,6 +167,17 @@ def test_times_of_a_variable_frame_rate_are_kept(tmp_path):
     assert after == pytest.approx([(time - times[0]) / 100 for time in times], abs=0.0011)  # mkv counts milliseconds
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.wmv", "wmv2")])
+@pytest.mark.parametrize("start", [25, 1000])
+def test_a_late_first_frame_is_no_fault(tmp_path, name, codec, start):
+    """These containers count the duration from time 0, as after `ffmpeg -i a.mkv -c copy -output_ts_offset 0.25`."""
+    source = write(tmp_path / "in" / name, times=[start + 4 * t for t in range(30)], codec=codec)
+    with av.open(str(source)) as container:
+        assert (container.duration or 0) / av.time_base == pytest.approx(start / 100 + 1.2, abs=0.05)
+    after, _, _ = frames_of(copy(source, tmp_path / "out"))
+    assert after == pytest.approx([0.04 * t for t in range(30)], abs=0.0011)
+
+
 def test_lists_stay_valid_whatever_the_suffix(tmp_path):
     for name, codec in (("x/a b.mp4", "libx264"), ("é/c.webm", "libvpx"), ("d.avi", "mpeg4")):
         write(tmp_path / "in" / name, codec=codec)
@@ -189,16 +208,43 @@ def test_broken_inputs_are_listed_and_whole_ones_are_not_made_again(tmp_path):
     assert outcome.done == ["a.mp4"] and set(outcome.broken) == set(paths[1:])
     assert outcome.broken["torn.mp4"].startswith("it does not decode to the end")
     assert " of 1.20 s" in outcome.broken["short.mkv"]
+    assert sorted(without_copy(tmp_path / "out")) == sorted(paths[1:])
     assert outcome.broken["pipe.mp4"] == "timed out after 5 s"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", BROKEN, "reencode.json"]
-    assert len((tmp_path / "out" / BROKEN).read_text().splitlines()) == 6
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", "reencode.json", WITHOUT_COPY]
+    assert len((tmp_path / "out" / WITHOUT_COPY).read_text().splitlines()) == 6
 
     made = (tmp_path / "out/a.mp4").stat().st_ino
     write(tmp_path / "in/torn.mp4")  # fetched again
     (tmp_path / "out/.torn.mp4.part").write_bytes(b"of a killed call")
     outcome = reencode(tmp_path / "in", ["a.mp4", "torn.mp4"], tmp_path / "out", Settings(), workers=1, timeout=30)
+    assert without_copy(tmp_path / "out") == []
     assert outcome.done == ["a.mp4", "torn.mp4"] and not (tmp_path / "out/.torn.mp4.part").exists()
     assert (tmp_path / "out/a.mp4").stat().st_ino == made
+
+
+def test_a_killed_call_that_is_repeated_gives_the_same_bytes(tmp_path):
+    """Also at sizes that are no multiple of 16, where the encoder's assembler depends on what memory held before."""
+    paths = [f"{i}.mp4" for i in range(6)]
+    for i, path in enumerate(paths):
+        write(tmp_path / "in" / path, size=(160, 130 + 2 * i), noise=True)
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    reencode(tmp_path / "in", paths, undisturbed, Settings(short_side=75), workers=1)
+    command = [sys.executable, str(ROOT / "tools/prepare_data.py"), "reencode", "in", "--out", "killed"]
+    command += ["--short-side", "75", "--measure", "0", "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    while not list(killed.glob("*.mp4")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    missing = without_copy(killed)
+    assert missing and set(missing) == {path for path in paths if not (killed / path).exists()}
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    assert without_copy(killed) == []
+    for path in paths:
+        assert (killed / path).read_bytes() == (undisturbed / path).read_bytes()
+        assert (killed / path).stat().st_mtime_ns == (undisturbed / path).stat().st_mtime_ns
+    assert len(list(killed.iterdir())) == 8
 
 
 @pytest.mark.parametrize("change", ["newer source", "older source", "empty copy", "copy written later"])

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -57,17 +57,6 @@ def experiment(videos, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory) -> Iterator[str]:
-    """Address of a server that forks processes with all imports done (tests/warm.py)."""
-    address = str(tmp_path_factory.mktemp("warm") / "socket")
-    command = [sys.executable, str(ROOT / "tests" / "warm.py"), address]
-    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout and server.stdout.readline() == "ready\n"
-        yield address
-        server.kill()
-
-
-@pytest.fixture(scope="session")
 def run_net(warm) -> Callable[..., subprocess.CompletedProcess]:
     """Run tools/run_net.py in a new process; it has to end well.
 
@@ -81,7 +70,7 @@ def run_net(warm) -> Callable[..., subprocess.CompletedProcess]:
             socket.socket(socket.AF_UNIX) as server,
         ):
             server.connect(warm)
-            message = json.dumps((arguments, {**ENVIRONMENT, **environment})).encode()
+            message = json.dumps((arguments, {**ENVIRONMENT, **environment}, str(ROOT))).encode()
             socket.send_fds(server, [message], [out.fileno(), err.fileno()])
             code = int(server.recv(100))
             out.seek(0)

@@ -213,6 +213,24 @@ def test_small_copies(run, folder, tmp_path):
     assert code == 2 and "holds copies made with" in err
 
 
+def test_lists_of_copies_name_the_originals_without_one(run, folder, tmp_path):
+    """A torn file and a folder of images: neither is encoded, so neither can be in the lists."""
+    images = folder / "videos/right/images"
+    images.mkdir()
+    for number in (1, 2):
+        cv2.imwrite(str(images / f"img_{number:05d}.jpg"), np.zeros((48, 64, 3), np.uint8))
+    assert run("reencode", "videos", "--out", tmp_path / "small", "--measure", 0)[0] == 1
+    code, out, err = run("lists", tmp_path / "small", "--out", tmp_path / "lists")
+    assert (code, err) == (0, "")
+    [line] = [line for line in out.splitlines() if "without a copy" in line]
+    assert line.split()[0] == "2" and line.endswith("left/torn.mp4, right/images")
+    assert "unknown type" not in out
+    (folder / "videos/left/torn.mp4").write_bytes((folder / "videos/left/clip 0.mp4").read_bytes())
+    assert run("reencode", "videos", "--out", tmp_path / "small", "--measure", 0)[0] == 0
+    out = run("lists", tmp_path / "small", "--out", tmp_path / "lists", "--overwrite")[1]
+    assert any(line.endswith("left out: right/images") for line in out.splitlines() if "without a copy" in line)
+
+
 def test_official_annotations(run, folder, tmp_path):
     for split, numbers in (("train", "012"), ("test", "34")):
         (tmp_path / f"{split}list01.txt").write_text(

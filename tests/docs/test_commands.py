@@ -1,0 +1,274 @@
+"""Every block of commands in the documentation runs as it is written.
+
+Each page runs in a new shell and in its own copy of the checkout. The shell has the environment of a user who has just
+logged in, so a page has to activate the environment. What is made small is the work, not the text: the `python` of the
+copy adds KEY VALUE pairs to the programs that it starts, as far as the page does not give those keys, and forks them
+from a server that has done the imports.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from make_demo_data import CLASS_NAMES, write_video
+from torchvision.models._meta import _KINETICS400_CATEGORIES
+
+import slowfast
+from slowfast.config import load_config
+from slowfast.models.build import build_model
+from slowfast.weights.tensors import load_tensors
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md"))
+# What cannot run here, by its beginning, and why.
+NOT_RUN = {
+    "git clone <address of this repository>": "needs the network",
+    "python -m venv .venv": "needs the network; .ci/run installs",
+    "python3 -m venv .venv": "would replace the environment of this test",
+    ".venv/bin/pip install": "needs the network",
+    "pip install": "needs the network; .ci/run installs",
+    "make test": "is what runs this test",
+    'python -c "import timm, torch; torch.save(timm.create_model(': "needs the network",
+    "DATA_ROOT=/data bash exp/uniformer_s16x4_k400/test.sh TEST.CHECKPOINT_FILE_PATH": "needs the network",
+}
+TINY = {
+    "NUM_GPUS": "0", "DATA_LOADER.NUM_WORKERS": "0", "TRAIN.BATCH_SIZE": "4", "TEST.BATCH_SIZE": "8",
+    "SOLVER.MAX_EPOCH": "1", "SOLVER.WARMUP_EPOCHS": "0.0", "TEST.NUM_SPATIAL_CROPS": "1", "DATA.NUM_FRAMES": "4",
+    "DATA.TRAIN_CROP_SIZE": "32", "DATA.TEST_CROP_SIZE": "32", "DATA.TRAIN_JITTER_SCALES": "[36,40]",
+    "UNIFORMER.PRETRAIN_NAME": "", "UNIFORMER.DEPTH": "[1,1,1,1]", "UNIFORMER.EMBED_DIM": "[8,16,32,32]",
+    "UNIFORMER.HEAD_DIM": "16",
+}  # fmt: skip
+TINY_V2 = {
+    "UNIFORMERV2.PRETRAIN": "k710.pth", "UNIFORMERV2.BACKBONE": "custom", "UNIFORMERV2.TOWER": "[32,2,2,8,32]",
+    "UNIFORMERV2.RETURN_LIST": "[0,1]", "UNIFORMERV2.N_LAYERS": "2", "UNIFORMERV2.N_DIM": "32",
+    "UNIFORMERV2.N_HEAD": "2", "UNIFORMERV2.MLP_DROPOUT": "[0.0,0.0]",
+}  # fmt: skip
+
+
+class Smaller(NamedTuple):
+    """What is added to the command line of a program; of several rows the first one that fits."""
+
+    pattern: str
+    flags: list[str]
+    pairs: dict[str, str]
+
+
+SMALLER = [
+    Smaller(r"make_demo_data\.py", ["--train", "16", "--test", "8"], {}),
+    Smaller(r"benchmark_data\.py", ["--make", "2", "--videos", "2", "--rounds", "1", "--workers", "1"], TINY),
+    Smaller(r"run_net\.py.*BACKBONE timm/", ["--show"], {}),  # a ViT-B
+    Smaller(r"run_net\.py.*(uniformerv2_|v2\.yaml)", [], TINY | TINY_V2),
+    Smaller(r"run_net\.py", [], TINY),
+]
+# Stands for `python` in the copy: forks the program from the server of tests/warm.py.
+PYTHON = """#!{executable} -SE
+import json, os, re, socket, sys
+
+arguments = sys.argv[1:]
+if not arguments or not arguments[0].endswith(".py"):
+    os.execv({executable!r}, [{executable!r}, *arguments])
+for pattern, flags, pairs in {smaller!r}:
+    if re.search(pattern, " ".join(arguments)):
+        given = {{argument.partition("=")[0] for argument in arguments}}
+        new = [text for key, value in pairs.items() if key not in given for text in (key, value)]
+        arguments += flags + new
+        break
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [json.dumps((arguments, dict(os.environ), os.getcwd())).encode()], [1, 2])
+    sys.exit(int(server.recv(100)))
+"""
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The (language, text) of the fenced blocks of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"^( *)```(.*)\n((?:.*\n)*?)\1```$", text, re.M)
+    assert len(found) * 2 == len(re.findall(r"^ *```", text, re.M)), f"{page} has a block without an end"
+    return [(language, textwrap.dedent(content)) for _, language, content in found]
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a block of bash; a backslash joins lines."""
+    return [line for line in block.replace("\\\n", " ").split("\n") if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_block_of_commands_has_a_language(page):
+    for language, text in blocks(page):
+        assert language in ("bash", "python", ""), f"{page}: blocks of {language} are not run"
+        assert language or not re.search(r"^(\$|bash|python|pip|make|source|git|import|from) ", text, re.M), page
+
+
+def test_what_is_not_run_is_there():
+    lines = [line for page in PAGES for kind, text in blocks(page) if kind == "bash" for line in commands(text)]
+    assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
+
+
+def not_in_a_checkout(folder: str, names: list[str]) -> list[str]:
+    made = ("data", "output", "pretrained") if Path(folder) == ROOT else ()
+    return [name for name in names if name.startswith(".") or name in ("__pycache__", *made)]
+
+
+def make_checkout(folder: Path, inputs: Path, warm: str) -> None:
+    """Copy the checkout, with an environment and with what the pages take for granted."""
+    shutil.copytree(ROOT, folder, ignore=not_in_a_checkout)
+    shutil.copytree(inputs, folder, dirs_exist_ok=True, copy_function=os.link)
+    environment = folder / ".venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (environment / ".installed").touch()
+    python = environment / "bin/python"
+    python.unlink()
+    python.write_text(PYTHON.format(executable=sys.executable, smaller=[tuple(row) for row in SMALLER], address=warm))
+    python.chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """What the pages take for granted but a trained demo."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder)
+    return folder
+
+
+def make_inputs(folder: Path) -> None:
+    """Own videos of 12 classes, new ones, and what lies below /data and DOWNLOADED."""
+    clip = folder / "clip.mp4"
+    for index, name in enumerate((*CLASS_NAMES, "a", "b", "c", "d")):
+        for number in range(3):
+            path = folder / f"my/videos/{name}/person{number}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_video(path, seed=number, split="train", index=index)
+    for number in range(2):
+        path = folder / f"new/videos/{number}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, seed=number, split="val", index=number)
+    write_video(clip, seed=0, split="val", index=0)
+
+    k400 = folder / "disk/k400"
+    k400.mkdir(parents=True)
+    (folder / "DOWNLOADED/annotations").mkdir(parents=True)
+    for split in ("train", "validate"):
+        rows = [f"{name},{split}{label:05d},1,11,{split}" for label, name in enumerate(_KINETICS400_CATEGORIES)]
+        text = "\n".join(["label,youtube_id,time_start,time_end,split", *rows]) + "\n"
+        (folder / f"DOWNLOADED/annotations/{split}.csv").write_text(text)
+        for label in range(8):
+            (k400 / f"{split}{label:05d}_000001_000011.mp4").hardlink_to(clip)
+
+    k600, names = folder / "disk/k600", [f"class {label}" for label in range(710)]
+    k600.mkdir()
+    (k600 / "clip.mp4").hardlink_to(clip)
+    for split in ("train", "val", "test"):
+        (k600 / f"{split}.csv").write_text("".join(f"clip.mp4,{label}\n" for label in range(8)))
+    (k600 / "class_names.txt").write_text("".join(f"{name}\n" for name in names[-600:]))
+    (folder / "disk/k710_names.txt").write_text("".join(f"{name}\n" for name in names))
+
+    torch.save(slowfast.create_model("uniformer_s", num_classes=400).state_dict(), folder / "uniformer_s16x4_k400.pth")
+    (folder / "best.pyth").hardlink_to(folder / "uniformer_s16x4_k400.pth")
+    pairs = {**TINY, **TINY_V2, "UNIFORMERV2.PRETRAIN": "", "MODEL.NUM_CLASSES": "710"}
+    k710 = load_config(
+        ROOT / "exp/uniformerv2_k600+k710_b16_f8x224/config.yaml", [text for pair in pairs.items() for text in pair]
+    )
+    torch.save(build_model(k710).state_dict(), folder / "k710.pth")
+
+
+def shell(folder: Path, script: str) -> subprocess.CompletedProcess:
+    """Run a script in a new shell in a folder, without anything of this process's environment."""
+    environment = {"HOME": str(folder.parent), "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+    environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}  # in place of pip install -e .
+    command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
+    return subprocess.run(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def page_script(page: str, folder: Path) -> str:
+    """All blocks of a page as one script."""
+    script = ""
+    for number, (language, text) in enumerate(blocks(page)):
+        script += f"echo '=== {page}, block {number}'\n"
+        if language == "python":
+            (folder / f"block_{number}.py").write_text(text)
+            script += f".venv/bin/python block_{number}.py\n"
+        elif language == "bash":
+            wanted = [line for line in commands(text) if not line.startswith(tuple(NOT_RUN))]
+            script += "".join(f"{line}\n" for line in wanted)
+    return re.sub(r"(?<![\w./])/data\b", str(folder / "disk"), script)
+
+
+@pytest.fixture(scope="module")
+def demo(inputs, warm, tmp_path_factory) -> Path:
+    """A checkout in which the demo was trained, as some pages take for granted."""
+    folder = tmp_path_factory.mktemp("demo") / "checkout"
+    make_checkout(folder, inputs, warm)
+    done = shell(folder, "source .venv/bin/activate && bash exp/demo/run.sh")
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+# Pages that start where the first command of the README, or the first one of DATASET.md, ended.
+AFTER_DEMO = ("docs/FINETUNING.md", "docs/MIGRATING.md")
+AFTER_LISTS = ("MODEL_ZOO.md",)
+# What the commands of a page leave.
+LEFT: dict[str, tuple[str, ...]] = {
+    "README.md": ("output/demo/test/metrics.json", "output/lr5e-4/test/metrics.json"),
+    "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
+    "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
+}
+
+
+def scores_are_probabilities(folder: Path) -> None:
+    with open(folder / "output/new/test/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    for row in rows:
+        scores = [float(row[f"score{k}"]) for k in range(1, 6)]
+        assert 1 > scores[0] > 1 / 12 and sum(scores) < 1 and scores == sorted(scores, reverse=True)
+
+
+def only_the_head_learned(folder: Path) -> None:
+    start = load_tensors(folder / "output/demo/checkpoints/best.pyth")["model_state"]
+    other, head = (
+        load_tensors(folder / f"output/{name}/checkpoints/best.pyth")["model_state"] for name in ("mine", "mine_head")
+    )
+    same = {name for name, value in head.items() if torch.equal(value, start[name])}
+    assert set(head) - same == {"head.weight", "head.bias"}
+    assert sum(not torch.equal(other[name], start[name]) for name in same) > 10
+
+
+RESULTS: dict[str, Callable[[Path], None]] = {
+    "docs/OWN_VIDEOS.md": scores_are_probabilities,
+    "docs/FINETUNING.md": only_the_head_learned,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(kind for kind, _ in blocks(page))])
+def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
+    folder = tmp_path / "checkout"
+    make_checkout(folder, inputs, warm)
+    if page in AFTER_DEMO:
+        trained: Path = request.getfixturevalue("demo")
+        for name in ("data", "output"):
+            shutil.copytree(trained / name, folder / name)
+    elif page in AFTER_LISTS:
+        done = shell(
+            folder, page_script("DATASET.md", folder).partition("prepare_data.py check")[0].rpartition("\n")[0]
+        )
+        assert done.returncode == 0, done.stdout
+    done = shell(folder, page_script(page, folder))
+    assert done.returncode == 0, done.stdout[-8000:]
+    assert [name for name in LEFT.get(page, ()) if not (folder / name).is_file()] == []
+    if page in RESULTS:
+        RESULTS[page](folder)
