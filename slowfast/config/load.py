@@ -32,7 +32,7 @@ from slowfast.config.validate import (
 )
 
 # What a configuration file may hold at most; an alias counts as often as it is used.
-MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 10_000, 20, 4096
+MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 2000, 20, 4096
 
 
 class Assignment(NamedTuple):

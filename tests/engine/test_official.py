@@ -72,7 +72,7 @@ def official_checkpoint(cfg, epoch: int = 6) -> tuple[dict[str, Any], dict[str, 
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
-    moments = {name: optimizer.state[parameter]["exp_avg"] for name, parameter in model.named_parameters()}
+    moments = {name: optimizer.state[parameter]["exp_avg"].clone() for name, parameter in model.named_parameters()}
     scaler = {
         "scale": 1024.0,
         "growth_factor": 2.0,
@@ -98,8 +98,8 @@ def fresh(cfg) -> TrainState:
 
 
 def moments_of(state: TrainState) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in state.model.named_parameters()}
-    return {names[parameter]: values["exp_avg"] for parameter, values in state.optimizer.state.items()}
+    names: dict[torch.Tensor, str] = {value: name for name, value in state.model.named_parameters()}
+    return {names[value]: moments["exp_avg"] for value, moments in state.optimizer.state.items()}
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.1])
