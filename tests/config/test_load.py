@@ -221,6 +221,7 @@ def test_nearest_key(key, meant):
 
 def test_files_that_cannot_be_read(write, tmp_path):
     assert "x.yaml does not exist" in fault("x.yaml") and str(tmp_path) in fault("x.yaml")
+    assert "/proc/self/mem cannot be read" in fault("/proc/self/mem")
     os.mkdir("folder")
     assert "is a folder" in fault("folder")
     assert fault(write("a.yaml", "TRAIN:\n  ENABLE: [1\nTEST:\n")).startswith("a.yaml:3: YAML syntax: ")
