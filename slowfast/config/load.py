@@ -34,7 +34,7 @@ from slowfast.config.validate import (
 
 PACKAGE = Path(__file__).parents[1]
 # What a configuration file may hold at most; an alias counts as often as it is used.
-MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 10_000, 20, 4096
+MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 2000, 20, 4096
 
 
 class Assignment(NamedTuple):
@@ -175,6 +175,9 @@ def read_file(
     except UnicodeDecodeError as error:
         faults.append(f"{path}:1: not a text file in UTF-8 ({error}); save it as one")
         return []
+    except OSError as error:
+        faults.append(f"{named_at}: configuration {path} cannot be read ({error.strerror}); make it readable")
+        return []
     return _read_text(text, path, faults, parents)
 
 
@@ -192,16 +195,10 @@ def _read_text(text: str, path: str, faults: list[str], parents: tuple[str, ...]
             faults.append(f"{path}:1: a configuration consists of lines KEY: VALUE; this file holds something else")
             return []
         for key, line, node in _values(root, path, loader, faults, repeated) if root else ():
-            if key != BASE_KEY:
+            if key == BASE_KEY:
+                inherited += _read_bases(node, path, faults, (*parents, path))
+            else:
                 own.append(Assignment(key, loader.construct_object(node, deep=True), f"{path}:{line}"))
-                continue
-            for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-                origin = f"{path}:{item.start_mark.line + 1}"
-                if isinstance(item, yaml.ScalarNode) and item.value:
-                    base = os.path.join(os.path.dirname(path), os.path.expanduser(item.value))
-                    inherited += read_file(base, faults, origin, (*parents, path))
-                else:
-                    faults.append(f"{origin}: {BASE_KEY} has to be a file or a list of files, relative to {path}")
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         cure = "write KEY: VALUE, indent with spaces, and quote texts with special characters"
@@ -213,6 +210,18 @@ def _read_text(text: str, path: str, faults: list[str], parents: tuple[str, ...]
     if repeated:
         warnings.warn(f"given twice in {path}, with equal values: {', '.join(repeated)}", stacklevel=2)
     return inherited + own
+
+
+def _read_bases(node: yaml.Node, path: str, faults: list[str], parents: tuple[str, ...]) -> list[Assignment]:
+    inherited: list[Assignment] = []
+    for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        origin = f"{path}:{item.start_mark.line + 1}"
+        if isinstance(item, yaml.ScalarNode) and item.value:
+            base = os.path.join(os.path.dirname(path), os.path.expanduser(item.value))
+            inherited += read_file(base, faults, origin, parents)
+        else:
+            faults.append(f"{origin}: {BASE_KEY} has to be a file or a list of files, relative to {path}")
+    return inherited
 
 
 def _too_much(text: str, root: yaml.Node | None) -> str:

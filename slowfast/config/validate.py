@@ -320,7 +320,9 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         count = len(self.faults)
-        return f"{count} fault{'s' * (count > 1)} in the configuration:" + "".join(f"\n  {f}" for f in self.faults)
+        more = f"\n  and {count - 50} more" if count > 50 else ""
+        lines = "".join(f"\n  {fault}" for fault in self.faults[:50])
+        return f"{count} fault{'s' * (count > 1)} in the configuration:{lines}{more}"
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

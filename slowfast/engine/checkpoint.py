@@ -75,8 +75,7 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
         last = paths[-1]
         raise ValueError(
             f"none of the checkpoints in {checkpoint_dir(output_dir)} can be resumed ({last.name} "
-            f"{_unfit(last, found[last], epochs[last])}); choose another OUTPUT_DIR. A file of weights starts a new "
-            "run there as TRAIN.CHECKPOINT_FILE_PATH, and is tested as TEST.CHECKPOINT_FILE_PATH"
+            f"{_unfit(last, found[last], epochs[last])}); move them elsewhere, or choose another OUTPUT_DIR"
         )
     return None
 
@@ -85,7 +84,11 @@ def _unfit(path: Path, entries: Mapping[str, Any], epochs: float) -> str:
     """Say why a checkpoint cannot be resumed; only what was a PyTorch file once is called damaged."""
     if entries and epochs < 0:
         names = sorted(map(str, entries))
-        return f"holds {', '.join(names[:4])}{' ...' * (len(names) > 4)}, and not what a run goes on from"
+        what = f"holds {', '.join(names[:4])}{' ...' * (len(names) > 4)}, and not what a run goes on from"
+        weights = {"model_state", "model", "state_dict"} & entries.keys() or torch.is_tensor(
+            next(iter(entries.values()))
+        )
+        return f"{what} (TRAIN.CHECKPOINT_FILE_PATH starts from weights)" if weights else what
     if not entries and is_whole(path):
         return "holds other objects than tensors, which are never loaded"
     with open(path, "rb") as file:

@@ -38,7 +38,7 @@ def adopt(
     Raises:
         ValueError: its weights are not those of this model.
     """
-    epochs = checkpoint["epoch"] + 1
+    epochs = int(checkpoint["epoch"]) + 1
     logger.info(
         "epoch %d of an official checkpoint: %s", epochs, load_weights(state.model, checkpoint, class_names=class_names)
     )
@@ -53,7 +53,7 @@ def adopt(
         logger.info(
             "the state of its optimizer is taken over for %d parameters", len(entries["optimizer_state"]["state"])
         )
-    except (ValueError, TypeError, LookupError) as reason:
+    except (ValueError, TypeError, LookupError, AttributeError) as reason:
         logger.warning("the state of its optimizer does not fit (%s), so the optimizer starts without one", reason)
     state.load_state_dict(entries, steps_per_epoch)
 
@@ -67,11 +67,13 @@ def _optimizer_state(
     they appear in `model_state`.
 
     Raises:
-        ValueError, TypeError, LookupError: the numbers cannot be shown to mean the same parameters.
+        ValueError, TypeError, LookupError, AttributeError: the numbers cannot be shown to mean the same parameters.
     """
     groups = parameter_groups(model, 1.0, zero_wd_1d=cfg.SOLVER.ZERO_WD_1D_PARAM)
     names = [name for group in groups for name in group["names"]]
     saved = checkpoint["optimizer_state"]
+    if not {"param_groups", "state"} <= saved.keys():
+        raise ValueError("there is none")
     if [len(group["params"]) for group in saved["param_groups"]] != [len(group["names"]) for group in groups]:
         raise ValueError("its groups of parameters are others")
     numbers = [number for group in saved["param_groups"] for number in group["params"]]

@@ -233,6 +233,7 @@ def test_nearest_key(key, meant):
 
 def test_files_that_cannot_be_read(write, tmp_path):
     assert "x.yaml does not exist" in fault("x.yaml") and str(tmp_path) in fault("x.yaml")
+    assert "/proc/self/mem cannot be read" in fault("/proc/self/mem")
     os.mkdir("folder")
     assert "is a folder" in fault("folder")
     assert fault(write("a.yaml", "TRAIN:\n  ENABLE: [1\nTEST:\n")).startswith("a.yaml:3: YAML syntax: ")
@@ -269,19 +270,19 @@ def test_a_repeated_key_is_a_fault_only_if_its_values_differ(write):
     [
         (
             "A0: &a0 [1, 1]\n" + "".join(f"A{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}'])}]\n" for i in range(1, 12)),
-            "10000",
+            "2000",
         ),
         ("A0: &a0 {x: 1}\n" + "".join(f"A{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}\n" for i in range(1, 30)), "deep"),
         ("TRAIN: &a {B: *a}\n", "contains itself"),
         ("SOLVER:\n  STEPS: &a [0, *a]\n", "contains itself"),
         ("SOLVER:\n  STEPS: " + "[" * 60 + "]" * 60 + "\n", "deep"),
-        ("SOLVER:\n  STEPS: " + "[" * 2000 + "]" * 2000 + "\n", "deep"),
+        ("SOLVER:\n  STEPS: " + "[" * 500 + "]" * 500 + "\n", "deep"),
         ("".join(f"{'  ' * i}A:\n" for i in range(100)), "deep"),
         ("RNG_SEED: " + "9" * 5000 + "\n", "5000 letters"),
         ("RNG_SEED: 0x" + "f" * 4000 + "\n", "a whole number"),
         ("SOLVER: {BASE_LR: 0x" + "f" * 4000 + "}\n", "a number"),
         ("# " + "x" * (1 << 17) + "\n", "larger"),
-        ("A: [" + "1, " * 10000 + "1]\n", "10000"),
+        ("A: [" + "1, " * 10000 + "1]\n", "2000"),
     ],
 )
 def test_a_file_without_end_is_refused_at_once(write, text, part):
@@ -290,7 +291,7 @@ def test_a_file_without_end_is_refused_at_once(write, text, part):
         load_config(write("a.yaml", text))
     (message,) = error.value.faults
     assert part in message and message.startswith("a.yaml:") and "\n" not in message and len(message) < 500
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("folder", ["", "None", " ", "x" * 256, "x/" * 2500])
@@ -299,6 +300,12 @@ def test_an_output_folder_that_cannot_be_meant(folder, write):
     message = fault(None, ["OUTPUT_DIR", folder])
     assert message.startswith("command line: OUTPUT_DIR: OUTPUT_DIR = ") and len(message) < 300
     assert "a.yaml:1: " in fault(write("a.yaml", f"OUTPUT_DIR: {folder}\n"))
+
+
+def test_a_long_list_of_faults_ends(write):
+    with pytest.raises(ConfigError) as error:
+        load_config(write("a.yaml", "".join(f"NOTHING_{i}: 1\n" for i in range(100))))
+    assert len(error.value.faults) == 100 and str(error.value).count("\n") == 51
 
 
 def test_a_circle_of_bases_is_named(write):
