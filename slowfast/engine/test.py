@@ -24,7 +24,7 @@ from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover, place, write_resolved
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.models.heads import ClassOrder, find_order
-from slowfast.models.weights import load_weights
+from slowfast.models.weights import check_head_width, load_weights
 from slowfast.utils import distributed
 from slowfast.utils.io import atomic_write, sha256, to_json, write_text
 from slowfast.utils.logging import MetricsLog
@@ -123,6 +123,7 @@ def load_model(
         ValueError: the file is missing, or its weights are not those of this network.
     """
     checkpoint, model = load_tensors(path), build_model(cfg)
+    check_head_width(model, checkpoint, path)
     order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
     report = load_weights(model, checkpoint, class_names=class_names, order=order)
     logger.info("testing %s: %s", path, report)

@@ -14,7 +14,7 @@ from slowfast.models.heads import find_order, read_rows
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, vision_tower
-from slowfast.models.weights import load_weights
+from slowfast.models.weights import check_head_width, load_weights
 from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
     if not path:
         return
     checkpoint = load_tensors(path)
+    check_head_width(model, checkpoint, path)
     trained_names = None
     if head_rows not in (None, "names"):
         head_rows, trained_names = read_rows(head_rows)

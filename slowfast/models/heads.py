@@ -121,12 +121,12 @@ def find_order(
     if choice == "sorted":
         return ClassOrder("sorted", "class order sorted, as set", is_kinetics=is_kinetics)
     if choice not in ("auto", "released"):
-        return ClassOrder(names=read_class_names(fetch(choice)), why=f"class names of its rows from {choice}")
+        return ClassOrder(names=read_class_names(fetch(choice)), why=f"class names of the rows from {choice}")
     stated = stated_classes(checkpoint)
     if choice == "auto" and stated:
         if "class_order" not in stated:
             return None
-        return ClassOrder(stated["class_order"], "class order as it says", stated["class_names"])
+        return ClassOrder(stated["class_order"], "classes as the file states them", stated["class_names"])
     entry = identify(address)
     known = entry.get("class_order", "") if entry else ""
     if entry and known and (choice == "auto" or entry["source"] != "MMAction2"):

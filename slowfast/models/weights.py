@@ -29,6 +29,7 @@ from slowfast.models.convert import (
 )
 from slowfast.models.heads import ClassOrder, head_prefixes, rows_by_name, rows_to_take, stated_classes
 from slowfast.models.uniformerv2 import TOWERS, VisionTower, resize_position_embedding, vision_tower
+from slowfast.weights.class_order import identify
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ def load_weights(
     classes, count = _classes(initial, heads), _classes(state, heads)
     stated = stated_classes(checkpoint).get("class_names")
     if trained_names and stated and list(stated) != list(trained_names):
-        raise ValueError("the checkpoint tells other class names than the file: set MODEL.HEAD_ROWS names")
+        raise ValueError("the checkpoint names other classes than the file: set MODEL.HEAD_ROWS names")
     trained = stated or trained_names or (order.row_names(count) if order else None)
 
     rows: Sequence[int | None] | None = None
@@ -247,6 +248,19 @@ def load_weights(
     report.class_names = list(class_names or known or ()) or None
     model.load_report = report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return report
+
+
+def check_head_width(model: nn.Module, checkpoint: Mapping[str, Any], address: str) -> None:
+    """Raise ValueError if known weights have attention heads of another width, which no tensor's shape shows."""
+    width = getattr(model, "options", {}).get("head_dim")
+    if width is None or "class_names" in checkpoint:  # one of ours has its configuration
+        return
+    entry = identify(address) or {}
+    if entry.get("head_dim", width) != width:
+        raise ValueError(
+            f"{entry['name']} has attention heads of {entry['head_dim']} channels, which no shape shows, and "
+            f"UNIFORMER.HEAD_DIM is {width}: set UNIFORMER.HEAD_DIM {entry['head_dim']}"
+        )
 
 
 def _classes(state: Mapping[str, Tensor], heads: Sequence[str]) -> int:

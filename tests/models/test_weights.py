@@ -216,7 +216,7 @@ def test_rows_by_the_class_names_of_the_weights(tmp_path, caplog):
     assert "classifier rows 710 -> 3" in report
     with pytest.raises(ValueError, match=r"no class names in the data set.*class_names\.txt"):
         start(tmp_path, 3, state, None, MODEL__HEAD_ROWS=str(path))
-    with pytest.raises(ValueError, match="tells other class names"):
+    with pytest.raises(ValueError, match="names other classes than the file"):
         start(tmp_path, 3, {"model": state, "class_names": ["a"] * 710}, names, MODEL__HEAD_ROWS=str(path))
     path.write_text("class 3\nclass 700\n")
     with pytest.raises(ValueError, match="2 class names for the 710 rows"):

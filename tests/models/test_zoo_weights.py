@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from slowfast import create_model
+from slowfast.config import get_cfg
+from slowfast.engine.test import load_model
+from slowfast.models import build_model
+from slowfast.models.build import initialize
 from slowfast.weights.class_order import kinetics400_names, places_of_rows
 
 SMALL: dict[str, Any] = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
@@ -132,3 +136,21 @@ def test_unknown_weights_of_token_labelling_are_refused_unless_the_heads_are_giv
         assert not torch.allclose(other(image), trained(image), rtol=1e-3)  # so a wrong guess would not be seen
     save_image(path, 64, aux_head=False)  # all that was trained without has heads of 64
     create_model("uniformer_image_s", num_classes=7, weights=path, **IMAGE)
+
+
+def test_a_run_refuses_known_weights_with_heads_of_another_width(tmp_path):
+    path = str(tmp_path / "uniformer_small_tl_224.pth")
+    trained = save_image(Path(path), 32)
+    cfg = get_cfg()
+    keys = {"DEPTH": [1] * 4, "EMBED_DIM": [64] * 4, "AUX_HEAD": True, "HEAD_DIM": 64, "PRETRAIN_NAME": path}
+    cfg.merge_from_list([item for key, value in keys.items() for item in (f"UNIFORMER.{key}", value)])
+    cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformer_image", "MODEL.NUM_CLASSES", 7, "TEST.DATASET", "imagenet"])
+    with pytest.raises(ValueError, match=r"set UNIFORMER\.HEAD_DIM 32"):
+        load_model(cfg, path, None)
+    with pytest.raises(ValueError, match=r"set UNIFORMER\.HEAD_DIM 32"):
+        initialize(build_model(cfg), cfg)
+    cfg.UNIFORMER.HEAD_DIM = 32
+    initialize(build_model(cfg), cfg)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(load_model(cfg, path, None)[0].eval()(image), trained(image))
