@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from slowfast.models.backbone import feature_getter
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
@@ -99,6 +100,8 @@ def create_model(
     num_classes: int | None = None,
     weights: str | os.PathLike | None = None,
     *,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] = 4,
     reset_head: bool = False,
     to_train: bool = False,
     **options: Any,
@@ -113,6 +116,8 @@ def create_model(
         weights: path or address of a file in any known layout (`models.convert`), a name in
             `slowfast/weights/manifest.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
+        features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps (B, C', T', H', W').
+        out_indices: of these, the stages (UniFormer) or blocks (UniFormerV2) from 0, or how many of the last ones.
         reset_head: start a new classifier, whatever the one in `weights` is.
         to_train: `weights` may lack temporal parts, which then start as the identity.
         options: keyword arguments of the class, which are the lower-case names of its section in the configuration,
@@ -136,7 +141,7 @@ def create_model(
     size = model.tower.resolution if isinstance(model, UniFormerV2) else variant.size
     frame = (arguments.get("in_channels", 3), size, size)
     shape = frame if arguments.get("ndim") == 2 else (frame[0], num_frames, *frame[1:])
-    model.input_shape = shape  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    model.describe(name, shape, variant.num_classes)
     if weights is not None:
         start = weights == "start"
         if start and not variant.start:
@@ -146,6 +151,8 @@ def create_model(
         report = load_weights(model, load_tensors(source), reset_head=reset, to_train=to_train or start)
         report.notes += [variant.note] * bool(variant.note)
         announce(f"weights of {name} from {source}: {report}")
+    if features_only:
+        return feature_getter(model, out_indices)
     return model
 
 
