@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slowfast.models.backbone import Backbone
 from slowfast.models.layers import (
     BATCH_NORM,
     CONV,
@@ -162,16 +163,21 @@ def check_head_dim(head_dim: int, embed_dim: Sequence[int]) -> None:
             raise ValueError(f"head_dim {head_dim} does not divide the stage width {dim}; change one of them")
 
 
-class FourStages(nn.Module):
-    """What UniFormer and UniFormer-light share: `blocks1` to `blocks4` with activation checkpointing, classifiers."""
+class FourStages(Backbone):
+    """What UniFormer and UniFormer-light share: four stages with activation checkpointing, mean over positions."""
 
-    head_names: tuple[str, ...] = ("head",)
-    num_features: int
     section = "UNIFORMER"  # of the configuration
     options: dict[str, Any]  # of `unseen_options`
+    head_drop: nn.Module
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, num_classes: int, embed_dim: Sequence[int], ndim: int) -> None:
+        super().__init__(num_classes)
+        self.num_features = embed_dim[3]
+        time = {"temporal_reduction": 2} if ndim == 3 else {}
+        self.feature_info = [
+            {"num_chs": dim, "reduction": 4 * 2**i, **time, "module": f"blocks{i + 1}"}
+            for i, dim in enumerate(embed_dim)
+        ]
         self.checkpointed = (0, 0, 0, 0)
 
     @staticmethod
@@ -187,19 +193,49 @@ class FourStages(nn.Module):
         for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
             yield partial(recompute, block) if self.training and i < self.checkpointed[stage - 1] else block
 
-    def set_grad_checkpointing(self, blocks: bool | Sequence[int] = True) -> None:
+    def stages(self, stop: int | None) -> range:
+        """Return the numbers, from 1, of the stages to run."""
+        return range(1, 1 + (stop or len(self.feature_info)))
+
+    def set_grad_checkpointing(self, enable: bool | Sequence[int] = True) -> None:
         """Recompute activations in the backward pass of all blocks, of none, or of the first n of each stage."""
-        depth = [len(self.get_submodule(f"blocks{stage}")) for stage in (1, 2, 3, 4)]  # pyright: ignore
-        self.checkpointed = recomputed_blocks(blocks, depth)
+        depth = [len(self.get_submodule(f"blocks{stage}")) for stage in self.stages(None)]  # pyright: ignore
+        self.checkpointed = recomputed_blocks(enable, depth)
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""
-        return set()
+    def pooled(self, features: Tensor) -> Tensor:
+        """Feature map (B, C', ...) -> mean over all positions (B, C'), which the classifier takes."""
+        return self.head_drop(features.flatten(2).mean(2))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifiers by fresh ones of `num_classes` outputs; 0 removes them."""
-        for name in self.head_names:
-            setattr(self, name, classifier(self.num_features, num_classes).apply(init_linear))
+    def new_classifier(self, num_classes: int) -> nn.Module:
+        return classifier(self.num_features, num_classes).apply(init_linear)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns of parameter names for `timm.models.group_parameters`, from input to output.
+
+        Args:
+            coarse: one group a stage instead of one a block.
+        """
+        first = () if coarse else (0,)  # what goes before a stage is in the group of its first block
+        blocks = r"^(?:blocks|patch_embed)(\d)" if coarse else r"^blocks(\d)\.(\d+)"
+        entries = [(blocks, None), (r"^patch_embed(\d)", first), (r"^cls_token", (3, *first))]
+        return {"stem": r"^patch_embed1", "blocks": [*entries, (r"^cls_upsample", (4, *first)), (r"^norm", (99999,))]}
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the feature maps of the stages `indices` do not need, and return those as numbers from 0."""
+        from timm.models._features import feature_take_indices
+
+        wanted, last = feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
+        for stage in range(last + 2, len(self.feature_info) + 1):
+            delattr(self, f"patch_embed{stage}")
+            delattr(self, f"blocks{stage}")
+        if prune_norm or last + 1 < len(self.feature_info):
+            self.norm = nn.Identity()
+        self.feature_info = self.feature_info[: last + 1]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
 
 
 class UniFormer(FourStages):
@@ -256,8 +292,8 @@ class UniFormer(FourStages):
         in_channels: int = 3,
         ndim: int = 3,
     ) -> None:
-        super().__init__()
         depth, embed_dim = per_stage("depth", depth), per_stage("embed_dim", embed_dim)
+        super().__init__(num_classes, embed_dim, ndim)
         check_head_dim(head_dim, embed_dim)
         if std and overlapped_stem:
             raise ValueError("std and overlapped_stem are two kinds of patch embedding; set one of them to False")
@@ -265,7 +301,6 @@ class UniFormer(FourStages):
         scales = [scale or None for scale in per_stage("layer_scale", layer_scale or None)]
         rates = torch.linspace(0, drop_depth_rate, sum(depth), device="cpu").split(depth)
 
-        self.num_features = embed_dim[3]
         self.options = {"head_dim": head_dim, "qkv_scale": qkv_scale}
         # The first embedding halves time and quarters space; the others halve space (section 3.4).
         halve = (1, 2, 2)[-ndim:]
@@ -311,23 +346,29 @@ class UniFormer(FourStages):
                 nn.init.zeros_(module.t_attn.qkv.weight)
                 nn.init.ones_(module.t_attn.proj.weight)
 
-    def forward_features(self, video: Tensor) -> Tensor:
+    def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
         """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32); the image network has no time axis."""
         x = video
-        for stage in (1, 2, 3, 4):
+        for stage in self.stages(stop):
             x = self.get_submodule(f"patch_embed{stage}")(x)
             if stage == 1:
                 x = self.pos_drop(x)
             for block in self.blocks(stage):
                 x = block(x)
-        return self.norm(x)
+            if stage - 1 in taps:
+                taps[stage - 1] = x
+        return self.norm(x) if stop in (None, 4) else x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Feature map (B, C', ...) -> logits (B, K): mean over all positions, then the classifier."""
-        tokens = features.flatten(2)
-        logits = self.head(self.head_drop(tokens.mean(2)))
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map (B, C', ...) -> logits (B, K), or what the classifier takes (B, C')."""
+        if not self.global_pool:
+            return features
+        pooled = self.pooled(features)
+        if pre_logits:
+            return pooled
+        logits = self.head(pooled)
         if not isinstance(self.aux_head, nn.Identity):  # a wrapped or quantized layer is no nn.Linear
-            logits = logits + 0.5 * self.aux_head(tokens.transpose(1, 2)).amax(1)
+            logits = logits + 0.5 * self.aux_head(features.flatten(2).transpose(1, 2)).amax(1)
         return logits
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:

@@ -55,6 +55,12 @@ def share_of(length: int, share: float) -> int:
     return torch.sym_int(length * share)
 
 
+def shrunk(scores: Tensor, size: Sequence[int]) -> Tensor:
+    """Pool scores of maps of `size` (H, W) to a quarter of the positions; their sum stays."""
+    pooled = F.avg_pool2d(scores.unflatten(1, (-1, *size)), 2).flatten(1)
+    return pooled * (scores.sum(1, keepdim=True) / pooled.sum(1, keepdim=True))
+
+
 class PruningBlock(nn.Module):
     """Dynamic position embedding, then global MHRA and feed-forward of the class token and the best-scored tokens.
 
@@ -175,8 +181,8 @@ class UniFormerLight(FourStages):
         in_channels: int = 3,
         ndim: int = 3,
     ) -> None:
-        super().__init__()
         depth, embed_dim = per_stage("depth", depth), per_stage("embed_dim", embed_dim)
+        super().__init__(num_classes, embed_dim, ndim)
         check_head_dim(head_dim, embed_dim)
         for name, shares in (("prune_ratio", prune_ratio), ("trade_off", trade_off)):
             for blocks, given in zip(depth[2:], per_stage(name, shares)[2:], strict=True):
@@ -195,7 +201,6 @@ class UniFormerLight(FourStages):
         ratios, layer_scale = per_stage("mlp_ratio", mlp_ratio), init_value or None
         rates = torch.linspace(0, drop_depth_rate, sum(depth), device="cpu").split(depth)
 
-        self.num_features = embed_dim[3]
         self.options = {"depth": depth, "head_dim": head_dim, "qkv_scale": qkv_scale}
         self.options |= {"prune_ratio": prune_ratio, "trade_off": trade_off}
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim[2]))
@@ -249,38 +254,57 @@ class UniFormerLight(FourStages):
         }
         return {**FourStages.unseen_options(options), **shares}
 
-    def forward_tokens(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32) and class token (B, C')."""
-        x = self.pos_drop(self.patch_embed1(video))
-        for block in self.blocks(1):
-            x = block(x)
-        x = self.patch_embed2(x)
-        for block in self.blocks(2):
-            x = block(x)
-        x = self.patch_embed3(x)
-        cls_token = self.cls_token.expand(x.shape[0], -1, -1)
-        scores = cls_token.new_zeros(x.shape[0], math.prod(x.shape[2:]))
-        for block in self.blocks(3):
-            x, cls_token, scores = block(x, cls_token, scores)
+    def forward_tokens(
+        self, video: Tensor, taps: dict[int, Any], stop: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32) and class token (B, 1, C')."""
+        x = video
+        cls_token: Any = None
+        scores: Any = None
+        for stage in self.stages(stop):
+            if stage == 4:
+                cls_token, scores = self.cls_upsample(cls_token), shrunk(scores, x.shape[-2:])
+            x = self.get_submodule(f"patch_embed{stage}")(x)
+            if stage == 1:
+                x = self.pos_drop(x)
+            if stage == 3:
+                cls_token = self.cls_token.expand(x.shape[0], -1, -1)
+                scores = cls_token.new_zeros(x.shape[0], math.prod(x.shape[2:]))
+            for block in self.blocks(stage):
+                if stage <= 2:
+                    x = block(x)
+                else:
+                    x, cls_token, scores = block(x, cls_token, scores)
+            if stage - 1 in taps:
+                taps[stage - 1] = x
+        return self.norm(x) if stop in (None, 4) else x, cls_token
 
-        # the scores follow the map to a quarter of its positions and keep their sum
-        pooled = F.avg_pool2d(scores.unflatten(1, (-1, *x.shape[-2:])), 2).flatten(1)
-        scores = pooled * (scores.sum(1, keepdim=True) / pooled.sum(1, keepdim=True))
-        cls_token = self.cls_upsample(cls_token)
-        x = self.patch_embed4(x)
-        for block in self.blocks(4):
-            x, cls_token, scores = block(x, cls_token, scores)
-        return self.norm(x), cls_token[:, 0]
-
-    def forward_features(self, video: Tensor) -> Tensor:
+    def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
         """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32); the image network has no time axis."""
-        return self.forward_tokens(video)[0]
+        return self.forward_tokens(video, taps, stop)[0]
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Feature map (B, C', ...) -> logits (B, K): mean over all positions, then the classifier."""
-        return self.head(self.head_drop(features.flatten(2).mean(2)))
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map (B, C', ...) -> logits (B, K), or what the classifier takes (B, C')."""
+        if not self.global_pool:
+            return features
+        pooled = self.pooled(features)
+        return pooled if pre_logits else self.head(pooled)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the feature maps of the stages `indices` do not need, and return those as numbers from 0."""
+        wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head:
+            self.norm_cls = nn.Identity()
+        if len(self.feature_info) < 4:
+            self.cls_upsample = nn.Identity()
+        self.cls_token.requires_grad_(len(self.feature_info) > 2)  # it enters at stage 3
+        return wanted
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
-        features, cls_token = self.forward_tokens(single_input(video))
+        features, cls_token = self.forward_tokens(single_input(video), {})
         logits = self.forward_head(features)
-        return (logits, self.head_cls(self.norm_cls(cls_token))) if self.training else logits
+        if not self.training or cls_token is None or not self.global_pool:
+            return logits
+        return logits, self.head_cls(self.norm_cls(cls_token[:, 0]))

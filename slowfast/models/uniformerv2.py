@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slowfast.models.backbone import Backbone
 from slowfast.models.layers import (
     DropPath,
     depthwise_conv,
@@ -227,13 +228,17 @@ class VideoTransformer(nn.Module):
             nn.init.zeros_(dpe.get_parameter("bias"))
         self.checkpointed = 0
 
-    def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
-        """(1 + H*W, B*T, C) -> features (B, C); `grid` is (T, H, W)."""
+    def forward(self, x: Tensor, grid: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
+        """(1 + H*W, B*T, C) -> features (B, C); `grid` is (T, H, W), the rest as in `Backbone.forward_stages`."""
         T = grid[0]
         query = self.temporal_cls_token.expand(-1, x.shape[1] // T, -1)
         j = 0
         for i, block in enumerate(self.resblocks):
+            if i == stop:
+                break
             x = recompute(block, x, grid) if self._recompute(i) else block(x, grid)
+            if i in taps:
+                taps[i] = to_video(x, grid)
             if i in self.return_list:
                 patches = to_video(x, grid)
                 patches = from_video(patches + self.dpe[j](patches))
@@ -267,13 +272,13 @@ class VisionTransformer(nn.Module):
         self.ln_pre = nn.LayerNorm(dim, eps=tower.eps) if tower.pre_norm else nn.Identity()
         self.transformer = VideoTransformer(tower, **transformer)
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, video: Tensor, taps: dict[int, Any], stop: int | None) -> Tensor:
         x = self.conv1(video)
         grid = x.shape[2:]
         x = x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)  # (B, C, T, H, W) -> (B*T, HW, C)
         x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         x = self.ln_pre(x + resize_position_embedding(self.positional_embedding, grid[1:]))
-        return self.transformer(x.transpose(0, 1), grid)
+        return self.transformer(x.transpose(0, 1), grid, taps, stop)
 
 
 def resize_position_embedding(embedding: Tensor, grid: Sequence[int]) -> Tensor:
@@ -301,7 +306,7 @@ def vision_tower(name: str) -> VisionTower:
     return TOWERS[name]
 
 
-class UniFormerV2(nn.Module):
+class UniFormerV2(Backbone):
     """The armed image ViT: (B, C, T, H, W) -> logits (B, K), for any frame count and any size of whole patches.
 
     Args:
@@ -326,6 +331,7 @@ class UniFormerV2(nn.Module):
     """
 
     head_names = ("backbone.transformer.proj",)
+    pools = ("token",)
     section = "UNIFORMERV2"  # of the configuration
     # what an image ViT does not have; local and global blocks start as nothing
     identity_at_start = ("temporal_cls_token", "balance", ".dpe.", ".dec.", "transformer.proj.", "lmhra")
@@ -348,7 +354,7 @@ class UniFormerV2(nn.Module):
         frozen: bool = False,
         in_channels: int = 3,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         if isinstance(backbone, str):
             backbone = vision_tower(backbone)
         dropouts = list(mlp_dropout) if isinstance(mlp_dropout, Sequence) else [mlp_dropout] * len(return_list)
@@ -368,6 +374,11 @@ class UniFormerV2(nn.Module):
             )
         self.tower, self.patch, self.num_features = backbone, backbone.patch, backbone.width
         self.options = {"n_head": n_head, "return_list": return_list}
+        strides = {"reduction": backbone.patch, "temporal_reduction": 2 if temporal_downsample else 1}
+        self.feature_info = [
+            {"num_chs": backbone.width, **strides, "module": f"backbone.transformer.resblocks.{i}"}
+            for i in range(backbone.layers)
+        ]
         self.backbone = VisionTransformer(
             backbone,
             temporal_downsample,
@@ -395,20 +406,52 @@ class UniFormerV2(nn.Module):
         """Of `options`, those that the shapes of tensors do not show; the image ViT is compared as a whole."""
         return {"n_head": options["n_head"], "return_list": list(options["return_list"])}
 
-    def set_grad_checkpointing(self, blocks: bool | Sequence[int] = True) -> None:
+    def set_grad_checkpointing(self, enable: bool | Sequence[int] = True) -> None:
         """Recompute activations in the backward pass of all blocks of the image ViT, of none, or of the first [n]."""
         transformer = self.backbone.transformer
-        (transformer.checkpointed,) = recomputed_blocks(blocks, [len(transformer.resblocks)])
+        (transformer.checkpointed,) = recomputed_blocks(enable, [len(transformer.resblocks)])
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one dimension that get no weight decay: none in the released recipes."""
-        return set()
+    def classifier_names(self) -> tuple[str, ...]:
+        return ("backbone.transformer.proj.2",)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one of `num_classes` outputs; 0 removes it."""
-        self.backbone.transformer.proj[2] = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+    def new_classifier(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
-    def forward_features(self, video: Tensor) -> Tensor:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return patterns of parameter names for `timm.models.group_parameters`, from input to output.
+
+        Args:
+            coarse: one group for the image ViT and one for the global blocks instead of one a block.
+        """
+        number = "" if coarse else r"\.(\d+)"
+        return {
+            "stem": r"^backbone\.(?!transformer)",
+            "blocks": rf"^backbone\.transformer\.resblocks{number}",
+            "global": [
+                (rf"^backbone\.transformer\.(?:dpe|dec){number}", None),
+                (r"^backbone\.transformer\.temporal_cls_token", () if coarse else (0,)),
+            ],
+        }
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the feature maps after the blocks `indices` do not need, and return those as numbers from 0."""
+        from timm.models._features import feature_take_indices
+
+        wanted, last = feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
+        transformer = self.backbone.transformer
+        transformer.resblocks = transformer.resblocks[: last + 1]
+        self.feature_info = self.feature_info[: last + 1]
+        if prune_head:
+            transformer.return_list, transformer.proj = (), nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
+            transformer.dpe, transformer.dec = nn.ModuleList(), nn.ModuleList()
+            transformer.temporal_cls_token.requires_grad_(False)  # which nothing is computed from any more
+            transformer.register_parameter("balance", None)
+            self.num_classes = 0
+        return wanted
+
+    def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
         """(B, C, T, H, W) -> features (B, C').
 
         Raises:
@@ -422,11 +465,12 @@ class UniFormerV2(nn.Module):
                 f"frames of {height} x {width} pixels are not made of whole patches of {patch}: give both as multiples "
                 f"of {patch}"
             )
-        return self.backbone(video)
+        return self.backbone(video, taps, stop)
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Features (B, C') -> logits (B, K)."""
-        return self.backbone.transformer.proj(features)
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (B, C') -> logits (B, K), or what the classifier takes (B, C')."""
+        head = self.backbone.transformer.proj
+        return head[:2](features) if pre_logits else head(features)
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
         return self.forward_head(self.forward_features(single_input(video)))

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from slowfast.models.backbone import feature_getter
 from slowfast.models.convert import extract_state_dict
 from slowfast.models.heads import ClassOrder, find_order, state_classes
 from slowfast.models.uniformer import UniFormer
@@ -106,6 +107,8 @@ def create_model(
     num_classes: int | None = None,
     weights: str | os.PathLike | None = None,
     *,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] = 4,
     reset_head: bool = False,
     to_train: bool = False,
     class_names: Sequence[str] | None = None,
@@ -123,6 +126,8 @@ def create_model(
         weights: path or address of a file in any known layout (`models.convert`), a name in
             `slowfast/weights/manifest.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
+        features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps (B, C', T', H', W').
+        out_indices: of these, the stages (UniFormer) or blocks (UniFormerV2) from 0, or how many of the last ones.
         reset_head: start a new classifier, whatever the one in `weights` is.
         to_train: `weights` may lack temporal parts, which then start as the identity.
         class_names: classes of the model, in the order of its outputs; the rows of a released classifier are put into
@@ -159,7 +164,7 @@ def create_model(
     size = model.tower.resolution if isinstance(model, UniFormerV2) else variant.size
     frame = (arguments.get("in_channels", 3), size, size)
     shape = frame if arguments.get("ndim") == 2 else (frame[0], num_frames, *frame[1:])
-    model.input_shape = shape  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    model.describe(name, shape, variant.num_classes)
     model.class_names = class_names and list(class_names)  # pyright: ignore[reportArgumentType]
     if checkpoint is not None:
         dataset = "imagenet" if arguments.get("ndim") == 2 else ""
@@ -178,6 +183,8 @@ def create_model(
         model.class_names = report.class_names  # pyright: ignore[reportArgumentType]
         if report.class_names or (order and rows_of_places(order.name, classes)):
             state_classes(model)
+    if features_only:
+        return feature_getter(model, out_indices)
     return model
 
 

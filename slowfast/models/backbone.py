@@ -1,0 +1,145 @@
+"""The interface that the networks share with the models of timm, so that programs written for those take these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 0.875}
+KINETICS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225), "interpolation": "bilinear", "crop_pct": 1.0}
+
+
+class Backbone(nn.Module):
+    """A network of stages or blocks and one or more classifiers.
+
+    A subclass sets these attributes and defines `forward_stages`, `forward_head`, `new_classifier`, `group_matcher`,
+    `set_grad_checkpointing` and `prune_intermediate_layers`.
+
+    Attributes:
+        head_names: the parts that belong to the class names, as prefixes of parameter names.
+        pools: what `global_pool` may be: "avg" over positions, "token" of the network, "" for the feature map.
+        num_features: width of what the classifiers take.
+        feature_info: of every stage or block its width, its strides in space and time, and its module.
+        input_shape: (C, T, H, W) or (C, H, W) of the data that a model of the zoo is for.
+    """
+
+    head_names: tuple[str, ...] = ("head",)
+    pools: tuple[str, ...] = ("avg", "")
+    num_features: int
+    num_classes: int
+    feature_info: list[dict[str, Any]]
+    input_shape: tuple[int, ...]
+    pretrained_cfg: dict[str, Any]
+    default_cfg: dict[str, Any]
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.global_pool = num_classes, self.pools[0]
+
+    def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
+        """Return the features that `forward_head` takes.
+
+        Args:
+            taps: filled with the feature map (B, C', T', H', W') after each stage or block that is a key.
+            stop: how many stages or blocks to run; None is all.
+        """
+        raise NotImplementedError
+
+    def new_classifier(self, num_classes: int) -> nn.Module:
+        """Return a classifier with initial values; the identity for 0 classes."""
+        raise NotImplementedError
+
+    def forward_features(self, video: Tensor) -> Tensor:
+        """Return the features of a video (B, C, T, H, W) or of images (B, C, H, W); see the class for their shape."""
+        return self.forward_stages(video, {})
+
+    def forward_intermediates(
+        self,
+        video: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the features and the feature maps (B, C', T', H', W') after chosen stages or blocks of `feature_info`.
+
+        Args:
+            indices: numbers of stages or blocks, or how many of the last ones; None is all.
+            norm: normalize the map of the last stage, in networks that have a norm for it.
+            stop_early: run nothing after the last of them; the features are then of that part of the network.
+            output_fmt: "NCHW", channels first, is the only one.
+            intermediates_only: return the maps alone.
+        """
+        from timm.models._features import feature_take_indices
+
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt {output_fmt!r} is not supported: maps have channels first, 'NCHW'")
+        depth = len(self.feature_info)
+        wanted, last = feature_take_indices(depth, indices)  # pyright: ignore[reportArgumentType]
+        taps: dict[int, Any] = dict.fromkeys(wanted)
+        features = self.forward_stages(video, taps, last + 1 if stop_early else None)
+        if norm and depth - 1 in taps and isinstance(final := getattr(self, "norm", None), nn.Module):
+            taps[depth - 1] = final(taps[depth - 1])
+        maps = [taps[index] for index in wanted]
+        return maps if intermediates_only else (features, maps)
+
+    def classifier_names(self) -> tuple[str, ...]:
+        """Return the names of the layers in `head_names` whose outputs are classes."""
+        return self.head_names
+
+    def get_classifier(self) -> Any:
+        """Return the classifier, or a tuple of them."""
+        layers = tuple(self.get_submodule(name) for name in self.classifier_names())
+        return layers if len(layers) > 1 else layers[0]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifiers by new ones of `num_classes` outputs; 0 removes them.
+
+        Args:
+            global_pool: one of `pools`; None keeps it. "" leaves feature maps, which no classifier takes.
+        """
+        pool = self.global_pool if global_pool is None else global_pool
+        if pool not in self.pools or (num_classes and not pool):
+            choices = [choice for choice in self.pools if choice or not num_classes]
+            raise ValueError(f"global_pool {pool!r} is not possible with {num_classes} classes: choose from {choices}")
+        self.num_classes, self.global_pool = num_classes, pool
+        like = next(self.parameters())
+        for name in self.classifier_names():
+            self.set_submodule(name, self.new_classifier(num_classes).to(like))
+
+    def no_weight_decay(self) -> set[str]:
+        """Return names of parameters of several dimensions without weight decay: none in the released recipes."""
+        return set()
+
+    def describe(self, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
+        """Set what timm calls the pretrained configuration, for a model of that name and of released weights."""
+        self.input_shape = input_shape
+        convolutions = (name for name, part in self.named_modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
+        layers = self.classifier_names()
+        self.pretrained_cfg = self.default_cfg = {
+            **{"architecture": name, "num_classes": num_classes, "input_size": input_shape, "fixed_input_size": False},
+            "pool_size": tuple(size // self.feature_info[-1]["reduction"] for size in input_shape[-2:]),
+            **(IMAGENET if len(input_shape) == 3 else KINETICS),
+            **{"first_conv": next(convolutions), "classifier": layers if len(layers) > 1 else layers[0]},
+        }
+
+
+def feature_getter(model: Backbone, out_indices: int | Sequence[int]) -> Any:
+    """Return the `FeatureGetterNet` of timm that gives the maps after some stages or blocks of `model`, which it cuts.
+
+    Raises:
+        ValueError: a stage or block that the network does not have.
+    """
+    from timm.models._features import FeatureGetterNet
+
+    depth = len(model.feature_info)
+    chosen = range(depth - out_indices, depth) if isinstance(out_indices, int) else out_indices
+    if not chosen or not all(-depth <= index < depth for index in chosen):
+        raise ValueError(f"out_indices {out_indices} has to name some of the {depth} stages or blocks, from 0")
+    features: Any = FeatureGetterNet(model, out_indices=tuple(index % depth for index in chosen))
+    features.input_shape, features.pretrained_cfg = model.input_shape, model.pretrained_cfg
+    features.default_cfg = model.pretrained_cfg
+    return features
