@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from slowfast.datasets.catalog import CATALOG
+from slowfast.utils.class_names import unquoted
 
 # Columns a list can have; the path is the first one, the others are numbers.
 COLUMNS = {
@@ -51,7 +52,7 @@ def parse_row(
         num_classes: labels must be below it; None does not check.
         lowest: labels must not be below it.
     """
-    fields = [_unquote(field) for field in row.rsplit(separator.strip(" ") or None, len(columns) - 1)]
+    fields = [unquoted(field) for field in row.rsplit(separator.strip(" ") or None, len(columns) - 1)]
     if len(fields) < len(columns):
         return [], f"{len(fields)} of {len(columns)} columns ({', '.join(columns)}) when split by {separator!r}"
     if not fields[0]:
@@ -136,7 +137,7 @@ def _cure_labels(labels: Sequence[int], num_classes: int | None) -> str:
 
 def _cure_last_field(rows: Sequence[str], columns: Sequence[str], separator: str) -> str:
     fields = [row.rsplit(separator.strip(" ") or None, len(columns) - 1) for row in rows]
-    last = [_unquote(row[-1]) for row in fields if len(row) == len(columns)]
+    last = [unquoted(row[-1]) for row in fields if len(row) == len(columns)]
     if any(SEVERAL.fullmatch(field) for field in last):
         return "Some rows name several labels, but a video has one class here: keep one label per row."
     if columns[-1] == "label" and last and all(field[:1].isalpha() for field in last):
@@ -151,9 +152,4 @@ def _surplus(rows: Sequence[str], columns: Sequence[str], separator: str) -> boo
 
 
 def _path(row: str, columns: Sequence[str], separator: str) -> str:
-    return _unquote(row.rsplit(separator.strip(" ") or None, len(columns) - 1)[0])
-
-
-def _unquote(field: str) -> str:
-    field = field.strip()
-    return field[1:-1].replace('""', '"') if field[:1] == '"' == field[-1:] and len(field) > 1 else field
+    return unquoted(row.rsplit(separator.strip(" ") or None, len(columns) - 1)[0])
