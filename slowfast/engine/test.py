@@ -53,13 +53,13 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         local_world_size=local_world_size,
         pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
     )
+    log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
     progress()
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
     checkpoint = load_tensors(path)
     model = build_model(cfg)
-    log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
     names = loader.dataset.manifest.class_names  # pyright: ignore
     logger.info("testing %s: %s", path, load_weights(model, checkpoint, class_names=names))
     place(model, device)
