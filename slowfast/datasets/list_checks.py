@@ -101,7 +101,9 @@ def _surplus_columns(manifest: Manifest, sample: Sequence[str]) -> str:
                 if _most(whole, lambda path, suffix=suffix: os.path.exists(path + suffix)):
                     first, others = whole[0] + suffix, parts[0][1:]
                     columns = _columns(others, bool(suffix) or os.path.isdir(first))
-                    cure = f"TRAIN.DATASET {readers_of(columns)} read {' '.join(columns)}"
+                    cure = (
+                        f"they hold {' '.join(columns)}, so set TRAIN.DATASET and TEST.DATASET to {readers_of(columns)}"
+                    )
                     return (
                         f"The rows have {surplus} column{'s' * (surplus > 1)} more than the list is read with: "
                         f"{first} is there, and {' '.join(others)!r} does not belong to the path: "

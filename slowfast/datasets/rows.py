@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from slowfast.datasets.catalog import CATALOG
+from slowfast.utils.class_names import unquoted
 
 # Columns a list can have; the path is the first one, the others are numbers.
 COLUMNS = {
@@ -29,6 +30,12 @@ DIGITS = 15  # of a number: all such are exact in a float64
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SEVERAL = re.compile(r"[0-9]+([^0-9.eE+-][0-9]+)+")
+# A column in the first line of what is not a list -> what to do with it.
+FOREIGN = {
+    "time_start": "This is an annotation of Kinetics: tools/prepare_data.py lists --annotations makes lists of it.",
+    "original_vido_id": "This is a list of single frames of Something-Something: name the official JSON files of its "
+    "videos by DATA.LABEL_PATH_TEMPLATE instead, as something-something-v2-{}.json.",
+}
 HEADER = re.compile(r"[^0-9./\\]+")
 SURPLUS = re.compile(r"[\s,;|][0-9.]+$")
 
@@ -45,7 +52,7 @@ def parse_row(
         num_classes: labels must be below it; None does not check.
         lowest: labels must not be below it.
     """
-    fields = [_unquote(field) for field in row.rsplit(separator.strip(" ") or None, len(columns) - 1)]
+    fields = [unquoted(field) for field in row.rsplit(separator.strip(" ") or None, len(columns) - 1)]
     if len(fields) < len(columns):
         return [], f"{len(fields)} of {len(columns)} columns ({', '.join(columns)}) when split by {separator!r}"
     if not fields[0]:
@@ -92,7 +99,7 @@ def fits(rows: Sequence[str], columns: Sequence[str], separator: str, lowest: in
 
 def readers_of(columns: Sequence[str]) -> str:
     """Return the names of `CATALOG` whose lists have these columns."""
-    return ", ".join(name for name, spec in CATALOG.items() if spec.columns == tuple(columns) and not spec.images)
+    return " or ".join(name for name, spec in CATALOG.items() if spec.columns == tuple(columns) and not spec.images)
 
 
 def cure_rows(rows: Sequence[str], columns: Sequence[str], separator: str, num_classes: int | None, lowest: int) -> str:
@@ -101,11 +108,8 @@ def cure_rows(rows: Sequence[str], columns: Sequence[str], separator: str, num_c
         return _cure_labels([int(parse_row(row, columns, separator, None, lowest)[0][-1]) for row in rows], num_classes)
     if fits(rows, columns, separator):
         return f"Labels count from 0; {UNKNOWN}, for a class that is not known, is for test lists only."
-    if "youtube_id" in rows[0]:
-        return (
-            "This is an annotation of Kinetics or HACS, not a list of videos: tools/prepare_data.py lists --dataset "
-            "--annotations makes lists of it."
-        )
+    if told := next((told for column, told in FOREIGN.items() if column in rows[0]), ""):
+        return told
     header = f"The first line is a header ({rows[0]!r}): take it out. " if HEADER.fullmatch(rows[0]) else ""
     body = rows[1:] if header else rows
     if header and fits(body, columns, separator, lowest):
@@ -118,8 +122,8 @@ def cure_rows(rows: Sequence[str], columns: Sequence[str], separator: str, num_c
         for others in sorted({spec.columns for spec in CATALOG.values()} - {tuple(columns)}, key=len, reverse=True):
             if fits(body, others, other) and not _surplus(body, others, other):
                 return (
-                    f"{header}The rows hold {' '.join(others)}, separated by {other!r}, which TRAIN.DATASET "
-                    f"{readers_of(others)} read: set it, TEST.DATASET and DATA.PATH_LABEL_SEPARATOR so."
+                    f"{header}The rows hold {' '.join(others)}: set TRAIN.DATASET and TEST.DATASET to "
+                    f"{readers_of(others)}, and DATA.PATH_LABEL_SEPARATOR to {other!r}."
                 )
     return _cure_last_field(rows, columns, separator)
 
@@ -133,10 +137,10 @@ def _cure_labels(labels: Sequence[int], num_classes: int | None) -> str:
 
 def _cure_last_field(rows: Sequence[str], columns: Sequence[str], separator: str) -> str:
     fields = [row.rsplit(separator.strip(" ") or None, len(columns) - 1) for row in rows]
-    last = [_unquote(row[-1]) for row in fields if len(row) == len(columns)]
+    last = [unquoted(row[-1]) for row in fields if len(row) == len(columns)]
     if any(SEVERAL.fullmatch(field) for field in last):
         return "Some rows name several labels, but a video has one class here: keep one label per row."
-    if columns[-1] == "label" and last and not any(NUMBER.fullmatch(field) for field in last):
+    if columns[-1] == "label" and last and all(field[:1].isalpha() for field in last):
         return "Rows end in names of classes: write numbers, counted from 0 in the order of class_names.txt, instead."
     told = ", ".join(f"{name} ({COLUMNS[name]})" for name in columns)
     return f"A row holds {told}, with DATA.PATH_LABEL_SEPARATOR {separator!r} between them."
@@ -148,9 +152,4 @@ def _surplus(rows: Sequence[str], columns: Sequence[str], separator: str) -> boo
 
 
 def _path(row: str, columns: Sequence[str], separator: str) -> str:
-    return _unquote(row.rsplit(separator.strip(" ") or None, len(columns) - 1)[0])
-
-
-def _unquote(field: str) -> str:
-    field = field.strip()
-    return field[1:-1].replace('""', '"') if field[:1] == '"' == field[-1:] and len(field) > 1 else field
+    return unquoted(row.rsplit(separator.strip(" ") or None, len(columns) - 1)[0])

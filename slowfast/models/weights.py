@@ -109,7 +109,7 @@ def fit(
     prefixes = tuple(f"{head}." for head in heads)
     # a source that has some of these parts and not others is of another configuration
     without_identity = not any(part in name for name in source for part in identity_at_start)
-    faults = []
+    faults, other_model = [], False
     for name, value in target.items():
         starts_as_identity = without_identity and any(part in name for part in identity_at_start)
         if name not in source:
@@ -136,7 +136,9 @@ def fit(
             report.dropped.append(name)
         else:
             report.reshaped.append(f"{name} {tuple(source[name].shape)} -> {tuple(value.shape)}")
-            if name.startswith(prefixes) and value.ndim == 2:
+            if not name.startswith(prefixes) or source[name].shape[1:] != value.shape[1:]:
+                other_model = True
+            elif value.ndim == 2:
                 classes = len(source[name])
                 faults.append(
                     f"the checkpoint has {classes} classes and the model {len(value)}: set MODEL.NUM_CLASSES {classes} "
@@ -147,7 +149,7 @@ def fit(
     report.unexpected = [name for name in source if name not in target]
     if without_identity and any(part in name for name in report.missing for part in identity_at_start):
         faults.append("it can start a training, which begins with these parts doing nothing; a test needs them")
-    if report.missing or report.unexpected or (report.reshaped and not faults):
+    if report.missing or report.unexpected or other_model or (report.reshaped and not faults):
         faults.append(
             "the checkpoint is of another model: compare MODEL.MODEL_NAME and the widths, depths and options of its "
             "section with the configuration the checkpoint was trained with"
@@ -343,7 +345,7 @@ def _check_options(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
         if there != here[name] and name in given:
             raise ValueError(
                 f"the checkpoint was trained with {key}.{name.upper()} {given[name]}, and the model here has "
-                f"{options[name]}: the shapes of the tensors are the same, what is computed is not; set it"
+                f"{options[name]}, which computes something else: set it to {given[name]}"
             )
 
 

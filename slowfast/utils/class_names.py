@@ -78,7 +78,7 @@ def _from_lines(text: str) -> list[str]:
     fault = None
     for separator in SEPARATORS:
         header = filled[0][1].split(separator)
-        body = filled[len(header) == 2 and all(HEADER.fullmatch(_unquoted(field)) for field in header) :]
+        body = filled[len(header) == 2 and all(HEADER.fullmatch(unquoted(field)) for field in header) :]
         first = [_row(place, *_pad(line.split(separator, 1))[::-1]) for place, line in body]
         last = [_row(place, *_pad(line.rsplit(separator, 1))) for place, line in body]
         try:
@@ -90,7 +90,7 @@ def _from_lines(text: str) -> list[str]:
             return names
     if fault:
         raise fault
-    return _filled((place, _unquoted(line)) for place, line in lines)
+    return _filled((place, unquoted(line)) for place, line in lines)
 
 
 def _pad(fields: list[str]) -> list[str]:
@@ -98,13 +98,14 @@ def _pad(fields: list[str]) -> list[str]:
 
 
 def _row(place: str, name: object, number: object) -> Row:
-    number = _unquoted(str(number))
-    return place, _unquoted(name) if isinstance(name, str) else "", int(number) if NUMBER.fullmatch(number) else None
+    number = unquoted(str(number))
+    return place, unquoted(name) if isinstance(name, str) else "", int(number) if NUMBER.fullmatch(number) else None
 
 
-def _unquoted(field: str) -> str:
+def unquoted(field: str) -> str:
+    """Return a field of a line without the blanks and quotes around it."""
     field = field.strip()
-    return field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
+    return field[1:-1].replace('""', '"') if field[:1] == '"' == field[-1:] and len(field) > 1 else field
 
 
 def _filled(rows: Iterable[tuple[str, str]]) -> list[str]:

@@ -312,7 +312,7 @@ def test_a_row_of_the_model_zoo():
         "[k400_k710_uniformerv2_b16_8x224](https://pjlab-gvm-data.oss-cn-shanghai.aliyuncs.com/uniformerv2/k400/"
         "k400_k710_uniformerv2_b16_8x224.pyth) |",
     ]
-    with pytest.raises(ValueError, match="no weights nothing in pretrained"):
+    with pytest.raises(ValueError, match="no weights nothing in slowfast/weights"):
         make_model_zoo.row(replace(experiment, weights="nothing"), 0, 0)
 
 

@@ -24,9 +24,9 @@ SEGMENTS = ("path", "total", "begin", "end", "label")
         (["path,label", "a.mp4,1", "b.mp4,2"], VIDEO, " ", "header .*','"),
         # rows of other data sets: official Something-Something, ActivityNet, and video lists read as frame lists
         (["v_a.mp4 120.5 3.0 17.25 9", "v_b.mp4 12 3 7 9"], FRAMES, " ", "anet"),
-        (["a.mp4 9", "b.mp4 8"], FRAMES, " ", "kinetics, kinetics_sparse, mit"),
-        (["a.mp4,9", "b.mp4,8"], FRAMES, " ", "kinetics, kinetics_sparse, mit.*"),
-        (["78687 48 3", "42326 51 7"], SEGMENTS, " ", "sth, hmdb"),
+        (["a.mp4 9", "b.mp4 8"], FRAMES, " ", "kinetics or kinetics_sparse or mit"),
+        (["a.mp4,9", "b.mp4,8"], FRAMES, " ", "kinetics or kinetics_sparse or mit.*"),
+        (["78687 48 3", "42326 51 7"], SEGMENTS, " ", "sth or hmdb"),
         # several labels: no separator helps
         (["a.mp4 1,3", "b.mp4 2", "c.mp4 5,6,7"], VIDEO, " ", "several labels"),
         (["a.mp4,1|3", "b.mp4,2|9"], VIDEO, ",", "several labels"),
@@ -35,6 +35,10 @@ SEGMENTS = ("path", "total", "begin", "end", "label")
         (["a.mp4 archery", "b.mp4 zumba"], VIDEO, " ", "names of classes"),
         # the official annotation in the place of a list
         (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "Kinetics"),
+        (
+            ["original_vido_id video_id frame_id path labels", '78687 0 0 78687/78687_000001.jpg ""'],
+            *(FRAMES, " ", "single frames .*LABEL_PATH_TEMPLATE"),
+        ),
         # labels
         (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "count them from 0"),
         (["a.mp4 0", "b.mp4 5"], VIDEO, " ", "at least 6"),
@@ -75,9 +79,9 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
     ("text", "separator", "prefix", "named"),
     [
         # a surplus column: rows of rawframe lists, several labels, five columns
-        ("78687 48 3\n42326 51 7\n", " ", "frames", "1 column more .*'48'.* sth, hmdb"),
-        ("78687 48 3\n42326 51 7\n", " ", "videos", "78687.webm.*'48'.* sth, hmdb"),
-        ("78687,48,3\n42326,51,7\n", ",", "frames", "'48'.* sth, hmdb"),
+        ("78687 48 3\n42326 51 7\n", " ", "frames", "1 column more .*'48'.* sth or hmdb"),
+        ("78687 48 3\n42326 51 7\n", " ", "videos", "78687.webm.*'48'.* sth or hmdb"),
+        ("78687,48,3\n42326,51,7\n", ",", "frames", "'48'.* sth or hmdb"),
         ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "1 column more .*a/1.mp4.*'17'.*keep one path"),
         ("a/1.mp4 1 2 3 4\n", " ", "videos", "3 columns more .*'1 2 3'.* anet"),
         ("a/1.mp4 3 2 1 4\n", " ", "videos", "3 columns more .*keep one path"),

@@ -35,6 +35,7 @@ def test_train_and_test(experiment, run_net, tmp_path):
     out = tmp_path / "out"
     done = run_net(experiment, "TENSORBOARD.ENABLE", True)
     assert "test: top1" in done.stdout and "7 videos x 6 views" in done.stdout
+    assert "labels: 8 of 8 classes occur in train.csv" in done.stdout and "occur in test.csv" in done.stdout
 
     with open(out / "test" / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))

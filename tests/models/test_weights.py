@@ -44,6 +44,21 @@ def test_layouts(wrap, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("classes", "width", "classes_differ", "model_differs"),
+    [(5, 32, False, False), (5, 64, False, True), (7, 32, True, False), (7, 64, False, True)],
+)
+def test_a_classifier_of_another_width_is_of_another_model(classes, width, classes_differ, model_differs):
+    source = small(num_classes=classes, embed_dim=(8, 16, 32, width)).state_dict()
+    if not (classes_differ or model_differs):
+        load_weights(small(), {"model": source})
+        return
+    with pytest.raises(ValueError) as caught:
+        load_weights(small(), {"model": source})
+    assert ("classes and the model" in str(caught.value)) == classes_differ
+    assert ("of another model" in str(caught.value)) == model_differs
+
+
 @pytest.mark.parametrize("name", INFLATE)
 def test_image_to_video(name, golden, golden_state, golden_input):
     case = INFLATE[name]
