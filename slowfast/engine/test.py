@@ -19,6 +19,7 @@ from slowfast.datasets.build import build_loader
 from slowfast.datasets.manifest import Manifest
 from slowfast.engine.checkpoint import best_checkpoint, is_whole, resumable_checkpoint
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.preflight import build_alike
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.models.weights import load_weights
@@ -44,13 +45,15 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     """
     device = distributed.device(cfg.NUM_GPUS)
     local_world_size = distributed.local_world_size()
-    loader = build_loader(
-        cfg,
-        "test",
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        local_world_size=local_world_size,
-        pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+    loader = build_alike(
+        lambda: build_loader(
+            cfg,
+            "test",
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            local_world_size=local_world_size,
+            pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+        )
     )
     progress()
     # the main process decides for all, and has written the last checkpoint by now
