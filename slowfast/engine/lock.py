@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import threading
@@ -39,7 +40,7 @@ NO_JOB = ("", "none")  # torchrun's default
 
 def _machine() -> str:
     """What two processes that can see each other have in common: the host, its last start, the table of processes."""
-    parts = [distributed.host()]
+    parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     return " ".join(parts)
