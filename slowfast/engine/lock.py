@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import threading
@@ -38,15 +39,15 @@ NO_JOB = ("", "none")  # torchrun's default
 
 
 def _machine() -> str:
-    """What two processes that can see each other have in common: the host, its last start, the table of processes."""
-    parts = [distributed.host()]
+    """Return what processes that can see each other have in common: host, its last boot, table of processes."""
+    parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
     return " ".join(parts)
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started, in ticks; "" if that cannot be seen, None if there is no such process."""
+    """Return when a process of this machine started, in ticks, "" if that is hidden, None if it does not run."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -75,7 +76,7 @@ class Holder:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def is_alive(self) -> bool | None:
-        """Whether the process runs; None if that cannot be seen from here."""
+        """Return whether the process runs, None if that cannot be seen from here."""
         mine = Holder()
         if self.machine == mine.machine:
             now = _started(self.pid)
@@ -122,7 +123,7 @@ def _read(path: Path) -> tuple[Holder, float] | None:
 
 
 def _now(folder: Path) -> float:
-    """The time of the file system."""
+    """Return the time of the file system."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".now.") as file:
         return os.fstat(file.fileno()).st_mtime
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
+from torch.utils.data import DataLoader
 
 from slowfast.config import changed_keys
 from slowfast.datasets.catalog import CATALOG
+from slowfast.datasets.manifest import Manifest
 from slowfast.utils import distributed
+from slowfast.utils.distributed import SharedError
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -64,7 +68,7 @@ def code_hash(folder: Path) -> str:
 
 
 def data(cfg: CfgNode) -> dict[str, str]:
-    """The folders and lists of the configured data sets -> "readable" or "missing or unreadable", bytes of a list."""
+    """The folders and lists of the configured data sets -> "readable" or "missing or unreadable"."""
     folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
     found = {f"DATA.PATH_TO_DATA_DIR {folder}": _readable(folder)}
     if cfg.DATA.PATH_PREFIX:
@@ -75,9 +79,41 @@ def data(cfg: CfgNode) -> dict[str, str]:
         for split in ("train", "val", "validation", "test"):
             path = folder / template.format(split)
             if not spec.images:
-                size = f"{path.stat().st_size} bytes" if path.is_file() else ""
-                found[f"the list {path}"] = f"{_readable(path)}, {size}".rstrip(", ")
+                found[f"the list {path}"] = _readable(path)
     return found
+
+
+def build_alike(build: Callable[[], DataLoader]) -> DataLoader:
+    """Build a loader in every process of the group, and compare the rows and class names that each has read.
+
+    Raises:
+        ValueError: in every process, if one of them could not build it, or has read something else.
+    """
+    loader = error = None
+    try:
+        loader = build()
+    except ValueError as caught:
+        error = caught
+    facts = {} if loader is None else _facts(loader.dataset.manifest)  # pyright: ignore
+    records = distributed.all_gather((distributed.who(), facts, str(error) if error else None))
+    for rank, (name, _, fault) in enumerate(records):
+        if fault is not None:
+            # the main process looks at more than the others do: its fault need not be one of its node
+            raise SharedError(f"{name}: {fault}" if rank else fault) from error
+    names = [name for name, *_ in records]
+    faults = [fault for key in facts for fault in _odd_ones(key, names, [values.get(key) for _, values, _ in records])]
+    if faults:
+        raise SharedError("; ".join(faults) + "; copy the same files to all nodes")
+    assert loader is not None
+    return loader
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    names = hashlib.sha256(json.dumps(manifest.class_names).encode()).hexdigest()[:12]
+    return {
+        f"the list {manifest.source}": f"{len(manifest)} rows with the checksum {manifest.fingerprint}",
+        f"the checksum of the class names for {manifest.source}": names,
+    }
 
 
 def _readable(path: Path) -> str:

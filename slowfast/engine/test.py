@@ -21,6 +21,7 @@ from slowfast.datasets.manifest import Manifest
 from slowfast.engine.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.preflight import build_alike
 from slowfast.engine.setup import clip_mover, place, write_resolved
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.models.heads import ClassOrder, find_order
@@ -47,13 +48,15 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     """
     device = distributed.device(cfg.NUM_GPUS)
     local_world_size = distributed.local_world_size()
-    loader = build_loader(
-        cfg,
-        "test",
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        local_world_size=local_world_size,
-        pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+    loader = build_alike(
+        lambda: build_loader(
+            cfg,
+            "test",
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            local_world_size=local_world_size,
+            pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+        )
     )
     log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
     progress()

@@ -33,6 +33,7 @@ from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.facts import compare, facts
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
 from slowfast.engine.official import adopt
+from slowfast.engine.preflight import build_alike
 from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place, warn_of_weights_only
 from slowfast.engine.state import TrainState
 from slowfast.engine.tensorboard import TensorBoard
@@ -507,15 +508,17 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def _loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
-    loader = build_loader(
-        cfg,
-        split,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        local_world_size=distributed.local_world_size(),
-        pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+    # the main process looks for every file of the list meanwhile
+    loader = build_alike(
+        lambda: build_loader(
+            cfg,
+            split,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            local_world_size=distributed.local_world_size(),
+            pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+        )
     )
-    distributed.barrier()  # the main process has looked for every file of the list meanwhile
     progress()
     return loader
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -22,14 +23,63 @@ class _Formatter(logging.Formatter):
         return super().format(record).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+class _Outage:
+    """Prints one message when lines begin to get lost, as on a full disk, however many they are.
+
+    Args:
+        name: of what cannot be written.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.lasts = name, False
+
+    def begins(self, error: OSError) -> None:
+        if not self.lasts:
+            with contextlib.suppress(OSError):  # stderr may be on the same disk
+                print(
+                    f"error: {self.name} cannot be written ({error}): its lines are lost", file=sys.stderr, flush=True
+                )
+        self.lasts = True
+
+
+class _FileHandler(logging.FileHandler):
+    """Costs lines, not the run, when its disk is full."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.outage = _Outage(str(path))
+        self.failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.failed = False
+        super().emit(record)
+        self.outage.lasts = self.failed
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.failed = True
+        self.outage.begins(error)
+
+
 class _TerminalHandler(logging.StreamHandler):
     """Writes above a running progress bar instead of through it; tracebacks are for the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outage = _Outage("the standard output")
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info:
             return
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+            self.outage.lasts = False
+        except OSError as error:
+            self.outage.begins(error)
 
 
 def setup_logging(output_dir: str | os.PathLike, main: bool) -> None:
@@ -46,7 +96,7 @@ def setup_logging(output_dir: str | os.PathLike, main: bool) -> None:
     if main:
         try:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(Path(output_dir) / "log.txt", encoding="utf-8"))
+            handlers.append(_FileHandler(Path(output_dir) / "log.txt"))
         except OSError as error:
             raise ValueError(
                 f"OUTPUT_DIR {os.fspath(output_dir)!r} cannot be written ({error}); choose another"
@@ -67,11 +117,12 @@ class MetricsLog:
     def __init__(self, output_dir: str | os.PathLike, enabled: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"
         self.enabled = enabled
+        self.outage = _Outage(str(self.path))
         try:
             if enabled and self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
                 self._append("\n")  # the last process was killed in the middle of a line
         except OSError as error:
-            logging.getLogger(__name__).error("%s cannot be written: %s", self.path, error)
+            self.outage.begins(error)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append a record; `kind` is "start", "train", "nonfinite", "epoch", "val" or "test"."""
@@ -79,8 +130,9 @@ class MetricsLog:
             return
         try:
             self._append(to_json({"kind": kind, **values}) + "\n")
+            self.outage.lasts = False
         except OSError as error:
-            logging.getLogger(__name__).error("a line of %s is lost: %s", self.path, error)
+            self.outage.begins(error)
 
     def _append(self, text: str) -> None:
         with open(self.path, "a", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Bring the processes of a job together at a store, and say within seconds why that fails.
 
 Each meeting is a session with a name of its own. A process joins the newest session and takes part only if rank 0 has
-counted it in, so that what an earlier attempt left in a store that outlives it (torchrun's) misleads nobody.
+counted it in. So what an earlier attempt left in a store that outlives it (that of torchrun's agent) is ignored.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ class _Meeting:
             self._pause(f"port {self.port}, which is in use")
 
     def _meet_a_twin(self) -> None:
-        """Join the session at a port in use, where another rank 0 would notice.
+        """Join the session at a port in use, so that another rank 0 which holds it sees this one.
 
         Raises:
-            ValueError: it did.
+            ValueError: in both, if there is one.
         """
         if (store := self._try_to_connect(PATIENCE / 4)) is None:
             return
@@ -168,7 +168,7 @@ class _Meeting:
         )
 
     def _try_to_connect(self, seconds: float) -> Store | None:
-        """Connect in a thread: PyTorch waits without end for an answer to its greeting."""
+        """Connect in a thread, since PyTorch waits without limit for the first answer of a listener."""
         stores: list[Store] = []
 
         def connect() -> None:
@@ -203,7 +203,7 @@ class _Meeting:
             present = [*members, leader] if leader.token != session else members
             if fault := _fault(present):
                 faulty_since = faulty_since or time.monotonic()
-                if time.monotonic() > faulty_since + 1:  # others that are on their way shall read it, too
+                if time.monotonic() > faulty_since + 1:  # for others that are on their way
                     self._close(store, present, fault)
             elif len(members) == self.me.world:
                 store.set(f"{session}/verdict", json.dumps([[member.token for member in members], ""]))
@@ -247,7 +247,7 @@ class _Meeting:
         return leader, leader.token
 
     def _verdict(self, store: Store, session: str) -> bool:
-        """Whether the session is complete, with this process.
+        """Return whether the session is complete, with this process.
 
         Raises:
             ValueError: its leader found a fault.
@@ -264,7 +264,7 @@ class _Meeting:
 
 
 def _fault(members: Sequence[Member]) -> str:
-    """In words, why these cannot be one group, or ""."""
+    """Return in words why these cannot be one group, or ""."""
     worlds = {member.world: member for member in members}
     if len(worlds) > 1:
         each = "; ".join(str(member) for member in worlds.values())
@@ -281,7 +281,7 @@ def _fault(members: Sequence[Member]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep PyTorch's C++ stack traces of a failed connection off stderr; the error that is raised says it in a line."""
+    """Keep PyTorch's C++ stack traces off stderr; the error that is raised has the cause in one line."""
     try:
         kept = os.dup(2)
     except OSError:  # there is no stderr

@@ -28,7 +28,8 @@ def held_elsewhere(path: Path, age: float = 0.0, **changes: object) -> Holder:
     holder = dataclasses.replace(Holder(), host="node7", machine="node7 another start", token="t0", **changes)  # pyright: ignore
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(holder)))
-    os.utime(path, (time.time() - age,) * 2)
+    moment = time.time() - age
+    os.utime(path, (moment, moment))
     return holder
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cluster import free_ports
 
 from slowfast.config import get_cfg
-from slowfast.engine.preflight import code_hash, data, differences
+from slowfast.datasets.image import load_image_folder
+from slowfast.datasets.manifest import Manifest, load_manifest
+from slowfast.engine.preflight import build_alike, code_hash, data, differences
+from slowfast.utils import distributed
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,8 +73,59 @@ def test_data_is_looked_at(tmp_path):
     found = data(cfg)
     assert found[f"DATA.PATH_TO_DATA_DIR {tmp_path}"] == "readable"
     assert found[f"DATA.PATH_PREFIX {tmp_path}/nowhere"] == "missing or unreadable"
-    assert found[f"the list {tmp_path}/train.csv"] == "readable, 8 bytes"
+    assert found[f"the list {tmp_path}/train.csv"] == "readable"
     assert found[f"the list {tmp_path}/val.csv"] == "missing or unreadable"
+
+
+def build(rank: int, folder: Path, port: int, load: Callable[[], Manifest], results: multiprocessing.Queue) -> None:
+    os.chdir(folder / f"node{rank}")  # each has a disk of its own
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= place | {"SLURMD_NODENAME": f"n{rank}"}
+    distributed.init_process_group("gloo", torch.device("cpu"), 30.0, lambda: None)
+    try:
+        build_alike(lambda: SimpleNamespace(dataset=SimpleNamespace(manifest=load())))  # pyright: ignore
+        results.put("alike")
+    except ValueError as error:
+        results.put(str(error))
+    distributed.barrier()
+
+
+ROWS = ["a.mp4 0\n", "b.mp4 1\n", "c.mp4 0\n"]
+
+
+@pytest.mark.parametrize(
+    ("files", "outcome"),
+    [
+        ({}, "alike"),
+        ({"list.csv": "".join(ROWS).replace("\n", "\r\n")}, "alike"),
+        ({"list.csv": "".join(reversed(ROWS))}, "the list list.csv is 3 rows with the checksum "),
+        ({"list.csv": "".join(ROWS[:2])}, "rank 1 on n1: 2 rows"),
+        ({"list.csv": "a.mp4\n"}, "rank 1 on n1: 1 of 1 rows of list.csv"),
+        ({"class_names.txt": "jump\nrun\n"}, "class names"),
+        ({"images/train/b/2.jpg": None}, "rank 1 on n1: 2 rows"),
+        ({"images/train/a/1.jpg": None}, "rank 1 on n1: 1 of 2 class folders in images/train hold no images"),
+    ],
+)
+def test_lists_that_are_not_alike(files, outcome, tmp_path):
+    for node in ("node0", "node1"):
+        for image in ("a/1", "b/1", "b/2"):
+            (tmp_path / node / "images" / "train" / image).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / node / "images" / "train" / f"{image}.jpg").touch()
+        (tmp_path / node / "list.csv").write_text("".join(ROWS))
+        (tmp_path / node / "class_names.txt").write_text("run\njump\n")
+    for name, text in files.items():
+        (tmp_path / "node1" / name).unlink() if text is None else (tmp_path / "node1" / name).write_text(text)
+    images = any(name.startswith("images") for name in files)
+    load = partial(load_image_folder, "images", "train") if images else partial(load_manifest, "list.csv")
+    context, [port] = multiprocessing.get_context("fork"), free_ports(1)
+    results = context.Queue()
+    children = [context.Process(target=build, args=(rank, tmp_path, port, load, results)) for rank in range(2)]
+    for child in children:
+        child.start()
+    outcomes = {results.get(timeout=30) for _ in children}
+    for child in children:
+        child.join(30)
+    assert len(outcomes) == 1 and outcome in outcomes.pop()
 
 
 @pytest.mark.slow

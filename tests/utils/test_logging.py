@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 from slowfast.utils.logging import MetricsLog, read_metrics, setup_logging
 from slowfast.visualization.plots import plot_curves
@@ -30,16 +31,41 @@ def test_history_after_a_resume_has_no_repeats(tmp_path):
     assert [r["step"] for r in records] == [5, 10, 15] and records[-1]["loss"] == 0.5
 
 
-def test_a_full_disk_costs_lines_only(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
-    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step"')
+def test_a_full_disk_costs_lines_and_one_message(tmp_path, package_logger, capsys):
+    for name in ("log.txt", "metrics.jsonl"):
+        (tmp_path / name).symlink_to("/dev/full")
+    setup_logging(tmp_path, main=True)
+    log = MetricsLog(tmp_path)
 
-    def full(*_):
-        raise OSError("No space left on device")
+    def write() -> list[str]:
+        for step in range(20):
+            package_logger.info("step %d", step)
+            log.write("train", step=step)
+        return [line for line in capsys.readouterr().err.splitlines() if "No space left" in line]
 
-    monkeypatch.setattr(MetricsLog, "_append", full)
-    MetricsLog(tmp_path).write("train", step=1)
-    assert len({message for message in caplog.messages if "No space left" in message}) == 2
+    messages = write()
+    assert len(messages) == 2 and all(f"{tmp_path}/" in message for message in messages)
+    assert write() == []
+    # there is room for a while
+    (tmp_path / "metrics.jsonl").unlink()
+    [stream] = [handler.stream for handler in package_logger.handlers if isinstance(handler, logging.FileHandler)]
+    with open(tmp_path / "room", "w") as room, open("/dev/full", "w") as full:
+        os.dup2(room.fileno(), stream.fileno())
+        assert write() == [] and "step 19\n" in (tmp_path / "room").read_text() and len(read_metrics(tmp_path)) == 20
+        os.dup2(full.fileno(), stream.fileno())
+        assert len(write()) == 1
+        os.dup2(room.fileno(), stream.fileno())  # what is left in the buffer can be written
+
+
+def test_a_full_disk_with_the_output_costs_lines_only(tmp_path, package_logger, monkeypatch, capsys):
+    setup_logging(tmp_path, main=True)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        for step in range(20):
+            package_logger.info("step %d", step)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert capsys.readouterr().err.count("No space left") == 1
+    assert len((tmp_path / "log.txt").read_text().splitlines()) == 20
 
 
 def test_disabled_log_writes_nothing(tmp_path):

@@ -109,7 +109,7 @@ def test_a_process_that_does_not_come(rank, missing, impatient, port, capfd):
     assert f"waiting for {missing}" in capfd.readouterr().err
 
 
-def test_what_an_earlier_attempt_left_in_a_store_misleads_nobody(port):
+def test_what_an_earlier_attempt_left_in_a_store_is_ignored(port):
     """The store of torchrun's agent outlives its workers, and a worker of rank 1 can be faster than that of rank 0."""
     agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
     for _ in range(3):
