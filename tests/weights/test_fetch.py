@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -378,9 +379,13 @@ def test_manifest():
     for entry in entries.values():
         assert ("url" in entry) != ("google_drive" in entry)
         assert entry.get("url", "https://").startswith("https://")
+        assert re.fullmatch(r"hf://[\w-]+/\w+/[\w+]+\.(pth|pyth)", entry.get("hub", "hf://a/b/c.pth"))
         assert len(entry.get("sha256", "0" * 8)) in (8, 64) and int(entry.get("sha256", "0"), 16) >= 0
-    places = [entry.get("url") or entry["google_drive"] for entry in entries.values()]
-    assert len(set(places)) == len(places)
+    for places in (
+        [entry.get("url") or entry["google_drive"] for entry in entries.values()],
+        [entry["hub"] for entry in entries.values() if "hub" in entry],
+    ):
+        assert len(set(places)) == len(places)
     rows = json.loads(fetch.MANIFEST.read_text())["weights"]
     names = [alias for name, row in rows.items() for alias in (name, *row.get("aliases", ()))]
     assert len(set(names)) == len(names)
