@@ -93,7 +93,7 @@ class Backbone(nn.Module):
     def get_classifier(self) -> Any:
         """Return the classifier, or a tuple of them."""
         layers = tuple(self.get_submodule(name) for name in self.classifier_names())
-        return layers if len(layers) > 1 else layers[0]
+        return layers[0] if len(layers) == 1 else layers
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifiers by new ones of `num_classes` outputs; 0 removes them.
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
             **{"architecture": name, "num_classes": num_classes, "input_size": input_shape, "fixed_input_size": False},
             "pool_size": tuple(size // self.feature_info[-1]["reduction"] for size in input_shape[-2:]),
             **(IMAGENET if len(input_shape) == 3 else KINETICS),
-            **{"first_conv": next(convolutions), "classifier": layers if len(layers) > 1 else layers[0]},
+            **{"first_conv": next(convolutions), "classifier": layers[0] if len(layers) == 1 else layers},
         }
 
 

@@ -48,7 +48,7 @@ class ScoringAttention(Attention):
         return self.attend(q, k, v), scores
 
 
-def share_of(length: int, share: float) -> int:
+def share_of(length: Any, share: float) -> Any:
     """Return int(length * share); a length that is symbolic (export) or a tensor (trace) stays so."""
     if torch.is_tensor(length):
         return (length.double() * share).long()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from small_networks import SMALL, small, video_for
-from timm.data import resolve_model_data_config
+from timm.data import create_transform, resolve_model_data_config
 from timm.models import group_parameters
 from timm.models._features import FeatureGetterNet
 from torch import nn
@@ -45,7 +44,7 @@ def test_data_configuration(model):
     assert model.get_submodule(model.pretrained_cfg["first_conv"]).weight.shape[1] == 3
     if images:  # as in the validation of the recipes: int(256 / 224 * size)
         assert int(expected / data["crop_pct"]) == int(256 / 224 * expected)
-        assert timm.data.create_transform(**data)
+        assert create_transform(**data)
 
 
 def test_features_and_head(model):
@@ -170,10 +169,10 @@ def test_intermediate_maps_are_the_outputs_of_their_modules(name):
 def test_a_network_cut_to_its_features_trains_all_that_is_left(name, last):
     model, video = small(name), video_for(name)
     expected = model.forward_intermediates(video, [0, last], intermediates_only=True)
-    cut = FeatureGetterNet(model, out_indices=[0, last])
+    cut: Any = FeatureGetterNet(model, out_indices=(0, last))
     for ours, theirs in zip(cut(video), expected, strict=True):
         assert torch.equal(ours, theirs)
-    total = sum(output.sum() for output in cut.train()(video))
+    total = torch.stack([output.sum() for output in cut.train()(video)]).sum()
     if name != "v2_frozen":  # of which nothing is trained in front of the global blocks
         total.backward()
     assert not [n for n, parameter in cut.named_parameters() if parameter.requires_grad and parameter.grad is None]
