@@ -13,7 +13,7 @@ from slowfast.datasets.manifest import Manifest, Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.shared import reserve, share, stack, take
-from slowfast.datasets.transforms import TrainTransform, Views, to_tensor
+from slowfast.datasets.transforms import TrainTransform, Views, to_small_tensor
 from slowfast.utils.rng import rng_for
 
 MAX_TRIES = 10
@@ -152,12 +152,12 @@ class VideoDataset(Dataset[dict[str, Any]]):
             frames = self._read(self.manifest[index], choose)
         except MediaError as error:
             return self._views([], index, [(error.path, error.reason)])
-        return self._views([to_tensor(frames)], index, [])
+        return self._views([to_small_tensor(frames, self.scale)], index, [])
 
     def _views(self, videos: list[torch.Tensor], index: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
         positions = (1,) if self.num_crops == 1 else (0, 1, 2)
         videos = [video.flip(0) if self.reverse_channels else video for video in videos]
-        views = Views(videos, self.num_frames, self.scale, self.crop, positions).shrink()
+        views = Views(videos, self.num_frames, self.scale, self.crop, positions)
         return self._item(views, len(videos) * self.num_views * self.num_crops, index, bad)
 
     def _clip_indices(self, length: int, view: int, index: int) -> list[int]:
