@@ -21,6 +21,7 @@ from slowfast.datasets.manifest import Manifest, ManifestError, load_manifest, l
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
+from slowfast.datasets.workers import VideoLoader
 from slowfast.utils.memory import keep_memory
 from slowfast.utils.rng import rng_for
 
@@ -180,7 +181,7 @@ def build_loader(
     workers = cfg.DATA_LOADER.NUM_WORKERS
     if rank == 0:
         _compare_with_cores(workers, local_world_size)
-    return DataLoader(
+    return VideoLoader(
         dataset,
         batch_sampler=sampler,
         collate_fn=collate,

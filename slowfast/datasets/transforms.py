@@ -97,6 +97,21 @@ def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[in
     return crops
 
 
+def to_small_tensor(frames: np.ndarray, scale: int) -> torch.Tensor:
+    """Return `to_tensor` of frames, with the short side resized to `scale` if that takes fewer bytes.
+
+    Large frames are resized one by one: all at once, 64 of 4K would take 8 GB on the way.
+    """
+    num_frames, height, width, channels = frames.shape
+    size = short_side_size(height, width, scale)
+    if height * width <= 4 * math.prod(size):  # four bytes for a float
+        return to_tensor(frames)
+    clip = torch.empty(channels, num_frames, *size)
+    for t in range(num_frames):
+        clip[:, t : t + 1] = resize_short_side(to_tensor(frames[t : t + 1]), scale)
+    return clip
+
+
 @dataclass(frozen=True)
 class Views:
     """The views of some videos before they are cut out: a worker sends the frames, and the device makes the clips.
@@ -114,16 +129,6 @@ class Views:
     scale: int
     crop: int
     positions: tuple[int, ...]
-
-    def shrink(self) -> "Views":
-        """Resize large frames now, which gives the same clips and is less to send."""
-
-        def smaller(video: torch.Tensor) -> torch.Tensor:
-            height, width = video.shape[2:]
-            floats = 4 * math.prod(short_side_size(height, width, self.scale))
-            return resize_short_side(video, self.scale) if height * width > floats else video
-
-        return replace(self, frames=[smaller(video) for video in self.frames])
 
     def cut(self, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
         """Yield the (C, T, crop, crop) clips on `device`, video by video, view by view, crop by crop."""

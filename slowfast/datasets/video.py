@@ -13,7 +13,8 @@ from slowfast.datasets.manifest import Manifest, Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.shared import reserve, share, stack, take
-from slowfast.datasets.transforms import TrainTransform, Views, to_tensor
+from slowfast.datasets.transforms import TrainTransform, Views, to_small_tensor
+from slowfast.datasets.workers import note_row
 from slowfast.utils.rng import rng_for
 
 MAX_TRIES = 10
@@ -94,6 +95,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.reverse_channels = reverse_channels
         self.backend = backend
         self.decode_timeout = decode_timeout
+        self.killed: dict[int, str] = {}  # rows whose reading has cost a worker its life -> reason
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -127,7 +129,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         for attempt in range(MAX_TRIES):
             sample = self.manifest[row]
             try:
-                frames = self._read(sample, choose)
+                frames = self._read(row, sample, choose)
                 break
             except MediaError as error:
                 bad.append((error.path, error.reason))
@@ -149,15 +151,15 @@ class VideoDataset(Dataset[dict[str, Any]]):
             return [i for view in range(self.num_views) for i in self._clip_indices(length, view, index)]
 
         try:
-            frames = self._read(self.manifest[index], choose)
+            frames = self._read(index, self.manifest[index], choose)
         except MediaError as error:
             return self._views([], index, [(error.path, error.reason)])
-        return self._views([to_tensor(frames)], index, [])
+        return self._views([to_small_tensor(frames, self.scale)], index, [])
 
     def _views(self, videos: list[torch.Tensor], index: int, bad: list[tuple[str, str]]) -> dict[str, Any]:
         positions = (1,) if self.num_crops == 1 else (0, 1, 2)
         videos = [video.flip(0) if self.reverse_channels else video for video in videos]
-        views = Views(videos, self.num_frames, self.scale, self.crop, positions).shrink()
+        views = Views(videos, self.num_frames, self.scale, self.crop, positions)
         return self._item(views, len(videos) * self.num_views * self.num_crops, index, bad)
 
     def _clip_indices(self, length: int, view: int, index: int) -> list[int]:
@@ -173,7 +175,10 @@ class VideoDataset(Dataset[dict[str, Any]]):
             )
         return sparse_indices(length, self.num_frames, view, self.num_views, rng)
 
-    def _read(self, sample: Sample, choose: Callable[[int], list[int]]) -> np.ndarray:
+    def _read(self, row: int, sample: Sample, choose: Callable[[int], list[int]]) -> np.ndarray:
+        if row in self.killed:
+            raise MediaError(sample.path, self.killed[row])
+        note_row(row)
         return read_frames_within(
             self.decode_timeout,
             sample.path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
 from slowfast.utils.watchdog import progress
 
+CHUNK = 8 << 20  # bytes of scores that are compared or sent at once
+
 
 class ViewEnsemble:
     """Adds up (or takes the maximum of) the scores of a video's views, each (index, view) counted once.
@@ -30,25 +32,36 @@ class ViewEnsemble:
     def __init__(self, method: str, softmax: bool) -> None:
         assert method in ("sum", "max"), method
         self.method, self.softmax = method, softmax
-        self.scores: dict[int, np.ndarray] = {}
+        self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); those not in `views` mean nothing
         self.labels: dict[int, int] = {}
-        self.views: dict[int, set[int]] = {}
+        self.views: dict[int, int] = {}  # bit v: view v is counted
+        self.finite = True
 
     def update(self, logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
         """Add clips: logits (B, K), label, index of the video and number of the view (B,)."""
         values = (logits.softmax(1) if self.softmax else logits).float().cpu().numpy()
+        self.finite = self.finite and bool(np.isfinite(values).all())
+        self.reserve(int(index.max()) + 1, values.shape[1])
         for row, y, i, v in zip(values, label.tolist(), index.tolist(), view.tolist(), strict=True):
-            seen = self.views.setdefault(i, set())
-            if v in seen:
+            seen = self.views.get(i, 0)
+            if seen >> v & 1:
                 continue
-            seen.add(v)
+            self.views[i] = seen | 1 << v
             self.labels[i] = y
-            if i not in self.scores:
-                self.scores[i] = row.copy()
+            if not seen:
+                self.scores[i] = row
             elif self.method == "sum":
                 self.scores[i] += row
             else:
                 np.maximum(self.scores[i], row, out=self.scores[i])
+
+    def reserve(self, rows: int, classes: int) -> None:
+        """Make room for the first `rows` of the list."""
+        if not self.scores.size:
+            self.scores = np.zeros((rows, classes), np.float32)
+        elif rows > len(self.scores):
+            # the system moves the pages of a large array, so this copies nothing
+            self.scores.resize((rows + rows // 8, classes), refcheck=False)
 
 
 @dataclass
@@ -73,17 +86,29 @@ class Evaluation:
         They are over the "num_labelled" videos whose class is known, and None if there is none.
         """
         k = min(5, self.scores.shape[1])
-        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
+        place = np.zeros(len(self.index), int)  # of the true class; of equal scores the first class comes first
+        classes = np.arange(self.scores.shape[1])
+        for rows in _chunks(np.arange(len(self.index)), self.scores):
+            scores, label = self.scores[rows], self.label[rows, None]
+            own = np.take_along_axis(scores, np.maximum(label, 0), 1)
+            place[rows] = ((scores > own) | ((scores == own) & (classes < label))).sum(1)
         known = self.label >= 0
-        hits = (order == self.label[:, None])[known]
+        place = place[known]
         return {
-            "top1": 100.0 * float(hits[:, 0].mean()) if known.any() else None,
-            "top5": 100.0 * float(hits.any(1).mean()) if known.any() else None,
+            "top1": 100.0 * float((place < 1).mean()) if known.any() else None,
+            "top5": 100.0 * float((place < k).mean()) if known.any() else None,
             "top5_k": k,
             "num_videos": len(self.index),
             "num_labelled": int(known.sum()),
             "num_skipped": len(self.bad),
         }
+
+
+def _chunks(rows: np.ndarray, scores: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield `rows` of the scores in parts of a few megabytes."""
+    size = max(1, CHUNK // max(1, scores[:1].nbytes))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 @torch.no_grad()
@@ -118,7 +143,8 @@ def evaluate(
     asked = None
     for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
         progress()
-        if asked := interrupt.received():
+        asked = interrupt.received()
+        if asked or not ensemble.finite:
             break
         bad += batch["bad"]
         video = batch["video"]
@@ -131,22 +157,42 @@ def evaluate(
                 ensemble.update(model(to_device(together)), label, index, view)
     model.train(was_training)
 
-    parts = distributed.all_gather((ensemble.scores, ensemble.labels, bad, asked and asked.name))
+    parts = distributed.all_gather((ensemble.labels, bad, asked and asked.name, ensemble.finite))
     progress()
-    if names := [part[3] for part in parts if part[3]]:
+    if names := [part[2] for part in parts if part[2]]:
         raise interrupt.Interruption(f"{names[0]} during {description}, which will start again")
-    scores = {i: row for part in parts for i, row in part[0].items()}
-    labels = {i: y for part in parts for i, y in part[1].items()}
-    if not scores:
-        broken = [entry for part in parts for entry in part[2]]
-        first = "".join(f"\n  {path}: {reason}" for path, reason in broken[:3])
-        raise SharedError(f"no video could be evaluated: none of {len(broken)} can be decoded, first of them:{first}")
-    if not all(np.isfinite(row).all() for row in scores.values()):
+    bad = [entry for part in parts for entry in part[1]]
+    if not all(part[3] for part in parts):
         raise SharedError("the model gives scores that are not finite numbers; its weights are broken")
-    index = np.array(sorted(scores))
-    return Evaluation(
-        index=index,
-        label=np.array([labels[i] for i in index]),
-        scores=np.stack([scores[i] for i in index]),
-        bad=[entry for part in parts for entry in part[2]],
-    )
+    labels = [part[0] for part in parts]
+    if not any(labels):
+        first = "".join(f"\n  {path}: {reason}" for path, reason in bad[:3])
+        raise SharedError(f"no video could be evaluated: none of {len(bad)} can be decoded, first of them:{first}")
+    index, scores = _gather(ensemble, [sorted(part) for part in labels], device)
+    label = {i: y for part in labels for i, y in part.items()}
+    return Evaluation(index=index, label=np.array([label[i] for i in index.tolist()]), scores=scores, bad=bad)
+
+
+def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Exchange the scores of all processes, in the memory of `ensemble` and a few megabytes.
+
+    Args:
+        parts: rows of the list that each process has evaluated.
+        device: of the tensors that are sent.
+
+    Returns:
+        (N,) all rows in order, (N, K) their scores.
+    """
+    index = np.unique(np.concatenate([np.array(rows, np.int64) for rows in parts]))
+    ensemble.reserve(int(index[-1]) + 1, max(distributed.all_gather(ensemble.scores.shape[1])))
+    scores = ensemble.scores
+    for rank, part in enumerate(parts if len(parts) > 1 else ()):
+        for rows in _chunks(np.array(part, np.int64), scores):
+            sent = torch.from_numpy(scores[rows]).to(device)
+            scores[rows] = distributed.broadcast_tensor(sent, rank).cpu().numpy()
+            progress()
+    for place, row in enumerate(index.tolist()):
+        if place != row:  # a video before it could not be decoded
+            scores[place] = scores[row]
+    scores.resize((len(index), scores.shape[1]), refcheck=False)
+    return index, scores

@@ -117,6 +117,13 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
+def broadcast_tensor(tensor: Tensor, source: int) -> Tensor:
+    """Replace `tensor` by that of the process `source`, in place."""
+    if dist.is_initialized():
+        dist.broadcast(tensor, source)
+    return tensor
+
+
 def on_main(function: Callable[[], Any]) -> Any:
     """Call `function` in the main process only; every process waits for it and returns its picklable value.
 

@@ -45,6 +45,9 @@ class RefusedError(ValueError):
     """A file is refused; the text says why."""
 
 
+_Unpickler: Any = pickle._Unpickler  # the standard library's type information leaves out most of it
+
+
 class StandIn:
     """An object of a class that was not loaded; the subclass has the name of that class.
 
@@ -69,7 +72,7 @@ class _Function:
         self.call = call
 
 
-class TensorUnpickler(pickle._Unpickler):
+class TensorUnpickler(_Unpickler):
     """Unpickler of tensors and plain containers; everything else becomes a `StandIn`.
 
     It extends the Python form of the unpickler: the one in C allocates what a file asks for before it looks whether the
@@ -82,7 +85,7 @@ class TensorUnpickler(pickle._Unpickler):
 
     dispatch: ClassVar = {
         code: load
-        for code, load in pickle._Unpickler.dispatch.items()
+        for code, load in _Unpickler.dispatch.items()
         # the host's registry of extensions may hold functions; buffers are allocated before their bytes are read
         if code not in (*(pickle.EXT1 + pickle.EXT2 + pickle.EXT4), *(pickle.BYTEARRAY8 + pickle.NEXT_BUFFER))
     }
@@ -270,7 +273,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 def _fill(file: BinaryIO, tensor: Tensor) -> None:
     """Read the bytes of a 1D tensor from `file`."""
-    rest = memoryview(tensor.view(torch.uint8).numpy())
+    rest = tensor.view(torch.uint8).numpy().data
     while len(rest):
         chunk = file.read(min(CHUNK, len(rest)))
         if not chunk:

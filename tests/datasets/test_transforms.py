@@ -1,3 +1,7 @@
+import resource
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import cv2
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from slowfast.datasets.transforms import (
     normalize,
     resized_crop_box,
     short_side_size,
+    to_small_tensor,
     to_tensor,
 )
 
@@ -66,17 +71,31 @@ def test_crops_made_together_are_those_made_alone():
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (90, 120), (32, 50)])
 def test_views_are_the_same_whether_the_worker_resizes_or_the_device(size):
-    video = to_tensor(noise(6, *size, 3))
+    frames = noise(6, *size, 3)
+    video = to_tensor(frames)
     views = Views([video, video[:, 3:]], 3, 32, 32, (0, 1, 2))
     clips = [*views.cut()]
     expected = [
         crop for part in (video[:, :3], video[:, 3:], video[:, 3:]) for crop in crop_views(part, 32, 32, (0, 1, 2))
     ]
     assert len(clips) == 9 and all(torch.equal(a, b) for a, b in zip(clips, expected, strict=True))
-    small = views.shrink()
-    assert all(torch.equal(a, b) for a, b in zip(small.cut(), clips, strict=True))
-    sent, before = (sum(frames.nbytes for frames in v.frames) for v in (small, views))
-    assert (sent < before) == (size == (90, 120))  # bytes of large frames are more than floats of small ones
+    small = to_small_tensor(frames, 32)
+    cut = [*Views([small], 6, 32, 32, (0, 1, 2)).cut()]
+    whole = [*Views([video], 6, 32, 32, (0, 1, 2)).cut()]
+    assert all(torch.equal(a, b) for a, b in zip(cut, whole, strict=True))
+    assert (small.nbytes < video.nbytes) == (size == (90, 120))  # bytes of large frames are more than floats
+
+
+def growth_of_peak_memory(frames: np.ndarray) -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    to_small_tensor(frames, 64)
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def test_large_frames_are_resized_in_little_memory():
+    frames = np.zeros((8, 1080, 1920, 3), np.uint8)  # 50 MB, and 250 MB with their floats
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        assert pool.submit(growth_of_peak_memory, frames).result() < 80e6
 
 
 def test_a_crop_larger_than_the_frame_is_refused():

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cluster import free_ports
 
 from slowfast.engine import evaluate as module
 from slowfast.engine import interrupt
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
+from slowfast.utils import distributed
 
 CPU = torch.device("cpu")
 
@@ -55,8 +60,8 @@ def test_ensemble(case):
     for clips in torch.tensor(case["update_order"]).split(case["batch"]):
         video = clips // views
         ensemble.update(logits[clips], torch.tensor(case["labels"])[video], video, clips % views)
-    index = sorted(ensemble.scores)
-    scores = np.stack([ensemble.scores[i] for i in index])
+    index = sorted(ensemble.views)
+    scores = ensemble.scores[index]
     # the official maximum starts from zeros, which hides negative logits; ours is a maximum
     shown = np.maximum(scores, 0) if case["method"] == "max" else scores
     assert shown == pytest.approx(np.array(case["video_preds"]), abs=1e-5)
@@ -135,7 +140,49 @@ def test_a_request_to_stop_ends_an_evaluation(monkeypatch):
 
     with pytest.raises(interrupt.Interruption, match="SIGUSR2 during a test, which will start again"):
         evaluate(model, batches(5), ask, CPU, ensemble, 1, "a test")
-    assert len(ensemble.scores) == 1 and model.training
+    assert len(ensemble.views) == 1 and model.training
+
+
+def made(rank: int, world: int, videos: int, classes: int):
+    """Batches of this process; every seventh video is broken."""
+    rows = [i for i in range(rank, videos, world) if i % 7]
+    for part in (rows[i : i + 64] for i in range(0, len(rows), 64)):
+        index = torch.tensor(part).repeat_interleave(2)
+        video = torch.cat([torch.rand(2, classes, generator=torch.Generator().manual_seed(i)) for i in part])
+        yield {"video": video, "label": index % classes, "index": index, "view": torch.arange(2).repeat(len(part)),
+               "bad": [(f"{part[0]}.mp4", "torn")]}  # fmt: skip
+
+
+def evaluate_made(local_rank: int, world: int, videos: int, classes: int, folder: Path, port: int) -> None:
+    """Save the result of each process, and its peak of memory for arrays over that of the scores."""
+    if world > 1:
+        os.environ.update(RANK=str(local_rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        distributed.init_process_group("gloo", CPU)
+    batches, ensemble = made(local_rank, world, videos, classes), ViewEnsemble("sum", softmax=True)
+    tracemalloc.start()
+    result = evaluate(torch.nn.Identity(), batches, lambda v: v, CPU, ensemble, 64, "")
+    metrics = result.metrics()
+    peak = tracemalloc.get_traced_memory()[1] / result.scores.nbytes
+    tracemalloc.stop()
+    assert result.scores.dtype == np.float32 and metrics["num_videos"] == len(result.index)
+    content = (result.index, result.label, result.scores, np.array(result.bad), np.array([metrics["top1"]]))
+    digest = [hashlib.sha256(np.ascontiguousarray(part).tobytes()).hexdigest() for part in content[:3]]
+    (folder / f"{world}_{local_rank}.json").write_text(json.dumps([digest, metrics, peak]))
+    distributed.destroy_process_group()
+
+
+def test_scores_are_gathered_in_little_memory_and_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1 << 18)
+    sizes = (4000, 1000)  # 14 MB
+    for world in (1, 2, 3):
+        torch.multiprocessing.start_processes(
+            evaluate_made, (world, *sizes, tmp_path, free_ports(1)[0]), nprocs=world, start_method="fork"
+        )
+    results = [json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())]
+    assert len(results) == 6
+    for digest, metrics, peak in results:
+        assert digest == results[0][0] and metrics["top1"] == results[0][1]["top1"]
+        assert peak < 1.5
 
 
 def test_train_meter_means_and_state():

@@ -1,0 +1,103 @@
+"""Workers that the system kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from torch.utils.data import get_worker_info
+
+from slowfast.datasets import workers
+from slowfast.datasets.build import EpochBatchSampler, start_worker
+from slowfast.datasets.manifest import load_manifest
+from slowfast.datasets.transforms import TrainTransform
+from slowfast.datasets.video import VideoDataset, collate
+from slowfast.datasets.workers import VideoLoader
+
+ROWS = 12
+KILLER = 5
+
+
+class Killing(VideoDataset):
+    """Reading some rows takes so much memory that the system kills the worker."""
+
+    rows = (KILLER,)
+
+    def _read(self, row, sample, choose):
+        frames = super()._read(row, sample, choose)
+        if row in self.rows and get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return frames
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_video):
+    folder = tmp_path_factory.mktemp("killed")
+    for row in range(ROWS):
+        write_video(folder / f"{row}.mp4", frames=10 + row)
+    (folder / "list.csv").write_text("".join(f"{row}.mp4 {row}\n" for row in range(ROWS)))
+    return folder
+
+
+def dataset(folder, kind: type[VideoDataset], train: bool) -> VideoDataset:
+    transform = TrainTransform(crop=32, jitter_scales=(32, 40), area_range=None, aspect_range=None, flip=False,
+                               rand_augment=None, erase=None) if train else None  # fmt: skip
+    manifest = load_manifest(folder / "list.csv", prefix=str(folder), num_classes=ROWS)
+    return kind(manifest, sampling="sparse", num_frames=4, crop=32, scale=32, transform=transform)
+
+
+def loader(data, train: bool, count: int = 2) -> VideoLoader:
+    sampler = EpochBatchSampler(ROWS, 2, train=train)
+    return VideoLoader(data, batch_sampler=sampler, num_workers=count, worker_init_fn=start_worker,
+                       collate_fn=collate, persistent_workers=count > 0,
+                       multiprocessing_context="fork" if count else None)  # fmt: skip
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_video_that_kills_its_worker_is_left_out(train, folder):
+    """As if it was known to be broken, and the batches after it are those of an undisturbed epoch."""
+    expected_data = dataset(folder, VideoDataset, train)
+    expected_data.killed[KILLER] = "known"
+    data = dataset(folder, Killing, train)
+    killed, expected = loader(data, train), loader(expected_data, train, count=0)
+    handler = signal.getsignal(signal.SIGCHLD)
+    for epoch in (0, 1):
+        for each in (killed, expected):
+            each.batch_sampler.set_position(epoch, 0)  # pyright: ignore
+        batches = []
+        for batch in killed:
+            time.sleep(0.01)  # the death of a worker disturbs nobody but the one who waits for a batch
+            batches.append(batch)
+        for batch, other in zip(batches, expected, strict=True):
+            assert batch["index"].tolist() == other["index"].tolist()
+            assert batch["label"].tolist() == other["label"].tolist()
+            assert [path for path, _ in batch["bad"]] == [path for path, _ in other["bad"]]
+            if train:
+                assert torch.equal(batch["video"], other["video"])
+        assert (killed.batch_sampler.epoch, killed.batch_sampler.batch) == (epoch, 0)  # pyright: ignore
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    assert list(data.killed) == [KILLER]
+    size = os.path.getsize(folder / f"{KILLER}.mp4") / 1e6
+    assert f"{size:,.1f} MB" in data.killed[KILLER] and "DATA_LOADER.NUM_WORKERS" in data.killed[KILLER]
+
+
+def test_workers_that_die_again_and_again_end_with_one_message(folder, monkeypatch):
+    monkeypatch.setattr(workers, "MAX_RESTARTS", 0)  # PyTorch looks for dead workers every five seconds
+
+    class AllKill(Killing):
+        rows = range(ROWS)
+
+    with pytest.raises(ValueError, match=r"killed by the system .* while it read .*\.mp4 of .* MB: lower DATA_LOADER"):
+        list(loader(dataset(folder, AllKill, True), True, count=1))
+
+
+def test_other_errors_of_workers_stay_what_they_are(folder):
+    class Broken(VideoDataset):
+        def _read(self, row, sample, choose):
+            raise RuntimeError("another reason")
+
+    with pytest.raises(RuntimeError, match="another reason"):
+        list(loader(dataset(folder, Broken, True), True, count=1))
