@@ -33,10 +33,6 @@ STALE = 120.0
 # Seconds for a holder to end by itself, such as a process whose launcher was killed.
 PATIENCE = 5.0
 
-# Variables with the number of a job and of its attempt: the processes of an earlier attempt are gone.
-ATTEMPTS = (("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
-NO_JOB = ("", "none")  # torchrun's default
-
 
 def _machine() -> str:
     """Return what processes that can see each other have in common: host, its last boot, table of processes."""
@@ -70,9 +66,8 @@ class Holder:
     since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
     machine: str = field(default_factory=_machine)
     started: str = field(default_factory=lambda: _started(os.getpid()) or "")
-    attempts: dict[str, list[str]] = field(
-        default_factory=lambda: {job: [os.environ.get(job, ""), os.environ.get(n, "0")] for job, n in ATTEMPTS}
-    )
+    job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
+    attempt: int = field(default_factory=lambda: int(os.environ.get("SLURM_RESTART_COUNT", "0")))
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def is_alive(self) -> bool | None:
@@ -81,13 +76,12 @@ class Holder:
         if self.machine == mine.machine:
             now = _started(self.pid)
             return now is not None and (not now or now == self.started)
-        for name, (job, attempt) in self.attempts.items():
-            if job not in NO_JOB and job == mine.attempts[name][0] and int(attempt) < int(mine.attempts[name][1]):
-                return False
+        if self.job and self.job == mine.job and self.attempt < mine.attempt:
+            return False  # Slurm ends an attempt before it begins the next one
         return None
 
 
-UNREADABLE = Holder("an unknown host", 0, "an unknown time", "", "", {}, "")
+UNREADABLE = Holder("an unknown host", 0, "an unknown time", "", "", "", 0, "")
 
 
 def _create(path: Path, holder: Holder) -> None:

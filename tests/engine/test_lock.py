@@ -94,15 +94,13 @@ def test_a_holder_on_another_machine_that_shows_signs_of_life(path):
     child.join()
 
 
-@pytest.mark.parametrize(("job", "count"), lock.ATTEMPTS)
-def test_the_next_attempt_of_a_job_takes_over(job, count, path, monkeypatch):
+def test_the_next_attempt_of_a_slurm_job_takes_over(path, monkeypatch):
     monkeypatch.setattr(lock, "STALE", 1.0)
-    monkeypatch.setenv(job, "17")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     took = []
-    for before, now in (("0", "1"), ("1", "1")):
-        monkeypatch.setenv(count, before)
-        held_elsewhere(path)
-        monkeypatch.setenv(count, now)
+    for attempt in (0, 1):
+        held_elsewhere(path, attempt=attempt)
         begun = time.monotonic()
         with hold(path, patience=0):
             took.append(time.monotonic() - begun)
