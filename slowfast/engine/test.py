@@ -58,7 +58,8 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
         )
     )
-    log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
+    if distributed.is_main():
+        log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
     progress()
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))

@@ -98,7 +98,8 @@ def train(cfg: CfgNode) -> None:
             fetch_checkpoint(tested)
         progress()
     lists = train_loader.dataset.manifest, val_loader.dataset.manifest  # pyright: ignore
-    log_labels(dict(zip(("train", "val"), lists, strict=True)), cfg.MODEL.NUM_CLASSES)
+    if distributed.is_main():
+        log_labels(dict(zip(("train", "val"), lists, strict=True)), cfg.MODEL.NUM_CLASSES)
     num_videos = len(lists[0])
     steps_per_epoch = len(train_loader) // cfg.SOLVER.ACCUMULATION_STEPS
     if steps_per_epoch == 0:
