@@ -334,7 +334,8 @@ def trained_activation(state: Mapping[str, Tensor]) -> str:
 
 
 def class_rows(trained: Sequence[str], wanted: Sequence[str], partly: bool = False) -> list[int | None]:
-    """Where each of the `wanted` classes is among those of a checkpoint; case, quotes and underscores do not count.
+    """Where each of the `wanted` classes is among those of a checkpoint; case, quotes,
+    brackets and underscores do not count.
 
     Args:
         partly: a class that is not there becomes None, as long as any is.
@@ -344,7 +345,7 @@ def class_rows(trained: Sequence[str], wanted: Sequence[str], partly: bool = Fal
     """
 
     def plain(name: str) -> str:
-        return " ".join(name.replace("_", " ").replace('"', "").casefold().split())
+        return " ".join(re.sub(r"[\[\]\"]", "", name.replace("_", " ")).casefold().split())
 
     found: dict[str, list[int]] = {}
     for row, name in enumerate(trained):

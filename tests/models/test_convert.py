@@ -415,6 +415,9 @@ def test_mmaction2_of_another_network():
 def test_class_rows_by_names():
     trained = ["abseiling", "air drumming", '"hugging (not baby)"', "Yoga"]
     assert class_rows(trained, ["yoga", "air_drumming", "hugging (not baby)"]) == [3, 1, 2]
+    assert class_rows(["Holding something", "Pushing something"], ["Pushing [something]"]) == [
+        1
+    ]  # category.txt of SSv2
     with pytest.raises(ValueError, match=r"1 of 2 classes.*'zumba'"):
         class_rows(trained, ["yoga", "zumba"])
     with pytest.raises(ValueError, match="no single counterpart"):
