@@ -104,11 +104,10 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     # A four-letter code in Matroska stands for the way of AVI, which has times of decoding only.
     fast = any(name in kind for name in FAST_FORMATS) and not ("matroska" in kind and codec.codec_tag.strip("\0"))
     settled = fast and codec.codec.canonical_name in MODERN_CODECS and codec.field_order in PROGRESSIVE
-    # Frames that belong to the group before, but come after the key frame, are lost by a seek to it. decord and
-    # torchcodec choose among several streams in other ways.
-    instant = all(p.instant and bisect_left(times, p.time) == at for at, p in enumerate(packets) if p.key)
-    plain = settled and instant and len(container.streams.video) == 1 and not mirrored
-    plain = plain and len(packets) == len(times) > 1
+    # decord and torchcodec choose among several streams in other ways. Frames that belong to the group before, but come
+    # after the key frame, are lost by a seek to it.
+    plain = settled and len(container.streams.video) == 1 and not mirrored and len(packets) == len(times) > 1
+    plain = plain and all(p.instant and p.time == times[at] for at, p in enumerate(packets) if p.key)
     return FrameList(times, keys, count, settled=settled or codec.codec.intra_only, plain=plain)
 
 

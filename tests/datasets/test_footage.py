@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slowfast.datasets import backends
 from slowfast.datasets.container import MediaError
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.reader import read_frames
@@ -153,7 +152,6 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
     return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
-@pytest.mark.parametrize("backend", backends.BACKENDS)
 @pytest.mark.parametrize("name", GOOD)
 def test_every_frame_alone_is_that_of_a_full_decode(footage, name, backend):
     path, count = str(footage / name), GOOD[name][1]
@@ -170,7 +168,6 @@ def test_every_frame_alone_is_that_of_a_full_decode(footage, name, backend):
     assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
 
 
-@pytest.mark.parametrize("backend", backends.BACKENDS)
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_decoded_is_named_with_its_reason(footage, name, backend):
     for limit in (0, 60):
@@ -187,7 +184,7 @@ def test_frames_are_found_without_decoding_everything(footage, name):
     assert slow == []
 
 
-def test_a_full_decode_happens_once(footage, monkeypatch):
+def test_a_full_decode_happens_once(footage):
     lengths = []
     read_frames(str(footage / "packed_b_frames.avi"), lambda length: lengths.append(length) or [3])
     assert lengths == [28]
