@@ -107,12 +107,20 @@ def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> 
         or isinstance(error, MemoryError)
         or re.search(r"Errno 12\]|Cannot allocate|[Ii]nsufficient memory", text)
     ):
-        about = ", ".join(filter(None, (picture, f"{os.path.getsize(path):,} bytes")))
+        about = ", ".join(filter(None, (picture, size_of(path))))
         return f"out of memory ({about})"
     if isinstance(error, av.FFmpegError):
         return f"damaged, not all of it can be decoded ({error.strerror})"
     about = f" of {picture}" if picture else ""
     return f"its frames{about} cannot be read ({type(error).__name__}: {text})"
+
+
+def size_of(path: str) -> str:
+    """Return the size of a file in words."""
+    try:
+        return f"{os.path.getsize(path):,} bytes"
+    except OSError:
+        return "its size is unknown"
 
 
 def _is_free(size: int) -> bool:

@@ -34,7 +34,7 @@ import cv2
 import numpy as np
 
 from slowfast.datasets.backends import check_backend
-from slowfast.datasets.container import MediaError, why_not
+from slowfast.datasets.container import MediaError, size_of, why_not
 from slowfast.datasets.reader import read_frames
 from slowfast.utils.memory import keep_memory, memory_file
 
@@ -160,7 +160,7 @@ class _Reader:
 def _crash(path: str, code: int) -> str:
     reason = f"the decoder crashed (exit code {code})"
     if code == -signal.SIGKILL:
-        reason += f": killed, most likely because memory ran out ({os.path.getsize(path):,} bytes)"
+        reason += f": killed, most likely because memory ran out ({size_of(path)})"
     return reason
 
 
