@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from importlib import import_module
 from typing import Any
 
 import av
 import numpy as np
+from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
 from slowfast.datasets.container import MediaError, first_line, open_container, open_video, video_stream, why_not
@@ -39,6 +40,7 @@ SEEK_FRAMES = 16
 # Codecs that mark pictures which no other one refers to, and mean it. HEVC's marks hold within a temporal layer only.
 MARKED_CODECS = ("h264",)
 NOT_REFERRED_TO = 0x01  # first byte of a unit with a part of such a picture
+MAX_UNNAMED = 8  # kinds of side data
 SLOW = "some videos are decoded from the beginning to the end for every read, which prepare_data.py reencode mends"
 
 _TOLD: set[str] = set()
@@ -324,17 +326,29 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
     A display matrix sends column and row (x, y) to (a x + c y, b x + d y); angles between quarter turns are rounded.
     """
-    try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not read any side data of a frame that also has a kind it lacks a name for
-        angle = math.radians(-frame.rotation)
-        a, b, c, d = math.cos(angle), math.sin(angle), -math.sin(angle), math.cos(angle)
-    else:
-        if matrix is None:
-            return False, False, False
-        a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    matrix = _side_data(frame).get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
     swap = abs(b) + abs(c) > abs(a) + abs(d)
     return (True, c < 0, b < 0) if swap else (False, a < 0, d < 0)
+
+
+def _side_data(frame: Any) -> Any:
+    """PyAV reads none of the side data of a frame if it lacks a name for one kind, such as Exif: leave those out."""
+    for _ in range(MAX_UNNAMED):
+        try:
+            return frame.side_data
+        except ValueError as error:  # "31 is not a valid Type"
+            kind = str(error).partition(" ")[0]
+        graph = Graph()
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
+        )
+        graph.link_nodes(source, graph.add("sidedata", f"mode=delete:type={kind}"), graph.add("buffersink")).configure()
+        graph.push(frame)
+        frame = graph.pull()
+    return frame.side_data
 
 
 class _Rgb:

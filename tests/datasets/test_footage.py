@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from slowfast.datasets.container import MediaError
 from slowfast.datasets.guarded import read_frames_within
@@ -166,6 +166,18 @@ def test_every_frame_alone_is_that_of_a_full_decode(footage, name, backend):
     assert {*lengths[-len(shown) :]} == {len(shown)}
     frames = read_frames(path, lambda n: [n - 1, 3, 0, 3], backend=backend)
     assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_with_exif_data_are_turned_and_mirrored(tmp_path, orientation):
+    exif_pictures(tmp_path / "a.avi", orientation)
+    (frame,) = read_frames(str(tmp_path / "a.avi"), lambda length: [4])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    Image.fromarray(moving(5, 48, 64)[4]).save(content, "png", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(content)))
+    assert frame.shape == expected.shape and np.abs(frame.astype(int) - expected).mean() < 4
 
 
 @pytest.mark.parametrize("name", BAD)
