@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from slowfast.datasets.backends import BACKENDS
+
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
     """(T, H, W, 3) RGB; frame t has brightness 10 + 4 t, 40 more in red, and is 10 darker in its right half."""
@@ -57,3 +59,10 @@ def frame_numbers() -> Callable[[np.ndarray], list[int]]:
         return np.round((np.median(frames[:, :, :8], axis=(1, 2)).min(axis=1) - 8.75) / 4).astype(int).tolist()
 
     return read
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    """Every decoder that is installed; one that is, and does not load, fails."""
+    pytest.importorskip("av" if request.param == "pyav" else request.param)
+    return request.param

@@ -90,8 +90,15 @@ def test_a_crash_of_the_decoder_is_a_fault_of_the_file(video):
         os.kill(process_id(), signal.SIGSEGV)
         return [0]
 
-    with pytest.raises(MediaError, match=r"video\.mp4: the decoder crashed \(exit code -11\)"):
+    with pytest.raises(MediaError, match=r"video\.mp4: the decoder crashed \(exit code -11\)$"):
         read_frames_within(60, video, crash)
+
+    def run_out_of_memory(length: int) -> list[int]:
+        os.kill(process_id(), signal.SIGKILL)  # as the system does
+        return [0]
+
+    with pytest.raises(MediaError, match=rf"video\.mp4: .*memory.*{os.path.getsize(video):,} bytes"):
+        read_frames_within(60, video, run_out_of_memory)
     assert len(read_frames_within(60, video, middle)) == 3
     os.kill(process_id(), signal.SIGKILL)  # between two reads nobody is to blame
     while vars(guarded._local)["pyav"].alive():  # a zombie may have threads that are not gone yet

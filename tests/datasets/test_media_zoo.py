@@ -377,23 +377,6 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-def _works(backend: str) -> bool:
-    try:
-        backends.check_backend(backend)
-    except ValueError:
-        return False
-    return True
-
-
-BACKENDS = [
-    "decord",
-    "pyav",
-    pytest.param(
-        "torchcodec", marks=pytest.mark.skipif(not _works("torchcodec"), reason="torchcodec is not installed")
-    ),
-]
-
-
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
@@ -425,7 +408,6 @@ def upright(name: str, frames: np.ndarray) -> np.ndarray:
     return np.rot90(frames, -angle // 90, axes=(1, 2))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ODD)
 def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
     count = ODD[name][1]
@@ -453,7 +435,6 @@ def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
             assert (corner[..., 0] - corner[..., 2]).mean() > 15  # red is up and left, whatever the rotation
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ODD)
 def test_every_frame_alone_is_that_of_a_full_decode(zoo, name, backend):
     path, count = str(zoo / name), ODD[name][1]
@@ -487,7 +468,6 @@ def test_copies_are_upright(zoo, tmp_path, name):
         assert next(container.decode(video=0)).side_data.get("DISPLAYMATRIX") is None
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_files_are_named_with_the_same_reason_by_every_backend(zoo, name, backend):
     path, reason = str(zoo / name), BROKEN[name][1]
