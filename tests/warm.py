@@ -5,12 +5,14 @@ A request is the JSON of (arguments, environment, working directory), with the d
 answer is the exit code.
 """
 
+import atexit
 import json
 import os
 import runpy
 import signal
 import socket
 import sys
+import threading
 
 import torch._dynamo  # noqa: F401  the first optimizer imports it
 
@@ -55,7 +57,24 @@ def serve(address: str) -> None:
     os.environ.update(environment)
 
 
+def run() -> int:
+    """Run the program that `sys.argv` names; returns its exit code."""
+    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
 if __name__ == "__main__":
     serve(sys.argv[1])
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    code = run()
+    # What an interpreter does at its end, but for tearing down all modules, which takes a second.
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     one.add_argument("--annotations", default="", help="the data set's own annotations, or a file of its class names")
     one.add_argument("--overwrite", action="store_true", help="replace a class_names.txt that differs")
 
-    one = commands.add_parser("check", help="decode the ends and the middle of every file")
+    one = commands.add_parser("check", help="decode the ends and the middle of every file, or all of it")
     one.set_defaults(run=check)
     one.add_argument("videos", help="folder of the videos")
     one.add_argument("--lists", metavar="DIR", help="check what these lists name (default: all videos of the folder)")
@@ -88,7 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="clean nothing if more are bad (default: %(default)s)",
     )
     one.add_argument("--recheck", action="store_true", help="look again at files that were found bad")
-    one.add_argument("--timeout", type=float, default=60, help="seconds for one file (default: %(default)s)")
+    one.add_argument("--full", action="store_true", help="decode every frame: finds damage between ends and middle")
+    one.add_argument("--timeout", type=float, help="seconds for one file (default: 60, with --full 3600)")
     one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
 
     one = commands.add_parser("reencode", help="make small copies with close key frames")
@@ -111,6 +112,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if "max_bad_share" in args and not 0 <= args.max_bad_share <= 1:
         parser.error(f"--max-bad-share {args.max_bad_share:g} has to be in 0 .. 1")
+    if "full" in args and args.timeout is None:
+        args.timeout = 3600 if args.full else 60
     if "workers" in args and (args.workers < 1 or args.timeout <= 0):
         parser.error(f"--workers {args.workers} has to be at least 1, --timeout {args.timeout:g} above 0")
     return args
@@ -205,6 +208,7 @@ def check(args: argparse.Namespace) -> int:
         timeout=args.timeout,
         recheck=args.recheck,
         template=own_template(Path(args.lists)) if args.lists else "",
+        full=args.full,
     )
     reasons = {row.path: row.reason for row in rows if not row.ok}
     bad = [path for path in reasons if path in media]

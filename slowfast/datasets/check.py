@@ -43,7 +43,7 @@ class Row:
 
     Args:
         path: as lists name it.
-        ok: whether the two ends and the middle decode: 1 or 0.
+        ok: whether the file is good: 1 or 0.
         reason: why not.
         frames: of the video, as the reader counts them.
         width: of the decoded frames, pixels.
@@ -53,6 +53,7 @@ class Row:
         seconds: duration.
         size: bytes.
         modified: time of the last change, nanoseconds; with the size it tells whether the row still holds.
+        full: 1 if every frame was decoded; otherwise the two ends and the middle were.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Row:
     seconds: float | str = ""
     size: str = ""
     modified: str = ""
+    full: int | str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -80,11 +82,12 @@ def check_media(
     timeout: float = 60,
     recheck: bool = False,
     template: str = "",
+    full: bool = False,
 ) -> list[Row]:
-    """Decode the first, middle and last frame of every file; write `out`/report.csv and `out`/quarantine.txt.
+    """Decode the first, middle and last frame of every file, or all frames, and report.
 
-    The report grows as files are done. A call that was interrupted goes on where it was, and files that have not
-    changed since they were checked are not decoded again.
+    The files are `out`/report.csv and `out`/quarantine.txt. The report grows as files are done. A call that was
+    interrupted goes on where it was, and files that have not changed since they were checked are not decoded again.
 
     Args:
         videos: folder that the paths start from.
@@ -94,6 +97,7 @@ def check_media(
         timeout: seconds for one file, after which its process is killed.
         recheck: decode the files again that were found bad.
         template: name of the images of all frame folders (DATA.IMAGE_TEMPLATE); "" asks each folder.
+        full: decode every frame; good files that were not checked so are decoded again.
 
     Returns:
         The rows of `media`, sorted by path.
@@ -106,16 +110,16 @@ def check_media(
     rows = {
         row.path: row
         for row in _read_report(out / REPORT)
-        if row.path in wanted and (row.ok or not recheck) and (row.size, row.modified) == _state(videos / row.path)
+        if row.path in wanted
+        and ((not full or row.full) if row.ok else not recheck)
+        and (row.size, row.modified) == _state(videos / row.path)
     }
     todo = [item for path, item in wanted.items() if path not in rows]
     bad = sum(not row.ok for row in rows.values())
-    outcomes = run_killable(partial(_look, str(videos), template), todo, workers=workers, timeout=timeout)
+    outcomes = run_killable(partial(_look, str(videos), template, full), todo, workers=workers, timeout=timeout)
     bar = tqdm(total=len(wanted), initial=len(rows), desc="check", unit="file", disable=None)
-    out.mkdir(parents=True, exist_ok=True)
+    _write_report(out, rows.values())
     with bar, closing(outcomes), _text_file(out / REPORT, "a") as file:  # pyright: ignore[reportArgumentType]
-        if not file.tell():
-            file.write(",".join(COLUMNS) + "\n")
         for item, row in outcomes:
             if isinstance(row, Failure):
                 row = Row(item.path, 0, row.reason)
@@ -128,13 +132,13 @@ def check_media(
             bar.set_postfix(bad=bad, refresh=False)
             bar.update()
     found = [rows[path] for path in sorted(rows)]
-    write_text(out / REPORT, ",".join(COLUMNS) + "\n" + "".join(map(_line, found)))
+    _write_report(out, found)
     write_text(out / QUARANTINE, "".join(f"{row.path}\n" for row in found if not row.ok))
     return found
 
 
-def _look(videos: str, template: str, item: Media) -> Row:
-    """Decode the ends and the middle of one file; runs in a process of its own."""
+def _look(videos: str, template: str, full: bool, item: Media) -> Row:
+    """Decode the ends and the middle of one file, or all of it; runs in a process of its own."""
     path = os.path.join(videos, item.path)
     length = 0
 
@@ -148,10 +152,12 @@ def _look(videos: str, template: str, item: Media) -> Row:
         raise ValueError(f"its images are named {named!r}, but DATA.IMAGE_TEMPLATE is {template!r}: rename them")
     try:
         frames = read_frames(path, choose, num_frames=item.num_frames, image_template=named)
+        if full:
+            _decode_all(path, length, named)
     except MediaError as error:
         return Row(item.path, 0, error.reason or str(error))
     height, width = frames.shape[1:3]
-    row = Row(item.path, 1, frames=length, width=width, height=height, codec="images")
+    row = Row(item.path, 1, frames=length, width=width, height=height, codec="images", full=1 if full else "")
     if os.path.isdir(path):
         return row
     try:
@@ -166,6 +172,30 @@ def _look(videos: str, template: str, item: Media) -> Row:
             )
     except (av.FFmpegError, MediaError):  # frames were decoded: what the header lacks is no fault of the file
         return replace(row, codec="")
+
+
+def _decode_all(path: str, length: int, template: str) -> None:
+    """Decode every frame of a file, or every image of a folder, one at a time.
+
+    Raises:
+        MediaError: one does not decode, or only with a part that the decoder made up.
+    """
+    if os.path.isdir(path):
+        for number in range(length):
+            read_frames(path, lambda _, wanted=number: [0, wanted], num_frames=length, image_template=template)
+        return
+    number = 0
+    try:
+        with open_container(path) as container:
+            stream = video_stream(path, container)
+            for packet in container.demux(stream):
+                frames = packet.decode() if packet.size else []  # an empty one repeats a picture
+                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+                    raise MediaError(path, f"damaged near frame {number}, the decoder made up a part; fetch it again")
+                number += len(frames)
+            stream.codec_context.decode(None)
+    except av.FFmpegError as error:
+        raise MediaError(path, f"damaged after {number} frames ({error.strerror}); fetch it again") from None
 
 
 def _state(path: Path) -> tuple[str, str]:
@@ -187,16 +217,16 @@ def _line(row: Row) -> str:
     return text.getvalue()
 
 
+def _write_report(out: Path, rows: Iterable[Row]) -> None:
+    write_text(out / REPORT, ",".join(COLUMNS) + "\n" + "".join(map(_line, rows)))
+
+
 def _read_report(path: Path) -> list[Row]:
-    """The rows of an earlier call; a last line that a killed call left unfinished is cut off the file."""
+    """The rows of an earlier call, but for a last line that a killed call left unfinished."""
     if not path.exists():
         return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
-    with _text_file(path, "r") as file:
-        lines = list(csv.reader(file))
-    if lines and lines[0] != list(COLUMNS):
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    if lines and lines[0] not in (list(COLUMNS), list(COLUMNS[:-1])):  # earlier reports had no column "full"
         raise ValueError(f"{path} is not a report of this command: choose another folder, or remove it")
-    return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:] if len(line) == len(COLUMNS)]
+    return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:] if len(line) == len(lines[0])]

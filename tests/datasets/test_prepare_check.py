@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 
 from slowfast.datasets.check import COLUMNS, QUARANTINE, REPORT, Media, check_media
@@ -168,6 +171,59 @@ def test_a_check_goes_on_where_it_was(videos, tmp_path):
     assert "marked" in {row.reason for row in check_media(videos, everything, out, workers=1, timeout=6)}
     rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=6, recheck=True)}
     assert "marked" not in rows["bad/torn.mp4"].reason
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4")])
+def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, name, codec):
+    path = tmp_path / "videos" / name
+    path.parent.mkdir()
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (25, 32, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "10"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for t in range(80):  # a camera moves over a scene
+            image = np.ascontiguousarray(scene[t : t + 96, t : t + 128])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    good = Media(name)
+    [row] = check_media(path.parent, [good], tmp_path / "good", workers=1, full=True)
+    assert (row.ok, row.frames, row.full) == (1, 80, 1)
+
+    content = bytearray(path.read_bytes())
+    start = len(content) * 3 // 8
+    content[start : start + 600] = rng.integers(0, 256, 600, np.uint8).tobytes()
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    [row] = check_media(path.parent, [good], out, workers=1)
+    assert (row.ok, row.full) == (1, "")
+    [row] = check_media(path.parent, [good], out, workers=1, full=True)
+    assert row.ok == 0 and 10 <= int(re.findall(r"\d+", row.reason)[0]) <= 40
+    # the row of a full check is good enough for a quick one, and a bad row is bad for both
+    [row] = check_media(path.parent, [good], out, workers=1)
+    assert row.ok == 0 and (out / QUARANTINE).read_text() == f"{name}\n"
+
+
+def test_a_full_check_looks_at_every_image(tmp_path, write_folder):
+    folder = tmp_path / "videos"
+    write_folder(folder / "frames", frames=8)
+    (folder / "frames/img_00003.jpg").write_bytes(b"no image")
+    assert check_media(folder, [Media("frames")], tmp_path / "out", workers=1)[0].ok
+    [row] = check_media(folder, [Media("frames")], tmp_path / "out", workers=1, full=True)
+    assert not row.ok and row.reason.startswith("img_00003.jpg")
+
+
+def test_a_report_of_an_earlier_version_goes_on(videos, tmp_path):
+    """It lacks the last column: its files were not decoded as a whole."""
+    out, item = tmp_path / "out", Media("a/0.mp4")
+    check_media(videos, [item], out, workers=1)
+    lines = (out / REPORT).read_text().splitlines()
+    (out / REPORT).write_text("".join(line.rpartition(",")[0].replace(",24,", ",99,") + "\n" for line in lines))
+    [row] = check_media(videos, [item], out, workers=1)
+    assert row.frames == "99" and (out / REPORT).read_text().startswith(",".join(COLUMNS) + "\n")
+    [row] = check_media(videos, [item], out, workers=1, full=True)
+    assert (row.frames, row.full) == (24, 1)
 
 
 def test_a_foreign_report_is_not_touched(videos, tmp_path):
