@@ -34,7 +34,8 @@ import cv2
 import numpy as np
 
 from slowfast.datasets.backends import check_backend
-from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.container import MediaError, why_not
+from slowfast.datasets.reader import read_frames
 from slowfast.utils.memory import keep_memory, memory_file
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ START = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Seconds until a process that does not even begin is given up; importing from a busy network drive takes its time.
 START_LIMIT = 300.0
+SLOW = "every read decodes it from the beginning to the end ({}): prepare_data.py reencode makes a copy that is quick"
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
 # Ctrl-C, and what a cluster sends to every process of a job that is to save its work and end.
 FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -114,13 +116,15 @@ class _Reader:
         self, seconds: float, path: str, choose: Callable[[int], Sequence[int]], options: dict[str, Any]
     ) -> np.ndarray:
         end = time.monotonic() + seconds
+        slow = ""
         try:
             self.connection.send((path, options))
             while True:
                 left = min(max(end - time.monotonic(), 0), MAX_POLL)
                 ready = self.poll.poll(1000 * left)
                 if not ready:
-                    raise MediaError(path, f"decoding took longer than {seconds:g} s (DATA_LOADER.DECODE_TIMEOUT)")
+                    reason = f"decoding took longer than {seconds:g} s (DATA_LOADER.DECODE_TIMEOUT)"
+                    raise MediaError(path, f"{reason}; {SLOW.format(slow)}" if slow else reason)
                 if self.connection.fileno() not in dict(ready):
                     sys.exit("the process that wanted the frames is gone")
                 kind, value = self.connection.recv()
@@ -128,16 +132,21 @@ class _Reader:
                     self.connection.send([int(index) for index in choose(value)])
                 elif kind == "log":
                     logger.info(value)
+                elif kind == "slow":
+                    slow = value
                 else:
                     break
         except (EOFError, ConnectionError):
             self.close()
-            raise MediaError(path, f"the decoder crashed (exit code {self.process.returncode})") from None
+            raise MediaError(path, _crash(path, self.process.returncode)) from None
         except BaseException:  # also one of `choose`: what comes back later would be taken for the next answer
             self.close()
             raise
         if kind == "frames":
-            return self._frames(value)
+            try:
+                return self._frames(value)
+            except (OSError, MemoryError) as error:
+                raise MediaError(path, why_not(path, error, f"{value[0]} frames of {value[2]}x{value[1]}")) from None
         if kind == "media error":
             raise MediaError(*value)
         raise RuntimeError(f"{path} cannot be read:\n{value}")
@@ -146,6 +155,13 @@ class _Reader:
         if self.mapped is None or len(self.mapped) < math.prod(shape):
             self.mapped = mmap.mmap(self.memory, 0, prot=mmap.PROT_READ)
         return np.frombuffer(self.mapped, np.uint8, math.prod(shape)).reshape(shape)
+
+
+def _crash(path: str, code: int) -> str:
+    reason = f"the decoder crashed (exit code {code})"
+    if code == -signal.SIGKILL:
+        reason += f": killed, most likely because memory ran out ({os.path.getsize(path):,} bytes)"
+    return reason
 
 
 def _end(connection: Connection, memory: int, process: subprocess.Popen, owner: int) -> None:
@@ -201,11 +217,14 @@ def serve(backend: str, socket_number: int, memory: int, owner: int) -> None:
         connection.send(("length", length))
         return connection.recv()
 
+    def report_slow(reason: str) -> None:
+        connection.send(("slow", reason))
+
     with contextlib.suppress(EOFError, ConnectionError):  # the owner is gone
         while True:
             path, options = connection.recv()
             try:
-                frames = read_frames(path, choose, allocate=allocate, **options)
+                frames = read_frames(path, choose, allocate=allocate, report_slow=report_slow, **options)
             except MediaError as error:
                 connection.send(("media error", (error.path, error.reason)))
                 continue

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from slowfast.datasets.backends import MediaError, read_video
+from slowfast.datasets.backends import read_video
+from slowfast.datasets.container import MediaError, why_not
 
 __all__ = ["MediaError", "read_frames"]
 
@@ -19,7 +20,8 @@ def read_frames(
     image_template: str = "img_{:05d}.jpg",
     colors: str = "RGB",
     backend: str = "pyav",
-    allocate: Callable[[tuple[int, ...]], np.ndarray] | None = None,
+    allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
+    report_slow: Callable[[str], None] = lambda reason: None,
 ) -> np.ndarray:
     """Decode the frames that `choose` names, each of them once, in this process.
 
@@ -41,7 +43,9 @@ def read_frames(
         image_template: name of image number k of a folder, as in `image_template.format(k)`.
         colors: order of the channels, "RGB" or "BGR".
         backend: decoder of video files to try first: "pyav", "decord" or "torchcodec".
-        allocate: gives the array that is returned, of a shape and uint8; None makes a new one.
+        allocate: gives the array that is returned, of a shape and uint8.
+        report_slow: called with the reason before a file is decoded from the beginning to the end because its frames
+            cannot be found in another way.
 
     Returns:
         (T, H, W, 3) uint8, one frame per index, in the order of the indices.
@@ -49,21 +53,42 @@ def read_frames(
     Raises:
         MediaError: the video is missing, empty, damaged or not a video.
     """
-    if os.path.isdir(path):
-        frames, order = _read_folder(path, choose, num_frames, image_template)
-        native = "BGR"
-    else:
-        _check_file(path)
-        frames, order = read_video(path, choose, backend)
-        native = "RGB"
-    if len({frame.shape for frame in frames}) > 1:
-        raise MediaError(path, "its pictures differ in size; encode the video anew, or resize the images")
-    shape = (len(order), *frames[0].shape)
-    out = np.empty(shape, np.uint8) if allocate is None else allocate(shape)
-    channels = np.s_[:] if colors == native else np.s_[::-1]
-    for row, number in enumerate(order):
-        out[row] = frames[number][..., channels]
-    return out
+
+    def asked(length: int) -> Sequence[int]:
+        try:
+            return choose(length)
+        except Exception as error:
+            raise _NotTheFile(error) from None
+
+    picture = ""
+    try:
+        if os.path.isdir(path):
+            frames, order = _read_folder(path, asked, num_frames, image_template)
+            native = "BGR"
+        else:
+            _check_file(path)
+            frames, order = read_video(path, asked, backend, report_slow)
+            native = "RGB"
+        if len({frame.shape for frame in frames}) > 1:
+            raise MediaError(path, "its pictures differ in size; encode the video again, or resize the images")
+        shape = (len(order), *frames[0].shape)
+        picture = f"{shape[0]} frames of {shape[2]}x{shape[1]}"
+        out = allocate(shape)
+        channels = np.s_[:] if colors == native else np.s_[::-1]
+        for row, number in enumerate(order):
+            out[row] = frames[number][..., channels]
+        return out
+    except _NotTheFile as other:
+        raise other.error from None
+    except (OSError, MemoryError, cv2.error) as error:
+        raise MediaError(path, why_not(path, error, picture)) from error
+
+
+class _NotTheFile(BaseException):
+    """Carries an exception of `choose` past all that would make it a fault of the file."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
 def _check_file(path: str) -> None:

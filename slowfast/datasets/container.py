@@ -1,0 +1,129 @@
+"""Opening of video files with PyAV: which stream is the video, and what is wrong with a file that has none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import Any
+
+import av
+import av.logging
+from av.stream import Disposition
+
+# Before version 19, PyAV refuses a file with titles that are not UTF-8 unless it is asked not to.
+TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+HELD_FRAMES = 16  # the most that H.264 and HEVC keep to make others from
+
+
+class MediaError(ValueError):
+    """A video cannot be decoded.
+
+    Args:
+        path: the video file or folder.
+        reason: what is wrong, and the cure where there is one.
+    """
+
+    def __init__(self, path: str, reason: str = "") -> None:
+        # A data loader rebuilds the exception from its text alone, which then arrives as `path`.
+        super().__init__(f"{path}: {reason}" if reason else path)
+        self.path = path
+        self.reason = reason
+
+
+def open_container(path: str) -> Any:
+    """Open a file with PyAV, whatever its titles are made of; av.FFmpegError if it is none."""
+    return av.open(path, **TITLES)
+
+
+def open_video(path: str) -> Any:
+    """Open a file with PyAV; MediaError if it is none."""
+    try:
+        return open_container(path)
+    except av.FFmpegError as error:
+        if error.errno == errno.ENOMEM:
+            raise
+        raise MediaError(path, f"not a readable video ({error.strerror})") from None
+
+
+def video_stream(path: str, container: Any) -> Any:
+    """Return the first video stream that has packets and is no cover picture, set to decode in this thread alone.
+
+    Raises:
+        MediaError: there is none, or FFmpeg has no decoder for it.
+    """
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        raise MediaError(path, "not a readable video (no video stream)")
+    stream = streams[0] if len(streams) == 1 else _first_with_packets(path, streams)
+    if stream.codec_context is None:
+        raise MediaError(
+            path,
+            f"FFmpeg has no decoder for its codec, {codec_name(path, stream)}: convert it with a program that plays "
+            "it, or write the lists without it (prepare_data.py check --clean)",
+        )
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _first_with_packets(path: str, streams: list[Any]) -> Any:
+    """A file for several bit rates may declare streams that it does not hold."""
+    found: set[int] = set()
+    with open_container(path) as container:
+        for packet in container.demux([container.streams[stream.index] for stream in streams]):
+            if packet.size:
+                found.add(packet.stream_index)
+            if streams[0].index in found:
+                break
+    return next((stream for stream in streams if stream.index in found), streams[0])
+
+
+def codec_name(path: str, stream: Any) -> str:
+    """Return the codec of a stream as FFmpeg prints it, which also has a name for those that it cannot decode."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)  # the description is written to the log
+    try:
+        with open_container(path) as container:
+            text = container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    found = re.search(rf"Stream #0:{stream.index}\b.*?: Video: ([^,\n]*)", text)
+    return found[1].strip() if found else "unknown"
+
+
+def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> str:
+    """Return the reason of a `MediaError` for an exception of a library.
+
+    Args:
+        path: the file.
+        error: what was raised.
+        picture: what is known of its frames, as in "3840x2160 hevc".
+        pixels: of a frame; some decoders call a frame damaged for which there was no memory.
+    """
+    text = first_line(error)
+    scarce = isinstance(error, av.FFmpegError) and not _is_free(HELD_FRAMES * pixels * 3 // 2)
+    if (
+        scarce
+        or isinstance(error, MemoryError)
+        or re.search(r"Errno 12\]|Cannot allocate|[Ii]nsufficient memory", text)
+    ):
+        about = ", ".join(filter(None, (picture, f"{os.path.getsize(path):,} bytes")))
+        return f"out of memory ({about})"
+    if isinstance(error, av.FFmpegError):
+        return f"damaged, not all of it can be decoded ({error.strerror})"
+    about = f" of {picture}" if picture else ""
+    return f"its frames{about} cannot be read ({type(error).__name__}: {text})"
+
+
+def _is_free(size: int) -> bool:
+    try:
+        bytearray(size)
+    except MemoryError:
+        return False
+    return True
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says, in short."""
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return re.sub(r"\[[\d:]+\] \S+\.cc:\d+: ", "", text)  # decord's clock and source lines

@@ -1,0 +1,238 @@
+"""Files in the forms in which cameras, converters and shops write them: the right frames, or a named reason."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from slowfast.datasets import backends
+from slowfast.datasets.container import MediaError
+from slowfast.datasets.guarded import read_frames_within
+from slowfast.datasets.reader import read_frames
+
+ROOT = Path(__file__).parents[2]
+PACKED = ROOT / "tests/golden/packed_xvid.avi"  # ffmpeg -f lavfi -i testsrc2 -c:v libxvid -bf 2 -g 10 -vtag XVID
+GROUPS = {"g": "10", "keyint_min": "10", "bf": "2", "x264-params": "scenecut=0"}
+REFRESH = {"x264-params": "intra-refresh=1:keyint=12:scenecut=0:bframes=0"}
+
+
+def moving(count: int, height: int, width: int) -> list[np.ndarray]:
+    """A camera moves over a scene; no two pictures are alike."""
+    scene = np.random.default_rng(0).integers(0, 256, (height // 8 + 40, width // 8, 3), np.uint8).repeat(8, 0)
+    scene = scene.repeat(8, 1)
+    return [np.ascontiguousarray(scene[5 * t : 5 * t + height]) for t in range(count)]
+
+
+def write(
+    path: Path,
+    options: dict[str, str] = GROUPS,
+    *,
+    codec: str = "libx264",
+    count: int = 40,
+    size: tuple[int, int] = (48, 64),
+    muxer: dict[str, str] | None = None,
+    file_format: str | None = None,
+    empty_first: bool = False,
+) -> Path:
+    with av.open(str(path), "w", format=file_format, options=muxer or {}) as container:
+        for _ in range(1 + empty_first):
+            stream = container.add_stream(codec, rate=25, options={"threads": "1", **options})
+            assert isinstance(stream, av.VideoStream)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for image in moving(count, *size):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def copy_streams(path: Path, sources: list[Path], first: int = 0, muxer: dict[str, str] | None = None) -> None:
+    """Copy packets as `ffmpeg -c copy` does, those before time `first` hidden by an edit list."""
+    with av.open(str(path), "w", options=muxer or {}) as target:
+        opened = [av.open(str(source)) for source in sources]
+        streams = [target.add_stream_from_template(source.streams.video[0]) for source in opened]
+        for source, stream in zip(opened, streams, strict=True):
+            for packet in source.demux(video=0):
+                if packet.size and packet.dts is not None and packet.pts is not None:
+                    packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, stream
+                    target.mux(packet)
+            source.close()
+
+
+def lossless_cut(path: Path) -> None:
+    source = write(path.with_name("whole.mp4"))
+    copy_streams(path, [source], first=13 * 512, muxer={"avoid_negative_ts": "disabled"})
+
+
+def two_streams(path: Path) -> None:
+    copy_streams(path, [write(path.with_name("small.mp4")), write(path.with_name("large.mp4"), size=(96, 128))])
+
+
+def longer_mdat(path: Path) -> None:
+    data = bytearray(write(path, muxer={"movflags": "faststart"}).read_bytes())
+    at = data.index(b"mdat") - 4
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") + 37).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def exif_pictures(path: Path, orientation: int = 6) -> None:
+    """Motion JPEG of a camera that writes Exif data into each picture."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for number, image in enumerate(moving(12, 48, 64)):
+            content = io.BytesIO()
+            Image.fromarray(image).save(content, "jpeg", exif=exif, quality=95)
+            packet = av.Packet(content.getvalue())
+            packet.pts = packet.dts = number
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 25), True
+            container.mux(packet)
+
+
+def other_codec(path: Path) -> None:
+    data = write(path).read_bytes()
+    head, tail = data.rsplit(b"avc1", 1)  # the first one is a brand
+    path.write_bytes(head + b"dav9" + tail)
+
+
+ENCRYPTION = {
+    "encryption_scheme": "cenc-aes-ctr",
+    "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+    "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+}
+
+# file name -> (how it is made, frames it has)
+GOOD: dict[str, tuple[Callable[[Path], object], int]] = {
+    "packed_b_frames.avi": (lambda path: path.write_bytes(PACKED.read_bytes()), 28),
+    "intra_refresh.mp4": (lambda path: write(path, REFRESH), 40),
+    "intra_refresh.mkv": (lambda path: write(path, REFRESH), 40),
+    "intra_refresh.ts": (lambda path: write(path, REFRESH), 40),
+    "two_streams.mp4": (two_streams, 40),
+    "lossless_cut.mp4": (lossless_cut, 27),
+    "mpeg2.mpg": (lambda path: write(path, {"bf": "2", "g": "10"}, codec="mpeg2video"), 40),
+    "mpeg2.ts": (lambda path: write(path, {"bf": "2", "g": "10"}, codec="mpeg2video"), 40),
+    "mpeg4_b_frames.mkv": (lambda path: write(path, {"bf": "2", "g": "10"}, codec="mpeg4"), 40),
+    "h264.avi": (write, 40),
+    "h264.flv": (write, 40),
+    "h264.ts": (write, 40),
+    "h264.asf": (lambda path: write(path, file_format="asf"), 40),
+    "several_bit_rates.wmv": (
+        lambda path: write(path, {}, codec="wmv2", file_format="asf", empty_first=True), 40,
+    ),
+    "longer_mdat.mp4": (longer_mdat, 40),
+    "exif.avi": (exif_pictures, 12),
+}  # fmt: skip
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "other_codec.mp4": (other_codec, "no decoder for its codec.*dav9"),
+    "encrypted.mp4": (lambda path: write(path, muxer=ENCRYPTION), "encrypted"),
+}
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    for name, (make, _) in {**GOOD, **BAD}.items():
+        make(folder / name)
+    return folder
+
+
+def upright(frame: av.VideoFrame) -> np.ndarray:
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.parametrize("name", GOOD)
+def test_every_frame_alone_is_that_of_a_full_decode(footage, name, backend):
+    path, count = str(footage / name), GOOD[name][1]
+    with av.open(path) as container:
+        shown = [upright(frame) for frame in container.decode(video=int("bit_rates" in name))]
+    assert len(shown) == count
+    lengths = []
+    for indices in ([number] for number in range(len(shown))):
+        (frame,) = read_frames(path, lambda n, i=indices: lengths.append(n) or i, backend=backend)
+        difference = np.abs(frame.astype(int) - shown[indices[0]])
+        assert frame.shape == shown[0].shape and difference.max() <= (0 if backend == "pyav" else 16), indices
+    assert {*lengths[-len(shown) :]} == {len(shown)}
+    frames = read_frames(path, lambda n: [n - 1, 3, 0, 3], backend=backend)
+    assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_decoded_is_named_with_its_reason(footage, name, backend):
+    for limit in (0, 60):
+        with pytest.raises(MediaError, match=BAD[name][1]) as caught:
+            read_frames_within(limit, str(footage / name), lambda length: [0], backend=backend)
+        assert caught.value.path == str(footage / name)
+
+
+@pytest.mark.parametrize("name", ["lossless_cut.mp4", "h264.avi", "h264.ts", "mpeg2.ts", "two_streams.mp4"])
+def test_frames_are_found_without_decoding_everything(footage, name):
+    slow: list[str] = []
+    for number in (0, 5, 25):
+        read_frames(str(footage / name), lambda length, number=number: [number], report_slow=slow.append)
+    assert slow == []
+
+
+def test_a_full_decode_happens_once(footage, monkeypatch):
+    lengths = []
+    read_frames(str(footage / "packed_b_frames.avi"), lambda length: lengths.append(length) or [3])
+    assert lengths == [28]
+
+
+def test_a_time_out_names_the_reason_and_the_cure(footage):
+    path = str(footage / "packed_b_frames.avi")
+    read_frames_within(60, path, lambda length: [0])
+
+    def late(length: int) -> list[int]:
+        time.sleep(1.1)
+        return list(range(length))
+
+    with pytest.raises(MediaError, match=r"longer than 1 s .*packed B-frames.*prepare_data\.py reencode"):
+        read_frames_within(1, path, late)
+
+
+MEMORY = """
+import resource, sys
+from slowfast.datasets.container import MediaError
+from slowfast.datasets.reader import read_frames
+used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20,) * 2)
+try:
+    read_frames(sys.argv[1], lambda length: [k % length for k in range(400)])
+except MediaError as error:
+    print(error.reason)
+"""
+
+
+@pytest.mark.parametrize("megabytes", [10, 40, 100])
+def test_a_decoder_that_runs_out_of_memory_is_a_fault_of_the_file(tmp_path, megabytes):
+    path = write(tmp_path / "large.mp4", {"preset": "ultrafast"}, count=3, size=(1088, 1920))
+    command = [sys.executable, "-c", MEMORY, str(path), str(megabytes)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "out of memory (" in done.stdout, done.stdout + done.stderr
+    assert f"{path.stat().st_size:,} bytes" in done.stdout
+
+
+@pytest.mark.parametrize("error", [KeyError, MemoryError, OSError, ValueError, av.FFmpegError])
+def test_a_fault_of_who_chooses_is_none_of_the_file(footage, error):
+    def choose(length: int) -> list[int]:
+        raise error(5, "not the file")
+
+    for name in ("h264.avi", "packed_b_frames.avi"):
+        with pytest.raises(error) as caught:
+            read_frames(str(footage / name), choose)
+        assert type(caught.value) is error or error is OSError
