@@ -238,7 +238,7 @@ def scores_are_probabilities(folder: Path) -> None:
 
 
 def only_the_head_learned(folder: Path) -> None:
-    start = load_tensors(folder / "output/demo/checkpoints/best.pyth")["model_state"]
+    start = load_tensors(folder / "start.pyth")["model_state"]
     other, head = (
         load_tensors(folder / f"output/{name}/checkpoints/best.pyth")["model_state"] for name in ("mine", "mine_head")
     )
@@ -262,6 +262,7 @@ def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
         trained: Path = request.getfixturevalue("demo")
         for name in ("data", "output"):
             shutil.copytree(trained / name, folder / name)
+        shutil.copy(folder / "output/demo/checkpoints/best.pyth", folder / "start.pyth")  # it may be trained further
     elif page in AFTER_LISTS:
         done = shell(
             folder, page_script("DATASET.md", folder).partition("prepare_data.py check")[0].rpartition("\n")[0]

@@ -66,6 +66,10 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     cfg = load_config(lists / "config.yaml")
     assert cfg.MODEL.NUM_CLASSES == 3 and cfg.UNIFORMER.PRETRAIN_NAME == "uniformer_small_k400_16x4"
     assert (str(lists), str(folder / "videos")) == (cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.PATH_PREFIX)
+    # data.yaml fits any experiment, here one whose own lists have commas
+    network = lists / "network.yaml"
+    network.write_text(f"_BASE_: [{prepare_data.ROOT}/exp/uniformer_s16x4_k400/config.yaml, data.yaml]\n")
+    assert load_config(network).DATA.PATH_LABEL_SEPARATOR == " "
 
     code, out, err = run("check", "videos", "--lists", lists, "--clean", tmp_path / "clean")
     assert (code, err) == (1, "")
@@ -195,6 +199,11 @@ def test_a_killed_check_goes_on(run, folder, tmp_path):
     with open(report, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16 and sum(row["codec"] == "seen before" for row in rows) == done.count("seen before") > 0
+    assert run("check", "videos", "--out", tmp_path, "--full")[0] == 1
+    with open(report, newline="") as file:
+        assert {(row["ok"], row["full"], row["codec"]) for row in csv.DictReader(file)} == {
+            ("1", "1", "h264"), ("0", "", ""),
+        }  # fmt: skip
 
 
 def test_small_copies(run, folder, tmp_path):
