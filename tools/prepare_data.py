@@ -215,6 +215,12 @@ def check(args: argparse.Namespace) -> int:
     tell(f"{path}: {reasons[path]}" for path in bad[:10])
     more = f", and {len(reasons) - len(bad)} that the lists had before" if len(reasons) > len(bad) else ""
     print(f"{len(bad)} of {len(media)} files are bad{more}; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
+    if slow := {row.path: row.reason for row in rows if row.ok and row.reason and row.path in media}:
+        path, reason = next(iter(slow.items()))
+        print(
+            f"{len(slow)} good files are decoded from the beginning to the end for every read, such as {path} "
+            f"({reason}): copies by prepare_data.py reencode are quick"
+        )
     if args.clean:
         if len(bad) > max(1, args.max_bad_share * len(media)):
             raise ValueError(

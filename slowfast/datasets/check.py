@@ -44,7 +44,7 @@ class Row:
     Args:
         path: as lists name it.
         ok: whether the file is good: 1 or 0.
-        reason: why not.
+        reason: why not; of a good file, why every read decodes it from the beginning to the end, if that is so.
         frames: of the video, as the reader counts them.
         width: of the decoded frames, pixels.
         height: of the decoded frames, pixels.
@@ -140,7 +140,7 @@ def check_media(
 def _look(videos: str, template: str, full: bool, item: Media) -> Row:
     """Decode the ends and the middle of one file, or all of it; runs in a process of its own."""
     path = os.path.join(videos, item.path)
-    length = 0
+    length, slow = 0, [""]
 
     def choose(number: int) -> list[int]:
         nonlocal length
@@ -151,13 +151,13 @@ def _look(videos: str, template: str, full: bool, item: Media) -> Row:
     if template and named and named != template:
         raise ValueError(f"its images are named {named!r}, but DATA.IMAGE_TEMPLATE is {template!r}: rename them")
     try:
-        frames = read_frames(path, choose, num_frames=item.num_frames, image_template=named)
+        frames = read_frames(path, choose, num_frames=item.num_frames, image_template=named, report_slow=slow.append)
         if full:
             _decode_all(path, length, named)
     except MediaError as error:
         return Row(item.path, 0, error.reason or str(error))
     height, width = frames.shape[1:3]
-    row = Row(item.path, 1, frames=length, width=width, height=height, codec="images", full=1 if full else "")
+    row = Row(item.path, 1, slow[-1], frames=length, width=width, height=height, codec="images", full=1 if full else "")
     if os.path.isdir(path):
         return row
     try:

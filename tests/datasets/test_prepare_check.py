@@ -22,6 +22,7 @@ from slowfast.datasets.check import COLUMNS, QUARANTINE, REPORT, Media, check_me
 from slowfast.datasets.clean import filter_list
 from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.manifest import load_manifest
+from slowfast.datasets.reencode import Settings, reencode
 
 
 def work(task: Any) -> Any:
@@ -203,6 +204,16 @@ def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, nam
     # the row of a full check is good enough for a quick one, and a bad row is bad for both
     [row] = check_media(path.parent, [good], out, workers=1)
     assert row.ok == 0 and (out / QUARANTINE).read_text() == f"{name}\n"
+
+
+def test_a_slow_file_is_good_and_the_report_says_why_it_is_slow(tmp_path):
+    folder, out = Path(__file__).parents[1] / "golden", tmp_path / "out"
+    [row] = check_media(folder, [Media("packed_xvid.avi")], out, workers=1)
+    assert row.ok and row.reason and (out / QUARANTINE).read_text() == ""
+    copies = tmp_path / "copies"
+    reencode(folder, ["packed_xvid.avi"], copies, Settings(), workers=1)
+    [row] = check_media(copies, [Media("packed_xvid.avi")], out, workers=1)
+    assert row.ok and not row.reason
 
 
 def test_a_full_check_looks_at_every_image(tmp_path, write_folder):
