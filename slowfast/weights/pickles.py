@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, BinaryIO, ClassVar
@@ -151,13 +152,16 @@ class TensorUnpickler(_Unpickler):
         self.load_reduce()
 
     def load_build(self) -> None:
-        """Set the attributes of a stand-in, or the content of an array. Other objects keep none."""
+        """Set the attributes of a stand-in, the metadata of a state_dict, or the content of an array."""
         state = self.stack.pop()
         value = self.stack[-1]
         if isinstance(value, StandIn):
             for part in state if isinstance(state, tuple) else (state,):  # with slots: (attributes, slots)
                 if isinstance(part, dict):
                     vars(value).update((k, v) for k, v in part.items() if isinstance(k, str))
+        elif isinstance(value, OrderedDict):
+            if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
+                value._metadata = state["_metadata"]  # pyright: ignore[reportAttributeAccessIssue]
         elif isinstance(value, np.dtype):
             if state[1] == ">":
                 raise RefusedError("its NumPy numbers are those of a big-endian machine; save it again on another")
@@ -241,7 +245,7 @@ def _encode(text: str, *_: Any) -> bytes:
 def _container(kind: type, items: Any = (), *_: Any) -> Any:
     if not isinstance(items, (dict, list, set, tuple)):  # the factory of a defaultdict
         return kind()
-    if kind is dict and not isinstance(items, dict):
+    if issubclass(kind, dict) and not isinstance(items, dict):
         items = [tuple(pair) for pair in items]
         _check_keys(key for key, _ in items)
     elif kind in (set, frozenset):
@@ -256,7 +260,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch.Size": partial(_container, tuple),
-    "collections.OrderedDict": partial(_container, dict),
+    "collections.OrderedDict": partial(_container, OrderedDict),
     "collections.defaultdict": partial(_container, dict),
     "collections.Counter": partial(_container, dict),
     "collections.deque": partial(_container, list),

@@ -66,7 +66,8 @@ def _state_dicts(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RefusedError(f"it holds a {type(content).__name__}, not a dictionary; save a state_dict")
     modules = {key: value for key, value in content.items() if "_modules" in getattr(value, "__dict__", ())}
-    return {**content, **{key: dict(_tensors(value)) for key, value in modules.items()}}
+    content.update((key, dict(_tensors(value))) for key, value in modules.items())
+    return content
 
 
 def _tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -309,8 +309,9 @@ def test_class_names_of_lists_from_elsewhere(run, tmp_path):
 def test_official_lists_of_ids_are_checked_and_cleaned(run, folder, tmp_path):
     """Something-Something's lists name frame folders by their id; here the videos are there, as they are released."""
     (tmp_path / "videos").mkdir()
-    for number, source in (("78687", "left/clip 0.mp4"), ("42326", "right/clip 1.mp4"), ("3", "left/torn.mp4")):
-        (tmp_path / f"videos/{number}.mp4").write_bytes((folder / "videos" / source).read_bytes())
+    video = (folder / "videos/left/clip 0.mp4").read_bytes()
+    for number, content in (("78687", video), ("42326", video), ("3", video[:2000])):
+        (tmp_path / f"videos/{number}.mp4").write_bytes(content)
     (tmp_path / "somesomev2_rgb_train_split.txt").write_text("78687 48 3\n42326 51 7\n")
     (tmp_path / "somesomev2_rgb_validation_split.txt").write_text("42326 51 7\n3 40 7\n9 40 7\n")
     code, out, _ = run(
