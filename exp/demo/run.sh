@@ -9,4 +9,4 @@ cd "$(dirname "$0")/../.."
 python tools/make_demo_data.py --out data/demo
 python tools/run_net.py --cfg "$config" "$@"
 echo "Control: the same checkpoint on the same clips with their frames in random order (chance is 12.5 %)."
-python tools/run_net.py --cfg "$config" "$@" TRAIN.ENABLE False TEST.SHUFFLE_FRAMES True
+python tools/run_net.py --cfg "$config" "$@" TRAIN.ENABLE False TEST.ENABLE True TEST.SHUFFLE_FRAMES True

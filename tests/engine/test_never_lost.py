@@ -142,13 +142,13 @@ def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
     assert done.returncode == EXIT_INTERRUPTED
 
 
-def test_a_killed_worker_is_named_and_nothing_is_left(experiment, tmp_path):
+def test_a_run_goes_on_without_a_killed_worker_and_leaves_no_process(experiment, tmp_path):
     process = begin(experiment, *LONG, "DATA_LOADER.NUM_WORKERS", 2, "TRAIN.CHECKPOINT_MINUTES", 1e-6)
     wait_for(lambda: steps(tmp_path / "out") >= 3, process)
     listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(listed.split()[-1]), signal.SIGKILL)
     out, err = process.communicate(timeout=60)
-    assert process.returncode not in (0, EXIT_REQUEUE) and "killed by signal" in out + err
+    assert process.returncode == 0 and "a worker was killed" in out, out + err
     assert members(process.pid) == [] and list_checkpoints(str(tmp_path / "out"))
 
 
