@@ -115,10 +115,10 @@ def names_of_rows(order: str, classes: int, is_kinetics: bool) -> list[str] | No
     return None if places is None else [kinetics400_names()[place] for place in places if place is not None]
 
 
-def looks_like_kinetics400(names: Sequence[str]) -> bool:
-    """Return whether at least half of the names are names of Kinetics-400."""
+def looks_like_kinetics(names: Sequence[str]) -> bool:
+    """Return whether half of the names of Kinetics-400 are among `names`, as in all its successors."""
     known = {name.casefold() for name in kinetics400_names()}
-    return 2 * sum(name.replace("_", " ").strip('" ').casefold() in known for name in names) >= len(names)
+    return 2 * len(known & {name.replace("_", " ").strip('" ').casefold() for name in names}) >= len(known)
 
 
 def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:

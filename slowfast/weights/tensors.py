@@ -8,6 +8,7 @@ import re
 import tarfile
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,7 +57,7 @@ def _read(path: str, shapes_only: bool) -> Any:
 def _state_dicts(content: Any) -> dict[str, Any]:
     """Replace modules by the dictionaries of their tensors: `content` itself, or values in it."""
     if isinstance(content, StandIn):
-        state = dict(_tensors(content))
+        state = _state_dict(content)
         if not state:
             raise RefusedError(
                 f"it holds an object of {type(content).__module__}.{type(content).__name__} without tensors; save a "
@@ -66,8 +67,15 @@ def _state_dicts(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RefusedError(f"it holds a {type(content).__name__}, not a dictionary; save a state_dict")
     modules = {key: value for key, value in content.items() if "_modules" in getattr(value, "__dict__", ())}
-    content.update((key, dict(_tensors(value))) for key, value in modules.items())
+    content.update((key, _state_dict(value)) for key, value in modules.items())
     return content
+
+
+def _state_dict(module: StandIn) -> dict[str, Any]:
+    """Return the tensors of a module, with what it says of its classes in their metadata, as its state_dict has it."""
+    state: Any = OrderedDict(_tensors(module))
+    state._metadata = {"": {key: vars(module)[key] for key in ("class_order", "class_names") if key in vars(module)}}
+    return state
 
 
 def _tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
