@@ -19,6 +19,7 @@ from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.pickles import RefusedError, StandIn, read_archive, read_stream
 
 HEAD = 1 << 16  # bytes of a file that are looked at to say what it is
+MAX_LETTERS = 1 << 24  # of all names in a module; those of real ones do not reach a million
 
 
 def load_tensors(path: str | os.PathLike, shapes_only: bool = False) -> dict[str, Any]:
@@ -78,18 +79,26 @@ def _state_dict(module: StandIn) -> dict[str, Any]:
     return state
 
 
-def _tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a module by the names of its state_dict."""
+def _tensors(module: StandIn, prefix: str = "", letters: list[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a module by the names of its state_dict.
+
+    Args:
+        letters: of the names so far, a list of one number: modules that hold others twice have 2 to the depth of them.
+    """
+    letters = [0] if letters is None else letters
     entries = vars(module)
     if "_modules" in entries:  # of torch.save; TorchScript has them as attributes
         temporary = entries.get("_non_persistent_buffers_set", ())
         buffers = {name: value for name, value in entries["_buffers"].items() if name not in temporary}
         entries = {**entries["_parameters"], **buffers, **entries["_modules"]}
     for name, value in entries.items():
+        letters[0] += len(prefix) + len(name) + 1
+        if letters[0] > MAX_LETTERS:
+            raise RefusedError("its modules hold each other too often")
         if isinstance(value, Tensor):
             yield prefix + name, value
         elif isinstance(value, StandIn):
-            yield from _tensors(value, f"{prefix}{name}.")
+            yield from _tensors(value, f"{prefix}{name}.", letters)
 
 
 def _words(error: Exception) -> str:
