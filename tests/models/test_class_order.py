@@ -294,3 +294,17 @@ def test_names_of_released_classes_serve_fine_tuning(tmp_path):
     initialize(model, cfg, ["Abseiling", "playing_badminton", "new"])
     assert model.state_dict()["head.bias"][:2].tolist() == [341, 399]
     assert model.load_report.fresh_classes == ["new"]  # pyright: ignore
+
+
+def test_a_file_of_class_names_counts_more_than_the_names_in_the_checkpoint(tmp_path):
+    path = str(tmp_path / "w.pth")
+    torch.save({"model_state": numbered(V1, 3), "class_names": ["a", "b", "c"]}, path)
+    (tmp_path / "map.txt").write_text("c\nb\na\n")
+    for rows, names, expected in (("", ["a", "b", "c"], [2, 1, 0]), ("names", ["a", "c"], [2, 0])):
+        cfg = configuration(
+            *(V1, len(names), "TRAIN.CHECKPOINT_FILE_PATH", path),
+            *("MODEL.CLASS_ORDER", str(tmp_path / "map.txt"), "MODEL.HEAD_ROWS", rows),
+        )
+        model = build_model(cfg)
+        initialize(model, cfg, names)
+        assert model.state_dict()["head.bias"].tolist() == expected
