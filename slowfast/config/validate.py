@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import types
 from ast import literal_eval
@@ -383,9 +382,8 @@ def convert(value: Any, kind: Any) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [convert(item, get_args(kind)[0]) for item in items]
     if kind in (int, float):
-        if isinstance(value, int) and abs(value) > 1 << 1023:  # beyond any float
-            raise TypeError
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        # neither infinite, nor not a number, nor an integer beyond any float
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 1023
         if number and (kind is float or value == int(value)):
             return kind(value)
     elif isinstance(value, kind):

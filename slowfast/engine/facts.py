@@ -1,4 +1,4 @@
-"""What a run tells of itself in its checkpoints, and what a resume compares with it."""
+"""Describe a run in its checkpoints, and compare a resume with that."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def facts(cfg: CfgNode, train: Manifest, val: Manifest) -> dict[str, Any]:
 
 
 def compare(before: Mapping[str, Any], cfg: CfgNode, train: Manifest, val: Manifest) -> None:
-    """Log what a person had better know of the differences between a checkpoint and this attempt.
+    """Log the differences between a checkpoint and this attempt that change its results.
 
     Args:
         before: a checkpoint with the `facts` of its run, or some of them.
         cfg: of this attempt.
-        train: list of this attempt.
-        val: likewise.
+        train: training list of this attempt.
+        val: validation list of this attempt.
 
     Raises:
         ValueError: labels mean other classes than when the checkpoint was written, as far as names tell.

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slowfast.weights.class_order import AS_LISTED
+
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 0.875}
 KINETICS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225), "interpolation": "bilinear", "crop_pct": 1.0}
 
@@ -23,6 +25,8 @@ class Backbone(nn.Module):
         num_features: width of what the classifiers take.
         feature_info: of every stage or block its width, its strides in space and time, and its module.
         input_shape: (C, T, H, W) or (C, H, W) of the data that a model of the zoo is for.
+        class_names: of the outputs; None if they are not known.
+        class_order: of the outputs without `class_names`, see `slowfast.weights.class_order`.
     """
 
     head_names: tuple[str, ...] = ("head",)
@@ -33,10 +37,13 @@ class Backbone(nn.Module):
     input_shape: tuple[int, ...]
     pretrained_cfg: dict[str, Any]
     default_cfg: dict[str, Any]
+    class_names: list[str] | None
+    class_order: str
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes, self.global_pool = num_classes, self.pools[0]
+        self.class_names, self.class_order = None, AS_LISTED[0]
 
     def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
         """Return the features that `forward_head` takes.
@@ -106,6 +113,7 @@ class Backbone(nn.Module):
             choices = [choice for choice in self.pools if choice or not num_classes]
             raise ValueError(f"global_pool {pool!r} is not possible with {num_classes} classes: choose from {choices}")
         self.num_classes, self.global_pool = num_classes, pool
+        self.class_names, self.class_order = None, AS_LISTED[0]
         like = next(self.parameters())
         for name in self.classifier_names():
             self.set_submodule(name, self.new_classifier(num_classes).to(like))

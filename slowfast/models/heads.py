@@ -17,7 +17,7 @@ from slowfast.weights.class_order import (
     AS_LISTED,
     ORDERS,
     identify,
-    looks_like_kinetics400,
+    looks_like_kinetics,
     names_of_rows,
     places_of_names,
     rows_of_k710,
@@ -68,17 +68,22 @@ def stated_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
     A checkpoint of a training has the first; the state_dict of a model of the zoo has them in its metadata.
     """
-    if "class_names" in checkpoint:
+    if "class_names" in checkpoint and _are_names(checkpoint["class_names"]):
         return {"class_names": checkpoint["class_names"]}
     for state in (checkpoint.get("model_state"), checkpoint.get("model"), checkpoint.get("state_dict"), checkpoint):
-        stated = getattr(state, "_metadata", {}).get("", {})
-        if "class_order" in stated:
-            return stated
+        for stated in getattr(state, "_metadata", {}).values():  # by module: a wrapper has the model as one of its own
+            if isinstance(stated, Mapping) and isinstance(stated.get("class_order"), str):
+                names = stated.get("class_names")
+                return {"class_order": stated["class_order"], "class_names": names if _are_names(names) else None}
     return {}
 
 
+def _are_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
 def state_classes(model: nn.Module) -> None:
-    """Make every state_dict of `model` say its `class_names`, or where they are None that their order is sorted.
+    """Make every state_dict of `model` say its `class_names` and `class_order`.
 
     Otherwise its tensors alone, saved and loaded again, would be taken for released ones.
     """
@@ -86,7 +91,7 @@ def state_classes(model: nn.Module) -> None:
 
 
 def _state_classes(model: nn.Module, state: Any, prefix: str, metadata: dict[str, Any]) -> None:
-    metadata |= {"class_order": "" if model.class_names else "sorted", "class_names": model.class_names}
+    metadata |= {"class_order": model.class_order, "class_names": model.class_names}
 
 
 def find_order(
@@ -106,7 +111,7 @@ def find_order(
         choice: "auto", "sorted" (the class names sorted), "released" (as the authors of the network numbered them), or
             a file of the class names of the rows.
         dataset: name of the reader of the data set; "" if it is not known.
-        class_names: those of the list, which show whether 400 classes are those of Kinetics-400.
+        class_names: those of the list, which show whether its classes are those of Kinetics.
 
     Returns:
         The order; None if there is no classifier, or if the checkpoint names its classes itself.
@@ -126,7 +131,8 @@ def find_order(
     if choice == "auto" and stated:
         if "class_order" not in stated:
             return None
-        return ClassOrder(stated["class_order"], "classes as the file states them", stated["class_names"])
+        names = stated["class_names"]
+        return ClassOrder("" if names else stated["class_order"], "classes as the file states them", names)
     entry = identify(address)
     known = entry.get("class_order", "") if entry else ""
     if entry and known and (choice == "auto" or entry["source"] != "MMAction2"):
@@ -158,7 +164,7 @@ def _released_order(model: nn.Module, rows: int, dataset: str, class_names: Sequ
     """Return the order in which the authors of this network numbered so many classes of a data set, "" if unknown."""
     second = isinstance(model, UniFormerV2)
     if dataset in KINETICS:
-        if rows == 400 and class_names and not looks_like_kinetics400(class_names):
+        if class_names and not looks_like_kinetics(class_names):
             return ""
         return {400: "k400", 600: "k600_v2" if second else "k600_uniformer"}.get(
             rows, {700: "k700_v2", 710: "k710"}.get(rows, "") if second else ""

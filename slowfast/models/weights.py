@@ -210,7 +210,7 @@ def load_weights(
     stated = stated_classes(checkpoint).get("class_names")
     if trained_names and stated and list(stated) != list(trained_names):
         raise ValueError("the checkpoint names other classes than the file: set MODEL.HEAD_ROWS names")
-    trained = stated or trained_names or (order.row_names(count) if order else None)
+    trained = trained_names or (order.row_names(count) if order else None) or stated  # what is set comes first
 
     rows: Sequence[int | None] | None = None
     if not classes or reset_head is True:

@@ -165,7 +165,8 @@ def create_model(
     frame = (arguments.get("in_channels", 3), size, size)
     shape = frame if arguments.get("ndim") == 2 else (frame[0], num_frames, *frame[1:])
     model.describe(name, shape, variant.num_classes)
-    model.class_names = class_names and list(class_names)  # pyright: ignore[reportArgumentType]
+    model.class_names = list(class_names) if class_names else None
+    state_classes(model)
     if checkpoint is not None:
         dataset = "imagenet" if arguments.get("ndim") == 2 else ""
         order = None if reset_head else find_order(model, checkpoint, str(source), class_order, dataset, class_names)
@@ -180,9 +181,9 @@ def create_model(
         )
         report.notes += [variant.note] * bool(variant.note and not identify(str(source)))
         announce(f"weights of {name} from {source}: {report}")
-        model.class_names = report.class_names  # pyright: ignore[reportArgumentType]
-        if report.class_names or (order and rows_of_places(order.name, classes)):
-            state_classes(model)
+        model.class_names = report.class_names
+        if order and order.name:
+            model.class_order = "sorted" if rows_of_places(order.name, classes) else order.name
     if features_only:
         return feature_getter(model, out_indices)
     return model

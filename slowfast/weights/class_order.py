@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -115,10 +115,10 @@ def names_of_rows(order: str, classes: int, is_kinetics: bool) -> list[str] | No
     return None if places is None else [kinetics400_names()[place] for place in places if place is not None]
 
 
-def looks_like_kinetics400(names: Sequence[str]) -> bool:
-    """Return whether at least half of the names are names of Kinetics-400."""
+def looks_like_kinetics(names: Sequence[str]) -> bool:
+    """Return whether half of the names of Kinetics-400 are among `names`, as in all its successors."""
     known = {name.casefold() for name in kinetics400_names()}
-    return 2 * sum(name.replace("_", " ").strip('" ').casefold() in known for name in names) >= len(names)
+    return 2 * len(known & {name.replace("_", " ").strip('" ').casefold() for name in names}) >= len(known)
 
 
 def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -138,19 +138,25 @@ def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:
     for entry in released.values():
         if "google_drive" in entry and entry["google_drive"] in address:
             return entry
-    return _identify_content(Path(address), released) if os.path.isfile(address) else None
+    if not os.path.isfile(address):
+        return None
+    status = os.stat(address)
+    digests = _digests(address, status.st_size, status.st_mtime_ns)
+    for entry in released.values():
+        if any(entry.get(name) and digest.startswith(entry[name]) for name, digest in digests.items()):
+            return entry
+    return None
 
 
-def _identify_content(path: Path, released: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+@lru_cache(16)
+def _digests(path: str, *_: int) -> dict[str, str]:
+    """Return the checksums of a file; size and time of change, which follow its path, keep them current."""
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha256", "md5")}
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             for digest in digests.values():
                 digest.update(chunk)
-    for entry in released.values():
-        if any(entry.get(name) and digest.hexdigest().startswith(entry[name]) for name, digest in digests.items()):
-            return entry
-    return None
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def _stem(address: str) -> str:

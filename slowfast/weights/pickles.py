@@ -82,6 +82,8 @@ class TensorUnpickler(_Unpickler):
     Args:
         file: the pickle.
         storage: (key, number of bytes) -> their uint8 tensor, which `file` refers to by the key.
+        size: bytes of the file. Calls copy what they are given: they get no more items and letters than it can hold,
+            so that none is copied again and again.
     """
 
     dispatch: ClassVar = {
@@ -91,9 +93,9 @@ class TensorUnpickler(_Unpickler):
         if code not in (*(pickle.EXT1 + pickle.EXT2 + pickle.EXT4), *(pickle.BYTEARRAY8 + pickle.NEXT_BUFFER))
     }
 
-    def __init__(self, file: BinaryIO, storage: Callable[[str, int], Tensor]) -> None:
+    def __init__(self, file: BinaryIO, storage: Callable[[str, int], Tensor], size: int) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")  # text of Python 2 in any encoding
-        self.storage = storage
+        self.storage, self.room = storage, MAX_INFLATION * size
         self.storages: dict[str, Tensor] = {}
         self.classes: dict[str, type[StandIn]] = {}
 
@@ -129,8 +131,15 @@ class TensorUnpickler(_Unpickler):
             raise pickle.UnpicklingError(f"storage {key} is used as two types or sizes")
         return storage
 
+    def _take(self, *values: Any) -> None:
+        sized = (list, tuple, dict, set, frozenset, str, bytes)
+        self.room -= sum(len(value) for value in values if isinstance(value, sized))
+        if self.room < 0:
+            raise RefusedError("it copies the same values again and again")
+
     def _call(self, function: Any, args: Sequence[Any]) -> Any:
         if isinstance(function, _Function):
+            self._take(*args)
             return function.call(*args)
         if isinstance(function, StandIn):
             return type(function)()
@@ -158,6 +167,7 @@ class TensorUnpickler(_Unpickler):
         if isinstance(value, StandIn):
             for part in state if isinstance(state, tuple) else (state,):  # with slots: (attributes, slots)
                 if isinstance(part, dict):
+                    self._take(part)
                     vars(value).update((k, v) for k, v in part.items() if isinstance(k, str))
         elif isinstance(value, OrderedDict):
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
@@ -170,11 +180,13 @@ class TensorUnpickler(_Unpickler):
 
     def load_setitem(self) -> None:
         """Add an item to a dictionary."""
+        _check_kind(self.stack[-3], dict)
         _check_keys(self.stack[-2:-1])
         super().load_setitem()
 
     def load_setitems(self) -> None:
         """Add items to a dictionary."""
+        _check_kind(self.metastack[-1][-1], dict)
         _check_keys(self.stack[::2])
         super().load_setitems()
 
@@ -185,6 +197,7 @@ class TensorUnpickler(_Unpickler):
 
     def load_additems(self) -> None:
         """Add items to a set."""
+        _check_kind(self.metastack[-1][-1], set)
         _check_keys(self.stack)
         super().load_additems()
 
@@ -206,10 +219,18 @@ class TensorUnpickler(_Unpickler):
     }
 
 
+def _check_kind(value: Any, kind: type) -> None:
+    """Refuse to add items to anything else, such as a tensor, which would compute with them."""
+    if not isinstance(value, (kind, StandIn)):
+        raise pickle.UnpicklingError(f"items are added to a {type(value).__name__}")
+
+
 def _check_keys(keys: Iterable[Any]) -> None:
-    """Refuse tuples of tuples as keys: their hash takes a step of the stack, or twice the time, for every level."""
-    if any(isinstance(part, tuple) for key in keys if isinstance(key, tuple) for part in key):
-        raise RefusedError("it holds a dictionary or a set of nested tuples")
+    """Refuse nested keys: to hash or compare them takes a step of the stack, or twice the time, for every level."""
+    for key in keys:
+        parts = key if isinstance(key, (tuple, frozenset)) else ()
+        if any(isinstance(part, (tuple, frozenset)) for part in parts):
+            raise RefusedError("it holds a dictionary or a set of nested tuples or sets")
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -319,7 +340,7 @@ def read_archive(archive: zipfile.ZipFile, size: int, shapes_only: bool) -> Any:
         return content
 
     with archive.open(record) as file:
-        return TensorUnpickler(file, storage).load()  # pyright: ignore[reportArgumentType]
+        return TensorUnpickler(file, storage, claimed).load()  # pyright: ignore[reportArgumentType]
 
 
 def read_stream(file: BinaryIO, size: int, shapes_only: bool) -> Any:
@@ -333,15 +354,15 @@ def read_stream(file: BinaryIO, size: int, shapes_only: bool) -> Any:
             raise RefusedError(f"its tensors claim {claimed:,} bytes, and the file has {size:,}")
         return torch.empty(length, dtype=torch.uint8, device="meta" if shapes_only else "cpu")
 
-    first = TensorUnpickler(file, storage).load()
+    first = TensorUnpickler(file, storage, size).load()
     if first != MAGIC:
         return first
     for _ in ("version", "system"):
-        TensorUnpickler(file, storage).load()
-    unpickler = TensorUnpickler(file, storage)
+        TensorUnpickler(file, storage, size).load()
+    unpickler = TensorUnpickler(file, storage, size)
     content = unpickler.load()
     if not shapes_only:
-        for key in TensorUnpickler(file, storage).load():
+        for key in TensorUnpickler(file, storage, size).load():
             tensor = unpickler.storages[key]
             if int.from_bytes(file.read(8), "little") != len(tensor):
                 raise RefusedError(f"storage {key} is of another size than its tensors")

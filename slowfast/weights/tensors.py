@@ -8,6 +8,7 @@ import re
 import tarfile
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.pickles import RefusedError, StandIn, read_archive, read_stream
 
 HEAD = 1 << 16  # bytes of a file that are looked at to say what it is
+MAX_LETTERS = 1 << 24  # of all names in a module; those of real ones do not reach a million
 
 
 def load_tensors(path: str | os.PathLike, shapes_only: bool = False) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def _read(path: str, shapes_only: bool) -> Any:
 def _state_dicts(content: Any) -> dict[str, Any]:
     """Replace modules by the dictionaries of their tensors: `content` itself, or values in it."""
     if isinstance(content, StandIn):
-        state = dict(_tensors(content))
+        state = _state_dict(content)
         if not state:
             raise RefusedError(
                 f"it holds an object of {type(content).__module__}.{type(content).__name__} without tensors; save a "
@@ -66,22 +68,37 @@ def _state_dicts(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RefusedError(f"it holds a {type(content).__name__}, not a dictionary; save a state_dict")
     modules = {key: value for key, value in content.items() if "_modules" in getattr(value, "__dict__", ())}
-    content.update((key, dict(_tensors(value))) for key, value in modules.items())
+    content.update((key, _state_dict(value)) for key, value in modules.items())
     return content
 
 
-def _tensors(module: StandIn, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a module by the names of its state_dict."""
+def _state_dict(module: StandIn) -> dict[str, Any]:
+    """Return the tensors of a module, with what it says of its classes in their metadata, as its state_dict has it."""
+    state: Any = OrderedDict(_tensors(module))
+    state._metadata = {"": {key: vars(module)[key] for key in ("class_order", "class_names") if key in vars(module)}}
+    return state
+
+
+def _tensors(module: StandIn, prefix: str = "", letters: list[int] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a module by the names of its state_dict.
+
+    Args:
+        letters: of the names so far, a list of one number: modules that hold others twice have 2 to the depth of them.
+    """
+    letters = [0] if letters is None else letters
     entries = vars(module)
     if "_modules" in entries:  # of torch.save; TorchScript has them as attributes
         temporary = entries.get("_non_persistent_buffers_set", ())
         buffers = {name: value for name, value in entries["_buffers"].items() if name not in temporary}
         entries = {**entries["_parameters"], **buffers, **entries["_modules"]}
     for name, value in entries.items():
+        letters[0] += len(prefix) + len(name) + 1
+        if letters[0] > MAX_LETTERS:
+            raise RefusedError("its modules hold each other too often")
         if isinstance(value, Tensor):
             yield prefix + name, value
         elif isinstance(value, StandIn):
-            yield from _tensors(value, f"{prefix}{name}.")
+            yield from _tensors(value, f"{prefix}{name}.", letters)
 
 
 def _words(error: Exception) -> str:

@@ -70,7 +70,7 @@ def predictions(model: nn.Module, names: list[str] | None) -> dict[int, str]:
 
 
 def names_of(classes: int) -> list[str]:
-    return kinetics400_names() if classes == 400 else [f"class {i:03d}" for i in range(classes)]
+    return sorted([*kinetics400_names(), *(f"class {i:03d}" for i in range(classes - 400))])
 
 
 def truth(order: str, classes: int) -> dict[int, str]:
@@ -263,14 +263,16 @@ def test_an_order_that_is_set(lists, tmp_path):
 def test_rows_that_no_order_is_known_for_stay_as_they_are(lists, tmp_path):
     """Weights of one's own: of other classes, other data, or with the names in them."""
     path = str(tmp_path / "w.pth")
-    own = [f"own {i:03d}" for i in reversed(range(400))]
-    for classes, names, dataset in (
-        (12, [*"lkjihgfedcba"], "kinetics"),
-        (400, own, "kinetics"),
-        (400, lists[400], "mit"),
+    own = [f"own {i:03d}" for i in reversed(range(700))]
+    for network, classes, names, dataset in (
+        (V1, 12, [*"lkjihgfedcba"], "kinetics"),
+        (V1, 400, own[:400], "kinetics"),
+        (V1, 600, own[:600], "kinetics"),
+        (V2, 700, own, "kinetics_sparse"),
+        (V1, 400, lists[400], "mit"),
     ):
-        torch.save(numbered(V1, classes), path)
-        cfg = configuration(V1, classes, "TEST.DATASET", dataset)
+        torch.save(numbered(network, classes), path)
+        cfg = configuration(network, classes, "TEST.DATASET", dataset)
         model, _, of_outputs = load_model(cfg, path, names)
         assert predictions(model, of_outputs) == dict(enumerate(names))
     torch.save({"model_state": numbered(V1, 400), "class_names": lists[400]}, path)
@@ -292,3 +294,17 @@ def test_names_of_released_classes_serve_fine_tuning(tmp_path):
     initialize(model, cfg, ["Abseiling", "playing_badminton", "new"])
     assert model.state_dict()["head.bias"][:2].tolist() == [341, 399]
     assert model.load_report.fresh_classes == ["new"]  # pyright: ignore
+
+
+def test_a_file_of_class_names_counts_more_than_the_names_in_the_checkpoint(tmp_path):
+    path = str(tmp_path / "w.pth")
+    torch.save({"model_state": numbered(V1, 3), "class_names": ["a", "b", "c"]}, path)
+    (tmp_path / "map.txt").write_text("c\nb\na\n")
+    for rows, names, expected in (("", ["a", "b", "c"], [2, 1, 0]), ("names", ["a", "c"], [2, 0])):
+        cfg = configuration(
+            *(V1, len(names), "TRAIN.CHECKPOINT_FILE_PATH", path),
+            *("MODEL.CLASS_ORDER", str(tmp_path / "map.txt"), "MODEL.HEAD_ROWS", rows),
+        )
+        model = build_model(cfg)
+        initialize(model, cfg, names)
+        assert model.state_dict()["head.bias"].tolist() == expected

@@ -70,6 +70,46 @@ def test_without_names_the_outputs_are_in_the_order_of_the_sorted_names(tmp_path
     assert torch.equal(again.head.bias, model.head.bias)  # pyright: ignore
 
 
+@pytest.mark.parametrize("form", ["state_dict", "of a wrapper", "module", "module in a checkpoint"])
+@pytest.mark.parametrize("start", ["nothing", "released", "new classifier"])
+def test_what_was_saved_is_loaded_as_it_was(start, form, tmp_path):
+    """Also after a training on other classes of the same number, of which nothing says a name."""
+    released = tmp_path / "uniformer_small_k400_8x8.pth"
+    torch.save(numbered(400), released)
+    model: Any = create_model("uniformer_s", weights=None if start == "nothing" else released, **SMALL)
+    if start == "new classifier":
+        model.reset_classifier(400)
+    model.head.bias.data = torch.rand(400)
+    saved = {
+        "state_dict": model.state_dict(),
+        "of a wrapper": torch.nn.DataParallel(model).state_dict(),
+        "module": model,
+        "module in a checkpoint": {"model": model, "epoch": 3},
+    }[form]
+    torch.save(saved, tmp_path / "again.pth")
+    again: Any = create_model("uniformer_s", weights=tmp_path / "again.pth", **SMALL)
+    assert torch.equal(again.head.bias, model.head.bias)
+    assert again.class_names == (kinetics400_names() if start == "released" else None)
+
+
+def test_a_new_classifier_has_no_class_names(tmp_path):
+    torch.save(numbered(400), tmp_path / "uniformer_small_k400_8x8.pth")
+    model = create_model("uniformer_s", weights=tmp_path / "uniformer_small_k400_8x8.pth", **SMALL)
+    model.reset_classifier(12)
+    assert model.class_names is None
+    torch.save(model.state_dict(), tmp_path / "again.pth")
+    assert create_model("uniformer_s", num_classes=12, weights=tmp_path / "again.pth", **SMALL).class_names is None
+
+
+@pytest.mark.parametrize("names", [5, ["a", 1], {"a": 0}])
+def test_class_names_of_another_form_are_passed_over(names, tmp_path):
+    state = create_model("uniformer_s", num_classes=3, **SMALL).state_dict()
+    state._metadata[""]["class_names"] = names  # pyright: ignore[reportAttributeAccessIssue]
+    for content in ({"model": dict(state), "class_names": names}, state):
+        torch.save(content, tmp_path / "a.pth")
+        assert create_model("uniformer_s", num_classes=3, weights=tmp_path / "a.pth", **SMALL).class_names is None
+
+
 @pytest.mark.parametrize("network", ["uniformer_s", "uniformer_xxs"])
 def test_features_of_a_file_with_a_classifier(network, tmp_path):
     options = SMALL if network == "uniformer_s" else {**SMALL, "prune_ratio": ((), (), (1,), (0.5,))}

@@ -144,3 +144,17 @@ def test_weights_are_known_by_their_checksum(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
     assert (identify(tmp_path / "my weights.pth") or {}).get("name") == "known"
     assert identify(tmp_path / "other.pth") is None
+
+
+def test_a_file_is_read_once_for_its_checksum(tmp_path, monkeypatch):
+    path = tmp_path / "large.pth"
+    path.write_bytes(b"content")
+    assert identify(path) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "new", None)
+        assert identify(path) is None
+    path.write_bytes(b"other content")
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "new", None)
+        with pytest.raises(TypeError):  # it is read again
+            identify(path)

@@ -334,6 +334,45 @@ HOSTILE = {
 }
 
 
+def chain(first: int, levels: int = 30) -> bytes:
+    """Push a set of pairs of sets of pairs ..., kept in the memo from `first` on."""
+
+    def place(i: int) -> bytes:
+        return struct.pack("<I", first + i)
+
+    levels_of = [b"0(j%bI1\n\x86j%bI2\n\x86\x91r%b" % (place(i), place(i), place(i + 1)) for i in range(levels)]
+    return b"(N\x91r" + place(0) + b"".join(levels_of)
+
+
+HOSTILE |= {
+    "one list in many": b"ccollections\ndeque\nq\x00(]q\x01(" + b"N" * 3000 + b"e" + b"h\x00h\x01\x85R" * 3000 + b"l.",
+    "one text in many": b"c_codecs\nencode\nq\x00(V" + b"a" * 3000 + b"\nq\x01" + b"h\x00h\x01\x85R" * 3000 + b"l.",
+    "attributes of many": (
+        b"\x80\x02cm\nC\nq\x00(}q\x01("
+        + b"".join(b"Va%d\nN" % i for i in range(1000))
+        + b"u"
+        + b"h\x00)\x81h\x01b" * 2000
+        + b"l."
+    ),
+    "equal sets of sets": b"\x80\x04(" + chain(0) + chain(100) + b"\x91\x85.",
+    "modules that hold others twice": (
+        b"\x80\x02cm\nC\n)\x81q\x00" + b"0cm\nC\n)\x81}(Va\nh\x00Vb\nh\x00ubq\x00" * 40 + b"."
+    ),
+}
+TENSOR = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI2\nNtQI0\n(I2\nt(I1\nt\x89NtR"
+)
+
+
+@pytest.mark.parametrize("items", [b"(I1\n\x90", b"NI1\ns", b"(NI1\nu"])
+def test_tensors_do_not_compute(items, tmp_path):
+    archive(tmp_path / "a.pth", b"\x80\x04}Vw\n" + TENSOR + b"s.")
+    assert load_tensors(tmp_path / "a.pth")["w"].tolist() == [1, 2]
+    archive(tmp_path / "a.pth", b"\x80\x04}Vw\n" + TENSOR + items + b"s.")
+    with pytest.raises(ValueError, match="items are added to a Tensor"):
+        load_tensors(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_pickles_end_with_one_line(kind, file, tmp_path):
