@@ -212,9 +212,9 @@ def test_watchdog_tells_where_a_process_is(held, tmp_path):
 def test_watchdog_that_is_fed_or_sent_away(tmp_path):
     program = (
         "import time\nfrom slowfast.utils.watchdog import progress, unwatch, watch\n"
-        f"progress()\nwatch(3, {str(tmp_path / 'hang.txt')!r})\n"
-        "for _ in range(5):\n    time.sleep(1)\n    progress()\n"
-        "unwatch()\nprogress()\ntime.sleep(4)\n"
+        f"progress()\nwatch(1.5, {str(tmp_path / 'hang.txt')!r})\n"
+        "for _ in range(5):\n    time.sleep(0.5)\n    progress()\n"
+        "unwatch()\nprogress()\ntime.sleep(2)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=50)
     assert not (tmp_path / "hang.txt").exists()

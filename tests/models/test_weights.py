@@ -290,6 +290,7 @@ def test_bad_files(tmp_path):
         extract_state_dict(torch.zeros(3))  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log", ["", "logging.basicConfig(level=logging.INFO); "])
 def test_the_python_api_reports_every_load_once(log, tmp_path):
     options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
