@@ -193,6 +193,7 @@ def test_torchrun_prints_an_error_once(start, videos, tmp_path):
     assert "train.csv:25" in torchruns and "To enable traceback" not in torchruns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True], ids=["in Python", "holding the interpreter"])
 def test_watchdog_tells_where_a_process_is(held, tmp_path):
     wait = "ctypes.PyDLL(None).sleep(60)" if held else "time.sleep(60)"
@@ -209,6 +210,7 @@ def test_watchdog_tells_where_a_process_is(held, tmp_path):
     assert done.returncode != 0 and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_watchdog_that_is_fed_or_sent_away(tmp_path):
     program = (
         "import time\nfrom slowfast.utils.watchdog import progress, unwatch, watch\n"

@@ -101,7 +101,8 @@ def test_initial_values(name, golden):
 @pytest.mark.parametrize("name", WITH_LOGITS)
 def test_parameters_and_flops(name):
     variant = VARIANTS[name]
-    model = build_model(config(variant["config"]))
+    with torch.device("meta"):
+        model = build_model(config(variant["config"]))
     assert count_parameters(model) == variant["param_count"]
     assert count_flops(model, *variant["input_shape"]) == pytest.approx(variant["flops_fvcore"], rel=1e-3)
 
