@@ -50,6 +50,7 @@ def test_decord_is_required_only_where_it_has_wheels():
     assert "sys_platform" in line and "x86_64" in line
 
 
+@pytest.mark.slow
 def test_no_import_of_the_package_imports_an_optional_decoder():
     code = (
         "import pkgutil, sys, slowfast\n"
@@ -76,6 +77,7 @@ def wheel(tmp_path_factory) -> Path:
     return out / "site"
 
 
+@pytest.mark.slow
 def test_the_wheel_works_outside_a_checkout(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
     code = (

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 
+import scipy.optimize  # noqa: F401  every test with labels
 import torch._dynamo  # noqa: F401  the first optimizer imports it
 
 import slowfast.engine.launch

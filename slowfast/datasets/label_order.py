@@ -9,8 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from torchvision.models.video import R3D_18_Weights
-
 from slowfast.datasets.annotations import READERS, file_lines
 from slowfast.datasets.catalog import Dataset
 from slowfast.datasets.manifest import Manifest
@@ -34,6 +32,8 @@ def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], di
     if path:
         names, videos = _read(Path(path), dataset)
     elif dataset.num_classes == 400:
+        from torchvision.models.video import R3D_18_Weights  # imports for seconds
+
         names, videos = sorted(R3D_18_Weights.DEFAULT.meta["categories"]), []
     else:
         raise ValueError(f"{dataset.name} needs --annotations: its official files, or a file of its class names")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from slowfast.weights.class_order import ORDERS, PARTS_OF_K710, places_of_names, places_of_rows
 
@@ -82,6 +81,8 @@ def _explains(moved: np.ndarray, right: np.ndarray, label: np.ndarray) -> bool:
 
 def _match(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
     """Return the class that each predicted class stands for in the best one-to-one matching, if in doubt itself."""
+    from scipy.optimize import linear_sum_assignment  # imports half of SciPy, which only a test with labels needs
+
     confusion = 0.001 * np.eye(classes)
     np.add.at(confusion, (predicted, label), 1.0)
     return linear_sum_assignment(confusion, maximize=True)[1]

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -41,6 +40,8 @@ def count_flops(model: nn.Module, *input_shape: int) -> int:
     Args:
         input_shape: shape of the input, (B, C, T, H, W), or (B, C, H, W) for images.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which no run needs
+
     model = copy.deepcopy(model).to("meta").eval().requires_grad_(False)
     with FlopCounterMode(display=False, custom_mapping=_NORMS) as counter, torch.device("meta"):
         model(torch.zeros(input_shape))

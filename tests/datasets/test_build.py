@@ -107,7 +107,7 @@ def test_training_batches_count_videos_and_hold_their_copies(make_cfg):
         assert (batch["label"] == batch["index"] % 4).all() and batch["bad"] == []
 
 
-@pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
 def test_workers_change_nothing(make_cfg, context, workers):
     cfg = make_cfg(*RECIPE, "TRAIN.BATCH_SIZE", 2)
     here = list(build_loader(cfg, "train"))

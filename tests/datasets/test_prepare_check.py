@@ -126,7 +126,7 @@ def media(videos: Path) -> list[Media]:
 
 
 def test_a_report_tells_good_from_bad(videos, tmp_path):
-    rows = {row.path: row for row in check_media(videos, media(videos), tmp_path / "out", workers=2, timeout=6)}
+    rows = {row.path: row for row in check_media(videos, media(videos), tmp_path / "out", workers=2, timeout=2)}
     assert len(rows) == 12 and {path for path, row in rows.items() if not row.ok} == {
         "bad/empty.mp4", "bad/noise.mp4", "bad/torn.mp4", "bad/pipe.mp4", "bad/frames", "bad/missing.mp4",
     }  # fmt: skip
@@ -149,28 +149,28 @@ def test_a_report_tells_good_from_bad(videos, tmp_path):
 
 def test_a_check_goes_on_where_it_was(videos, tmp_path):
     out, everything = tmp_path / "out", media(videos)
-    check_media(videos, everything[:5], out, workers=1, timeout=6)
+    check_media(videos, everything[:5], out, workers=1, timeout=2)
     report = out / REPORT
     # what a killed call leaves: whole lines, and one that is torn
     lines = report.read_text().splitlines(keepends=True)
     marked = [line.replace(",1,,24,", ",1,,99,") for line in lines]
     report.write_text("".join(marked) + "b/é.mp4,1,,2")
-    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=6)}
+    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=2)}
     assert len(rows) == 12
     kept = [row.path for row in rows.values() if row.frames == "99"]
     assert len(kept) == sum(",1,,99," in line for line in marked) > 0  # not decoded again
     # a file that was changed, or was bad and is asked for, is looked at again; others are not
     (videos / "bad/noise.mp4").write_bytes((videos / "a/0.mp4").read_bytes())
     os.utime(videos / kept[0], ns=(1, 1))
-    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=6)}
+    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=2)}
     assert rows["bad/noise.mp4"].ok and rows[kept[0]].frames == 24
     assert [row.path for row in rows.values() if row.frames == "99"] == kept[1:]
     with open(report, newline="") as file:
         table = [[*row[:2], "marked", *row[3:]] if row[0] == "bad/torn.mp4" else row for row in csv.reader(file)]
     with open(report, "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(table)
-    assert "marked" in {row.reason for row in check_media(videos, everything, out, workers=1, timeout=6)}
-    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=6, recheck=True)}
+    assert "marked" in {row.reason for row in check_media(videos, everything, out, workers=1, timeout=2)}
+    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=2, recheck=True)}
     assert "marked" not in rows["bad/torn.mp4"].reason
 
 
@@ -240,7 +240,7 @@ def test_a_report_of_an_earlier_version_goes_on(videos, tmp_path):
 def test_a_foreign_report_is_not_touched(videos, tmp_path):
     (tmp_path / REPORT).write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"report.csv is not a report of this command"):
-        check_media(videos, media(videos), tmp_path, workers=1, timeout=6)
+        check_media(videos, media(videos), tmp_path, workers=1, timeout=2)
     assert (tmp_path / REPORT).read_text() == "a,b\n1,2\n"
 
 

@@ -14,6 +14,7 @@ from slowfast.utils.distributed import SharedError, on_main
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_two_processes_agree(tmp_path):
     command = [sys.executable, str(Path(__file__).with_name("agreement.py")), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -193,6 +193,7 @@ def test_torchrun_prints_an_error_once(start, videos, tmp_path):
     assert "train.csv:25" in torchruns and "To enable traceback" not in torchruns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True], ids=["in Python", "holding the interpreter"])
 def test_watchdog_tells_where_a_process_is(held, tmp_path):
     wait = "ctypes.PyDLL(None).sleep(60)" if held else "time.sleep(60)"
@@ -209,12 +210,13 @@ def test_watchdog_tells_where_a_process_is(held, tmp_path):
     assert done.returncode != 0 and not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_watchdog_that_is_fed_or_sent_away(tmp_path):
     program = (
         "import time\nfrom slowfast.utils.watchdog import progress, unwatch, watch\n"
-        f"progress()\nwatch(3, {str(tmp_path / 'hang.txt')!r})\n"
-        "for _ in range(5):\n    time.sleep(1)\n    progress()\n"
-        "unwatch()\nprogress()\ntime.sleep(4)\n"
+        f"progress()\nwatch(1.5, {str(tmp_path / 'hang.txt')!r})\n"
+        "for _ in range(5):\n    time.sleep(0.5)\n    progress()\n"
+        "unwatch()\nprogress()\ntime.sleep(2)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=50)
     assert not (tmp_path / "hang.txt").exists()

@@ -30,6 +30,7 @@ class Bar:
     def update(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_the_training_loop_follows_the_official_trajectory(golden, golden_state, golden_input, tmp_path):
     """Groups, schedule, clipping and mixed targets together: a wrong factor in any of them leaves the trajectory."""
     reference = golden("trajectory.json")

@@ -75,13 +75,8 @@ def tower_tokens(model: UniFormerV2, image: torch.Tensor) -> torch.Tensor:
 # ---- CLIP, golden ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("uniformerv2_b16_8x224_k400_from_clip", marks=pytest.mark.slow),
-        "uniformerv2_b16_16x224_ssv2_from_clip",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uniformerv2_b16_8x224_k400_from_clip", "uniformerv2_b16_16x224_ssv2_from_clip"])
 def test_clip_to_video(name, golden, golden_state, golden_input):
     facts = golden("clip.json")
     case = facts["cases"][name]

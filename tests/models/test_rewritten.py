@@ -80,6 +80,7 @@ SHALLOW: dict[str, dict[str, Any]] = {name: {"depth": (1, 1, 1, 1)} for name in 
 SHALLOW["v2"] = {"backbone": replace(TOWER, layers=1), "return_list": (0,), "mlp_dropout": 0.0, "cls_dropout": 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniformer", "light_image", "v2"])
 @torch.no_grad()
 def test_an_exported_network_takes_other_sizes_or_fails(name):
@@ -98,6 +99,7 @@ def test_an_exported_network_takes_other_sizes_or_fails(name):
     assert equal >= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniformer_image", "light_image", "v2"])
 def test_compiled_with_activation_checkpointing(name):
     """Equal to eager mode: logits, gradients, and the statistics of BatchNorm, which are updated once a step."""

@@ -48,7 +48,7 @@ def test_names_and_shapes(name):
 
 @pytest.mark.parametrize("name", WITH_LOGITS)
 def test_logits_and_stages(name, golden, assert_golden):
-    assert_golden(UniFormerLight(**OPTIONS[name]), VARIANTS[name], golden("light_logits.npz")[name])
+    assert_golden(lambda: UniFormerLight(**OPTIONS[name]), VARIANTS[name], golden("light_logits.npz")[name])
 
 
 @pytest.mark.gpu
@@ -121,7 +121,8 @@ def test_parameter_groups():
 @pytest.mark.parametrize("name", [XXS, IMAGE])
 def test_flops(name):
     # our scores add one row of attention a block to the official count
-    model = UniFormerLight(**OPTIONS[name])
+    with torch.device("meta"):
+        model = UniFormerLight(**OPTIONS[name])
     assert count_flops(model, *VARIANTS[name]["input_shape"]) == pytest.approx(VARIANTS[name]["flops_fvcore"], rel=1e-3)
 
 

@@ -39,11 +39,14 @@ def test_names_and_shapes(name):
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == VARIANTS[name]["keys"]
 
 
-@pytest.mark.parametrize("name", WITH_LOGITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "16x224" in name else []) for name in WITH_LOGITS]
+)
 def test_logits_and_stages(name, golden, assert_golden):
-    assert_golden(configured(VARIANTS[name]["config"]), VARIANTS[name], golden("uniformerv2_logits.npz")[name])
+    assert_golden(lambda: configured(VARIANTS[name]["config"]), VARIANTS[name], golden("uniformerv2_logits.npz")[name])
 
 
+@pytest.mark.slow
 def test_training_mode_gradients(golden, golden_state, golden_input):
     case = golden("uniformerv2_train_mode.json")
     model = configured({**VARIANTS[case["variant"]]["config"], **case["changes"]}).train()

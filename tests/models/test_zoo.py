@@ -170,6 +170,7 @@ def test_every_start_is_in_the_manifest():
     assert {variant.start for variant in VARIANTS.values()} - {""} <= fetch.released_weights().keys()
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_torch():
     code = (
         "import sys, slowfast; assert 'torch' not in sys.modules; slowfast.create_model; assert 'torch' in sys.modules"

@@ -74,7 +74,9 @@ def evil(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "evil_module", module)
     monkeypatch.setitem(copyreg._inverted_registry, 0xF1, ("evil_module", "touch"))  # pyright: ignore
     monkeypatch.setitem(copyreg._extension_cache, 0xF1, touch)  # pyright: ignore[reportAttributeAccessIssue]
-    return work
+    gc.freeze()  # what is there already need not be searched after every test
+    yield work
+    gc.unfreeze()
 
 
 def archive(path: Path, data: bytes, script: bool = False) -> None:
@@ -126,6 +128,7 @@ def test_what_pickles_do_would_be_seen(evil):
         Path("evil").unlink()
 
 
+@pytest.mark.slow
 def test_importing_the_package_leaves_pytorch_as_it_is():
     code = (
         "from torch.serialization import get_safe_globals; before = set(get_safe_globals())\n"
