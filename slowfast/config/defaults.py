@@ -256,7 +256,7 @@ _C.MODEL.CHECKPOINT_NUM = [0, 0, 0, 0]
 # Start a new head instead of the loaded one, whatever its classes are.
 _C.MODEL.RESET_HEAD = False
 # Which classes of a pre-trained classifier to take over: "" | names (by the class names in the checkpoint; a training
-# starts those anew that it lacks) | a file with the class names of a checkpoint that holds none, one a line | a file
+# starts those anew that it lacks) | a file with the class names of a checkpoint that holds none, one per line | a file
 # with one index a class.
 _C.MODEL.HEAD_ROWS = ""
 # What the rows of a loaded classifier stand for, which are put into the order of the list's class names: auto (known of

@@ -281,6 +281,8 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
         cure = f"set DATA.LABEL_PATH_TEMPLATE {sorted(others, key=len)[0]!r}"
     elif split == "test" and (folder / template.format("val")).is_file():
         cure = f"to test on the validation videos, copy {template.format('val')} to {paths[0].name}"
+    elif lists := [file for file in there if file.endswith((".csv", ".txt")) and any(name in file for name in names)]:
+        cure = f"if {min(lists, key=len)} is that list, copy it to {paths[0].name}"
     else:
         cure = "set DATA.PATH_TO_DATA_DIR to the folder of the lists"
     raise ManifestError(f"no list file {paths[0]} (the folder holds {', '.join(there[:10]) or 'no file'}): {cure}")

@@ -142,9 +142,10 @@ def fit(
                 classes = len(source[name])
                 faults.append(
                     f"the checkpoint has {classes} classes and the model {len(value)}: set MODEL.NUM_CLASSES {classes} "
-                    "to use it as it is, MODEL.RESET_HEAD True to start a new classifier from its features, or "
-                    f"MODEL.HEAD_ROWS to take rows of its classifier over: a file of the {classes} class names of the "
-                    "checkpoint, one a line, or of one row number a class (for Kinetics the authors' label map)"
+                    "to use it as it is, MODEL.RESET_HEAD True (in Python reset_head) to start a new classifier from "
+                    "its features, or MODEL.HEAD_ROWS to take rows of its classifier over: a file of the "
+                    f"{classes} class names of the checkpoint, one per line, or of one row number per class "
+                    "(for Kinetics the authors' label map)"
                 )
     report.unexpected = [name for name in source if name not in target]
     if without_identity and any(part in name for name in report.missing for part in identity_at_start):

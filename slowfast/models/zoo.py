@@ -225,13 +225,14 @@ def _options_of(
     return {**found, **options}
 
 
-# Keys of the configuration that no network takes, and what says the same here.
+# Keys of the configuration that no network takes, and timm's argument; what says the same here.
 NO_OPTIONS = {
     "n_dim": "it is the width of the backbone",
     "n_layers": "it is the number of blocks in return_list",
     "tower": "give backbone=VisionTower(width, layers, heads, patch, resolution)",
     "pretrain": "give weights",
     "pretrain_name": "give weights",
+    "pretrained": "give weights, a file or a name in slowfast/weights/manifest.json",
     "delete_special_head": "give reset_head",
     "representation_size": "it is in no released model",
 }
@@ -247,7 +248,8 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         if option in NO_OPTIONS:
             raise ValueError(f"{name} has no option {option!r}: {NO_OPTIONS[option]}")
         if option not in known:
-            raise ValueError(f"{name} has no option {option!r}{_close(option, known)}; its options are {known}")
+            near = _close(option, [*known, *inspect.signature(create_model).parameters])
+            raise ValueError(f"{name} has no option {option!r}{near}; its options are {known}")
         if not _is_a(value, kinds[option]):
             raise ValueError(f"{name}: {option} {value!r} has to be {parameters[option].annotation}")
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import time
+from difflib import get_close_matches
 from email.utils import formatdate
 from http.client import HTTPException
 from pathlib import Path
@@ -328,8 +329,10 @@ def fetch_checkpoint(address: str | os.PathLike) -> str:
     if not os.path.isfile(local):
         if reason := _manifest("never_released").get(str(address)):
             raise ValueError(f"checkpoint {str(address)!r} does not exist: {reason}")
+        close = ", ".join(get_close_matches(str(address), released_weights(), n=3))
+        near = f" (near ones: {close})" if close else ""
         raise ValueError(
-            f"checkpoint {str(address)!r} does not exist, nor are there released weights of that name; check the path "
-            "(TRAIN/TEST.CHECKPOINT_FILE_PATH)"
+            f"checkpoint {str(address)!r} does not exist, nor are there released weights of that name{near}; check the "
+            "path (TRAIN/TEST.CHECKPOINT_FILE_PATH)"
         )
     return local

@@ -271,6 +271,9 @@ def test_a_missing_list_names_a_key_that_has_an_effect(make_cfg, tmp_path):
     cfg = make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path))
     with pytest.raises(ManifestError, match=r"val\.csv .*holds train\.csv\): set DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
         build_dataset(cfg, "val")
+    (tmp_path / "kinetics400_val_list_videos.txt").write_text("1.mp4 2\n")  # as MMAction2 names it
+    with pytest.raises(ManifestError, match=r"copy it to val\.csv$"):
+        build_dataset(cfg, "val")
     (tmp_path / "val.csv").write_text("1.mp4 2\n")  # as in the official lists of UCF101, which have no test.csv
     with pytest.raises(ManifestError, match=r"copy val\.csv to test\.csv(?!.*TEMPLATE)"):
         build_dataset(cfg, "test")

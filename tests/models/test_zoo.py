@@ -76,7 +76,10 @@ def test_list_models():
         ({"name": "uniformer_s", "no_lmhra": True}, "uniformer_s has no option 'no_lmhra'"),
         ({"name": "uniformerv2_b16", "no_lmra": True}, r"meant 'no_lmhra'\?"),
         ({"name": "uniformer_s", "num_frames": 0}, "num_frames 0"),
+        ({"name": "uniformer_s", "num_class": 5}, r"'num_class' \(meant 'num_classes'\?\)"),
+        ({"name": "uniformer_s", "pretrained": True}, "'pretrained': give weights"),
         ({"name": "uniformer_s", "weights": "nothing.pth"}, "'nothing.pth' does not exist"),
+        ({"name": "uniformer_s", "weights": "uniformer_s16x4"}, r"near ones: .*uniformer_s16x4_k400"),
     ],
 )
 def test_wrong_arguments(arguments, message):
