@@ -88,8 +88,8 @@ def test_segments_come_in_the_official_order(tmp_path):
         ("a 1_0 1\n", FRAMES, " ", [r"num_frames '1_0' is not a whole number"]),
         ("a.mp4 1_0 2 3 1\n", SEGMENTS, " ", [r"total '1_0' is not a number"]),
         ("a.mp4 9 ٣ 4 1\n", SEGMENTS, " ", [r"begin '٣' is not a number"]),
-        ("a.mp4 9 9 12 1\n", SEGMENTS, " ", [r"segment begins at 9 s, where the video of 9 s has ended"]),
-        ('"a.mp4" 9 9.5 12 1\n', SEGMENTS, " ", [r"segment begins at 9\.5 s, where the video of 9 s has ended"]),
+        ("a.mp4 9 9 12 1\n", SEGMENTS, " ", [r"segment begins at 9 s, .* video at 9 s"]),
+        ('"a.mp4" 9 9.5 12 1\n', SEGMENTS, " ", [r"segment begins at 9\.5 s, .* video at 9 s"]),
         ("a.mp4 9 4 3 1\n", SEGMENTS, " ", [r"segment does not begin at or after 0 and end after that"]),
     ],
 )
@@ -106,7 +106,7 @@ def test_all_faults_are_counted_and_three_are_shown(tmp_path):
         load_manifest(path, num_classes=12)
     text = str(caught.value)
     assert "18 of 21 rows" in text and text.count("a.csv:") == 3 and "a.csv:4: 'b2.mp4 12'" in text
-    assert "MODEL.NUM_CLASSES has to be at least 30" in text
+    assert "MODEL.NUM_CLASSES must be at least 30" in text
 
 
 def test_a_missing_list_names_the_file_and_the_keys(tmp_path):
