@@ -41,7 +41,7 @@ SEEK_FRAMES = 16
 MARKED_CODECS = ("h264",)
 NOT_REFERRED_TO = 0x01  # first byte of a unit with a part of such a picture
 MAX_UNNAMED = 8  # kinds of side data
-SLOW = "every read of some videos decodes them from beginning to end; prepare_data.py reencode makes faster copies"
+SLOW = "prepare_data.py reencode makes faster copies of videos that every read decodes from beginning to end"
 
 _TOLD: set[str] = set()
 
