@@ -278,7 +278,7 @@ def test_a_repeated_key_is_a_fault_only_if_its_values_differ(write):
         ("SOLVER:\n  STEPS: " + "[" * 60 + "]" * 60 + "\n", "deep"),
         ("SOLVER:\n  STEPS: " + "[" * 500 + "]" * 500 + "\n", "deep"),
         ("".join(f"{'  ' * i}A:\n" for i in range(100)), "deep"),
-        ("RNG_SEED: " + "9" * 5000 + "\n", "5000 letters"),
+        ("RNG_SEED: " + "9" * 5000 + "\n", "5000 characters"),
         ("RNG_SEED: 0x" + "f" * 4000 + "\n", "a whole number"),
         ("SOLVER: {BASE_LR: 0x" + "f" * 4000 + "}\n", "a number"),
         ("# " + "x" * (1 << 17) + "\n", "larger"),

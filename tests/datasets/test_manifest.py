@@ -76,7 +76,7 @@ def test_segments_come_in_the_official_order(tmp_path):
         ("a.mp4 1\nb.mp4 dog\n", ("path", "label"), " ", [r"1 of 2 rows", r":2: 'b\.mp4 dog': label 'dog'"]),
         ("a.mp4 1\nb.mp4 5\n", ("path", "label"), " ", [r":2: .*label 5 is outside 0\.\.4", r"MODEL\.NUM_CLASSES 5"]),
         ("a.mp4 -1\n", ("path", "label"), " ", [r"label -1 is outside"]),
-        ("a.mp4\n", ("path", "label"), " ", [r"1 of 2 columns \(path, label\)", r"A row holds path \(video file or"]),
+        ("a.mp4\n", ("path", "label"), " ", [r"1 of 2 columns \(path, label\)", r"path \(video file or"]),
         (",3\n", ("path", "label"), ",", [r":1: ',3': the path is empty"]),
         ("a 0 1\n", FRAMES, " ", [r"num_frames '0' is not above 0"]),
         ("a 3.5 1\n", FRAMES, " ", [r"num_frames '3\.5' is not a whole number"]),

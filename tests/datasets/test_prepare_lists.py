@@ -320,7 +320,7 @@ def test_faulty_kinetics_annotations_are_refused(tmp_path):
     (annotations / "k.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match="no CSV file with the columns label"):
         lists_from_annotations(videos, annotations, K3)
-    with pytest.raises(ValueError, match=r"annotations of ActivityNet 1.3 cannot be read here"):
+    with pytest.raises(ValueError, match=r"annotations of ActivityNet 1.3"):
         lists_from_annotations(videos, annotations, DATASETS["anet"])
 
 

@@ -227,7 +227,7 @@ def test_rows_by_the_class_names_of_the_weights(tmp_path, caplog):
     model = start(tmp_path, 3, state, names, MODEL__HEAD_ROWS=str(path))
     assert torch.equal(model.state_dict()[HEAD][:2], state[HEAD][[3, 700]])
     report = str(model.load_report)
-    assert "fresh classes 1 (new)" in report and "start anew: new" in caplog.text
+    assert "fresh classes 1 (new)" in report and "new rows: new" in caplog.text
     assert "classifier rows 710 -> 3" in report
     with pytest.raises(ValueError, match=r"no class names in the data set.*class_names\.txt"):
         start(tmp_path, 3, state, None, MODEL__HEAD_ROWS=str(path))
