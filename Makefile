@@ -8,9 +8,9 @@ RUN := PATH="$(abspath $(BIN)):$$PATH"
 
 .PHONY: install dev demo test test-unit lint
 
-install: $(VENV)/.installed ## what training and testing need
+install: $(VENV)/.installed ## the packages for training and testing
 
-dev: $(VENV)/.installed-dev ## and what the checks and tests of this code need
+dev: $(VENV)/.installed-dev ## and the packages for the checks and tests of this code
 
 $(VENV)/.installed: setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -27,7 +27,7 @@ setup(
         "numpy>=1.24",
         "opencv-python-headless>=4.8",
         "Pillow>=10",
-        # one of three decoders; there are no wheels for other platforms, and the others do without
+        # one of three decoders; it has no wheels for other platforms, which use the other two
         'decord>=0.6.0; sys_platform == "linux" and platform_machine == "x86_64"',
         "av>=17.1",
         "fvcore>=0.1.5.post20221221",
@@ -46,7 +46,7 @@ setup(
     ],
     extras_require={
         "dev": [
-            # needs FFmpeg's shared libraries, and a release made for the installed torch
+            # needs FFmpeg's shared libraries, and a release for the installed torch
             "torchcodec",
             # other programs, whose numbers the tests compare with ours
             "open_clip_torch>=2.24",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run all checks and benchmarks that need a GPU, unattended, in under 9 minutes, and leave JSON and logs in a folder:
 #     bash benchmarks/gpu.sh OUT [--device cpu --quick]
-# Each part goes on when another one fails; the exit code is 1 if any did. Packages have to be installed; no network is used.
+# A failed part does not stop the others; the exit code is 1 if any failed. Packages must be installed; no network is used.
 set -u
 cd "$(dirname "$0")/.."
 out=${1:?folder for the results}

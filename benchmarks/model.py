@@ -1,6 +1,6 @@
 """Measure forward pass and training step of a network: python benchmarks/model.py uniformer_s16x4_k400 --batch 8.
 
-The reference is the same network as the official modules compute it: contiguous tensors, and attention weights that are
+The reference computes the same network as the official modules do: with contiguous tensors, and with attention weights
 written to memory. Both get the same weights and clips, and their logits are compared first. Rounds are interleaved, so
 that a change of the machine's speed affects all of them equally; medians are printed.
 """
@@ -49,7 +49,7 @@ def as_official(model: nn.Module) -> nn.Module:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked."""
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -75,7 +75,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
 
 
 class Subject:
-    """A network with what its training step and its forward pass need."""
+    """A network with the inputs of its training step and its forward pass."""
 
     def __init__(self, model: nn.Module, cfg: Any, clips: Tensor, dtype: torch.dtype | None, compiled: bool) -> None:
         self.model, self.cfg, self.clips, self.dtype = model, cfg, clips, dtype
@@ -140,10 +140,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="folder in exp/, such as uniformer_s16x4_k400")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
-    parser.add_argument("--batch", type=int, default=8, help="clips of a step (default: 8)")
+    parser.add_argument("--batch", type=int, default=8, help="clips per step (default: 8)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of autocast (default: float32)")
-    parser.add_argument("--compile", action="store_true", help="measure the compiled network, too")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of autocast (default: float32)")
+    parser.add_argument("--compile", action="store_true", help="also measure the compiled network")
     parser.add_argument("--rounds", type=int, default=7, help="counted rounds (default: 7)")
     parser.add_argument("--profile", action="store_true", help="print the operations that take most of a training step")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")

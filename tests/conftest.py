@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def package_logger() -> Iterator[logging.Logger]:
-    """Give back the package's logger as it was before the test: a run in this process sets it up for itself."""
+    """Restore the package's logger after the test, because a run in this process changes it."""
     logger = logging.getLogger("slowfast")
     before = logger.handlers[:], logger.propagate, logger.level
     yield logger

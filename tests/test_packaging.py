@@ -1,4 +1,4 @@
-"""What the package declares to need, and what the wheel holds for those who have no checkout."""
+"""The declared requirements of the package, and the content of the wheel outside a checkout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"torchcodec"}  # imported where it is chosen, and in the extra "dev"
+OPTIONAL = {"torchcodec"}  # imported only if chosen; in the extra "dev"
 
 
 def imported(folder: str) -> set[str]:
@@ -64,7 +64,7 @@ def test_no_import_of_the_package_imports_an_optional_decoder():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A folder with the unpacked wheel of the files of this checkout."""
+    """Return a folder with the unpacked wheel of this checkout."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("slowfast", "configs", "exp", "tools"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))

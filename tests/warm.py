@@ -59,7 +59,7 @@ def serve(address: str) -> None:
 
 
 def run() -> int:
-    """Run the program that `sys.argv` names; returns its exit code."""
+    """Run the program that `sys.argv` names; return its exit code."""
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -73,7 +73,7 @@ def run() -> int:
 if __name__ == "__main__":
     serve(sys.argv[1])
     code = run()
-    # What an interpreter does at its end, but for tearing down all modules, which takes a second.
+    # The shutdown of an interpreter, except that modules are not removed, which takes a second.
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()

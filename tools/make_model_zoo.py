@@ -51,10 +51,10 @@ HEADER = re.compile(
 )
 
 INTRODUCTION = """\
-Accuracy is **as the authors report it**, with so many views (clips x crops) of every video; `test.sh` in the folder of
-an experiment takes the same views. An asterisk is theirs. Parameters and FLOPs are computed here, of one view; a
-multiply-add is one FLOP. Names of weights are those of `slowfast/weights/manifest.json`, and are accepted wherever a
-weight file is, such as in `TEST.CHECKPOINT_FILE_PATH`."""
+Accuracy is **as the authors report it**, with the given number of views (clips x crops) per video; `test.sh` in the
+folder of an experiment uses the same views. An asterisk is the authors'. Parameters and FLOPs are computed here, for
+one view; a multiply-add is one FLOP. Names of weights are those of `slowfast/weights/manifest.json`, and are accepted
+in place of a weights file, for example in `TEST.CHECKPOINT_FILE_PATH`."""
 
 TITLE = """\
 | experiment | starts from | frames x size | parameters (M) | GFLOPs | views | top-1 reported (%) | weights |
@@ -63,11 +63,11 @@ TITLE = """\
 
 @dataclass(frozen=True)
 class Experiment:
-    """A folder of exp/: its configuration, and what its header says.
+    """A folder of exp/: its configuration and the fields of its header.
 
     Args:
         top1: reported accuracy in percent, as printed; None where none is reported.
-        views: clips and crops it was reported with, None likewise.
+        views: clips and crops it was reported with, None where none is reported.
         weights: name of the released weights.
     """
 
@@ -82,7 +82,7 @@ class Experiment:
 
 
 def read_experiment(folder: Path) -> Experiment | None:
-    """The experiment of a folder of exp/; None if its header names no weights.
+    """Return the experiment of a folder of exp/; None if its header names no weights.
 
     Raises:
         ValueError: the header has another form, or the configuration a fault.
@@ -110,13 +110,13 @@ def read_experiment(folder: Path) -> Experiment | None:
 
 
 def read_experiments(root: Path = ROOT) -> list[Experiment]:
-    """All experiments with released weights, by name."""
+    """Return all experiments with released weights, by name."""
     folders = sorted(path.parent for path in (root / "exp").glob("*/config.yaml"))
     return [experiment for folder in folders if (experiment := read_experiment(folder))]
 
 
 def costs(experiments: Iterable[Experiment]) -> Iterator[tuple[int, int]]:
-    """Parameters, and multiply-adds of one view of the test, of each experiment.
+    """Yield parameters, and multiply-adds of one view of the test, of each experiment.
 
     Networks that differ only in their classes, which are less than a thousandth of a GFLOP, are run once.
     """
@@ -135,10 +135,10 @@ def costs(experiments: Iterable[Experiment]) -> Iterator[tuple[int, int]]:
 
 
 def row(experiment: Experiment, parameters: int, flops: int) -> str:
-    """One line of a table.
+    """Return one line of a table.
 
     Raises:
-        ValueError: weights that slowfast/weights/manifest.json does not know.
+        ValueError: slowfast/weights/manifest.json does not contain the weights.
     """
     cfg, gflops = experiment.cfg, flops / 1e9
     start = cfg.UNIFORMERV2.PRETRAIN or "CLIP" if cfg.MODEL.ARCH == "uniformerv2" else cfg.UNIFORMER.PRETRAIN_NAME
@@ -162,7 +162,7 @@ def row(experiment: Experiment, parameters: int, flops: int) -> str:
 
 
 def tables(experiments: Sequence[Experiment]) -> str:
-    """Introduction and one table a data set; within it UniFormer before UniFormerV2 and cheap networks first."""
+    """Return the introduction and one table per data set: UniFormer before UniFormerV2, cheap networks first."""
     rows: dict[str, list[tuple[tuple, str]]] = {name: [] for name in DATASETS}
     for experiment, (parameters, flops) in zip(experiments, costs(experiments), strict=True):
         dataset = Path(experiment.cfg.DATA.PATH_TO_DATA_DIR).parts[1]

@@ -1,4 +1,4 @@
-"""From videos to lists, checked and quick to decode: lists, classes, check, reencode; docs writes DATASET.md's table.
+"""Write lists and class names, check videos, make copies that decode fast; docs writes the tables of DATASET.md.
 
 python tools/prepare_data.py lists my/videos --out data/mine
 python tools/prepare_data.py lists /data/k400 --dataset k400 --annotations k400/annotations --out /data/k400
@@ -59,23 +59,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     one.add_argument("--val-share", type=float, default=0.15, help="own videos to validate on (default: %(default)s)")
     one.add_argument("--test-share", type=float, default=0.15, help="own videos to test on (default: %(default)s)")
-    one.add_argument("--seed", type=int, default=0, help="other seeds, other splits (default: %(default)s)")
-    one.add_argument("--group", default="", metavar="REGEX", help="keep together what this finds the same text in")
-    one.add_argument("--unlabelled", action="store_true", help="write test.csv only, of videos to be predicted")
+    one.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
+    one.add_argument("--group", default="", metavar="REGEX", help="keep videos with the same match together")
+    one.add_argument("--unlabelled", action="store_true", help="write test.csv only, for predictions")
     one.add_argument("--overwrite", action="store_true", help="replace lists that differ")
 
     one = commands.add_parser("classes", help="write the class names of lists that were made elsewhere")
     one.set_defaults(run=write_class_names)
     one.add_argument("lists", help="folder of the lists")
-    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="whose lists they are")
-    one.add_argument("--annotations", default="", help="the data set's own annotations, or a file of its class names")
+    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="data set of the lists")
+    one.add_argument("--annotations", default="", help="official annotations, or a file of class names")
     one.add_argument("--overwrite", action="store_true", help="replace a class_names.txt that differs")
 
     one = commands.add_parser("check", help="decode the ends and the middle of every file, or all of it")
     one.set_defaults(run=check)
     one.add_argument("videos", help="folder of the videos")
-    one.add_argument("--lists", metavar="DIR", help="check what these lists name (default: all videos of the folder)")
-    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="whose lists they are")
+    one.add_argument("--lists", metavar="DIR", help="check the videos of these lists (default: all videos)")
+    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="data set of the lists")
     one.add_argument("--out", help=f"folder of {REPORT} and {QUARANTINE} (default: check/ in the folder of the lists)")
     one.add_argument(
         "--clean", metavar="DIR", help="write the lists without the bad files; may be the lists' own folder"
@@ -87,40 +87,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="X",
         help="clean nothing if more are bad (default: %(default)s)",
     )
-    one.add_argument("--recheck", action="store_true", help="look again at files that were found bad")
+    one.add_argument("--recheck", action="store_true", help="check again files that were found bad")
     one.add_argument("--full", action="store_true", help="decode every frame: finds damage between ends and middle")
     one.add_argument("--timeout", type=float, help="seconds for one file (default: 60, with --full 3600)")
-    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
 
     one = commands.add_parser("reencode", help="make small copies with close key frames")
     one.set_defaults(run=make_copies)
     one.add_argument("videos", help="folder of the videos")
     one.add_argument("--out", required=True, help="folder of the copies, under the same paths")
     one.add_argument("--short-side", type=int, default=320, help="pixels; never enlarges (default: %(default)s)")
-    one.add_argument("--key-frames", type=int, default=16, help="their distance, in frames (default: %(default)s)")
+    one.add_argument("--key-frames", type=int, default=16, help="distance of key frames (default: %(default)s)")
     one.add_argument("--crf", type=int, default=20, help="quality, 0 (best) to 51 (default: %(default)s)")
-    one.add_argument("--preset", default="fast", help="of libx264 (default: %(default)s)")
+    one.add_argument("--preset", default="fast", help="preset of libx264 (default: %(default)s)")
     one.add_argument(
         "--measure", type=int, default=20, metavar="N", help="files to time, 0 = none (default: %(default)s)"
     )
     one.add_argument("--timeout", type=float, default=3600, help="seconds for one file (default: %(default)s)")
-    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
 
-    one = commands.add_parser("docs", help="write the table of DATASET.md")
+    one = commands.add_parser("docs", help="write the tables of DATASET.md")
     one.set_defaults(run=write_docs)
     one.add_argument("--check", action="store_true", help="write nothing; exit with 1 if DATASET.md would change")
     args = parser.parse_args(argv)
     if "max_bad_share" in args and not 0 <= args.max_bad_share <= 1:
-        parser.error(f"--max-bad-share {args.max_bad_share:g} has to be in 0 .. 1")
+        parser.error(f"--max-bad-share {args.max_bad_share:g} must be in 0 .. 1")
     if "full" in args and args.timeout is None:
         args.timeout = 3600 if args.full else 60
     if "workers" in args and (args.workers < 1 or args.timeout <= 0):
-        parser.error(f"--workers {args.workers} has to be at least 1, --timeout {args.timeout:g} above 0")
+        parser.error(f"--workers {args.workers} must be at least 1, --timeout {args.timeout:g} above 0")
     return args
 
 
 def make_lists(args: argparse.Namespace) -> int:
-    """Write lists; tell what was found and left out."""
+    """Write lists; print the files that were found and left out."""
     dataset, names = DATASETS[args.dataset], None
     if args.unlabelled:
         found = find_media(args.videos)
@@ -169,7 +169,7 @@ def make_lists(args: argparse.Namespace) -> int:
 
 
 def write_class_names(args: argparse.Namespace) -> int:
-    """Write class_names.txt in the order of the labels of lists that are there already."""
+    """Write class_names.txt in the order of the labels of existing lists."""
     dataset, folder = DATASETS[args.dataset], Path(args.lists)
     names, classes = annotated_classes(args.annotations, dataset)
     files = list_files(folder, dataset).items()
@@ -177,7 +177,7 @@ def write_class_names(args: argparse.Namespace) -> int:
     names, shown = order_by_labels(lists, names, classes)
     target, text = folder / "class_names.txt", format_class_names(names)
     if target.exists() and target.read_bytes() != text.encode("utf-8", "surrogateescape") and not args.overwrite:
-        raise ValueError(f"{target} holds other names: replace it with --overwrite")
+        raise ValueError(f"{target} contains other names: replace it with --overwrite")
     write_text(target, text)
     order = f"which {shown} rows of the lists show" if shown else "that of the annotation, as no row shows its class"
     print(f"{target}: {len(names)} classes; their order is {order}")
@@ -219,7 +219,7 @@ def check(args: argparse.Namespace) -> int:
         path, reason = next(iter(slow.items()))
         print(
             f"{len(slow)} good files are decoded from the beginning to the end for every read, such as {path} "
-            f"({reason}): copies by prepare_data.py reencode are quick"
+            f"({reason}): prepare_data.py reencode makes faster copies"
         )
     if args.clean:
         if len(bad) > max(1, args.max_bad_share * len(media)):
@@ -281,8 +281,8 @@ def clean_lists(lists: dict[Path, tuple[str, ...]], folder: Path, bad: set[str],
                     file.write(path.read_bytes())
             write_text(target, text)
             kept = f"; {original.name} is the list as it was"
-        told = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
-        print(f"{target}: {dropped} rows left out{kept}{told}")
+        note = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
+        print(f"{target}: {dropped} rows left out{kept}{note}")
 
 
 def own_template(folder: Path) -> str:
@@ -302,7 +302,7 @@ def make_copies(args: argparse.Namespace) -> int:
     found = find_media(args.videos)
     paths = [path for path, size in found.sizes.items() if size is not None] + found.unusable
     if folders := [path for path, size in found.sizes.items() if size is None]:
-        print(f"{len(folders)} folders of images are left as they are")
+        print(f"{len(folders)} folders of images are not encoded")
     settings = Settings(args.short_side, args.key_frames, args.crf, args.preset)
     outcome = reencode(
         args.videos, paths, args.out, settings, workers=args.workers, timeout=args.timeout, folders=folders
@@ -321,12 +321,12 @@ def make_copies(args: argparse.Namespace) -> int:
         if times:
             print(f"16 random frames: {times[0]:.1f} ms before, {times[1]:.1f} ms after ({times[0] / times[1]:.1f} x)")
             if times[1] > times[0]:
-                print("  the copies are slower to read: train on the videos as they are")
+                print("  the copies are slower to read: train on the original videos")
     return int(bool(outcome.broken))
 
 
 def write_docs(args: argparse.Namespace) -> int:
-    """Write the table of DATASET.md, or compare it."""
+    """Write the tables of DATASET.md, or compare them."""
     path = ROOT / "DATASET.md"
     old = path.read_text(encoding="utf-8")
     head, mark, rest = old.partition(MARK)
@@ -343,7 +343,7 @@ def write_docs(args: argparse.Namespace) -> int:
 
 
 def tables() -> str:
-    """The ways to read lists, and the data sets."""
+    """Return the tables of list formats and of data sets."""
     lines = [
         "| `TRAIN.DATASET`, `TEST.DATASET` | for | a row of the list | frames of a clip |",
         "|---|---|---|---|",

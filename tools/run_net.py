@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_shards", help="machines of the job (NUM_SHARDS)")
     parser.add_argument("--shard_id", help="number of this machine (SHARD_ID)")
     parser.add_argument("--init_method", default="", metavar="tcp://HOST:PORT", help="meeting point of the machines")
-    parser.add_argument("--opts", action="store_true", help="may stand before KEY VALUE, as in PySlowFast")
+    parser.add_argument("--opts", action="store_true", help="accepted before KEY VALUE, as in PySlowFast")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
     slurm = parser.add_argument_group("on a Slurm cluster")
     slurm.add_argument("--slurm", action="store_true", help="submit the job and return; the other options need it")
@@ -45,8 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_intermixed_args(argv)
     for name, value in vars(args).items():
-        if is_key(value):  # as when a variable of a script is empty
-            parser.error(f"argument --{name}: no value, the key {value} follows")
+        if is_key(value):  # for example when a variable of a script is empty
+            parser.error(f"argument --{name}: no value before the key {value}")
     changed = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     alone = changed & {action.dest for action in slurm._group_actions}
     if alone and not args.slurm:

@@ -6,7 +6,7 @@ import argparse
 import runpy
 import sys
 
-# Official option -> option of run_net.py; those of the authors' cluster, and of their log files, have none.
+# Official option -> option of run_net.py; options of the authors' cluster and log files have no effect.
 OPTIONS = {
     "cfg": "--cfg={}",
     "num_shards": "--nodes={}",
@@ -25,7 +25,7 @@ OPTIONS = {
 
 
 def translate(argv: list[str] | None = None) -> list[str]:
-    """Return the arguments of run_net.py that do what the given ones of submit.py do."""
+    """Return the arguments of run_net.py for those of submit.py."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     for option, ours in OPTIONS.items():
         parser.add_argument(f"--{option}", dest=option, help=ours.replace("{}", "...") or "accepted, without effect")

@@ -94,11 +94,11 @@ _C.TEST.SHUFFLE_FRAMES = False
 
 # ---- Data -----------------------------------------------------------------------------------------------------------
 _C.DATA = CfgNode()
-# Folder of the list files: train.csv, val.csv and test.csv, or those of DATA.LABEL_PATH_TEMPLATE.
+# Folder of the lists: train.csv, val.csv and test.csv, or those of DATA.LABEL_PATH_TEMPLATE.
 _C.DATA.PATH_TO_DATA_DIR = ""
-# Folder in front of every path in a list file; "" = paths stand alone.
+# Folder in front of every path in a list; "" = paths are used unchanged.
 _C.DATA.PATH_PREFIX = ""
-# Text between the columns of a list file.
+# Text between the columns of a list.
 _C.DATA.PATH_LABEL_SEPARATOR = " "
 # List file of data sets made of frame folders; {} becomes the split; {}.json reads Something-Something's own lists.
 _C.DATA.LABEL_PATH_TEMPLATE = "somesomev1_rgb_{}_split.txt"
@@ -253,13 +253,13 @@ _C.MODEL.LOSS_FUNC = "cross_entropy"
 _C.MODEL.USE_CHECKPOINT = False
 # Blocks to recompute: one number per stage (UniFormer), or one for the whole backbone (UniFormerV2).
 _C.MODEL.CHECKPOINT_NUM = [0, 0, 0, 0]
-# Start a new head instead of the loaded one, whatever its classes are.
+# Start a new classifier instead of the loaded one, whatever its classes are.
 _C.MODEL.RESET_HEAD = False
-# Which classes of a pre-trained classifier to take over: "" | names (by the class names in the checkpoint; a training
-# starts those anew that it lacks) | a file with the class names of a checkpoint that holds none, one per line | a file
-# with one index a class.
+# Rows of a trained classifier to keep: "" | names (by the class names in the checkpoint; in training, other classes get
+# new rows) | a file with the class names of a checkpoint that contains none, one per line | a file with one row number
+# per class.
 _C.MODEL.HEAD_ROWS = ""
-# What the rows of a loaded classifier stand for, which are put into the order of the list's class names: auto (known of
+# Order of the rows of a loaded classifier, which are put into the order of the list's class names: auto (known for
 # released weights, else by network, number of classes and data set) | sorted (by class name) | released (the authors'
 # order) | a file with the class name of each row.
 _C.MODEL.CLASS_ORDER = "auto"
@@ -342,10 +342,10 @@ _C.UNIFORMERV2.NO_LMHRA = False
 _C.UNIFORMERV2.DOUBLE_LMHRA = True
 # Weights to start from: a name or path; "" = those of CLIP, and none for timm/<name> or a custom tower.
 _C.UNIFORMERV2.PRETRAIN = ""
-# Drop the head of those weights when its class count differs; False takes the rows of Kinetics-400, 600 and 700 out of
-# Kinetics-710 and asks for MODEL.HEAD_ROWS otherwise.
+# Drop the classifier of those weights when its number of classes differs; False selects the rows of Kinetics-400, 600
+# and 700 from Kinetics-710, and requires MODEL.HEAD_ROWS otherwise.
 _C.UNIFORMERV2.DELETE_SPECIAL_HEAD = False
-# Train only the global blocks and the head.
+# Train only the global blocks and the classifier.
 _C.UNIFORMERV2.FROZEN = False
 
 # ---- TensorBoard ----------------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ OBSOLETE: dict[str, str] = {
     "DATA.TRAIN_JITTER_FPS": "decord reads frames as they are; see DATA.SAMPLING_RATE",
     "DATA.INV_UNIFORM_SAMPLE": "use DATA.TRAIN_JITTER_SCALES_RELATIVE",
     "DATA.TRAIN_PCA_*": "use AUG.AA_TYPE",
-    "DATA.MULTI_LABEL": "list files hold one class per video",
+    "DATA.MULTI_LABEL": "lists hold one class per video",
     "DATA.PATH_TO_PRELOAD_IMDB": NOT_HERE,
     "DATA.*COLOR*": "use AUG.AA_TYPE",
     "DATA.SSL_*": NOT_HERE,

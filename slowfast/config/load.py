@@ -33,7 +33,7 @@ from slowfast.config.validate import (
 )
 
 PACKAGE = Path(__file__).parents[1]
-# What a configuration file may hold at most; an alias counts as often as it is used.
+# Limits of a configuration file; an alias counts as often as it is used.
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 2000, 20, 4096
 
 
@@ -107,7 +107,7 @@ def load_config_with_sources(
 
 
 def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
-    """Return the configuration that a checkpoint recorded, and its keys, as far as this version has them."""
+    """Return the configuration that a checkpoint recorded, and those of its keys that this version has."""
     cfg, faults = get_cfg(), []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -164,7 +164,7 @@ def read_file(
     if not os.path.isfile(path):
         what = "is a folder; name the YAML file in it" if os.path.isdir(path) else "does not exist"
         if not parents and os.path.dirname(path) == "/":
-            what += ": the folder in front of it is empty. A script that uses $work_path needs work_path=FOLDER"
+            what += ": the folder before it is empty. A script that uses $work_path needs work_path=FOLDER"
         start = f"the folder of {parents[-1]}" if parents else os.getcwd()
         faults.append(f"{named_at}: configuration {path} {what} (paths start from {start})")
         return []
@@ -206,9 +206,9 @@ def _read_text(text: str, path: str, faults: list[str], parents: tuple[str, ...]
     except yaml.YAMLError as error:
         faults.append(f"{path}:1: not a text file in UTF-8 ({error}); save it as one")
     except RecursionError:
-        faults.append(f"{path}:1: values are nested more than {MAX_DEPTH} deep; a configuration needs 3")
+        faults.append(f"{path}:1: values are nested deeper than {MAX_DEPTH} levels; a configuration needs 3")
     if repeated:
-        warnings.warn(f"given twice in {path}, with equal values: {', '.join(repeated)}", stacklevel=2)
+        warnings.warn(f"duplicate keys in {path}, with equal values: {', '.join(repeated)}", stacklevel=2)
     return inherited + own
 
 
@@ -220,25 +220,25 @@ def _read_bases(node: yaml.Node, path: str, faults: list[str], parents: tuple[st
             base = os.path.join(os.path.dirname(path), os.path.expanduser(item.value))
             inherited += read_file(base, faults, origin, parents)
         else:
-            faults.append(f"{origin}: {BASE_KEY} has to be a file or a list of files, relative to {path}")
+            faults.append(f"{origin}: {BASE_KEY} must be a file or a list of files, relative to {path}")
     return inherited
 
 
 def _too_much(text: str, root: yaml.Node | None) -> str:
     """Return the line and the limit that a file exceeds, or "" if it exceeds none."""
     if len(text) > MAX_BYTES:
-        return f"1: the file is larger than {MAX_BYTES} bytes; name the file of the configuration"
+        return f"1: the file is larger than {MAX_BYTES} bytes; give the configuration file"
     nodes, count = [(root, 0)] if root else [], 0
     while nodes:
         node, depth = nodes.pop()
         line, count = node.start_mark.line + 1, count + 1
         if depth > MAX_DEPTH:
-            return f"{line}: values are nested more than {MAX_DEPTH} deep, or an alias contains itself; write them out"
+            return f"{line}: values are nested deeper than {MAX_DEPTH} levels or an alias contains itself; remove it"
         if count > MAX_VALUES:
             return f"{line}: the file holds more than {MAX_VALUES} values, aliases included; remove what is not needed"
         if isinstance(node, yaml.ScalarNode):
             if len(node.value) > MAX_LETTERS:
-                return f"{line}: a value of {len(node.value)} letters; shorten it to {MAX_LETTERS}"
+                return f"{line}: a value has {len(node.value)} characters; shorten it to {MAX_LETTERS}"
         else:
             children = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
             nodes += [(child, depth + 1) for child in children]
@@ -250,7 +250,7 @@ def _values(
 ) -> Iterator[tuple[str, int, yaml.Node]]:
     """Yield full key, line and node of every value in a YAML file.
 
-    A key given twice is a fault, unless both values are equal, as in all official files; then it goes into `repeated`.
+    A duplicate key is a fault, unless both values are equal, as in all official files: it is then added to `repeated`.
     """
     first: dict[str, tuple[int, Any]] = {}
 
@@ -277,18 +277,18 @@ def _values(
 
 
 def _content(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    """Return what a node holds, to be compared: the text 1e-4 as the number that it stands for."""
+    """Return the content of a node for comparisons: the text 1e-4 as a number."""
     try:
         content = loader.construct_object(node, deep=True)
-    except ValueError as error:  # such as a date without such a day
+    except ValueError as error:  # for example a date with day 32
         raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
     return literal(content) if isinstance(content, str) else content
 
 
 def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignment]:
-    """Return what KEY VALUE pairs (or KEY=VALUE) assign; appends to `faults` a key without a value.
+    """Return the values that KEY VALUE pairs (or KEY=VALUE) assign; append a key without a value to `faults`.
 
-    A key is no value, so that a value that was forgotten, or is empty in a script, shifts none of the others.
+    A key is not accepted as a value, so a forgotten value, or an empty one in a script, does not shift the others.
     """
     assignments = []
     tokens = deque(overrides)

@@ -140,7 +140,7 @@ def _takes_images(dataset: str, name: str) -> bool:
 
 
 def _whole_patches(size: int, arch: str, backbone: str, tower: Sequence[int]) -> bool:
-    """Whether crops of `size` pixels fit the image ViT; its patch size is in its name: l14, vit_base_patch16_224."""
+    """Return whether crops of `size` pixels fit the image ViT, whose name has its patch size: l14, patch16."""
     named = re.search(r"(?:_[bl]|patch)(\d+)", backbone)
     if arch != "uniformerv2" or not (backbone == "custom" or named):
         return True
@@ -155,7 +155,7 @@ COMBINATIONS: tuple[Rule, ...] = (
     (
         ("OUTPUT_DIR",),
         lambda folder: folder.strip() not in ("", "None"),
-        "a run needs a folder of its own; name one, or . for the current folder",
+        "a run needs its own folder; set one, or . for the current folder",
     ),
     (
         ("NUM_PROCESSES", "NUM_GPUS"),
@@ -406,7 +406,7 @@ def obsolete(key: str) -> str | None:
 
 
 def is_key(token: Any) -> bool:
-    """Whether a token of a command line is a key, of this package or of the official ones."""
+    """Return whether a token of a command line is a key of this package or of the official ones."""
     known = isinstance(token, str) and (token in DEFAULT_VALUES or ("." in token and obsolete(token) is not None))
     return known and token == token.upper()
 
@@ -426,7 +426,7 @@ def unknown(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the `repr` of a value, shortened to what fits into a message."""
+    """Return the `repr` of a value, shortened for a message."""
     try:
         text = repr(value)
     except ValueError:  # Python converts no integer of more than 4300 digits
@@ -462,7 +462,7 @@ def faults_of(cfg: CfgNode, skip: Iterable[str] = ()) -> Iterator[tuple[tuple[st
                 yield key, f"has to have {wanted} entries; the default is {DEFAULT_VALUES[key]!r}"
         for key, value in values.items():
             if isinstance(value, str) and (max(map(len, value.encode().split(b"/"))) > 255 or len(value) > 4000):
-                yield key, "is longer than a file system allows (255 bytes a name, 4000 a path); shorten it"
+                yield key, "is longer than a file system allows (255 bytes per name, 4000 per path); shorten it"
 
     for key, message in single():
         if key not in faulty:

@@ -1,1 +1,1 @@
-"""From a list file to batches of clips; `build` is the way in, every other module takes plain arguments."""
+"""Make batches of clips from a list; `build` reads the configuration, other modules take plain arguments."""

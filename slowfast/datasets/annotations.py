@@ -37,7 +37,7 @@ def lists_from_annotations(
         ValueError: annotations are missing or malformed, or no video is there.
     """
     if dataset.annotations not in READERS:
-        raise ValueError(f"the annotations of {dataset.name} cannot be read here; DATASET.md tells what its lists hold")
+        raise ValueError(f"the annotations of {dataset.name} cannot be read; write its lists as DATASET.md describes")
     notes: Notes = defaultdict(list)
     annotated, names = READERS[dataset.annotations](Path(annotations), fold, notes)
     names = list(class_names or names)
@@ -78,7 +78,7 @@ def lists_from_annotations(
             f"holds {next(iter(found.sizes))!r} and others"
         )
     notes["that no annotation names, left out"] += [path for path in found.sizes if path not in taken]
-    cure = f"{annotations} has to name videos of these splits, and the videos to lie below {videos}"
+    cure = f"{annotations} must name videos of these splits, and the videos must be below {videos}"
     return complete(Lists(splits, names, notes), dataset.tested_on, cure)
 
 

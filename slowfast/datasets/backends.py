@@ -2,13 +2,13 @@
 
 A video is the frames that FFmpeg shows from the beginning to the end of its first video stream that has packets and is
 not a cover picture, in this order. Frame numbers follow the order of presentation, whatever the times of the frames.
-First the packets are read, without decoding, to list the frames (`frame_list`); the count in the header is not
-believed. What then comes out of the decoder is compared with the list: where it has other times, or another order, the
-whole file is decoded and counted. Only when that fails too, the file is broken. decord and torchcodec are asked only
-for files whose frames they are known to find, and PyAV takes their place elsewhere.
+First the packets are read, without decoding, to list the frames (`frame_list`); the count in the header is not used.
+The frames that the decoder returns are compared with the list: if they have other times, or another order, the whole
+file is decoded and counted. Only if that fails too, the file is broken. decord and torchcodec are used only for files
+whose frames they are known to find; PyAV reads the others.
 
-PyAV comes first because it can be asked to leave out pictures: on the way to a wanted one, those that no other is made
-from. In H.264 as x264 writes it, that is every second one.
+PyAV is the default because it can skip frames: before a wanted frame, those that no other frame depends on. In H.264
+from x264, that is every second one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEEK_FRAMES = 16
 MARKED_CODECS = ("h264",)
 NOT_REFERRED_TO = 0x01  # first byte of a unit with a part of such a picture
 MAX_UNNAMED = 8  # kinds of side data
-SLOW = "some videos are decoded from the beginning to the end for every read, which prepare_data.py reencode mends"
+SLOW = "prepare_data.py reencode makes faster copies of videos that every read decodes from beginning to end"
 
 _TOLD: set[str] = set()
 
@@ -119,16 +119,16 @@ def read_video(
         return _decode_all(path, choose, listed.count)
     except MediaError:
         raise
-    except Exception as error:  # whatever a file makes a library do is a fault of the file
+    except Exception as error:  # any exception of a library is a fault of the file
         raise MediaError(path, why_not(path, error, picture, pixels)) from error
 
 
 def _read_listed(
     path: str, container: Any, stream: Any, listed: FrameList, needed: list[int], backend: str
 ) -> list[np.ndarray]:
-    """Read the frames of a list in one of the quick ways; Unsure if none of them shows what the list says."""
+    """Read the frames of a list without decoding all; Unsure if none of the ways returns the frames of the list."""
     if backend != "pyav":
-        reason = "they are of a kind for which its frames were not shown to be right"
+        reason = "its frames are not known to be right for files of this kind"
         try:
             if listed.plain:
                 return LIBRARIES[backend](path, listed, stream, needed)
@@ -141,12 +141,12 @@ def _read_listed(
     try:
         if "mp4" in container.format.name:
             return _seek_and_decode(container, stream, listed, needed)
-        with open_video(path) as again:  # what a demuxer has passed it may take for key frames, as that of AVI does
+        with open_video(path) as again:  # a demuxer, such as that of AVI, may take passed packets for key frames
             return _seek_and_decode(again, video_stream(path, again), listed, needed)
     except Unsure:
         if len(listed.keys) == 1:
             raise
-    # Pictures that are drawn over many frames, as with periodic intra refresh, are complete from the beginning only.
+    # With periodic intra refresh, a picture is drawn over many frames: it is complete only from the beginning on.
     with open_video(path) as again:
         return _seek_and_decode(again, video_stream(path, again), replace(listed, keys=listed.keys[:1]), needed)
 
@@ -227,10 +227,10 @@ def _seek_and_decode(container: Any, stream: Any, listed: FrameList, needed: lis
 
 
 def _decode_run(container: Any, stream: Any, listed: FrameList, number: int, wanted: list[int]) -> Iterator[Any]:
-    """Decode from frame `number` on, yield the wanted frames, and compare all that come out with the list.
+    """Decode from frame `number` on, yield the wanted frames, and compare all frames with the list.
 
-    One that comes out of order makes the list doubtful: Unsure. Where packets need not hold the times of presentation,
-    so does one that is missing, up to the one after the last that is wanted.
+    A frame that is out of order makes the list doubtful: Unsure. If packets may lack the times of presentation, so does
+    a missing frame, up to the one after the last wanted frame.
     """
     times, settled, rest, begun = listed.times, listed.settled, set(wanted), False
     needed, passed = {times[n] for n in wanted}, set()
@@ -255,7 +255,7 @@ def _decode_run(container: Any, stream: Any, listed: FrameList, number: int, wan
 
 
 def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
-    """Decode from here on as little as it takes to the frames of the times `wanted`, which are taken from it."""
+    """Decode from here as few frames as the times `wanted` need, which are removed from it."""
     codec = stream.codec_context
     marked = codec.name in MARKED_CODECS
     for packet in container.demux(stream):
@@ -269,7 +269,7 @@ def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
 
 
 def _decode_warily(container: Any, stream: Any, wanted: set[int], passed: set[int]) -> Iterator[Any]:
-    """Decode from here to the end; the times of pictures that are left out are added to `passed`."""
+    """Decode from here to the end; add the times of skipped frames to `passed`."""
     codec = stream.codec_context
     marked = codec.name in MARKED_CODECS and codec.field_order in PROGRESSIVE
     units = unit_reader(codec)
@@ -335,7 +335,7 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
 
 
 def _side_data(frame: Any) -> Any:
-    """PyAV reads none of the side data of a frame if it lacks a name for one kind, such as Exif: leave those out."""
+    """Return the side data of a frame without the kinds that PyAV has no name for, such as Exif."""
     for _ in range(MAX_UNNAMED):
         try:
             return frame.side_data

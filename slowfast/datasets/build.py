@@ -256,7 +256,7 @@ def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
 
 
 def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> Path:
-    """Return the list of a split; official files say "validation" as well as "val".
+    """Return the list of a split; official files also use "validation" for "val".
 
     Args:
         folder: DATA.PATH_TO_DATA_DIR.
@@ -265,7 +265,7 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
         configured: DATA.LABEL_PATH_TEMPLATE is the template; otherwise the data set has its own.
 
     Raises:
-        ManifestError: there is none.
+        ManifestError: there is no such list.
     """
     names = [split, "validation"] if split == "val" else [split]
     paths = [folder / template.format(name) for name in names]
@@ -273,7 +273,7 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
         return found
     if not folder.is_dir():
         raise ManifestError(
-            f"no list file {paths[0]}, nor is there its folder: set DATA.PATH_TO_DATA_DIR to that of the lists"
+            f"no list {paths[0]}, and its folder does not exist: set DATA.PATH_TO_DATA_DIR to the folder of the lists"
         )
     there = sorted(path.name for path in folder.iterdir() if path.is_file())
     others = {file.replace(name, "{}") for file in there for name in reversed(names) if file.count(name) == 1}
@@ -285,7 +285,7 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
         cure = f"if {min(lists, key=len)} is that list, copy it to {paths[0].name}"
     else:
         cure = "set DATA.PATH_TO_DATA_DIR to the folder of the lists"
-    raise ManifestError(f"no list file {paths[0]} (the folder holds {', '.join(there[:10]) or 'no file'}): {cure}")
+    raise ManifestError(f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): {cure}")
 
 
 def _build_train_transform(cfg: CfgNode) -> TrainTransform:

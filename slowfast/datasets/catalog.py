@@ -1,4 +1,4 @@
-"""The data sets we know, a row each. A row is data: what differs between two data sets is told here, not in code.
+"""The known data sets, one row each. All differences between two data sets are here, not in code.
 
 `CATALOG` has the ways in which lists and videos are read, which TRAIN.DATASET and TEST.DATASET name; `DATASETS` has the
 public data sets, each with the ways that fit it. DATASET.md shows both.

@@ -44,7 +44,7 @@ class Row:
     Args:
         path: as lists name it.
         ok: whether the file is good: 1 or 0.
-        reason: why not; of a good file, why every read decodes it from the beginning to the end, if that is so.
+        reason: why not; for a good file, why every read decodes it from the beginning to the end, if it does.
         frames: of the video, as the reader counts them.
         width: of the decoded frames, pixels.
         height: of the decoded frames, pixels.
@@ -53,7 +53,7 @@ class Row:
         seconds: duration.
         size: bytes.
         modified: time of the last change, nanoseconds; with the size it tells whether the row still holds.
-        full: 1 if every frame was decoded; otherwise the two ends and the middle were.
+        full: 1 if every frame was decoded, otherwise only the two ends and the middle.
     """
 
     path: str
@@ -86,18 +86,18 @@ def check_media(
 ) -> list[Row]:
     """Decode the first, middle and last frame of every file, or all frames, and report.
 
-    The files are `out`/report.csv and `out`/quarantine.txt. The report grows as files are done. A call that was
-    interrupted goes on where it was, and files that have not changed since they were checked are not decoded again.
+    The files are `out`/report.csv and `out`/quarantine.txt. The report grows as files are done. A repeated call
+    continues where an interrupted one stopped, and does not decode files again that have not changed.
 
     Args:
         videos: folder that the paths start from.
-        media: what to look at.
+        media: the files and folders to check.
         out: folder of the report.
         workers: processes.
         timeout: seconds for one file, after which its process is killed.
         recheck: decode the files again that were found bad.
         template: name of the images of all frame folders (DATA.IMAGE_TEMPLATE); "" asks each folder.
-        full: decode every frame; good files that were not checked so are decoded again.
+        full: decode every frame; good files that were not checked in full are decoded again.
 
     Returns:
         The rows of `media`, sorted by path.
@@ -138,7 +138,7 @@ def check_media(
 
 
 def _look(videos: str, template: str, full: bool, item: Media) -> Row:
-    """Decode the ends and the middle of one file, or all of it; runs in a process of its own."""
+    """Decode the ends and the middle of one file, or all of it; runs in its own process."""
     path = os.path.join(videos, item.path)
     length, slow = 0, [""]
 
@@ -178,7 +178,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
     """Decode every frame of a file, or every image of a folder, one at a time.
 
     Raises:
-        MediaError: one does not decode, or only with a part that the decoder made up.
+        MediaError: a frame cannot be decoded, or the decoder made up a part of it.
     """
     if os.path.isdir(path):
         for number in range(length):
@@ -191,11 +191,11 @@ def _decode_all(path: str, length: int, template: str) -> None:
             for packet in container.demux(stream):
                 frames = packet.decode() if packet.size else []  # an empty one repeats a picture
                 if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
-                    raise MediaError(path, f"damaged near frame {number}, the decoder made up a part; fetch it again")
+                    raise MediaError(path, f"damaged near frame {number}, partly made up; download it again")
                 number += len(frames)
             stream.codec_context.decode(None)
     except av.FFmpegError as error:
-        raise MediaError(path, f"damaged after {number} frames ({error.strerror}); fetch it again") from None
+        raise MediaError(path, f"damaged after {number} frames ({error.strerror}); download it again") from None
 
 
 def _state(path: Path) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from slowfast.datasets.manifest import Manifest, ManifestError, Sample, find_suf
 def read_list(source: str | Path, columns: Sequence[str], separator: str, videos: str | Path) -> Manifest:
     """Return the rows of a list, their paths relative to the folder `videos`, with the suffix that the files have.
 
-    A comma or a blank is tried where `separator` is not between the columns: lists from elsewhere have their own.
+    A comma and a blank are tried if `separator` does not fit, because lists from elsewhere have their own separators.
     """
     faults = []
     for one in dict.fromkeys((separator, ",", " ")):

@@ -1,4 +1,4 @@
-"""Opening of video files with PyAV: which stream is the video, and what is wrong with a file that has none."""
+"""Open video files with PyAV: select the video stream, and report why a file has none."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import av
 import av.logging
 from av.stream import Disposition
 
-# Before version 19, PyAV refuses a file with titles that are not UTF-8 unless it is asked not to.
+# Before version 19, PyAV by default refuses a file with titles that are not UTF-8.
 TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
-HELD_FRAMES = 16  # the most that H.264 and HEVC keep to make others from
+HELD_FRAMES = 16  # maximum of reference frames in H.264 and HEVC
 
 
 class MediaError(ValueError):
@@ -21,23 +21,23 @@ class MediaError(ValueError):
 
     Args:
         path: the video file or folder.
-        reason: what is wrong, and the cure where there is one.
+        reason: what is wrong, and the cure if there is one.
     """
 
     def __init__(self, path: str, reason: str = "") -> None:
-        # A data loader rebuilds the exception from its text alone, which then arrives as `path`.
+        # A data loader rebuilds the exception from its text alone, which becomes `path`.
         super().__init__(f"{path}: {reason}" if reason else path)
         self.path = path
         self.reason = reason
 
 
 def open_container(path: str) -> Any:
-    """Open a file with PyAV, whatever its titles are made of; av.FFmpegError if it is none."""
+    """Open a file with PyAV, whatever the encoding of its titles; av.FFmpegError if it is not a video."""
     return av.open(path, **TITLES)
 
 
 def open_video(path: str) -> Any:
-    """Open a file with PyAV; MediaError if it is none."""
+    """Open a file with PyAV; MediaError if it is not a video."""
     try:
         return open_container(path)
     except av.FFmpegError as error:
@@ -47,10 +47,10 @@ def open_video(path: str) -> Any:
 
 
 def video_stream(path: str, container: Any) -> Any:
-    """Return the first video stream that has packets and is no cover picture, set to decode in this thread alone.
+    """Return the first video stream that has packets and is not a cover picture, set to decode in this thread alone.
 
     Raises:
-        MediaError: there is none, or FFmpeg has no decoder for it.
+        MediaError: there is no such stream, or FFmpeg has no decoder for it.
     """
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
@@ -67,7 +67,7 @@ def video_stream(path: str, container: Any) -> Any:
 
 
 def _first_with_packets(path: str, streams: list[Any]) -> Any:
-    """A file for several bit rates may declare streams that it does not hold."""
+    """Return the first stream with packets; a file for several bit rates may declare streams without any."""
     found: set[int] = set()
     with open_container(path) as container:
         for packet in container.demux([container.streams[stream.index] for stream in streams]):
@@ -97,8 +97,8 @@ def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> 
     Args:
         path: the file.
         error: what was raised.
-        picture: what is known of its frames, as in "3840x2160 hevc".
-        pixels: of a frame; some decoders call a frame damaged for which there was no memory.
+        picture: size and codec of its frames, as in "3840x2160 hevc".
+        pixels: of a frame; some decoders report a damaged frame if memory runs out.
     """
     text = first_line(error)
     scarce = isinstance(error, av.FFmpegError) and not _is_free(HELD_FRAMES * pixels * 3 // 2)
@@ -132,6 +132,6 @@ def _is_free(size: int) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says, in short."""
+    """Return the first line of an exception's message."""
     text = str(error).strip().split("\n")[0] or type(error).__name__
     return re.sub(r"\[[\d:]+\] \S+\.cc:\d+: ", "", text)  # decord's clock and source lines

@@ -18,42 +18,42 @@ MATRIX_PLACES = {b"tkhd": 48, b"mvhd": 44}
 # Containers that keep the times of presentation, and in which decord and torchcodec find frames by their number. In
 # transport streams, and in AVI without an index, they give other frames.
 FAST_FORMATS = ("mp4", "matroska")
-# Codecs whose decoders put frames in order by what the pictures themselves say, whatever the times of the packets.
+# Codecs whose decoders order frames by fields of the pictures themselves, whatever the times of the packets.
 MODERN_CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
 # Codecs of which every packet that passes `_read_packets` is one frame. Others may repeat or leave out frames in ways
 # that only the decoder sees.
 COUNTED_CODECS = (*MODERN_CODECS, "mpeg4", "mpeg1video", "mpeg2video", "png", "ffv1")
-# First bytes of units of IDR and BLA pictures, from which decoding starts at once. With periodic intra refresh, key
-# frames are others: it takes many frames until all of the picture is drawn.
+# First bytes of units of IDR and BLA pictures, at which decoding can start at once. Key frames of periodic intra
+# refresh are not such pictures: it takes many frames until the whole picture is drawn.
 START_UNITS = {"h264": {0x25, 0x45, 0x65}, "hevc": {2 * kind for kind in range(16, 21)}}
-MAX_SKIPPED = 19  # bytes of an MPEG-4 packet that may say no more than "as before"; FFmpeg draws the same line
+MAX_SKIPPED = 19  # an MPEG-4 packet of so few bytes may only repeat the picture; FFmpeg uses the same limit
 PROGRESSIVE = (0, 1)  # AVFieldOrder; 0 is unknown
 
 
 class Packet(NamedTuple):
-    """What is kept of a packet."""
+    """The fields of a packet that the list needs."""
 
     time: int | None
     start: int | None  # time to seek to
     key: bool
     shown: bool
-    instant: bool  # a key picture, and nothing after it refers to what was before
+    instant: bool  # a key picture, and no later picture refers to one before it
 
 
 @dataclass(frozen=True)
 class FrameList:
-    """What the packets of a video say about its frames.
+    """The frames of a video, as far as its packets show them.
 
     Attributes:
-        times: of the frames in order of presentation, in units of the stream.
+        times: times of the frames in order of presentation, in units of the stream.
         keys: (number of the first frame that decoding from here shows, the time to seek to), in order.
-        count: frames there seem to be; equal to the length of `times` where these are known.
+        count: number of frames according to the packets; the length of `times` if these are known.
         doubt: why the list does not lead to the frames, which must then be decoded from the beginning to the end and
             counted; "" if it does, and the list is exact.
-        settled: packets hold the times of presentation: a frame is the one with its time, even if what comes later was
-            never given to the decoder.
+        settled: packets hold the times of presentation: a frame is identified by its time, even if later packets
+            are never decoded.
         ordered: times are those of decoding, and frames are counted from a key frame on.
-        plain: decord and torchcodec find the frames, too.
+        plain: decord and torchcodec find the frames as well.
     """
 
     times: list[int]
@@ -101,11 +101,11 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     keys = _seek_targets(packets, times)
     if not keys or keys[0][0]:
         return FrameList([], [], count, "it does not begin with a key frame")
-    # A four-letter code in Matroska stands for the way of AVI, which has times of decoding only.
+    # A four-letter code in Matroska marks a stream stored as in AVI, with times of decoding only.
     fast = any(name in kind for name in FAST_FORMATS) and not ("matroska" in kind and codec.codec_tag.strip("\0"))
     settled = fast and codec.codec.canonical_name in MODERN_CODECS and codec.field_order in PROGRESSIVE
-    # decord and torchcodec choose among several streams in other ways. Frames that belong to the group before, but come
-    # after the key frame, are lost by a seek to it.
+    # decord and torchcodec select among several streams by other rules. A seek to a key frame loses frames of the group
+    # before that come after it.
     plain = settled and len(container.streams.video) == 1 and not mirrored and len(packets) == len(times) > 1
     plain = plain and all(p.instant and p.time == times[at] for at, p in enumerate(packets) if p.key)
     return FrameList(times, keys, count, settled=settled or codec.codec.intra_only, plain=plain)
@@ -121,13 +121,13 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
         if not packet.size:
             continue
         if not packets and packet.has_sidedata("encryption_info"):
-            raise MediaError(path, "encrypted, as protected films are; it can only be read once it was decrypted")
+            raise MediaError(path, "encrypted, as protected films are; decrypt it first")
         shown, key, pts, dts = not packet.is_discard, packet.is_keyframe, packet.pts, packet.dts
         if name == "vp8":
             shown = shown and bool(memoryview(packet)[0] & 16)
         elif name == "mpeg4":
             whole = whole and packet.size > MAX_SKIPPED and bytes(packet).count(b"\0\0\1\xb6") == 1
-        # Matroska keeps no decoding times, and in MP4 a seek to those lands a key frame too early
+        # Matroska keeps no decoding times, and in MP4 a seek to them ends one key frame too early
         start = pts if dts is None or in_mp4 else dts
         instant = key and (starts is None or not starts.isdisjoint(units(packet)))
         packets.append(Packet(pts, start, key, shown, instant))
@@ -137,7 +137,7 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
 def _doubt(codec: Any, packets: list[Packet], times: list[int], shown: int) -> str:
     """Return why times do not lead to frames, or ""."""
     if len(times) < shown or not times:
-        return "it holds no times of its frames"
+        return "it contains no times of its frames"
     if not (codec.codec.intra_only or codec.codec.canonical_name in COUNTED_CODECS):
         return f"frames of {codec.codec.canonical_name} cannot be counted without decoding them"
     if len(set(times)) < len(times):
@@ -146,16 +146,16 @@ def _doubt(codec: Any, packets: list[Packet], times: list[int], shown: int) -> s
 
 
 def _list_in_order(codec: Any, packets: list[Packet], times: list[int]) -> FrameList:
-    """Pictures before and after an IDR picture of H.264 do not mix, so its place among packets is its number."""
+    """List frames in order of decoding: an IDR picture of H.264 separates pictures, so its place is its number."""
     keys = [(at, packet.start) for at, packet in enumerate(packets) if packet.instant and packet.start is not None]
     usable = codec.codec.canonical_name == "h264" and codec.field_order in PROGRESSIVE and len(packets) == len(times)
     if usable and keys[:1] == [(0, packets[0].start)]:
         return FrameList(times, keys, len(times), ordered=True)
-    return FrameList([], [], len(times), "it holds no times of presentation")
+    return FrameList([], [], len(times), "it contains no times of presentation")
 
 
 def _seek_targets(packets: list[Packet], times: list[int]) -> list[tuple[int, int]]:
-    """Key frames, also those that are hidden, but not those after which nothing is shown up to the next one."""
+    """Return key frames, hidden ones too, except those after which no frame is shown up to the next one."""
     targets: list[tuple[int, int]] = []
     earliest: int | None = None  # of what is shown up to the next key frame
     for packet in reversed(packets):
@@ -170,7 +170,7 @@ def _seek_targets(packets: list[Packet], times: list[int]) -> list[tuple[int, in
 
 
 def unit_reader(codec: Any) -> Callable[[Any], list[int]]:
-    """Return a function from a packet of H.264 or HEVC to the first bytes of its units, which say what they are."""
+    """Return a function from a packet of H.264 or HEVC to the first bytes of its units, which contain their type."""
     extradata = codec.extradata or b""
     place = 21 if codec.name == "hevc" else 4
     length = (extradata[place] & 3) + 1 if extradata[:1] == b"\1" and len(extradata) > place else 0
@@ -188,15 +188,15 @@ def unit_reader(codec: Any) -> Callable[[Any], list[int]]:
 
 
 def _cut_off(path: str, promised: int) -> MediaError:
-    return MediaError(path, f"damaged, cut off after {os.path.getsize(path)} of {promised} bytes; fetch it again")
+    return MediaError(path, f"damaged, cut off after {os.path.getsize(path)} of {promised} bytes; download it again")
 
 
 def _check_boxes(path: str) -> tuple[int, bool]:
-    """An MP4 file says how long each of its parts is, and so whether its end is there.
+    """Check whether the end of an MP4 file is there; its header contains the length of each part.
 
     Returns:
-        The size that the file should have where it lacks some of its pictures or of what follows them, else 0; whether
-        a display matrix mirrors the picture.
+        The size that the file must have if pictures or later parts are missing, else 0; whether a display matrix
+        mirrors the picture.
 
     Raises:
         MediaError: the end of an index is not there.
@@ -207,7 +207,7 @@ def _check_boxes(path: str) -> tuple[int, bool]:
             file.seek(start)
             length, kind, long_length = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
             head, length = (16, long_length) if length == 1 else (8, length)
-            if length < head:  # 0 is up to the end, wherever that is; others are no box
+            if length < head:  # 0 means up to the end of the file; other values are not a box
                 break
             if start + length > size and kind == b"mdat":
                 return start + length, mirrored

@@ -47,7 +47,7 @@ START = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Seconds until a process that does not even begin is given up; importing from a busy network drive takes its time.
 START_LIMIT = 300.0
-SLOW = "every read decodes it from the beginning to the end ({}): prepare_data.py reencode makes a copy that is quick"
+SLOW = "every read decodes it from the beginning to the end ({}): prepare_data.py reencode makes a faster copy"
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
 # Ctrl-C, and what a cluster sends to every process of a job that is to save its work and end.
 FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -1,4 +1,4 @@
-"""Class names for lists that were made elsewhere, in the order of the labels that these lists use."""
+"""Find the class names of lists that were made elsewhere, in the order of their labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slowfast.datasets.catalog import Dataset
 from slowfast.datasets.manifest import Manifest
 from slowfast.utils.class_names import read_class_names
 
-# Names of a clip add to that of its video: Kinetics the seconds that it was cut at, ActivityNet and HACS "v_" in front.
+# The name of a clip extends that of its video: in Kinetics by the seconds of the cut, in ActivityNet and HACS by "v_".
 CLIP = re.compile(r"_\d{6}_\d{6}$")
 
 
@@ -51,8 +51,8 @@ def order_by_labels(
 ) -> tuple[list[str], int]:
     """Return `names` in the order of the labels of `lists`, and how many rows show it.
 
-    A row shows the class of its label by its video, where `classes` has it, or by the folder that it is in. Where no
-    row shows anything, the order is that of `names`.
+    A row shows the class of its label by its video, if `classes` contains it, or by its folder. If no row shows a
+    class, the order is that of `names`.
 
     Raises:
         ValueError: the rows contradict the order of `names`, and do not show that of all classes.

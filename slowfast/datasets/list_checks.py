@@ -1,4 +1,4 @@
-"""What lists name, compared with what is there: videos, frames and labels."""
+"""Compare lists with the files that they name, and their labels with the classes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from slowfast.datasets.rows import SEPARATORS, VIDEO_SUFFIXES, readers_of
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = 50  # videos that are looked at to find out about all
-MANY = 1000  # folders beside each other
-FEW = 0.2  # share of missing videos that `prepare_data.py check --clean` takes out of a list without being asked twice
-FULL = 0.95  # share of the images of a folder that a list has to name
+SAMPLE = 50  # videos checked as a sample of all
+MANY = 1000  # folders in one folder
+FEW = 0.2  # share of missing videos that `prepare_data.py check --clean` removes from a list by default
+FULL = 0.95  # share of the images of a folder that a list must name
 
 
 def check_files(manifest: Manifest, threads: int = 16) -> None:
-    """Look for every video of a list, a folder at a time: asking for each file takes several times as long.
+    """Look for every video of a list, one folder at a time: one request per file takes several times as long.
 
     Raises:
-        ManifestError: some are missing; all are counted, the first three named, and what was found to help is told.
+        ManifestError: videos are missing; with their number, the first three paths, and a cure that was checked.
     """
 
     def entries(folder: str) -> frozenset[str]:
@@ -90,7 +90,7 @@ def _most(sample: Sequence[str], is_there: Callable[[str], bool]) -> bool:
 
 
 def _surplus_columns(manifest: Manifest, sample: Sequence[str]) -> str:
-    """Name the columns that were taken for a part of the paths, if the paths are right without them."""
+    """Name the columns that were read as a part of the paths, if the paths are right without them."""
     for separator in SEPARATORS:
         for surplus in range(1, 5):
             parts = [path.rsplit(separator.strip() or None, surplus) for path in sample]
@@ -105,15 +105,15 @@ def _surplus_columns(manifest: Manifest, sample: Sequence[str]) -> str:
                         f"they hold {' '.join(columns)}, so set TRAIN.DATASET and TEST.DATASET to {readers_of(columns)}"
                     )
                     return (
-                        f"The rows have {surplus} column{'s' * (surplus > 1)} more than the list is read with: "
-                        f"{first} is there, and {' '.join(others)!r} does not belong to the path: "
+                        f"The rows have {surplus} surplus column{'s' * (surplus > 1)}: "
+                        f"{first} exists, and {' '.join(others)!r} does not belong to the path: "
                         f"{cure if columns else 'keep one path and one label per row'}."
                     )
     return ""
 
 
 def _columns(surplus: Sequence[str], may_be_frames: bool) -> tuple[str, ...]:
-    """Return the columns of lists that have these fields between the path and the label, if there are such."""
+    """Return the columns of lists that have these fields between the path and the label; () for none."""
     if not all(field.replace(".", "", 1).isdigit() for field in surplus):
         return ()
     if len(surplus) == 1 and may_be_frames:
@@ -127,7 +127,7 @@ def _other_suffix(manifest: Manifest, sample: Sequence[str]) -> str:
     stems = [os.path.splitext(os.path.join(manifest.prefix, path)) for path in sample]
     for suffix in VIDEO_SUFFIXES:
         if _most([stem for stem, _ in stems], lambda stem, suffix=suffix: os.path.exists(stem + suffix)):
-            return f"The files are there with the suffix {suffix}, not {stems[0][1] or 'none'}: change it in the list."
+            return f"The files exist with the suffix {suffix}, not {stems[0][1] or 'none'}: change it in the list."
     return ""
 
 
@@ -142,10 +142,10 @@ def _other_folder(manifest: Manifest, sample: Sequence[str]) -> str:
         shorter = [path.strip("/").split("/", depth)[-1] for path in sample]
         if _most(shorter, lambda path: os.path.exists(prefix / (path + suffix))):
             first = sample[0][: len(sample[0]) - len(shorter[0])]
-            return f"They are below {prefix} without {first!r} in front: take it out of the list."
+            return f"They are below {prefix} without {first!r} in front: remove it from the list."
     places = [next((f for f in below if os.path.exists(f / (path + suffix))), None) for path in sample[:SHOWN]]
     if place := next(filter(None, places), None):
-        return f"They are in several folders below {prefix}, as in {place}: the listed paths have to name these."
+        return f"They are in several folders below {prefix}, such as {place}: add the folders to the listed paths."
     return ""
 
 
@@ -153,8 +153,8 @@ def check_frame_counts(manifest: Manifest, template: str) -> None:
     """Warn where a list names fewer images than the folders hold: only the first part of each video would be used.
 
     Args:
-        manifest: a list of frame folders; SAMPLE of them are looked at.
-        template: of the names of the images, counted from 1 (DATA.IMAGE_TEMPLATE).
+        manifest: a list of frame folders; SAMPLE of them are checked.
+        template: template of the names of the images, counted from 1 (DATA.IMAGE_TEMPLATE).
     """
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(manifest))
@@ -166,17 +166,17 @@ def check_frame_counts(manifest: Manifest, template: str) -> None:
     if short:
         path, listed, held = short[0]
         logger.warning(
-            "%s names fewer images than there are in %d of %d folders looked at (%s: %d of %d): only the first part of "
+            "%s names fewer images than exist in %d of %d checked folders (%s: %d of %d): only the first part of "
             "each video is used; correct the column num_frames",
             manifest.source, len(short), len(rows), path, listed, held,
         )  # fmt: skip
 
 
 def log_labels(lists: Mapping[str, Manifest], num_classes: int) -> None:
-    """Log which of the classes the lists have, as a warning where labels look wrong.
+    """Log which classes occur in the lists, as a warning if labels look wrong.
 
-    Labels look wrong where the training list has less than half of the classes, where labels occur outside of it only,
-    and where most labels occur, but not 0, as when classes were counted from 1.
+    Labels look wrong if the training list has less than half of the classes, if a label occurs in another list only, or
+    if most labels occur, but not 0, as when classes are counted from 1.
 
     Args:
         lists: train and val, or test -> the list.
@@ -184,15 +184,15 @@ def log_labels(lists: Mapping[str, Manifest], num_classes: int) -> None:
     """
     present = {split: np.unique(manifest.labels[manifest.labels >= 0]) for split, manifest in lists.items()}
     names = {split: os.path.basename(manifest.source) for split, manifest in lists.items()}
-    told = [f"{len(labels)} of {num_classes} classes occur in {names[split]}" for split, labels in present.items()]
+    facts = [f"{len(labels)} of {num_classes} classes occur in {names[split]}" for split, labels in present.items()]
     every = np.unique(np.concatenate(list(present.values())))
     wrong = 2 * len(present.get("train", range(num_classes))) < num_classes
     if 2 * len(every) >= num_classes and every[0] > 0:
         wrong = True
-        told.append("label 0 never occurs: do the labels count from 1?")
+        facts.append("label 0 never occurs: do the labels count from 1?")
     for split, labels in present.items() if "train" in present else ():
         if len(alone := np.setdiff1d(labels, present["train"])):
             wrong = True
             some = ", ".join(map(str, alone[:SHOWN])) + (", ..." if len(alone) > SHOWN else "")
-            told.append(f"label{'s' * (len(alone) > 1)} {some} occur{'s' * (len(alone) == 1)} in {names[split]} only")
-    logger.log(logging.WARNING if wrong else logging.INFO, "labels: %s", "; ".join(told))
+            facts.append(f"label{'s' * (len(alone) > 1)} {some} occur{'s' * (len(alone) == 1)} in {names[split]} only")
+    logger.log(logging.WARNING if wrong else logging.INFO, "labels: %s", "; ".join(facts))

@@ -125,11 +125,11 @@ def find_media(videos: str | Path) -> Found:
             else:
                 sizes[path] = size
     bar.close()
-    notes[f"originals without a copy here ({WITHOUT_COPY} says why), left out"] += without_copy(root)
+    notes[f"originals without a copy here (see {WITHOUT_COPY}), left out"] += without_copy(root)
     if not sizes:
-        told = "; ".join(describe(notes)) or "it is empty"
+        reason = "; ".join(describe(notes)) or "it is empty"
         raise ValueError(
-            f"no video below {root} ({told}): a video is a file that ends in one of "
+            f"no video below {root} ({reason}): a video is a file that ends in one of "
             f"{', '.join(sorted(VIDEO_SUFFIXES))}, or a folder of .jpg or .png images"
         )
     for what, pattern in UNUSUAL.items():
@@ -294,12 +294,12 @@ def _draw_splits(media: Mapping[str, tuple[str, str]], shares: Mapping[str, floa
 
 
 def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
-    """Sort the lists, and let validation and test stand in for each other where one of them is missing.
+    """Sort the lists, and use validation and test for each other if one of them is missing.
 
     Args:
-        lists: what was found.
+        lists: the videos that were found.
         tested_on: the split that published accuracies are of.
-        cure: how a list that is missing then comes to have videos.
+        cure: how to get videos for a missing list.
 
     Raises:
         ValueError: a list would have no videos.
@@ -316,8 +316,8 @@ def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
             splits[split] = splits[other]
     if missing := [split for split in ("train", "val", "test") if split not in splits]:
         there = ", ".join(f"{len(rows)} for {split}" for split, rows in splits.items()) or "none at all"
-        told = "".join(f"; {note}" for note in describe(lists.notes))
-        raise ValueError(f"no videos for {' and '.join(missing)} ({there}{told}): {cure}")
+        notes = "".join(f"; {note}" for note in describe(lists.notes))
+        raise ValueError(f"no videos for {' and '.join(missing)} ({there}{notes}): {cure}")
     return Lists(splits, lists.class_names, lists.notes)
 
 

@@ -17,8 +17,8 @@ from slowfast.utils.class_names import read_class_names
 
 CLASS_FILES = ("classes.txt", "class_names.txt")
 SHOWN = 3
-LOOKS = 10  # rows that are looked for to find the suffix of all
-KNOWN = 100_000  # ends of rows that are remembered
+LOOKS = 10  # rows checked to find the suffix of all
+KNOWN = 100_000  # parsed ends of rows that are kept
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Manifest(Sequence[Sample]):
         prefix: folder put before every path that is not absolute.
         suffix: put after every path.
         source: the list file, for messages.
-        class_names: in the order of the labels, or None if nobody told.
+        class_names: in the order of the labels, or None if unknown.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ def load_manifest(
         name = row.rsplit(cut, count)[0] if row else ""
         rest = row[len(name) :]
         values = known.get(rest)
-        if values is None or '"' in name or (cut and (not name or name[-1].isspace())):  # it takes a closer look
+        if values is None or '"' in name or (cut and (not name or name[-1].isspace())):  # the slow path parses it
             if not row:
                 continue
             fields, fault = parse_row(row, columns, separator, num_classes, lowest)
@@ -262,9 +262,9 @@ def load_something_something(
 
 
 def find_suffix(prefix: str, paths: Sequence[str]) -> str:
-    """Return the suffix that listed names lack and their files have, as `78687` of `78687.webm`; "" for none.
+    """Return the suffix that files have and listed names lack, as `78687` for `78687.webm`; "" for none.
 
-    Extracted frames lie in a folder of the listed name. The first path of which anything is there decides.
+    Extracted frames are in a folder of the listed name. The first path for which a file or folder exists decides.
     """
     for place in range(min(len(paths), LOOKS)):
         path = os.path.join(prefix, paths[place])

@@ -43,7 +43,7 @@ def read_frames(
         image_template: name of image number k of a folder, as in `image_template.format(k)`.
         colors: order of the channels, "RGB" or "BGR".
         backend: decoder of video files to try first: "pyav", "decord" or "torchcodec".
-        allocate: gives the array that is returned, of a shape and uint8.
+        allocate: returns the uint8 array of a shape for the frames.
         report_slow: called with the reason before a file is decoded from the beginning to the end because its frames
             cannot be found in another way.
 
@@ -85,7 +85,7 @@ def read_frames(
 
 
 class _NotTheFile(BaseException):
-    """Carries an exception of `choose` past all that would make it a fault of the file."""
+    """An exception of `choose`, which must not be reported as a fault of the file."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -101,7 +101,7 @@ def _check_file(path: str) -> None:
     except OSError as error:
         reason = f"cannot be opened ({error.strerror})"
     else:
-        reason = "the file is empty; fetch it again"
+        reason = "the file is empty; download it again"
     raise MediaError(path, reason)
 
 

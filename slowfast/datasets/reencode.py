@@ -39,7 +39,7 @@ class Settings:
     Args:
         short_side: pixels; smaller videos keep their size (but for an odd pixel, which H.264 cannot have).
         key_frames: largest distance between key frames, in frames: at most so many are decoded to reach one.
-        crf: constant rate factor; 18 can hardly be told from the original, 23 is the encoder's default.
+        crf: constant rate factor; 18 hardly differs from the original, 23 is the encoder's default.
         preset: of the encoder: slower ones make smaller files.
         b_frames: pictures in a row that no other one refers to; a reader leaves out those of them it does not want.
     """
@@ -82,8 +82,8 @@ def reencode(
 
     Frames and the distances of their times stay, the first time becomes 0; sound and other streams are dropped; a
     rotation or mirroring in the header is applied. A file appears whole or not at all, with the time of change of its
-    source, and is not made again while that is the same, so an interrupted call goes on where it was. The same source
-    and settings give the same bytes. `out`/without_copy.csv names the originals without a copy, also after a kill.
+    source, and is not made again while that is unchanged, so a repeated call continues an interrupted one. The same
+    source and settings give the same bytes. `out`/without_copy.csv names the videos without a copy, also after a kill.
 
     Args:
         videos: folder that the paths start from.
@@ -127,7 +127,7 @@ def reencode(
 
 
 def without_copy(copies: str | Path) -> list[str]:
-    """Return the originals that have no copy in a folder, as `reencode` recorded them; none if it is no such folder."""
+    """Return the originals that have no copy in a folder, as `reencode` recorded them; none for another folder."""
     try:
         with open(Path(copies, WITHOUT_COPY), encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -145,7 +145,7 @@ def _record(out: Path, reasons: dict[str, str]) -> None:
 def every_frame(reader: Any, video: Any) -> Iterator[Any]:
     """Decode a stream from its beginning to its end.
 
-    A packet without content repeats a picture, in Ogg for example. A decoder would take it for the end.
+    A packet without content repeats a picture, for example in Ogg. A decoder would read it as the end.
     """
     for packet in reader.demux(video):
         if packet.size:
@@ -295,6 +295,6 @@ def _add_stream(writer: Any, image: Any, rate: Fraction, time_base: Fraction, se
         "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames),
         "bf": str(b_frames), "b_strategy": "0", "b-pyramid": "none",
         "threads": "1",  # the processes fill the cores
-        "x264-params": "cpu-independent=1",  # else its assembler reads beyond odd sides: each time another file
+        "x264-params": "cpu-independent=1",  # otherwise it reads beyond odd sides: files differ
     }  # fmt: skip
     return stream

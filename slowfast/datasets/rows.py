@@ -1,4 +1,4 @@
-"""The rows of a list file: what they hold, what is wrong with one, and what would make all of them right."""
+"""Parse the rows of a list: their columns, the fault of a row, and the cure for all rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ VIDEO_SUFFIXES = (
 )  # fmt: skip
 SEPARATORS = (",", " ", "\t", ";", "|")
 UNKNOWN = -1  # the label of a video in a test list whose class is not known
-DIGITS = 15  # of a number: all such are exact in a float64
-# what Python reads besides, such as 1_000 and the digits of other scripts, is more likely a mistake than a number
+DIGITS = 15  # of a number, so that it is exact in a float64
+# other forms that Python reads, such as 1_000 and the digits of other scripts, are more likely a mistake
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SEVERAL = re.compile(r"[0-9]+([^0-9.eE+-][0-9]+)+")
-# A column in the first line of what is not a list -> what to do with it.
+# Column in the first line of a file that is not a list -> cure.
 FOREIGN = {
-    "time_start": "This is an annotation of Kinetics: tools/prepare_data.py lists --annotations makes lists of it.",
+    "time_start": "This is an annotation of Kinetics: tools/prepare_data.py lists --annotations makes lists from it.",
     "original_vido_id": "This is a list of single frames of Something-Something: name the official JSON files of its "
     "videos by DATA.LABEL_PATH_TEMPLATE instead, as something-something-v2-{}.json.",
 }
@@ -48,7 +48,7 @@ def parse_row(
     Args:
         row: without blanks at its ends.
         columns: names from `COLUMNS`.
-        separator: between them; a blank stands for any run of blanks and tabs.
+        separator: between the columns; a blank means any run of blanks and tabs.
         num_classes: labels must be below it; None does not check.
         lowest: labels must not be below it.
     """
@@ -68,7 +68,7 @@ def parse_row(
         if not 0 <= begin <= end:
             return [], "the annotated segment does not begin at or after 0 and end after that"
         if begin >= total:
-            return [], f"the annotated segment begins at {begin:g} s, where the video of {total:g} s has ended"
+            return [], f"the annotated segment begins at {begin:g} s, after the end of the video at {total:g} s"
     return values, ""
 
 
@@ -93,7 +93,7 @@ def label_fault(label: float, num_classes: int | None, lowest: int = 0) -> str:
 
 
 def fits(rows: Sequence[str], columns: Sequence[str], separator: str, lowest: int = UNKNOWN) -> bool:
-    """Return whether every row can be read so, whatever the number of classes is."""
+    """Return whether every row has these columns, whatever the number of classes."""
     return bool(rows) and all(not parse_row(row, columns, separator, None, lowest)[1] for row in rows)
 
 
@@ -103,14 +103,14 @@ def readers_of(columns: Sequence[str]) -> str:
 
 
 def cure_rows(rows: Sequence[str], columns: Sequence[str], separator: str, num_classes: int | None, lowest: int) -> str:
-    """Return a sentence on what makes all rows of a list right, or, where nothing simple does, on what a row holds."""
+    """Return a sentence with the cure for all rows of a list or, if there is no simple one, with the columns."""
     if fits(rows, columns, separator, lowest):
         return _cure_labels([int(parse_row(row, columns, separator, None, lowest)[0][-1]) for row in rows], num_classes)
     if fits(rows, columns, separator):
         return f"Labels count from 0; {UNKNOWN}, for a class that is not known, is for test lists only."
-    if told := next((told for column, told in FOREIGN.items() if column in rows[0]), ""):
-        return told
-    header = f"The first line is a header ({rows[0]!r}): take it out. " if HEADER.fullmatch(rows[0]) else ""
+    if cure := next((cure for column, cure in FOREIGN.items() if column in rows[0]), ""):
+        return cure
+    header = f"The first line is a header ({rows[0]!r}): remove it. " if HEADER.fullmatch(rows[0]) else ""
     body = rows[1:] if header else rows
     if header and fits(body, columns, separator, lowest):
         return header.strip()
@@ -132,22 +132,22 @@ def _cure_labels(labels: Sequence[int], num_classes: int | None) -> str:
     largest = max(labels)
     if largest == num_classes and 0 not in labels:
         return f"Labels run from {min(labels)} to {largest}, and none is 0: count them from 0."
-    return f"Labels run to {largest}: MODEL.NUM_CLASSES has to be at least {largest + 1}, or the labels are wrong."
+    return f"Labels run to {largest}: MODEL.NUM_CLASSES must be at least {largest + 1}, or the labels are wrong."
 
 
 def _cure_last_field(rows: Sequence[str], columns: Sequence[str], separator: str) -> str:
     fields = [row.rsplit(separator.strip(" ") or None, len(columns) - 1) for row in rows]
     last = [unquoted(row[-1]) for row in fields if len(row) == len(columns)]
     if any(SEVERAL.fullmatch(field) for field in last):
-        return "Some rows name several labels, but a video has one class here: keep one label per row."
+        return "Some rows have several labels, but a video must have one class: keep one label per row."
     if columns[-1] == "label" and last and all(field[:1].isalpha() for field in last):
-        return "Rows end in names of classes: write numbers, counted from 0 in the order of class_names.txt, instead."
-    told = ", ".join(f"{name} ({COLUMNS[name]})" for name in columns)
-    return f"A row holds {told}, with DATA.PATH_LABEL_SEPARATOR {separator!r} between them."
+        return "Rows end in class names: write numbers instead, counted from 0 in the order of class_names.txt."
+    named = ", ".join(f"{name} ({COLUMNS[name]})" for name in columns)
+    return f"A row must have {named}, with DATA.PATH_LABEL_SEPARATOR {separator!r} between them."
 
 
 def _surplus(rows: Sequence[str], columns: Sequence[str], separator: str) -> bool:
-    """Return whether what would be the paths end in a number that stands alone, as if it was a column too."""
+    """Return whether the paths end in a separate number, as if they contained another column."""
     return all(SURPLUS.search(_path(row, columns, separator)) for row in rows)
 
 

@@ -100,7 +100,7 @@ def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[in
 def to_small_tensor(frames: np.ndarray, scale: int) -> torch.Tensor:
     """Return `to_tensor` of frames, with the short side resized to `scale` if that takes fewer bytes.
 
-    Large frames are resized one by one: all at once, 64 of 4K would take 8 GB on the way.
+    Large frames are resized one by one: 64 frames of 4K at once would take 8 GB.
     """
     num_frames, height, width, channels = frames.shape
     size = short_side_size(height, width, scale)

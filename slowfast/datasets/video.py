@@ -95,7 +95,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.reverse_channels = reverse_channels
         self.backend = backend
         self.decode_timeout = decode_timeout
-        self.killed: dict[int, str] = {}  # rows whose reading has cost a worker its life -> reason
+        self.killed: dict[int, str] = {}  # rows during whose reading a worker was killed -> reason
 
     def __len__(self) -> int:
         return len(self.manifest)

@@ -1,4 +1,4 @@
-"""A loader that goes on when the system kills one of its workers, most often because memory is short."""
+"""Continue loading after the system kills a worker, usually because memory runs out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 3  # without a batch in between
+MAX_RESTARTS = 3  # in a row, without a batch
 
 CURES = "lower DATA_LOADER.NUM_WORKERS, or re-encode large videos; in a test, lower TEST.NUM_ENSEMBLE_VIEWS"
 
@@ -24,7 +24,7 @@ _place: tuple[Any, int] | None = None  # in a worker: the array of `VideoLoader`
 
 
 def note_row(row: int) -> None:
-    """Note that this process, if it is a worker, begins to read a row of the list."""
+    """Record that this worker begins to read a row of the list; do nothing in other processes."""
     if _place is not None:
         places, worker = _place
         places[2 * worker + 1] = row + 1
@@ -38,13 +38,13 @@ def _start(places: Any, start_worker: Any, worker: int) -> None:
 
 
 class VideoLoader(DataLoader):
-    """A `DataLoader` that starts its workers again when one of them was killed, and goes on at the same batch.
+    """A `DataLoader` that restarts its workers after one was killed, and continues at the same batch.
 
-    The video that the worker was reading counts as broken from then on: it is entered in `killed` of the data set, a
+    The video that the worker was reading counts as broken from then on: it is added to `killed` of the data set, a
     dictionary from rows of the list to reasons. A data set without that attribute ends with an error.
 
     Args:
-        dataset: it calls `note_row`.
+        dataset: data set, which must call `note_row`.
         batch_sampler: an `EpochBatchSampler`.
         num_workers: number of workers.
         worker_init_fn: called in each worker with its number.
@@ -76,7 +76,7 @@ class VideoLoader(DataLoader):
                     raise
                 self._bury([int(pid) for pid in found[1].split(",")], restarts)
                 iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
-                self._iterator = None  # PyTorch would use its workers again
+                self._iterator = None  # otherwise PyTorch would use its workers again
                 iterator, restarts = self._begin(epoch, batch), restarts + 1
                 continue
             restarts = 0
@@ -84,21 +84,21 @@ class VideoLoader(DataLoader):
             yield content
 
     def _begin(self, epoch: int, batch: int) -> Iterator[dict[str, Any]]:
-        """Start an iteration at a batch; the position of the sampler stays what it was."""
+        """Start an iteration at a batch; keep the position of the sampler."""
         sampler: Any = self.batch_sampler
         position = sampler.epoch, sampler.batch
         before = signal.getsignal(signal.SIGCHLD)
         sampler.set_position(epoch, batch)
         iterator = super().__iter__()
-        if self.num_workers:  # they are sent to work at once
+        if self.num_workers:  # workers begin at once
             sampler.set_position(*position)
-            # PyTorch's handler raises the error wherever the main thread is, in the middle of a step too
+            # PyTorch's handler raises the error anywhere in the main thread, also in the middle of a step
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
         return iterator
 
     def _bury(self, pids: list[int], restarts: int) -> None:
-        """Enter what killed workers were reading as broken.
+        """Record the videos that killed workers were reading as broken.
 
         Raises:
             ValueError: there were too many in a row, or videos cannot be left out.
@@ -111,7 +111,7 @@ class VideoLoader(DataLoader):
         for row in rows:
             size = _size(self.dataset.manifest.path(row))  # pyright: ignore[reportAttributeAccessIssue]
             killed[row] = f"a worker was killed by the system while it read this video{size} (out of memory?): {CURES}"
-        logger.warning("%s; the workers start again", self._what(rows))
+        logger.warning("%s; restarting the workers", self._what(rows))
 
     def _give_up(self, rows: list[int]) -> NoReturn:
         raise ValueError(f"{self._what(rows)}: {CURES}")

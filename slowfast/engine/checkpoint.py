@@ -31,14 +31,14 @@ def best_checkpoint(output_dir: str) -> Path:
 
 
 def official_best(output_dir: str) -> Path:
-    """The place where the official programs put theirs."""
+    """Return where the official programs save the best checkpoint."""
     return Path(output_dir) / "best.pyth"
 
 
 def list_checkpoints(output_dir: str) -> list[Path]:
     """Checkpoints of a run from the oldest to the newest, the best one not among them."""
     paths = checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth")
-    # a pipe of that name would block whoever opens it
+    # opening a pipe of that name would block
     return sorted((path for path in paths if _NAME.match(path.name) and path.is_file()), key=_progress)
 
 
@@ -57,7 +57,7 @@ def last_checkpoint(output_dir: str) -> Path | None:
 def resumable_checkpoint(output_dir: str) -> Path | None:
     """Return the checkpoint of most epochs that is whole, the best ones included; None if there is none.
 
-    What counts is in the files: neither their names nor their times. One that cannot be resumed is passed over with a
+    The content of the files decides, not their names or times. One that cannot be resumed is skipped with a
     warning; every byte of the chosen one has been compared with its checksum.
 
     Raises:
@@ -66,11 +66,11 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
     paths = [*list_checkpoints(output_dir), *filter(Path.is_file, [best_checkpoint(output_dir)])]
     found = {path: peek(path) for path in [*paths, *filter(Path.is_file, [official_best(output_dir)])]}
     epochs = {path: epochs_done(entries) for path, entries in found.items()}
-    # those whose progress is unknown come first, to be complained about
+    # files of unknown progress come first, for a warning
     for path in sorted(found, key=lambda path: (epochs[path] >= 0, -epochs[path])):
         if epochs[path] >= 0 and is_whole(path):
             return path
-        logger.warning("%s %s: passed over", path, _unfit(path, found[path], epochs[path]))
+        logger.warning("%s %s: skipped", path, _unfit(path, found[path], epochs[path]))
     if paths:
         last = paths[-1]
         raise ValueError(
@@ -81,19 +81,19 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
 
 
 def _unfit(path: Path, entries: Mapping[str, Any], epochs: float) -> str:
-    """Say why a checkpoint cannot be resumed; only what was a PyTorch file once is called damaged."""
+    """Return why a checkpoint cannot be resumed; only a former PyTorch file is called damaged."""
     if entries and epochs < 0:
         names = sorted(map(str, entries))
-        what = f"holds {', '.join(names[:4])}{' ...' * (len(names) > 4)}, and not what a run goes on from"
+        what = f"holds {', '.join(names[:4])}{' ...' * (len(names) > 4)}, but not the entries that a resume needs"
         weights = {"model_state", "model", "state_dict"} & entries.keys() or torch.is_tensor(
             next(iter(entries.values()))
         )
         return f"{what} (TRAIN.CHECKPOINT_FILE_PATH starts from weights)" if weights else what
     if not entries and is_whole(path):
-        return "holds other objects than tensors, which are never loaded"
+        return "contains objects other than tensors, which are never loaded"
     with open(path, "rb") as file:
         start = file.read(2)
-    return "is torn or damaged" if start in (b"", b"PK") else "is no PyTorch file"
+    return "is torn or damaged" if start in (b"", b"PK") else "is not a PyTorch file"
 
 
 def newest_entries(output_dir: str) -> Mapping[str, Any]:
@@ -111,12 +111,12 @@ def peek(path: Path) -> Mapping[str, Any]:
 
 
 def is_official(entries: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was written by the official programs, which count epochs only."""
+    """Return whether a checkpoint was written by the official programs, which count epochs only."""
     return "step" not in entries and {"epoch", "model_state", "optimizer_state"} <= entries.keys()
 
 
 def epochs_done(entries: Mapping[str, Any]) -> float:
-    """Return the epochs that were over when a checkpoint was written; -1 if it does not tell."""
+    """Return the completed epochs of a checkpoint; -1 if it does not contain them."""
     try:
         if is_official(entries):
             return entries["epoch"] + 1

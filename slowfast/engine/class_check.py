@@ -1,4 +1,4 @@
-"""Notice a test whose predictions are numbered in another order of the classes than its labels."""
+"""Detect a test whose predictions number the classes in another order than its labels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 from slowfast.weights.class_order import ORDERS, PARTS_OF_K710, places_of_names, places_of_rows
 
-# A wrong order costs more than any weakness of a model: so many percent of the videos of a class, on average, and more
-# than the chance of drawing these videos explains (McNemar's test: so many standard deviations).
+# A wrong order costs more accuracy than a weak model: at least LEAST_GAIN percent of the videos of a class, on average,
+# and more than the random choice of the videos explains (DEVIATIONS standard deviations of McNemar's test).
 LEAST_GAIN = 20.0
 DEVIATIONS = 4.0
 
@@ -20,7 +20,7 @@ class Permutation:
     """A one-to-one change of the predicted classes that explains the labels far better.
 
     Args:
-        counted: top-1 accuracy in percent as it is.
+        counted: top-1 accuracy in percent as counted.
         matched: the same with the best matching of predicted to true classes.
         order: the known order that explains it, "" if none does.
     """
@@ -31,10 +31,10 @@ class Permutation:
 
     def __str__(self) -> str:
         return (
-            f"top1 is {self.counted:.2f}, but {self.matched:.2f} if each predicted class is taken for another one: the "
+            f"top1 is {self.counted:.2f}, but {self.matched:.2f} if each predicted class is read as another one: the "
             "classes of the weights and the labels of the list are in different orders"
             + (f"; {self.order}" if self.order else "")
-            + ". MODEL.CLASS_ORDER says what the rows of the classifier stand for"
+            + ". MODEL.CLASS_ORDER sets the order of the rows of the classifier"
         )
 
 
@@ -43,7 +43,7 @@ def find_permutation(
 ) -> Permutation | None:
     """Return the permutation of classes that a test's predictions show; None if they are right, or only weak.
 
-    Known orders are tried as they are. Any other permutation is fitted to one half of the videos of each class and
+    Known orders are tried first. Any other permutation is fitted to one half of the videos of each class and
     judged on the other half, where a fit to chance gains nothing.
 
     Args:
@@ -51,7 +51,7 @@ def find_permutation(
         label: (N,) true class, or -1 where it is not known.
         classes: K.
         class_names: of the list; None if they are not known.
-        taken_as: the order in which the rows of the classifier were taken; "" as they are.
+        taken_as: the order in which the rows of the classifier were read; "" for the order of the file.
     """
     predicted, label = predicted[label >= 0], label[label >= 0]
     if not len(label):
@@ -80,7 +80,7 @@ def _explains(moved: np.ndarray, right: np.ndarray, label: np.ndarray) -> bool:
 
 
 def _match(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Return the class that each predicted class stands for in the best one-to-one matching, if in doubt itself."""
+    """Return the true class of each predicted class in the best one-to-one matching, if in doubt the same class."""
     from scipy.optimize import linear_sum_assignment  # imports half of SciPy, which only a test with labels needs
 
     confusion = 0.001 * np.eye(classes)
@@ -101,7 +101,7 @@ def _held_out(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndar
 
 
 def _known_orders(classes: int, class_names: Sequence[str] | None, taken_as: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield, in words, what may have been mistaken, with the class that each predicted class then stands for."""
+    """Yield each possible confusion in words, with the true class of each predicted class in that case."""
     listed = np.arange(classes)
     places = np.array(places_of_names(class_names)) if class_names else listed
     class_at = np.argsort(places)
@@ -114,6 +114,6 @@ def _known_orders(classes: int, class_names: Sequence[str] | None, taken_as: str
     rows = np.argsort(orders[taken])[places] if taken in orders and class_names else listed
     for name, of_rows in orders.items():
         if name != taken:
-            yield f"the rows of the classifier look to be in the order {name}", class_at[of_rows][rows]
-        yield f"the labels of the list look to be in the order {name}", np.argsort(of_rows)[places]
-    yield "the rows of the classifier look to be in the order of the list", rows
+            yield f"the rows of the classifier seem to be in the order {name}", class_at[of_rows][rows]
+        yield f"the labels of the list seem to be in the order {name}", np.argsort(of_rows)[places]
+    yield "the rows of the classifier seem to be in the order of the list", rows

@@ -32,7 +32,7 @@ class ViewEnsemble:
     def __init__(self, method: str, softmax: bool) -> None:
         assert method in ("sum", "max"), method
         self.method, self.softmax = method, softmax
-        self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); those not in `views` mean nothing
+        self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); undefined for rows not in `views`
         self.labels: dict[int, int] = {}
         self.views: dict[int, int] = {}  # bit v: view v is counted
         self.finite = True
@@ -60,7 +60,7 @@ class ViewEnsemble:
         if not self.scores.size:
             self.scores = np.zeros((rows, classes), np.float32)
         elif rows > len(self.scores):
-            # the system moves the pages of a large array, so this copies nothing
+            # the system moves the pages of a large array without a copy
             self.scores.resize((rows + rows // 8, classes), refcheck=False)
 
 
@@ -167,7 +167,7 @@ def evaluate(
     labels = [part[0] for part in parts]
     if not any(labels):
         first = "".join(f"\n  {path}: {reason}" for path, reason in bad[:3])
-        raise SharedError(f"no video could be evaluated: none of {len(bad)} can be decoded, first of them:{first}")
+        raise SharedError(f"no video could be evaluated, because none of {len(bad)} can be decoded; the first:{first}")
     index, scores = _gather(ensemble, [sorted(part) for part in labels], device)
     label = {i: y for part in labels for i, y in part.items()}
     return Evaluation(index=index, label=np.array([label[i] for i in index.tolist()]), scores=scores, bad=bad)
@@ -192,7 +192,7 @@ def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device
             scores[rows] = distributed.broadcast_tensor(sent, rank).cpu().numpy()
             progress()
     for place, row in enumerate(index.tolist()):
-        if place != row:  # a video before it could not be decoded
+        if place != row:  # an earlier video could not be decoded
             scores[place] = scores[row]
     scores.resize((len(index), scores.shape[1]), refcheck=False)
     return index, scores

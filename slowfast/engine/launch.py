@@ -66,7 +66,7 @@ def launch(cfg: CfgNode, init_method: str = "") -> None:
         ValueError: something of the user's is wrong.
         JobError: a spawned process failed or hung; no other is left.
         Interruption: the job was asked to stop; the same command goes on.
-        AlreadyReported: another process of the job has told the user what is wrong.
+        AlreadyReported: another process of the job has reported the fault.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         run(cfg)
@@ -237,7 +237,7 @@ def _join_and_run(cfg: CfgNode) -> None:
     backend = "gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND
     distributed.init_process_group(backend, distributed.device(cfg.NUM_GPUS), seconds, _go_on_waiting)
     agreement = preflight(cfg)
-    # a test writes into a folder of its own, so it may run beside a training
+    # a test writes into its own folder, so it may run at the same time as a training
     with hold(Path(cfg.OUTPUT_DIR, "train.lock")) if cfg.TRAIN.ENABLE else nullcontext():
         _run(cfg, agreement)
 
@@ -245,7 +245,7 @@ def _join_and_run(cfg: CfgNode) -> None:
 def _go_on_waiting() -> None:
     progress()
     if interrupt.received():
-        raise Interruption("asked to stop before all processes of the job had come")
+        raise Interruption("interrupted before all processes of the job had connected")
 
 
 def _run(cfg: CfgNode, agreement: str) -> None:
@@ -256,7 +256,7 @@ def _run(cfg: CfgNode, agreement: str) -> None:
         if cfg.TRAIN.ENABLE:
             train(cfg)
         if cfg.TEST.ENABLE:
-            # after days of training it waits for another test, as long as the other processes can
+            # after days of training, wait for another test as long as the other ranks can
             patience = 30 * cfg.DIST_TIMEOUT if cfg.TRAIN.ENABLE else PATIENCE
             with hold(Path(cfg.OUTPUT_DIR, f"{test_folder(cfg)}.lock"), patience):
                 test(cfg)

@@ -1,4 +1,4 @@
-"""Allow one run at a time in a folder: a lease file names the process that runs there and shows that it is alive.
+"""Allow one run at a time in a folder: a lease file names the process that runs there, which renews it while it lives.
 
 It needs neither locks of the file system, which network drives often lack, nor clocks that agree: a file is created
 only where there is none, and ages are differences of two times that the file system has set.
@@ -26,16 +26,16 @@ from slowfast.utils.watchdog import progress
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two signs of life of a holder, and of silence after which one on another machine counts as dead.
+# Seconds between two signs of life of a holder, and of silence after which a holder on another machine counts as dead.
 BEAT = 15.0
 STALE = 120.0
 
-# Seconds for a holder to end by itself, such as a process whose launcher was killed.
+# Seconds to wait for a holder to end, for example a process whose launcher was killed.
 PATIENCE = 5.0
 
 
 def _machine() -> str:
-    """Return what processes that can see each other have in common: host, its last boot, table of processes."""
+    """Return an identifier of the process table: host, its last boot, and namespace of processes."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
@@ -43,7 +43,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """Return when a process of this machine started, in ticks, "" if that is hidden, None if it does not run."""
+    """Return when a process of this machine started, in ticks; "" if that is hidden, None if it does not run."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -71,7 +71,7 @@ class Holder:
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def is_alive(self) -> bool | None:
-        """Return whether the process runs, None if that cannot be seen from here."""
+        """Return whether the process runs; None if this process cannot see it."""
         mine = Holder()
         if self.machine == mine.machine:
             now = _started(self.pid)
@@ -85,10 +85,10 @@ UNREADABLE = Holder("an unknown host", 0, "an unknown time", "", "", "", 0, "")
 
 
 def _create(path: Path, holder: Holder) -> None:
-    """Write a lease, unless there is one.
+    """Write a lease unless one exists.
 
     Raises:
-        FileExistsError: there is one.
+        FileExistsError: a lease exists.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     try:
@@ -102,7 +102,7 @@ def _create(path: Path, holder: Holder) -> None:
 def _read(path: Path) -> tuple[Holder, float] | None:
     """Return the holder of a lease and the time of its last sign of life, or None if there is no lease.
 
-    The file is opened for both, since a network drive answers other questions from its memory.
+    The file is opened for both, because a network drive answers other requests from its cache.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -134,11 +134,11 @@ def _take_over(path: Path, dead: Holder, holder: Holder) -> bool:
         other = _read(claim)
         if other and (other[0].is_alive() is False or _now(path.parent) - other[1] > STALE):
             with contextlib.suppress(FileNotFoundError):
-                os.replace(claim, path)  # to end what it has begun
+                os.replace(claim, path)  # complete an interrupted replacement
         return False
     lease = _read(path)
     if lease is None or lease[0].token != dead.token:
-        claim.unlink()  # it was replaced before the claim
+        claim.unlink()  # another process replaced it before this claim
         return False
     os.replace(claim, path)
     return True
@@ -149,10 +149,10 @@ class Lease:
 
     Args:
         path: of the lease file; its folder is made.
-        patience: seconds to wait for a living holder to end.
+        patience: seconds to wait for a running holder to end.
 
     Raises:
-        ValueError: another process holds it, or the folder cannot be written.
+        ValueError: another process holds the lease, or the folder cannot be written.
     """
 
     def __init__(self, path: Path, patience: float = PATIENCE) -> None:
@@ -188,7 +188,7 @@ class Lease:
             if alive and time.monotonic() > begun + patience:
                 raise ValueError(
                     f"OUTPUT_DIR {str(self.path.parent)!r} is in use: process {holder.pid} on {holder.host} has held "
-                    f"{self.path.name} since {holder.since}; wait for its end, stop it, or choose another OUTPUT_DIR"
+                    f"{self.path.name} since {holder.since}; wait until it ends, stop it, or choose another OUTPUT_DIR"
                 )
             if not waits and time.monotonic() > begun + 2 * PATIENCE:
                 waits = True
@@ -198,7 +198,7 @@ class Lease:
 
     def _renew(self) -> None:
         while not self.released.wait(BEAT):
-            with contextlib.suppress(OSError):  # a disk that is away for a while
+            with contextlib.suppress(OSError):  # a disk that is unavailable for a while
                 lease = _read(self.path)
                 if lease is None:  # the folder was deleted
                     _create(self.path, self.holder)
@@ -207,13 +207,13 @@ class Lease:
                 elif lease[0] is not UNREADABLE:
                     print(
                         f"error: {self.path} was taken over by process {lease[0].pid} on {lease[0].host}, since this "
-                        f"process, {self.holder.pid} on {self.holder.host}, showed no sign of life for {STALE:g} s",
+                        f"process, {self.holder.pid} on {self.holder.host}, did not renew it for {STALE:g} s",
                         file=sys.stderr, flush=True,
                     )  # fmt: skip
-                    os._exit(1)  # two runs would write the same files
+                    os._exit(1)  # otherwise two runs would write the same files
 
     def release(self) -> None:
-        """Let another run begin."""
+        """Release the lease, so that another run can begin."""
         self.released.set()
         self.thread.join(1)
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
 """Continue a run from a checkpoint of the official programs: weights, optimizer and epoch.
 
 They write `epoch` (of the last complete one, from 0), `model_state`, `optimizer_state`, `scaler` and `cfg`. An
-optimizer numbers its parameters and does not name them: its state is taken over only where the numbers can be shown to
-mean the same.
+optimizer numbers its parameters without naming them: its state is loaded only if the numbers can be shown to mean the
+same parameters.
 """
 
 from __future__ import annotations
@@ -50,11 +50,9 @@ def adopt(
         entries["ema_state"] = state.model.state_dict()
     try:
         entries["optimizer_state"] = _optimizer_state(checkpoint, state.model, state.optimizer, cfg)
-        logger.info(
-            "the state of its optimizer is taken over for %d parameters", len(entries["optimizer_state"]["state"])
-        )
+        logger.info("loaded the optimizer state of %d parameters", len(entries["optimizer_state"]["state"]))
     except (ValueError, TypeError, LookupError, AttributeError) as reason:
-        logger.warning("the state of its optimizer does not fit (%s), so the optimizer starts without one", reason)
+        logger.warning("the optimizer state does not fit (%s), so the optimizer starts without a state", reason)
     state.load_state_dict(entries, steps_per_epoch)
 
 
@@ -73,13 +71,13 @@ def _optimizer_state(
     names = [name for group in groups for name in group["names"]]
     saved = checkpoint["optimizer_state"]
     if not {"param_groups", "state"} <= saved.keys():
-        raise ValueError("there is none")
+        raise ValueError("the file contains none")
     if [len(group["params"]) for group in saved["param_groups"]] != [len(group["names"]) for group in groups]:
-        raise ValueError("its groups of parameters are others")
+        raise ValueError("its groups of parameters differ")
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     parameters, weights = dict(model.named_parameters()), checkpoint["model_state"]
     if [name for name in weights if name in parameters] != list(parameters):
-        raise ValueError("its parameters are named otherwise, or in another order")
+        raise ValueError("its parameters have other names, or another order")
     by_name = {}
     wanted = {"momentum_buffer"} if cfg.SOLVER.OPTIMIZING_METHOD == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     for number, name in zip(numbers, names, strict=True):
@@ -97,11 +95,11 @@ def _optimizer_state(
 
 
 def _warn_of_changes(text: Any, cfg: CfgNode) -> None:
-    """Name the values of the recipe that are others than in the configuration of the official run."""
+    """Warn about values of the recipe that differ from the configuration of the official run."""
     if not isinstance(text, str):
         return
     before, known = recorded_config(text)
     changed = {key: values for key, values in changed_keys(before, cfg).items() if key in known}
     if changed:
         differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())
-        logger.warning("the run goes on with another configuration than the official checkpoint's: %s", differences)
+        logger.warning("the configuration differs from that of the official checkpoint: %s", differences)

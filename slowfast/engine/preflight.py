@@ -68,7 +68,7 @@ def code_hash(folder: Path) -> str:
 
 
 def data(cfg: CfgNode) -> dict[str, str]:
-    """The folders and lists of the configured data sets -> "readable" or "missing or unreadable"."""
+    """Map the folders and lists of the configured data sets to "readable" or "missing or unreadable"."""
     folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
     found = {f"DATA.PATH_TO_DATA_DIR {folder}": _readable(folder)}
     if cfg.DATA.PATH_PREFIX:
@@ -84,10 +84,10 @@ def data(cfg: CfgNode) -> dict[str, str]:
 
 
 def build_alike(build: Callable[[], DataLoader]) -> DataLoader:
-    """Build a loader in every process of the group, and compare the rows and class names that each has read.
+    """Build a loader in every process of the group, and compare the rows and class names that each one has read.
 
     Raises:
-        ValueError: in every process, if one of them could not build it, or has read something else.
+        ValueError: in every process, if one could not build it, or has read other rows or names.
     """
     loader = error = None
     try:
@@ -98,7 +98,7 @@ def build_alike(build: Callable[[], DataLoader]) -> DataLoader:
     records = distributed.all_gather((distributed.who(), facts, str(error) if error else None))
     for rank, (name, _, fault) in enumerate(records):
         if fault is not None:
-            # the main process looks at more than the others do: its fault need not be one of its node
+            # the main process checks more than the others, so its fault is not always a fault of its node
             raise SharedError(f"{name}: {fault}" if rank else fault) from error
     names = [name for name, *_ in records]
     faults = [fault for key in facts for fault in _odd_ones(key, names, [values.get(key) for _, values, _ in records])]

@@ -37,12 +37,12 @@ RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
 
 def prepare_output_dir(cfg: CfgNode) -> None:
-    """Make OUTPUT_DIR and leave the resolved configuration there, runnable as it is; call it in every process.
+    """Make OUTPUT_DIR and write the resolved configuration there, which can be run again; call it in every process.
 
     Raises:
         ValueError: the folder holds a run of another configuration, or one that may not be resumed, or cannot be made.
     """
-    if cfg.TRAIN.ENABLE:  # a test writes into a folder of its own
+    if cfg.TRAIN.ENABLE:  # a test writes into its own folder
         distributed.on_main(lambda: _prepare_output_dir(cfg))
 
 
@@ -66,19 +66,19 @@ def _prepare_output_dir(cfg: CfgNode) -> None:
 
 
 def write_resolved(cfg: CfgNode, folder: Path) -> None:
-    """Write `resolved_config.yaml`; a file of that name that was not written here stays."""
+    """Write `resolved_config.yaml`; keep a file of that name that no run wrote."""
     path = folder / "resolved_config.yaml"
     if path.exists() and path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] != WRITTEN_HERE:
-        logger.warning("%s was not written by a run, so it stays as it is", path)
+        logger.warning("%s was not written by a run: it is not replaced", path)
         return
     write_text(path, f"{WRITTEN_HERE}\n{dump_config(cfg)}")
 
 
 def _changes(entries: Mapping[str, Any], now: CfgNode) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between the recipe of a checkpoint and this one.
+    """Return the differences between the recipe of a checkpoint and this one.
 
-    Another number of nodes is no difference if a step keeps its videos and its learning rate, nor are more epochs
-    for a run that has finished.
+    Another number of nodes is not a difference if a step keeps its videos and its learning rate; more epochs are not
+    one for a run that has finished.
     """
     if not isinstance(entries.get("cfg"), str) or is_official(entries):
         return {}
@@ -93,7 +93,7 @@ def _changes(entries: Mapping[str, Any], now: CfgNode) -> dict[str, tuple[Any, A
 
 
 def warn_of_weights_only(cfg: CfgNode) -> None:
-    """Warn where TRAIN.CHECKPOINT_FILE_PATH holds the state of an optimizer, with which the official programs go on."""
+    """Warn if TRAIN.CHECKPOINT_FILE_PATH contains an optimizer state, which the official programs would resume."""
     path = cfg.TRAIN.CHECKPOINT_FILE_PATH
     if not path or not distributed.is_main():
         return
@@ -103,9 +103,9 @@ def warn_of_weights_only(cfg: CfgNode) -> None:
     epochs, cure = epochs_done(entries), ""
     if is_official(entries) and _num_classes(entries) == cfg.MODEL.NUM_CLASSES:
         copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
-        cure = f"; to go on from its epoch {epochs:g} instead, copy it to {copy} and start again"
+        cure = f"; to resume from its epoch {epochs:g} instead, copy it to {copy} and start again"
     logger.warning(
-        "TRAIN.CHECKPOINT_FILE_PATH %s gives the weights only: its optimizer and its epoch are not used%s", path, cure
+        "only the weights of TRAIN.CHECKPOINT_FILE_PATH %s are used, not its optimizer state and epoch%s", path, cure
     )
 
 

@@ -64,8 +64,8 @@ class TrainState:
             source: of the entries, for messages.
 
         Raises:
-            ValueError: it is of newer code or of a list of another length, only holds weights, or an entry is not what
-                a run of this configuration writes.
+            ValueError: it is of newer code or of a list of another length, contains weights only, or has an entry that
+                a run of this configuration does not write.
         """
         check_entries(state, source)
         if state["steps_per_epoch"] != steps_per_epoch:
@@ -77,7 +77,7 @@ class TrainState:
         scaling = bool(state["scaler_state"]) and self.scaler.is_enabled()  # only if both sides train in float16
         if self.ema and state["ema_state"] is None:
             raise ValueError(
-                f"EMA.ENABLE is True, and {source} holds no averaged weights: set it False, or use another OUTPUT_DIR"
+                f"EMA.ENABLE is True, and {source} has no averaged weights: set it False, or use another OUTPUT_DIR"
             )
         faults = [
             *_differences("model_state", state["model_state"], self.model.state_dict()),
@@ -85,7 +85,7 @@ class TrainState:
             *_optimizer_faults(state["optimizer_state"], self.optimizer),
         ]
         if scaling and not self.scaler.state_dict().keys() <= state["scaler_state"].keys():
-            faults.append(f"scaler_state holds {', '.join(state['scaler_state'])}")
+            faults.append(f"scaler_state contains {', '.join(state['scaler_state'])}")
         _raise_faults(faults, source)
 
         self.model.load_state_dict(state["model_state"])
@@ -131,7 +131,7 @@ def _is_finite(value: Any) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in value.values() if tensor.is_floating_point())
 
 
-# Entry of a checkpoint -> (check, what passes it). Those after `best` are absent in files of older code.
+# Entry of a checkpoint -> (check, required content). Those after `best` are absent in files of older code.
 ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model_state": (_is_state_dict, "a state_dict"),
     "optimizer_state": (_is_optimizer_state, "the state of an optimizer"),
@@ -152,10 +152,10 @@ REQUIRED = tuple(ENTRIES)[: tuple(ENTRIES).index("best") + 1]
 
 
 def check_entries(state: Mapping[str, Any], source: str) -> None:
-    """Check what can be checked of the entries of a checkpoint without the run that goes on from it.
+    """Check the entries of a checkpoint as far as possible without the run that resumes from it.
 
     Raises:
-        ValueError: an entry is absent, of newer code or another kind, or contradicts another; weights are not finite.
+        ValueError: an entry is absent, of newer code or another type, or contradicts another; weights are not finite.
     """
     if _is_count(state.get("format")) and state["format"] > FORMAT:
         raise ValueError(f"{source} has format {state['format']}, this code reads {FORMAT}; update the code")
@@ -175,7 +175,7 @@ def check_entries(state: Mapping[str, Any], source: str) -> None:
     if not 0 <= epochs - state.get("epochs_closed", epochs) <= 1:  # an epoch ends before the next one begins
         faults.append(f"step {state['step']} is in epoch {epochs}, and epochs_closed is {state['epochs_closed']}")
     faults += [
-        f"{key} holds numbers that are not finite"
+        f"{key} contains numbers that are not finite"
         for key in ("model_state", "ema_state")
         if state[key] is not None and not _is_finite(state[key])
     ]
@@ -191,7 +191,7 @@ def _shown(value: Any) -> str:
 def _raise_faults(faults: Sequence[str], source: str) -> None:
     if faults:
         raise ValueError(
-            f"{source} cannot be resumed: {'; '.join(faults)}. Move it away to go on without it, or choose another "
+            f"{source} cannot be resumed: {'; '.join(faults)}. Move it away to continue without it, or choose another "
             "OUTPUT_DIR"
         )
 

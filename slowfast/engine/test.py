@@ -88,9 +88,9 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             _check_classes(evaluation, listed, order)
         if names is None:
             logger.info(
-                "predictions.csv has numbers of classes, because neither the list nor the weights name them: write "
+                "predictions.csv contains class numbers, because neither the list nor the weights name them: write "
                 "class_names.txt beside the list, one name per line in the order of the labels, or for a public data "
-                "set let `python tools/prepare_data.py classes` write it"
+                "set run `python tools/prepare_data.py classes`"
             )
         labelled = metrics["num_labelled"]
         logger.info(
@@ -121,7 +121,7 @@ def load_model(
     """Return the network with the weights of a file, the order of their classes, and the names of its outputs.
 
     Args:
-        class_names: of the test list, whose order the outputs get; None leaves them as they are.
+        class_names: of the test list, whose order the outputs get; None keeps the order of the file.
 
     Raises:
         ValueError: the file is missing, or its weights are not those of this network.
@@ -135,7 +135,7 @@ def load_model(
 
 
 def test_folder(cfg: CfgNode) -> str:
-    """Name of the folder of the results in OUTPUT_DIR."""
+    """Return the name of the results' folder in OUTPUT_DIR."""
     return "test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test"
 
 
@@ -168,7 +168,7 @@ def find_checkpoint(cfg: CfgNode) -> str:
     if cfg.TEST.TEST_BEST and best.is_file():
         if not is_whole(best):
             raise ValueError(
-                f"{best} is torn or damaged, or no PyTorch file; test the last checkpoint with TEST.TEST_BEST False, "
+                f"{best} is damaged or not a PyTorch file; test the last checkpoint with TEST.TEST_BEST False, "
                 "or another one with TEST.CHECKPOINT_FILE_PATH"
             )
         return str(best)
@@ -184,11 +184,11 @@ def find_checkpoint(cfg: CfgNode) -> str:
 
 
 def _pretrained(cfg: CfgNode) -> str:
-    """Return what the key for initial weights is for, if it is set."""
+    """Return the purpose of the key for initial weights, if it is set."""
     v2 = cfg.MODEL.ARCH == "uniformerv2"
     key = "UNIFORMERV2.PRETRAIN" if v2 else "UNIFORMER.PRETRAIN_NAME"
     name = cfg.UNIFORMERV2.PRETRAIN if v2 else cfg.UNIFORMER.PRETRAIN_NAME
-    return f" ({key} {name} is where a training starts from; a test does not read it)" if name else ""
+    return f" ({key} {name} sets the initial weights of a training; a test does not read it)" if name else ""
 
 
 def _but(unlabelled: int, skipped: int) -> str:

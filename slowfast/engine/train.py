@@ -142,8 +142,8 @@ def train(cfg: CfgNode) -> None:
         logger.info("resumed from %s at step %d", resume_from, state.step)
         if state.step >= schedule_end:
             logger.info(
-                "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a larger one goes on with this run, and a "
-                "new run, of other videos too, needs another OUTPUT_DIR",
+                "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a larger one continues this run; a "
+                "new run, also with other videos, needs another OUTPUT_DIR",
                 cfg.SOLVER.MAX_EPOCH,
             )
         progress()
@@ -509,7 +509,7 @@ def freeze_batch_norm(model: nn.Module) -> None:
 
 
 def _loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
-    # the main process looks for every file of the list meanwhile
+    # the main process checks every file of the list at this time
     loader = build_alike(
         lambda: build_loader(
             cfg,

@@ -1,4 +1,4 @@
-"""The interface that the networks share with the models of timm, so that programs written for those take these."""
+"""The interface of timm models for the networks, so that programs written for timm can use them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Backbone(nn.Module):
     `set_grad_checkpointing` and `prune_intermediate_layers`.
 
     Attributes:
-        head_names: the parts that belong to the class names, as prefixes of parameter names.
-        pools: what `global_pool` may be: "avg" over positions, "token" of the network, "" for the feature map.
-        num_features: width of what the classifiers take.
+        head_names: prefixes of the parameter names of the classifiers.
+        pools: values of `global_pool`: "avg" over positions, "token" of the network, "" for the feature map.
+        num_features: number of features that the classifiers take.
         feature_info: of every stage or block its width, its strides in space and time, and its module.
         input_shape: (C, T, H, W) or (C, H, W) of the data that a model of the zoo is for.
         class_names: of the outputs; None if they are not known.
@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         Args:
             indices: numbers of stages or blocks, or how many of the last ones; None is all.
             norm: normalize the map of the last stage, in networks that have a norm for it.
-            stop_early: run nothing after the last of them; the features are then of that part of the network.
+            stop_early: stop after the last of them; the features are then those of that part of the network.
             output_fmt: "NCHW", channels first, is the only one.
             intermediates_only: return the maps alone.
         """
@@ -123,7 +123,7 @@ class Backbone(nn.Module):
         return set()
 
     def describe(self, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
-        """Set what timm calls the pretrained configuration, for a model of that name and of released weights."""
+        """Set `pretrained_cfg`, as timm calls it, for a model of that name and of released weights."""
         self.input_shape = input_shape
         convolutions = (name for name, part in self.named_modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
         layers = self.classifier_names()
@@ -136,7 +136,7 @@ class Backbone(nn.Module):
 
 
 def feature_getter(model: Backbone, out_indices: int | Sequence[int]) -> Any:
-    """Return the `FeatureGetterNet` of timm that gives the maps after some stages or blocks of `model`, which it cuts.
+    """Return a `FeatureGetterNet` of timm with the maps after some stages or blocks of `model`, which is truncated.
 
     Raises:
         ValueError: a stage or block that the network does not have.
@@ -146,7 +146,7 @@ def feature_getter(model: Backbone, out_indices: int | Sequence[int]) -> Any:
     depth = len(model.feature_info)
     chosen = range(depth - out_indices, depth) if isinstance(out_indices, int) else out_indices
     if not chosen or not all(-depth <= index < depth for index in chosen):
-        raise ValueError(f"out_indices {out_indices} has to name some of the {depth} stages or blocks, from 0")
+        raise ValueError(f"out_indices {out_indices} must name some of the {depth} stages or blocks, from 0")
     features: Any = FeatureGetterNet(model, out_indices=tuple(index % depth for index in chosen))
     features.input_shape, features.pretrained_cfg = model.input_shape, model.pretrained_cfg
     features.default_cfg = model.pretrained_cfg

@@ -74,7 +74,7 @@ MODELS: dict[str, tuple[type[nn.Module], Callable[[CfgNode], dict[str, Any]]]] =
 }
 
 
-# What the image ViT of a UniFormerV2 starts from; names of slowfast/weights/manifest.json.
+# Initial weights of the image ViT of a UniFormerV2; names of slowfast/weights/manifest.json.
 CLIP_WEIGHTS = {
     "uniformerv2_b16": "clip_vit_b16",
     "uniformerv2_l14": "clip_vit_l14",
@@ -112,12 +112,12 @@ def input_shape(cfg: CfgNode) -> tuple[int, ...]:
 def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None = None) -> None:
     """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, UNIFORMER.PRETRAIN_NAME or UNIFORMERV2.PRETRAIN, if one is set.
 
-    As officially, a UniFormerV2 on a tower of CLIP starts from CLIP when nothing else is named, and PRETRAIN_NAME and
-    UNIFORMERV2.DELETE_SPECIAL_HEAD leave a classifier of another class count out. The rows of a released classifier are
-    put into the order of the list's classes (MODEL.CLASS_ORDER); one of Kinetics-710 gives those of 400, 600 and 700.
-    Any other checkpoint is taken whole. MODEL.RESET_HEAD starts the classifiers anew in any case. MODEL.HEAD_ROWS picks
-    rows of the classifier instead; found by names, those of classes that the checkpoint does not have keep their
-    initial value.
+    As in the official code, a UniFormerV2 on a tower of CLIP starts from CLIP by default, and PRETRAIN_NAME and
+    UNIFORMERV2.DELETE_SPECIAL_HEAD drop a classifier with another number of classes. The rows of a released classifier
+    are put into the order of the list's classes (MODEL.CLASS_ORDER); from Kinetics-710, those of 400, 600 and 700
+    classes are selected. Any other checkpoint is loaded whole. MODEL.RESET_HEAD starts new classifiers in any case.
+    MODEL.HEAD_ROWS selects rows of the classifier instead; if they are found by names, classes that the checkpoint does
+    not have keep their initial value.
 
     Args:
         class_names: of the training list, for MODEL.HEAD_ROWS and MODEL.CLASS_ORDER.

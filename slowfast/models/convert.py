@@ -334,8 +334,8 @@ def trained_activation(state: Mapping[str, Tensor]) -> str:
 
 
 def class_rows(trained: Sequence[str], wanted: Sequence[str], partly: bool = False) -> list[int | None]:
-    """Where each of the `wanted` classes is among those of a checkpoint; case, quotes,
-    brackets and underscores do not count.
+    """Return the row of each of the `wanted` classes in a checkpoint; case, quotes,
+    brackets and underscores are ignored.
 
     Args:
         partly: a class that is not there becomes None, as long as any is.

@@ -1,4 +1,4 @@
-"""Which class each row of a checkpoint's classifier stands for, and which rows a model takes from it."""
+"""Find the class of each row of a checkpoint's classifier, and the rows that a model takes from it."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from slowfast.weights.class_order import (
 from slowfast.weights.fetch import fetch
 
 OVERRIDE = "MODEL.CLASS_ORDER (in Python class_order) sets another"
-# Data sets by the name of their reader; "" is not known.
+# Data sets by the name of their reader; "" for an unknown one.
 KINETICS = ("", "kinetics", "kinetics_sparse")
 
 
 @dataclass(frozen=True)
 class ClassOrder:
-    """What the rows of a classifier stand for.
+    """The class of each row of a classifier.
 
     Args:
         name: an order of `slowfast.weights.class_order`; "" if none is known.
-        why: where that comes from, for the log.
-        names: the class names of the rows, where a file gives them.
+        why: how the order was found, for the log.
+        names: the class names of the rows, if a file contains them.
         is_kinetics: whether the data set may be one of Kinetics.
     """
 
@@ -48,7 +48,7 @@ class ClassOrder:
     is_kinetics: bool = True
 
     def row_names(self, rows: int) -> list[str] | None:
-        """Return the class name of each of so many rows; None if they are not known."""
+        """Return the class names of a classifier with this number of rows; None if they are not known."""
         return list(self.names) if self.names else names_of_rows(self.name, rows, self.is_kinetics)
 
 
@@ -64,7 +64,7 @@ def classifier_rows(model: nn.Module, checkpoint: Mapping[str, Any]) -> int:
 
 
 def stated_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a checkpoint itself says about its classes: the entries "class_names" and "class_order".
+    """Return the information of a checkpoint about its classes: the entries "class_names" and "class_order".
 
     A checkpoint of a training has the first; the state_dict of a model of the zoo has them in its metadata.
     """
@@ -83,9 +83,9 @@ def _are_names(value: Any) -> bool:
 
 
 def state_classes(model: nn.Module) -> None:
-    """Make every state_dict of `model` say its `class_names` and `class_order`.
+    """Add the `class_names` and `class_order` of `model` to every state_dict of it.
 
-    Otherwise its tensors alone, saved and loaded again, would be taken for released ones.
+    Otherwise its tensors, saved and loaded again, would be treated as released weights.
     """
     model.register_state_dict_post_hook(_state_classes)
 
@@ -102,16 +102,16 @@ def find_order(
     dataset: str = "",
     class_names: Sequence[str] | None = None,
 ) -> ClassOrder | None:
-    """Find out what the rows of the classifier in a loaded checkpoint stand for.
+    """Find the class of each row of the classifier in a loaded checkpoint.
 
     Args:
-        model: the network that it is for.
-        checkpoint: what `load_tensors` returns.
-        address: what it was loaded from.
+        model: the network to be loaded.
+        checkpoint: the result of `load_tensors`.
+        address: the path or address that it was loaded from.
         choice: "auto", "sorted" (the class names sorted), "released" (as the authors of the network numbered them), or
             a file of the class names of the rows.
         dataset: name of the reader of the data set; "" if it is not known.
-        class_names: those of the list, which show whether its classes are those of Kinetics.
+        class_names: class names of the list, which show whether its classes are those of Kinetics.
 
     Returns:
         The order; None if there is no classifier, or if the checkpoint names its classes itself.
@@ -132,7 +132,7 @@ def find_order(
         if "class_order" not in stated:
             return None
         names = stated["class_names"]
-        return ClassOrder("" if names else stated["class_order"], "classes as the file states them", names)
+        return ClassOrder("" if names else stated["class_order"], "classes as stated in the file", names)
     entry = identify(address)
     known = entry.get("class_order", "") if entry else ""
     if entry and known and (choice == "auto" or entry["source"] != "MMAction2"):
@@ -146,7 +146,7 @@ def find_order(
     why = (
         f"class order {name} assumed from the layout ({layout.name}) and {rows} classes"
         if name
-        else "the order of its classes is not known: taken as listed"
+        else "the order of its classes is not known: read in the order of the list"
     )
     return ClassOrder(name, f"{why}; {OVERRIDE}", is_kinetics=is_kinetics)
 
@@ -154,14 +154,14 @@ def find_order(
 def _known(name: str, rows: int) -> str:
     if not name:
         raise ValueError(
-            f"MODEL.CLASS_ORDER released: no classifier of {rows} classes of this network was released; name a file of "
+            f"MODEL.CLASS_ORDER released: no classifier of {rows} classes of this network was released; set a file of "
             "the class names of its rows instead"
         )
     return name
 
 
 def _released_order(model: nn.Module, rows: int, dataset: str, class_names: Sequence[str] | None) -> str:
-    """Return the order in which the authors of this network numbered so many classes of a data set, "" if unknown."""
+    """Return the order of the authors of this network for this number of classes of a data set; "" if unknown."""
     second = isinstance(model, UniFormerV2)
     if dataset in KINETICS:
         if class_names and not looks_like_kinetics(class_names):
@@ -170,7 +170,7 @@ def _released_order(model: nn.Module, rows: int, dataset: str, class_names: Sequ
             rows, {700: "k700_v2", 710: "k710"}.get(rows, "") if second else ""
         )
     if dataset == "sth" and rows == 174 and class_names:
-        # the numbers of V2's labels.json are all but sorted, the lines of V1's labels.csv are not
+        # the numbers of V2's labels.json are almost sorted, the lines of V1's labels.csv are not
         at_their_place = sum(place == index for index, place in enumerate(places_of_names(class_names)))
         return "annotation" if 2 * at_their_place > rows else "sorted"
     return ""
@@ -179,13 +179,13 @@ def _released_order(model: nn.Module, rows: int, dataset: str, class_names: Sequ
 def rows_to_take(
     order: ClassOrder, rows: int, classes: int, class_names: Sequence[str] | None, to_train: bool, by_place: bool
 ) -> list[int | None] | None:
-    """Return the row of a classifier that each class of a model takes; None if they are taken as they are.
+    """Return the row of a classifier that each class of a model takes; None if all rows keep their place.
 
     Args:
-        order: of the classifier.
-        rows: of the classifier.
-        classes: of the model.
-        class_names: of the model; None if they are not known.
+        order: order of the rows of the classifier.
+        rows: number of rows of the classifier.
+        classes: number of classes of the model.
+        class_names: class names of the model; None if they are not known.
         to_train: a class that a file of names lacks becomes None.
         by_place: without class names, the model's classes are in the order of their sorted names.
 
@@ -205,13 +205,13 @@ def rows_to_take(
 
 
 def read_rows(path: str) -> tuple[list[int] | Literal["names"], list[str] | None]:
-    """`head_rows` and `trained_names` of `load_weights` from a file or address.
+    """Return `head_rows` and `trained_names` of `load_weights` from a file or address.
 
     A JSON list of numbers, or one number per line, is the row of each class of the model, counted from 0; any other
-    file has the names of all classes of the checkpoint, see `read_class_names`.
+    file contains the names of all classes of the checkpoint, see `read_class_names`.
 
     Raises:
-        ValueError: the file is missing or holds something else.
+        ValueError: the file is missing or has another content.
     """
     local = Path(fetch(path))
     if not local.is_file():
@@ -232,16 +232,16 @@ def read_rows(path: str) -> tuple[list[int] | Literal["names"], list[str] | None
     if isinstance(rows, list) and rows and all(type(row) is str for row in rows):
         return "names", read_class_names(local)
     raise ValueError(
-        f"{path!r} is no list of class rows; write [12, 7, ...], one number per line for each class here, or the "
+        f"{path!r} is not a list of class rows; write [12, 7, ...], one number per line for each class here, or the "
         "names of all classes of the checkpoint, one per line"
     )
 
 
 def check_names(rows: int, names: Sequence[str]) -> None:
-    """Raise ValueError unless a classifier of so many rows, 0 for none, has as many class names."""
+    """Raise ValueError unless there is one class name per row of a classifier; 0 rows means no classifier."""
     if rows not in (0, len(names)):
         raise ValueError(
-            f"{len(names)} class names for the {rows} rows of the checkpoint's classifier; the file has to name every "
+            f"{len(names)} class names for the {rows} rows of the checkpoint's classifier; the file must name every "
             "row, one per line"
         )
 

@@ -157,7 +157,7 @@ class Attention(nn.Module):
 
 def recompute(block: nn.Module, *inputs: Any) -> Any:
     """Run `block` without keeping its activations: the backward pass computes them again, BatchNorm statistics once."""
-    if torch.compiler.is_compiling() or not _batch_norms(block):  # a compiled block updates its buffers once anyway
+    if torch.compiler.is_compiling() or not _batch_norms(block):  # a compiled block updates its buffers only once
         return checkpoint(block, *inputs, use_reentrant=False)
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
 

@@ -1,4 +1,4 @@
-"""The image ViT under UniFormerV2: its architecture, and that of the plain ViTs of timm."""
+"""Describe the image ViT of a UniFormerV2, also from the plain ViTs of timm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class VisionTower:
-    """Architecture of the image ViT; what is not given is as in CLIP.
+    """Architecture of the image ViT; the defaults are those of CLIP.
 
     Args:
         width: channels of a token.
@@ -25,7 +25,7 @@ class VisionTower:
         activation: name in `ACTIVATIONS`.
         eps: of the LayerNorms.
         pre_norm: a LayerNorm between embeddings and blocks.
-        layer_scale: initial value of learned factors of the residual branches; None is no factor.
+        layer_scale: initial value of learned factors of the residual branches; None for no factor.
     """
 
     width: int
@@ -40,7 +40,7 @@ class VisionTower:
     layer_scale: float | None = None
 
 
-# Parts of ViTs that the tower here does not have: pattern of a parameter's name -> words for it.
+# Parts of ViTs that this tower does not have: pattern of a parameter's name -> description.
 FOREIGN_PARTS = {
     r"rel_pos|relative_position": "a relative position bias",
     r"reg_token": "register tokens",
@@ -53,7 +53,7 @@ FOREIGN_PARTS = {
 
 
 def _foreign_parts(vit: nn.Module) -> list[str]:
-    """What a network of timm has that the tower here has not, in words; empty if its parameters carry over."""
+    """Return the parts of a network of timm that this tower does not have; empty if its parameters fit."""
     names = [name for name, _ in vit.named_parameters()]
     found = [words for part, words in FOREIGN_PARTS.items() if any(re.search(part, name) for name in names)]
     if "cls_token" not in names:
@@ -76,7 +76,7 @@ def _foreign_parts(vit: nn.Module) -> list[str]:
         if kind not in known:
             found.append(f"{part or 'the network'} is {kind}, not {' or '.join(known)}")
             break
-    else:  # its patch embedding is one that knows both sizes
+    else:  # its patch embedding has both sizes
         patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size  # pyright: ignore
         if len({*patch}) > 1 or len({*grid}) > 1:  # pyright: ignore
             found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
@@ -85,12 +85,12 @@ def _foreign_parts(vit: nn.Module) -> list[str]:
 
 @functools.cache
 def timm_tower(name: str) -> VisionTower:
-    """The architecture of a plain ViT of timm, such as "vit_base_patch16_224.dino"; no weights are made or fetched.
+    """Return the architecture of a plain ViT of timm, such as "vit_base_patch16_224.dino", without any weights.
 
     Raises:
-        ValueError: timm does not know the name, or the network has parts the tower here has not.
+        ValueError: timm does not have the name, or the network has parts that this tower does not have.
     """
-    import timm  # takes a second, and few ask for it
+    import timm  # takes a second and is rarely needed
 
     if not timm.is_model(name.split(".")[0]):
         near = get_close_matches(name.split(".")[0], timm.list_models(), n=1)
@@ -110,14 +110,14 @@ def timm_tower(name: str) -> VisionTower:
 
 
 def tower_of(vit: nn.Module) -> VisionTower:
-    """The architecture of a VisionTransformer of timm.
+    """Return the architecture of a VisionTransformer of timm.
 
     Raises:
-        ValueError: it has parts that the tower here has not.
+        ValueError: it has parts that this tower does not have.
     """
     if foreign := _foreign_parts(vit):
         raise ValueError(
-            f"{'; '.join(foreign)}. What fits is a plain ViT with one class token, a learned position for each patch "
+            f"{'; '.join(foreign)}. Use a plain ViT with one class token, a learned position for each patch "
             "and square patches: vit_*_patch*_224 (with any of its weights: .augreg_in21k, .dino, .mae, ...), "
             "vit_*_clip_*, deit_*, deit3_*, and vit_*_patch14_dinov2 without registers"
         )

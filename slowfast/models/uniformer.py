@@ -164,7 +164,7 @@ def check_head_dim(head_dim: int, embed_dim: Sequence[int]) -> None:
 
 
 class FourStages(Backbone):
-    """What UniFormer and UniFormer-light share: four stages with activation checkpointing, mean over positions."""
+    """Common base of UniFormer and UniFormer-light: four stages with activation checkpointing, mean over positions."""
 
     section = "UNIFORMER"  # of the configuration
     options: dict[str, Any]  # of `unseen_options`
@@ -203,7 +203,7 @@ class FourStages(Backbone):
         self.checkpointed = recomputed_blocks(enable, depth)
 
     def pooled(self, features: Tensor) -> Tensor:
-        """Feature map (B, C', ...) -> mean over all positions (B, C'), which the classifier takes."""
+        """Return the mean over all positions (B, C') of a feature map (B, C', ...), the input of the classifier."""
         return self.head_drop(features.flatten(2).mean(2))
 
     def new_classifier(self, num_classes: int) -> nn.Module:
@@ -213,9 +213,9 @@ class FourStages(Backbone):
         """Return patterns of parameter names for `timm.models.group_parameters`, from input to output.
 
         Args:
-            coarse: one group a stage instead of one a block.
+            coarse: one group per stage instead of one per block.
         """
-        first = () if coarse else (0,)  # what goes before a stage is in the group of its first block
+        first = () if coarse else (0,)  # layers before a stage are in the group of its first block
         blocks = r"^(?:blocks|patch_embed)(\d)" if coarse else r"^blocks(\d)\.(\d+)"
         entries = [(blocks, None), (r"^patch_embed(\d)", first), (r"^cls_token", (3, *first))]
         return {"stem": r"^patch_embed1", "blocks": [*entries, (r"^cls_upsample", (4, *first)), (r"^norm", (99999,))]}
@@ -223,7 +223,7 @@ class FourStages(Backbone):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what the feature maps of the stages `indices` do not need, and return those as numbers from 0."""
+        """Remove the layers that the feature maps of the stages `indices` do not need; return the stages from 0."""
         from timm.models._features import feature_take_indices
 
         wanted, last = feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
@@ -360,14 +360,14 @@ class UniFormer(FourStages):
         return self.norm(x) if stop in (None, 4) else x
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map (B, C', ...) -> logits (B, K), or what the classifier takes (B, C')."""
+        """Return logits (B, K) of a feature map (B, C', ...), or the input of the classifier (B, C')."""
         if not self.global_pool:
             return features
         pooled = self.pooled(features)
         if pre_logits:
             return pooled
         logits = self.head(pooled)
-        if not isinstance(self.aux_head, nn.Identity):  # a wrapped or quantized layer is no nn.Linear
+        if not isinstance(self.aux_head, nn.Identity):  # a wrapped or quantized layer is not an nn.Linear
             logits = logits + 0.5 * self.aux_head(features.flatten(2).transpose(1, 2)).amax(1)
         return logits
 

@@ -34,7 +34,7 @@ from slowfast.models.uniformer import FourStages, LocalBlock, check_head_dim, cl
 
 
 class ScoringAttention(Attention):
-    """Self-attention that also returns how much the class token, the first one, attends to every other token."""
+    """Self-attention that also returns the attention of the class token, the first one, to every other token."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1 + L, C) -> tokens of the same shape, and the mean attention over heads (B, L)."""
@@ -49,14 +49,14 @@ class ScoringAttention(Attention):
 
 
 def share_of(length: Any, share: float) -> Any:
-    """Return int(length * share); a length that is symbolic (export) or a tensor (trace) stays so."""
+    """Return int(length * share); a symbolic length (export) or a tensor (trace) keeps its type."""
     if torch.is_tensor(length):
         return (length.double() * share).long()
     return torch.sym_int(length * share)
 
 
 def shrunk(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Pool scores of maps of `size` (H, W) to a quarter of the positions; their sum stays."""
+    """Pool scores of maps of `size` (H, W) to a quarter of the positions; keep their sum."""
     pooled = F.avg_pool2d(scores.unflatten(1, (-1, *size)), 2).flatten(1)
     return pooled * (scores.sum(1, keepdim=True) / pooled.sum(1, keepdim=True))
 
@@ -257,7 +257,7 @@ class UniFormerLight(FourStages):
     def forward_tokens(
         self, video: Tensor, taps: dict[int, Any], stop: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32) and class token (B, 1, C')."""
+        """Return the normalized feature map (B, C', T/2, H/32, W/32) and class token (B, 1, C') of (B, C, T, H, W)."""
         x = video
         cls_token: Any = None
         scores: Any = None
@@ -284,7 +284,7 @@ class UniFormerLight(FourStages):
         return self.forward_tokens(video, taps, stop)[0]
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map (B, C', ...) -> logits (B, K), or what the classifier takes (B, C')."""
+        """Return logits (B, K) of a feature map (B, C', ...), or the input of the classifier (B, C')."""
         if not self.global_pool:
             return features
         pooled = self.pooled(features)
@@ -293,13 +293,13 @@ class UniFormerLight(FourStages):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what the feature maps of the stages `indices` do not need, and return those as numbers from 0."""
+        """Remove the layers that the feature maps of the stages `indices` do not need; return the stages from 0."""
         wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head:
             self.norm_cls = nn.Identity()
         if len(self.feature_info) < 4:
             self.cls_upsample = nn.Identity()
-        self.cls_token.requires_grad_(len(self.feature_info) > 2)  # it enters at stage 3
+        self.cls_token.requires_grad_(len(self.feature_info) > 2)  # it is added at stage 3
         return wanted
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:

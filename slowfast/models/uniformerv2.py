@@ -65,7 +65,7 @@ def from_video(video: Tensor) -> Tensor:
 class MultiheadAttention(nn.Module):
     """Multi-head attention over tokens (L, B, C), with the parameter names and initial values of PyTorch's module.
 
-    `nn.MultiheadAttention` reads `out_proj.weight` and so bypasses what wraps that layer (LoRA); here it is called.
+    `nn.MultiheadAttention` reads `out_proj.weight`, which bypasses wrappers of that layer (LoRA); here it is called.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -93,7 +93,7 @@ class MultiheadAttention(nn.Module):
 
 
 def _unpack(x: Tensor, parts: int) -> Tensor:
-    """(L, B, parts * C) -> (parts, L, B, C), contiguous: the fused kernels read whole rows."""
+    """Split (L, B, parts * C) into (parts, L, B, C), contiguous because the fused kernels read whole rows."""
     return x.unflatten(2, (parts, -1)).permute(2, 0, 1, 3).contiguous()
 
 
@@ -229,7 +229,7 @@ class VideoTransformer(nn.Module):
         self.checkpointed = 0
 
     def forward(self, x: Tensor, grid: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
-        """(1 + H*W, B*T, C) -> features (B, C); `grid` is (T, H, W), the rest as in `Backbone.forward_stages`."""
+        """Return features (B, C) of (1 + H*W, B*T, C); `grid` is (T, H, W); see also `Backbone.forward_stages`."""
         T = grid[0]
         query = self.temporal_cls_token.expand(-1, x.shape[1] // T, -1)
         j = 0
@@ -284,7 +284,7 @@ class VisionTransformer(nn.Module):
 def resize_position_embedding(embedding: Tensor, grid: Sequence[int]) -> Tensor:
     """Position embedding (1 + S*S, C) of a square grid for a grid (H, W): bicubic; the class token's stays as it is."""
     side = math.isqrt(len(embedding) - 1)
-    if all(isinstance(size, int) and size == side for size in grid):  # symbolic sizes always take the general way
+    if all(isinstance(size, int) and size == side for size in grid):  # symbolic sizes always use the general path
         return embedding
     patches = embedding[1:].T.unflatten(1, (side, side)).unsqueeze(0)
     patches = F.interpolate(patches.float(), size=tuple(grid), mode="bicubic", align_corners=False, antialias=True)
@@ -421,7 +421,7 @@ class UniFormerV2(Backbone):
         """Return patterns of parameter names for `timm.models.group_parameters`, from input to output.
 
         Args:
-            coarse: one group for the image ViT and one for the global blocks instead of one a block.
+            coarse: one group for the image ViT and one for the global blocks instead of one per block.
         """
         number = "" if coarse else r"\.(\d+)"
         return {
@@ -436,7 +436,7 @@ class UniFormerV2(Backbone):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove what the feature maps after the blocks `indices` do not need, and return those as numbers from 0."""
+        """Remove the layers that the feature maps after the blocks `indices` do not need; return the blocks from 0."""
         from timm.models._features import feature_take_indices
 
         wanted, last = feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
@@ -446,7 +446,7 @@ class UniFormerV2(Backbone):
         if prune_head:
             transformer.return_list, transformer.proj = (), nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
             transformer.dpe, transformer.dec = nn.ModuleList(), nn.ModuleList()
-            transformer.temporal_cls_token.requires_grad_(False)  # which nothing is computed from any more
+            transformer.temporal_cls_token.requires_grad_(False)  # no output depends on it any more
             transformer.register_parameter("balance", None)
             self.num_classes = 0
         return wanted
@@ -458,17 +458,17 @@ class UniFormerV2(Backbone):
             ValueError: height or width is not a multiple of the patch size.
         """
         height, width, patch = video.shape[3], video.shape[4], self.patch
-        if torch.jit.is_tracing():  # which would freeze a comparison; this fails on other sizes too
+        if torch.jit.is_tracing():  # tracing would freeze a comparison; this fails for other sizes too
             video = video.unflatten(4, (-1, patch)).flatten(4, 5).unflatten(3, (-1, patch)).flatten(3, 4)
         elif height % patch or width % patch:
             raise ValueError(
-                f"frames of {height} x {width} pixels are not made of whole patches of {patch}: give both as multiples "
+                f"frames of {height} x {width} pixels are not made of whole patches of {patch}: use multiples "
                 f"of {patch}"
             )
         return self.backbone(video, taps, stop)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (B, C') -> logits (B, K), or what the classifier takes (B, C')."""
+        """Return logits (B, K) of features (B, C'), or the input of the classifier (B, C')."""
         head = self.backbone.transformer.proj
         return head[:2](features) if pre_logits else head(features)
 

@@ -1,7 +1,7 @@
-"""How the weights of a checkpoint get into a model.
+"""Load the weights of a checkpoint into a model.
 
-Loading ends in one report of what was loaded, inflated, dropped, missing and unexpected. Anything unexplained is an
-error: a checkpoint never loads silently wrong. The layouts of other programs are in `convert`.
+Loading returns a report of loaded, inflated, dropped, missing and unexpected tensors. A tensor without an
+explanation is an error, so that no checkpoint is silently loaded wrongly. See `convert` for other layouts.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LoadReport:
-    """What became of every tensor; names are the model's, except in `left_out` and `unexpected`.
+    """The result of a load for every tensor; names are the model's, except in `left_out` and `unexpected`.
 
     `left_out` has no counterpart in this network and needs none (the text tower of CLIP), `dropped` keeps its initial
-    value on purpose, `fresh_classes` are those whose rows of the classifier do, `reshaped` does not fit. `notes` say
-    what the tensors cannot tell. `class_names` are those of the model's outputs, None if they are not known.
+    value on purpose, `fresh_classes` are those whose rows of the classifier do, `reshaped` does not fit. `notes` are
+    facts that the tensors do not show. `class_names` are those of the model's outputs, None if they are not known.
     """
 
     layout: str = "own"
@@ -71,7 +71,7 @@ KINDS = ("inflated", "interpolated", "dropped", "fresh_classes", "left_out", "mi
 
 
 def announce(message: str) -> None:
-    """Tell the user of the Python API once: in the log if anybody set one up, else on the standard error stream."""
+    """Print a message for users of the Python API: to the log if one is set up, else to the standard error stream."""
     if logger.hasHandlers():
         logger.info(message)
     else:
@@ -102,7 +102,7 @@ def fit(
         The tensors to load, with the report.
 
     Raises:
-        ValueError: something is missing, unexpected or of another shape, and nobody asked for it.
+        ValueError: something is missing, unexpected or of another shape, and no argument allows it.
     """
     report = LoadReport(layout.name, left_out=list(left_out))
     fitted: StateDict = {}
@@ -142,8 +142,8 @@ def fit(
                 classes = len(source[name])
                 faults.append(
                     f"the checkpoint has {classes} classes and the model {len(value)}: set MODEL.NUM_CLASSES {classes} "
-                    "to use it as it is, MODEL.RESET_HEAD True (in Python reset_head) to start a new classifier from "
-                    "its features, or MODEL.HEAD_ROWS to take rows of its classifier over: a file of the "
+                    "to use all of it, MODEL.RESET_HEAD True (in Python reset_head) to start a new classifier from its "
+                    "features, or MODEL.HEAD_ROWS to keep rows of its classifier: a file of the "
                     f"{classes} class names of the checkpoint, one per line, or of one row number per class "
                     "(for Kinetics the authors' label map)"
                 )
@@ -161,7 +161,7 @@ def fit(
 
 
 def _square_grids(*embeddings: Tensor) -> bool:
-    """Whether these are position embeddings (1 + S*S, C) of square grids and one width."""
+    """Return whether these are position embeddings (1 + S*S, C) of square grids and one width."""
     return all(e.ndim == 2 and math.isqrt(max(len(e) - 1, 0)) ** 2 == len(e) - 1 for e in embeddings) and (
         len({e.shape[1] for e in embeddings}) == 1
     )
@@ -186,13 +186,13 @@ def load_weights(
         reset_head: leave the classifiers at their initial values; "mismatch" does so if their class count, or the
             class names, are others.
         to_train: parts that start as the identity may be missing; a test needs them.
-        head_rows: rows of the checkpoint's classifiers that become those of the model, one a class; "names" finds them
-            by the class names of the checkpoint; with `to_train`, classes that are not there start anew.
-        class_names: classes of the model, in the order of its outputs; a checkpoint that names others is refused
-            unless `reset_head`, `head_rows` or `order` says what to do.
-        trained_names: those of the checkpoint's classifier, if it does not name them itself.
-        order: what the rows of the checkpoint's classifier stand for (`heads.find_order`); they are put into the order
-            of `class_names`, and without them stay as they are.
+        head_rows: rows of the checkpoint's classifiers that become those of the model, one per class; "names" finds
+            them by the class names of the checkpoint; with `to_train`, missing classes get new rows.
+        class_names: classes of the model, in the order of its outputs; a checkpoint with other names is refused
+            unless `reset_head`, `head_rows` or `order` is given.
+        trained_names: class names of the checkpoint's classifier, if it does not contain them.
+        order: the class of each row of the checkpoint's classifier (`heads.find_order`); rows are put into the order
+            of `class_names`, and without them keep their order.
         by_place: without `class_names`, put them into the order of the sorted class names.
 
     Returns:
@@ -200,7 +200,7 @@ def load_weights(
     """
     if reset_head is True and head_rows is not None:
         raise ValueError(
-            "MODEL.RESET_HEAD True starts the classifier anew, so MODEL.HEAD_ROWS has nothing to do; leave one of them"
+            "MODEL.RESET_HEAD True starts a new classifier, so MODEL.HEAD_ROWS has no effect; remove one of them"
         )
     source, initial, heads = extract_state_dict(checkpoint), model.state_dict(), head_prefixes(model)
     converted = convert(source, model)
@@ -210,7 +210,7 @@ def load_weights(
     classes, count = _classes(initial, heads), _classes(state, heads)
     stated = stated_classes(checkpoint).get("class_names")
     if trained_names and stated and list(stated) != list(trained_names):
-        raise ValueError("the checkpoint names other classes than the file: set MODEL.HEAD_ROWS names")
+        raise ValueError("the checkpoint has other class names than the file: set MODEL.HEAD_ROWS names")
     trained = trained_names or (order.row_names(count) if order else None) or stated  # what is set comes first
 
     rows: Sequence[int | None] | None = None
@@ -233,7 +233,7 @@ def load_weights(
         state = _take_rows(state, heads, rows, initial, notes)
         fresh = [class_names[i] if class_names else f"class {i}" for i, row in enumerate(rows) if row is None]
         if fresh:
-            what = "start anew" if to_train else "cannot be recognised"
+            what = "get new rows" if to_train else "cannot be recognised"
             logger.warning("the checkpoint has no classes of these names; they %s: %s", what, ", ".join(fresh))
     fitted, report = fit(
         state,
@@ -254,14 +254,14 @@ def load_weights(
 
 
 def check_head_width(model: nn.Module, checkpoint: Mapping[str, Any], address: str) -> None:
-    """Raise ValueError if known weights have attention heads of another width, which no tensor's shape shows."""
+    """Raise ValueError if known weights have attention heads of another width, which shapes do not show."""
     width = getattr(model, "options", {}).get("head_dim")
-    if width is None or "class_names" in checkpoint:  # one of ours has its configuration
+    if width is None or "class_names" in checkpoint:  # a checkpoint of this package contains its configuration
         return
     entry = identify(address) or {}
     if entry.get("head_dim", width) != width:
         raise ValueError(
-            f"{entry['name']} has attention heads of {entry['head_dim']} channels, which no shape shows, and "
+            f"{entry['name']} has attention heads of {entry['head_dim']} channels, which shapes do not show, and "
             f"UNIFORMER.HEAD_DIM is {width}: set UNIFORMER.HEAD_DIM {entry['head_dim']}"
         )
 
@@ -278,10 +278,10 @@ def _without_other_classes(
     reset_head: bool | str,
     to_train: bool,
 ) -> StateDict:
-    """Return `state` without its classifiers, which are of other classes.
+    """Return `state` without its classifiers, which have other classes.
 
     Raises:
-        ValueError: nothing asks for that.
+        ValueError: `reset_head` is not set.
     """
     if reset_head:
         return _without_classifiers(state, heads)
@@ -303,10 +303,10 @@ def _take_rows(
     initial: Mapping[str, Tensor],
     notes: list[str],
 ) -> StateDict:
-    """Return `state` with these rows of its classifiers, and add to `notes` how many there were.
+    """Return `state` with these rows of its classifiers, and add their former number to `notes`.
 
     Raises:
-        ValueError: they are not as many as the classes of the model, whose tensors are `initial`.
+        ValueError: their number is not the number of classes of the model, whose tensors are `initial`.
     """
     count, classes = _classes(state, heads), _classes(initial, heads)
     selected = select_classes(state, heads, rows, initial)
@@ -324,7 +324,7 @@ def _without_classifiers(state: StateDict, heads: Sequence[str]) -> StateDict:
 
 
 def _check_options(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
-    """Compare what `model` computes with the configuration in a checkpoint, where the shapes of tensors do not tell.
+    """Compare options of `model` that shapes do not show with the configuration in a checkpoint.
 
     Raises:
         ValueError: they compute differently.
@@ -346,7 +346,7 @@ def _check_options(checkpoint: Mapping[str, Any], model: nn.Module) -> None:
         if there != here[name] and name in given:
             raise ValueError(
                 f"the checkpoint was trained with {key}.{name.upper()} {given[name]}, and the model here has "
-                f"{options[name]}, which computes something else: set it to {given[name]}"
+                f"{options[name]}, which computes another result: set it to {given[name]}"
             )
 
 

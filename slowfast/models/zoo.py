@@ -33,7 +33,7 @@ class Variant:
         network: the class.
         start: name of the released image weights that its recipes start from; for an image model its own.
         size: height and width in pixels that it was made for.
-        num_classes: outputs unless told otherwise.
+        num_classes: default number of outputs.
         options: keyword arguments of the class where they differ from its defaults.
         note: what the report of loaded weights adds.
     """
@@ -56,7 +56,7 @@ _BASE = {"depth": (5, 8, 20, 7)}
 _SMALL_PLUS = {"depth": (3, 5, 9, 3), "overlapped_stem": True}
 _SAME_SHAPES = (
     "the weights of uniformer_image_s_plus (heads of 32 channels) and uniformer_image_s_plus_dim64 have the same "
-    "shapes, so nothing here can tell whether these are of the right one; an accuracy far too low says they are not"
+    "shapes, so a wrong choice is not detected; a much too low accuracy indicates one"
 )
 _XS = {
     "depth": (3, 5, 9, 3),
@@ -121,26 +121,26 @@ def create_model(
         name: see `list_models`. uniformer_image_s_plus and uniformer_image_s_plus_dim64 differ in the channels of an
             attention head only, which the shapes of weights do not show: each loads those of the other.
         num_frames: T of the clips it is for; the networks take any, so this only sets `model.input_shape`.
-        num_classes: K; None is 400, for image models 1000; 0 leaves features without a classifier, also of `weights`
-            that have one.
+        num_classes: K; None is 400, for image models 1000; 0 returns features without a classifier, also for
+            `weights` that have one.
         weights: path or address of a file in any known layout (`models.convert`), a name in
             `slowfast/weights/manifest.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps (B, C', T', H', W').
-        out_indices: of these, the stages (UniFormer) or blocks (UniFormerV2) from 0, or how many of the last ones.
+        out_indices: numbers of the stages (UniFormer) or blocks (UniFormerV2), from 0, or how many of the last ones.
         reset_head: start a new classifier, whatever the one in `weights` is.
         to_train: `weights` may lack temporal parts, which then start as the identity.
         class_names: classes of the model, in the order of its outputs; the rows of a released classifier are put into
-            that order. None takes the sorted names, of Kinetics-710 those of Kinetics-400, 600 or 700.
-        class_order: what the rows of that classifier stand for, where it is not known or wrong: "sorted", "released",
+            that order. None selects the sorted names; from Kinetics-710, those of Kinetics-400, 600 or 700.
+        class_order: the class of each row of that classifier, if unknown or wrong by default: "sorted", "released",
             or a file of their class names.
         options: keyword arguments of the class, which are the lower-case names of its section in the configuration,
             e.g. drop_depth_rate, no_lmhra, or for a UniFormerV2 backbone="timm/vit_base_patch16_224.dino".
 
     Returns:
         The model, with `input_shape`, (3, T, H, W) or (3, H, W), with `class_names` (None if they are not known), and
-        with `load_report` if weights were loaded; that is logged too, or printed on the standard error stream where no
-        log was set up.
+        with `load_report` if weights were loaded; that is also logged, or printed on the standard error stream if no
+        log is set up.
 
     Raises:
         ValueError: an unknown name or option, or weights that do not fit or cannot be fetched.
@@ -190,7 +190,7 @@ def create_model(
 
 
 def _names_of(order: ClassOrder | None, classes: int) -> Sequence[str] | None:
-    """Return the class names that a model's outputs get: of Kinetics-400 sorted, else as the weights have them."""
+    """Return the class names of a model's outputs: for Kinetics-400 sorted, else in the order of the weights."""
     names = order.row_names(classes) if order else None
     if not names or len(names) != classes:
         return None
@@ -200,10 +200,10 @@ def _names_of(order: ClassOrder | None, classes: int) -> Sequence[str] | None:
 def _options_of(
     checkpoint: Mapping[str, Any], source: str, variant: Variant, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the options of a UniFormer that its weights ask for and no tensor's shape shows, as far as they are known.
+    """Return the known options of a UniFormer that its weights need and shapes do not show.
 
     Raises:
-        ValueError: the weights are of another head width than `options` say, or it has to be said.
+        ValueError: the weights have another head width than `options`, or `options` must contain it.
     """
     found: dict[str, Any] = {}
     second = "aux_head.weight" in extract_state_dict(checkpoint)
@@ -214,8 +214,8 @@ def _options_of(
         found["head_dim"] = width = entry["head_dim"]
         if options.get("head_dim", width) != width:
             raise ValueError(
-                f"{source} has attention heads of {width} channels, not head_dim={options['head_dim']}, which no shape "
-                "shows: leave head_dim out"
+                f"{source} has attention heads of {width} channels, not head_dim={options['head_dim']}, which shapes "
+                "do not show: leave head_dim out"
             )
     elif second and "head_dim" not in {**variant.options, **options} and "cfg" not in checkpoint:
         raise ValueError(

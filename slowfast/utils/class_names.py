@@ -10,7 +10,7 @@ from pathlib import Path
 
 NUMBER = re.compile(r"[0-9]{1,9}")
 HEADER = re.compile(r"|([a-z]+[_ -]?)?(id|idx|index|number|label|class|name|category|action|template)s?", re.IGNORECASE)
-SEPARATORS = ("\t", ",", ";", None)  # None: blanks, which a name may hold too
+SEPARATORS = ("\t", ",", ";", None)  # None: blanks, which may also be part of a name
 
 # Place in the file, name, and number; None where the row has no number.
 Row = tuple[str, str, int | None]
@@ -31,7 +31,7 @@ def read_class_names(path: str | os.PathLike[str]) -> list[str]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): name a file of class names") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give a file of class names") from None
     utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16", "replace") if utf16 else data.decode("utf-8-sig", "surrogateescape")
     if not text.strip():
@@ -43,7 +43,7 @@ def read_class_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def format_class_names(names: Sequence[str]) -> str:
-    """Return the text of a file of these names: one per line, or a JSON list where lines would be taken for others."""
+    """Return the text of a file of these names: one per line, or a JSON list if lines would be read as other names."""
     text = "".join(f"{name}\n" for name in names)
     try:
         same = _from_text(text) == list(names)
@@ -58,7 +58,7 @@ def _from_text(text: str) -> list[str]:
 
 def _from_json(text: str) -> list[str]:
     try:
-        content = json.loads(text, object_pairs_hook=tuple)  # pairs, of which none is lost
+        content = json.loads(text, object_pairs_hook=tuple)  # pairs, so that no duplicate is lost
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}: not JSON ({error.msg}); or write one name per line") from None
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
@@ -112,7 +112,7 @@ def _filled(rows: Iterable[tuple[str, str]]) -> list[str]:
     names = []
     for place, name in rows:
         if not name.strip():
-            raise ValueError(f"{place}: the name is empty; write the name of the class, or take the line out")
+            raise ValueError(f"{place}: the name is empty; write the name of the class, or remove the line")
         names.append(name)
     return names
 

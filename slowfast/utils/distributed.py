@@ -16,15 +16,15 @@ from slowfast.utils.rendezvous import meet
 
 
 class SharedError(ValueError):
-    """A fault of the user's that every process of the group raises, so that they can leave together."""
+    """A fault of the input that every process of the group raises, so that all exit together."""
 
 
 def init_process_group(backend: str, device: torch.device, timeout: float, check: Callable[[], None]) -> None:
     """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one.
 
     Args:
-        timeout: seconds that a process waits for the others, in this and, with a minute more, in every later exchange.
-        check: is called while waiting; what it raises ends that.
+        timeout: seconds to wait for the other processes here; one minute more in every later exchange.
+        check: called while waiting; its exceptions end the wait.
 
     Raises:
         ValueError: as `meet`.
@@ -32,7 +32,7 @@ def init_process_group(backend: str, device: torch.device, timeout: float, check
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if world > 1 and not dist.is_initialized():
         store = meet(host(), timeout, check)
-        # the watchdog, which knows where each process is, comes before the group's own time-out
+        # the watchdog, which reports the position of each process, must act before the group's own timeout
         limit = timedelta(seconds=timeout + 60)
         device_id = device if device.type == "cuda" else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=device_id)
@@ -118,7 +118,7 @@ def broadcast(value: Any) -> Any:
 
 
 def broadcast_tensor(tensor: Tensor, source: int) -> Tensor:
-    """Replace `tensor` by that of the process `source`, in place."""
+    """Replace `tensor` in place by that of the process `source`."""
     if dist.is_initialized():
         dist.broadcast(tensor, source)
     return tensor

@@ -24,10 +24,10 @@ class _Formatter(logging.Formatter):
 
 
 class _Outage:
-    """Prints one message when lines begin to get lost, as on a full disk, however many they are.
+    """Print one message when lines begin to get lost, for example on a full disk, however many they are.
 
     Args:
-        name: of what cannot be written.
+        name: name of the output, for the message.
     """
 
     def __init__(self, name: str) -> None:
@@ -43,7 +43,7 @@ class _Outage:
 
 
 class _FileHandler(logging.FileHandler):
-    """Costs lines, not the run, when its disk is full."""
+    """A handler that loses lines when its disk is full, instead of ending the run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
@@ -142,9 +142,9 @@ class MetricsLog:
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read a metrics.jsonl file, or the one in a folder, as one undisturbed history.
 
-    A run that resumed at step s repeats the steps after s, and the end of an epoch that was not over: what the lost
-    attempt wrote about them is dropped. Lines that are no records, such as the torn last one of a killed process, are
-    left out with one warning.
+    A run that resumed at step s repeats the steps after s, and the end of an epoch that was not over: records of
+    the lost attempt about them are dropped. Lines that are not records, such as the torn last one of a killed process,
+    are left out with one warning.
     """
     path = Path(path)
     if path.is_dir():
@@ -164,12 +164,12 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
                 records = [r for r in records if (r["kind"], r.get("step")) != key]
             records.append(record)
     if wrong:
-        logging.getLogger(__name__).warning("%s: %d lines are no records of a run and were left out", path, wrong)
+        logging.getLogger(__name__).warning("%s: %d lines are not records of a run and were left out", path, wrong)
     return records
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line, or None if it holds something else."""
+    """Return the record in a line, or None if it is not a record."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):  # also bytes that are not UTF-8

@@ -1,7 +1,7 @@
-"""Bring the processes of a job together at a store, and say within seconds why that fails.
+"""Connect the processes of a job to a store, and report a failure with its cause within seconds.
 
-Each meeting is a session with a name of its own. A process joins the newest session and takes part only if rank 0 has
-counted it in. So what an earlier attempt left in a store that outlives it (that of torchrun's agent) is ignored.
+Each attempt is a session with its own name. A process joins the newest session and takes part only after rank 0 has
+counted it. Entries of an earlier attempt in a store that outlives it (that of torchrun's agent) are thus ignored.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import NamedTuple
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-# Seconds after which a name without an address, a port in use or a silent listener are faults.
+# Seconds after which a name without an address, a port in use or a silent listener is a fault.
 PATIENCE = 20.0
 
-# Seconds after which a process prints what it waits for.
+# Seconds after which a process prints the cause of its wait.
 NOTICE = 10.0
 
 POLL = 0.2
 
 
 class Member(NamedTuple):
-    """A process that wants to join."""
+    """A process that joins a session."""
 
     rank: int
     world: int
@@ -48,14 +48,14 @@ def meet(where: str, timeout: float, check: Callable[[], None]) -> Store:
 
     Args:
         where: name of this node, for messages.
-        timeout: seconds for all to come.
-        check: is called while waiting; what it raises ends that.
+        timeout: seconds until all must have joined.
+        check: called while waiting; its exceptions end the wait.
 
     Returns:
-        A store that the members of this group have to themselves.
+        A store that only the members of this group use.
 
     Raises:
-        ValueError: two processes have the same rank, the meeting point cannot be used, or some process did not come.
+        ValueError: two processes have the same rank, the address cannot be used, or a process did not join.
     """
     environment = os.environ
     me = Member(int(environment["RANK"]), int(environment["WORLD_SIZE"]), where, secrets.token_hex(8))
@@ -75,7 +75,7 @@ class _Meeting:
             session = self._lead(store) if self.me.rank == 0 else self._follow(store)
         except DistError as error:
             raise ValueError(
-                f"{self.me}: the connection to {self.host}:{self.port} was lost before all processes had come "
+                f"{self.me}: the connection to {self.host}:{self.port} was lost before all processes had joined "
                 f"({_first_line(error)}); see the message of rank 0"
             ) from error
         store.set_timeout(timedelta(seconds=self.timeout))
@@ -85,7 +85,7 @@ class _Meeting:
         """Wait a little.
 
         Raises:
-            ValueError: the time is over.
+            ValueError: `timeout` has passed.
         """
         self.check()
         waited = time.monotonic() - self.begun
@@ -97,7 +97,7 @@ class _Meeting:
         time.sleep(POLL)
 
     def _host(self) -> Store:
-        """Open the store at the meeting point."""
+        """Open the store at the address of rank 0."""
         self._resolve()
         begun = time.monotonic()
         while True:
@@ -120,10 +120,10 @@ class _Meeting:
             self._pause(f"port {self.port}, which is in use")
 
     def _meet_a_twin(self) -> None:
-        """Join the session at a port in use, so that another rank 0 which holds it sees this one.
+        """Join the session at a port in use, so that another rank 0 which uses it detects this one.
 
         Raises:
-            ValueError: in both, if there is one.
+            ValueError: in both processes, if there is another one.
         """
         if (store := self._try_to_connect(PATIENCE / 4)) is None:
             return
@@ -151,7 +151,7 @@ class _Meeting:
             self._pause(f"an address of the first node {self.host!r} ({reason})")
 
     def _connect(self) -> Store:
-        """Connect to the store at the meeting point, once there is one."""
+        """Connect to the store at the address of rank 0 when it is open."""
         self._resolve()
         while True:
             try:
@@ -163,8 +163,8 @@ class _Meeting:
         if store := self._try_to_connect(PATIENCE):
             return store
         raise ValueError(
-            f"{self.me}: what listens at {self.host}:{self.port} is not rank 0 of this job; see its message, or choose "
-            "another MASTER_PORT (--init_method)"
+            f"{self.me}: the program at {self.host}:{self.port} is not rank 0 of this job; see its message, or "
+            "choose another MASTER_PORT (--init_method)"
         )
 
     def _try_to_connect(self, seconds: float) -> Store | None:
@@ -203,7 +203,7 @@ class _Meeting:
             present = [*members, leader] if leader.token != session else members
             if fault := _fault(present):
                 faulty_since = faulty_since or time.monotonic()
-                if time.monotonic() > faulty_since + 1:  # for others that are on their way
+                if time.monotonic() > faulty_since + 1:  # for processes that are still connecting
                     self._close(store, present, fault)
             elif len(members) == self.me.world:
                 store.set(f"{session}/verdict", json.dumps([[member.token for member in members], ""]))
@@ -213,7 +213,7 @@ class _Meeting:
             self._pause(f"rank{'s' * (len(absent) > 1)} {names}; start the processes of the other machines")
 
     def _close(self, store: Store, present: Sequence[Member], fault: str) -> None:
-        """End the session, with the same error in all processes that are here.
+        """End the session with the same error in all processes that have joined.
 
         Raises:
             ValueError: the fault.
@@ -264,7 +264,7 @@ class _Meeting:
 
 
 def _fault(members: Sequence[Member]) -> str:
-    """Return in words why these cannot be one group, or ""."""
+    """Return why these processes cannot be one group, or ""."""
     worlds = {member.world: member for member in members}
     if len(worlds) > 1:
         each = "; ".join(str(member) for member in worlds.values())

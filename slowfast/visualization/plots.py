@@ -44,5 +44,5 @@ def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def _rows(records: list[dict[str, Any]], kind: str, *fields: str) -> list[dict[str, Any]]:
-    """Return the records of a kind that have numbers in all `fields`; a test without labels has no accuracy."""
+    """Return the records of a kind with numbers in all `fields`; a test without labels has no accuracy."""
     return [r for r in records if r["kind"] == kind and all(isinstance(r.get(name), (int, float)) for name in fields)]

@@ -1,11 +1,11 @@
-"""Say which class each row of a released classifier stands for.
+"""Return the class of each row of a released classifier.
 
 The authors of released weights numbered their classes in orders of their own. `class_orders.json` holds these orders as
 figures only: entry r is the place of row r's class among the class names of the data set, sorted as Python sorts
 strings. So an order and the class names of a list, in any order, give the row of every class.
 
 An order has a name: a key of that file, "sorted" (rows in the order of the sorted names), "ucf101" (sorted without
-regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows are taken as they are.
+regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows keep their order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIGURES = Path(__file__).with_name("class_orders.json")
 ORDERS = ("k400", "k600_uniformer", "k600_v2", "k700_v2")
 # The order of the official annotation, which is that of the lists made from it; image folders; no classifier.
 AS_LISTED = ("annotation", "imagenet", "none")
-# Orders of UniFormerV2 that Kinetics-710 holds, by the number of their classes.
+# Orders of UniFormerV2 that Kinetics-710 contains, by the number of their classes.
 PARTS_OF_K710 = {400: "k400", 600: "k600_v2", 700: "k700_v2"}
 SUFFIXES = (".pyth", ".pth", ".pt", ".bin", ".safetensors")
 
@@ -44,9 +44,9 @@ def kinetics400_names() -> list[str]:
 
 
 def places_of_rows(order: str, classes: int) -> list[int | None] | None:
-    """Return the place of each row's class among the sorted class names; None if the order is not of so many classes.
+    """Return the place of each row's class among the sorted class names; None for another number of classes.
 
-    A class that the figures do not identify is None, unless it is the only one: then it has the place that is left.
+    A class that the figures do not identify is None, unless it is the only one: then it has the remaining place.
     """
     if order == "sorted":
         return [*range(classes)]
@@ -62,7 +62,7 @@ def places_of_rows(order: str, classes: int) -> list[int | None] | None:
 def rows_of_places(order: str, classes: int) -> list[int | None] | None:
     """Return the row of the class at each place of the sorted class names of a data set of so many classes.
 
-    The order k710 gives those of Kinetics-400, 600 and 700. None if the order is not of such a data set.
+    The order k710 gives those of Kinetics-400, 600 and 700. None if the order is of another data set.
     """
     part = rows_of_k710(classes) if order == "k710" else None
     if order == "k710" and part is None:
@@ -84,7 +84,7 @@ def rows_of_k710(classes: int) -> list[int] | None:
 
 
 def places_of_names(names: Sequence[str], order: str = "sorted") -> list[int]:
-    """Return the place of each name among the sorted names; underscores are blanks and quotes do not count."""
+    """Return the place of each name among the sorted names; underscores are blanks and quotes are ignored."""
 
     def key(name: str) -> str:
         name = name.replace("_", " ").strip('" ')
@@ -103,7 +103,7 @@ def rows_of_names(order: str, names: Sequence[str]) -> list[int | None] | None:
 
 
 def names_of_rows(order: str, classes: int, is_kinetics: bool) -> list[str] | None:
-    """Return the class name of each row of a classifier; None if only the user's data set can say.
+    """Return the class name of each row of a classifier; None if they depend on the user's data set.
 
     Those of k710 are the names of the rows that a model of so many classes takes from it.
 
@@ -122,7 +122,7 @@ def looks_like_kinetics(names: Sequence[str]) -> bool:
 
 
 def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the row of the manifest that released weights belong to; None if they are not known.
+    """Return the row of the manifest of released weights; None if they are not known.
 
     Args:
         address: a name or alias, a web address, or a path, whose file name or checksum is compared.

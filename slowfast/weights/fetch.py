@@ -1,4 +1,4 @@
-"""Find weight files: local paths, names of released weights, web addresses, and what iopath handles."""
+"""Find weight files: local paths, names of released weights, web addresses, and paths of iopath."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANIFEST = Path(__file__).with_name("manifest.json")
 # Files that a user put into a checkout; downloads go to `home()`.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
-# A download that gets fewer bytes than this in so many seconds is given up.
+# A download with fewer than STALL_BYTES in STALL_SECONDS fails.
 STALL_BYTES, STALL_SECONDS = 1 << 16, 60
 
 
@@ -42,22 +42,22 @@ def home() -> Path:
 
 
 def without_secrets(url: str) -> str:
-    """Return a web address without password and query, where tokens are."""
+    """Return a web address without password and query, which may contain tokens."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{'?...' if parts.query else ''}"
 
 
 def download(url: str, path: Path, checksum: str = "") -> None:
-    """Download `url` to `path`, which appears whole or not at all; leave an existing file alone.
+    """Download `url` to `path`, which appears whole or not at all; keep an existing file.
 
-    What arrived before an interruption stays beside it as `.part`, and the next call goes on from there. Several
-    processes may ask for the same file: one of them downloads.
+    After an interruption the received bytes stay beside it as `.part`, and the next call continues from there. If
+    several processes request the same file, one of them downloads it.
 
     Args:
         checksum: the SHA-256 of the file or its first digits; "" if unknown.
 
     Raises:
-        ValueError: the address gives no file, the connection broke and could not be resumed, or the checksum differs.
+        ValueError: the address has no file, the connection broke and could not be resumed, or the checksum differs.
     """
     part = path.with_name(path.name + ".part")
     shown = without_secrets(url)
@@ -78,7 +78,7 @@ def download(url: str, path: Path, checksum: str = "") -> None:
             before, arrived = arrived, part.stat().st_size if part.is_file() else 0
             if not complete and arrived - before < STALL_BYTES:
                 raise ValueError(
-                    f"{shown} cannot be downloaded ({reason}); {arrived} bytes have arrived: run again to go on, {cure}"
+                    f"{shown} cannot be downloaded ({reason}); {arrived} bytes have arrived: repeat to continue, {cure}"
                 )
         digest = sha256(part)
         if not digest.startswith(checksum.lower()):
@@ -91,18 +91,18 @@ def download(url: str, path: Path, checksum: str = "") -> None:
 
 
 class _WebOnly(HTTPRedirectHandler):
-    """Follows redirections from one web address to another only."""
+    """Follow redirections to web addresses only."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise ValueError(
-                f"{without_secrets(req.full_url)} leads to {without_secrets(newurl)}, which is no web address"
+                f"{without_secrets(req.full_url)} leads to {without_secrets(newurl)}, which is not a web address"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _request(url: str, headers: dict[str, str]) -> Request:
-    """Return a request; a user name and password in the address become a header that no redirection passes on."""
+    """Return a request; a user name and password in the address become a header that redirections drop."""
     parts = urlsplit(url)
     secret, _, place = parts.netloc.rpartition("@")
     try:
@@ -119,7 +119,7 @@ def _request(url: str, headers: dict[str, str]) -> Request:
 
 
 def _download_rest(url: str, part: Path) -> bool:
-    """Append to `part` what it lacks of `url`; return False if the connection ended early."""
+    """Append the missing bytes of `url` to `part`; return False if the connection ended early."""
     offset = part.stat().st_size if part.is_file() else 0
     headers = {}
     if offset:
@@ -130,14 +130,14 @@ def _download_rest(url: str, part: Path) -> bool:
     except HTTPError as error:
         if offset == 0 or error.code not in (412, 416):
             raise
-        if error.headers.get("Content-Range") == f"bytes */{offset}":  # nothing is left to send
+        if error.headers.get("Content-Range") == f"bytes */{offset}":  # the file is complete
             return True
-        part.unlink()  # the file at the address is another one by now
+        part.unlink()  # the file at the address has changed
         return _download_rest(url, part)
     with response:
         resumed = offset > 0 and response.status == 206
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            part.unlink()  # another part than the one that is lacking
+            part.unlink()  # not the missing part
             return _download_rest(url, part)
         if response.headers.get_content_type() == "text/html":
             raise ValueError(f"{without_secrets(url)} is a web page, not a file; open it in a browser")
@@ -172,17 +172,17 @@ def _from_hub(address: str) -> str:
     """Return the local path of `hf://OWNER/NAME[@REVISION]/FILE`, downloaded into the cache of huggingface_hub.
 
     Raises:
-        ValueError: the address is of another form, or the file cannot be had.
+        ValueError: the address has another form, or the file cannot be downloaded.
     """
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", address)
     if not match:
         raise ValueError(f"{address} is not of the form hf://OWNER/NAME/FILE")
-    import huggingface_hub  # takes a while, and most runs do not need it
+    import huggingface_hub  # slow to import, and most runs do not need it
 
     repository, revision, file = match.groups()
     try:
         return huggingface_hub.hf_hub_download(repository, file, revision=revision)
-    except Exception as error:  # the library raises what its HTTP client raises, which differs between versions
+    except Exception as error:  # exceptions are those of its HTTP client, which differ between versions
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{address} cannot be downloaded ({first}); check the address, or download the file in another way and "
@@ -203,8 +203,8 @@ def released_weights() -> dict[str, dict[str, Any]]:
 def _fetch_released(entry: dict[str, Any]) -> Path:
     """Return the file of a row of the manifest, downloaded unless it is there.
 
-    It may be there under its name, an alias, or the name that its publisher gave it. Google Drive, which often asks
-    for a browser, comes after all other places.
+    The file may have its name, an alias, or its publisher's file name. Google Drive, which often requires a browser,
+    is tried after all other places.
     """
     published = [entry[place] for place in ("hub", "url") if place in entry]
     suffix = Path(published[0] if published else ".pth").suffix or ".pth"
@@ -234,7 +234,7 @@ def _fetch_released(entry: dict[str, Any]) -> Path:
 
 
 def _check_once(path: Path, entry: dict[str, Any]) -> None:
-    """Compare a file with the checksum of its row; keep what it has beside it, as NAME.sha256, until it changes.
+    """Compare a file with the checksum of its row; store the result beside it, as NAME.sha256, until it changes.
 
     Raises:
         ValueError: it has another.
@@ -247,7 +247,7 @@ def _check_once(path: Path, entry: dict[str, Any]) -> None:
     version = [str(state.st_size), str(state.st_mtime_ns)]
     digest = known[0] if known[1:] == version else sha256(path)
     if known[1:] != version:
-        with contextlib.suppress(OSError):  # a folder that is only read: the next process computes it again
+        with contextlib.suppress(OSError):  # a read-only folder: the next process computes it again
             write_text(record, " ".join([digest, *version]) + "\n")
     if not digest.startswith(checksum):
         cure = "and it is downloaded again" if "google_drive" not in entry else "and download it again"
@@ -258,7 +258,7 @@ def _check_once(path: Path, entry: dict[str, Any]) -> None:
 
 
 class _Downloads(PathHandler):
-    """Web addresses, whose files are downloaded to `home()` once."""
+    """Handler of web addresses, whose files are downloaded to `home()` once."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["http://", "https://"]
@@ -268,12 +268,12 @@ class _Downloads(PathHandler):
             if entry.get("url") == path:
                 return str(_fetch_released(entry))
         parts = urlsplit(path)
-        # the address is the path below home(): equal file names of two addresses stay apart
+        # the address becomes the path below home(), so that equal file names do not collide
         folders = [unquote(part) for part in parts.path.split("/")]
         host = parts.netloc.rpartition("@")[2]
         names = [quote(part, safe=" +@") for part in (host, *folders) if part not in ("", ".", "..")]
         if len(names) < 2:
-            raise ValueError(f"{without_secrets(path)} names no file: write https://HOST/FILE")
+            raise ValueError(f"{without_secrets(path)} does not name a file: write https://HOST/FILE")
         if parts.query or len(names[-1]) > 200:  # a file name has at most 255 bytes
             name, digest = Path(names[-1]), hashlib.sha256(f"{folders[-1]}?{parts.query}".encode()).hexdigest()
             names[-1] = f"{name.stem[:100]}-{digest[:16]}{name.suffix[:20]}"
@@ -288,7 +288,7 @@ class _Downloads(PathHandler):
 
 
 class _Hub(_Downloads):
-    """Files of repositories on the Hugging Face Hub: hf://OWNER/NAME/FILE."""
+    """Handler of files on the Hugging Face Hub: hf://OWNER/NAME/FILE."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return ["hf://"]
@@ -303,9 +303,9 @@ path_manager.register_handler(_Hub())
 
 
 def fetch(address: str | os.PathLike) -> str:
-    """Return the local path of a local file, a name in `manifest.json`, an address, or what iopath handles.
+    """Return the local path of a local file, a name in `manifest.json`, an address, or a path of iopath.
 
-    Whatever is not local is downloaded once. A local path is not looked at: it may not exist.
+    A file that is not local is downloaded once. A local path is not checked and may not exist.
 
     Raises:
         ValueError: the address cannot be fetched.
@@ -332,7 +332,7 @@ def fetch_checkpoint(address: str | os.PathLike) -> str:
         close = ", ".join(get_close_matches(str(address), released_weights(), n=3))
         near = f" (near ones: {close})" if close else ""
         raise ValueError(
-            f"checkpoint {str(address)!r} does not exist, nor are there released weights of that name{near}; check the "
-            "path (TRAIN/TEST.CHECKPOINT_FILE_PATH)"
+            f"checkpoint {str(address)!r} does not exist, and no released weights have this name{near}; check the path "
+            "(TRAIN/TEST.CHECKPOINT_FILE_PATH)"
         )
     return local

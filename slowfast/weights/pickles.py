@@ -2,7 +2,7 @@
 
 A pickle is a program: it may import any function and call it. `TensorUnpickler` imports nothing. It rebuilds tensors,
 NumPy numbers and plain containers by the few functions below, and every other class or function becomes a `StandIn`,
-whose calls do nothing. So the weights in a file can be read whatever lies beside them: the message hub of MMEngine, the
+whose calls do nothing. So the weights in a file can be read whatever else it contains: the message hub of MMEngine, the
 arguments of a script, a whole `nn.Module`. One reader serves `torch.save` (zip archives, and streams before PyTorch
 1.6) and TorchScript.
 """
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of a stream that PyTorch before 1.6 wrote
-MAX_INFLATION = 4  # bytes that the records of an archive may hold per byte of the file; real weights do not reach 2
+MAX_INFLATION = 4  # bytes in the records of an archive per byte of the file; real weights stay below 2
 CHUNK = 1 << 20
 
 _STORAGES = {
@@ -43,17 +43,17 @@ _STORAGES = {
 
 
 class RefusedError(ValueError):
-    """A file is refused; the text says why."""
+    """A file is refused; the text is the reason."""
 
 
-_Unpickler: Any = pickle._Unpickler  # the standard library's type information leaves out most of it
+_Unpickler: Any = pickle._Unpickler  # the type information of the standard library lacks most of it
 
 
 class StandIn:
     """An object of a class that was not loaded; the subclass has the name of that class.
 
-    Its attributes are those of the object and, of a dictionary, the items with text as keys. What a constructor was
-    called with and the items of other containers are left out.
+    Its attributes are those of the object and, of a dictionary, the items with text as keys. Arguments of a
+    constructor and the items of other containers are dropped.
     """
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -61,7 +61,7 @@ class StandIn:
             vars(self)[key] = value
 
     def append(self, item: Any) -> None:
-        """Leave out an item of a list."""
+        """Drop an item of a list."""
 
     add = append
 
@@ -76,8 +76,8 @@ class _Function:
 class TensorUnpickler(_Unpickler):
     """Unpickler of tensors and plain containers; everything else becomes a `StandIn`.
 
-    It extends the Python form of the unpickler: the one in C allocates what a file asks for before it looks whether the
-    file is that long.
+    It extends the Python form of the unpickler: the one in C allocates memory as the file requests before it checks the
+    length of the file.
 
     Args:
         file: the pickle.
@@ -100,7 +100,7 @@ class TensorUnpickler(_Unpickler):
         self.classes: dict[str, type[StandIn]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a global: a type of numbers, a function from below, or a subclass of `StandIn`."""
+        """Return the replacement of a global: a type of numbers, a function from below, or a subclass of `StandIn`."""
         path = f"{module}.{name}".replace("__builtin__.", "builtins.").replace("numpy.core.", "numpy._core.")
         if module.startswith("torch") and name in _STORAGES:
             return _STORAGES[name]
@@ -145,7 +145,7 @@ class TensorUnpickler(_Unpickler):
             return type(function)()
         if isinstance(function, type) and issubclass(function, StandIn):
             return function()
-        raise pickle.UnpicklingError(f"a call of {type(function).__name__}, which is no function")
+        raise pickle.UnpicklingError(f"a call of {type(function).__name__}, which is not a function")
 
     def _instantiate(self, klass: Any, args: Sequence[Any]) -> None:  # INST and OBJ
         self.append(self._call(klass, args))
@@ -156,7 +156,7 @@ class TensorUnpickler(_Unpickler):
         self.stack[-1] = self._call(self.stack[-1], args)
 
     def load_newobj_ex(self) -> None:
-        """Make an object; its named arguments count for nothing, since only a stand-in could have them."""
+        """Make an object; ignore its named arguments, which only a stand-in can have."""
         self.stack.pop()
         self.load_reduce()
 
@@ -174,7 +174,7 @@ class TensorUnpickler(_Unpickler):
                 value._metadata = state["_metadata"]  # pyright: ignore[reportAttributeAccessIssue]
         elif isinstance(value, np.dtype):
             if state[1] == ">":
-                raise RefusedError("its NumPy numbers are those of a big-endian machine; save it again on another")
+                raise RefusedError("its NumPy numbers are big-endian; save it again on a little-endian machine")
         elif isinstance(value, np.ndarray) and isinstance(state[2], np.dtype) and isinstance(state[4], bytes):
             value.__setstate__(state)  # it compares the shape with the number of bytes
 
@@ -230,7 +230,7 @@ def _check_keys(keys: Iterable[Any]) -> None:
     for key in keys:
         parts = key if isinstance(key, (tuple, frozenset)) else ()
         if any(isinstance(part, (tuple, frozenset)) for part in parts):
-            raise RefusedError("it holds a dictionary or a set of nested tuples or sets")
+            raise RefusedError("it contains a dictionary or a set with nested tuples or sets as keys")
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -316,7 +316,7 @@ def read_archive(archive: zipfile.ZipFile, size: int, shapes_only: bool) -> Any:
         shapes_only: put tensors on the device "meta" and do not read them.
 
     Raises:
-        RefusedError: its records hold far more bytes than the file, or are of a big-endian machine.
+        RefusedError: its records claim far more bytes than the file has, or are big-endian.
     """
     claimed = sum(info.file_size for info in archive.infolist())
     if claimed > MAX_INFLATION * size:
@@ -327,7 +327,7 @@ def read_archive(archive: zipfile.ZipFile, size: int, shapes_only: bool) -> Any:
     record = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
     folder = record.removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") == b"big":
-        raise RefusedError("its numbers are those of a big-endian machine; save it again on another")
+        raise RefusedError("its numbers are big-endian; save it again on a little-endian machine")
 
     def storage(key: str, length: int) -> Tensor:
         info = archive.getinfo(f"{folder}data/{key}")
@@ -365,6 +365,6 @@ def read_stream(file: BinaryIO, size: int, shapes_only: bool) -> Any:
         for key in TensorUnpickler(file, storage, size).load():
             tensor = unpickler.storages[key]
             if int.from_bytes(file.read(8), "little") != len(tensor):
-                raise RefusedError(f"storage {key} is of another size than its tensors")
+                raise RefusedError(f"storage {key} has another size than its tensors")
             _fill(file, tensor)
     return content

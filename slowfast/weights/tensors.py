@@ -18,12 +18,12 @@ from torch import Tensor
 from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.pickles import RefusedError, StandIn, read_archive, read_stream
 
-HEAD = 1 << 16  # bytes of a file that are looked at to say what it is
+HEAD = 1 << 16  # bytes of a file that are read to recognise its type
 MAX_LETTERS = 1 << 24  # of all names in a module; those of real ones do not reach a million
 
 
 def load_tensors(path: str | os.PathLike, shapes_only: bool = False) -> dict[str, Any]:
-    """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from anywhere `fetch` knows.
+    """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from a path or address as in `fetch`.
 
     Only tensors, numbers and plain containers are loaded; objects of other classes become a `StandIn`, and no code in
     the file is executed or compiled. A pickled module, and a TorchScript archive, become their state_dict. Memory is
@@ -40,7 +40,7 @@ def load_tensors(path: str | os.PathLike, shapes_only: bool = False) -> dict[str
     local = fetch_checkpoint(path)
     try:
         return _state_dicts(_read(local, shapes_only))
-    except Exception as error:  # a damaged or hostile file can lead to any
+    except Exception as error:  # a damaged or hostile file can cause any exception
         raise ValueError(f"checkpoint {path!r} cannot be loaded: {_describe(local) or _words(error)}") from error
 
 
@@ -61,7 +61,7 @@ def _state_dicts(content: Any) -> dict[str, Any]:
         state = _state_dict(content)
         if not state:
             raise RefusedError(
-                f"it holds an object of {type(content).__module__}.{type(content).__name__} without tensors; save a "
+                f"it contains an object of {type(content).__module__}.{type(content).__name__} without tensors; save a "
                 "state_dict"
             )
         return state
@@ -103,13 +103,13 @@ def _tensors(module: StandIn, prefix: str = "", letters: list[int] | None = None
 
 def _words(error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [""])[0]
-    # Other errors come from reading bytes that mean nothing.
+    # Other errors come from parsing meaningless bytes.
     if isinstance(error, RefusedError):
         return reason
-    return f"it is torn, damaged or not a file of tensors ({type(error).__name__}: {reason}); fetch it again"
+    return f"it is damaged or not a file of tensors ({type(error).__name__}: {reason}); download it again"
 
 
-# First bytes -> what such a file is, and the cure.
+# First bytes -> type of the file, and the cure.
 _ARCHIVES = {
     b"\x1f\x8b": "a gzip archive; unpack it",
     b"\xfd7zXZ": "an xz archive; unpack it",
@@ -121,13 +121,13 @@ _ARCHIVES = {
 
 
 def _describe(path: str) -> str | None:
-    """Return what a file is that is not one of tensors, with the cure, or None if that cannot be recognised."""
+    """Return the type of a file without tensors, with the cure; None if it is not recognised."""
     with open(path, "rb") as file:
         head = file.read(HEAD)
     if not head:
-        return "it is empty; fetch it again"
+        return "it is empty; download it again"
     text = head
-    if head.startswith(b"\x1f\x8b"):  # a server may send a page in this form
+    if head.startswith(b"\x1f\x8b"):  # a server may compress a page
         with contextlib.suppress(zlib.error):
             text = zlib.decompressobj(31).decompress(head, HEAD)
     if page := _describe_text(text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()):
@@ -146,11 +146,11 @@ def _describe(path: str) -> str | None:
 
 
 def _describe_text(text: str) -> str | None:
-    """Return what a text is that a server, or Git, gave in place of a file."""
+    """Return the type of a text that a server, or Git, sent in place of a file."""
     if text.startswith("version https://git-lfs"):
         size = re.search(r"^size (\d+)", text, re.MULTILINE)
         of = f" of {int(size[1]):,} bytes" if size else ""
-        return f"it is a pointer of Git LFS to a file{of}; run `git lfs pull` in its repository"
+        return f"it is a Git LFS pointer to a file{of}; run `git lfs pull` in its repository"
     if code := re.match(r"(?:<\?xml[^>]*>\s*)?<Error>.*?<Code>(.*?)</Code>", text, re.DOTALL):
         return f"it is the error message {code[1]} of a server; check the address and the access rights"
     saved = text.startswith(("From: <Saved by", "MIME-Version:"))  # by a browser, with its pictures
@@ -159,7 +159,7 @@ def _describe_text(text: str) -> str | None:
     ):
         return None
     if re.search(r"quota exceeded|too many users have viewed", text, re.IGNORECASE):
-        return "it is a page of Google Drive, whose limit of downloads of this file is reached; try again in a day"
+        return "it is a page of Google Drive: the limit of downloads of this file is reached; try again after a day"
     if re.search(r"virus scan warning|google drive", text, re.IGNORECASE):
         return (
             "it is a page of Google Drive (large files are not scanned for viruses), not the file; open the address in "

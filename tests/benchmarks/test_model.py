@@ -1,4 +1,4 @@
-"""The benchmark of a network runs and compares what it measures."""
+"""The benchmark of a network runs, and compares the networks that it measures."""
 
 from __future__ import annotations
 

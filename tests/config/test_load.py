@@ -249,7 +249,7 @@ def test_files_that_cannot_be_read(write, tmp_path):
 
 
 def test_a_repeated_key_is_a_fault_only_if_its_values_differ(write):
-    """All official files hold SOLVER.COSINE_AFTER_WARMUP twice."""
+    """All official files contain SOLVER.COSINE_AFTER_WARMUP twice."""
     text = "SOLVER:\n  COSINE_AFTER_WARMUP: True\n  BASE_LR: 1e-4\n  BASE_LR: 0.0001\n  COSINE_AFTER_WARMUP: True\n"
     with pytest.warns(UserWarning) as caught:
         cfg, sources = load_config_with_sources(write("a.yaml", text))
@@ -278,7 +278,7 @@ def test_a_repeated_key_is_a_fault_only_if_its_values_differ(write):
         ("SOLVER:\n  STEPS: " + "[" * 60 + "]" * 60 + "\n", "deep"),
         ("SOLVER:\n  STEPS: " + "[" * 500 + "]" * 500 + "\n", "deep"),
         ("".join(f"{'  ' * i}A:\n" for i in range(100)), "deep"),
-        ("RNG_SEED: " + "9" * 5000 + "\n", "5000 letters"),
+        ("RNG_SEED: " + "9" * 5000 + "\n", "5000 characters"),
         ("RNG_SEED: 0x" + "f" * 4000 + "\n", "a whole number"),
         ("SOLVER: {BASE_LR: 0x" + "f" * 4000 + "}\n", "a number"),
         ("# " + "x" * (1 << 17) + "\n", "larger"),
@@ -295,14 +295,14 @@ def test_a_file_without_end_is_refused_at_once(write, text, part):
 
 
 @pytest.mark.parametrize("folder", ["", "None", " ", "x" * 256, "x/" * 2500])
-def test_an_output_folder_that_cannot_be_meant(folder, write):
-    """Without a name it would fill the current folder."""
+def test_an_empty_output_folder_is_refused(folder, write):
+    """Without a name, a run would write into the current folder."""
     message = fault(None, ["OUTPUT_DIR", folder])
     assert message.startswith("command line: OUTPUT_DIR: OUTPUT_DIR = ") and len(message) < 300
     assert "a.yaml:1: " in fault(write("a.yaml", f"OUTPUT_DIR: {folder}\n"))
 
 
-def test_a_long_list_of_faults_ends(write):
+def test_a_long_list_of_faults_is_shortened(write):
     with pytest.raises(ConfigError) as error:
         load_config(write("a.yaml", "".join(f"NOTHING_{i}: 1\n" for i in range(100))))
     assert len(error.value.faults) == 100 and str(error.value).count("\n") == 51

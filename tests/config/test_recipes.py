@@ -243,7 +243,7 @@ def test_the_test_list_is_looked_for_below_the_data_root(tmp_path):
     overrides = ("NUM_GPUS", "0", "OUTPUT_DIR", str(tmp_path / "output"))
     result = run(ROOT / "exp/uniformer_s16x4_ucf101_prek400/test.sh", *overrides, DATA_ROOT=str(data))
     assert result.returncode == 2
-    assert f"error: no list file {data}/ucf101/split1/test.csv" in result.stderr
+    assert f"error: no list {data}/ucf101/split1/test.csv" in result.stderr
 
 
 def test_a_fault_on_the_command_line_is_told_once(tmp_path):

@@ -63,6 +63,6 @@ def frame_numbers() -> Callable[[np.ndarray], list[int]]:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
-    """Every decoder that is installed; one that is, and does not load, fails."""
+    """Return every installed decoder; an installed one that does not load fails."""
     pytest.importorskip("av" if request.param == "pyav" else request.param)
     return request.param

@@ -249,7 +249,7 @@ def test_the_official_something_something_files_are_read(make_cfg, tmp_path):
         build_dataset(make_cfg(*options, "MODEL.NUM_CLASSES", 400), "train")
 
 
-def test_official_frame_lists_say_validation(make_cfg, tmp_path):
+def test_official_frame_lists_with_validation_in_their_name_are_found(make_cfg, tmp_path):
     """As in the official folder sthv2: train, validation and test, of which the last has no classes."""
     for split, rows in (("train", "1 9 2\n2 9 0\n"), ("validation", "3 9 1\n"), ("test", "4 9 0\n5 9 0\n")):
         (tmp_path / f"somesomev2_rgb_{split}_split.txt").write_text(rows)
@@ -269,7 +269,7 @@ def test_official_frame_lists_say_validation(make_cfg, tmp_path):
 def test_a_missing_list_names_a_key_that_has_an_effect(make_cfg, tmp_path):
     (tmp_path / "train.csv").write_text("1.mp4 2\n")
     cfg = make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path))
-    with pytest.raises(ManifestError, match=r"val\.csv .*holds train\.csv\): set DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
+    with pytest.raises(ManifestError, match=r"val\.csv .* train\.csv\): set DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
         build_dataset(cfg, "val")
     (tmp_path / "kinetics400_val_list_videos.txt").write_text("1.mp4 2\n")  # as MMAction2 names it
     with pytest.raises(ManifestError, match=r"copy it to val\.csv$"):

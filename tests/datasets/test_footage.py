@@ -1,4 +1,4 @@
-"""Files in the forms in which cameras, converters and shops write them: the right frames, or a named reason."""
+"""Files as cameras, converters and shops write them: the right frames, or a named reason."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_every_frame_alone_is_that_of_a_full_decode(footage, name, backend):
+def test_every_single_frame_equals_that_of_a_full_decode(footage, name, backend):
     path, count = str(footage / name), GOOD[name][1]
     with av.open(path) as container:
         shown = [upright(frame) for frame in container.decode(video=int("bit_rates" in name))]
@@ -181,7 +181,7 @@ def test_pictures_with_exif_data_are_turned_and_mirrored(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_decoded_is_named_with_its_reason(footage, name, backend):
+def test_a_file_that_cannot_be_decoded_is_named_with_its_reason(footage, name, backend):
     for limit in (0, 60):
         with pytest.raises(MediaError, match=BAD[name][1]) as caught:
             read_frames_within(limit, str(footage / name), lambda length: [0], backend=backend)
@@ -202,7 +202,7 @@ def test_a_full_decode_happens_once(footage):
     assert lengths == [28]
 
 
-def test_a_time_out_names_the_reason_and_the_cure(footage):
+def test_a_timeout_names_the_reason_and_the_cure(footage):
     path = str(footage / "packed_b_frames.avi")
     read_frames_within(60, path, lambda length: [0])
 
@@ -237,7 +237,7 @@ def test_a_decoder_that_runs_out_of_memory_is_a_fault_of_the_file(tmp_path, mega
 
 
 @pytest.mark.parametrize("error", [KeyError, MemoryError, OSError, ValueError, av.FFmpegError])
-def test_a_fault_of_who_chooses_is_none_of_the_file(footage, error):
+def test_an_exception_of_the_caller_is_not_a_fault_of_the_file(footage, error):
     def choose(length: int) -> list[int]:
         raise error(5, "not the file")
 

@@ -1,4 +1,4 @@
-"""Class names of lists that were made elsewhere: files in the form of their makers, labels in any order."""
+"""Class names of lists that were made elsewhere: files in their published forms, labels in any order."""
 
 import json
 import random
@@ -19,7 +19,7 @@ def kinetics_rows(names):
     return "".join(f'"{name}",video-{n:05d}_x,{n},{n + 10},train,0\n' for n, name in enumerate(names))
 
 
-def test_kinetics_lists_in_the_order_of_their_authors(tmp_path):
+def test_names_follow_kinetics_lists_in_the_order_of_their_authors(tmp_path):
     """The official lists of UniFormer name `<youtube id>.mp4,<label>` in an order of their own."""
     (tmp_path / "train.csv").write_text(KINETICS_HEADER + kinetics_rows(K400))
     names, classes = annotated_classes(tmp_path, DATASETS["k400"])
@@ -82,7 +82,7 @@ ACTIVITYNET = {
 }  # fmt: skip
 
 
-def test_activitynet_and_hacs(tmp_path):
+def test_annotations_of_activitynet_and_hacs_are_read(tmp_path):
     (tmp_path / "activity_net.v1-3.min.json").write_text(json.dumps(ACTIVITYNET))
     names, classes = annotated_classes(tmp_path, replace(DATASETS["anet"], num_classes=2))
     assert names == ["Archery", "Futsal"]
@@ -98,7 +98,7 @@ def test_activitynet_and_hacs(tmp_path):
     assert names == ["Archery", "Futsal"] and "NUdji_CqvcY" not in classes and classes["a2X2hz1G6i8"] == "Futsal"
 
 
-def test_files_of_names(tmp_path):
+def test_files_of_class_names_are_read(tmp_path):
     (tmp_path / "moments_categories.txt").write_text("".join(f"act+{n},{n}\n" for n in range(339)))
     assert annotated_classes(tmp_path, DATASETS["mit"])[0] == [f"act+{n}" for n in range(339)]
     (tmp_path / "label_map_k710.txt").write_text("".join(f"act {n * 3} of 4\n" for n in range(710)))

@@ -1,4 +1,4 @@
-"""What lists name, compared with the folders of frames and with the classes of the network."""
+"""Lists are compared with the folders of frames and with the classes of the network."""
 
 import logging
 
@@ -9,8 +9,8 @@ from slowfast.datasets.manifest import Manifest
 
 
 @pytest.mark.parametrize(("listed", "warns"), [(96, False), (97, False), (94, False), (48, True), (1, True)])
-def test_frame_lists_that_leave_images_out_are_reported(tmp_path, caplog, listed, warns):
-    """Lists of other people's extraction at half the rate, as of Something-Something at 12 frames per second."""
+def test_frame_lists_with_too_few_images_are_reported(tmp_path, caplog, listed, warns):
+    """Lists of an extraction at half the rate, as for Something-Something at 12 frames per second."""
     for folder in ("1", "2", "3"):
         (tmp_path / folder).mkdir()
         for number in range(1, 97):
@@ -42,7 +42,7 @@ def labels_of(caplog, num_classes, **lists):
     return record.levelname, record.getMessage()
 
 
-def test_a_run_tells_which_classes_its_lists_have(caplog):
+def test_a_run_logs_the_classes_of_its_lists(caplog):
     level, text = labels_of(caplog, 4, train=[0, 1, 2, 3, 3], val=[0, 2])
     assert level == "INFO" and "4 of 4 classes occur in train.csv; 2 of 4 classes occur in val.csv" in text
     level, text = labels_of(caplog, 400, train=[1, 2, 2], val=[0, 2])

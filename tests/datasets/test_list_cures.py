@@ -1,4 +1,4 @@
-"""Lists in the forms of other toolboxes: the fault is recognised, and a cure is named where it was found to help."""
+"""Lists in the forms of other toolboxes: the fault is recognised, and a cure is named if it was checked."""
 
 import os
 
@@ -31,8 +31,8 @@ SEGMENTS = ("path", "total", "begin", "end", "label")
         (["a.mp4 1,3", "b.mp4 2", "c.mp4 5,6,7"], VIDEO, " ", "several labels"),
         (["a.mp4,1|3", "b.mp4,2|9"], VIDEO, ",", "several labels"),
         # names of classes, which may end in digits
-        (["a.mp4,archery", "b.mp4,throwing 3"], VIDEO, ",", "names of classes"),
-        (["a.mp4 archery", "b.mp4 zumba"], VIDEO, " ", "names of classes"),
+        (["a.mp4,archery", "b.mp4,throwing 3"], VIDEO, ",", "class names"),
+        (["a.mp4 archery", "b.mp4 zumba"], VIDEO, " ", "class names"),
         # the official annotation in the place of a list
         (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "Kinetics"),
         (
@@ -51,7 +51,7 @@ def test_the_cure_of_rows_that_cannot_be_read(tmp_path, rows, columns, separator
         load_manifest(tmp_path / "train.csv", columns, separator=separator, num_classes=5)
 
 
-def test_a_separator_that_leaves_a_number_behind_is_not_advised():
+def test_a_separator_that_leaves_a_number_in_the_path_is_not_advised():
     for rows in (["a.mp4 1,3", "b.mp4 2,3"], ["a.mp4 1;3"], ["a.mp4 1|3", "b.mp4 4|5"]):
         assert "PATH_LABEL_SEPARATOR to it" not in cure_rows(rows, VIDEO, " ", None, 0)
 
@@ -79,13 +79,13 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
     ("text", "separator", "prefix", "named"),
     [
         # a surplus column: rows of rawframe lists, several labels, five columns
-        ("78687 48 3\n42326 51 7\n", " ", "frames", "1 column more .*'48'.* sth or hmdb"),
+        ("78687 48 3\n42326 51 7\n", " ", "frames", "1 surplus column.*.*'48'.* sth or hmdb"),
         ("78687 48 3\n42326 51 7\n", " ", "videos", "78687.webm.*'48'.* sth or hmdb"),
         ("78687,48,3\n42326,51,7\n", ",", "frames", "'48'.* sth or hmdb"),
-        ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "1 column more .*a/1.mp4.*'17'.*keep one path"),
-        ("a/1.mp4 1 2 3 4\n", " ", "videos", "3 columns more .*'1 2 3'.* anet"),
-        ("a/1.mp4 3 2 1 4\n", " ", "videos", "3 columns more .*keep one path"),
-        ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "2 columns more .*'archery 4'.*keep one path"),
+        ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "1 surplus column.*.*a/1.mp4.*'17'.*keep one path"),
+        ("a/1.mp4 1 2 3 4\n", " ", "videos", "3 surplus columns.*.*'1 2 3'.* anet"),
+        ("a/1.mp4 3 2 1 4\n", " ", "videos", "3 surplus columns.*.*keep one path"),
+        ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "2 surplus columns.*.*'archery 4'.*keep one path"),
         # the suffix, the prefix, and the beginning of the paths
         ("a/1.avi 3\nb/2.avi 2\n", " ", "videos", r"suffix \.mp4, not \.avi"),
         (ROWS, " ", "", "below .*/videos: set DATA.PATH_PREFIX"),
@@ -94,14 +94,14 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
         ("x/y/a/1.mp4 0\nx/y/b/1.mp4 0\n", " ", "videos", "without 'x/y/' in front"),
         ("/gone/a/1.mp4 0\n", " ", "videos", "without '/gone/' in front"),
         ("/gone/z/1.mp4 0\n", " ", "videos", "absolute"),
-        ("0.mp4 0\n1.mp4 1\n4.mp4 1\n", " ", "mixed", "several folders below .*mixed, as in .*mixed/c"),
+        ("0.mp4 0\n1.mp4 1\n4.mp4 1\n", " ", "mixed", "several folders below .*mixed, .*mixed/c"),
         ("z.mp4 0\n", " ", "videos", "PATH_PREFIX '.*videos' holds 42326.webm, 78687.webm, a"),
         ("z.mp4 0\n", " ", "gone", "PATH_PREFIX '.*gone' is not a folder"),
         # some are missing
         (ROWS + "a/5.mp4 0\n", " ", "videos", "prepare_data.py check .*videos --lists .*/lists --clean"),
     ],
 )
-def test_the_cure_of_videos_that_are_not_there(there, monkeypatch, text, separator, prefix, named):
+def test_the_cure_of_missing_videos(there, monkeypatch, text, separator, prefix, named):
     monkeypatch.chdir(there)
     lists = there / ("videos" if not prefix else "lists")
     lists.mkdir(exist_ok=True)
@@ -137,7 +137,7 @@ def test_many_missing_videos_are_counted_and_three_are_named(tmp_path):
     check_files(load_manifest(path, prefix=str(tmp_path)))
 
 
-def test_a_link_that_leads_nowhere_is_a_missing_video(tmp_path):
+def test_a_broken_link_is_a_missing_video(tmp_path):
     (tmp_path / "real.mp4").touch()
     (tmp_path / "good.mp4").symlink_to("real.mp4")
     (tmp_path / "bad.mp4").symlink_to("gone.mp4")

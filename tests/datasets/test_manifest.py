@@ -76,7 +76,7 @@ def test_segments_come_in_the_official_order(tmp_path):
         ("a.mp4 1\nb.mp4 dog\n", ("path", "label"), " ", [r"1 of 2 rows", r":2: 'b\.mp4 dog': label 'dog'"]),
         ("a.mp4 1\nb.mp4 5\n", ("path", "label"), " ", [r":2: .*label 5 is outside 0\.\.4", r"MODEL\.NUM_CLASSES 5"]),
         ("a.mp4 -1\n", ("path", "label"), " ", [r"label -1 is outside"]),
-        ("a.mp4\n", ("path", "label"), " ", [r"1 of 2 columns \(path, label\)", r"A row holds path \(video file or"]),
+        ("a.mp4\n", ("path", "label"), " ", [r"1 of 2 columns \(path, label\)", r"path \(video file or"]),
         (",3\n", ("path", "label"), ",", [r":1: ',3': the path is empty"]),
         ("a 0 1\n", FRAMES, " ", [r"num_frames '0' is not above 0"]),
         ("a 3.5 1\n", FRAMES, " ", [r"num_frames '3\.5' is not a whole number"]),
@@ -88,8 +88,8 @@ def test_segments_come_in_the_official_order(tmp_path):
         ("a 1_0 1\n", FRAMES, " ", [r"num_frames '1_0' is not a whole number"]),
         ("a.mp4 1_0 2 3 1\n", SEGMENTS, " ", [r"total '1_0' is not a number"]),
         ("a.mp4 9 ٣ 4 1\n", SEGMENTS, " ", [r"begin '٣' is not a number"]),
-        ("a.mp4 9 9 12 1\n", SEGMENTS, " ", [r"segment begins at 9 s, where the video of 9 s has ended"]),
-        ('"a.mp4" 9 9.5 12 1\n', SEGMENTS, " ", [r"segment begins at 9\.5 s, where the video of 9 s has ended"]),
+        ("a.mp4 9 9 12 1\n", SEGMENTS, " ", [r"segment begins at 9 s, .* video at 9 s"]),
+        ('"a.mp4" 9 9.5 12 1\n', SEGMENTS, " ", [r"segment begins at 9\.5 s, .* video at 9 s"]),
         ("a.mp4 9 4 3 1\n", SEGMENTS, " ", [r"segment does not begin at or after 0 and end after that"]),
     ],
 )
@@ -106,7 +106,7 @@ def test_all_faults_are_counted_and_three_are_shown(tmp_path):
         load_manifest(path, num_classes=12)
     text = str(caught.value)
     assert "18 of 21 rows" in text and text.count("a.csv:") == 3 and "a.csv:4: 'b2.mp4 12'" in text
-    assert "MODEL.NUM_CLASSES has to be at least 30" in text
+    assert "MODEL.NUM_CLASSES must be at least 30" in text
 
 
 def test_a_missing_list_names_the_file_and_the_keys(tmp_path):

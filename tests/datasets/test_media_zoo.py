@@ -361,7 +361,7 @@ LATE = ("first_frames_cut_off.mp4", "no_key_frame_in_front.ts")  # whose first f
 # file name -> (how it is made, what the error says)
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing.mp4": (lambda path: None, r"no such file.*DATA\.PATH_PREFIX"),
-    "empty.mp4": (lambda path: path.touch(), "empty; fetch it again"),
+    "empty.mp4": (lambda path: path.touch(), "empty; download it again"),
     "text.mp4": (text, "not a readable video"),
     "zeros.mp4": (lambda path: path.write_bytes(bytes(4096)), "not a readable video"),
     "folder.mp4": (folder, r"DATA\.IMAGE_TEMPLATE"),
@@ -436,7 +436,7 @@ def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_every_frame_alone_is_that_of_a_full_decode(zoo, name, backend):
+def test_every_single_frame_equals_that_of_a_full_decode(zoo, name, backend):
     path, count = str(zoo / name), ODD[name][1]
     with av.open(path) as container:
         stream = backends.video_stream(path, container)

@@ -206,7 +206,7 @@ def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, nam
     assert row.ok == 0 and (out / QUARANTINE).read_text() == f"{name}\n"
 
 
-def test_a_slow_file_is_good_and_the_report_says_why_it_is_slow(tmp_path):
+def test_a_slow_file_is_good_and_the_report_contains_the_reason(tmp_path):
     folder, out = Path(__file__).parents[1] / "golden", tmp_path / "out"
     [row] = check_media(folder, [Media("packed_xvid.avi")], out, workers=1)
     assert row.ok and row.reason and (out / QUARANTINE).read_text() == ""
@@ -216,7 +216,7 @@ def test_a_slow_file_is_good_and_the_report_says_why_it_is_slow(tmp_path):
     assert row.ok and not row.reason
 
 
-def test_a_full_check_looks_at_every_image(tmp_path, write_folder):
+def test_a_full_check_decodes_every_image(tmp_path, write_folder):
     folder = tmp_path / "videos"
     write_folder(folder / "frames", frames=8)
     (folder / "frames/img_00003.jpg").write_bytes(b"no image")
@@ -225,8 +225,8 @@ def test_a_full_check_looks_at_every_image(tmp_path, write_folder):
     assert not row.ok and row.reason.startswith("img_00003.jpg")
 
 
-def test_a_report_of_an_earlier_version_goes_on(videos, tmp_path):
-    """It lacks the last column: its files were not decoded as a whole."""
+def test_a_report_of_an_earlier_version_is_continued(videos, tmp_path):
+    """The old report lacks the last column: its files were not decoded in full."""
     out, item = tmp_path / "out", Media("a/0.mp4")
     check_media(videos, [item], out, workers=1)
     lines = (out / REPORT).read_text().splitlines()

@@ -169,7 +169,7 @@ def test_times_of_a_variable_frame_rate_are_kept(tmp_path):
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.wmv", "wmv2")])
 @pytest.mark.parametrize("start", [25, 1000])
-def test_a_late_first_frame_is_no_fault(tmp_path, name, codec, start):
+def test_a_late_first_frame_is_not_a_fault(tmp_path, name, codec, start):
     """These containers count the duration from time 0, as after `ffmpeg -i a.mkv -c copy -output_ts_offset 0.25`."""
     source = write(tmp_path / "in" / name, times=[start + 4 * t for t in range(30)], codec=codec)
     with av.open(str(source)) as container:
@@ -223,7 +223,7 @@ def test_broken_inputs_are_listed_and_whole_ones_are_not_made_again(tmp_path):
 
 
 def test_a_killed_call_that_is_repeated_gives_the_same_bytes(tmp_path):
-    """Also at sizes that are no multiple of 16, where the encoder's assembler depends on what memory held before."""
+    """Also at sizes that are not multiples of 16, where assembler code depends on earlier content of memory."""
     paths = [f"{i}.mp4" for i in range(6)]
     for i, path in enumerate(paths):
         write(tmp_path / "in" / path, size=(160, 130 + 2 * i), noise=True)

@@ -1,4 +1,4 @@
-"""Workers that the system kills."""
+"""Loading continues after the system kills a worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KILLER = 5
 
 
 class Killing(VideoDataset):
-    """Reading some rows takes so much memory that the system kills the worker."""
+    """A data set whose worker the system kills at some rows, because they need too much memory."""
 
     rows = (KILLER,)
 
@@ -58,7 +58,7 @@ def loader(data, train: bool, count: int = 2) -> VideoLoader:
 
 @pytest.mark.parametrize("train", [True, False])
 def test_a_video_that_kills_its_worker_is_left_out(train, folder):
-    """As if it was known to be broken, and the batches after it are those of an undisturbed epoch."""
+    """The video counts as broken, and the batches after it are those of an undisturbed epoch."""
     expected_data = dataset(folder, VideoDataset, train)
     expected_data.killed[KILLER] = "known"
     data = dataset(folder, Killing, train)
@@ -69,7 +69,7 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder):
             each.batch_sampler.set_position(epoch, 0)  # pyright: ignore
         batches = []
         for batch in killed:
-            time.sleep(0.01)  # the death of a worker disturbs nobody but the one who waits for a batch
+            time.sleep(0.01)  # the death of a worker only affects the process that waits for a batch
             batches.append(batch)
         for batch, other in zip(batches, expected, strict=True):
             assert batch["index"].tolist() == other["index"].tolist()
@@ -84,8 +84,8 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder):
     assert f"{size:,.1f} MB" in data.killed[KILLER] and "DATA_LOADER.NUM_WORKERS" in data.killed[KILLER]
 
 
-def test_workers_that_die_again_and_again_end_with_one_message(folder, monkeypatch):
-    monkeypatch.setattr(workers, "MAX_RESTARTS", 0)  # PyTorch looks for dead workers every five seconds
+def test_workers_that_die_repeatedly_end_with_one_message(folder, monkeypatch):
+    monkeypatch.setattr(workers, "MAX_RESTARTS", 0)  # PyTorch checks for dead workers every five seconds
 
     class AllKill(Killing):
         rows = range(ROWS)
@@ -94,7 +94,7 @@ def test_workers_that_die_again_and_again_end_with_one_message(folder, monkeypat
         list(loader(dataset(folder, AllKill, True), True, count=1))
 
 
-def test_other_errors_of_workers_stay_what_they_are(folder):
+def test_other_errors_of_workers_are_raised_unchanged(folder):
     class Broken(VideoDataset):
         def _read(self, row, sample, choose):
             raise RuntimeError("another reason")

@@ -1,9 +1,9 @@
-"""Every block of commands in the documentation runs as it is written.
+"""Every block of commands in the documentation runs verbatim.
 
 Each page runs in a new shell and in its own copy of the checkout. The shell has the environment of a user who has just
-logged in, so a page has to activate the environment. What is made small is the work, not the text: the `python` of the
-copy adds KEY VALUE pairs to the programs that it starts, as far as the page does not give those keys, and forks them
-from a server that has done the imports.
+logged in, so a page must activate the environment. The commands are unchanged, the work is made small: the `python` of
+the copy adds KEY VALUE pairs to the programs that it starts, except for keys that the page gives, and forks them from a
+server with all imports done.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md"))
-# What cannot run here, by its beginning, and why.
+# Beginnings of commands that cannot run in this test, and why.
 NOT_RUN = {
     "git clone <address of this repository>": "needs the network",
     "python -m venv .venv": "needs the network; .ci/run installs",
@@ -57,7 +57,7 @@ TINY_V2 = {
 
 
 class Smaller(NamedTuple):
-    """What is added to the command line of a program; of several rows the first one that fits."""
+    """Additions to the command line of a program; the first row that fits is used."""
 
     pattern: str
     flags: list[str]
@@ -71,7 +71,7 @@ SMALLER = [
     Smaller(r"run_net\.py.*(uniformerv2_|v2\.yaml)", [], TINY | TINY_V2),
     Smaller(r"run_net\.py", [], TINY),
 ]
-# Stands for `python` in the copy: forks the program from the server of tests/warm.py.
+# Replaces `python` in the copy: forks the program from the server of tests/warm.py.
 PYTHON = """#!{executable} -SE
 import json, os, re, socket, sys
 
@@ -92,7 +92,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """The (language, text) of the fenced blocks of a page."""
+    """Return the (language, text) of the fenced blocks of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.findall(r"^( *)```(.*)\n((?:.*\n)*?)\1```$", text, re.M)
     assert len(found) * 2 == len(re.findall(r"^ *```", text, re.M)), f"{page} has a block without an end"
@@ -100,7 +100,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> list[str]:
-    """The commands of a block of bash; a backslash joins lines."""
+    """Return the commands of a block of bash; a backslash joins lines."""
     return [line for line in block.replace("\\\n", " ").split("\n") if line and not line.startswith("#")]
 
 
@@ -111,7 +111,7 @@ def test_a_block_of_commands_has_a_language(page):
         assert language or not re.search(r"^(\$|bash|python|pip|make|source|git|import|from) ", text, re.M), page
 
 
-def test_what_is_not_run_is_there():
+def test_commands_that_are_not_run_exist():
     lines = [line for page in PAGES for kind, text in blocks(page) if kind == "bash" for line in commands(text)]
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
 
@@ -122,7 +122,7 @@ def not_in_a_checkout(folder: str, names: list[str]) -> list[str]:
 
 
 def make_checkout(folder: Path, inputs: Path, warm: str) -> None:
-    """Copy the checkout, with an environment and with what the pages take for granted."""
+    """Copy the checkout, with an environment and with the files that the pages assume."""
     shutil.copytree(ROOT, folder, ignore=not_in_a_checkout)
     shutil.copytree(inputs, folder, dirs_exist_ok=True, copy_function=os.link)
     environment = folder / ".venv"
@@ -136,14 +136,14 @@ def make_checkout(folder: Path, inputs: Path, warm: str) -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
-    """What the pages take for granted but a trained demo."""
+    """Return a folder with the files that the pages assume, except a trained demo."""
     folder = tmp_path_factory.mktemp("inputs")
     make_inputs(folder)
     return folder
 
 
 def make_inputs(folder: Path) -> None:
-    """Own videos of 12 classes, new ones, and what lies below /data and DOWNLOADED."""
+    """Make own videos of 12 classes, new ones, and the files below /data and DOWNLOADED."""
     clip = folder / "clip.mp4"
     for index, name in enumerate((*CLASS_NAMES, "a", "b", "c", "d")):
         for number in range(3):
@@ -184,7 +184,7 @@ def make_inputs(folder: Path) -> None:
 
 
 def shell(folder: Path, script: str) -> subprocess.CompletedProcess:
-    """Run a script in a new shell in a folder, without anything of this process's environment."""
+    """Run a script in a new shell in a folder, without the environment of this process."""
     environment = {"HOME": str(folder.parent), "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
     environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}  # in place of pip install -e .
     command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
@@ -194,7 +194,7 @@ def shell(folder: Path, script: str) -> subprocess.CompletedProcess:
 
 
 def page_script(page: str, folder: Path) -> str:
-    """All blocks of a page as one script."""
+    """Return all blocks of a page as one script."""
     script = ""
     for number, (language, text) in enumerate(blocks(page)):
         script += f"echo '=== {page}, block {number}'\n"
@@ -209,7 +209,7 @@ def page_script(page: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def demo(inputs, warm, tmp_path_factory) -> Path:
-    """A checkout in which the demo was trained, as some pages take for granted."""
+    """Return a checkout with a trained demo, which some pages assume."""
     folder = tmp_path_factory.mktemp("demo") / "checkout"
     make_checkout(folder, inputs, warm)
     done = shell(folder, "source .venv/bin/activate && bash exp/demo/run.sh")
@@ -217,10 +217,10 @@ def demo(inputs, warm, tmp_path_factory) -> Path:
     return folder
 
 
-# Pages that start where the first command of the README, or the first one of DATASET.md, ended.
+# Pages that assume the results of the first command of the README, or of the first one of DATASET.md.
 AFTER_DEMO = ("docs/FINETUNING.md", "docs/MIGRATING.md")
 AFTER_LISTS = ("MODEL_ZOO.md",)
-# What the commands of a page leave.
+# Files that the commands of a page write.
 LEFT: dict[str, tuple[str, ...]] = {
     "README.md": ("output/demo/test/metrics.json", "output/lr5e-4/test/metrics.json"),
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),

@@ -176,5 +176,5 @@ def test_a_test_names_broken_videos_and_takes_no_others(broken, experiment, run_
     assert "over 6 videos" in done.stdout and "1 undecodable" in done.stdout
     report = json.loads((out / "test" / "metrics.json").read_text())
     assert report["metrics"]["num_videos"] == 6 and report["metrics"]["num_skipped"] == 1
-    assert report["skipped"] == [[f"{broken}/empty.mp4", "the file is empty; fetch it again"]]
+    assert report["skipped"] == [[f"{broken}/empty.mp4", "the file is empty; download it again"]]
     assert np.load(out / "test" / "scores.npz")["index"].tolist() == [0, 1, 2, 4, 5, 6]

@@ -62,4 +62,4 @@ def test_other_classes(experiment, run_net, videos, tmp_path):
         assert not torch.equal(fresh["norm.weight"], trained["norm.weight"])  # it was a training
         loaded = len(start) - 2 * (not by_names)
         assert f"initial weights from {trained_path}: layout own, loaded {loaded}" in done.stdout
-        assert ("start anew: zigzag" in done.stdout) == by_names
+        assert ("new rows: zigzag" in done.stdout) == by_names

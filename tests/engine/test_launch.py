@@ -57,7 +57,7 @@ class Running:
         return [pid for pid in numbers if alive(pid) and stat(pid)[3:4] == [str(self.process.pid)]]
 
     def ranks(self) -> list[int]:
-        """The spawned processes, or those of torchrun, in order of rank."""
+        """Return the spawned processes, or those of torchrun, in order of rank."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         names = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
         return sorted(pid for pid, name in names.items() if "spawn_main" in name or RUN_NET in name)
@@ -139,7 +139,7 @@ def test_killed_processes(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_runs_in_one_folder(start, tmp_path):
+def test_a_second_run_in_a_folder_is_refused(start, tmp_path):
     save = (*LONG, "TRAIN.CHECKPOINT_MINUTES", 1e-6, "TRAIN.KEEP_CHECKPOINTS", 0)
     first = start(*save).trains()
     second = start(*LONG, "SOLVER.BASE_LR", 7)
@@ -174,7 +174,7 @@ def test_a_training_may_last_longer_than_the_timeout(start):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_job_again(start, tmp_path):
+def test_torchrun_restarts_a_job(start, tmp_path):
     job = start(*LONG, "TRAIN.MAX_STEPS", 60, "TRAIN.CHECKPOINT_MINUTES", 1e-6, torchrun=2, restarts=1).trains()
     os.kill(job.ranks()[0], signal.SIGKILL)
     assert job.ends() == 0

@@ -1,4 +1,4 @@
-"""Two runs in one folder: the second is refused, and a holder that is dead, wherever it ran, is replaced."""
+"""Two runs in one folder: the second is refused, and a dead holder on any machine is replaced."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def held_elsewhere(path: Path, age: float = 0.0, **changes: object) -> Holder:
 
 
 def wins(path: Path) -> bool:
-    """Whether a lease can be had; it is not released."""
+    """Return whether a lease can be taken; it is not released."""
     try:
         Lease(path, patience=0)
     except ValueError:
@@ -66,7 +66,7 @@ def test_a_second_run_is_refused_until_the_holder_ends_or_is_killed(path):
         assert list(path.parent.iterdir()) == []
 
 
-def test_a_number_of_a_process_that_was_given_to_another_one(path):
+def test_a_reused_process_id_is_a_dead_holder(path):
     with hold(path):
         content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"started": "1", "token": "t0"}))
@@ -85,7 +85,7 @@ def test_a_silent_holder_on_another_machine_is_dead_after_a_while(path, monkeypa
         assert 0.5 < time.monotonic() - begun < 5
 
 
-def test_a_holder_on_another_machine_that_shows_signs_of_life(path):
+def test_a_living_holder_on_another_machine_is_kept(path):
     held_elsewhere(path, age=60)
     child = FORK.Process(target=lambda: (time.sleep(0.5), os.utime(path)))
     child.start()
@@ -108,7 +108,7 @@ def test_the_next_attempt_of_a_slurm_job_takes_over(path, monkeypatch):
 
 
 @pytest.mark.parametrize("left", ["nothing", "dead", "half written", "half taken over"])
-def test_of_many_that_start_at_once_one_wins(left, path):
+def test_one_of_many_simultaneous_starts_gets_the_lease(left, path):
     path.parent.mkdir()
     if left != "nothing":
         held_elsewhere(path, age=1000)
@@ -137,7 +137,7 @@ def test_of_many_that_start_at_once_one_wins(left, path):
     assert [file.name for file in path.parent.iterdir()] == ["train.lock"]
 
 
-def test_a_holder_that_was_taken_for_dead_ends(path, monkeypatch, capfd):
+def test_a_holder_whose_lease_was_replaced_exits(path, monkeypatch, capfd):
     monkeypatch.setattr(lock, "BEAT", 0.1)
 
     def run():
@@ -159,7 +159,7 @@ def test_a_holder_that_was_taken_for_dead_ends(path, monkeypatch, capfd):
     assert child.exitcode == 1 and "was taken over by process" in capfd.readouterr().err
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(ValueError, match=r"OUTPUT_DIR .*file.* cannot be written"),

@@ -23,4 +23,4 @@ def test_speed_is_that_of_all_processes_and_waiting_is_a_share_of_the_time(proce
     assert (values["loss"], values["top1"], values["top5"]) == pytest.approx((1.5, 50.0, 75.0))
     meter.update(torch.tensor(1.0), [torch.tensor(0), torch.tensor(0)], clips=4, waited=0.0)
     now += 1.0
-    assert meter.log_values()["data_wait"] == 0.0  # a period forgets the one before
+    assert meter.log_values()["data_wait"] == 0.0  # every period starts from zero

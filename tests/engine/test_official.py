@@ -42,7 +42,7 @@ RECIPE = (
 
 @pytest.fixture(autouse=True)
 def propagate(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process sets it False
 
 
 @pytest.fixture(params=SMALL)
@@ -103,8 +103,8 @@ def moments_of(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.1])
-def test_weights_optimizer_and_epoch_go_on(cfg, ratio, caplog):
-    """Also where our own groups are others: the classifier has a learning rate of its own."""
+def test_weights_optimizer_and_epoch_are_resumed(cfg, ratio, caplog):
+    """The state is loaded also if our groups differ, because the classifier has its own learning rate."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.BACKBONE_LR_RATIO = ratio
@@ -149,7 +149,7 @@ def broken(kind: str, checkpoint: dict[str, Any]) -> None:
         "no optimizer",
     ],
 )
-def test_an_optimizer_that_cannot_be_mapped_starts_anew(cfg, kind, caplog):
+def test_an_optimizer_that_cannot_be_mapped_starts_without_a_state(cfg, kind, caplog):
     checkpoint, _ = official_checkpoint(cfg)
     broken(kind, checkpoint)
     state = fresh(cfg)
@@ -157,10 +157,10 @@ def test_an_optimizer_that_cannot_be_mapped_starts_anew(cfg, kind, caplog):
     assert state.step == 35 and not moments_of(state)
     weights = state.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in checkpoint["model_state"].items())
-    assert "starts without one" in caplog.text
+    assert "optimizer starts without" in caplog.text
 
 
-def test_the_newest_counts_wherever_it_came_from(tmp_path):
+def test_the_newest_checkpoint_is_resumed_whatever_wrote_it(tmp_path):
     folder = checkpoint_dir(str(tmp_path))
     folder.mkdir()
     official = {"model_state": {}, "optimizer_state": {}, "cfg": ""}
@@ -172,7 +172,7 @@ def test_the_newest_counts_wherever_it_came_from(tmp_path):
     torch.save({"step": 50, "steps_per_epoch": 5}, folder / "checkpoint_epoch_00010.pyth")
     assert resumable_checkpoint(str(tmp_path)) == folder / "checkpoint_epoch_00010.pyth"
     assert epochs_done(peek(folder / "checkpoint_epoch_00002.pyth")) == 2
-    # what was not written here is never deleted
+    # files of other programs are never deleted
     with CheckpointWriter(str(tmp_path), keep=1) as writer:
         for step in (55, 60):
             writer.save({"step": step, "steps_per_epoch": 5, "model_state": {}})
@@ -194,7 +194,7 @@ def test_an_unknown_form_is_not_called_damaged(content, tmp_path, caplog):
     assert path.exists()
 
 
-def test_the_best_one_of_the_official_programs_is_tested(tmp_path):
+def test_the_best_checkpoint_of_the_official_programs_is_tested(tmp_path):
     torch.save({"epoch": 3, "model_state": {}, "optimizer_state": {}}, official_best(str(tmp_path)))
     cfg = load_config(None, ["OUTPUT_DIR", str(tmp_path), "TEST.TEST_BEST", "True"])
     assert find_checkpoint(cfg) == str(official_best(str(tmp_path)))

@@ -78,7 +78,7 @@ def test_data_is_looked_at(tmp_path):
 
 
 def build(rank: int, folder: Path, port: int, load: Callable[[], Manifest], results: multiprocessing.Queue) -> None:
-    os.chdir(folder / f"node{rank}")  # each has a disk of its own
+    os.chdir(folder / f"node{rank}")  # each has its own disk
     place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= place | {"SLURMD_NODENAME": f"n{rank}"}
     distributed.init_process_group("gloo", torch.device("cpu"), 30.0, lambda: None)
@@ -106,7 +106,7 @@ ROWS = ["a.mp4 0\n", "b.mp4 1\n", "c.mp4 0\n"]
         ({"images/train/a/1.jpg": None}, "rank 1 on n1: 1 of 2 class folders in images/train hold no images"),
     ],
 )
-def test_lists_that_are_not_alike(files, outcome, tmp_path):
+def test_lists_that_differ_between_nodes_are_refused(files, outcome, tmp_path):
     for node in ("node0", "node1"):
         for image in ("a/1", "b/1", "b/2"):
             (tmp_path / node / "images" / "train" / image).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The output folder: what a run leaves there, what it leaves alone, and what it compares before it goes on."""
+"""The output folder: the files that a run writes, those that it keeps, and the comparison before a resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cfg(folder: Path, *overrides: object):
 
 
 def leave_checkpoint(folder: Path, epochs: int = 2, **entries: object) -> Path:
-    """Write what a resume compares of a checkpoint after `epochs` of 5 steps."""
+    """Write the entries of a checkpoint that a resume compares, after `epochs` of 5 steps."""
     path = checkpoint_dir(str(folder)) / f"checkpoint_epoch_{epochs:05d}.pyth"
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {"step": 5 * epochs, "steps_per_epoch": 5, "cfg": cfg(folder, "SOLVER.MAX_EPOCH", 10).dump()}
@@ -28,7 +28,7 @@ def leave_checkpoint(folder: Path, epochs: int = 2, **entries: object) -> Path:
     return path
 
 
-def test_the_file_given_by_cfg_stays_as_it_is(tmp_path):
+def test_the_file_given_by_cfg_is_not_changed(tmp_path):
     """All official scripts write into the folder of their config.yaml."""
     text = "# mine\nTRAIN:\n  BATCH_SIZE: 8  # small\n"
     for name in ("config.yaml", OWN):
@@ -50,18 +50,18 @@ def test_the_resolved_configuration_is_that_of_the_last_attempt(tmp_path):
 
 
 def test_a_resume_compares_with_the_newest_checkpoint(tmp_path):
-    """An output folder of an older version, whose config.yaml was written by the run, goes on too."""
+    """An output folder of an older version, whose config.yaml was written by the run, is resumed too."""
     same = ("SOLVER.MAX_EPOCH", 10)
     leave_checkpoint(tmp_path, 1, cfg=cfg(tmp_path, "SOLVER.MAX_EPOCH", 9).dump())
     leave_checkpoint(tmp_path, 2)
-    (tmp_path / "config.yaml").write_text("TRAIN: {BATCH_SIZE: 3}\n")  # of the user, by now
+    (tmp_path / "config.yaml").write_text("TRAIN: {BATCH_SIZE: 3}\n")  # written by the user later
     prepare_output_dir(cfg(tmp_path, *same))
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR 0\.1 there, 0\.2 here"):
         prepare_output_dir(cfg(tmp_path, *same, "SOLVER.BASE_LR", 0.2))
-    leave_checkpoint(tmp_path, 3).write_bytes(b"PK")  # torn: the one before counts
+    leave_checkpoint(tmp_path, 3).write_bytes(b"PK")  # torn: the one before is used
     with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR"):
         prepare_output_dir(cfg(tmp_path, *same, "SOLVER.BASE_LR", 0.2))
-    # keys that a later version does not have any more are no difference
+    # keys that a later version no longer has are not a difference
     leave_checkpoint(tmp_path, 4, cfg=cfg(tmp_path, *same).dump() + "TRAIN.GONE: 5\n")
     prepare_output_dir(cfg(tmp_path, *same))
 
@@ -76,8 +76,8 @@ def test_a_finished_run_takes_more_epochs(tmp_path):
         prepare_output_dir(cfg(tmp_path, "SOLVER.MAX_EPOCH", 8))
 
 
-def test_a_start_from_a_checkpoint_says_that_it_takes_the_weights_only(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+def test_a_start_from_a_checkpoint_warns_that_only_weights_are_used(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process sets it False
     entries = {"epoch": 6, "model_state": {}, "optimizer_state": {}}
 
     def warned(*overrides: object, **content: object) -> str:
@@ -90,7 +90,7 @@ def test_a_start_from_a_checkpoint_says_that_it_takes_the_weights_only(tmp_path,
     official = entries | {"cfg": "MODEL: {NUM_CLASSES: 400}\n"}
     there = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00007.pyth"
     assert f"its epoch 7 instead, copy it to {there}" in warned(**official)
-    other = warned("MODEL.NUM_CLASSES", 7, **official)  # nothing to go on with
+    other = warned("MODEL.NUM_CLASSES", 7, **official)  # nothing to resume
     own = warned(**official, step=35, steps_per_epoch=5)
-    assert "weights only" in other and "weights only" in own and "copy it" not in other + own
+    assert "only the weights" in other and "only the weights" in own and "copy it" not in other + own
     assert not warned(model_state={})

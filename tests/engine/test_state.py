@@ -1,4 +1,4 @@
-"""The content of a checkpoint is checked before a run goes on from it."""
+"""The content of a checkpoint is checked before a run resumes from it."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ FAULTS = {
     "other sums": lambda c: c.update(meter_state={"sums": torch.zeros(4)}),
     "no param_groups": lambda c: c["optimizer_state"].pop("param_groups"),
     "no state": lambda c: c["optimizer_state"].pop("state"),
-    "a group less": lambda c: c["optimizer_state"]["param_groups"].pop(),
-    "a parameter less": lambda c: c["optimizer_state"]["param_groups"][0]["params"].pop(),
+    "a missing group": lambda c: c["optimizer_state"]["param_groups"].pop(),
+    "a missing parameter": lambda c: c["optimizer_state"]["param_groups"][0]["params"].pop(),
     "no learning rate": lambda c: c["optimizer_state"]["param_groups"][0].pop("lr"),
     "no average of the gradient": lambda c: first_state(c).pop("exp_avg"),
     "average of another shape": lambda c: first_state(c).update(exp_avg=torch.zeros(7)),
     "state of an unknown parameter": lambda c: c["optimizer_state"]["state"].update({99: first_state(c)}),
     "scaler without a scale": lambda c: c["scaler_state"].pop("scale"),
-    "a weight less": lambda c: weights(c).pop("0.weight"),
-    "a weight more": lambda c: weights(c).update(more=torch.ones(1)),
+    "a missing weight": lambda c: weights(c).pop("0.weight"),
+    "a surplus weight": lambda c: weights(c).update(more=torch.ones(1)),
     "a weight of another shape": lambda c: weights(c).update({"0.weight": torch.ones(4, 2)}),
-    "a weight that is no tensor": lambda c: weights(c).update({"0.weight": 3}),
+    "a weight that is not a tensor": lambda c: weights(c).update({"0.weight": 3}),
     "a weight that is not finite": lambda c: poison(weights(c)),
     "an average that is not finite": lambda c: poison(c["ema_state"]),
     "an average of another shape": lambda c: c["ema_state"].update({"0.weight": torch.ones(4, 2)}),

@@ -1,4 +1,4 @@
-"""Twenty steps of the training loop that users run, against those of the official one."""
+"""Twenty steps of the training loop that users run equal those of the official one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bar:
 
 @pytest.mark.slow
 def test_the_training_loop_follows_the_official_trajectory(golden, golden_state, golden_input, tmp_path):
-    """Groups, schedule, clipping and mixed targets together: a wrong factor in any of them leaves the trajectory."""
+    """Groups, schedule, clipping and mixed targets together: a wrong factor in any of them changes the trajectory."""
     reference = golden("trajectory.json")
     variant = golden("uniformer.json")[reference["variant"]]
     options = {**variant["config"], **reference["config"], "UNIFORMER.DROP_DEPTH_RATE": 0.0}

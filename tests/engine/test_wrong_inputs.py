@@ -83,12 +83,12 @@ def test_configuration_faults_come_together(experiment, fails):
     assert "SOLVER.BASE_LERN" in message and "SOLVER.BASE_LR" in message and "TRAIN.BATCH_SIZE" in message
 
 
-def test_nothing_to_do(experiment, fails):
+def test_a_run_with_nothing_to_do_exits_with_code_2(experiment, fails):
     message = fails("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.ENABLE", False)
     assert message.count("\n") == 1 and "TRAIN.ENABLE" in message and "TEST.ENABLE" in message
 
 
-def test_names_that_no_file_system_takes(experiment, fails):
+def test_names_too_long_for_a_file_system_are_refused(experiment, fails):
     for key in ("OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "TRAIN.CHECKPOINT_FILE_PATH"):
         message = fails("--cfg", experiment, key, "x" * 300)
         assert key in message and "255" in message and len(message) < 400
@@ -195,7 +195,7 @@ def test_torn_checkpoints_are_passed_over(experiment, fails, tmp_path, monkeypat
     monkeypatch.setattr(sys, "argv", ["run_net.py", *run])
     assert program.main() == 0
     printed = capsys.readouterr().out
-    assert "torn or damaged: passed over" in printed and "at step 6" in printed
+    assert "torn or damaged" in printed and "at step 6" in printed
     for path in torn.parent.glob("*.pyth"):
         path.write_bytes(b"torn")
     assert "none of the checkpoints" in fails(*run)

@@ -1,7 +1,7 @@
-"""Released classifiers predict the right names on our lists, which are in another order.
+"""Released classifiers predict the right names on lists in another order.
 
-The classifiers here have no weights, and biases that are their row numbers: the output whose bias is r is what a file
-that prefers row r predicts.
+The classifiers here have zero weights, and biases that are their row numbers: the output with bias r is the prediction
+of a file that prefers row r.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def heads(model: nn.Module) -> list[str]:
 
 
 def numbered(network: tuple, rows: int) -> dict[str, Tensor]:
-    """Tensors by the official names, whose classifier says which row it is."""
+    """Return tensors by the official names; each bias of the classifier is its row number."""
     model = build_model(configuration(network, rows))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for head in heads(model):
@@ -62,7 +62,7 @@ def numbered(network: tuple, rows: int) -> dict[str, Tensor]:
 
 
 def predictions(model: nn.Module, names: list[str] | None) -> dict[int, str]:
-    """What a file that prefers row r predicts, by r."""
+    """Return the prediction of a file that prefers row r, by r."""
     assert names is not None
     (rows,) = {tuple(model.state_dict()[f"{head}.bias"].int().tolist()) for head in heads(model)}
     assert len(set(rows)) == len(names) == len(rows)
@@ -81,7 +81,7 @@ def truth(order: str, classes: int) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory):
-    """Class names as a loader reads them beside the lists that `prepare_data.py lists` writes, by number of classes."""
+    """Return the class names beside the lists of `prepare_data.py lists`, by number of classes."""
     folder = tmp_path_factory.mktemp("kinetics")
     (folder / "videos").mkdir()
     rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists,
         trained = build_model(cfg)
         initialize(trained, cfg, names)
         assert predictions(trained, names) == expected
-    # lists as the authors give them: their numbers, and no names
+    # lists of the authors: their numbers, and no names
     tested, _, of_outputs = load_model(cfg, path, None)
     assert torch.equal(tested.state_dict()[f"{heads(tested)[0]}.bias"], torch.arange(float(classes)))
     assert of_outputs is None if classes > 400 else predictions(tested, of_outputs) == expected
@@ -155,7 +155,7 @@ def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists,
 @pytest.mark.parametrize("file", ["k710_uniformerv2_b16_8x224.pyth", "unknown.pyth"])
 @pytest.mark.parametrize(("classes", "order"), [(400, "k400"), (600, "k600_v2"), (700, "k700_v2")])
 def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, lists, tmp_path):
-    """UNIFORMERV2.PRETRAIN alone, without a file of rows."""
+    """UNIFORMERV2.PRETRAIN needs no file of rows."""
     torch.save(numbered(V2, 710), tmp_path / file)
     cfg = configuration(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", str(tmp_path / file))
     rows = rows_of_k710(classes)
@@ -176,7 +176,7 @@ def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, list
 
 @pytest.mark.parametrize("network", [V1, V2])
 def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
-    """MMAction2 has sorted the rows."""
+    """The rows of MMAction2 are sorted."""
     model = build_model(configuration(network, 400)).eval()
     official = model.state_dict()
     places = places_of_rows("k400", 400)
@@ -198,7 +198,7 @@ def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["uniformer_small_sthv1_16_prek400.pth", "unknown.pth"])
-def test_something_something_v1(file, tmp_path, monkeypatch):
+def test_rows_of_something_something_v1_follow_the_list(file, tmp_path, monkeypatch):
     """Rows are the sorted templates; the lines of the official labels.csv, and so our lists, are not."""
     verbs = ("Pushing", "Holding", "Lifting", "Moving", "Poking", "Tilting")
     templates = [f"{verb} something {where}" for verb in verbs
@@ -221,7 +221,7 @@ def test_something_something_v1(file, tmp_path, monkeypatch):
     torch.save({"model_state": numbered(V1, 174)}, file)
     model, _, _ = load_model(configuration(V1, 174, "TEST.DATASET", "sth"), file, names)
     assert predictions(model, names) == dict(enumerate(sorted(templates)))
-    # V2's labels.json is all but sorted, and its numbers are the rows
+    # V2's labels.json is almost sorted, and its numbers are the rows
     listed = sorted(templates)
     listed[3], listed[4] = listed[4], listed[3]
     for name in ("uniformer_small_sthv2_16_prek400.pth", "unknown.pth"):
@@ -230,8 +230,8 @@ def test_something_something_v1(file, tmp_path, monkeypatch):
         assert predictions(model, listed) == dict(enumerate(listed))
 
 
-def test_an_order_that_is_set(lists, tmp_path):
-    """MODEL.CLASS_ORDER, for weights whose order is not what it looks like."""
+def test_a_configured_order_has_precedence(lists, tmp_path):
+    """MODEL.CLASS_ORDER sets the order of weights that are not recognised rightly."""
     path, names = str(tmp_path / "w.pth"), lists[400]
     torch.save(numbered(V1, 400), path)
     by_number = np.random.default_rng(3).permutation(names).tolist()
@@ -260,8 +260,8 @@ def test_an_order_that_is_set(lists, tmp_path):
         load_model(configuration(V1, 12, "MODEL.CLASS_ORDER", str(tmp_path / "map.txt")), path, [*"abcdefghijkl"])
 
 
-def test_rows_that_no_order_is_known_for_stay_as_they_are(lists, tmp_path):
-    """Weights of one's own: of other classes, other data, or with the names in them."""
+def test_rows_without_a_known_order_keep_it(lists, tmp_path):
+    """Weights of the user keep their order: other classes, other data, or names in the file."""
     path = str(tmp_path / "w.pth")
     own = [f"own {i:03d}" for i in reversed(range(700))]
     for network, classes, names, dataset in (
@@ -285,7 +285,7 @@ def test_rows_that_no_order_is_known_for_stay_as_they_are(lists, tmp_path):
     assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
 
 
-def test_names_of_released_classes_serve_fine_tuning(tmp_path):
+def test_names_of_released_classes_are_used_in_fine_tuning(tmp_path):
     """MODEL.HEAD_ROWS names finds the classes of Kinetics-400 without a file."""
     path = str(tmp_path / "uniformer_small_k400_16x8.pth")
     torch.save(numbered(V1, 400), path)

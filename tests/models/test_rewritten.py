@@ -1,4 +1,4 @@
-"""Networks that other programs have rewritten: layers wrapped and quantized, exported, traced, compiled."""
+"""Networks changed by other programs: layers wrapped and quantized, networks exported, traced, compiled."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_linear_layer_may_be_wrapped(name):
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.filterwarnings("ignore:.*quant:DeprecationWarning", "ignore:.*quant:UserWarning")
 @torch.no_grad()
-def test_dynamic_int8_quantization(name):
+def test_a_network_with_dynamic_int8_quantization_runs(name):
     model, video = small(name), video_for(name)
     expected = model(video)
     quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
@@ -53,7 +53,7 @@ def test_dynamic_int8_quantization(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_batch_of_none(name):
+def test_an_empty_batch_gives_an_empty_result(name):
     assert small(name)(video_for(name, batch=0)).shape == (0, 5)
 
 
@@ -75,7 +75,7 @@ def test_a_traced_network_takes_other_sizes(name):
             traced(video_for(name, height=68))
 
 
-# for what takes seconds a block
+# for tests that take seconds per block
 SHALLOW: dict[str, dict[str, Any]] = {name: {"depth": (1, 1, 1, 1)} for name in SMALL}
 SHALLOW["v2"] = {"backbone": replace(TOWER, layers=1), "return_list": (0,), "mlp_dropout": 0.0, "cls_dropout": 0.0}
 
@@ -101,8 +101,8 @@ def test_an_exported_network_takes_other_sizes_or_fails(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniformer_image", "light_image", "v2"])
-def test_compiled_with_activation_checkpointing(name):
-    """Equal to eager mode: logits, gradients, and the statistics of BatchNorm, which are updated once a step."""
+def test_a_compiled_network_with_activation_checkpointing_equals_eager_mode(name):
+    """Equal to eager mode: logits, gradients, and the statistics of BatchNorm, which are updated once per step."""
     torch.compiler.reset()
     results = []
     for compiled in (False, True):

@@ -1,4 +1,4 @@
-"""What programs written for timm expect of a model, for every model of the zoo."""
+"""Every model of the zoo has the interface that programs written for timm expect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def meta(name: str, **options: Any) -> Any:
 
 @pytest.fixture(scope="module", params=list_models())
 def model(request) -> Any:
-    """A model of the zoo whose tensors have shapes only; tests leave it as they find it."""
+    """Return a model of the zoo with tensors on the device meta; tests must not change it."""
     return meta(request.param)
 
 
@@ -60,7 +60,7 @@ def test_features_and_head(model):
         assert (layer.in_features, layer.out_features) == (model.num_features, model.num_classes)
 
 
-def test_intermediate_maps_have_the_shapes_that_are_announced(model):
+def test_intermediate_maps_have_the_shapes_of_feature_info(model):
     info = model.feature_info
     for entry in info:
         assert isinstance(model.get_submodule(entry["module"]), nn.Module)

@@ -1,4 +1,4 @@
-"""What `create_model` takes from files of released weights: classes by name, features, heads that no shape shows."""
+"""`create_model` with released weights: classes by name, features, head widths that shapes do not show."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ IMAGE: dict[str, Any] = {"depth": (1, 1, 1, 1), "embed_dim": (64, 64, 64, 64)}
 
 
 def numbered(rows: int) -> dict[str, Tensor]:
-    """Tensors whose classifier says which row it is, by its biases."""
+    """Return tensors; each bias of the classifier is its row number."""
     state = dict(create_model("uniformer_s", num_classes=rows, **SMALL).state_dict())
     state["head.bias"] = torch.arange(float(rows))
     return state
 
 
 def places(model: Any) -> list[int]:
-    """The output that each row of the file has become."""
+    """Return the output that each row of the file has become."""
     return model.head.bias.argsort().tolist()
 
 
@@ -43,7 +43,7 @@ def test_a_model_of_the_zoo_names_its_classes(tmp_path):
     model = create_model("uniformer_s", weights=tmp_path / "uniformer_small_k400_8x8.pth", **SMALL)
     assert model.class_names == kinetics400_names()
     assert places(model) == truth("k400", 400)
-    # saved and loaded again, as tensors alone, they are not taken for the authors' order
+    # saved and loaded again as tensors, they are not read in the authors' order
     for content in (model.state_dict(), {"model": model.state_dict()}):
         torch.save(content, tmp_path / "again.pth")
         again = create_model("uniformer_s", weights=tmp_path / "again.pth", **SMALL)
@@ -127,7 +127,7 @@ def test_features_of_a_file_with_a_classifier(network, tmp_path):
 
 
 def save_image(path: Path, head_dim: int, aux_head: bool = True) -> Any:
-    """Weights as the authors give them, of a small network with heads of so many channels."""
+    """Save weights in the authors' form, of a small network with heads of `head_dim` channels."""
     torch.manual_seed(0)
     model = create_model("uniformer_image_s", num_classes=7, head_dim=head_dim, aux_head=aux_head, **IMAGE)
     for name, value in model.state_dict().items():
@@ -173,8 +173,8 @@ def test_unknown_weights_of_token_labelling_are_refused_unless_the_heads_are_giv
         model = create_model("uniformer_image_s", num_classes=7, weights=path, head_dim=32, **IMAGE).eval()
         assert torch.equal(model(image), trained(image))
         other = create_model("uniformer_image_s", num_classes=7, weights=path, head_dim=64, **IMAGE).eval()
-        assert not torch.allclose(other(image), trained(image), rtol=1e-3)  # so a wrong guess would not be seen
-    save_image(path, 64, aux_head=False)  # all that was trained without has heads of 64
+        assert not torch.allclose(other(image), trained(image), rtol=1e-3)  # a wrong guess would not be detected
+    save_image(path, 64, aux_head=False)  # networks trained without it have heads of 64
     create_model("uniformer_image_s", num_classes=7, weights=path, **IMAGE)
 
 

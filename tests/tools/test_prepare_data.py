@@ -307,7 +307,7 @@ def test_class_names_of_lists_from_elsewhere(run, tmp_path):
 
 
 def test_official_lists_of_ids_are_checked_and_cleaned(run, folder, tmp_path):
-    """Something-Something's lists name frame folders by their id; here the videos are there, as they are released."""
+    """Lists of Something-Something name frame folders by their id; here the files are the released videos."""
     (tmp_path / "videos").mkdir()
     video = (folder / "videos/left/clip 0.mp4").read_bytes()
     for number, content in (("78687", video), ("42326", video), ("3", video[:2000])):

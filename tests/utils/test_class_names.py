@@ -1,4 +1,4 @@
-"""Class names from files as data sets, toolboxes and authors of weights write them."""
+"""Class names are read from the files of data sets, toolboxes and authors of weights."""
 
 import json
 import random
@@ -72,13 +72,13 @@ def test_windows_unicode_text_is_read(tmp_path):
     ],
     ids=repr,
 )
-def test_numbers_and_commas_of_names_stay(tmp_path, names):
+def test_numbers_and_commas_in_names_are_kept(tmp_path, names):
     path = tmp_path / "class_names.txt"
     path.write_text("".join(f"{name}\n" for name in names))
     assert read_class_names(path) == names
 
 
-def test_four_hundred_names_in_a_random_order_come_back(tmp_path):
+def test_four_hundred_names_in_a_random_order_are_sorted_by_number(tmp_path):
     names = [f"class of {n * 7} things" for n in range(400)]
     rows = [f"{name}\t{number}" for number, name in enumerate(names)]
     random.Random(0).shuffle(rows)
@@ -98,7 +98,7 @@ def test_four_hundred_names_in_a_random_order_come_back(tmp_path):
         ("cat 0\ndog 1\ncow 5\n", "line 3"),
         ("1 cat\n2 dog\n4 cow\n", "line 3"),
         ("id,name\n0,cat\n1,dog\n2,\n", "line 4"),
-        ("cat,x\ndog,1\ncow,2\n", "line 1"),  # no header: counted from 1, the first class would be lost
+        ("cat,x\ndog,1\ncow,2\n", "line 1"),  # not a header: if counted from 1, the first class would be lost
         ("0 cats 1\n1 cat 0\n", "line 1"),
         ('["cat", ""]', "entry 2"),
         ('["cat",\n "dog"', "line 2"),
@@ -135,7 +135,7 @@ def test_a_missing_file_is_a_value_error(tmp_path):
     ],
     ids=repr,
 )
-def test_written_names_are_read_as_they_were(tmp_path, names):
+def test_written_names_are_read_unchanged(tmp_path, names):
     path = tmp_path / "class_names.txt"
     path.write_text(format_class_names(names))
     assert read_class_names(path) == names

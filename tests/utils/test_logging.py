@@ -46,7 +46,7 @@ def test_a_full_disk_costs_lines_and_one_message(tmp_path, package_logger, capsy
     messages = write()
     assert len(messages) == 2 and all(f"{tmp_path}/" in message for message in messages)
     assert write() == []
-    # there is room for a while
+    # the disk has space for some lines
     (tmp_path / "metrics.jsonl").unlink()
     [stream] = [handler.stream for handler in package_logger.handlers if isinstance(handler, logging.FileHandler)]
     with open(tmp_path / "room", "w") as room, open("/dev/full", "w") as full:
@@ -54,7 +54,7 @@ def test_a_full_disk_costs_lines_and_one_message(tmp_path, package_logger, capsy
         assert write() == [] and "step 19\n" in (tmp_path / "room").read_text() and len(read_metrics(tmp_path)) == 20
         os.dup2(full.fileno(), stream.fileno())
         assert len(write()) == 1
-        os.dup2(room.fileno(), stream.fileno())  # what is left in the buffer can be written
+        os.dup2(room.fileno(), stream.fileno())  # the rest of the buffer can be written
 
 
 def test_a_full_disk_with_the_output_costs_lines_only(tmp_path, package_logger, monkeypatch, capsys):
@@ -86,8 +86,8 @@ def test_metrics_are_valid_json_even_with_numbers_that_are_not_finite(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 0
 
 
-def test_lines_that_are_no_records_are_left_out_with_one_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+def test_lines_that_are_not_records_are_left_out_with_one_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process sets it False
     log = MetricsLog(tmp_path)
     others = [b"\xff\xfe\x00", b"[1, 2]", b"3", b"null", b'"text"', b"{}", b'{"kind": 3}', b'{"kind": "start"}',
               b'{"kind": "start", "step": null}', b'{"kind": "val", "step": [1]}', b'{"kind": "train", "step": "5"}',

@@ -1,4 +1,4 @@
-"""Processes that meet, and those that cannot: every one ends with the same fault, within seconds."""
+"""Processes that connect, and those that cannot: each one ends with the same fault, within seconds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attempt(number: int, place: dict[str, str], timeout: float, results) -> None
 
 
 def together(ranks: Sequence[int], worlds: Sequence[int], port: int, host="127.0.0.1", timeout=20.0, **more: str):
-    """What became of processes of these ranks, and after how many seconds at most."""
+    """Return the results of processes of these ranks, and the seconds that the slowest took."""
     results = FORK.Queue()
     children = []
     for number, (rank, world) in enumerate(zip(ranks, worlds, strict=True)):
@@ -59,7 +59,7 @@ def impatient(monkeypatch):
     monkeypatch.setattr(rendezvous, "NOTICE", 0.3)
 
 
-def test_a_group_meets(port):
+def test_a_group_connects(port):
     assert together([2, 0, 1], [3] * 3, port)[0] == ["met"] * 3
 
 
@@ -71,14 +71,14 @@ def test_a_group_meets(port):
         ([0, 2], [2, 3], "ValueError: the processes of this job do not expect the same number of processes"),
     ],
 )
-def test_processes_that_are_no_group(ranks, worlds, message, port, capfd):
+def test_processes_that_are_not_one_group_end_with_the_same_fault(ranks, worlds, message, port, capfd):
     outcomes, seconds = together(ranks, worlds, port)
     assert len(set(outcomes)) == 1 and outcomes[0].startswith(message) and seconds < 15
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 400 Bad Request\r\n\r\n"], ids=["silent", "talking"])
-def test_a_port_in_use(answer, impatient, capfd):
+def test_a_port_in_use_is_an_error(answer, impatient, capfd):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -92,25 +92,25 @@ def test_a_port_in_use(answer, impatient, capfd):
         outcomes, seconds = together([0, 1], [2, 2], port)
         server.kill()
     assert f"port {port} is in use by another program" in outcomes[0]
-    assert f"what listens at 127.0.0.1:{port} is not rank 0" in outcomes[1]
+    assert f"127.0.0.1:{port} is not rank 0" in outcomes[1]
     err = capfd.readouterr().err
     assert seconds < 10 and "frame #" not in err, err
 
 
-def test_a_first_node_without_an_address(impatient, port):
+def test_a_first_node_without_an_address_is_an_error(impatient, port):
     outcomes, seconds = together([0, 1], [2, 2], port, host="no-such-host.invalid")
     assert all("'no-such-host.invalid' has no address" in outcome for outcome in outcomes) and seconds < 10
 
 
 @pytest.mark.parametrize(("rank", "missing"), [(1, "rank 0 at 127.0.0.1"), (0, "rank 1")])
-def test_a_process_that_does_not_come(rank, missing, impatient, port, capfd):
+def test_a_process_that_does_not_join_is_named(rank, missing, impatient, port, capfd):
     [outcome], seconds = together([rank], [2], port, timeout=2.0)
     assert outcome.startswith(f"ValueError: rank {rank} of 2 on node0: waited 2 s") and missing in outcome
     assert seconds < 4
     assert f"waiting for {missing}" in capfd.readouterr().err
 
 
-def test_what_an_earlier_attempt_left_in_a_store_is_ignored(port):
+def test_entries_of_an_earlier_attempt_in_a_store_are_ignored(port):
     """The store of torchrun's agent outlives its workers, and a worker of rank 1 can be faster than that of rank 0."""
     agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_what_an_earlier_attempt_left_in_a_store_is_ignored(port):
     del agent
 
 
-def test_waiting_can_be_ended(port):
+def test_the_wait_can_be_interrupted(port):
     def stop():
         raise KeyError("stop")
 

@@ -1,4 +1,4 @@
-"""The orders of released classifiers, and how weights are recognised."""
+"""The orders of released classifiers, and the recognition of weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from slowfast.weights.class_order import (
     rows_of_places,
 )
 
-# a name in the manifest, and how it says that its classes are ordered
+# name in the manifest -> its class_order
 EXAMPLES = {
     "uniformer_s16x4_k400": "k400",
     "uniformer_xxs4_128_k400": "k400",
@@ -64,7 +64,7 @@ def test_an_order_has_every_place_once(order, classes):
     assert places_of_rows(order, classes - 1) is None or order == "sorted"
 
 
-def test_several_unknown_classes_are_left_without_a_row(monkeypatch):
+def test_several_unknown_classes_have_no_row(monkeypatch):
     figures = json.loads(class_order.FIGURES.read_text())
     figures["k400"][:2] = [None, None]
     monkeypatch.setattr(class_order, "_figures", lambda: figures)

@@ -1,4 +1,4 @@
-"""Downloads from a real server on this machine that resumes, refuses, changes its files and breaks connections."""
+"""Downloads from a local server that resumes, refuses, changes its files and breaks connections."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 @dataclass
 class Site:
-    """What the server does; `requests` are the Range headers it got."""
+    """Settings of the server; `requests` are the Range headers that it received."""
 
     url: str = ""
     content: bytes = CONTENT
     modified: float = 1_000_000_000.0
     cut: list[int] = field(default_factory=list)  # bytes to send until each of the first connections breaks
     ranges: bool = True
-    shift: int = 0  # bytes by which the server starts later than asked
+    shift: int = 0  # bytes by which the server starts later than requested
     status: int = 200
     kind: str = "application/octet-stream"
     length: str = ""  # in place of the true one
@@ -90,7 +90,7 @@ def site(monkeypatch, tmp_path):
                     return
                 time.sleep(here.drip)
             body = here.content[start:]
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client may have seen enough
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client may close early
                 self.wfile.write(body[: here.cut.pop(0)] if here.cut else body)
 
         def log_message(self, *arguments) -> None:
@@ -146,9 +146,9 @@ def test_a_broken_connection_is_resumed(site, tmp_path):
     assert site.requests == [None, "bytes=300000-", "bytes=500000-"]
 
 
-def test_the_next_call_goes_on(site, tmp_path):
+def test_the_next_call_continues_a_download(site, tmp_path):
     site.cut = [300_000, 0]
-    with pytest.raises(ValueError, match=r"300000 bytes have arrived: run again.*save it as .*x"):
+    with pytest.raises(ValueError, match=r"300000 bytes have arrived: repeat.*save it as .*x"):
         fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert not (tmp_path / "x").exists() and (tmp_path / "x.part").stat().st_size == 300_000
     fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST[:8].upper())
@@ -162,7 +162,7 @@ def test_a_complete_part_is_taken(site, tmp_path):
 
 
 @pytest.mark.parametrize("why", ["changed", "shorter", "no ranges", "another range"])
-def test_a_part_that_does_not_belong_is_thrown_away(why, site, tmp_path):
+def test_a_part_of_another_file_is_deleted(why, site, tmp_path):
     (tmp_path / "x.part").write_bytes(b"old" * (500_000 if why == "shorter" else 1000))
     if why == "changed":
         os.utime(tmp_path / "x.part", (site.modified - 1000, site.modified - 1000))
@@ -172,13 +172,13 @@ def test_a_part_that_does_not_belong_is_thrown_away(why, site, tmp_path):
     assert (tmp_path / "x").read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_leaves_nothing(site, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_removed(site, tmp_path):
     with pytest.raises(ValueError, match=rf"SHA-256 {DIGEST} instead of 0123"):
         fetch.download(f"{site.url}/x", tmp_path / "x", "0123")
     assert not (tmp_path / "x").exists() and not (tmp_path / "x.part").exists()
 
 
-def test_no_file_there(site, tmp_path):
+def test_an_address_without_a_file_is_an_error(site, tmp_path):
     site.status = 404
     with pytest.raises(ValueError, match=r"HTTP .*404.*check the address"):
         fetch.download(f"{site.url}/x", tmp_path / "x")
@@ -190,7 +190,7 @@ def test_no_file_there(site, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_processes_that_want_the_same_file_share_one_download(site, tmp_path):
+def test_processes_that_request_the_same_file_share_one_download(site, tmp_path):
     threads = [
         threading.Thread(target=fetch.download, args=(f"{site.url}/x", tmp_path / "x", DIGEST)) for _ in range(4)
     ]
@@ -218,11 +218,11 @@ def test_names_of_released_weights(site, tmp_path):
         assert path == str(fetch.PRETRAINED / name)
 
 
-def test_a_file_that_was_put_there_is_checked_once(site, monkeypatch):
+def test_a_file_of_the_user_is_checked_once(site, monkeypatch):
     release(put={"url": f"{site.url}/put.pth", "sha256": DIGEST[:8]}, drive={"google_drive": "x"})
     path, record = fetch.PRETRAINED / "put.pth", fetch.PRETRAINED / "put.pth.sha256"
     path.write_bytes(CONTENT)
-    (fetch.PRETRAINED / "drive.pth").write_bytes(b"nobody knows its checksum")
+    (fetch.PRETRAINED / "drive.pth").write_bytes(b"unknown checksum")
     digests: list[str] = []
     digest_of = fetch.sha256
     monkeypatch.setattr(fetch, "sha256", lambda file: digests.append(str(file)) or digest_of(file))
@@ -232,16 +232,16 @@ def test_a_file_that_was_put_there_is_checked_once(site, monkeypatch):
     fetch.fetch("drive")
 
     path.write_bytes(CONTENT[1:])
-    for _ in range(2):  # the first finds out, the second remembers
+    for _ in range(2):  # the first call computes it, the second reads it
         with pytest.raises(ValueError, match=rf"put\.pth has SHA-256 .* instead of {DIGEST[:8]}.* of put: .*remove it"):
             fetch.fetch("put")
     assert len(digests) == 2 and path.is_file() and not site.requests
     path.unlink()
-    assert Path(fetch.fetch("put")).read_bytes() == CONTENT and len(site.requests) == 1  # as the error says
+    assert Path(fetch.fetch("put")).read_bytes() == CONTENT and len(site.requests) == 1  # the cure of the error works
     assert fetch.fetch("put") == str(fetch.home() / "put.pth")
 
 
-def test_a_folder_that_is_only_read(site, monkeypatch):
+def test_a_read_only_folder_is_used(site, monkeypatch):
     release(put={"url": f"{site.url}/put.pth", "sha256": DIGEST})
     (fetch.PRETRAINED / "put.pth").write_bytes(CONTENT)
 
@@ -253,19 +253,19 @@ def test_a_folder_that_is_only_read(site, monkeypatch):
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "1.5"])
-def test_a_length_that_is_no_number_is_unknown(length, site, tmp_path):
+def test_a_length_that_is_not_a_number_is_ignored(length, site, tmp_path):
     site.length = length
     fetch.download(f"{site.url}/x", tmp_path / "x", DIGEST)
     assert (tmp_path / "x").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("address", ["http://", "https:///x.pth", "http://host", "http://host:port/x.pth", "hf://a/b"])
-def test_addresses_of_no_file(address, site):
+def test_addresses_that_name_no_file_are_refused(address, site):
     with pytest.raises(ValueError):
         fetch.fetch(address)
 
 
-def test_an_answer_without_an_end_is_given_up(site, tmp_path, monkeypatch):
+def test_a_stalled_download_fails(site, tmp_path, monkeypatch):
     site.drip = 0.01
     monkeypatch.setattr(fetch, "STALL_SECONDS", 0.3)
     started = time.monotonic()

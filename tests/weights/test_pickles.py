@@ -56,7 +56,7 @@ OPCODES = {
 
 @pytest.fixture
 def evil(tmp_path, monkeypatch):
-    """A module that leaves a file whenever anything in it is used; the current folder is empty."""
+    """Install a module that writes a file whenever it is used; the current folder is empty."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -88,7 +88,7 @@ def archive(path: Path, data: bytes, script: bool = False) -> None:
 
 
 def stream(path: Path, data: bytes) -> None:
-    """As PyTorch before 1.6 wrote, without storages."""
+    """Write a file as PyTorch before 1.6, without storages."""
     parts = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
     path.write_bytes(b"".join(pickle.dumps(part, 2) for part in parts) + data + pickle.dumps([], 2))
 
@@ -121,7 +121,7 @@ def test_nothing_is_executed(opcode, file, nested, evil):
     assert not [name for name in set(sys.modules) - loaded if not name.startswith("encodings")]
 
 
-def test_what_pickles_do_would_be_seen(evil):
+def test_the_fixture_detects_what_pickles_execute(evil):
     for opcode in ("REDUCE", "INST", "OBJ", "NEWOBJ", "BUILD", "EXT1", "import", "system"):
         with contextlib.suppress(AttributeError):
             pickle.loads(OPCODES[opcode])
@@ -129,7 +129,7 @@ def test_what_pickles_do_would_be_seen(evil):
 
 
 @pytest.mark.slow
-def test_importing_the_package_leaves_pytorch_as_it_is():
+def test_importing_the_package_does_not_change_pytorch():
     code = (
         "from torch.serialization import get_safe_globals; before = set(get_safe_globals())\n"
         "import slowfast.models.zoo, slowfast.engine.launch; assert set(get_safe_globals()) == before"
@@ -141,7 +141,7 @@ def test_importing_the_package_leaves_pytorch_as_it_is():
 
 
 def module(monkeypatch, name: str, *classes: type) -> None:
-    """Let `classes` be of the module `name`, of which pickles have no other trace."""
+    """Assign `classes` to the module `name`, as if they were pickled from there."""
     made = types.ModuleType(name)
     for kind in classes:
         kind.__module__, kind.__qualname__ = name, kind.__name__
@@ -152,7 +152,7 @@ def module(monkeypatch, name: str, *classes: type) -> None:
 
 
 class HistoryBuffer:
-    """As MMEngine's: arrays, and functions of its own class by name."""
+    """Like MMEngine's class: arrays, and functions of the class by name."""
 
     def __init__(self) -> None:
         self._max_length = 1000000
@@ -164,7 +164,7 @@ class HistoryBuffer:
 
 
 class Config:
-    """As MMEngine's: its state is a tuple."""
+    """Like MMEngine's class: the state is a tuple."""
 
     def __getstate__(self):
         return ({"model": {"type": "Recognizer3D"}}, "config.py", "text", None, set())
@@ -174,7 +174,7 @@ class Config:
 
 
 class CfgNode(dict):
-    """As yacs's: a dictionary with attributes."""
+    """Like the class of yacs: a dictionary with attributes."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
