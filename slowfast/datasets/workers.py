@@ -77,7 +77,7 @@ class VideoLoader(DataLoader):
                 if not pids:
                     raise
                 self._bury(pids, restarts)
-                self._iterator._shutdown_workers()  # pyright: ignore[reportOptionalMemberAccess]
+                self._iterator._shutdown_workers()  # pyright: ignore
                 self._iterator = None  # PyTorch would use its workers again
                 iterator, restarts = None, restarts + 1
                 continue
