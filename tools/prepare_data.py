@@ -179,8 +179,13 @@ def write_class_names(args: argparse.Namespace) -> int:
     if target.exists() and target.read_bytes() != text.encode("utf-8", "surrogateescape") and not args.overwrite:
         raise ValueError(f"{target} contains other names: replace it with --overwrite")
     write_text(target, text)
-    order = f"which {shown} rows of the lists show" if shown else "that of the annotation, as no row shows its class"
-    print(f"{target}: {len(names)} classes; their order is {order}")
+    print(f"{target}: {len(names)} classes" + (f"; their order is that of {shown} rows of the lists" if shown else ""))
+    if not shown:
+        print(
+            "warning: no row of the lists shows its class, so the names are in the order of the annotation. If the labels "
+            "are the numbers of another file, such as the authors' label file, give that file as --annotations",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -28,7 +28,16 @@ import numpy as np
 from av.filter import Graph
 from av.video.reformatter import VideoReformatter
 
-from slowfast.datasets.container import MediaError, first_line, open_container, open_video, video_stream, why_not
+from slowfast.datasets.container import (
+    MediaError,
+    every_frame,
+    first_line,
+    open_container,
+    open_video,
+    packets,
+    video_stream,
+    why_not,
+)
 from slowfast.datasets.frame_list import PROGRESSIVE, FrameList, list_frames, unit_reader
 
 __all__ = ["BACKENDS", "MediaError", "check_backend", "open_container", "orientation", "read_video", "video_stream"]
@@ -157,7 +166,7 @@ def _decode_all(path: str, choose: Callable[[int], Sequence[int]], length: int) 
         needed, order = np.unique(np.asarray(choose(length) if length else []), return_inverse=True)
         wanted, rgb, images, count = set(needed.tolist()), _Rgb(), [], 0
         with open_video(path) as container:
-            for frame in container.decode(video_stream(path, container)):
+            for frame in every_frame(container, video_stream(path, container)):
                 if count in wanted:
                     images.append(rgb(frame))
                 count += 1
@@ -258,14 +267,14 @@ def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
     """Decode from here as few frames as the times `wanted` need, which are removed from it."""
     codec = stream.codec_context
     marked = codec.name in MARKED_CODECS
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         if marked:  # one thread: the packet is decoded before the next one comes
             codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         yield from packet.decode()
         wanted.discard(packet.pts)
-        if not wanted:  # what it holds back to put pictures in order comes out without more packets
-            yield from codec.decode(None)
-            return
+        if not wanted:
+            break
+    yield from codec.decode(None)  # what it holds back to put pictures in order
 
 
 def _decode_warily(container: Any, stream: Any, wanted: set[int], passed: set[int]) -> Iterator[Any]:
@@ -273,11 +282,12 @@ def _decode_warily(container: Any, stream: Any, wanted: set[int], passed: set[in
     codec = stream.codec_context
     marked = codec.name in MARKED_CODECS and codec.field_order in PROGRESSIVE
     units = unit_reader(codec)
-    for packet in container.demux(stream):
+    for packet in packets(container, stream):
         if marked and packet.pts not in wanted and NOT_REFERRED_TO in units(packet):
             passed.add(packet.pts)
         else:
             yield from packet.decode()
+    yield from codec.decode(None)
 
 
 def _decode_groups(container: Any, stream: Any, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
@@ -304,13 +314,13 @@ def _decode_groups(container: Any, stream: Any, listed: FrameList, needed: list[
 
 def _decode_group(container: Any, stream: Any, start: int, length: int) -> Iterator[Any]:
     container.seek(start, stream=stream)
-    for count, packet in enumerate(packet for packet in container.demux(stream) if packet.size):
+    for count, packet in enumerate(packets(container, stream)):
         if count == 0 and start not in (packet.pts, packet.dts):
             raise Unsure("a seek does not lead to its key frames")
         yield from packet.decode()
         if count + 1 == length:
-            yield from stream.codec_context.decode(None)
-            return
+            break
+    yield from stream.codec_context.decode(None)
 
 
 # From (path, list, stream, sorted numbers of frames) to as many (H, W, 3) frames.

@@ -15,10 +15,10 @@ from typing import IO
 import av
 from tqdm import tqdm
 
-from slowfast.datasets.backends import open_container, video_stream
+from slowfast.datasets.container import MediaError, open_container, packets, video_stream
 from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.lists import image_template
-from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.reader import read_frames
 from slowfast.utils.io import write_text
 
 REPORT, QUARANTINE = "report.csv", "quarantine.txt"
@@ -188,8 +188,8 @@ def _decode_all(path: str, length: int, template: str) -> None:
     try:
         with open_container(path) as container:
             stream = video_stream(path, container)
-            for packet in container.demux(stream):
-                frames = packet.decode() if packet.size else []  # an empty one repeats a picture
+            for packet in packets(container, stream):
+                frames = packet.decode()
                 if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
                     raise MediaError(path, f"damaged near frame {number}, partly made up; download it again")
                 number += len(frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import av
@@ -66,13 +67,27 @@ def video_stream(path: str, container: Any) -> Any:
     return stream
 
 
+def packets(container: Any, streams: Any) -> Iterator[Any]:
+    """Yield the packets of streams that hold something.
+
+    An empty one repeats a picture, in Ogg for example. A decoder would take it for the end, and refuse what follows.
+    """
+    return (packet for packet in container.demux(streams) if packet.size)
+
+
+def every_frame(container: Any, stream: Any) -> Iterator[Any]:
+    """Decode a stream from its beginning to its end."""
+    for packet in packets(container, stream):
+        yield from packet.decode()
+    yield from stream.codec_context.decode(None)
+
+
 def _first_with_packets(path: str, streams: list[Any]) -> Any:
     """Return the first stream with packets; a file for several bit rates may declare streams without any."""
     found: set[int] = set()
     with open_container(path) as container:
-        for packet in container.demux([container.streams[stream.index] for stream in streams]):
-            if packet.size:
-                found.add(packet.stream_index)
+        for packet in packets(container, [container.streams[stream.index] for stream in streams]):
+            found.add(packet.stream_index)
             if streams[0].index in found:
                 break
     return next((stream for stream in streams if stream.index in found), streams[0])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import av
 
-from slowfast.datasets.container import MediaError
+from slowfast.datasets.container import MediaError, packets
 
 # Where the version of an MP4 box is 0, its display matrix lies so many bytes after its start; 12 more where it is 1.
 MATRIX_PLACES = {b"tkhd": 48, b"mvhd": 44}
@@ -79,26 +79,26 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     kind, codec = container.format.name, stream.codec_context
     promised, mirrored = _check_boxes(path) if "mp4" in kind else (0, False)
     try:
-        packets, whole = _read_packets(path, container, stream)
+        read, whole = _read_packets(path, container, stream)
     except av.FFmpegError:
         if promised:
             raise _cut_off(path, promised) from None
         raise
     if promised and max((e.pos + e.size for e in stream.index_entries), default=promised) > os.path.getsize(path):
         raise _cut_off(path, promised)
-    first = next((at for at, packet in enumerate(packets) if packet.key), 0)
-    count = sum(packet.shown for packet in packets[first:])
-    decoded = [packet.time for packet in packets if packet.shown]
+    first = next((at for at, packet in enumerate(read) if packet.key), 0)
+    count = sum(packet.shown for packet in read[first:])
+    decoded = [packet.time for packet in read if packet.shown]
     times = sorted(time for time in decoded if time is not None)
-    doubt = _doubt(codec, packets, times, len(decoded))
+    doubt = _doubt(codec, read, times, len(decoded))
     if not whole:
         doubt = "its packets are not its frames, as with packed B-frames"
     if doubt:
         return FrameList([], [], count, doubt)
     # no times of presentation in the file, as in AVI: those of H.264 are then guessed from the order of decoding
     if codec.has_b_frames and decoded == times:
-        return _list_in_order(codec, packets, times)
-    keys = _seek_targets(packets, times)
+        return _list_in_order(codec, read, times)
+    keys = _seek_targets(read, times)
     if not keys or keys[0][0]:
         return FrameList([], [], count, "it does not begin with a key frame")
     # A four-letter code in Matroska marks a stream stored as in AVI, with times of decoding only.
@@ -106,8 +106,8 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     settled = fast and codec.codec.canonical_name in MODERN_CODECS and codec.field_order in PROGRESSIVE
     # decord and torchcodec select among several streams by other rules. A seek to a key frame loses frames of the group
     # before that come after it.
-    plain = settled and len(container.streams.video) == 1 and not mirrored and len(packets) == len(times) > 1
-    plain = plain and all(p.instant and p.time == times[at] for at, p in enumerate(packets) if p.key)
+    plain = settled and len(container.streams.video) == 1 and not mirrored and len(read) == len(times) > 1
+    plain = plain and all(p.instant and p.time == times[at] for at, p in enumerate(read) if p.key)
     return FrameList(times, keys, count, settled=settled or codec.codec.intra_only, plain=plain)
 
 
@@ -115,12 +115,10 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
     """Read the packets in order of decoding, and find out whether each of them is one picture."""
     name, in_mp4 = stream.codec_context.codec.canonical_name, "mp4" in container.format.name
     units, starts = unit_reader(stream.codec_context), START_UNITS.get(name)
-    packets: list[Packet] = []
+    found: list[Packet] = []
     whole = True
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        if not packets and packet.has_sidedata("encryption_info"):
+    for packet in packets(container, stream):
+        if not found and packet.has_sidedata("encryption_info"):
             raise MediaError(path, "encrypted, as protected films are; decrypt it first")
         shown, key, pts, dts = not packet.is_discard, packet.is_keyframe, packet.pts, packet.dts
         if name == "vp8":
@@ -130,8 +128,8 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
         # Matroska keeps no decoding times, and in MP4 a seek to them ends one key frame too early
         start = pts if dts is None or in_mp4 else dts
         instant = key and (starts is None or not starts.isdisjoint(units(packet)))
-        packets.append(Packet(pts, start, key, shown, instant))
-    return packets, whole
+        found.append(Packet(pts, start, key, shown, instant))
+    return found, whole
 
 
 def _doubt(codec: Any, packets: list[Packet], times: list[int], shown: int) -> str:

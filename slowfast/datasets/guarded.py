@@ -120,13 +120,8 @@ class _Reader:
         try:
             self.connection.send((path, options))
             while True:
-                left = min(max(end - time.monotonic(), 0), MAX_POLL)
-                ready = self.poll.poll(1000 * left)
-                if not ready:
-                    reason = f"decoding took longer than {seconds:g} s (DATA_LOADER.DECODE_TIMEOUT)"
-                    raise MediaError(path, f"{reason}; {SLOW.format(slow)}" if slow else reason)
-                if self.connection.fileno() not in dict(ready):
-                    sys.exit("the process that wanted the frames is gone")
+                if not self._wait(end):
+                    raise MediaError(path, _late(seconds, slow))
                 kind, value = self.connection.recv()
                 if kind == "length":
                     self.connection.send([int(index) for index in choose(value)])
@@ -143,18 +138,31 @@ class _Reader:
             self.close()
             raise
         if kind == "frames":
-            try:
-                return self._frames(value)
-            except (OSError, MemoryError) as error:
-                raise MediaError(path, why_not(path, error, f"{value[0]} frames of {value[2]}x{value[1]}")) from None
+            return self._frames(path, value)
         if kind == "media error":
             raise MediaError(*value)
         raise RuntimeError(f"{path} cannot be read:\n{value}")
 
-    def _frames(self, shape: tuple[int, ...]) -> np.ndarray:
+    def _wait(self, end: float) -> bool:
+        """Return whether the decoder process has sent something before the time `end`."""
+        left = min(max(end - time.monotonic(), 0), MAX_POLL)
+        ready = dict(self.poll.poll(1000 * left))
+        if ready and self.connection.fileno() not in ready:
+            sys.exit("the process that wanted the frames is gone")
+        return bool(ready)
+
+    def _frames(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
         if self.mapped is None or len(self.mapped) < math.prod(shape):
-            self.mapped = mmap.mmap(self.memory, 0, prot=mmap.PROT_READ)
+            try:
+                self.mapped = mmap.mmap(self.memory, 0, prot=mmap.PROT_READ)
+            except (OSError, MemoryError) as error:
+                raise MediaError(path, why_not(path, error, f"{shape[0]} frames of {shape[2]}x{shape[1]}")) from None
         return np.frombuffer(self.mapped, np.uint8, math.prod(shape)).reshape(shape)
+
+
+def _late(seconds: float, slow: str) -> str:
+    reason = f"decoding took longer than {seconds:g} s (DATA_LOADER.DECODE_TIMEOUT)"
+    return f"{reason}; {SLOW.format(slow)}" if slow else reason
 
 
 def _crash(path: str, code: int) -> str:
@@ -217,14 +225,12 @@ def serve(backend: str, socket_number: int, memory: int, owner: int) -> None:
         connection.send(("length", length))
         return connection.recv()
 
-    def report_slow(reason: str) -> None:
-        connection.send(("slow", reason))
-
+    arguments = {"allocate": allocate, "report_slow": lambda reason: connection.send(("slow", reason))}
     with contextlib.suppress(EOFError, ConnectionError):  # the owner is gone
         while True:
             path, options = connection.recv()
             try:
-                frames = read_frames(path, choose, allocate=allocate, report_slow=report_slow, **options)
+                frames = read_frames(path, choose, **arguments, **options)
             except MediaError as error:
                 connection.send(("media error", (error.path, error.reason)))
                 continue

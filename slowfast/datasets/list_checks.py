@@ -176,7 +176,7 @@ def log_labels(lists: Mapping[str, Manifest], num_classes: int) -> None:
     """Log which classes occur in the lists, as a warning if labels look wrong.
 
     Labels look wrong if the training list has less than half of the classes, if a label occurs in another list only, or
-    if most labels occur, but not 0, as when classes are counted from 1.
+    if all labels occur, but not 0, as when classes are counted from 1.
 
     Args:
         lists: train and val, or test -> the list.
@@ -187,7 +187,7 @@ def log_labels(lists: Mapping[str, Manifest], num_classes: int) -> None:
     facts = [f"{len(labels)} of {num_classes} classes occur in {names[split]}" for split, labels in present.items()]
     every = np.unique(np.concatenate(list(present.values())))
     wrong = 2 * len(present.get("train", range(num_classes))) < num_classes
-    if 2 * len(every) >= num_classes and every[0] > 0:
+    if num_classes > 1 and every.tolist() == list(range(1, num_classes)):
         wrong = True
         facts.append("label 0 never occurs: do the labels count from 1?")
     for split, labels in present.items() if "train" in present else ():

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -20,7 +20,8 @@ import av
 from av.filter import Graph
 from tqdm import tqdm
 
-from slowfast.datasets.backends import MediaError, open_container, orientation, video_stream
+from slowfast.datasets.backends import orientation
+from slowfast.datasets.container import MediaError, every_frame, open_container, video_stream
 from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.reader import read_frames
 from slowfast.utils.io import write_text
@@ -140,17 +141,6 @@ def _record(out: Path, reasons: dict[str, str]) -> None:
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *sorted(reasons.items())])
     write_text(out / WITHOUT_COPY, table.getvalue())
-
-
-def every_frame(reader: Any, video: Any) -> Iterator[Any]:
-    """Decode a stream from its beginning to its end.
-
-    A packet without content repeats a picture, for example in Ogg. A decoder would read it as the end.
-    """
-    for packet in reader.demux(video):
-        if packet.size:
-            yield from packet.decode()
-    yield from video.codec_context.decode(None)
 
 
 def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats: int = 3) -> list[float]:

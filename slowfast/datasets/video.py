@@ -110,7 +110,10 @@ class VideoDataset(Dataset[dict[str, Any]]):
         """The items of a batch, which a loader asks for together: training clips are made where they are sent from."""
         if self.transform is not None:
             reserve(len(keys) * self.num_copies, self._clip(self.transform))
-        return [self[key] for key in keys]
+        try:
+            return [self[key] for key in keys]
+        finally:
+            note_row(None)
 
     def _clip(self, transform: TrainTransform) -> torch.Tensor:
         """What a training clip is like, without memory."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing import RawArray
@@ -17,17 +17,18 @@ from torch.utils.data import DataLoader
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # in a row, without a batch
+MAX_WAIT = 5.0  # seconds from the end of a worker's connections to its own
 
 CURES = "lower DATA_LOADER.NUM_WORKERS, or re-encode large videos; in a test, lower TEST.NUM_ENSEMBLE_VIEWS"
 
 _place: tuple[Any, int] | None = None  # in a worker: the array of `VideoLoader`, and the number of the worker
 
 
-def note_row(row: int) -> None:
-    """Record that this worker begins to read a row of the list; do nothing in other processes."""
+def note_row(row: int | None) -> None:
+    """Record that this worker begins to read a row of the list, or none; do nothing in other processes."""
     if _place is not None:
         places, worker = _place
-        places[2 * worker + 1] = row + 1
+        places[2 * worker + 1] = 0 if row is None else row + 1
 
 
 def _start(places: Any, start_worker: Any, worker: int) -> None:
@@ -64,20 +65,21 @@ class VideoLoader(DataLoader):
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the batches from the position of the sampler to the end of its epoch."""
         epoch, batch = self.batch_sampler.epoch, self.batch_sampler.batch  # pyright: ignore
-        iterator, restarts = self._begin(epoch, batch), 0
+        iterator, restarts = None, 0
         while True:
             try:
+                iterator = iterator or self._begin(epoch, batch)
                 content = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                found = re.match(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error))
-                if not found:
+            except (RuntimeError, OSError, EOFError) as error:
+                pids = self._killed(error)
+                if not pids:
                     raise
-                self._bury([int(pid) for pid in found[1].split(",")], restarts)
-                iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+                self._bury(pids, restarts)
+                self._iterator._shutdown_workers()  # pyright: ignore
                 self._iterator = None  # otherwise PyTorch would use its workers again
-                iterator, restarts = self._begin(epoch, batch), restarts + 1
+                iterator, restarts = None, restarts + 1
                 continue
             restarts = 0
             batch += 1
@@ -89,13 +91,29 @@ class VideoLoader(DataLoader):
         position = sampler.epoch, sampler.batch
         before = signal.getsignal(signal.SIGCHLD)
         sampler.set_position(epoch, batch)
-        iterator = super().__iter__()
-        if self.num_workers:  # workers begin at once
-            sampler.set_position(*position)
-            # PyTorch's handler raises the error anywhere in the main thread, also in the middle of a step
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-        return iterator
+        try:
+            return super().__iter__()
+        finally:
+            if self.num_workers:  # workers begin at once
+                sampler.set_position(*position)
+                # PyTorch's handler raises the error anywhere in the main thread, also in the middle of a step
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+    def _killed(self, error: Exception) -> list[int]:
+        """Return the process ids of workers that ended before their time, which may be the reason of an error.
+
+        PyTorch raises RuntimeError. A worker that dies while it hands over a batch shows first as an error of the
+        connection (reset, refused, its end, a socket that is gone, a message without file descriptors).
+        """
+        workers = getattr(self._iterator, "_workers", [])
+        passed_on = str(error).startswith("Caught ")  # by PyTorch, from the code of a worker
+        end = time.monotonic() + (MAX_WAIT if workers and not passed_on else 0)
+        while True:
+            pids = [worker.pid for worker in workers if worker.exitcode]
+            if pids or time.monotonic() >= end:
+                return pids
+            time.sleep(0.01)
 
     def _bury(self, pids: list[int], restarts: int) -> None:
         """Record the videos that killed workers were reading as broken.

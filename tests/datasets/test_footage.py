@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 import time
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from slowfast.datasets.check import Media, check_media
 from slowfast.datasets.container import MediaError
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.reader import read_frames
+from slowfast.datasets.reencode import Settings, reencode
 
 ROOT = Path(__file__).parents[2]
 PACKED = ROOT / "tests/golden/packed_xvid.avi"  # ffmpeg -f lavfi -i testsrc2 -c:v libxvid -bf 2 -g 10 -vtag XVID
+EMPTY = ROOT / "tests/golden/empty_packets.ogv"
 GROUPS = {"g": "10", "keyint_min": "10", "bf": "2", "x264-params": "scenecut=0"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=12:scenecut=0:bframes=0"}
 
@@ -166,6 +170,22 @@ def test_every_single_frame_equals_that_of_a_full_decode(footage, name, backend)
     assert {*lengths[-len(shown) :]} == {len(shown)}
     frames = read_frames(path, lambda n: [n - 1, 3, 0, 3], backend=backend)
     assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
+
+
+def test_packets_without_content_are_no_end(tmp_path, backend):
+    """An encoder of Theora writes them for pictures that do not change."""
+    shutil.copy(EMPTY, tmp_path)
+    with av.open(str(EMPTY)) as container:
+        stream = container.streams.video[0]
+        frames = [frame for packet in container.demux(stream) if packet.size for frame in packet.decode()]
+        shown = [frame.to_ndarray(format="rgb24") for frame in [*frames, *stream.codec_context.decode(None)]]
+    for number, whole in enumerate(shown):
+        (frame,) = read_frames(str(EMPTY), lambda length, number=number: [number] * (length > 0), backend=backend)
+        assert np.array_equal(frame, whole)
+    for full in (False, True):
+        (row,) = check_media(tmp_path, [Media(EMPTY.name)], tmp_path / f"{full}", workers=1, timeout=30, full=full)
+        assert (row.ok, row.frames) == (1, len(shown))
+    assert reencode(tmp_path, [EMPTY.name], tmp_path.with_name("copies"), Settings(), workers=1).broken == {}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from multiprocessing import resource_sharer
 
 import pytest
 import torch
@@ -82,6 +83,35 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder):
     assert list(data.killed) == [KILLER]
     size = os.path.getsize(folder / f"{KILLER}.mp4") / 1e6
     assert f"{size:,.1f} MB" in data.killed[KILLER] and "DATA_LOADER.NUM_WORKERS" in data.killed[KILLER]
+
+
+class Vanishing(Killing):
+    """The connections of a killed worker end before the worker does."""
+
+    def _read(self, row, sample, choose):
+        if row in self.rows and get_worker_info():
+            time.sleep(0.2)  # the batch before is in the queue, its memory is not fetched
+            resource_sharer.stop()
+            time.sleep(0.5)
+        return super()._read(row, sample, choose)
+
+
+def test_a_worker_may_die_while_it_hands_over_a_batch(folder):
+    data = dataset(folder, Vanishing, train=False)
+    labels = []
+    for batch in loader(data, train=False, count=1):
+        labels += batch["label"].tolist()
+        time.sleep(0.3)
+    assert labels == [row for row in range(ROWS) if row != KILLER] and list(data.killed) == [KILLER]
+
+
+def test_a_worker_may_die_between_two_epochs(folder):
+    data = dataset(folder, VideoDataset, train=True)
+    killed = loader(data, train=True, count=1)
+    first = [batch["label"].tolist() for batch in killed]
+    os.kill(killed._iterator._workers[0].pid, signal.SIGKILL)  # pyright: ignore
+    assert [batch["label"].tolist() for batch in killed] == first
+    assert data.killed == {}  # the worker read nothing when it died
 
 
 def test_workers_that_die_repeatedly_end_with_one_message(folder, monkeypatch):
