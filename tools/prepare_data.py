@@ -182,8 +182,8 @@ def write_class_names(args: argparse.Namespace) -> int:
     print(f"{target}: {len(names)} classes" + (f"; their order is that of {shown} rows of the lists" if shown else ""))
     if not shown:
         print(
-            "warning: no row of the lists shows its class, so the names are in the order of the annotation. If the labels "
-            "are the numbers of another file, such as the authors' label file, give that file as --annotations",
+            "warning: no row of the lists shows its class, so the names are in the order of the annotation. If the "
+            "labels are the numbers of another file, such as the authors' label file, give that file as --annotations",
             file=sys.stderr,
         )
     return 0
