@@ -13,6 +13,7 @@ from multiprocessing import RawArray
 from typing import Any, NoReturn
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ class VideoLoader(DataLoader):
         sampler: Any = self.batch_sampler
         position = sampler.epoch, sampler.batch
         before = signal.getsignal(signal.SIGCHLD)
+        if before is None or getattr(before, "__module__", "") == signal_handling.__name__:  # set by another loader
+            before = signal.SIG_DFL
         sampler.set_position(epoch, batch)
         try:
             return super().__iter__()
@@ -98,7 +101,7 @@ class VideoLoader(DataLoader):
                 sampler.set_position(*position)
                 # PyTorch's handler raises the error anywhere in the main thread, also in the middle of a step
                 if threading.current_thread() is threading.main_thread():
-                    signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+                    signal.signal(signal.SIGCHLD, before)
 
     def _killed(self, error: Exception) -> list[int]:
         """Return the process ids of workers that ended before their time, which may be the reason of an error.
