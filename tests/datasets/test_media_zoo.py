@@ -533,7 +533,8 @@ def loader(zoo: Path, workers: int, context: str | None, transform: TrainTransfo
     )
 
 
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("context", ["fork", "spawn"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_the_loader_handles_the_zoo_alike_with_and_without_workers(zoo, training, context):
     transform = TrainTransform(32, (32, 40), flip=False) if training else None

@@ -107,6 +107,7 @@ def test_a_worker_may_die_while_it_hands_over_a_batch(folder):
     assert labels == [row for row in range(ROWS) if row != KILLER] and list(data.killed) == [KILLER]
 
 
+@pytest.mark.slow
 def test_a_worker_may_die_between_two_epochs(folder):
     data = dataset(folder, VideoDataset, train=True)
     killed = loader(data, train=True, count=1)
@@ -116,6 +117,7 @@ def test_a_worker_may_die_between_two_epochs(folder):
     assert data.killed == {}  # the worker read nothing when it died
 
 
+@pytest.mark.slow
 def test_workers_that_die_repeatedly_end_with_one_message(folder, monkeypatch):
     monkeypatch.setattr(workers, "MAX_RESTARTS", 0)  # PyTorch checks for dead workers every five seconds
 

@@ -40,7 +40,7 @@ def test_names_and_shapes(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "16x224" in name else []) for name in WITH_LOGITS]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "x224" in name else []) for name in WITH_LOGITS]
 )
 def test_logits_and_stages(name, golden, assert_golden):
     assert_golden(lambda: configured(VARIANTS[name]["config"]), VARIANTS[name], golden("uniformerv2_logits.npz")[name])

@@ -77,6 +77,7 @@ def test_processes_that_are_not_one_group_end_with_the_same_fault(ranks, worlds,
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.0 400 Bad Request\r\n\r\n"], ids=["silent", "talking"])
 def test_a_port_in_use_is_an_error(answer, impatient, capfd):
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -97,6 +98,7 @@ def test_a_port_in_use_is_an_error(answer, impatient, capfd):
     assert seconds < 10 and "frame #" not in err, err
 
 
+@pytest.mark.slow
 def test_a_first_node_without_an_address_is_an_error(impatient, port):
     outcomes, seconds = together([0, 1], [2, 2], port, host="no-such-host.invalid")
     assert all("'no-such-host.invalid' has no address" in outcome for outcome in outcomes) and seconds < 10
