@@ -38,7 +38,7 @@ from slowfast.datasets.container import (
     video_stream,
     why_not,
 )
-from slowfast.datasets.frame_list import PROGRESSIVE, FrameList, list_frames, unit_reader
+from slowfast.datasets.frame_list import FrameList, is_progressive, list_frames, unit_reader
 
 __all__ = ["BACKENDS", "MediaError", "check_backend", "open_container", "orientation", "read_video", "video_stream"]
 
@@ -280,7 +280,7 @@ def _decode(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
 def _decode_warily(container: Any, stream: Any, wanted: set[int], passed: set[int]) -> Iterator[Any]:
     """Decode from here to the end; add the times of skipped frames to `passed`."""
     codec = stream.codec_context
-    marked = codec.name in MARKED_CODECS and codec.field_order in PROGRESSIVE
+    marked = codec.name in MARKED_CODECS and is_progressive(codec)
     units = unit_reader(codec)
     for packet in packets(container, stream):
         if marked and packet.pts not in wanted and NOT_REFERRED_TO in units(packet):

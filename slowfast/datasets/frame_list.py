@@ -69,6 +69,11 @@ class FrameList:
         return not self.doubt
 
 
+def is_progressive(codec: Any) -> bool:
+    """Return whether the pictures of a stream are whole frames; PyAV before 18 does not read that, and it is assumed."""
+    return getattr(codec, "field_order", 0) in PROGRESSIVE
+
+
 def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     """List the frames of a video without decoding it.
 
@@ -103,7 +108,7 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
         return FrameList([], [], count, "it does not begin with a key frame")
     # A four-letter code in Matroska marks a stream stored as in AVI, with times of decoding only.
     fast = any(name in kind for name in FAST_FORMATS) and not ("matroska" in kind and codec.codec_tag.strip("\0"))
-    settled = fast and codec.codec.canonical_name in MODERN_CODECS and codec.field_order in PROGRESSIVE
+    settled = fast and codec.codec.canonical_name in MODERN_CODECS and is_progressive(codec)
     # decord and torchcodec select among several streams by other rules. A seek to a key frame loses frames of the group
     # before that come after it.
     plain = settled and len(container.streams.video) == 1 and not mirrored and len(read) == len(times) > 1
@@ -146,7 +151,7 @@ def _doubt(codec: Any, packets: list[Packet], times: list[int], shown: int) -> s
 def _list_in_order(codec: Any, packets: list[Packet], times: list[int]) -> FrameList:
     """List frames in order of decoding: an IDR picture of H.264 separates pictures, so its place is its number."""
     keys = [(at, packet.start) for at, packet in enumerate(packets) if packet.instant and packet.start is not None]
-    usable = codec.codec.canonical_name == "h264" and codec.field_order in PROGRESSIVE and len(packets) == len(times)
+    usable = codec.codec.canonical_name == "h264" and is_progressive(codec) and len(packets) == len(times)
     if usable and keys[:1] == [(0, packets[0].start)]:
         return FrameList(times, keys, len(times), ordered=True)
     return FrameList([], [], len(times), "it contains no times of presentation")

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import NamedTuple
 
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
 # Seconds after which a name without an address, a port in use or a silent listener is a fault.
 PATIENCE = 20.0
@@ -73,7 +73,7 @@ class _Meeting:
         try:
             store = self._host() if self.me.rank == 0 and not agent else self._connect()
             session = self._lead(store) if self.me.rank == 0 else self._follow(store)
-        except DistError as error:
+        except RuntimeError as error:  # DistError, and before PyTorch 2.7 no class of its own
             raise ValueError(
                 f"{self.me}: the connection to {self.host}:{self.port} was lost before all processes had joined "
                 f"({_first_line(error)}); see the message of rank 0"
@@ -104,7 +104,7 @@ class _Meeting:
             try:
                 with _quiet():
                     return self._store(PATIENCE / 2, is_master=True)
-            except DistError as error:
+            except RuntimeError as error:
                 if "EADDRINUSE" not in str(error):
                     raise ValueError(
                         f"{self.me}: cannot listen at {self.host}:{self.port} ({_first_line(error)}); correct "
@@ -127,7 +127,7 @@ class _Meeting:
         """
         if (store := self._try_to_connect(PATIENCE / 4)) is None:
             return
-        with contextlib.suppress(DistError), _quiet():
+        with contextlib.suppress(RuntimeError), _quiet():
             _, session = self._register(store, "")
             until = time.monotonic() + PATIENCE / 4
             while session and time.monotonic() < until:
@@ -172,7 +172,7 @@ class _Meeting:
         stores: list[Store] = []
 
         def connect() -> None:
-            with contextlib.suppress(DistError):
+            with contextlib.suppress(RuntimeError):
                 stores.append(self._store(seconds / 3, is_master=False))
 
         thread = threading.Thread(target=connect, daemon=True)
