@@ -70,7 +70,7 @@ class FrameList:
 
 
 def is_progressive(codec: Any) -> bool:
-    """Return whether the pictures of a stream are whole frames; PyAV before 18 does not read that, and it is assumed."""
+    """Return whether the pictures of a stream are whole frames; this is assumed with PyAV before 18."""
     return getattr(codec, "field_order", 0) in PROGRESSIVE
 
 
