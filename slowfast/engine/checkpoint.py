@@ -90,7 +90,7 @@ def _unfit(path: Path, entries: Mapping[str, Any], epochs: float) -> str:
         )
         return f"{what} (TRAIN.CHECKPOINT_FILE_PATH starts from weights)" if weights else what
     if not entries and is_whole(path):
-        return "contains objects other than tensors, which are never loaded"
+        return "is whole, but does not contain a dictionary of tensors"
     with open(path, "rb") as file:
         start = file.read(2)
     return "is torn or damaged" if start in (b"", b"PK") else "is not a PyTorch file"
