@@ -49,5 +49,5 @@ model uniformer_b32 uniformer_b32x4_k400 8 --dtype bfloat16
 model uniformer_xxs16 uniformer_xxs16_160_k400 64 --dtype bfloat16
 model uniformer_s16_compiled uniformer_s16x4_k400 32 --dtype bfloat16 --compile --rounds 5
 model uniformerv2_l14_f16 uniformerv2_k400+k710_l14_f16x224 8 --dtype bfloat16 --rounds 5
-part loader 60 python tools/benchmark_data.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 --json "$out/loader.json"
+part loader 60 python benchmarks/loading.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 --json "$out/loader.json"
 exit $failed

@@ -24,6 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 cv2.setNumThreads(0)  # workers are forked, and a fork of OpenCV's pool of threads may hang
 
 GOLDEN = Path(__file__).parent / "golden"
+pytest_plugins = ["media_fixtures", "run_fixtures"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

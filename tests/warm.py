@@ -17,7 +17,7 @@ import threading
 import scipy.optimize  # noqa: F401  every test with labels
 import torch._dynamo  # noqa: F401  the first optimizer imports it
 
-import slowfast.engine.launch
+import slowfast.run.launch
 import slowfast.visualization.plots  # noqa: F401
 
 

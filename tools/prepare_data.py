@@ -18,12 +18,13 @@ from pathlib import Path
 
 import yaml
 
-from slowfast.datasets.annotations import lists_from_annotations
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
-from slowfast.datasets.check import QUARANTINE, REPORT, Media, check_media
-from slowfast.datasets.clean import filter_list, original_of, read_list, taken_out
-from slowfast.datasets.label_order import annotated_classes, order_by_labels
-from slowfast.datasets.lists import (
+from slowfast.prepare.annotations import lists_from_annotations
+from slowfast.prepare.check import QUARANTINE, REPORT, Media, check_media
+from slowfast.prepare.clean import filter_list, original_of, read_list, taken_out
+from slowfast.prepare.label_order import annotated_classes, order_by_labels
+from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode
+from slowfast.prepare.write import (
     count_rows,
     describe,
     find_media,
@@ -31,7 +32,6 @@ from slowfast.datasets.lists import (
     write_lists,
     write_unlabelled,
 )
-from slowfast.datasets.reencode import WITHOUT_COPY, Settings, access_times, reencode
 from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import atomic_write, write_text
 

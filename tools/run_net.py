@@ -14,8 +14,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from slowfast.config import format_config, load_config_with_sources
 from slowfast.config.load import read_overrides
-from slowfast.config.validate import is_key
-from slowfast.engine.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, INTERRUPTED, ignore, leave
+from slowfast.config.rules import is_key
+from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, INTERRUPTED, ignore, leave
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -80,7 +80,7 @@ def main() -> int:
                 "TRAIN.ENABLE and TEST.ENABLE are both False, so there is nothing to do; set one of them True"
             )
         if args.slurm:
-            from slowfast.engine.slurm import submit
+            from slowfast.run.slurm import submit
 
             submit(cfg, args)
             return 0
@@ -109,8 +109,8 @@ def run(cfg, init_method: str) -> int:
 def run_job(cfg, init_method: str) -> int:
     """Run the job; returns its exit code."""
     # Not before --show and configuration errors: importing the engine takes seconds.
-    from slowfast.engine.interrupt import Interruption
-    from slowfast.engine.launch import AlreadyReported, JobError, launch
+    from slowfast.run.interrupt import Interruption
+    from slowfast.run.launch import AlreadyReported, JobError, launch
 
     try:
         launch(cfg, init_method)

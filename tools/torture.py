@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from slowfast.engine.checkpoint import checkpoint_dir, last_checkpoint
+from slowfast.run.checkpoint import checkpoint_dir, last_checkpoint
 from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 

@@ -1,6 +1,6 @@
 """Configuration: every key with its default, loading, checking, and writing it down."""
 
-from slowfast.config.defaults import MAY_DIFFER
+from slowfast.config.keys import MAY_DIFFER
 from slowfast.config.load import (
     changed_keys,
     dump_config,
@@ -10,7 +10,7 @@ from slowfast.config.load import (
     load_config_with_sources,
     recorded_config,
 )
-from slowfast.config.validate import ConfigError, check_hardware, num_local_processes
+from slowfast.config.rules import ConfigError, check_hardware, num_local_processes
 
 __all__ = [
     "MAY_DIFFER",

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
-from slowfast.config.defaults import DEFAULTS, MAY_DIFFER, MISSPELT
-from slowfast.config.validate import (
+from slowfast.config.keys import DEFAULTS, MAY_DIFFER, MISSPELT
+from slowfast.config.rules import (
     DEFAULT_VALUES,
     ConfigError,
     convert,

@@ -17,7 +17,7 @@ from slowfast.datasets.backends import check_backend
 from slowfast.datasets.catalog import CATALOG, DatasetSpec
 from slowfast.datasets.image import ImageDataset, ImageTransform, load_image_folder
 from slowfast.datasets.list_checks import check_files, check_frame_counts
-from slowfast.datasets.manifest import Manifest, ManifestError, load_manifest, load_something_something
+from slowfast.datasets.lists import Manifest, ManifestError, load_manifest, load_something_something
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.video import VideoDataset, collate

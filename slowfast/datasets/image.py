@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from slowfast.datasets.manifest import CLASS_FILES, SHOWN, Manifest, ManifestError
+from slowfast.datasets.lists import CLASS_FILES, SHOWN, Manifest, ManifestError
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.transforms import RandomErasing, resized_crop_box

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from slowfast.datasets.catalog import DATASETS
-from slowfast.datasets.manifest import SHOWN, Manifest, ManifestError
+from slowfast.datasets.lists import SHOWN, Manifest, ManifestError
 from slowfast.datasets.rows import SEPARATORS, VIDEO_SUFFIXES, readers_of
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from slowfast.datasets.guarded import read_frames_within
-from slowfast.datasets.manifest import Manifest, Sample
+from slowfast.datasets.lists import Manifest, Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.shared import reserve, share, stack, take

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from slowfast.datasets.transforms import Views
-from slowfast.engine import interrupt
+from slowfast.run import interrupt
+from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
-from slowfast.utils.watchdog import progress
 
 CHUNK = 8 << 20  # bytes of scores that are compared or sent at once
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from slowfast.config import changed_keys, recorded_config
 from slowfast.engine.state import TrainState
-from slowfast.models.weights import load_weights
 from slowfast.optim.groups import parameter_groups
+from slowfast.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
 

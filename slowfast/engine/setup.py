@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slowfast.config import changed_keys, dump_config, recorded_config
 from slowfast.datasets.transforms import normalize
-from slowfast.engine.checkpoint import (
+from slowfast.run.checkpoint import (
     checkpoint_dir,
     epochs_done,
     is_official,

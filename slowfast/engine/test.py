@@ -17,20 +17,20 @@ from torch import nn
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.list_checks import log_labels
-from slowfast.datasets.manifest import Manifest
-from slowfast.engine.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
+from slowfast.datasets.lists import Manifest
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
-from slowfast.engine.preflight import build_alike
 from slowfast.engine.setup import clip_mover, place, write_resolved
 from slowfast.models.build import build_model, sums_softmax
-from slowfast.models.heads import ClassOrder, find_order
-from slowfast.models.weights import check_head_width, load_weights
+from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
+from slowfast.run.preflight import build_alike
+from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.io import atomic_write, sha256, to_json, write_text
 from slowfast.utils.logging import MetricsLog
-from slowfast.utils.watchdog import progress
 from slowfast.weights.fetch import fetch
+from slowfast.weights.heads import ClassOrder, find_order
+from slowfast.weights.load import check_head_width, load_weights
 from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)

@@ -26,26 +26,26 @@ from tqdm import tqdm
 from slowfast.datasets.build import Split, build_loader
 from slowfast.datasets.list_checks import log_labels
 from slowfast.datasets.mixup import MixUp, one_hot
-from slowfast.engine import interrupt
-from slowfast.engine.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
-from slowfast.engine.facts import compare, facts
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
 from slowfast.engine.official import adopt
-from slowfast.engine.preflight import build_alike
 from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place, warn_of_weights_only
 from slowfast.engine.state import TrainState
 from slowfast.engine.tensorboard import TensorBoard
 from slowfast.models.build import build_model, initialize
 from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set_learning_rate
+from slowfast.run import interrupt
+from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
+from slowfast.run.preflight import build_alike
+from slowfast.run.resume import compare, facts
+from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
 from slowfast.utils.io import atomic_write
 from slowfast.utils.logging import MetricsLog
 from slowfast.utils.profiling import count_parameters, peak_memory_gib
 from slowfast.utils.rng import random_state_for, rng_for
-from slowfast.utils.watchdog import progress
 from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.tensors import load_tensors
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from slowfast.models.heads import find_order, read_rows
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, vision_tower
-from slowfast.models.weights import check_head_width, load_weights
+from slowfast.weights.heads import find_order, read_rows
+from slowfast.weights.load import check_head_width, load_weights
 from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from fnmatch import fnmatch
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from slowfast.models.backbone import feature_getter
-from slowfast.models.convert import extract_state_dict
-from slowfast.models.heads import ClassOrder, find_order, state_classes
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
-from slowfast.models.weights import announce, load_weights
 from slowfast.weights.class_order import identify, kinetics400_names, rows_of_places
+from slowfast.weights.heads import ClassOrder, find_order, state_classes
+from slowfast.weights.layouts import extract_state_dict
+from slowfast.weights.load import announce, load_weights
 from slowfast.weights.tensors import load_tensors
 
 Network = UniFormer | UniFormerLight | UniFormerV2

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from slowfast.config import load_config
-from slowfast.config.validate import DEFAULT_VALUES, convert, leaves, obsolete, type_of
+from slowfast.config.rules import DEFAULT_VALUES, convert, leaves, obsolete, type_of
 from slowfast.models import build_model
 from slowfast.models.build import input_shape
 from slowfast.utils.profiling import count_flops, count_parameters

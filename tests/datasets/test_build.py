@@ -11,7 +11,7 @@ from slowfast.config import get_cfg
 from slowfast.datasets import build as build_module
 from slowfast.datasets.build import EpochBatchSampler, Split, build_dataset, build_loader
 from slowfast.datasets.catalog import CATALOG
-from slowfast.datasets.manifest import ManifestError
+from slowfast.datasets.lists import ManifestError
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing
 from slowfast.datasets.video import VideoDataset

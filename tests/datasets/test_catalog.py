@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slowfast.datasets.annotations import READERS
 from slowfast.datasets.catalog import CATALOG, DATASETS
+from slowfast.prepare.annotations import READERS
 
 ROOT = Path(__file__).parents[2]
 WANTED = "k400 k600 k700 k710 sthv1 sthv2 mit anet hacs ucf101 hmdb51 imagenet own"

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from slowfast.datasets.check import Media, check_media
 from slowfast.datasets.container import MediaError
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.reader import read_frames
-from slowfast.datasets.reencode import Settings, reencode
+from slowfast.prepare.check import Media, check_media
+from slowfast.prepare.reencode import Settings, reencode
 
 ROOT = Path(__file__).parents[2]
 PACKED = ROOT / "tests/golden/packed_xvid.avi"  # ffmpeg -f lavfi -i testsrc2 -c:v libxvid -bf 2 -g 10 -vtag XVID

@@ -162,7 +162,7 @@ LOADER = """
 import sys
 from torch.utils.data import DataLoader
 from slowfast.datasets.build import EpochBatchSampler
-from slowfast.datasets.manifest import Manifest
+from slowfast.datasets.lists import Manifest
 from slowfast.datasets.video import VideoDataset, collate
 if __name__ == "__main__":
     paths = sys.argv[2:]

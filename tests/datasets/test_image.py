@@ -13,10 +13,10 @@ from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
 
 from slowfast.config import get_cfg
-from slowfast.config.validate import faults_of
+from slowfast.config.rules import faults_of
 from slowfast.datasets.build import build_dataset, build_loader
 from slowfast.datasets.image import ImageDataset, ImageTransform, centre_view, load_image_folder, read_image
-from slowfast.datasets.manifest import Manifest, ManifestError
+from slowfast.datasets.lists import Manifest, ManifestError
 from slowfast.datasets.mixup import MixUp
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError

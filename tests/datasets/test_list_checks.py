@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from slowfast.datasets.list_checks import check_frame_counts, log_labels
-from slowfast.datasets.manifest import Manifest
+from slowfast.datasets.lists import Manifest
 
 
 @pytest.mark.parametrize(("listed", "warns"), [(96, False), (97, False), (94, False), (48, True), (1, True)])

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from slowfast.datasets.list_checks import check_files
-from slowfast.datasets.manifest import ManifestError, load_manifest
+from slowfast.datasets.lists import ManifestError, load_manifest
 from slowfast.datasets.rows import cure_rows
 
 VIDEO, FRAMES = ("path", "label"), ("path", "num_frames", "label")

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader
 
 from slowfast.datasets import backends
 from slowfast.datasets.build import EpochBatchSampler, start_worker
-from slowfast.datasets.check import Media, check_media
 from slowfast.datasets.guarded import read_frames_within
-from slowfast.datasets.manifest import Manifest
+from slowfast.datasets.lists import Manifest
 from slowfast.datasets.reader import MediaError, read_frames
-from slowfast.datasets.reencode import Settings, reencode
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
+from slowfast.prepare.check import Media, check_media
+from slowfast.prepare.reencode import Settings, reencode
 
 
 def numbered(count: int, height: int = 48, width: int = 64) -> np.ndarray:

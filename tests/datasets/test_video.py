@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slowfast.datasets.manifest import Manifest
+from slowfast.datasets.lists import Manifest
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform

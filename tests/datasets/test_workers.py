@@ -14,7 +14,7 @@ from torch.utils.data._utils import signal_handling
 
 from slowfast.datasets import workers
 from slowfast.datasets.build import EpochBatchSampler, start_worker
-from slowfast.datasets.manifest import load_manifest
+from slowfast.datasets.lists import load_manifest
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
 from slowfast.datasets.workers import VideoLoader

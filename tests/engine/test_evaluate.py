@@ -16,9 +16,9 @@ import torch
 from cluster import free_ports
 
 from slowfast.engine import evaluate as module
-from slowfast.engine import interrupt
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
+from slowfast.run import interrupt
 from slowfast.utils import distributed
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 from make_demo_data import CLASS_NAMES
 
 from slowfast.config import load_config
-from slowfast.engine.checkpoint import last_checkpoint
 from slowfast.models import build_model
+from slowfast.run.checkpoint import last_checkpoint
 from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow

@@ -12,11 +12,11 @@ import torch
 from make_demo_data import IMAGE_CLASS_NAMES, make_demo_data
 
 from slowfast.config import get_cfg
-from slowfast.engine.checkpoint import list_checkpoints
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, input_shape
-from slowfast.models.weights import load_weights
+from slowfast.run.checkpoint import list_checkpoints
 from slowfast.utils.logging import read_metrics
+from slowfast.weights.load import load_weights
 from slowfast.weights.tensors import load_tensors
 
 EXPERIMENT = """

@@ -12,7 +12,7 @@ import pytest
 import torch
 from cluster import free_ports
 
-from slowfast.engine.checkpoint import list_checkpoints
+from slowfast.run.checkpoint import list_checkpoints
 from slowfast.utils.io import sha256
 from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from slowfast.config import load_config
-from slowfast.engine.checkpoint import (
+from slowfast.engine.meters import TrainMeter
+from slowfast.engine.official import adopt
+from slowfast.engine.state import TrainState
+from slowfast.engine.test import find_checkpoint
+from slowfast.models.build import build_model
+from slowfast.optim.build import build_optimizer
+from slowfast.run.checkpoint import (
     CheckpointWriter,
     best_checkpoint,
     checkpoint_dir,
@@ -21,12 +27,6 @@ from slowfast.engine.checkpoint import (
     peek,
     resumable_checkpoint,
 )
-from slowfast.engine.meters import TrainMeter
-from slowfast.engine.official import adopt
-from slowfast.engine.state import TrainState
-from slowfast.engine.test import find_checkpoint
-from slowfast.models.build import build_model
-from slowfast.optim.build import build_optimizer
 
 CPU = torch.device("cpu")
 SMALL = {

@@ -9,8 +9,8 @@ import pytest
 import run_net as program
 
 from slowfast.config import get_cfg
-from slowfast.engine.checkpoint import checkpoint_dir
-from slowfast.engine.facts import _check_classes
+from slowfast.run.checkpoint import checkpoint_dir
+from slowfast.run.resume import _check_classes
 
 
 def test_renamed_classes_are_not_resumed(experiment, videos, tmp_path, monkeypatch, capsys):

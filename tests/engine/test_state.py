@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from slowfast.engine.checkpoint import CheckpointWriter, list_checkpoints
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.state import ENTRIES, REQUIRED, TrainState
+from slowfast.run.checkpoint import CheckpointWriter, list_checkpoints
 from slowfast.weights.tensors import load_tensors
 
 STEPS = 10  # per epoch

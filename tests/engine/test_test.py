@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from slowfast.config import get_cfg
-from slowfast.engine.checkpoint import CheckpointWriter, best_checkpoint, list_checkpoints
 from slowfast.engine.test import find_checkpoint
+from slowfast.run.checkpoint import CheckpointWriter, best_checkpoint, list_checkpoints
 
 
 @pytest.fixture

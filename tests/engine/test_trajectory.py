@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from slowfast.config import get_cfg
-from slowfast.engine.checkpoint import CheckpointWriter
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.setup import BadVideos
 from slowfast.engine.state import TrainState
@@ -15,6 +14,7 @@ from slowfast.engine.tensorboard import TensorBoard
 from slowfast.engine.train import Run, train_epoch
 from slowfast.models import build_model
 from slowfast.optim.build import build_loss, build_optimizer
+from slowfast.run.checkpoint import CheckpointWriter
 from slowfast.utils.logging import MetricsLog, read_metrics
 
 

@@ -9,8 +9,8 @@ import pytest
 import run_net as program
 import torch
 
-from slowfast.engine.checkpoint import CheckpointWriter, checkpoint_dir
 from slowfast.models import UniFormer
+from slowfast.run.checkpoint import CheckpointWriter, checkpoint_dir
 from slowfast.weights.tensors import load_tensors
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from slowfast.models import UniFormer
-from slowfast.models.weights import load_weights
 from slowfast.utils.profiling import count_flops, count_parameters
+from slowfast.weights.load import load_weights
 
 VARIANTS = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "image.json.gz").read_bytes()))
 WITH_LOGITS = [name for name, variant in VARIANTS.items() if "input_seed" in variant]

@@ -13,13 +13,13 @@ from torch import nn
 
 from slowfast import create_model
 from slowfast.config import get_cfg
-from slowfast.config.validate import _whole_patches
+from slowfast.config.rules import _whole_patches
 from slowfast.models import build_model
 from slowfast.models.build import initialize
-from slowfast.models.convert import convert
 from slowfast.models.timm_tower import VisionTower, timm_tower, tower_of
 from slowfast.models.uniformerv2 import UniFormerV2
-from slowfast.models.weights import load_weights
+from slowfast.weights.layouts import convert
+from slowfast.weights.load import load_weights
 
 # width, layers, heads, patch, resolution, and the other facts that are not CLIP's
 PLAIN: dict[str, Any] = {"activation": "gelu", "eps": 1e-6, "pre_norm": False}

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from slowfast.models.uniformer_light import PruningBlock, UniFormerLight
-from slowfast.models.weights import load_weights
 from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import soft_cross_entropy
 from slowfast.utils.profiling import count_flops, count_parameters
+from slowfast.weights.load import load_weights
 
 LIGHT = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "light.json.gz").read_bytes()))
 VARIANTS = LIGHT["variants"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from slowfast.config import get_cfg
-from slowfast.config.validate import _whole_patches
+from slowfast.config.rules import _whole_patches
 from slowfast.models import build_model
 from slowfast.models.uniformerv2 import TOWERS, LocalUniBlock, UniFormerV2, VisionTower, resize_position_embedding
 from slowfast.optim.losses import soft_cross_entropy

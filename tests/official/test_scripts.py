@@ -25,10 +25,10 @@ import yaml
 from make_demo_data import CLASS_NAMES, write_video
 
 from slowfast.config import load_config
-from slowfast.config.validate import DEFAULT_VALUES, convert, leaves, type_of
-from slowfast.engine.checkpoint import list_checkpoints
+from slowfast.config.rules import DEFAULT_VALUES, convert, leaves, type_of
 from slowfast.models.build import build_model
 from slowfast.optim.build import build_optimizer
+from slowfast.run.checkpoint import list_checkpoints
 from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 

@@ -16,8 +16,8 @@ import run_net as program
 import torch
 from cluster import NODES, Cluster, why_not
 
-from slowfast.engine.checkpoint import last_checkpoint
-from slowfast.engine.slurm import PORTS, minutes, sbatch_parameters
+from slowfast.run.checkpoint import last_checkpoint
+from slowfast.run.slurm import PORTS, minutes, sbatch_parameters
 from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from slowfast.models.convert import extract_state_dict
+from slowfast.weights.layouts import extract_state_dict
 from slowfast.weights.pickles import StandIn
 from slowfast.weights.tensors import load_tensors
 
@@ -132,7 +132,7 @@ def test_the_fixture_detects_what_pickles_execute(evil):
 def test_importing_the_package_does_not_change_pytorch():
     code = (
         "from torch.serialization import get_safe_globals; before = set(get_safe_globals())\n"
-        "import slowfast.models.zoo, slowfast.engine.launch; assert set(get_safe_globals()) == before"
+        "import slowfast.models.zoo, slowfast.run.launch; assert set(get_safe_globals()) == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

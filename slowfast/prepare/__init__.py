@@ -1,0 +1,1 @@
+"""Prepare data sets before training: scan, split, annotate, check, re-encode."""

@@ -1,0 +1,232 @@
+"""Does every file decode? A report, a list of those that do not, and lists without them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+import av
+from tqdm import tqdm
+
+from slowfast.datasets.container import MediaError, open_container, packets, video_stream
+from slowfast.datasets.killable import Failure, run_killable
+from slowfast.datasets.reader import read_frames
+from slowfast.prepare.write import image_template
+from slowfast.utils.io import write_text
+
+REPORT, QUARANTINE = "report.csv", "quarantine.txt"
+
+
+@dataclass(frozen=True)
+class Media:
+    """A file or frame folder to look at.
+
+    Args:
+        path: as lists name it, below the folder of the videos.
+        num_frames: images of a frame folder, if a list tells.
+    """
+
+    path: str
+    num_frames: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the report.
+
+    Args:
+        path: as lists name it.
+        ok: whether the file is good: 1 or 0.
+        reason: why not; for a good file, why every read decodes it from the beginning to the end, if it does.
+        frames: of the video, as the reader counts them.
+        width: of the decoded frames, pixels.
+        height: of the decoded frames, pixels.
+        fps: average frame rate of the file.
+        codec: of the file; "images" for a folder.
+        seconds: duration.
+        size: bytes.
+        modified: time of the last change, nanoseconds; with the size it tells whether the row still holds.
+        full: 1 if every frame was decoded, otherwise only the two ends and the middle.
+    """
+
+    path: str
+    ok: int
+    reason: str = ""
+    frames: int | str = ""
+    width: int | str = ""
+    height: int | str = ""
+    fps: float | str = ""
+    codec: str = ""
+    seconds: float | str = ""
+    size: str = ""
+    modified: str = ""
+    full: int | str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def check_media(
+    videos: str | Path,
+    media: Iterable[Media],
+    out: str | Path,
+    *,
+    workers: int,
+    timeout: float = 60,
+    recheck: bool = False,
+    template: str = "",
+    full: bool = False,
+) -> list[Row]:
+    """Decode the first, middle and last frame of every file, or all frames, and report.
+
+    The files are `out`/report.csv and `out`/quarantine.txt. The report grows as files are done. A repeated call
+    continues where an interrupted one stopped, and does not decode files again that have not changed.
+
+    Args:
+        videos: folder that the paths start from.
+        media: the files and folders to check.
+        out: folder of the report.
+        workers: processes.
+        timeout: seconds for one file, after which its process is killed.
+        recheck: decode the files again that were found bad.
+        template: name of the images of all frame folders (DATA.IMAGE_TEMPLATE); "" asks each folder.
+        full: decode every frame; good files that were not checked in full are decoded again.
+
+    Returns:
+        The rows of `media`, sorted by path.
+
+    Raises:
+        ValueError: `out` holds a report.csv of something else.
+    """
+    videos, out = Path(videos), Path(out)
+    wanted = {item.path: item for item in media}
+    rows = {
+        row.path: row
+        for row in _read_report(out / REPORT)
+        if row.path in wanted
+        and ((not full or row.full) if row.ok else not recheck)
+        and (row.size, row.modified) == _state(videos / row.path)
+    }
+    todo = [item for path, item in wanted.items() if path not in rows]
+    bad = sum(not row.ok for row in rows.values())
+    outcomes = run_killable(partial(_look, str(videos), template, full), todo, workers=workers, timeout=timeout)
+    bar = tqdm(total=len(wanted), initial=len(rows), desc="check", unit="file", disable=None)
+    _write_report(out, rows.values())
+    with bar, closing(outcomes), _text_file(out / REPORT, "a") as file:  # pyright: ignore[reportArgumentType]
+        for item, row in outcomes:
+            if isinstance(row, Failure):
+                row = Row(item.path, 0, row.reason)
+            size, modified = _state(videos / item.path)
+            row = replace(row, reason=" ".join(row.reason.split()), size=size, modified=modified)
+            file.write(_line(row))
+            file.flush()
+            rows[item.path] = row
+            bad += not row.ok
+            bar.set_postfix(bad=bad, refresh=False)
+            bar.update()
+    found = [rows[path] for path in sorted(rows)]
+    _write_report(out, found)
+    write_text(out / QUARANTINE, "".join(f"{row.path}\n" for row in found if not row.ok))
+    return found
+
+
+def _look(videos: str, template: str, full: bool, item: Media) -> Row:
+    """Decode the ends and the middle of one file, or all of it; runs in its own process."""
+    path = os.path.join(videos, item.path)
+    length, slow = 0, [""]
+
+    def choose(number: int) -> list[int]:
+        nonlocal length
+        length = number
+        return [0, number // 2, number - 1]
+
+    named = image_template(Path(path)) if os.path.isdir(path) else ""
+    if template and named and named != template:
+        raise ValueError(f"its images are named {named!r}, but DATA.IMAGE_TEMPLATE is {template!r}: rename them")
+    try:
+        frames = read_frames(path, choose, num_frames=item.num_frames, image_template=named, report_slow=slow.append)
+        if full:
+            _decode_all(path, length, named)
+    except MediaError as error:
+        return Row(item.path, 0, error.reason or str(error))
+    height, width = frames.shape[1:3]
+    row = Row(item.path, 1, slow[-1], frames=length, width=width, height=height, codec="images", full=1 if full else "")
+    if os.path.isdir(path):
+        return row
+    try:
+        with open_container(path) as container:
+            stream = video_stream(path, container)
+            rate, seconds = stream.average_rate, container.duration
+            return replace(
+                row,
+                codec=stream.codec_context.name,
+                fps=round(float(rate), 3) if rate else "",
+                seconds=round(seconds / av.time_base, 3) if seconds else "",
+            )
+    except (av.FFmpegError, MediaError):  # frames were decoded: what the header lacks is no fault of the file
+        return replace(row, codec="")
+
+
+def _decode_all(path: str, length: int, template: str) -> None:
+    """Decode every frame of a file, or every image of a folder, one at a time.
+
+    Raises:
+        MediaError: a frame cannot be decoded, or the decoder made up a part of it.
+    """
+    if os.path.isdir(path):
+        for number in range(length):
+            read_frames(path, lambda _, wanted=number: [0, wanted], num_frames=length, image_template=template)
+        return
+    number = 0
+    try:
+        with open_container(path) as container:
+            stream = video_stream(path, container)
+            for packet in packets(container, stream):
+                frames = packet.decode()
+                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+                    raise MediaError(path, f"damaged near frame {number}, partly made up; download it again")
+                number += len(frames)
+            stream.codec_context.decode(None)
+    except av.FFmpegError as error:
+        raise MediaError(path, f"damaged after {number} frames ({error.strerror}); download it again") from None
+
+
+def _state(path: Path) -> tuple[str, str]:
+    """Size and time of the last change, as the report has them; blank if there is no such file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "", ""
+    return str(stat.st_size), str(stat.st_mtime_ns)
+
+
+def _text_file(path: Path, mode: str) -> IO[str]:
+    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _line(row: Row) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(asdict(row).values())
+    return text.getvalue()
+
+
+def _write_report(out: Path, rows: Iterable[Row]) -> None:
+    write_text(out / REPORT, ",".join(COLUMNS) + "\n" + "".join(map(_line, rows)))
+
+
+def _read_report(path: Path) -> list[Row]:
+    """The rows of an earlier call, but for a last line that a killed call left unfinished."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    if lines and lines[0] not in (list(COLUMNS), list(COLUMNS[:-1])):  # earlier reports had no column "full"
+        raise ValueError(f"{path} is not a report of this command: choose another folder, or remove it")
+    return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:] if len(line) == len(lines[0])]

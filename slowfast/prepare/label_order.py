@@ -1,0 +1,126 @@
+"""Find the class names of lists that were made elsewhere, in the order of their labels."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from slowfast.datasets.catalog import Dataset
+from slowfast.datasets.lists import Manifest
+from slowfast.prepare.annotations import READERS, file_lines
+from slowfast.utils.class_names import read_class_names
+
+# The name of a clip extends that of its video: in Kinetics by the seconds of the cut, in ActivityNet and HACS by "v_".
+CLIP = re.compile(r"_\d{6}_\d{6}$")
+
+
+def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], dict[str, str]]:
+    """Return the class names of an annotation in its own order, and the class of each video that it names.
+
+    Args:
+        path: folder of the official files, one of them, or any file that `read_class_names` reads; "" takes the names
+            of Kinetics-400 from torchvision.
+        dataset: row of `catalog.DATASETS`.
+
+    Raises:
+        ValueError: the annotation cannot be read, or has another number of classes than the data set.
+    """
+    if path:
+        names, videos = _read(Path(path), dataset)
+    elif dataset.num_classes == 400:
+        from torchvision.models.video import R3D_18_Weights  # imports for seconds
+
+        names, videos = sorted(R3D_18_Weights.DEFAULT.meta["categories"]), []
+    else:
+        raise ValueError(f"{dataset.name} needs --annotations: its official files, or a file of its class names")
+    if dataset.num_classes not in (None, len(names)):
+        raise ValueError(f"{path} names {len(names)} classes, but {dataset.name} has {dataset.num_classes}")
+    classes: dict[str, str | None] = {}
+    for video, of_class in videos:
+        for key in _keys(video):
+            classes[key] = of_class if classes.get(key, of_class) == of_class else None
+    return names, {video: of_class for video, of_class in classes.items() if of_class is not None}
+
+
+def order_by_labels(
+    lists: Sequence[Manifest], names: Sequence[str], classes: Mapping[str, str]
+) -> tuple[list[str], int]:
+    """Return `names` in the order of the labels of `lists`, and how many rows show it.
+
+    A row shows the class of its label by its video, if `classes` contains it, or by its folder. If no row shows a
+    class, the order is that of `names`.
+
+    Raises:
+        ValueError: the rows contradict the order of `names`, and do not show that of all classes.
+    """
+    folders: dict[str, str | None] = {}
+    for name in names:
+        folders[_plain(name)] = None if _plain(name) in folders else name
+    seen: dict[int, Counter[str]] = defaultdict(Counter)
+    for manifest in lists:
+        for path, label in zip(manifest.listed, manifest.labels.tolist(), strict=True):
+            of_class = next((classes[key] for key in _keys(path) if key in classes), None)
+            if name := of_class or folders.get(_plain(Path(path).parent.name)):
+                seen[label][name] += 1
+    shown = {label: found.most_common(1)[0][0] for label, found in seen.items() if label >= 0}
+    rows = sum(found[shown[label]] for label, found in seen.items() if label >= 0)
+    wrong = [label for label, name in shown.items() if label >= len(names) or names[label] != name]
+    if not wrong:
+        return list(names), rows
+    if sorted(shown) == list(range(len(names))) and len(set(shown.values())) == len(names):
+        return [shown[label] for label in range(len(names))], rows
+    label = min(wrong)
+    other = f"{names[label]!r} in the annotation" if label < len(names) else f"there are {len(names)} classes"
+    raise ValueError(
+        f"label {label} is {shown[label]!r} in the lists, but {other}, and only {len(shown)} of {len(names)} labels "
+        "show their class: give --annotations a file of the class names in the order of the labels"
+    )
+
+
+def _keys(path: str) -> list[str]:
+    stem = Path(path).stem
+    return [stem, CLIP.sub("", stem), stem.removeprefix("v_")]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]]]:
+    if path.is_dir() and dataset.annotations in READERS:
+        annotated, names = READERS[dataset.annotations](path, 1, defaultdict(list))
+        return names, [video for pairs in annotated.values() for video in pairs]
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.suffix in (".json", ".csv", ".txt")]
+        if len(files) != 1:
+            raise ValueError(f"{path} has {len(files)} files of annotations: name one of them")
+        path = files[0]
+    header = next(csv.reader(file_lines(path)), [])
+    if "youtube_id" in header:  # Kinetics, or HACS Clips, whose label -1 is a class that a clip does not show
+        column = "classname" if "classname" in header else "label"
+        rows = [(row["youtube_id"], row[column]) for row in csv.DictReader(file_lines(path)) if row["label"] != "-1"]
+        return _sorted_names(rows), [row for row in rows if row[1]]
+    if path.suffix == ".json" and (database := _database(path)) is not None:
+        return _sorted_names(database), database
+    return read_class_names(path), []
+
+
+def _database(path: Path) -> list[tuple[str, str]] | None:
+    """Return the videos of a JSON file of ActivityNet or HACS Segments, and their classes; None for another file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        return [
+            (video, segment["label"])
+            for video, entry in content["database"].items()
+            for segment in entry["annotations"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _sorted_names(rows: Iterable[tuple[str, str]]) -> list[str]:
+    return sorted({of_class for _, of_class in rows if of_class})

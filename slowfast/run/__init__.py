@@ -1,0 +1,1 @@
+"""Start, watch, interrupt and resume a run."""

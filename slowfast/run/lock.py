@@ -1,0 +1,242 @@
+"""Allow one run at a time in a folder: a lease file names the process that runs there, which renews it while it lives.
+
+It needs neither locks of the file system, which network drives often lack, nor clocks that agree: a file is created
+only where there is none, and ages are differences of two times that the file system has set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from slowfast.run.watchdog import progress
+from slowfast.utils import distributed
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two signs of life of a holder, and of silence after which a holder on another machine counts as dead.
+BEAT = 15.0
+STALE = 120.0
+
+# Seconds to wait for a holder to end, for example a process whose launcher was killed.
+PATIENCE = 5.0
+
+
+def _machine() -> str:
+    """Return an identifier of the process table: host, its last boot, and namespace of processes."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process of this machine started, in ticks; "" if that is hidden, None if it does not run."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # of another user
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return None if fields[0] in "ZX" else fields[19]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lease."""
+
+    host: str = field(default_factory=distributed.host)
+    pid: int = field(default_factory=os.getpid)
+    since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
+    machine: str = field(default_factory=_machine)
+    started: str = field(default_factory=lambda: _started(os.getpid()) or "")
+    job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
+    attempt: int = field(default_factory=lambda: int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def is_alive(self) -> bool | None:
+        """Return whether the process runs; None if this process cannot see it."""
+        mine = Holder()
+        if self.machine == mine.machine:
+            now = _started(self.pid)
+            return now is not None and (not now or now == self.started)
+        if self.job and self.job == mine.job and self.attempt < mine.attempt:
+            return False  # Slurm ends an attempt before it begins the next one
+        return None
+
+
+UNREADABLE = Holder("an unknown host", 0, "an unknown time", "", "", "", 0, "")
+
+
+def _create(path: Path, holder: Holder) -> None:
+    """Write a lease unless one exists.
+
+    Raises:
+        FileExistsError: a lease exists.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(holder)) + "\n")
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> tuple[Holder, float] | None:
+    """Return the holder of a lease and the time of its last sign of life, or None if there is no lease.
+
+    The file is opened for both, because a network drive answers other requests from its cache.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            beat = os.fstat(file.fileno()).st_mtime
+            text = file.read()
+    except FileNotFoundError:
+        return None
+    try:
+        return Holder(**json.loads(text)), beat
+    except (ValueError, TypeError):
+        return UNREADABLE, beat  # half written
+
+
+def _now(folder: Path) -> float:
+    """Return the time of the file system."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".now.") as file:
+        return os.fstat(file.fileno()).st_mtime
+
+
+def _take_over(path: Path, dead: Holder, holder: Holder) -> bool:
+    """Replace the lease of a dead holder; False if another process is doing so.
+
+    The file of the claim is named after the dead holder, so that a single process can replace each lease.
+    """
+    claim = path.with_name(f"{path.name}.{dead.token}")
+    try:
+        _create(claim, holder)
+    except FileExistsError:
+        other = _read(claim)
+        if other and (other[0].is_alive() is False or _now(path.parent) - other[1] > STALE):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(claim, path)  # complete an interrupted replacement
+        return False
+    lease = _read(path)
+    if lease is None or lease[0].token != dead.token:
+        claim.unlink()  # another process replaced it before this claim
+        return False
+    os.replace(claim, path)
+    return True
+
+
+class Lease:
+    """The right to run in a folder, renewed by a thread until it is released.
+
+    Args:
+        path: of the lease file; its folder is made.
+        patience: seconds to wait for a running holder to end.
+
+    Raises:
+        ValueError: another process holds the lease, or the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
+        self.path, self.holder = path, Holder()
+        self.released = threading.Event()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._take(patience)
+        except OSError as error:
+            raise ValueError(f"OUTPUT_DIR {str(path.parent)!r} cannot be written ({error}); choose another") from error
+        self.thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self.thread.start()
+
+    def _take(self, patience: float) -> None:
+        begun, waits = time.monotonic(), False
+        beats: dict[str, float] = {}  # the first one seen of each holder
+        while True:
+            progress()
+            with contextlib.suppress(FileExistsError):
+                _create(self.path, self.holder)
+                return
+            lease = _read(self.path)
+            if lease is None:
+                continue
+            holder, beat = lease
+            alive = holder.is_alive()
+            if alive is None and beat > beats.setdefault(holder.token, beat):
+                alive = True
+            if alive is None and _now(self.path.parent) - beat > STALE:
+                alive = False
+            if alive is False and _take_over(self.path, holder, self.holder):
+                return
+            if alive and time.monotonic() > begun + patience:
+                raise ValueError(
+                    f"OUTPUT_DIR {str(self.path.parent)!r} is in use: process {holder.pid} on {holder.host} has held "
+                    f"{self.path.name} since {holder.since}; wait until it ends, stop it, or choose another OUTPUT_DIR"
+                )
+            if not waits and time.monotonic() > begun + 2 * PATIENCE:
+                waits = True
+                logger.warning("waiting for process %d on %s, which has held %s since %s", holder.pid, holder.host,
+                               self.path, holder.since)  # fmt: skip
+            time.sleep(0.2)
+
+    def _renew(self) -> None:
+        while not self.released.wait(BEAT):
+            with contextlib.suppress(OSError):  # a disk that is unavailable for a while
+                lease = _read(self.path)
+                if lease is None:  # the folder was deleted
+                    _create(self.path, self.holder)
+                elif lease[0].token == self.holder.token:
+                    os.utime(self.path)
+                elif lease[0] is not UNREADABLE:
+                    print(
+                        f"error: {self.path} was taken over by process {lease[0].pid} on {lease[0].host}, since this "
+                        f"process, {self.holder.pid} on {self.holder.host}, did not renew it for {STALE:g} s",
+                        file=sys.stderr, flush=True,
+                    )  # fmt: skip
+                    os._exit(1)  # otherwise two runs would write the same files
+
+    def release(self) -> None:
+        """Release the lease, so that another run can begin."""
+        self.released.set()
+        self.thread.join(1)
+        with contextlib.suppress(OSError):
+            lease = _read(self.path)
+            if lease and lease[0].token == self.holder.token:
+                self.path.unlink()
+
+
+@contextmanager
+def hold(path: str | os.PathLike, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold a lease in the main process of the group; call it in every process.
+
+    Args:
+        path: as that of `Lease`.
+        patience: as that of `Lease`.
+
+    Raises:
+        ValueError: in every process, as `Lease`.
+    """
+    leases: list[Lease] = []
+    distributed.on_main(lambda: leases.append(Lease(Path(path), patience)))
+    try:
+        yield
+    finally:
+        for lease in leases:
+            lease.release()

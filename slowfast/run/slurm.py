@@ -1,0 +1,232 @@
+"""Run a job on a Slurm cluster: submit it through submitit, and be one of its processes there."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+from submitit import SlurmExecutor
+from submitit.core.job_environment import JobEnvironment
+from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+from submitit.helpers import DelayedSubmission
+
+from slowfast.config import dump_config, num_local_processes
+from slowfast.run import interrupt
+from slowfast.run.interrupt import EXIT_REQUEUE
+from slowfast.run.launch import ERROR_FILE
+from slowfast.utils.io import write_text
+
+# Ports of the meeting point: below those that Linux gives to outgoing connections (32768 and above).
+PORTS = range(20000, 32768)
+
+# submitit's signal of a time limit or a preemption.
+ASK_TO_SAVE = signal.SIGUSR2
+
+
+def minutes(text: str) -> int:
+    """Slurm's way to write a time: MINUTES, MINUTES:SECONDS, HH:MM:SS, DAYS-HH, DAYS-HH:MM or DAYS-HH:MM:SS.
+
+    Returns:
+        Whole minutes, rounded up.
+
+    Raises:
+        ValueError: it is not a time.
+    """
+    days, dash, clock = text.rpartition("-")
+    fields = clock.split(":")
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        raise ValueError(f"--time {text!r} is not a time; write MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
+    values = [int(field) for field in fields]
+    hours = 0
+    if dash or len(values) == 3:
+        hours, *values = values
+    minute, second = [*values, 0, 0][:2]
+    return (int(days or 0) * 24 + hours) * 60 + minute + -(-second // 60)
+
+
+def sbatch_parameters(pairs: list[str]) -> dict[str, str | bool]:
+    """KEY=VALUE texts (KEY alone for a switch) -> long options of sbatch.
+
+    Raises:
+        ValueError: not of that form, or something that sbatch's script cannot hold.
+    """
+    parameters: dict[str, str | bool] = {}
+    for pair in pairs:
+        key, equals, value = pair.removeprefix("--").partition("=")
+        key = key.replace("_", "-")
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", key) or not value.isprintable() or (equals and not value):
+            raise ValueError(f"--sbatch {pair!r} is not of the form KEY=VALUE, with a long option of sbatch as KEY")
+        parameters[key] = value if equals else True
+    return parameters
+
+
+class Job:
+    """What Slurm runs in every task: this program again, as one process of the group that Slurm's variables describe.
+
+    submitit pickles it, and once more when the job is requeued: it starts anew, and the run goes on from its
+    checkpoint.
+
+    Args:
+        program: path of run_net.py.
+        config: path of the complete configuration of the job.
+        folder: of the logs.
+    """
+
+    def __init__(self, program: str, config: str, folder: str) -> None:
+        self.program, self.config, self.folder = program, config, folder
+
+    def __call__(self) -> None:
+        """Run one process of the job; asked to stop by a time limit or a preemption, the job is requeued."""
+        environment = JobEnvironment()
+        attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        os.environ.update(group_environment(environment))
+        errors = Path(self.folder, f"{environment.job_id}_errors", str(attempt))
+        os.environ[ERROR_FILE] = str(errors / str(environment.global_rank) / "error.json")
+        overrides = ["SHARD_ID", str(environment.node)]
+        if attempt:
+            overrides += ["TRAIN.AUTO_RESUME", "True"]
+        sys.argv = [self.program, "--cfg", self.config, *overrides]
+        try:
+            runpy.run_path(self.program, run_name="__main__")
+        except SystemExit as end:
+            if end.code != EXIT_REQUEUE:
+                raise
+            if interrupt.received() in (signal.SIGUSR1, signal.SIGUSR2):
+                # to submitit's handler: in rank 0 it writes the job down and requeues it, within its limits
+                signal.raise_signal(ASK_TO_SAVE)
+            elif environment.global_rank == 0:
+                raise  # SIGTERM: Slurm itself knows whether it will start the job again
+            # the others end without an error code, at which srun would kill rank 0 while it may still be saving
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit puts into the queue again."""
+        return DelayedSubmission(self)
+
+
+def group_environment(environment: JobEnvironment) -> dict[str, str]:
+    """The variables by which torch.distributed meets, from Slurm's.
+
+    The meeting point is the first node of Slurm's list, and a port that follows from the number of the job: jobs that
+    share a node have others.
+    """
+    local = environment.num_tasks // environment.num_nodes
+    return {
+        "MASTER_ADDR": address(environment.hostnames[0]),
+        "MASTER_PORT": str(PORTS[int(environment.raw_job_id) % len(PORTS)]),
+        "RANK": str(environment.global_rank),
+        "WORLD_SIZE": str(environment.num_tasks),
+        "LOCAL_RANK": str(environment.local_rank),
+        "LOCAL_WORLD_SIZE": str(local),
+    }
+
+
+def address(node: str) -> str:
+    """The name of a node, or the address by which Slurm reaches it, where the name resolves to nothing."""
+    try:
+        socket.getaddrinfo(node, None)
+    except OSError:
+        shown = _output("scontrol", "show", "node", "--oneliner", node)
+        if found := re.search(r"\bNodeAddr=(\S+)", shown):
+            return found[1]
+    return node
+
+
+def submit(cfg: CfgNode, options: Namespace) -> str:
+    """Put the job of the configuration into Slurm's queue, and print how to follow it.
+
+    A second job of an OUTPUT_DIR waits for the first one to end well, so a training and the tests of its result can be
+    submitted one after the other.
+
+    Args:
+        options: of the command line: partition, account, time, signal, max_timeouts, sbatch.
+
+    Returns:
+        The number of the job.
+
+    Raises:
+        ValueError: there is no Slurm here, or it refuses.
+    """
+    folder = Path(cfg.OUTPUT_DIR, "slurm").absolute()
+    if "%" in str(folder) or not str(folder).isprintable():
+        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be a folder of Slurm's logs; use no % in it")
+    extra = sbatch_parameters(options.sbatch)
+    limit = minutes(options.time)
+    if limit * 60 <= options.signal:
+        raise ValueError(
+            f"--time {options.time} is over {options.signal} s before its end already; lower --signal, or raise --time"
+        )
+    try:
+        executor = SlurmExecutor(folder, max_num_timeout=options.max_timeouts)
+    except RuntimeError as error:
+        raise ValueError("--slurm needs a Slurm cluster, and there is no srun in PATH; go to its login node") from error
+    previous = _unfinished(folder)
+    # one log for all processes, into which requeued attempts write too
+    log = str(folder / "%j.log")
+    extra = {"requeue": True, "output": log} | _after(previous, extra) | extra
+    named = {"partition": options.partition, "account": options.account}
+    if cfg.NUM_GPUS and not {"gres", "gpus", "gpus-per-task"} & set(extra):
+        named["gpus_per_node"] = cfg.NUM_GPUS
+    if "cpus-per-task" not in extra:
+        named["cpus_per_task"] = 1 + cfg.DATA_LOADER.NUM_WORKERS
+    executor.update_parameters(
+        job_name=extra.pop("job-name", Path(cfg.OUTPUT_DIR).name or "slowfast"),
+        nodes=cfg.NUM_SHARDS,
+        ntasks_per_node=num_local_processes(cfg),
+        time=limit,
+        signal_delay_s=options.signal,
+        stderr_to_stdout=True,
+        additional_parameters=extra,
+        # a process that dies takes the others with it
+        srun_args=["--kill-on-bad-exit=1", "--open-mode=append", "--output", log],
+        **{key: value for key, value in named.items() if value is not None},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
+    config = folder / f"config_{os.urandom(4).hex()}.yaml"
+    write_text(config, dump_config(cfg))
+    try:
+        job = executor.submit(Job(os.path.abspath(sys.argv[0]), str(config), str(folder)))
+    except (FailedSubmissionError, UncompletedJobError) as error:
+        for path in set(folder.iterdir()) - before:
+            path.unlink()
+        raise ValueError(f"Slurm refused the job: {str(error).strip()}") from None
+    path = log.replace("%j", job.job_id)
+    waits = f", to follow job {previous}," if previous else ""
+    print(
+        f"submitted job {job.job_id}{waits} on {cfg.NUM_SHARDS} node{'s' * (cfg.NUM_SHARDS > 1)} x "
+        f"{num_local_processes(cfg)} process{'es' * (num_local_processes(cfg) > 1)}, {limit} minutes at a time\n"
+        f"  log     {path}\n"
+        f"  output  {cfg.OUTPUT_DIR}\n"
+        f"  follow  tail -F {shlex.quote(path)}\n"
+        f"  state   squeue -j {job.job_id}\n"
+        f"  stop    scancel {job.job_id}"
+    )
+    return job.job_id
+
+
+def _unfinished(folder: Path) -> str:
+    """The newest job with logs in `folder`, if it is still in the queue, or ""."""
+    jobs = [path.name.partition("_")[0] for path in folder.glob("*_submitted.pkl")]
+    newest = max((job for job in jobs if job.isdigit()), key=int, default="")
+    return newest if newest and _output("squeue", "--noheader", "--jobs", newest, "--format", "%T") else ""
+
+
+def _after(job: str, extra: dict[str, str | bool]) -> dict[str, str | bool]:
+    if not job or "dependency" in extra:
+        return {}
+    return {"dependency": f"afterok:{job}", "kill-on-invalid-dep": "yes"}
+
+
+def _output(*command: str) -> str:
+    """What a program of Slurm prints, or "" if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""

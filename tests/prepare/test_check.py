@@ -1,0 +1,278 @@
+"""Work that is killed when it hangs, and the check of videos on top of it."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from slowfast.datasets.killable import Failure, run_killable
+from slowfast.datasets.lists import load_manifest
+from slowfast.prepare.check import COLUMNS, QUARANTINE, REPORT, Media, check_media
+from slowfast.prepare.clean import filter_list
+from slowfast.prepare.reencode import Settings, reencode
+
+
+def work(task: Any) -> Any:
+    """Runs in a worker: a path is opened (a pipe hangs for ever), a number is a signal to die of."""
+    if isinstance(task, str):
+        with open(task) as file:
+            return file.read()
+    if task == 0:
+        raise KeyError("zero")
+    if task < 0:
+        raise ValueError("below zero")
+    os.kill(os.getpid(), task)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """A fork server that another test has started does not know this file: its processes have to find `work`."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
+@pytest.fixture
+def pipe(tmp_path) -> str:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    return str(tmp_path / "pipe.mp4")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_tasks_that_hang_or_crash_cost_only_themselves(pipe, tmp_path, workers):
+    (tmp_path / "whole").write_text("content")
+    tasks = [
+        pipe,
+        str(tmp_path / "whole"),
+        0,
+        -1,
+        int(signal.SIGSEGV),
+        str(tmp_path / "none"),
+        pipe,
+        str(tmp_path / "whole"),
+    ]
+    outcomes = [(str(task), outcome) for task, outcome in run_killable(work, tasks, workers=workers, timeout=1)]
+    assert sorted(task for task, _ in outcomes) == sorted(map(str, tasks))
+    by_task = dict(outcomes)
+    assert by_task[str(tmp_path / "whole")] == "content"
+    assert by_task[pipe] == Failure("timed out after 1 s")
+    assert by_task["0"] == Failure("KeyError: 'zero'") and by_task["-1"] == Failure("below zero")
+    assert by_task[str(int(signal.SIGSEGV))] == Failure(f"the decoder crashed (exit code {-signal.SIGSEGV})")
+    assert "FileNotFoundError" in by_task[str(tmp_path / "none")].reason
+
+
+def test_no_tasks_start_no_process():
+    assert list(run_killable(work, [], workers=2, timeout=1)) == []
+
+
+def test_workers_end_with_the_process_that_started_them(pipe, tmp_path):
+    """Even one that hangs in the middle of a file, and even when nobody could tell it."""
+    command = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_check as t\n"
+        "from slowfast.datasets.killable import run_killable\n"
+        "if __name__ == '__main__': list(run_killable(t.work, [sys.argv[2]], workers=1, timeout=600))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", command, str(Path(__file__).parent), pipe])
+    # a writer can open the pipe as soon as the worker reads from it
+    while True:
+        try:
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            break
+        except OSError:
+            assert process.poll() is None
+            time.sleep(0.05)
+    process.kill()
+    process.wait()
+    with pytest.raises(BrokenPipeError):  # nobody reads any more
+        while True:
+            os.write(writer, b"x")
+            time.sleep(0.05)
+    os.close(writer)
+
+
+@pytest.fixture
+def videos(tmp_path, write_video, write_folder) -> Path:
+    """Six good media, and six bad ones."""
+    folder = tmp_path / "videos"
+    for name in ("a/0.mp4", "a/x, y.mp4", "b/é.mp4", "b/2.mp4", "b/3.mp4"):
+        write_video(folder / name, frames=24)
+    write_folder(folder / "b/frames", frames=5)
+    whole = (folder / "b/3.mp4").read_bytes()
+    (folder / "bad").mkdir()
+    (folder / "bad/empty.mp4").write_bytes(b"")
+    (folder / "bad/noise.mp4").write_bytes(bytes(range(256)) * 20)
+    (folder / "bad/torn.mp4").write_bytes(whole[: len(whole) // 2])
+    os.mkfifo(folder / "bad/pipe.mp4")
+    write_folder(folder / "bad/frames", frames=5)
+    (folder / "bad/frames/img_00003.jpg").write_bytes(b"no image")
+    return folder
+
+
+def media(videos: Path) -> list[Media]:
+    files = [path for path in videos.rglob("*.mp4")]
+    folders = [path for path in videos.rglob("frames")]
+    return [*(Media(path.relative_to(videos).as_posix()) for path in files + folders), Media("bad/missing.mp4")]
+
+
+def test_a_report_tells_good_from_bad(videos, tmp_path):
+    rows = {row.path: row for row in check_media(videos, media(videos), tmp_path / "out", workers=2, timeout=2)}
+    assert len(rows) == 12 and {path for path, row in rows.items() if not row.ok} == {
+        "bad/empty.mp4", "bad/noise.mp4", "bad/torn.mp4", "bad/pipe.mp4", "bad/frames", "bad/missing.mp4",
+    }  # fmt: skip
+    assert all(row.reason and not row.frames for row in rows.values() if not row.ok)
+    good = rows["a/x, y.mp4"]
+    assert (good.frames, good.width, good.height, good.fps, good.codec, good.seconds) == (
+        24,
+        64,
+        48,
+        25.0,
+        "h264",
+        0.96,
+    )
+    assert int(good.size) == (videos / good.path).stat().st_size
+    assert (rows["b/frames"].frames, rows["b/frames"].codec) == (5, "images")
+    lines = (tmp_path / "out" / REPORT).read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS) and len(lines) == 13
+    assert (tmp_path / "out" / QUARANTINE).read_text().splitlines() == sorted(p for p in rows if p.startswith("bad"))
+
+
+def test_a_check_goes_on_where_it_was(videos, tmp_path):
+    out, everything = tmp_path / "out", media(videos)
+    check_media(videos, everything[:5], out, workers=1, timeout=2)
+    report = out / REPORT
+    # what a killed call leaves: whole lines, and one that is torn
+    lines = report.read_text().splitlines(keepends=True)
+    marked = [line.replace(",1,,24,", ",1,,99,") for line in lines]
+    report.write_text("".join(marked) + "b/é.mp4,1,,2")
+    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=2)}
+    assert len(rows) == 12
+    kept = [row.path for row in rows.values() if row.frames == "99"]
+    assert len(kept) == sum(",1,,99," in line for line in marked) > 0  # not decoded again
+    # a file that was changed, or was bad and is asked for, is looked at again; others are not
+    (videos / "bad/noise.mp4").write_bytes((videos / "a/0.mp4").read_bytes())
+    os.utime(videos / kept[0], ns=(1, 1))
+    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=2)}
+    assert rows["bad/noise.mp4"].ok and rows[kept[0]].frames == 24
+    assert [row.path for row in rows.values() if row.frames == "99"] == kept[1:]
+    with open(report, newline="") as file:
+        table = [[*row[:2], "marked", *row[3:]] if row[0] == "bad/torn.mp4" else row for row in csv.reader(file)]
+    with open(report, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
+    assert "marked" in {row.reason for row in check_media(videos, everything, out, workers=1, timeout=2)}
+    rows = {row.path: row for row in check_media(videos, everything, out, workers=1, timeout=2, recheck=True)}
+    assert "marked" not in rows["bad/torn.mp4"].reason
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4")])
+def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, name, codec):
+    path = tmp_path / "videos" / name
+    path.parent.mkdir()
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (25, 32, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options={"g": "10"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for t in range(80):  # a camera moves over a scene
+            image = np.ascontiguousarray(scene[t : t + 96, t : t + 128])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    good = Media(name)
+    [row] = check_media(path.parent, [good], tmp_path / "good", workers=1, full=True)
+    assert (row.ok, row.frames, row.full) == (1, 80, 1)
+
+    content = bytearray(path.read_bytes())
+    start = len(content) * 3 // 8
+    content[start : start + 600] = rng.integers(0, 256, 600, np.uint8).tobytes()
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    [row] = check_media(path.parent, [good], out, workers=1)
+    assert (row.ok, row.full) == (1, "")
+    [row] = check_media(path.parent, [good], out, workers=1, full=True)
+    assert row.ok == 0 and 10 <= int(re.findall(r"\d+", row.reason)[0]) <= 40
+    # the row of a full check is good enough for a quick one, and a bad row is bad for both
+    [row] = check_media(path.parent, [good], out, workers=1)
+    assert row.ok == 0 and (out / QUARANTINE).read_text() == f"{name}\n"
+
+
+def test_a_slow_file_is_good_and_the_report_contains_the_reason(tmp_path):
+    folder, out = Path(__file__).parents[1] / "golden", tmp_path / "out"
+    [row] = check_media(folder, [Media("packed_xvid.avi")], out, workers=1)
+    assert row.ok and row.reason and (out / QUARANTINE).read_text() == ""
+    copies = tmp_path / "copies"
+    reencode(folder, ["packed_xvid.avi"], copies, Settings(), workers=1)
+    [row] = check_media(copies, [Media("packed_xvid.avi")], out, workers=1)
+    assert row.ok and not row.reason
+
+
+def test_a_full_check_decodes_every_image(tmp_path, write_folder):
+    folder = tmp_path / "videos"
+    write_folder(folder / "frames", frames=8)
+    (folder / "frames/img_00003.jpg").write_bytes(b"no image")
+    assert check_media(folder, [Media("frames")], tmp_path / "out", workers=1)[0].ok
+    [row] = check_media(folder, [Media("frames")], tmp_path / "out", workers=1, full=True)
+    assert not row.ok and row.reason.startswith("img_00003.jpg")
+
+
+def test_a_report_of_an_earlier_version_is_continued(videos, tmp_path):
+    """The old report lacks the last column: its files were not decoded in full."""
+    out, item = tmp_path / "out", Media("a/0.mp4")
+    check_media(videos, [item], out, workers=1)
+    lines = (out / REPORT).read_text().splitlines()
+    (out / REPORT).write_text("".join(line.rpartition(",")[0].replace(",24,", ",99,") + "\n" for line in lines))
+    [row] = check_media(videos, [item], out, workers=1)
+    assert row.frames == "99" and (out / REPORT).read_text().startswith(",".join(COLUMNS) + "\n")
+    [row] = check_media(videos, [item], out, workers=1, full=True)
+    assert (row.frames, row.full) == (24, 1)
+
+
+def test_a_foreign_report_is_not_touched(videos, tmp_path):
+    (tmp_path / REPORT).write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"report.csv is not a report of this command"):
+        check_media(videos, media(videos), tmp_path, workers=1, timeout=2)
+    assert (tmp_path / REPORT).read_text() == "a,b\n1,2\n"
+
+
+def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
+    (tmp_path / "train.csv").write_text('\ufeff"a b.mp4",0\n\nbad, 1.mp4,1\nc.mp4,  2\r\n', encoding="utf-8")
+    bad = {"bad, 1.mp4", "elsewhere.mp4"}
+    text, dropped, lost = filter_list(tmp_path / "train.csv", bad, ("path", "label"), ",")
+    assert (dropped, lost) == (1, [1])
+    (tmp_path / "clean.csv").write_text(text)
+    assert [(s.path, s.label) for s in load_manifest(tmp_path / "clean.csv", separator=",")] == [
+        ("a b.mp4", 0),
+        ("c.mp4", 2),
+    ]
+
+
+def test_no_list_is_emptied(tmp_path):
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    with pytest.raises(ValueError, match=r"all 2 videos of .*train\.csv are bad"):
+        filter_list(tmp_path / "train.csv", {"a.mp4", "b.mp4"}, ("path", "label"), " ")
+
+
+def test_folders_that_the_template_does_not_name_are_bad(tmp_path, write_folder):
+    write_folder(tmp_path / "one", frames=3, template="img_{:05d}.jpg")
+    write_folder(tmp_path / "two", frames=3, template="{:d}.jpg")
+    both = [Media("one"), Media("two")]
+    rows = check_media(tmp_path, both, tmp_path / "a", workers=1, timeout=30, template="img_{:05d}.jpg")
+    assert [row.ok for row in rows] == [1, 0] and "DATA.IMAGE_TEMPLATE is 'img_{:05d}.jpg'" in rows[1].reason
+    assert all(row.ok for row in check_media(tmp_path, both, tmp_path / "b", workers=1, timeout=30))
+
+
+def test_an_interrupted_check_leaves_no_process(pipe, tmp_path):
+    outcomes = run_killable(work, [pipe, pipe], workers=2, timeout=1)
+    with closing(outcomes):  # pyright: ignore[reportArgumentType]
+        next(outcomes)
+    assert not multiprocessing.active_children()

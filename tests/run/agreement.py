@@ -1,0 +1,87 @@
+"""Two processes of which one knows or fails what the other has to know: python agreement.py FOLDER."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from slowfast.engine.evaluate import ViewEnsemble, evaluate
+from slowfast.engine.train import clips_until_stopped, wait_for_all
+from slowfast.run import interrupt
+from slowfast.utils import distributed
+from slowfast.utils.distributed import SharedError
+
+CPU = torch.device("cpu")
+
+
+def raised(function: Callable[[], Any]) -> Exception:
+    """What `function` raises; it has to."""
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def process(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", CPU, timeout=60, check=lambda: None)
+    interrupt.listen()
+
+    assert distributed.on_main(lambda: rank) == 0
+    error = raised(lambda: distributed.on_main(failing(ValueError("no checkpoint"))))
+    assert isinstance(error, SharedError) and str(error) == "no checkpoint"
+    error = raised(lambda: distributed.on_main(failing(OSError("disk full"))))
+    assert isinstance(error, RuntimeError if rank else OSError) and "disk full" in str(error)
+
+    def write(stop_on_error: bool) -> None:
+        time.sleep(0.3)
+        (folder / "written").touch()
+
+    run: Any = SimpleNamespace(writer=SimpleNamespace(wait=write), device=CPU, to_device=lambda video: video)
+    wait_for_all(run, stop_on_error=True)
+    assert (folder / "written").exists()
+    run.writer.wait = failing(ValueError("could not be written"))
+    assert isinstance(raised(lambda: wait_for_all(run, stop_on_error=True)), SharedError)
+
+    def batches(asked_before: int) -> Iterator[dict[str, Any]]:
+        for n in range(4):
+            if rank == 1 and n == asked_before:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            index = torch.tensor([2 * n + rank])
+            yield {"video": torch.randn(1, 3), "label": index * 0, "index": index, "view": index * 0, "bad": []}
+
+    ensemble = ViewEnsemble("sum", softmax=False)
+    error = raised(lambda: evaluate(torch.nn.Identity(), batches(2), lambda v: v, CPU, ensemble, 1, "a test"))
+    assert isinstance(error, interrupt.Interruption) and error.reason.startswith("SIGUSR1 during a test"), error
+    assert len(ensemble.views) == (2 if rank else 4)
+
+    interrupt.listen()
+    clips = clips_until_stopped(run, batches(2))  # pyright: ignore
+    assert next(clips).shape == next(clips).shape == (1, 3)
+    assert isinstance(raised(lambda: next(clips)), interrupt.Interruption)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        free = listener.getsockname()[1]
+    # forked: they need not import everything anew
+    torch.multiprocessing.start_processes(process, (Path(sys.argv[1]), free), nprocs=2, start_method="fork")

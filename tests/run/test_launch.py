@@ -1,0 +1,336 @@
+"""Processes that are asked to stop, killed or stuck: the job ends with the stated code and words, nobody is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import run_net as program
+
+from slowfast.config import get_cfg
+from slowfast.run import interrupt, launch
+from slowfast.run.checkpoint import last_checkpoint
+from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
+from slowfast.run.watchdog import EXIT_HUNG
+from slowfast.utils.logging import read_metrics
+from slowfast.weights.tensors import load_tensors
+
+ROOT = Path(__file__).parents[2]
+RUN_NET = str(ROOT / "tools" / "run_net.py")
+LONG = ("SOLVER.MAX_EPOCH", 3000, "TRAIN.EVAL_PERIOD", 3000, "TRAIN.CHECKPOINT_PERIOD", 3000, "TEST.ENABLE", False)
+
+
+def stat(pid: int) -> list[str]:
+    """State, parent, group, session, ... of a process; nothing of one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def alive(pid: int) -> bool:
+    return stat(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+class Running:
+    """A job in a session of its own, all of whose processes can be found."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.log = log
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with open(log, "wb") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def pids(self) -> list[int]:
+        """Every living process of the session."""
+        numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [pid for pid in numbers if alive(pid) and stat(pid)[3:4] == [str(self.process.pid)]]
+
+    def ranks(self) -> list[int]:
+        """Return the spawned processes, or those of torchrun, in order of rank."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        names = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+        return sorted(pid for pid, name in names.items() if "spawn_main" in name or RUN_NET in name)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def until(self, done: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 240
+        while not done():
+            assert time.monotonic() < deadline, f"this took too long:\n{self.text()}"
+            time.sleep(0.05)
+
+    def trains(self) -> Running:
+        self.until(lambda: re.search(r" step \d*[3-9]/", self.text()) or self.process.poll() is not None)
+        assert self.process.poll() is None, self.text()
+        return self
+
+    def ends(self) -> int:
+        """Its exit code, once nobody is left."""
+        code = self.process.wait(240)
+        self.until(lambda: not self.pids())
+        return code
+
+
+@pytest.fixture
+def start(experiment, tmp_path) -> Iterator[Callable[..., Running]]:
+    """Start tools/run_net.py; in torchrun, if asked."""
+    started: list[Running] = []
+
+    def begin(*overrides: object, torchrun: int = 0, restarts: int = 0) -> Running:
+        options = ("--standalone", f"--nproc_per_node={torchrun}", f"--max-restarts={restarts}")
+        launcher = ["-m", "torch.distributed.run", *options] if torchrun else []
+        command = [sys.executable, *launcher, RUN_NET, "--cfg", str(experiment), *map(str, overrides)]
+        started.append(Running(command, tmp_path / f"printed_{len(started)}.txt"))
+        return started[-1]
+
+    yield begin
+    for job in started:
+        for pid in job.pids():
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_signals_save_and_a_second_ctrl_c_leaves(start, tmp_path):
+    two = (*LONG, "NUM_PROCESSES", 2, "DATA_LOADER.NUM_WORKERS", 1)
+    job = start(*two).trains()
+    assert len(job.ranks()) == 2 and len(job.pids()) >= 5  # with a worker each
+    # as a terminal does it: all processes get a Ctrl-C; those that get SIGTERM from their parent too go on saving
+    os.killpg(job.process.pid, signal.SIGINT)
+    assert job.ends() == EXIT_REQUEUE
+    assert job.text().count("everything is saved, the same command goes on") == 1 and "Traceback" not in job.text()
+    step = load_tensors(str(last_checkpoint(str(tmp_path / "out"))))["step"]
+    assert f"saved at step {step}" in job.text()
+
+    job = start(*two).trains()
+    assert f"at step {step}" in job.text()
+    for pid in job.ranks():
+        os.kill(pid, signal.SIGSTOP)  # so that the first request cannot be obeyed
+    os.kill(job.process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(job.process.pid, signal.SIGINT)
+    assert job.ends() == EXIT_INTERRUPTED
+
+
+@pytest.mark.slow
+def test_killed_processes(start, tmp_path):
+    two = (*LONG, "NUM_PROCESSES", 2, "DATA_LOADER.NUM_WORKERS", 1)
+    job = start(*two).trains()
+    os.kill(job.ranks()[1], signal.SIGKILL)
+    assert job.ends() == 1
+    assert "error: process 1 was killed by SIGKILL (out of memory?)" in job.text()
+    assert "Traceback" not in job.text()
+
+    job = start(*two).trains()
+    os.kill(job.process.pid, signal.SIGKILL)  # the processes notice, save and go
+    assert job.ends() == -signal.SIGKILL
+    assert last_checkpoint(str(tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_a_second_run_in_a_folder_is_refused(start, tmp_path):
+    save = (*LONG, "TRAIN.CHECKPOINT_MINUTES", 1e-6, "TRAIN.KEEP_CHECKPOINTS", 0)
+    first = start(*save).trains()
+    second = start(*LONG, "SOLVER.BASE_LR", 7)
+    assert second.ends() == 2
+    words = rf"error: OUTPUT_DIR '{tmp_path}/out' is in use: process {first.process.pid} on .* since 20\d\d-.*\n"
+    assert re.fullmatch(words, second.text())
+    test = start("TRAIN.ENABLE", False, "TEST.TEST_BEST", False)
+    assert test.ends() == 0 and (tmp_path / "out" / "test" / "metrics.json").is_file()
+    os.kill(first.process.pid, signal.SIGTERM)
+    assert first.ends() == EXIT_REQUEUE
+    assert list((tmp_path / "out").glob("*lock*")) == []
+
+
+@pytest.mark.slow
+def test_hung_processes(start, tmp_path):
+    job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.5).trains()
+    os.kill(job.ranks()[1], signal.SIGSTOP)
+    assert job.ends() == 1
+    assert re.search(r"error: rank 0 on \S+ made no progress for 30 s .* it is in \w+ at .*\.py:\d+", job.text())
+    assert "process 1 did not even answer" in job.text()
+    assert "in train_epoch" in (tmp_path / "out" / "hang_rank0.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_training_may_last_longer_than_the_timeout(start):
+    # no process is started for the decoder, which takes long on a busy machine
+    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.2, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
+    time.sleep(14)
+    assert job.process.poll() is None, job.text()
+    os.kill(job.process.pid, signal.SIGTERM)
+    assert job.ends() == EXIT_REQUEUE
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_job(start, tmp_path):
+    job = start(*LONG, "TRAIN.MAX_STEPS", 60, "TRAIN.CHECKPOINT_MINUTES", 1e-6, torchrun=2, restarts=1).trains()
+    os.kill(job.ranks()[0], signal.SIGKILL)
+    assert job.ends() == 0
+    steps = [record["step"] for record in read_metrics(tmp_path / "out") if record["kind"] == "train"]
+    assert "resumed from" in job.text() and steps == [*range(1, 61)]
+
+
+@pytest.mark.slow
+def test_torchrun_prints_an_error_once(start, videos, tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "train.csv").write_text((videos / "train.csv").read_text() + "train_0.mp4 9\n")
+    job = start("DATA.PATH_TO_DATA_DIR", tmp_path / "lists", torchrun=2)
+    assert job.ends() != 0
+    ours, _, torchruns = job.text().partition("ChildFailedError")
+    assert ours.count("error: ") == 1 and "train.csv:25" in ours
+    assert "train.csv:25" in torchruns and "To enable traceback" not in torchruns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [False, True], ids=["in Python", "holding the interpreter"])
+def test_watchdog_tells_where_a_process_is(held, tmp_path):
+    wait = "ctypes.PyDLL(None).sleep(60)" if held else "time.sleep(60)"
+    program = (
+        "import ctypes, time\nfrom slowfast.utils import watchdog\nwatchdog.LAST_RESORT = 1.0\n"
+        f"watchdog.watch(60, {str(tmp_path / 'x')!r})\nwatchdog.watch(0.5, {str(tmp_path / 'out' / 'hang.txt')!r})\n"
+        f"def stuck():\n    {wait}\nstuck()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert "in stuck" in done.stderr
+    if not held:
+        assert done.returncode == EXIT_HUNG and "rank 0 on" in done.stderr and "hang.txt" in done.stderr
+        assert "in stuck" in (tmp_path / "out" / "hang.txt").read_text()
+    assert done.returncode != 0 and not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_watchdog_that_is_fed_or_sent_away(tmp_path):
+    program = (
+        "import time\nfrom slowfast.run.watchdog import progress, unwatch, watch\n"
+        f"progress()\nwatch(1.5, {str(tmp_path / 'hang.txt')!r})\n"
+        "for _ in range(5):\n    time.sleep(0.5)\n    progress()\n"
+        "unwatch()\nprogress()\ntime.sleep(2)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=50)
+    assert not (tmp_path / "hang.txt").exists()
+
+
+def test_forked_children_end_with_their_parent(tmp_path):
+    """A worker that hangs in the system, as on a dead network drive, hears nothing but SIGKILL."""
+    os.mkfifo(tmp_path / "fifo")
+    program = (
+        "import multiprocessing, os, signal, sys, time\nfrom slowfast.run.children import end_with_this_process\n"
+        f"def hang():\n    print(os.getpid(), flush=True)\n    open({str(tmp_path / 'fifo')!r})\n"
+        "with end_with_this_process():\n    multiprocessing.get_context('fork').Process(target=hang).start()\n"
+        "    time.sleep(float(sys.argv[1]))\n"
+    )
+    for seconds, deadly in ((0.5, False), (60, True)):
+        parent = subprocess.Popen(
+            [sys.executable, "-c", program, str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        os.kill(child, signal.SIGTERM)  # of a scheduler: for the parent
+        time.sleep(0.1)
+        assert alive(child)
+        if deadly:
+            parent.kill()
+        parent.wait(30)
+        deadline = time.monotonic() + 30
+        while alive(child):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_show_into_a_closed_pipe(experiment):
+    command = f"{sys.executable} {RUN_NET} --cfg {experiment} --show | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.startswith("NUM_GPUS: 0")
+
+
+LATE = """
+import os, signal, sys
+sys.path.insert(0, "tools")
+import run_net
+from slowfast.visualization import plots
+
+class AtTheEnd:
+    def __del__(self, kill=os.kill, pid=os.getpid(), signals=(signal.SIGUSR2, signal.SIGTERM), write=os.write):
+        write(1, b"the end\\n")
+        for number in signals:
+            kill(pid, number)
+
+def draw(*places, plot_curves=plots.plot_curves):
+    os.kill(os.getpid(), signal.SIGUSR2)
+    plot_curves(*places)
+
+plots.plot_curves = draw
+sys.at_the_end = AtTheEnd()
+sys.exit(run_net.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_request_after_the_end_makes_no_failure_of_a_success(experiment, tmp_path):
+    """Such as a time limit; Python takes its handlers away while it ends, and the default of SIGUSR2 is death."""
+    command = [sys.executable, "-c", LATE, "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout.endswith("the end\n"), done
+    assert (tmp_path / "out" / "curves.png").is_file()
+
+
+def test_a_failure_on_the_way_out_does_not_claim_to_have_saved(monkeypatch, capsys):
+    def fail(_):
+        interrupt._received.append(signal.SIGTERM)
+        raise RuntimeError("connection closed by peer\nmany more lines")
+
+    cfg = get_cfg()
+    monkeypatch.setattr(interrupt, "_received", [])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "_join_and_run", fail)
+    with pytest.raises(Interruption, match=r"RuntimeError: connection closed by peer$"):
+        launch.run(cfg)
+    monkeypatch.setenv("RANK", "0")
+    assert program.run_job(cfg, "") == EXIT_REQUEUE
+    message = capsys.readouterr().err
+    assert "is saved" not in message and "goes on from the last checkpoint" in message
+
+
+@pytest.mark.parametrize(("codes", "said"), [((75, -15), False), ((75, 75), True), ((75, 130), False)])
+def test_what_spawned_processes_saved(codes, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM])
+    asked: list[int] = []
+
+    def process(code: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            is_alive=lambda: not asked, terminate=lambda: asked.append(code), exitcode=code, sentinel=0
+        )
+
+    monkeypatch.setattr(launch, "wait", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "_kill", lambda *_: None)
+    if said:
+        (tmp_path / launch.UNSAVED).touch()
+    with pytest.raises(Interruption) as stop:
+        launch._supervise([process(code) for code in codes], tmp_path, 0)  # pyright: ignore
+    assert stop.value.saved is (codes == (75, -15))
+
+
+def test_curves_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "test", "top1": 50.0, "shuffled_frames": false}\n')
+    program.draw_curves(cfg)
+    assert not (tmp_path / "curves.png").exists()  # nothing was trained
+    (tmp_path / "curves.png").mkdir()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "val", "step": 6, "epoch": 1, "top1": 50.0}\n')
+    program.draw_curves(cfg)
+    assert "the curves could not be drawn" in capsys.readouterr().err

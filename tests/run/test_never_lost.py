@@ -1,0 +1,388 @@
+"""Runs that are stopped, killed and disturbed go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torture import differences, result, torture
+
+from slowfast.config import load_config
+from slowfast.datasets.build import build_loader, usable_cores
+from slowfast.engine import train
+from slowfast.engine.ema import ModelEma
+from slowfast.engine.meters import TrainMeter
+from slowfast.engine.setup import BadVideos, clip_mover
+from slowfast.engine.state import TrainState
+from slowfast.engine.tensorboard import TensorBoard
+from slowfast.engine.train import DUMPS, Run, close_epoch, finish_epoch, save, train_step
+from slowfast.models.build import build_model
+from slowfast.optim.build import build_loss, build_optimizer, set_learning_rate
+from slowfast.run import interrupt
+from slowfast.run.checkpoint import CheckpointWriter, list_checkpoints, snapshot
+from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE
+from slowfast.utils.logging import MetricsLog, read_metrics
+from slowfast.weights.tensors import load_tensors
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+LONG = ("SOLVER.MAX_EPOCH", "40", "TRAIN.EVAL_PERIOD", "5", "TRAIN.CHECKPOINT_PERIOD", "100", "TEST.ENABLE", "False")
+
+
+def begin(config: Path, *overrides: object, program: Sequence[str] = ("tools/run_net.py",)) -> subprocess.Popen:
+    command = [sys.executable, *program, "--cfg", str(config), *map(str, overrides)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def steps(output_dir: Path) -> int:
+    path = output_dir / "metrics.jsonl"
+    return len([r for r in read_metrics(path) if r["kind"] == "train"]) if path.is_file() else 0
+
+
+def members(session: int) -> list[str]:
+    """Command lines of the living processes of a session."""
+    listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [row[2] for row in rows if int(row[0]) == session and not row[1].startswith("Z")]
+
+
+@pytest.mark.parametrize(
+    ("processes", "number"),
+    [(1, signal.SIGTERM), (2, signal.SIGUSR1)],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
+    processes, number, experiment, run_net, tmp_path
+):
+    common = (*LONG, "NUM_PROCESSES", processes, "DATA_LOADER.NUM_WORKERS", 1)
+    process = begin(experiment, *common)
+    wait_for(lambda: steps(tmp_path / "out") >= 8, process)
+    os.kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == EXIT_REQUEUE, out + err
+    assert "goes on" in err and "Traceback" not in err and members(process.pid) == []
+    saved = load_tensors(list_checkpoints(str(tmp_path / "out"))[-1])["step"]
+    assert saved == steps(tmp_path / "out") >= 8
+
+    end = ("TRAIN.MAX_STEPS", saved + 4)
+    run_net(experiment, *common, *end)
+    run_net(experiment, *common, *end, "OUTPUT_DIR", tmp_path / "undisturbed")
+    assert differences(result(tmp_path / "undisturbed"), result(tmp_path / "out")) == []
+
+
+STUCK_DISK = """
+import runpy, threading, time
+from slowfast.run import interrupt
+from slowfast.run.checkpoint import CheckpointWriter
+
+def write(*_):
+    print("writing", flush=True)
+    time.sleep(600)
+
+def tell():
+    while not interrupt.received():
+        time.sleep(0.01)
+    print("heard", flush=True)
+
+CheckpointWriter._write = write
+threading.Thread(target=tell, daemon=True).start()
+runpy.run_path("tools/run_net.py", run_name="__main__")
+"""
+
+
+def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
+    """While a disk hangs, on which the first interrupt waits for its checkpoint."""
+    options = (*LONG, "DATA_LOADER.NUM_WORKERS", "2", "TRAIN.CHECKPOINT_MINUTES", "1e-6")
+    process = begin(experiment, *options, program=("-c", STUCK_DISK))
+    for word in ("writing", "heard"):
+        assert process.stdout
+        while process.stdout.readline() != f"{word}\n":
+            assert process.poll() is None, process.communicate()
+        os.kill(process.pid, signal.SIGINT)
+    begun = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED and time.monotonic() < begun + 20, out + err
+    assert err.count("a second Ctrl-C leaves") == 1
+    assert "goes on from the last checkpoint" in err and "Traceback" not in err and members(process.pid) == []
+
+
+def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
+    program = (
+        "import os, signal, time\nfrom slowfast.engine import interrupt\ninterrupt.PATIENCE = 1\ninterrupt.listen()\n"
+        "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\n"
+        "for _ in range(2):\n    Lost()\nprint('went on', flush=True)\ntime.sleep(100)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == EXIT_INTERRUPTED and done.stdout == "went on\n"
+    assert "goes on from the last checkpoint" in done.stderr
+    # nobody reads what it prints, as after a Ctrl-C in `... 2>&1 | tee log`
+    out, into = os.pipe()
+    os.close(out)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=into, timeout=50)
+    os.close(into)
+    assert done.returncode == EXIT_INTERRUPTED
+
+
+def test_a_run_goes_on_without_a_killed_worker_and_leaves_no_process(experiment, tmp_path):
+    process = begin(experiment, *LONG, "DATA_LOADER.NUM_WORKERS", 2, "TRAIN.CHECKPOINT_MINUTES", 1e-6)
+    wait_for(lambda: steps(tmp_path / "out") >= 3, process)
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(listed.split()[-1]), signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "a worker was killed" in out, out + err
+    assert members(process.pid) == [] and list_checkpoints(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("processes", "seed"), [(1, 16), (2, 18)])
+def test_torture(processes, seed, experiment, tmp_path):
+    """The short form of tools/torture.py; the seeds begin with a kill while a checkpoint is being written."""
+    folder = tmp_path / "torture"
+    folder.mkdir()
+    overrides = ("NUM_PROCESSES", str(processes), "DATA_LOADER.NUM_WORKERS", "1", "EMA.ENABLE", "True")
+    assert torture(str(experiment), overrides, folder, trials=1, kills=3, seed=seed) >= 1
+
+
+def test_checkpoints_within_an_epoch(experiment, run_net, tmp_path):
+    run_net(experiment, "TRAIN.CHECKPOINT_MINUTES", 1e-6, "TRAIN.KEEP_CHECKPOINTS", 0, "TEST.ENABLE", False)
+    steps = [load_tensors(path)["step"] for path in list_checkpoints(str(tmp_path / "out"))]
+    assert steps == list(range(1, 13))
+
+
+def test_a_job_stopped_in_validation_validates_when_it_goes_on(experiment, run_net, tmp_path):
+    """What a kill in the middle of a validation leaves: the checkpoint from before it."""
+    run_net(experiment, "TEST.ENABLE", False)
+    path = list_checkpoints(str(tmp_path / "out"))[-1]
+    checkpoint = load_tensors(path)
+    best = checkpoint["best"]
+    torch.save({**checkpoint, "epochs_closed": 1, "best": -1.0}, path)
+    done = run_net(experiment, "TEST.ENABLE", False)
+    assert "validation after epoch 2" in done.stdout
+    again = load_tensors(list_checkpoints(str(tmp_path / "out"))[-1])
+    assert (
+        again["epochs_closed"] == 2
+        and again["best"]
+        == [record["top1"] for record in read_metrics(tmp_path / "out") if record["kind"] == "val"][-1]
+    )
+    assert again["best"] <= best
+
+
+def test_a_step_split_in_another_way_goes_on(experiment, run_net, tmp_path):
+    """8 videos a step, on one process in four parts, then on two at once: the log says what changed."""
+    common = ("TEST.ENABLE", False, "MODEL.FROZEN_BN", True)
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", 2, "TRAIN.BATCH_SIZE", 2, "SOLVER.ACCUMULATION_STEPS", 4)
+    done = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, "NUM_PROCESSES", 2)
+    assert "resumed from" in done.stdout and "2 processes instead of 1" in done.stdout
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, "OUTPUT_DIR", tmp_path / "whole")
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name) if r["kind"] == "train"] for name in ("out", "whole")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_resume_with_another_list_says_so(experiment, run_net, videos, tmp_path):
+    for name in ("train.csv", "val.csv", "class_names.txt"):
+        (tmp_path / name).write_text((videos / name).read_text())
+    common = ("TEST.ENABLE", False, "DATA.PATH_TO_DATA_DIR", tmp_path)
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", 1)
+    workers = min(usable_cores() + 1, 9)
+    same = run_net(experiment, *common, "TRAIN.MAX_STEPS", 2, "DATA_LOADER.NUM_WORKERS", workers)
+    rows = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join([rows[1], rows[0], *rows[2:]]))
+    other = run_net(experiment, *common, "TRAIN.MAX_STEPS", 3)
+    told = "has changed since the checkpoint was written"
+    assert "resumed from" in same.stdout and told not in same.stdout
+    if workers <= 8:  # more than there are cores: said once, and with its key
+        assert same.stdout.count(f"DATA_LOADER.NUM_WORKERS {workers} for each of 1 process is") == 1
+    assert "This DataLoader" not in same.stdout + same.stderr
+    assert "resumed from" in other.stdout and f"{tmp_path / 'train.csv'} {told}" in other.stdout
+    rows = (tmp_path / "val.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "val.csv").write_text("".join(rows[1:]))
+    other = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4)
+    assert f"{tmp_path / 'val.csv'} {told}" in other.stdout and "the best accuracy so far is of" in other.stdout
+    assert f"train.csv {told}" not in other.stdout
+
+
+@pytest.fixture
+def training(experiment, tmp_path):
+    """State and run of a training that takes its batches from a test."""
+    changes = ("TRAIN.MAX_NONFINITE", 3, "EMA.ENABLE", True, "BN.USE_PRECISE_STATS", True, "BN.NUM_BATCHES_PRECISE", 2,
+               "UNIFORMER.DROP_DEPTH_RATE", 0.5)  # fmt: skip
+    cfg = load_config(str(experiment), [str(value) for value in changes])
+    (tmp_path / "out").mkdir()
+    device = torch.device("cpu")
+    model = build_model(cfg)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ModelEma(model, 0.9))
+    run = Run(
+        cfg=cfg, facts={}, device=device, network=model, to_device=clip_mover(cfg, device), loss=build_loss(cfg),
+        mixup=None, amp=None, log=MetricsLog(cfg.OUTPUT_DIR), board=TensorBoard(cfg, 0, enabled=False),
+        bad=BadVideos(cfg, 24, device, resumed=False), writer=CheckpointWriter(cfg.OUTPUT_DIR), steps_per_epoch=6,
+        first_step=0, last_step=12,
+    )  # fmt: skip
+    return state, run
+
+
+@pytest.fixture
+def good() -> dict:
+    """A batch."""
+    video = torch.rand(4, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
+    return {"video": video, "label": torch.arange(4), "index": torch.arange(4), "view": torch.zeros(4), "bad": []}
+
+
+@pytest.mark.parametrize("scaling", [False, True])
+def test_a_step_that_is_not_finite_changes_nothing(scaling, training, good, tmp_path):
+    state, run = training
+    state.scaler = torch.amp.GradScaler("cpu", enabled=scaling, init_scale=1024.0)
+    poisoned = {**good, "video": good["video"].clone().index_fill_(0, torch.tensor([2]), torch.inf)}
+    set_learning_rate(state.optimizer, 1e-3)
+    train_step(state, run, iter([good]))
+
+    def content() -> dict:
+        counted = ("nonfinite", "scaler_state")
+        return {key: value for key, value in state.state_dict(6).items() if key not in counted}
+
+    before = snapshot(content())
+    outcome = train_step(state, run, iter([poisoned]))
+    assert not math.isfinite(outcome.grad_norm) and state.nonfinite == 1
+    assert differences(before, content()) == []
+    dump = load_tensors(tmp_path / "out" / "nonfinite" / "step_000000_rank_0.pth")
+    assert torch.equal(dump["batches"][0]["video"], poisoned["video"]) and "NUM_CLASSES: 8" in dump["cfg"]
+    loss, run.loss = run.loss, lambda logits, target: loss(logits, target) + math.inf
+    outcome = train_step(state, run, iter([good]))
+    assert math.isfinite(outcome.grad_norm) and state.nonfinite == 2
+    assert differences(before, content()) == []
+    run.loss = loss
+    train_step(state, run, iter([good]))
+    assert state.nonfinite == 0 and differences(before, content()) != []
+    for _ in range(2):
+        train_step(state, run, iter([poisoned]))
+    with pytest.raises(ValueError, match=r"3 steps in a row.*SOLVER\.BASE_LR"):
+        train_step(state, run, iter([poisoned]))
+
+
+def test_gradients_beyond_float16_are_no_fault_until_there_is_no_scale_to_lower(training, good):
+    state, run = training
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    loss = run.loss
+
+    def with_nan_gradient(logits, target):
+        return loss(logits, target) + 0 * torch.sqrt(logits.sum() - logits.sum().detach())
+
+    run.loss = with_nan_gradient
+    counts = []
+    for _ in range(4):
+        outcome = train_step(state, run, iter([good]))
+        assert math.isnan(outcome.grad_norm)
+        counts.append((state.scaler.get_scale(), state.nonfinite))
+    assert counts == [(2.0, 0), (1.0, 0), (0.5, 1), (0.25, 2)]
+    with pytest.raises(ValueError, match="3 steps in a row"):
+        train_step(state, run, iter([good]))
+
+
+def test_batches_of_few_steps_that_are_not_finite_are_kept(training, good, tmp_path):
+    state, run = training
+    loss = run.loss
+    for state.step in range(2 * DUMPS):
+        run.loss = lambda logits, target: loss(logits, target) * math.nan
+        train_step(state, run, iter([good]))
+        run.loss = loss
+        train_step(state, run, iter([good]))
+    assert len(list((tmp_path / "out" / "nonfinite").iterdir())) == DUMPS
+
+
+def test_every_batch_of_a_step_is_progress(training, good, monkeypatch):
+    state, run = training
+    calls = []
+    monkeypatch.setattr(train, "progress", lambda: calls.append(1))
+    run.cfg = run.cfg.clone()
+    run.cfg.defrost()
+    run.cfg.SOLVER.ACCUMULATION_STEPS = 3
+    train_step(state, run, iter([good] * 3))
+    assert len(calls) == 3
+
+
+@pytest.fixture
+def loaders(training):
+    return [build_loader(training[1].cfg, split) for split in ("train", "val")]
+
+
+def test_a_stop_saves_while_steps_fail_and_a_resume_goes_on_counting(training, loaders, tmp_path):
+    state, run = training
+    state.nonfinite = 2
+    save(state, run)
+    run.writer.wait()
+    assert list_checkpoints(run.cfg.OUTPUT_DIR) == []
+    save(state, run, anyway=True)
+    run.writer.wait()
+    content = load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[0])
+    state.nonfinite = 0
+    state.load_state_dict(content, 6)
+    assert state.nonfinite == 2
+    del content["nonfinite"]  # as older code wrote it
+    state.load_state_dict(content, 6)
+    assert state.nonfinite == 0
+
+
+def test_bad_videos_are_written_down_before_the_checkpoint_that_a_limit_follows(training, loaders, tmp_path):
+    state, run = training
+    for name in ("a.mp4", "b.mp4"):
+        run.bad.new.append((1, name, "torn"))  # of a process that writes nothing itself
+    with pytest.raises(ValueError, match="2 of 24 videos"):
+        save(state, run)
+    run.writer.wait()
+    assert len(list_checkpoints(run.cfg.OUTPUT_DIR)) == 1
+    assert (tmp_path / "out" / "bad_videos.csv").read_text().split() == ["a.mp4,torn", "b.mp4,torn"]
+
+
+@pytest.mark.parametrize("stopped_in", ["statistics", "validation"])
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_end_of_an_epoch_can_be_stopped_and_is_saved_as_it_began(
+    stopped_in, failing, training, good, loaders, monkeypatch
+):
+    state, run = training
+    train_step(state, run, iter([good]))
+    state.step, state.nonfinite = 6, int(failing)
+    before = snapshot(state.state_dict(6))
+    monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM] if stopped_in == "statistics" else [])
+    if stopped_in == "validation":
+        validate = train.validate
+        monkeypatch.setattr(
+            train, "validate", lambda *args: interrupt._received.append(signal.SIGTERM) or validate(*args)
+        )
+    with pytest.raises(interrupt.Interruption, match="statistics" if stopped_in == "statistics" else "validate"):
+        close_epoch(state, run, *loaders)
+    run.writer.wait()
+    content = load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[-1])
+    assert differences(before, {key: content[key] for key in before}) == []
+    assert differences(before, state.state_dict(6)) == []
+
+
+def test_precise_statistics_depend_on_no_other_draws(training, loaders):
+    state, run = training
+    state.step = 6
+    results = []
+    before = snapshot(state.model.state_dict())
+    for seed in (1, 2):
+        state.model.load_state_dict(before)
+        torch.manual_seed(seed)
+        finish_epoch(state, run, loaders[0])
+        results.append(snapshot(state.model.state_dict()))
+    assert differences(*results) == [] and differences(before, results[0]) != []

@@ -1,0 +1,147 @@
+"""Processes that do not fit together are told apart before training, with rank and node."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cluster import free_ports
+
+from slowfast.config import get_cfg
+from slowfast.datasets.image import load_image_folder
+from slowfast.datasets.lists import Manifest, load_manifest
+from slowfast.run.preflight import build_alike, code_hash, data, differences
+from slowfast.utils import distributed
+
+ROOT = Path(__file__).parents[2]
+
+
+def records(facts_of_ranks, cfgs=None):
+    cfgs = cfgs or [get_cfg()] * len(facts_of_ranks)
+    return [(f"rank {i} on node{i // 2}", f, c) for i, (f, c) in enumerate(zip(facts_of_ranks, cfgs, strict=True))]
+
+
+def test_the_odd_one_is_named():
+    same = {"all-reduce": "right", "package slowfast": "abc", "PyTorch": "2.9"}
+    assert not list(differences(records([same] * 4)))
+    [fault] = differences(records([same, same, {**same, "package slowfast": "xyz"}, same]))
+    assert "package slowfast is abc on the others, but rank 2 on node1: xyz" in fault
+    # the first process can be the odd one; of two, it is right
+    [fault] = differences(records([{**same, "PyTorch": "2.4"}, same, same]))
+    assert "PyTorch is 2.9 on the others, but rank 0 on node0: 2.4" in fault
+    [fault] = differences(records([same, {**same, "PyTorch": "2.4"}]))
+    assert "but rank 1 on node0: 2.4" in fault
+
+
+def test_sums_that_are_wrong_everywhere():
+    [fault] = differences(records([{"all-reduce": "3 of 1024 sums are wrong"}] * 2))
+    assert "3 of 1024 sums are wrong in every process" in fault and "DIST_BACKEND" in fault
+
+
+def test_keys_that_differ_are_named():
+    one, two = get_cfg(), get_cfg()
+    two.SHARD_ID = 1
+    assert not list(differences(records([{"all-reduce": "right"}] * 2, [one, two])))
+    two.SOLVER.BASE_LR = 7.0
+    two.LOG_PERIOD = 99  # may differ from one attempt to the next, not from one process to the next
+    faults = list(differences(records([{"all-reduce": "right"}] * 2, [one, two])))
+    assert len(faults) == 2 and any("SOLVER.BASE_LR" in f and "7.0 for rank 1" in f for f in faults)
+
+
+def test_code_is_compared_by_content(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / "x.py").write_text("x = 1\n")
+        (tmp_path / name / f"note_{name}.txt").write_text(name)
+    assert code_hash(tmp_path / "a") == code_hash(tmp_path / "b")
+    (tmp_path / "b" / "sub" / "x.py").write_text("x = 2\n")
+    assert code_hash(tmp_path / "a") != code_hash(tmp_path / "b")
+
+
+def test_data_is_looked_at(tmp_path):
+    cfg = get_cfg()
+    cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.PATH_PREFIX = str(tmp_path), str(tmp_path / "nowhere")
+    (tmp_path / "train.csv").write_text("a.mp4 0\n")
+    found = data(cfg)
+    assert found[f"DATA.PATH_TO_DATA_DIR {tmp_path}"] == "readable"
+    assert found[f"DATA.PATH_PREFIX {tmp_path}/nowhere"] == "missing or unreadable"
+    assert found[f"the list {tmp_path}/train.csv"] == "readable"
+    assert found[f"the list {tmp_path}/val.csv"] == "missing or unreadable"
+
+
+def build(rank: int, folder: Path, port: int, load: Callable[[], Manifest], results: multiprocessing.Queue) -> None:
+    os.chdir(folder / f"node{rank}")  # each has its own disk
+    place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= place | {"SLURMD_NODENAME": f"n{rank}"}
+    distributed.init_process_group("gloo", torch.device("cpu"), 30.0, lambda: None)
+    try:
+        build_alike(lambda: SimpleNamespace(dataset=SimpleNamespace(manifest=load())))  # pyright: ignore
+        results.put("alike")
+    except ValueError as error:
+        results.put(str(error))
+    distributed.barrier()
+
+
+ROWS = ["a.mp4 0\n", "b.mp4 1\n", "c.mp4 0\n"]
+
+
+@pytest.mark.parametrize(
+    ("files", "outcome"),
+    [
+        ({}, "alike"),
+        ({"list.csv": "".join(ROWS).replace("\n", "\r\n")}, "alike"),
+        ({"list.csv": "".join(reversed(ROWS))}, "the list list.csv is 3 rows with the checksum "),
+        ({"list.csv": "".join(ROWS[:2])}, "rank 1 on n1: 2 rows"),
+        ({"list.csv": "a.mp4\n"}, "rank 1 on n1: 1 of 1 rows of list.csv"),
+        ({"class_names.txt": "jump\nrun\n"}, "class names"),
+        ({"images/train/b/2.jpg": None}, "rank 1 on n1: 2 rows"),
+        ({"images/train/a/1.jpg": None}, "rank 1 on n1: 1 of 2 class folders in images/train hold no images"),
+    ],
+)
+def test_lists_that_differ_between_nodes_are_refused(files, outcome, tmp_path):
+    for node in ("node0", "node1"):
+        for image in ("a/1", "b/1", "b/2"):
+            (tmp_path / node / "images" / "train" / image).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / node / "images" / "train" / f"{image}.jpg").touch()
+        (tmp_path / node / "list.csv").write_text("".join(ROWS))
+        (tmp_path / node / "class_names.txt").write_text("run\njump\n")
+    for name, text in files.items():
+        (tmp_path / "node1" / name).unlink() if text is None else (tmp_path / "node1" / name).write_text(text)
+    images = any(name.startswith("images") for name in files)
+    load = partial(load_image_folder, "images", "train") if images else partial(load_manifest, "list.csv")
+    context, [port] = multiprocessing.get_context("fork"), free_ports(1)
+    results = context.Queue()
+    children = [context.Process(target=build, args=(rank, tmp_path, port, load, results)) for rank in range(2)]
+    for child in children:
+        child.start()
+    outcomes = {results.get(timeout=30) for _ in children}
+    for child in children:
+        child.join(30)
+    assert len(outcomes) == 1 and outcome in outcomes.pop()
+
+
+@pytest.mark.slow
+def test_two_nodes_that_differ_end_before_training(experiment, tmp_path):
+    [port] = free_ports(1)
+    node = ["--cfg", str(experiment), "--num_shards", "2", "--init_method", f"tcp://127.0.0.1:{port}"]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "tools/run_net.py", *node, "--shard_id", str(shard), "SOLVER.BASE_LR", rate],
+            cwd=ROOT, env={**common, "SLURMD_NODENAME": f"n{shard}"}, stderr=subprocess.PIPE, text=True,
+        )
+        for shard, rate in enumerate(("0.1", "0.2"))
+    ]  # fmt: skip
+    for job in jobs:
+        message = job.communicate(timeout=240)[1]
+        assert job.returncode == 2
+        assert "SOLVER.BASE_LR is 0.1 for rank 0 on n0 and 0.2 for rank 1 on n1" in message
+    assert not (tmp_path / "out").exists()

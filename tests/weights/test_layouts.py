@@ -1,0 +1,502 @@
+"""Checkpoints of other programs: their names, their tensors, and that their networks compute the same here."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+import transformers
+from torch import nn
+
+from slowfast.config import get_cfg
+from slowfast.models import UniFormer, UniFormerLight, build_model
+from slowfast.models.uniformerv2 import UniFormerV2, VisionTower
+from slowfast.weights.heads import read_rows
+from slowfast.weights.layouts import (
+    class_rows,
+    convert,
+    from_timm,
+    inflate_centre,
+    select_classes,
+    to_mmaction2,
+)
+from slowfast.weights.load import load_weights
+from slowfast.weights.tensors import load_tensors
+
+TOWER = VisionTower(width=64, layers=2, heads=2, patch=16, resolution=32)
+
+
+def small(**options) -> UniFormerV2:
+    torch.manual_seed(0)
+    return UniFormerV2(
+        **{
+            "num_classes": 5,
+            "backbone": TOWER,
+            "return_list": (0, 1),
+            "n_head": 2,
+            "no_lmhra": True,
+            "temporal_downsample": False,
+            **options,
+        }
+    ).eval()
+
+
+def small_v1() -> UniFormer:
+    return UniFormer(num_classes=5, depth=(1, 1, 1, 1), embed_dim=(8, 16, 32, 32), head_dim=16)
+
+
+def randomize(module: Any) -> Any:
+    """Values that no initialisation hides: biases and layer scales are not 0, norms not 1."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return module.eval()
+
+
+def tower_tokens(model: UniFormerV2, image: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, 1+HW, C) after the last block of the image ViT, for an image (B, 3, H, W) as a video of one frame."""
+    tokens = []
+    hook = model.backbone.transformer.resblocks[-1].register_forward_hook(lambda m, i, output: tokens.append(output))
+    with torch.no_grad():
+        model(image.unsqueeze(2))
+    hook.remove()
+    return tokens[0].transpose(0, 1)
+
+
+# ---- CLIP, golden ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uniformerv2_b16_8x224_k400_from_clip", "uniformerv2_b16_16x224_ssv2_from_clip"])
+def test_clip_to_video(name, golden, golden_state, golden_input):
+    facts = golden("clip.json")
+    case = facts["cases"][name]
+    cfg = get_cfg()
+    cfg.merge_from_list([item for pair in case["video_config"].items() for item in pair])
+    model = build_model(cfg).eval()
+    model.load_state_dict(golden_state(model.state_dict()))
+    clip = golden_state({key: torch.empty(shape) for key, shape in facts["visual"]})
+
+    report = load_weights(model, clip, to_train=True)
+    assert len(report.loaded) == case["counts"]["copied"]
+    assert report.inflated == ["backbone.conv1.weight"]
+    assert len(report.dropped) == case["counts"]["not in source"]
+    assert sorted(report.left_out) == sorted(case["left_out"])
+    conv1 = model.state_dict()["backbone.conv1.weight"]
+    assert conv1.double().sum().item() == pytest.approx(case["conv1"]["sum"], rel=1e-5)
+    assert conv1[:, :, conv1.shape[2] // 2].flatten()[:4].tolist() == pytest.approx(case["conv1"]["first"])
+
+    with torch.no_grad():
+        logits = model(golden_input(case["input_seed"], case["input_shape"]))[0].numpy()
+    expected = golden("clip_logits.npz")[name]
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_centred_kernel_sees_every_frame_as_an_image():
+    kernel, image = torch.randn(4, 3, 2, 2), torch.randn(1, 3, 6, 6)
+    video = inflate_centre(kernel, torch.Size((4, 3, 3, 2, 2)))
+    assert not video[:, :, 0].any() and not video[:, :, 2].any()
+    response = nn.functional.conv3d(torch.stack([image, image * 2, image * 3], 2), video, padding=(1, 0, 0))
+    torch.testing.assert_close(response[:, :, 1], nn.functional.conv2d(image * 2, kernel))
+    torch.testing.assert_close(inflate_centre(kernel, torch.Size((4, 3, 1, 2, 2)))[:, :, 0], kernel)
+
+
+# ---- image towers compute the same ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_open_clip(activation):
+    vision: Any = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
+    text: Any = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    quick = activation == "quick_gelu"
+    theirs = randomize(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=quick))
+    expected = []
+    theirs.visual.transformer.register_forward_hook(lambda m, i, output: expected.append(output))
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        theirs.encode_image(image)
+    for state in (theirs.state_dict(), theirs.visual.state_dict()):
+        ours = small(backbone=replace(TOWER, activation=activation))
+        report = load_weights(ours, state, to_train=True)
+        assert len(report.loaded) + len(report.inflated) == 5 + 2 * 12
+        assert bool(report.notes) == quick  # the file does not tell
+        torch.testing.assert_close(tower_tokens(ours, image), expected[0], atol=1e-5, rtol=0)
+    assert "transformer.resblocks.0.ln_1.weight" in load_weights(small(), theirs.state_dict(), to_train=True).left_out
+
+
+@pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel"])
+def test_hugging_face(kind, tmp_path):
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=16, projection_dim=16)
+    if kind == "CLIPModel":
+        text = {**sizes, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
+        config = transformers.CLIPConfig(vision_config=config.to_dict(), text_config=text)
+    theirs = randomize(getattr(transformers, kind)(config))
+    theirs.save_pretrained(tmp_path)
+    vision = theirs.vision_model if hasattr(theirs, "vision_model") else theirs
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = vision(image).last_hidden_state
+    for state in (theirs.state_dict(), load_tensors(tmp_path / "model.safetensors")):
+        ours = small()
+        report = load_weights(ours, state, to_train=True)
+        assert report.layout == "Hugging Face CLIP"
+        torch.testing.assert_close(tower_tokens(ours, image), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("trunk", ["", "visual.trunk."])
+def test_timm_clip(trunk):
+    theirs = timm.create_model(
+        "vit_base_patch16_clip_quickgelu_224", pretrained=False, depth=2, embed_dim=64, num_heads=2, img_size=32
+    )
+    randomize(theirs).norm = nn.Identity()
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = theirs.forward_features(image)  # pyright: ignore[reportCallIssue]
+    state = {trunk + name: value for name, value in theirs.state_dict().items()}
+    if trunk:
+        state |= {"visual.head.proj.weight": torch.zeros(2, 2), "text.token_embedding.weight": torch.zeros(2, 2)}
+    ours = small()
+    report = load_weights(ours, state, to_train=True)
+    assert report.layout == ("timm ViT in open_clip" if trunk else "timm ViT")
+    torch.testing.assert_close(tower_tokens(ours, image), expected, atol=1e-5, rtol=0)
+
+
+def test_timm_parts_without_a_counterpart_are_folded_in():
+    theirs = randomize(timm.create_model("vit_small_patch14_dinov2", pretrained=False, depth=1, img_size=28)).double()
+    state, C = from_timm(dict(theirs.state_dict()), {}), theirs.embed_dim
+    image = torch.randn(1, 3, 28, 28, dtype=torch.float64)
+    kernel, positions = state["backbone.conv1.weight"], state["backbone.positional_embedding"]
+    patches = nn.functional.conv2d(image, kernel, stride=14).flatten(2).transpose(1, 2)
+    tokens = torch.cat([state["backbone.class_embedding"].expand(1, 1, C), patches], 1) + positions
+    block, here = theirs.blocks[0], "backbone.transformer.resblocks.0."
+    with torch.no_grad():
+        torch.testing.assert_close(tokens, theirs._pos_embed(theirs.patch_embed(image)))
+        hidden = torch.randn(3, 4 * C, dtype=torch.float64)
+        torch.testing.assert_close(
+            nn.functional.linear(hidden, state[f"{here}mlp.c_proj.weight"], state[f"{here}mlp.c_proj.bias"]),
+            block.ls2(block.mlp.fc2(hidden)),
+        )
+        hidden = hidden[:, :C]
+        torch.testing.assert_close(
+            nn.functional.linear(hidden, state[f"{here}attn.out_proj.weight"], state[f"{here}attn.out_proj.bias"]),
+            block.ls1(block.attn.proj(hidden)),
+        )
+    assert not [name for name in state if "gamma" in name or name.endswith("conv1.bias")]
+    kept = from_timm(dict(theirs.state_dict()), {"backbone.conv1.bias": torch.empty(C)})
+    assert "backbone.conv1.bias" in kept
+
+
+def test_timm_class_token_without_position():
+    theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1, img_size=32, no_embed_class=True)
+    positions = from_timm(dict(theirs.state_dict()), {})["backbone.positional_embedding"]
+    assert positions.shape == (5, 192) and not positions[0].any()
+
+
+def test_a_vit_with_other_parts_is_refused_by_their_names():
+    options = {"pretrained": False, "depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 32}
+    theirs = timm.create_model("vit_base_patch16_clip_quickgelu_224", reg_tokens=4, **options)
+    with pytest.raises(ValueError, match=r"layout timm ViT.*unexpected 1 \(backbone.reg_token\)"):
+        load_weights(small(), theirs.state_dict(), to_train=True)
+
+
+def test_an_image_tower_starts_a_training_but_not_a_test():
+    tower = {name.removeprefix("backbone."): value for name, value in small().state_dict().items()}
+    tower = {name: value for name, value in tower.items() if "resblocks" in name or "transformer" not in name}
+    tower["conv1.weight"] = tower["conv1.weight"].squeeze(2)
+    model = small(no_lmhra=False, temporal_downsample=True)
+    report = load_weights(model, tower, to_train=True)
+    assert report.layout == "visual tower of CLIP" and report.inflated == ["backbone.conv1.weight"]
+    assert any("lmhra" in name for name in report.dropped) and "backbone.transformer.proj.2.weight" in report.dropped
+    with pytest.raises(ValueError, match="can start a training"):
+        load_weights(model, tower)
+
+
+def test_a_video_checkpoint_with_fewer_global_blocks_is_no_image_tower():
+    with pytest.raises(ValueError, match="of another model"):
+        load_weights(small(), small(return_list=(1,)).state_dict(), to_train=True)
+
+
+def test_position_embeddings_follow_the_resolution():
+    larger = small(backbone=VisionTower(width=64, layers=2, heads=2, patch=16, resolution=64))
+    source = small().state_dict()
+    report = load_weights(larger, source)
+    assert report.interpolated == ["backbone.positional_embedding"]
+    position = larger.state_dict()["backbone.positional_embedding"]
+    assert torch.equal(position[0], source["backbone.positional_embedding"][0])
+    image = torch.randn(1, 3, 1, 64, 64)
+    ours = small()
+    load_weights(ours, source)
+    with torch.no_grad():  # the same as interpolation on the way through the network
+        torch.testing.assert_close(larger(image), ours(image))
+
+
+# ---- TorchScript archives -------------------------------------------------------------------------------------------
+
+
+class ScriptedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(64, 2)
+        self.ln_1, self.ln_2 = nn.LayerNorm(64), nn.LayerNorm(64)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(64, 256), "c_proj": nn.Linear(256, 64)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attn(x, x, x)[0]
+
+
+class ScriptedTower(nn.Module):
+    """The parameters of CLIP's visual tower, and as much code as TorchScript wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_resolution, self.sizes = 32, [16, 32]
+        self.class_embedding = nn.Parameter(torch.randn(64))
+        self.positional_embedding = nn.Parameter(torch.randn(5, 64))
+        self.proj = nn.Parameter(torch.randn(64, 16))
+        self.conv1 = nn.Conv2d(3, 64, 16, 16, bias=False)
+        self.ln_pre, self.ln_post = nn.LayerNorm(64), nn.LayerNorm(64)
+        self.transformer = nn.ModuleDict({"resblocks": nn.Sequential(ScriptedBlock(), ScriptedBlock())})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ln_pre(x)
+
+
+class ScriptedClip(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual, self.token_embedding = ScriptedTower(), nn.Embedding(50, 32)
+        self.register_buffer("context_length", torch.tensor(77))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.visual(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_openai_archive(tmp_path, monkeypatch):
+    clip = ScriptedClip().half()
+    torch.jit.script(clip).save(str(tmp_path / "clip.pt"))
+    monkeypatch.setattr(torch.jit, "load", None)
+    state = load_tensors(tmp_path / "clip.pt")
+    expected = clip.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) and state[name].dtype == expected[name].dtype for name in state)
+    model = small()
+    report = load_weights(model, state, to_train=True)
+    assert report.layout == "CLIP of OpenAI or open_clip" and "context_length" in report.left_out
+    assert model.state_dict()["backbone.conv1.weight"].dtype == torch.float32
+    assert torch.equal(
+        model.state_dict()["backbone.transformer.resblocks.1.mlp.c_fc.weight"],
+        expected["visual.transformer.resblocks.1.mlp.c_fc.weight"].float(),
+    )
+
+
+class _Evil:
+    def __reduce__(self):
+        return (open, ("evil", "w"))
+
+
+@pytest.mark.parametrize("data", [pickle.dumps(_Evil()), b"cbuiltins\nexec\n(V1\ntR.", b"", b"(lp0\nI1\na."])
+def test_pickles_in_a_torchscript_archive_are_not_executed(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("clip.pt", "w") as archive:
+        archive.writestr("clip/data.pkl", data)
+        archive.writestr("clip/constants.pkl", b"")
+    with pytest.raises(ValueError, match=r"clip\.pt.* cannot be loaded"):
+        load_tensors("clip.pt")
+    assert not (tmp_path / "evil").exists()
+
+
+# ---- MMAction2 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (small_v1, {"backbone.patch_embed1.proj.weight", "backbone.norm.weight", "cls_head.fc_cls.bias"}),
+        (
+            small,
+            {
+                "backbone.conv1.weight",
+                "backbone.transformer.balance",
+                "backbone.transformer.norm.weight",
+                "cls_head.fc_cls.bias",
+            },
+        ),
+    ],
+)
+def test_mmaction2_in_both_directions(make, names):
+    model = randomize(make())
+    state = model.state_dict()
+    theirs = to_mmaction2(state)
+    assert names <= set(theirs) and not any("proj.2" in name or name.startswith("head") for name in theirs)
+    back = convert(theirs, model)
+    assert back.layout.name == f"MMAction2 {type(model).__name__}"
+    assert back.state.keys() == state.keys() and all(torch.equal(back.state[name], state[name]) for name in state)
+
+    fresh = make()
+    pixels = {f"data_preprocessor.{name}": torch.zeros(3, 1, 1, 1) for name in ("mean", "std")}
+    checkpoint = {"state_dict": {**pixels, **theirs}, "meta": {"epoch": 100}}
+    report = load_weights(fresh, checkpoint)
+    assert len(report.loaded) == len(state) and report.left_out == list(pixels)
+
+    # a norm that was moved into the head is the same norm
+    moved = {n.replace("backbone.transformer.norm.", "cls_head.norm."): v for n, v in theirs.items()}
+    moved = {n.replace("backbone.norm.", "cls_head.norm."): v for n, v in moved.items()}
+    assert moved.keys() != theirs.keys() and len(load_weights(make(), moved).loaded) == len(state)
+
+
+def test_mmaction2_of_a_checkpoint():
+    """Averaged weights are what was validated."""
+    model, average = randomize(small_v1()), small_v1().state_dict()
+    checkpoint = {
+        "model_state": model.state_dict(),
+        "ema_state": None,
+        "cfg": "UNIFORMER:\n  HEAD_DIM: 16\n",
+        "step": 3,
+    }
+    assert torch.equal(to_mmaction2(checkpoint)["cls_head.fc_cls.bias"], model.head.bias)
+    theirs = to_mmaction2({**checkpoint, "ema_state": average})
+    assert torch.equal(theirs["cls_head.fc_cls.weight"], average["head.weight"])
+
+
+V1 = {"num_classes": 5, "depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: UniFormer(**V1, ndim=2), "images instead of videos"),
+        (lambda: UniFormer(**V1, aux_head=True), "a second classifier"),
+        (lambda: UniFormer(**V1, layer_scale=(0, 0, 0.1, 0.1)), "layer scale"),
+        (lambda: UniFormer(**V1, split=True), "divided attention"),
+        (lambda: UniFormer(**V1, overlapped_stem=True), "an overlapped stem"),
+        (UniFormerLight, "pruning of tokens"),
+        (lambda: small(backbone=replace(TOWER, pre_norm=False)), "without a norm in front"),
+        (lambda: small(backbone=replace(TOWER, layer_scale=0.1)), "layer scale"),
+    ],
+)
+def test_mmaction2_lacks_the_network(make, reason):
+    with pytest.raises(ValueError, match=f"MMAction2's networks do not have .*{reason}"):
+        to_mmaction2(make().state_dict())
+
+
+def test_mmaction2_of_another_network():
+    with pytest.raises(ValueError, match="neither"):
+        to_mmaction2({"conv.weight": torch.zeros(1)})
+    exact, quick = (f"UNIFORMERV2:\n  BACKBONE: timm/vit_base_patch16_clip_{name}224\n" for name in ("", "quickgelu_"))
+    with pytest.raises(ValueError, match=r"the activation gelu of timm/vit_base_patch16_clip_224"):
+        to_mmaction2({"model_state": small().state_dict(), "cfg": exact})
+    to_mmaction2({"model_state": small().state_dict(), "cfg": quick})
+
+
+# ---- classes --------------------------------------------------------------------------------------------------------
+
+
+def test_class_rows_by_names():
+    trained = ["abseiling", "air drumming", '"hugging (not baby)"', "Yoga"]
+    assert class_rows(trained, ["yoga", "air_drumming", "hugging (not baby)"]) == [3, 1, 2]
+    assert class_rows(["Holding something", "Pushing something"], ["Pushing [something]"]) == [
+        1
+    ]  # category.txt of SSv2
+    with pytest.raises(ValueError, match=r"1 of 2 classes.*'zumba'"):
+        class_rows(trained, ["yoga", "zumba"])
+    with pytest.raises(ValueError, match="no single counterpart"):
+        class_rows(["a", "A"], ["a"])
+
+
+@pytest.mark.parametrize("make", [small, small_v1])
+def test_head_of_710_classes_becomes_one_of_400(make):
+    big = make()
+    big.reset_classifier(710)
+    checkpoint = big.state_dict()
+    rows = [(7 * i) % 710 for i in range(400)]
+    model = make()
+    model.reset_classifier(400)
+    report = load_weights(model, checkpoint, head_rows=rows)
+    assert len(report.loaded) == len(checkpoint) and report.notes == ["classifier rows 710 -> 400"]
+    head = "backbone.transformer.proj.2" if make is small else "head"
+    for kind in ("weight", "bias"):
+        assert torch.equal(model.state_dict()[f"{head}.{kind}"], checkpoint[f"{head}.{kind}"][rows])
+    with pytest.raises(ValueError, match=r"reach from 0 to 710.*has 710 classes"):
+        load_weights(model, checkpoint, head_rows=[*rows[:-1], 710])
+    with pytest.raises(ValueError, match=r"710 classes and the model 400.*RESET_HEAD.*HEAD_ROWS"):
+        load_weights(model, checkpoint)
+    with pytest.raises(ValueError, match="no classifier"):
+        select_classes({"norm.weight": torch.zeros(3)}, ("head",), rows)
+
+
+def test_class_names_decide():
+    source = small_v1()
+    checkpoint = {"model_state": source.state_dict(), "class_names": ["a", "b", "c", "d", "e"]}
+    wanted = ["e", "d", "c", "b", "a"]
+    with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*HEAD_ROWS.*RESET_HEAD"):
+        load_weights(small_v1(), checkpoint, class_names=wanted, to_train=True)
+    with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*as in training"):
+        load_weights(small_v1(), checkpoint, class_names=wanted)
+    model = small_v1()
+    load_weights(model, checkpoint, class_names=wanted, head_rows="names")
+    assert torch.equal(model.state_dict()["head.weight"], source.state_dict()["head.weight"].flip(0))
+    assert load_weights(small_v1(), checkpoint, class_names=wanted, reset_head=True).dropped == [
+        "head.weight",
+        "head.bias",
+    ]
+    assert not load_weights(small_v1(), checkpoint, class_names=["a", "b", "c", "d", "e"]).dropped
+    with pytest.raises(ValueError, match="no class names in the checkpoint"):
+        load_weights(small_v1(), source.state_dict(), class_names=wanted, head_rows="names")
+
+
+@pytest.mark.parametrize("make", [small, small_v1])
+def test_classes_that_the_checkpoint_lacks_get_new_rows(make, caplog):
+    source, model = make(), make()
+    model.reset_classifier(3)
+    head = f"{model.head_names[0]}.2" if make is small else "head"
+    fresh = {kind: model.state_dict()[f"{head}.{kind}"][1].clone() for kind in ("weight", "bias")}
+    checkpoint = {"model_state": source.state_dict(), "class_names": ["a", "b", "c", "d", "e"]}
+    wanted = ["d", "new", "a"]
+    with pytest.raises(ValueError, match=r"1 of 3 classes.*'new'.*RESET_HEAD"):  # a test needs them all
+        load_weights(model, checkpoint, class_names=wanted, head_rows="names")
+    report = load_weights(model, checkpoint, class_names=wanted, head_rows="names", to_train=True)
+    assert report.fresh_classes == ["new"] and "fresh classes 1 (new)" in str(report) and "rows: new" in caplog.text
+    for kind in ("weight", "bias"):
+        rows, trained = model.state_dict()[f"{head}.{kind}"], source.state_dict()[f"{head}.{kind}"]
+        assert torch.equal(rows[0], trained[3]) and torch.equal(rows[2], trained[0])
+        assert torch.equal(rows[1], fresh[kind])
+    with pytest.raises(ValueError, match=r"2 of 2 classes.*RESET_HEAD True"):
+        model.reset_classifier(2)
+        load_weights(model, checkpoint, class_names=["x", "y"], head_rows="names", to_train=True)
+    with pytest.raises(ValueError, match=r"1 of 2 classes"):  # which of the two is meant?
+        checkpoint["class_names"] = ["a", "b", "a", "d", "e"]
+        load_weights(model, checkpoint, class_names=["a", "b"], head_rows="names", to_train=True)
+
+
+def test_rows_from_a_file(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([3, 1, 2]))
+    (tmp_path / "rows.txt").write_text("3\n1\n2\n")
+    assert read_rows(str(tmp_path / "rows.json")) == read_rows(str(tmp_path / "rows.txt")) == ([3, 1, 2], None)
+    (tmp_path / "names.txt").write_text("abseiling\n7 \nair drumming\n")
+    assert read_rows(str(tmp_path / "names.txt")) == ("names", ["abseiling", "7", "air drumming"])
+    (tmp_path / "map.txt").write_text("riding a bike\t1\nair drumming\t0\n")  # as authors write them
+    assert read_rows(str(tmp_path / "map.txt")) == ("names", ["air drumming", "riding a bike"])
+    (tmp_path / "map.json").write_text('{"0": "abseiling", "1": "air drumming"}')
+    assert read_rows(str(tmp_path / "map.json")) == ("names", ["abseiling", "air drumming"])
+    for content in ("", "[]", '["a", 1]', "[true]", "[1"):
+        (tmp_path / "wrong.txt").write_text(content)
+        with pytest.raises(ValueError, match="list of class rows"):
+            read_rows(str(tmp_path / "wrong.txt"))
+    with pytest.raises(ValueError, match="does not exist"):
+        read_rows(str(tmp_path / "nothing.json"))

@@ -1,0 +1,311 @@
+"""Checkpoint layouts, inflation, and the refusal to load what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slowfast import create_model
+from slowfast.config import get_cfg
+from slowfast.config.load import ConfigNode
+from slowfast.config.rules import leaves
+from slowfast.models import UniFormer, build_model
+from slowfast.models.build import initialize
+from slowfast.weights.load import extract_state_dict, load_weights
+from slowfast.weights.tensors import load_tensors
+
+INFLATE = json.loads((Path(__file__).parents[1] / "golden" / "inflate.json").read_text())
+
+
+def small(**options) -> UniFormer:
+    return UniFormer(
+        **{"num_classes": 5, "depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16, **options}
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"model": s}, lambda s: {"model_state": s, "epoch": 3}, lambda s: s])
+def test_layouts(wrap, tmp_path):
+    source, target = small(), small()
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    torch.save(wrap(state), tmp_path / "weights.pth")
+    report = load_weights(target, load_tensors(tmp_path / "weights.pth"))
+    assert len(report.loaded) == len(state) and not report.missing
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "width", "classes_differ", "model_differs"),
+    [(5, 32, False, False), (5, 64, False, True), (7, 32, True, False), (7, 64, False, True)],
+)
+def test_a_classifier_of_another_width_is_of_another_model(classes, width, classes_differ, model_differs):
+    source = small(num_classes=classes, embed_dim=(8, 16, 32, width)).state_dict()
+    if not (classes_differ or model_differs):
+        load_weights(small(), {"model": source})
+        return
+    with pytest.raises(ValueError) as caught:
+        load_weights(small(), {"model": source})
+    assert ("classes and the model" in str(caught.value)) == classes_differ
+    assert ("of another model" in str(caught.value)) == model_differs
+
+
+@pytest.mark.parametrize("name", INFLATE)
+def test_image_to_video(name, golden, golden_state, golden_input):
+    case = INFLATE[name]
+    cfg = get_cfg()
+    cfg.merge_from_list([item for pair in case["video_config"].items() for item in pair])
+    with torch.device("meta"):  # all values are replaced
+        model = build_model(cfg).eval()
+        source = UniFormer(num_classes=1000, ndim=2) if "image" in name else UniFormer(num_classes=400)
+    model.load_state_dict(golden_state(model.state_dict()), assign=True)
+    report = load_weights(model, {"model": golden_state(source.state_dict())}, reset_head="mismatch", to_train=True)
+    assert len(report.inflated) == case["counts"].get("inflated", 0)
+    assert len(report.loaded) == case["counts"]["copied"]
+    with torch.no_grad():
+        logits = model(golden_input(case["input_seed"], case["input_shape"]))[0].numpy()
+    expected = golden("inflate_logits.npz")[name]
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_missing_parts_that_start_as_the_identity_are_for_training_only():
+    checkpoint = small().state_dict()
+    assert load_weights(small(split=True), checkpoint, to_train=True).dropped
+    with pytest.raises(ValueError, match="of another model"):
+        load_weights(small(split=True), checkpoint)
+
+
+def test_a_missing_classifier_starts_anew_when_asked():
+    checkpoint = {name: value for name, value in small().state_dict().items() if not name.startswith("head.")}
+    assert load_weights(small(), checkpoint, reset_head=True).dropped == ["head.weight", "head.bias"]
+    with pytest.raises(ValueError, match="of another model"):
+        load_weights(small(), checkpoint)
+
+
+def test_reset_head_starts_the_classifiers_anew():
+    """Even where the class count is the same; the official rule keeps them then."""
+    source = small(aux_head=True, ndim=2)
+    model = small(aux_head=True, ndim=2)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_weights(model, source.state_dict(), reset_head=True)
+    heads = ["head.weight", "head.bias", "aux_head.weight", "aux_head.bias"]
+    assert report.dropped == heads and len(report.loaded) == len(fresh) - 4
+    assert all(torch.equal(model.state_dict()[name], fresh[name]) for name in heads)
+    assert not load_weights(model, source.state_dict(), reset_head="mismatch").dropped
+    assert torch.equal(model.state_dict()["head.weight"], source.state_dict()["head.weight"])
+    with pytest.raises(ValueError, match="HEAD_ROWS"):
+        load_weights(model, source.state_dict(), reset_head=True, head_rows=[0, 1, 2, 3, 4])
+
+
+V1_CFG = {
+    "MODEL.NUM_CLASSES": 5,
+    "UNIFORMER.DEPTH": [1] * 4,
+    "UNIFORMER.EMBED_DIM": [8, 16, 32, 32],
+    "UNIFORMER.HEAD_DIM": 16,
+}
+V2_CFG = {
+    **{
+        "MODEL.MODEL_NAME": "Uniformerv2",
+        "MODEL.ARCH": "uniformerv2",
+        "DATA.TEST_CROP_SIZE": 32,
+        "DATA.TRAIN_CROP_SIZE": 32,
+    },
+    **{"UNIFORMERV2.BACKBONE": "custom", "UNIFORMERV2.TOWER": [32, 2, 4, 16, 32], "UNIFORMERV2.N_DIM": 32},
+    **{
+        "UNIFORMERV2.N_LAYERS": 1,
+        "UNIFORMERV2.RETURN_LIST": [1],
+        "UNIFORMERV2.N_HEAD": 4,
+        "UNIFORMERV2.MLP_DROPOUT": [0.5],
+    },
+}
+
+
+def configuration(*parts: dict) -> ConfigNode:
+    cfg = get_cfg()
+    cfg.merge_from_list([item for part in parts for pair in part.items() for item in pair])
+    return cfg
+
+
+LIGHT_CFG = {**V1_CFG, "MODEL.MODEL_NAME": "Uniformer_light"}
+
+
+@pytest.mark.parametrize(
+    ("base", "key", "value"),
+    [
+        (V1_CFG, "UNIFORMER.HEAD_DIM", 32),
+        (V1_CFG, "UNIFORMER.QKV_SCALE", 0.5),
+        (LIGHT_CFG, "UNIFORMER.PRUNE_RATIO", [[], [], [1.0], [0.25]]),
+        (LIGHT_CFG, "UNIFORMER.TRADE_OFF", [[], [], [1.0], [0.25]]),
+        (V2_CFG, "UNIFORMERV2.N_HEAD", 8),
+        (V2_CFG, "UNIFORMERV2.RETURN_LIST", [0]),
+        (V2_CFG, "UNIFORMERV2.TOWER", [32, 2, 8, 16, 32]),
+    ],
+)
+def test_options_that_no_shape_shows_have_to_be_the_same(base, key, value):
+    """A checkpoint written here carries its configuration."""
+    cfg, other = configuration(base), configuration(base, {key: value})
+    checkpoint = {"model_state": build_model(cfg).state_dict(), "cfg": cfg.dump()}
+    load_weights(build_model(cfg), checkpoint)
+    load_weights(build_model(other), checkpoint["model_state"])  # nothing tells
+    with pytest.raises(ValueError, match=re.escape(f"trained with {key} {leaves(cfg)[key]}")):
+        load_weights(build_model(other), checkpoint)
+
+
+def test_the_same_network_written_in_another_way():
+    cfg = configuration(LIGHT_CFG)
+    checkpoint = {"model_state": build_model(cfg).state_dict(), "cfg": cfg.dump()}
+    longer = {"UNIFORMER.QKV_SCALE": 0.25, "UNIFORMER.PRUNE_RATIO": [[], [], [1.0, 0.1], [0.5, 0.1]]}
+    load_weights(build_model(configuration(LIGHT_CFG, longer)), checkpoint)
+    for foreign in ("{", "text", "UNIFORMER: 3", ""):
+        load_weights(build_model(cfg), {**checkpoint, "cfg": foreign})
+
+
+# ---- the start of a training ----------------------------------------------------------------------------------------
+
+
+def start(tmp_path, classes: int, checkpoint: dict, names: list[str] | None = None, **options: object) -> nn.Module:
+    """A UniFormerV2 of so many classes, started from UNIFORMERV2.PRETRAIN."""
+    torch.save(checkpoint, tmp_path / "weights.pth")
+    pretrain = {"UNIFORMERV2.PRETRAIN": str(tmp_path / "weights.pth"), "MODEL.NUM_CLASSES": classes}
+    cfg = configuration(V2_CFG, pretrain, {key.replace("__", "."): value for key, value in options.items()})
+    model = build_model(cfg)
+    initialize(model, cfg, names)
+    return model
+
+
+def trained(classes: int) -> dict[str, Tensor]:
+    return build_model(configuration(V2_CFG, {"MODEL.NUM_CLASSES": classes})).state_dict()
+
+
+HEAD = "backbone.transformer.proj.2.weight"
+
+
+def test_the_first_rows_of_kinetics_710_are_kinetics_400(tmp_path):
+    state = trained(710)
+    model = start(tmp_path, 400, state)
+    assert torch.equal(model.state_dict()[HEAD], state[HEAD][:400])
+    assert "classifier rows 710 -> 400" in str(model.load_report)
+    for classes in (600, 400):  # of others, no rows are taken on a guess
+        state = trained(classes)
+        if classes == 600:
+            with pytest.raises(ValueError, match=r"600 classes and the model 400.*MODEL.HEAD_ROWS"):
+                start(tmp_path, 400, state)
+        else:
+            assert torch.equal(start(tmp_path, 400, state).state_dict()[HEAD], state[HEAD])
+
+
+def test_a_checkpoint_that_tells_its_classes_is_never_sliced(tmp_path):
+    names = [f"class {i}" for i in range(400)]
+    for count in (400, 710):
+        checkpoint = {"model_state": trained(count), "class_names": [f"class {i}" for i in reversed(range(count))]}
+        with pytest.raises(
+            ValueError, match=r"trained on other classes.*class 0 is 'class \d+' there.*HEAD_ROWS names"
+        ):
+            start(tmp_path, 400, checkpoint, names)
+        model = start(tmp_path, 400, checkpoint, names, MODEL__HEAD_ROWS="names")
+        rows = list(reversed(range(count)))[:400]
+        assert torch.equal(model.state_dict()[HEAD], checkpoint["model_state"][HEAD][rows])
+        assert f"classifier rows {count} -> 400" in str(model.load_report)
+
+
+def test_rows_by_the_class_names_of_the_weights(tmp_path, caplog):
+    state, names = trained(710), ["Class 3", "class_700", "new"]
+    with pytest.raises(ValueError, match=r"710 classes and the model 3:.*file of the 710 class names.*label map"):
+        start(tmp_path, 3, state, names)
+    with pytest.raises(ValueError, match=r"no class names in the checkpoint.*a file of them"):
+        start(tmp_path, 3, state, names, MODEL__HEAD_ROWS="names")
+    path = tmp_path / "k710.txt"
+    path.write_text("".join(f"class {i}\n" for i in range(710)))
+    model = start(tmp_path, 3, state, names, MODEL__HEAD_ROWS=str(path))
+    assert torch.equal(model.state_dict()[HEAD][:2], state[HEAD][[3, 700]])
+    report = str(model.load_report)
+    assert "fresh classes 1 (new)" in report and "new rows: new" in caplog.text
+    assert "classifier rows 710 -> 3" in report
+    with pytest.raises(ValueError, match=r"no class names in the data set.*class_names\.txt"):
+        start(tmp_path, 3, state, None, MODEL__HEAD_ROWS=str(path))
+    with pytest.raises(ValueError, match="other class names than the file"):
+        start(tmp_path, 3, {"model": state, "class_names": ["a"] * 710}, names, MODEL__HEAD_ROWS=str(path))
+    path.write_text("class 3\nclass 700\n")
+    with pytest.raises(ValueError, match="2 class names for the 710 rows"):
+        start(tmp_path, 3, state, names, MODEL__HEAD_ROWS=str(path))
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_rows_of_another_number_than_the_classes(delete, tmp_path):
+    (tmp_path / "rows.txt").write_text("3\n1\n")
+    options = {"MODEL__HEAD_ROWS": str(tmp_path / "rows.txt"), "UNIFORMERV2__DELETE_SPECIAL_HEAD": delete}
+    with pytest.raises(ValueError, match="HEAD_ROWS gives 2 classes, but the model has 3"):
+        start(tmp_path, 3, trained(5), **options)
+    (tmp_path / "rows.txt").write_text("3\n1\n0\n")
+    state = trained(5)
+    assert torch.equal(start(tmp_path, 3, state, **options).state_dict()[HEAD], state[HEAD][[3, 1, 0]])
+
+
+def test_reset_head_in_the_configuration(tmp_path):
+    state = trained(5)
+    kept = start(tmp_path, 5, state, UNIFORMERV2__DELETE_SPECIAL_HEAD=True).state_dict()[HEAD]
+    anew = start(tmp_path, 5, state, MODEL__RESET_HEAD=True).state_dict()[HEAD]
+    assert torch.equal(kept, state[HEAD]) and not torch.equal(anew, state[HEAD])
+
+
+def test_another_class_count_is_refused_unless_asked():
+    checkpoint = {"model_state": small(num_classes=7).state_dict()}
+    with pytest.raises(ValueError, match=r"7 classes and the model 5.*MODEL.RESET_HEAD"):
+        load_weights(small(), checkpoint)
+    model = small()
+    before = model.state_dict()["head.weight"].clone()
+    report = load_weights(model, checkpoint, reset_head=True)
+    assert report.dropped == ["head.weight", "head.bias"] and torch.equal(model.state_dict()["head.weight"], before)
+
+
+@pytest.mark.parametrize("other", [{"depth": (1, 1, 2, 1)}, {"embed_dim": (8, 16, 48, 32)}, {"qkv_bias": False}])
+def test_another_model_is_refused(other):
+    before = small()
+    with pytest.raises(ValueError, match="of another model"):
+        load_weights(before, small(**other).state_dict())
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        load_tensors(tmp_path / "nothing.pth")
+    (tmp_path / "text.pth").write_text("not a checkpoint")
+    with pytest.raises(ValueError, match=r"text\.pth.* cannot be loaded"):
+        load_tensors(tmp_path / "text.pth")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "torn.pth")
+    content = (tmp_path / "torn.pth").read_bytes()
+    (tmp_path / "torn.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"torn\.pth.* cannot be loaded"):
+        load_tensors(tmp_path / "torn.pth")
+    with pytest.raises(ValueError, match="holds no tensors"):
+        extract_state_dict({"epoch": 3})
+    with pytest.raises(ValueError, match="not a dictionary"):
+        extract_state_dict(torch.zeros(3))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log", ["", "logging.basicConfig(level=logging.INFO); "])
+def test_the_python_api_reports_every_load_once(log, tmp_path):
+    options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+    image = create_model("uniformer_image_s_plus", weights=None, **options)
+    torch.save(image.state_dict(), tmp_path / "image.pth")
+    code = (
+        f"import logging; {log}from slowfast import create_model\n"
+        f"model = create_model('uniformer_image_s_plus', weights='image.pth', **{options})\n"
+        "assert len(model.load_report.loaded) == len(model.state_dict())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    report = f"from image.pth: layout own, loaded {len(image.state_dict())},"
+    assert done.stderr.count(report) == 1 and done.stdout == ""
+    assert "have the same shapes" in done.stderr  # heads of 32 and of 64 channels

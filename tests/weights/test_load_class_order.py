@@ -1,0 +1,310 @@
+"""Released classifiers predict the right names on lists in another order.
+
+The classifiers here have zero weights, and biases that are their row numbers: the output with bias r is the prediction
+of a file that prefers row r.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+
+import numpy as np
+import prepare_data
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slowfast.config import get_cfg
+from slowfast.config.load import ConfigNode
+from slowfast.datasets.lists import load_manifest
+from slowfast.engine.test import load_model
+from slowfast.models import build_model
+from slowfast.models.build import initialize
+from slowfast.weights.class_order import kinetics400_names, places_of_rows, rows_of_k710
+from slowfast.weights.layouts import to_mmaction2
+
+V1 = ("UNIFORMER.DEPTH", [1] * 4, "UNIFORMER.EMBED_DIM", [8, 16, 32, 32], "UNIFORMER.HEAD_DIM", 16)
+V2 = (
+    *("MODEL.MODEL_NAME", "Uniformerv2", "MODEL.ARCH", "uniformerv2", "DATA.TEST_CROP_SIZE", 32),
+    *("DATA.TRAIN_CROP_SIZE", 32, "UNIFORMERV2.BACKBONE", "custom", "UNIFORMERV2.TOWER", [32, 2, 4, 16, 32]),
+    *("UNIFORMERV2.N_DIM", 32, "UNIFORMERV2.N_LAYERS", 1, "UNIFORMERV2.RETURN_LIST", [1], "UNIFORMERV2.N_HEAD", 4),
+    *("UNIFORMERV2.MLP_DROPOUT", [0.5]),
+)
+LIGHT = (*V1, "MODEL.MODEL_NAME", "Uniformer_light")
+# rows of the authors' label map of Kinetics-400
+OFFICIAL = {
+    **{0: "riding a bike", 1: "marching", 2: "dodgeball", 3: "playing cymbals", 16: "applauding", 158: "air drumming"},
+    **{175: "passing American football (in game)", 302: "archery", 341: "abseiling"},
+    **{263: "massaging person's head", 398: "applying cream", 399: "playing badminton"},
+}
+
+
+def configuration(network: tuple, classes: int, *more: object) -> ConfigNode:
+    cfg = get_cfg()
+    cfg.merge_from_list([*network, "MODEL.NUM_CLASSES", classes, *more])
+    return cfg
+
+
+def heads(model: nn.Module) -> list[str]:
+    return [name.removesuffix(".weight") for name, value in model.state_dict().items()
+            if value.ndim == 2 and name.startswith(tuple(model.head_names))]  # fmt: skip  # pyright: ignore
+
+
+def numbered(network: tuple, rows: int) -> dict[str, Tensor]:
+    """Return tensors by the official names; each bias of the classifier is its row number."""
+    model = build_model(configuration(network, rows))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for head in heads(model):
+        state[f"{head}.weight"].zero_()
+        state[f"{head}.bias"] = torch.arange(float(rows))
+    return state
+
+
+def predictions(model: nn.Module, names: list[str] | None) -> dict[int, str]:
+    """Return the prediction of a file that prefers row r, by r."""
+    assert names is not None
+    (rows,) = {tuple(model.state_dict()[f"{head}.bias"].int().tolist()) for head in heads(model)}
+    assert len(set(rows)) == len(names) == len(rows)
+    return dict(zip(rows, names, strict=True))
+
+
+def names_of(classes: int) -> list[str]:
+    return sorted([*kinetics400_names(), *(f"class {i:03d}" for i in range(classes - 400))])
+
+
+def truth(order: str, classes: int) -> dict[int, str]:
+    places = places_of_rows(order, classes)
+    assert places is not None
+    return {row: sorted(names_of(classes))[place] for row, place in enumerate(places) if place is not None}
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """Return the class names beside the lists of `prepare_data.py lists`, by number of classes."""
+    folder = tmp_path_factory.mktemp("kinetics")
+    (folder / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (folder / "videos" / f"{split}0_000003_000013.mp4").write_bytes(b"x")
+    written = {}
+    for classes in (400, 600, 700):
+        annotations = folder / f"annotations{classes}"
+        annotations.mkdir()
+        for split in ("train", "val"):
+            with open(annotations / f"{split}.csv", "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
+                for i, name in enumerate(rng.permutation(names_of(classes)).tolist()):
+                    writer.writerow([name, f"{split}{i}", 3, 13, split])
+        with pytest.MonkeyPatch.context() as patch:
+            command = ["lists", "videos", "--dataset", f"k{classes}", "--annotations", annotations.name]
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["prepare_data.py", *command, "--out", f"k{classes}"])
+            assert prepare_data.main() == 0
+        manifest = load_manifest(folder / f"k{classes}/val.csv", separator=",", num_classes=classes)
+        assert manifest.class_names == names_of(classes)
+        written[classes] = manifest.class_names
+    return written
+
+
+WRAPS = {
+    "trainer": lambda state: {"epoch": 99, "model_state": state, "optimizer_state": {}, "cfg": "MODEL:\n  ARCH: x\n"},
+    "model": lambda state: {"model": state},
+    "bare": lambda state: state,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize(
+    ("network", "classes", "order", "file"),
+    [
+        (V1, 400, "k400", "uniformer_small_k400_16x4.pth"),
+        (V1, 400, "k400", "unknown.pth"),
+        (LIGHT, 400, "k400", "unknown.pth"),
+        (V2, 400, "k400", "k400_k710_uniformerv2_b16_8x224.pyth"),
+        (V2, 400, "k400", "unknown.pyth"),
+        (V1, 600, "k600_uniformer", "uniformer_base_k600_32x4.pth"),
+        (V1, 600, "k600_uniformer", "unknown.pth"),
+        (V2, 600, "k600_v2", "k600_uniformerv2_b16_8x224.pyth"),
+        (V2, 600, "k600_v2", "unknown.pyth"),
+        (V2, 700, "k700_v2", "unknown.pyth"),
+    ],
+)
+def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists, tmp_path):
+    torch.save(WRAPS[wrap](numbered(network, classes)), tmp_path / file)
+    expected = truth(order, classes)
+    if classes == 400:
+        assert OFFICIAL.items() <= expected.items()
+    path = str(tmp_path / file)
+    start = "UNIFORMERV2.PRETRAIN" if network is V2 else "UNIFORMER.PRETRAIN_NAME"
+    cfg = configuration(network, classes, "TEST.DATASET", "kinetics_sparse", "TRAIN.DATASET", "kinetics", start, path)
+    shuffled = np.random.default_rng(1).permutation(lists[classes]).tolist()
+    for names in (lists[classes], shuffled):
+        tested, _, of_outputs = load_model(cfg, path, names)
+        assert of_outputs == names and predictions(tested, names) == expected
+        trained = build_model(cfg)
+        initialize(trained, cfg, names)
+        assert predictions(trained, names) == expected
+    # lists of the authors: their numbers, and no names
+    tested, _, of_outputs = load_model(cfg, path, None)
+    assert torch.equal(tested.state_dict()[f"{heads(tested)[0]}.bias"], torch.arange(float(classes)))
+    assert of_outputs is None if classes > 400 else predictions(tested, of_outputs) == expected
+
+
+@pytest.mark.parametrize("file", ["k710_uniformerv2_b16_8x224.pyth", "unknown.pyth"])
+@pytest.mark.parametrize(("classes", "order"), [(400, "k400"), (600, "k600_v2"), (700, "k700_v2")])
+def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, lists, tmp_path):
+    """UNIFORMERV2.PRETRAIN needs no file of rows."""
+    torch.save(numbered(V2, 710), tmp_path / file)
+    cfg = configuration(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", str(tmp_path / file))
+    rows = rows_of_k710(classes)
+    assert rows is not None
+    expected = {rows[row]: name for row, name in truth(order, classes).items()}
+    for names in (lists[classes], lists[classes][::-1]):
+        model = build_model(cfg)
+        initialize(model, cfg, names)
+        assert predictions(model, names) == expected and "classifier rows 710 ->" in str(model.load_report)
+    model = build_model(cfg)
+    initialize(model, cfg, None)  # the authors' own lists
+    assert model.state_dict()[f"{heads(model)[0]}.bias"].int().tolist() == rows
+    cfg.UNIFORMERV2.DELETE_SPECIAL_HEAD = True
+    model = build_model(cfg)
+    initialize(model, cfg, lists[classes])
+    assert len(model.load_report.dropped) == 2  # pyright: ignore
+
+
+@pytest.mark.parametrize("network", [V1, V2])
+def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
+    """The rows of MMAction2 are sorted."""
+    model = build_model(configuration(network, 400)).eval()
+    official = model.state_dict()
+    places = places_of_rows("k400", 400)
+    rows = np.argsort(np.array(places))
+    theirs = {name: value[rows] if name.startswith(tuple(heads(model))) else value for name, value in official.items()}
+    torch.save({"model_state": official}, tmp_path / "official.pyth")
+    torch.save({"state_dict": to_mmaction2(theirs), "meta": {}}, tmp_path / "mmaction2.pth")
+    video = torch.randn(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        for names in (lists[400], lists[400][::-1], None):
+            logits = {}
+            for file in ("official.pyth", "mmaction2.pth"):
+                cfg = configuration(network, 400, "TEST.DATASET", "kinetics_sparse")
+                tested, _, of_outputs = load_model(cfg, str(tmp_path / file), names)
+                scores = tested.eval()(video)[0].tolist()
+                logits[file] = dict(zip(of_outputs or (), scores, strict=True))
+            assert logits["official.pyth"] == pytest.approx(logits["mmaction2.pth"], abs=1e-6)
+            assert len(logits["official.pyth"]) == 400
+
+
+@pytest.mark.parametrize("file", ["uniformer_small_sthv1_16_prek400.pth", "unknown.pth"])
+def test_rows_of_something_something_v1_follow_the_list(file, tmp_path, monkeypatch):
+    """Rows are the sorted templates; the lines of the official labels.csv, and so our lists, are not."""
+    verbs = ("Pushing", "Holding", "Lifting", "Moving", "Poking", "Tilting")
+    templates = [f"{verb} something {where}" for verb in verbs
+                 for where in np.random.default_rng(2).permutation([f"near {i:02d}" for i in range(29)])]  # fmt: skip
+    (tmp_path / "annotations").mkdir()
+    for begin, split in ((0, "train"), (1000, "validation")):
+        rows = "".join(f"{begin + i};{template}\n" for i, template in enumerate(templates))
+        (tmp_path / f"annotations/something-something-v1-{split}.csv").write_text(rows)
+    (tmp_path / "annotations/something-something-v1-labels.csv").write_text("\n".join(templates) + "\n")
+    for i in (0, 1000):
+        (tmp_path / f"frames/{i}").mkdir(parents=True)
+        for frame in (1, 2):
+            (tmp_path / f"frames/{i}/{frame:05d}.jpg").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    command = ["lists", "frames", "--dataset", "sthv1", "--annotations", "annotations", "--out", "lists"]
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *command])
+    assert prepare_data.main() == 0
+    names = load_manifest("lists/somesomev1_rgb_train_split.txt", ("path", "num_frames", "label")).class_names
+    assert names == templates
+    torch.save({"model_state": numbered(V1, 174)}, file)
+    model, _, _ = load_model(configuration(V1, 174, "TEST.DATASET", "sth"), file, names)
+    assert predictions(model, names) == dict(enumerate(sorted(templates)))
+    # V2's labels.json is almost sorted, and its numbers are the rows
+    listed = sorted(templates)
+    listed[3], listed[4] = listed[4], listed[3]
+    for name in ("uniformer_small_sthv2_16_prek400.pth", "unknown.pth"):
+        torch.save(numbered(V1, 174), name)
+        model, _, _ = load_model(configuration(V1, 174, "TEST.DATASET", "sth"), name, listed)
+        assert predictions(model, listed) == dict(enumerate(listed))
+
+
+def test_a_configured_order_has_precedence(lists, tmp_path):
+    """MODEL.CLASS_ORDER sets the order of weights that are not recognised rightly."""
+    path, names = str(tmp_path / "w.pth"), lists[400]
+    torch.save(numbered(V1, 400), path)
+    by_number = np.random.default_rng(3).permutation(names).tolist()
+    (tmp_path / "map.txt").write_text("".join(f"{name}\t{row}\n" for row, name in enumerate(by_number)))
+    for choice, expected in (
+        ("sorted", dict(enumerate(names))),
+        ("released", truth("k400", 400)),
+        (str(tmp_path / "map.txt"), dict(enumerate(by_number))),
+    ):
+        cfg = configuration(
+            *(V1, 400, "MODEL.CLASS_ORDER", choice, "UNIFORMER.PRETRAIN_NAME", path),
+            *("TEST.DATASET", "kinetics", "TRAIN.DATASET", "kinetics"),
+        )
+        assert predictions(load_model(cfg, path, names)[0], names) == expected
+        model = build_model(cfg)
+        initialize(model, cfg, names)
+        assert predictions(model, names) == expected
+    with pytest.raises(ValueError, match="classes have no single counterpart"):
+        load_model(cfg, path, [*names[:-1], "new"])
+    cfg = configuration(V1, 12, "MODEL.CLASS_ORDER", "released")
+    torch.save(numbered(V1, 12), path)
+    with pytest.raises(ValueError, match="released: no classifier of 12 classes"):
+        load_model(cfg, path, None)
+    (tmp_path / "map.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match="2 class names for the 12 rows"):
+        load_model(configuration(V1, 12, "MODEL.CLASS_ORDER", str(tmp_path / "map.txt")), path, [*"abcdefghijkl"])
+
+
+def test_rows_without_a_known_order_keep_it(lists, tmp_path):
+    """Weights of the user keep their order: other classes, other data, or names in the file."""
+    path = str(tmp_path / "w.pth")
+    own = [f"own {i:03d}" for i in reversed(range(700))]
+    for network, classes, names, dataset in (
+        (V1, 12, [*"lkjihgfedcba"], "kinetics"),
+        (V1, 400, own[:400], "kinetics"),
+        (V1, 600, own[:600], "kinetics"),
+        (V2, 700, own, "kinetics_sparse"),
+        (V1, 400, lists[400], "mit"),
+    ):
+        torch.save(numbered(network, classes), path)
+        cfg = configuration(network, classes, "TEST.DATASET", dataset)
+        model, _, of_outputs = load_model(cfg, path, names)
+        assert predictions(model, of_outputs) == dict(enumerate(names))
+    torch.save({"model_state": numbered(V1, 400), "class_names": lists[400]}, path)
+    cfg = configuration(V1, 400, "TEST.DATASET", "kinetics")
+    assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
+    assert load_model(cfg, path, None)[2] == lists[400]
+    with pytest.raises(ValueError, match="class 0 is 'abseiling' there and 'zumba' here"):
+        load_model(cfg, path, lists[400][::-1])
+    torch.save({"model_state": numbered(V1, 400), "class_names": None}, path)  # of a training on a list without names
+    assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
+
+
+def test_names_of_released_classes_are_used_in_fine_tuning(tmp_path):
+    """MODEL.HEAD_ROWS names finds the classes of Kinetics-400 without a file."""
+    path = str(tmp_path / "uniformer_small_k400_16x8.pth")
+    torch.save(numbered(V1, 400), path)
+    cfg = configuration(V1, 3, "TRAIN.CHECKPOINT_FILE_PATH", path, "MODEL.HEAD_ROWS", "names")
+    model = build_model(cfg)
+    initialize(model, cfg, ["Abseiling", "playing_badminton", "new"])
+    assert model.state_dict()["head.bias"][:2].tolist() == [341, 399]
+    assert model.load_report.fresh_classes == ["new"]  # pyright: ignore
+
+
+def test_a_file_of_class_names_counts_more_than_the_names_in_the_checkpoint(tmp_path):
+    path = str(tmp_path / "w.pth")
+    torch.save({"model_state": numbered(V1, 3), "class_names": ["a", "b", "c"]}, path)
+    (tmp_path / "map.txt").write_text("c\nb\na\n")
+    for rows, names, expected in (("", ["a", "b", "c"], [2, 1, 0]), ("names", ["a", "c"], [2, 0])):
+        cfg = configuration(
+            *(V1, len(names), "TRAIN.CHECKPOINT_FILE_PATH", path),
+            *("MODEL.CLASS_ORDER", str(tmp_path / "map.txt"), "MODEL.HEAD_ROWS", rows),
+        )
+        model = build_model(cfg)
+        initialize(model, cfg, names)
+        assert model.state_dict()["head.bias"].tolist() == expected
