@@ -1,124 +1,23 @@
-"""What training and testing prepare alike: the output folder, precision, the way of clips to the device, bad videos."""
+"""What training and testing prepare alike: precision, the way of clips to the device, bad videos."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from slowfast.config import changed_keys, dump_config, recorded_config
 from slowfast.datasets.transforms import normalize
-from slowfast.run.checkpoint import (
-    checkpoint_dir,
-    epochs_done,
-    is_official,
-    last_checkpoint,
-    newest_entries,
-    peek,
-)
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
 from slowfast.utils.io import write_text
-from slowfast.weights.fetch import fetch_checkpoint
 
 logger = logging.getLogger(__name__)
-
-# First line of every resolved configuration.
-WRITTEN_HERE = "# The resolved configuration of a run, written by tools/run_net.py."
-
-RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
-
-
-def prepare_output_dir(cfg: CfgNode) -> None:
-    """Make OUTPUT_DIR and write the resolved configuration there, which can be run again; call it in every process.
-
-    Raises:
-        ValueError: the folder holds a run of another configuration, or one that may not be resumed, or cannot be made.
-    """
-    if cfg.TRAIN.ENABLE:  # a test writes into its own folder
-        distributed.on_main(lambda: _prepare_output_dir(cfg))
-
-
-def _prepare_output_dir(cfg: CfgNode) -> None:
-    if last_checkpoint(cfg.OUTPUT_DIR):
-        if not cfg.TRAIN.AUTO_RESUME:
-            raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already and TRAIN.AUTO_RESUME is False; choose another "
-                "OUTPUT_DIR, or set it True to go on with that run"
-            )
-        if changed := _changes(newest_entries(cfg.OUTPUT_DIR), cfg):
-            differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())
-            raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run of another configuration ({differences}); choose another "
-                "OUTPUT_DIR, or undo the change to go on with that run"
-            )
-    try:
-        write_resolved(cfg, Path(cfg.OUTPUT_DIR))
-    except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written ({error}); choose another") from error
-
-
-def write_resolved(cfg: CfgNode, folder: Path) -> None:
-    """Write `resolved_config.yaml`; keep a file of that name that no run wrote."""
-    path = folder / "resolved_config.yaml"
-    if path.exists() and path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] != WRITTEN_HERE:
-        logger.warning("%s was not written by a run: it is not replaced", path)
-        return
-    write_text(path, f"{WRITTEN_HERE}\n{dump_config(cfg)}")
-
-
-def _changes(entries: Mapping[str, Any], now: CfgNode) -> dict[str, tuple[Any, Any]]:
-    """Return the differences between the recipe of a checkpoint and this one.
-
-    Another number of nodes is not a difference if a step keeps its videos and its learning rate; more epochs are not
-    one for a run that has finished.
-    """
-    if not isinstance(entries.get("cfg"), str) or is_official(entries):
-        return {}
-    before, _ = recorded_config(entries["cfg"])
-    changed = changed_keys(before, now)
-    if now.SOLVER.MAX_EPOCH > before.SOLVER.MAX_EPOCH <= epochs_done(entries):
-        changed.pop("SOLVER.MAX_EPOCH", None)
-    if _step(before) == _step(now):
-        split = ("NUM_SHARDS", "TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS", "SOLVER.BASE_LR_SCALE_NUM_SHARDS")
-        changed = {key: values for key, values in changed.items() if key not in (*split, *RATES)}
-    return changed
-
-
-def warn_of_weights_only(cfg: CfgNode) -> None:
-    """Warn if TRAIN.CHECKPOINT_FILE_PATH contains an optimizer state, which the official programs would resume."""
-    path = cfg.TRAIN.CHECKPOINT_FILE_PATH
-    if not path or not distributed.is_main():
-        return
-    entries = peek(Path(fetch_checkpoint(path)))
-    if "optimizer_state" not in entries:
-        return
-    epochs, cure = epochs_done(entries), ""
-    if is_official(entries) and _num_classes(entries) == cfg.MODEL.NUM_CLASSES:
-        copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
-        cure = f"; to resume from its epoch {epochs:g} instead, copy it to {copy} and start again"
-    logger.warning(
-        "only the weights of TRAIN.CHECKPOINT_FILE_PATH %s are used, not its optimizer state and epoch%s", path, cure
-    )
-
-
-def _num_classes(entries: Mapping[str, Any]) -> int | None:
-    text = entries.get("cfg")
-    return recorded_config(text)[0].MODEL.NUM_CLASSES if isinstance(text, str) else None
-
-
-def _step(cfg: CfgNode) -> tuple[float, ...]:
-    """Videos of an optimizer step over all nodes, and the learning rates that its configuration leads to."""
-    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
-    factor = cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
-    return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:

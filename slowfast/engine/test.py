@@ -20,10 +20,11 @@ from slowfast.datasets.list_checks import log_labels
 from slowfast.datasets.lists import Manifest
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
-from slowfast.engine.setup import clip_mover, place, write_resolved
+from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.run.preflight import build_alike
+from slowfast.run.resume import write_resolved
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.io import atomic_write, sha256, to_json, write_text

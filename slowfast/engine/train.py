@@ -30,7 +30,7 @@ from slowfast.engine.ema import ModelEma
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
 from slowfast.engine.official import adopt
-from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place, warn_of_weights_only
+from slowfast.engine.setup import BadVideos, amp_dtype, clip_mover, place
 from slowfast.engine.state import TrainState
 from slowfast.engine.tensorboard import TensorBoard
 from slowfast.models.build import build_model, initialize
@@ -38,7 +38,7 @@ from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set
 from slowfast.run import interrupt
 from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
 from slowfast.run.preflight import build_alike
-from slowfast.run.resume import compare, facts
+from slowfast.run.resume import compare, facts, warn_of_weights_only
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError

@@ -21,13 +21,13 @@ import torch
 from fvcore.common.config import CfgNode
 
 from slowfast.config import check_hardware, num_local_processes
-from slowfast.engine.setup import prepare_output_dir
 from slowfast.engine.test import test, test_folder
 from slowfast.engine.train import train
 from slowfast.run import children, interrupt
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.run.lock import PATIENCE, hold
 from slowfast.run.preflight import preflight
+from slowfast.run.resume import prepare_output_dir
 from slowfast.run.watchdog import EXIT_HUNG, progress, unwatch, watch
 from slowfast.utils import distributed
 from slowfast.utils.io import write_text

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from slowfast.config import load_config
-from slowfast.engine.setup import prepare_output_dir, warn_of_weights_only
 from slowfast.run.checkpoint import checkpoint_dir
+from slowfast.run.resume import prepare_output_dir, warn_of_weights_only
 
 OWN = "resolved_config.yaml"
 
