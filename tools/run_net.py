@@ -12,7 +12,7 @@ from pathlib import Path
 # takes. It has to be set before PyTorch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-from slowfast.config import format_config, load_config_with_sources
+from slowfast.config import check_variables, format_config, load_config_with_sources
 from slowfast.config.load import read_overrides
 from slowfast.config.rules import is_key
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, INTERRUPTED, ignore, leave
@@ -75,6 +75,7 @@ def main() -> int:
         if args.show:
             show(format_config(cfg, sources))
             return 0
+        check_variables(cfg)
         if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
             raise ValueError(
                 "TRAIN.ENABLE and TEST.ENABLE are both False, so there is nothing to do; set one of them True"

@@ -3,6 +3,7 @@
 from slowfast.config.keys import MAY_DIFFER
 from slowfast.config.load import (
     changed_keys,
+    check_variables,
     dump_config,
     format_config,
     get_cfg,
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "changed_keys",
     "check_hardware",
+    "check_variables",
     "dump_config",
     "format_config",
     "get_cfg",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ from slowfast.config.rules import (
 )
 
 PACKAGE = Path(__file__).parents[1]
+# A variable of the environment in a value: ${DATA_ROOT}/k400.
+VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 # Limits of a configuration file; an alias counts as often as it is used.
 MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 2000, 20, 4096
 
@@ -77,7 +80,10 @@ def get_cfg() -> ConfigNode:
 
 
 def load_config(path: str | os.PathLike | None, overrides: Sequence[str] = ()) -> ConfigNode:
-    """Defaults, bases, file and command line (the later wins), checked and frozen.
+    """Return defaults, bases, file and command line (the later wins), checked and frozen.
+
+    `${NAME}` in a value is replaced by that variable of the environment. Without the variable it stays as it is, so
+    that the configuration can be read anywhere; `check_variables` refuses it before a run.
 
     Args:
         path: YAML file; `_BASE_` in it names one or more files, relative to it, that come first. None = defaults.
@@ -106,6 +112,43 @@ def load_config_with_sources(
     return cfg, sources
 
 
+def expand(value: Any) -> Any:
+    """Replace `${NAME}` in a text by the variable of the environment; keep it if the variable is not set or empty."""
+    if not isinstance(value, str):
+        return value
+    return VARIABLE.sub(lambda match: _variable(match[1]) or match[0], value)
+
+
+def _variable(name: str) -> str:
+    """Return a variable of the environment; the folder DATA_ROOT as an absolute path."""
+    value = os.environ.get(name, "")
+    return os.path.abspath(os.path.expanduser(value)) if value and name == "DATA_ROOT" else value
+
+
+def _unset(value: Any) -> list[str]:
+    """Return the variables that a value still contains."""
+    return VARIABLE.findall(value) if isinstance(value, str) else []
+
+
+def check_variables(cfg: CfgNode) -> None:
+    """Refuse a configuration with variables that are not set.
+
+    Raises:
+        ConfigError: one fault per variable.
+    """
+    users: dict[str, list[str]] = {}
+    for key, value in leaves(cfg).items():
+        for name in _unset(value):
+            users.setdefault(name, []).append(key)
+    _raise(
+        [
+            f"{name} is not set, and {', '.join(dict.fromkeys(keys))} {'need' if len(keys) > 1 else 'needs'} it: "
+            + ("DATA_ROOT=/data bash exp/NAME/run.sh" if name == "DATA_ROOT" else f"export {name}=VALUE")
+            for name, keys in users.items()
+        ]
+    )
+
+
 def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
     """Return the configuration that a checkpoint recorded, and those of its keys that this version has."""
     cfg, faults = get_cfg(), []
@@ -125,7 +168,8 @@ def format_config(cfg: CfgNode, sources: Mapping[str, str]) -> str:
     text, values = "", leaves(cfg)
     for key, line in _lines(cfg):
         changed = key in values and values[key] != DEFAULT_VALUES[key]
-        text += (f"{line:<50}  # {sources.get(key, 'set by code')}" if changed else line) + "\n"
+        unset = "".join(f"; {name} is not set" for name in _unset(values.get(key)))
+        text += (f"{line:<50}  # {sources.get(key, 'set by code')}{unset}" if changed else line) + "\n"
     return text
 
 
@@ -217,7 +261,7 @@ def _read_bases(node: yaml.Node, path: str, faults: list[str], parents: tuple[st
     for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
         origin = f"{path}:{item.start_mark.line + 1}"
         if isinstance(item, yaml.ScalarNode) and item.value:
-            base = os.path.join(os.path.dirname(path), os.path.expanduser(item.value))
+            base = os.path.join(os.path.dirname(path), os.path.expanduser(expand(item.value)))
             inherited += read_file(base, faults, origin, parents)
         else:
             faults.append(f"{origin}: {BASE_KEY} must be a file or a list of files, relative to {path}")
@@ -321,7 +365,7 @@ def _merge(cfg: ConfigNode, assignments: Iterable[Assignment], faults: list[str]
         if key in DEFAULT_VALUES:
             section, _, name = key.rpartition(".")
             try:
-                value = convert(value, type_of(key))
+                value = convert(expand(value), type_of(key))
             except TypeError:
                 unusable.add(key)
                 kind, default = describe(type_of(key)), DEFAULT_VALUES[key]

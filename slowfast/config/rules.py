@@ -319,9 +319,11 @@ class ConfigError(ValueError):
 
     def __str__(self) -> str:
         count = len(self.faults)
+        if count == 1:
+            return self.faults[0]
         more = f"\n  and {count - 50} more" if count > 50 else ""
         lines = "".join(f"\n  {fault}" for fault in self.faults[:50])
-        return f"{count} fault{'s' * (count > 1)} in the configuration:{lines}{more}"
+        return f"{count} faults in the configuration:{lines}{more}"
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

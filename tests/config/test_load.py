@@ -12,6 +12,7 @@ from slowfast.config import (
     ConfigError,
     changed_keys,
     check_hardware,
+    check_variables,
     dump_config,
     format_config,
     get_cfg,
@@ -433,3 +434,35 @@ def test_hardware_is_checked_apart_from_loading():
 def test_faults_survive_the_way_between_processes():
     error = pickle.loads(pickle.dumps(ConfigError(["one", "two"])))
     assert error.faults == ["one", "two"] and str(error).startswith("2 faults")
+
+
+def test_variables_are_expanded_in_files_bases_and_overrides(write, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", "data")
+    monkeypatch.setenv("PARTS", "parts")
+    monkeypatch.setenv("BATCH", "16")
+    write("parts/k400.yaml", "DATA:\n  PATH_TO_DATA_DIR: ${DATA_ROOT}/k400\n")
+    write("x.yaml", "_BASE_: ${PARTS}/k400.yaml\nTRAIN: {BATCH_SIZE: '${BATCH}'}\n")
+    cfg, sources = load_config_with_sources("x.yaml", ["DATA.PATH_PREFIX", "${DATA_ROOT}", "OUTPUT_DIR", "$BATCH"])
+    absolute = os.path.abspath("data")
+    assert (f"{absolute}/k400", absolute) == (cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.PATH_PREFIX)
+    assert (cfg.TRAIN.BATCH_SIZE, cfg.OUTPUT_DIR) == (16, "$BATCH")
+    assert f"PATH_TO_DATA_DIR: {absolute}/k400" in dump_config(cfg)
+    assert sources["DATA.PATH_TO_DATA_DIR"] == "parts/k400.yaml:2"
+    check_variables(cfg)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_variables_that_are_not_set_are_one_fault_each_before_a_run(write, monkeypatch, value):
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("DATA_ROOT", value)
+    text = "DATA:\n  PATH_TO_DATA_DIR: ${DATA_ROOT}/k400\n  PATH_PREFIX: ${DATA_ROOT}/k400\nOUTPUT_DIR: ${NO_SUCH}\n"
+    cfg, sources = load_config_with_sources(write("x.yaml", text))
+    assert cfg.DATA.PATH_TO_DATA_DIR == "${DATA_ROOT}/k400"
+    (line,) = (line for line in format_config(cfg, sources).splitlines() if "PATH_PREFIX" in line)
+    assert "x.yaml:3" in line and "DATA_ROOT is not set" in line
+    with pytest.raises(ConfigError) as error:
+        check_variables(cfg)
+    other, root = error.value.faults
+    assert "NO_SUCH" in other and "OUTPUT_DIR" in other
+    assert all(part in root for part in ("DATA_ROOT", "DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "run.sh"))
