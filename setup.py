@@ -8,7 +8,7 @@ BESIDE = ("configs", "exp", "tools")
 
 setup(
     name="slowfast",
-    version="0.1.0",
+    version="0.2.0",
     description="Training and testing of UniFormer and UniFormerV2 video backbones",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -17,7 +17,14 @@ setup(
     # The wheel holds the experiments and tools, which a checkout has beside the package.
     packages=[*find_packages(include=["slowfast", "slowfast.*"]), *(f"slowfast.{folder}" for folder in BESIDE)],
     package_dir={f"slowfast.{folder}": folder for folder in BESIDE},
-    package_data={"": ["**/*.json", "**/*.yaml"]},
+    package_data={"": ["**/*.json", "**/*.yaml", "py.typed"]},
+    entry_points={
+        "console_scripts": [
+            "slowfast-train = slowfast.commands:train",
+            "slowfast-prepare = slowfast.commands:prepare",
+            "slowfast-demo-data = slowfast.commands:demo_data",
+        ]
+    },
     # The lower bounds of torch, torchvision, av, timm and submitit were tested together, on Python 3.10. torch and
     # torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair, and torchvision
     # pins its own torch, so any resolver ends at one.
@@ -57,6 +64,7 @@ setup(
             "ruff==0.17.*",
             "pyright[nodejs]>=1.1.400",
             "pre-commit>=3.7",
+            "codespell>=2.3",
         ],
     },
 )

@@ -1,24 +1,23 @@
-"""Make a small set of H.264 videos whose eight classes differ in motion only, or of images that differ in shape.
+"""Make a small set of H.264 videos whose eight classes differ only in motion, or of images that differ only in shape.
 
     python tools/make_demo_data.py --out data/motion [--train 1000 --test 200 --seed 0 --workers N]
     python tools/make_demo_data.py --out data/shapes --images
 
-A two-coloured shape lies over a textured background. Four factors describe it: position x, position y, angle and size.
-A class names one factor and the direction in which it goes, steadily, from one end of a range to the other. The three
-other factors go there and back over ranges drawn in the same way, starting anywhere on the round trip, so they end
-where they began. What follows:
+A shape of two colours moves over a textured background. Four factors describe it: position x, position y, angle and
+size. A class names one factor and its direction: this factor changes steadily from one end of a range to the other. The
+other three factors change to one end of their range, to the other end, and back to where they began. It follows that:
 
-* A frame taken at random from a video is equally likely under each class: every factor is uniform over its range.
-* A video played backwards is an equally likely video of the opposite class, so the frames without their order can never
-  tell the two apart; nor does the range that a factor covers tell which factor is the steady one.
-* A frame together with its time does tell something (a shape that ends on the right probably moved there), as it does
-  of any steady motion. The control for all of this is a test with shuffled frames, which has to end near 1 / 8.
+* A random frame of a video has the same distribution under each class: every factor is uniform over its range.
+* A reversed video is an equally likely video of the opposite class. So the frames without their order contain no
+  information about the class, and neither do the ranges that the factors cover.
+* A frame with its position in time does contain information, as in any steady motion: a shape at the right edge at the
+  end probably moved right. Therefore the control is a test with shuffled frames, whose accuracy must be near 1 / 8.
 
-Shape, texture, colours, background, still clutter, noise, speed, length, frame rate and resolution vary from video to
-video and do not depend on the class. A file is a function of (seed, split, index) and of nothing around it.
+Shape, texture, colours, background, clutter, noise, speed, length, frame rate and resolution vary from video to video,
+independently of the class. A file is a function of (seed, split, index).
 
-With --images, the same shape at any place, angle and size over the same backgrounds is a still image, and its outline
-is the class: train/<class>/*.jpg and val/<class>/*.jpg. Colours, and the area that a shape covers, do not depend on it.
+With --images, a shape at a random place, angle and size over the same backgrounds is a still image, and its outline is
+the class: train/<class>/*.jpg and val/<class>/*.jpg. Its colours and its area do not depend on the class.
 """
 
 from __future__ import annotations
@@ -48,8 +47,8 @@ CLASS_NAMES = (
     "grow",
 )
 IMAGE_CLASS_NAMES = ("triangle", "square", "hexagon", "star", "arrow", "ell", "cross", "bar")
-VERSION = 1  # part of the manifest: raise it when the same arguments begin to give other files
-ARC = (0.6, 1.0)  # share of a factor's limits that the range of one video takes
+VERSION = 1  # in demo.json: increase it when the same arguments give other files
+ARC = (0.6, 1.0)  # share of a factor's limits that one video covers
 FRAMES = (24, 48)
 FRAME_RATES = (12, 15, 24, 30)
 SHORT_SIDES = (64, 80, 96)  # decord misreads some other widths below 96, such as 72
@@ -66,29 +65,17 @@ SHAPES = (
     [(-0.9, -0.35), (0.1, -0.35), (0.1, -0.9), (0.95, 0), (0.1, 0.9), (0.1, 0.35), (-0.9, 0.35)],  # arrow
     [(-0.7, -0.7), (0, -0.7), (0, 0), (0.7, 0), (0.7, 0.7), (-0.7, 0.7)],  # L
 )  # outlines inside the unit circle
+CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
 IMAGE_SHAPES = (
     *SHAPES,
-    [
-        (-0.3, -0.95),
-        (0.3, -0.95),
-        (0.3, -0.3),
-        (0.95, -0.3),
-        (0.95, 0.3),
-        (0.3, 0.3),
-        (0.3, 0.95),
-        (-0.3, 0.95),
-        (-0.3, 0.3),
-        (-0.95, 0.3),
-        (-0.95, -0.3),
-        (-0.3, -0.3),
-    ],  # cross
+    [({1: 0.3, 3: 0.95}[abs(x)] * np.sign(x), {1: 0.3, 3: 0.95}[abs(y)] * np.sign(y)) for x, y in CROSS],
     [(-0.95, -0.3), (0.95, -0.3), (0.95, 0.3), (-0.95, 0.3)],  # bar
 )  # in the order of IMAGE_CLASS_NAMES
 COVERED = (0.1, 0.25)  # area of a shape in an image, in squares of the short side
 
 
 def draw_factors(rng: np.random.Generator, label: int, length: int) -> np.ndarray:
-    """Draw how x, y, angle and size run through one video of class `label`.
+    """Draw the course of x, y, angle and size in one video of class `label`.
 
     Returns:
         (4, length) positions between the two limits of each factor, in [0, 1].
@@ -105,13 +92,13 @@ def draw_factors(rng: np.random.Generator, label: int, length: int) -> np.ndarra
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cells: int, strength: float) -> np.ndarray:
-    """Smooth colour noise (H, W, 3) around 0, `cells` blobs a side."""
+    """Return smooth colour noise (H, W, 3) around 0 with `cells` blobs per side."""
     coarse = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _draw_sprite(rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
-    """A shape (SPRITE, SPRITE, 4), colours and opacity; its warm half and its cool half show every turn."""
+    """Draw a shape (SPRITE, SPRITE, 4), colours and opacity; a warm and a cool half make every rotation visible."""
     center, radius = (SPRITE - 1) / 2, SPRITE / 2 - 2
     outline = center + radius * shape
     mask = np.zeros((SPRITE, SPRITE), np.uint8)
@@ -125,7 +112,7 @@ def _draw_sprite(rng: np.random.Generator, shape: np.ndarray) -> np.ndarray:
 
 
 def _draw_background(rng: np.random.Generator, height: int, width: int, level: float) -> np.ndarray:
-    """Colour noise of two sizes and up to four still blocks: (H, W, 3) uint8 of mean brightness `level`."""
+    """Draw colour noise of two sizes and up to four still blocks: (H, W, 3) uint8 of mean brightness `level`."""
     background = level + _noise(rng, (height, width), 4, 15) + _noise(rng, (height, width), 16, 6)
     for _ in range(rng.integers(5)):
         corner = rng.uniform(0, (width, height))
@@ -136,17 +123,17 @@ def _draw_background(rng: np.random.Generator, height: int, width: int, level: f
 
 
 def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width in pixels."""
+    """Draw height and width in pixels."""
     short = int(rng.choice(SHORT_SIDES))
-    long = round(short * rng.choice(ASPECTS) / 2) * 2  # H.264 halves the colour planes: even sides
+    long = round(short * rng.choice(ASPECTS) / 2) * 2  # H.264 halves the colour planes, so sides must be even
     return (short, long) if rng.random() < 0.5 else (long, short)
 
 
 def _lay_over(background: np.ndarray, sprite: np.ndarray, x: float, y: float, angle: float, scale: float) -> np.ndarray:
-    """`sprite` over `background`, centred at (x, y), turned by `angle` (radians, clockwise) and scaled."""
+    """Return `sprite` over `background`, centred at (x, y), rotated by `angle` (radians, clockwise) and scaled."""
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     center = (SPRITE - 1) / 2
-    # y points down, so a growing angle turns clockwise
+    # y points down, so a larger angle rotates clockwise
     matrix = np.array([[cos, -sin, x - center * (cos - sin)], [sin, cos, y - center * (sin + cos)]])
     layer = cv2.warpAffine(sprite, matrix, background.shape[1::-1], flags=cv2.INTER_AREA)
     opacity = layer[..., 3:].astype(np.int32)
@@ -194,7 +181,7 @@ def render_image(rng: np.random.Generator, label: int) -> np.ndarray:
 
 
 def write_image(path: Path, seed: int, split: str, index: int) -> None:
-    """Render and encode image `index` of a split, of class `index` modulo 8; the file appears whole or not at all."""
+    """Render and encode image `index` of a split, of class `index` modulo 8; write the complete file or none."""
     rng = rng_for(seed, "demo image", split, index)
     image = render_image(rng, index % len(IMAGE_CLASS_NAMES))
     quality = int(rng.integers(80, 96))
@@ -204,7 +191,7 @@ def write_image(path: Path, seed: int, split: str, index: int) -> None:
 
 
 def write_video(path: Path, seed: int, split: str, index: int) -> None:
-    """Render and encode video `index` of a split, of class `index` modulo 8; the file appears whole or not at all."""
+    """Render and encode video `index` of a split, of class `index` modulo 8; write the complete file or none."""
     rng = rng_for(seed, "demo", split, index)
     video = render(rng, index % len(CLASS_NAMES))
     part = path.with_suffix(".part")
@@ -213,7 +200,7 @@ def write_video(path: Path, seed: int, split: str, index: int) -> None:
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # With more threads libx264 may write other bytes; a short distance between key frames makes seeking cheap.
+        # More threads may change the bytes that libx264 writes; close key frames make seeking cheap.
         stream.options = {"preset": "ultrafast", "crf": "20", "g": "12", "threads": "1"}
         for image in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -233,16 +220,16 @@ def make_demo_data(
 
     With `images`, write train/<class>/*.jpg and val/<class>/*.jpg instead.
 
-    A finished folder is left alone, an interrupted call goes on where it was. Classes take turns, so they are even when
-    the counts are multiples of 8.
+    A complete folder is not changed; after an interruption, only missing files are written. Classes alternate, so each
+    has the same number of files when the counts are multiples of 8.
 
     Args:
         out: the folder; DATA.PATH_TO_DATA_DIR and DATA.PATH_PREFIX of a configuration.
         train: training videos or images.
         test: test videos or images.
         seed: of every draw.
-        workers: threads; None takes one per core. The files do not depend on it.
-        images: still images of eight shapes instead of videos of eight motions.
+        workers: threads, by default one per core. The files do not depend on it.
+        images: make still images of eight shapes instead of videos of eight motions.
 
     Returns:
         The folder.
@@ -251,17 +238,19 @@ def make_demo_data(
         ValueError: a count below 1, or the folder holds other demo data.
     """
     if min(train, test) < 1:
-        raise ValueError(f"train {train} and test {test} have to be at least 1")
+        raise ValueError(f"train {train} and test {test} must be at least 1: increase them")
     out = Path(out)
     wanted = {"version": VERSION, "seed": seed, "train": train, "test": test, **({"images": True} if images else {})}
-    manifest = out / "manifest.json"
-    found = json.loads(manifest.read_text()) if manifest.exists() else {**wanted, "complete": False}
+    record = out / "demo.json"
+    found = json.loads(record.read_text()) if record.exists() else {**wanted, "complete": False}
     if {**found, "complete": False} != {**wanted, "complete": False}:
-        raise ValueError(f"{out} holds demo data made with {found}, not {wanted}: choose another folder, or remove it")
+        raise ValueError(
+            f"{out} contains demo data made with {found}, not {wanted}: choose another folder, or remove it"
+        )
     if found["complete"]:
         return out
 
-    write_text(manifest, json.dumps({**wanted, "complete": False}))
+    write_text(record, json.dumps({**wanted, "complete": False}))
     write = write_image if images else write_video
     names = {
         (split, index): _image_name(split, index) if images else f"videos/{split}_{index:05d}.mp4"
@@ -278,7 +267,7 @@ def make_demo_data(
             pass
     if not images:
         _write_lists(out, names)
-    write_text(manifest, json.dumps({**wanted, "complete": True}))
+    write_text(record, json.dumps({**wanted, "complete": True}))
     return out
 
 
@@ -295,12 +284,15 @@ def _write_lists(out: Path, names: dict[tuple[str, int], str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make small videos of eight classes that only motion tells apart.")
+    """Make the data that the command line asks for."""
+    parser = argparse.ArgumentParser(description="Make small videos of eight classes that differ only in motion.")
     parser.add_argument("--out", required=True, help="folder of the lists and videos, or of the images")
-    parser.add_argument("--images", action="store_true", help="still images of eight classes that shape tells apart")
+    parser.add_argument(
+        "--images", action="store_true", help="make still images of eight classes that differ only in shape"
+    )
     parser.add_argument("--train", type=int, default=1000, help="training videos or images (default: %(default)s)")
     parser.add_argument("--test", type=int, default=200, help="test videos or images (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="other seeds, other files (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="threads (default: one per core)")
     args = parser.parse_args()
     out = make_demo_data(**vars(args))

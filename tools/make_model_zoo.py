@@ -1,7 +1,7 @@
 """Write the tables of MODEL_ZOO.md from the experiment folders: python tools/make_model_zoo.py [--check].
 
-A folder of exp/ is in them when the head of its config.yaml names released weights (the demo's does not). Parameters
-and FLOPs are computed here; accuracies are those that the authors report.
+The tables list the folders of exp/ whose config.yaml names released weights in its first lines. Parameters and FLOPs are
+computed; accuracies are those that the authors report.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ TITLE = """\
 class Experiment:
     """A folder of exp/: its configuration and the fields of its header.
 
-    Args:
-        top1: reported accuracy in percent, as printed; None where none is reported.
-        views: clips and crops it was reported with, None where none is reported.
+    Attributes:
+        top1: reported accuracy in percent, as printed, or None.
+        views: clips and crops of the reported accuracy, or None.
         weights: name of the released weights.
     """
 
@@ -82,10 +82,10 @@ class Experiment:
 
 
 def read_experiment(folder: Path) -> Experiment | None:
-    """Return the experiment of a folder of exp/; None if its header names no weights.
+    """Return the experiment of a folder of exp/, or None if its header names no weights.
 
     Raises:
-        ValueError: the header has another form, or the configuration a fault.
+        ValueError: the header has another form, or the configuration is faulty.
     """
     path = folder / "config.yaml"
     text = path.read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def read_experiment(folder: Path) -> Experiment | None:
     match = HEADER.match(text)
     if not match:
         raise ValueError(
-            f"{path} has to begin with the lines Command, Hardware, Accuracy and Weights, in the form of "
+            f"{path}: the first lines are not Command, Hardware, Accuracy and Weights: write them in the form of "
             "exp/uniformer_s16x4_k400/config.yaml"
         )
     return Experiment(
@@ -110,7 +110,7 @@ def read_experiment(folder: Path) -> Experiment | None:
 
 
 def read_experiments(root: Path = ROOT) -> list[Experiment]:
-    """Return all experiments with released weights, by name."""
+    """Return all experiments with released weights, sorted by name."""
     folders = sorted(path.parent for path in (root / "exp").glob("*/config.yaml"))
     return [experiment for folder in folders if (experiment := read_experiment(folder))]
 
@@ -118,7 +118,7 @@ def read_experiments(root: Path = ROOT) -> list[Experiment]:
 def costs(experiments: Iterable[Experiment]) -> Iterator[tuple[int, int]]:
     """Yield parameters, and multiply-adds of one view of the test, of each experiment.
 
-    Networks that differ only in their classes, which are less than a thousandth of a GFLOP, are run once.
+    Networks that differ only in their classes, which cost less than 0.001 GFLOPs, are run once.
     """
     flops: dict[tuple, int] = {}
     for experiment in experiments:
@@ -162,7 +162,7 @@ def row(experiment: Experiment, parameters: int, flops: int) -> str:
 
 
 def tables(experiments: Sequence[Experiment]) -> str:
-    """Return the introduction and one table per data set: UniFormer before UniFormerV2, cheap networks first."""
+    """Return the introduction and one table per data set, UniFormer before UniFormerV2, sorted by FLOPs."""
     rows: dict[str, list[tuple[tuple, str]]] = {name: [] for name in DATASETS}
     for experiment, (parameters, flops) in zip(experiments, costs(experiments), strict=True):
         dataset = Path(experiment.cfg.DATA.PATH_TO_DATA_DIR).parts[1]
@@ -176,7 +176,7 @@ def tables(experiments: Sequence[Experiment]) -> str:
 
 
 def main() -> int:
-    """Write MODEL_ZOO.md, or compare it; exit code 1 if it is not up to date, 2 for a fault of an experiment."""
+    """Write or compare MODEL_ZOO.md; return 0, 1 if it is not up to date, or 2 if an experiment is faulty."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if MODEL_ZOO.md would change")
     args = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Kill a training again and again and see that nothing is lost: python tools/torture.py --cfg exp/demo/config.yaml.
+"""Kill a training repeatedly and check that nothing is lost: python tools/torture.py --cfg exp/demo/config.yaml.
 
-An undisturbed run is the reference. Every trial then trains anew, is killed by SIGKILL at random moments, half of them
-while a checkpoint is being written, and is started again with the same command until it ends. Its last checkpoint has
-to be the reference's bit for bit, and its log has to tell the same losses.
+An uninterrupted run is the reference. Every trial starts a new training, kills it by SIGKILL at random moments, half of
+them while a checkpoint is being written, and repeats the same command until it ends. Its last checkpoint and the losses
+in its log must equal those of the reference bit for bit.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
 RUN_NET = Path(__file__).with_name("run_net.py")
-# a checkpoint a step, so that kills while saving are no rarity
+# one checkpoint per step, so that kills during a save are frequent
 ALWAYS = ("TEST.ENABLE", "False", "TRAIN.CHECKPOINT_MINUTES", "1e-6", "TRAIN.CHECKPOINT_PERIOD", "1", "LOG_PERIOD", "1")
 
 
 def start(config: str, output_dir: Path, overrides: Sequence[str]) -> subprocess.Popen:
-    """Start the training in a session of its own; what it prints goes to OUTPUT_DIR.txt."""
+    """Start the training in a new session; write its output to OUTPUT_DIR.txt."""
     command = [sys.executable, str(RUN_NET), "--cfg", config, *overrides, *ALWAYS, "OUTPUT_DIR", str(output_dir)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}  # the order of a sum depends on the number of threads
     with open(f"{output_dir}.txt", "ab") as log:
@@ -41,9 +41,9 @@ def start(config: str, output_dir: Path, overrides: Sequence[str]) -> subprocess
 
 
 def kill_at_random(process: subprocess.Popen, output_dir: Path, seconds: float, rng: random.Random) -> bool:
-    """Kill the processes of a run at some moment of the first half of `seconds`; False if it ended before."""
+    """Kill the processes of a run in the first half of `seconds`; return False if it ended before."""
     while_saving = rng.random() < 0.5
-    # the first half of what is left to do: the next attempt begins there, and a late kill may come after the end
+    # in the first half, because each attempt resumes and has less left to do than `seconds`
     deadline = time.monotonic() + rng.uniform(0, seconds / 2)
     while process.poll() is None:
         part = while_saving and any(checkpoint_dir(str(output_dir)).glob(".*.pyth.*"))
@@ -56,7 +56,7 @@ def kill_at_random(process: subprocess.Popen, output_dir: Path, seconds: float, 
 
 
 def differences(a: Any, b: Any, name: str = "") -> list[str]:
-    """Names of the entries in which two checkpoints differ by a bit or more."""
+    """Return the names of the entries in which two checkpoints differ."""
     if torch.is_tensor(a) and torch.is_tensor(b):
         return [] if torch.equal(a, b) else [name]
     if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -67,10 +67,10 @@ def differences(a: Any, b: Any, name: str = "") -> list[str]:
 
 
 def result(output_dir: Path) -> dict[str, Any]:
-    """What has to be the same in the end: the last checkpoint but for its OUTPUT_DIR, and the losses of all steps."""
+    """Return what must be equal: the last checkpoint without its configuration, and the losses of all steps."""
     path = last_checkpoint(str(output_dir))
     if path is None:
-        raise ValueError(f"{output_dir} holds no checkpoint; {output_dir}.txt tells what happened")
+        raise ValueError(f"{output_dir} contains no checkpoint: see {output_dir}.txt")
     checkpoint = {key: value for key, value in load_tensors(path).items() if key != "cfg"}
     losses = [record["loss"] for record in read_metrics(output_dir) if record["kind"] == "train"]
     return {"checkpoint": checkpoint, "losses": losses}
@@ -80,21 +80,23 @@ def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, ki
     """Run the reference and the trials.
 
     Args:
-        folder: of all outputs; it has to be empty.
-        trials: runs to disturb.
-        kills: of each.
-        seed: of the moments.
+        config: path of an experiment.
+        overrides: KEY VALUE pairs.
+        folder: an empty folder for all outputs.
+        trials: number of runs to interrupt.
+        kills: number of kills per run.
+        seed: seed of the moments.
 
     Returns:
-        How often a process was killed.
+        The number of kills.
 
     Raises:
-        ValueError: a run failed by itself, or ended otherwise than the reference.
+        ValueError: a run failed without a kill, or its result differs from the reference.
     """
     rng = random.Random(seed)
     begun = time.monotonic()
     if start(config, folder / "reference", overrides).wait():
-        raise ValueError(f"the undisturbed run failed; {folder}/reference.txt tells why")
+        raise ValueError(f"the uninterrupted run failed: see {folder}/reference.txt")
     seconds = time.monotonic() - begun
     reference = result(folder / "reference")
     killed = 0
@@ -105,21 +107,22 @@ def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, ki
             if attempt < kills and kill_at_random(process, output_dir, seconds, rng):
                 killed += 1
             elif process.wait():
-                raise ValueError(f"trial {trial} failed by itself after {attempt} kills; {output_dir}.txt tells why")
+                raise ValueError(f"trial {trial} failed without a kill after {attempt} kills: see {output_dir}.txt")
             else:
                 break
         if different := differences(reference, result(output_dir)):
-            raise ValueError(f"trial {trial} of {folder} ended otherwise than the reference: {different[:5]}")
+            raise ValueError(f"trial {trial} of {folder} differs from the reference: {different[:5]}")
         shutil.rmtree(output_dir)
     return killed
 
 
 def main() -> int:
+    """Run the trials; return 0, or 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
-    parser.add_argument("--trials", type=int, default=50, help="runs to disturb (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=3, help="of each run (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=50, help="number of runs (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=3, help="kills per run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
     args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="torture_") as folder:
@@ -128,7 +131,7 @@ def main() -> int:
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    print(f"{args.trials} runs, killed {killed} times, all ended bit for bit like the undisturbed one")
+    print(f"{args.trials} runs, killed {killed} times, all results equal the uninterrupted one bit for bit")
     return 0
 
 

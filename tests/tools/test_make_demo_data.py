@@ -133,8 +133,8 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_returns(demo: Path, tmp_
     make_demo_data(folder, train=16, test=8, seed=3)
     assert kept.stat().st_mtime_ns == before
 
-    manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("true", "false"))
+    record = folder / "demo.json"
+    record.write_text(record.read_text().replace("true", "false"))
     for name in ("test.csv", "videos/train_00005.mp4", "videos/test_00001.mp4"):
         (folder / name).unlink()
     (folder / "videos" / "train_00005.part").write_bytes(b"torn")
@@ -180,8 +180,8 @@ def test_images_are_reproducible_and_an_interrupted_call_goes_on(stills: Path, t
     other = contents(make_demo_data(tmp_path / "other", seed=4, **options))
     assert not any(other[name] == content for name, content in contents(stills).items())
 
-    manifest = again / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("true}", "false}"))
+    record = again / "demo.json"
+    record.write_text(record.read_text().replace("true}", "false}"))
     (again / "train/bar/00007.jpg").unlink()
     make_demo_data(again, seed=3, **options)
     assert contents(again) == contents(stills)

@@ -1,0 +1,30 @@
+"""The console commands, which run the programs of tools/."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+
+def _run(program: str) -> int:
+    package = Path(__file__).parent
+    # a wheel contains the programs inside the package, a checkout beside it
+    folder = next(folder for folder in (package / "tools", package.parent / "tools") if folder.is_dir())
+    sys.path.insert(0, str(folder))
+    return importlib.import_module(program).main()
+
+
+def train() -> int:
+    """Run tools/run_net.py: train and test."""
+    return _run("run_net")
+
+
+def prepare() -> int:
+    """Run tools/prepare_data.py: make, check and re-encode data sets."""
+    return _run("prepare_data")
+
+
+def demo_data() -> int:
+    """Run tools/make_demo_data.py: make the data of the demos."""
+    return _run("make_demo_data")
