@@ -1,7 +1,7 @@
 """Write the tables of MODEL_ZOO.md from the experiment folders: python tools/make_model_zoo.py [--check].
 
-The tables list the folders of exp/ whose config.yaml names released weights in its first lines. Parameters and FLOPs are
-computed; accuracies are those that the authors report.
+The tables list the folders of exp/ whose config.yaml names released weights in its first lines. Parameters and FLOPs
+are computed; accuracies are those that the authors report.
 """
 
 from __future__ import annotations
