@@ -57,7 +57,7 @@ from slowfast.config import load_config
 from slowfast.datasets.build import build_dataset, start_worker, usable_cores, use_one_thread
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.geometric_ops import GREY
-from slowfast.datasets.lists import ManifestError
+from slowfast.datasets.lists import ListError
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform, Views, normalize, resized_crop_box, short_side_size
@@ -74,7 +74,7 @@ def frame_indices(dataset: VideoDataset, epoch: int, index: int, length: int, vi
     rng, number = None, view
     if dataset.transform is not None:
         rng, number = rng_for(dataset.seed, epoch, index, "temporal"), None
-        segment = dataset.manifest[index].segment
+        segment = dataset.samples[index].segment
         if segment is not None:
             return annotated_indices(length, dataset.num_frames, segment, rng)
     if dataset.sampling == "dense":
@@ -85,7 +85,7 @@ def frame_indices(dataset: VideoDataset, epoch: int, index: int, length: int, vi
 
 def read_plainly(dataset: VideoDataset, index: int, choose: Callable[[int], list[int]]) -> np.ndarray:
     """The frames that `choose` names, (T, H, W, 3), as the official code reads them: by decord, in this process."""
-    sample = dataset.manifest[index]
+    sample = dataset.samples[index]
     if os.path.isdir(sample.path):
         options = {"num_frames": sample.num_frames, "image_template": dataset.image_template}
         return read_frames(sample.path, choose, **options)
@@ -130,7 +130,7 @@ class Plain(Dataset[dict[str, Any]]):
         else:
             positions = (1,) if data.num_crops == 1 else range(data.num_crops)
             clips = [self._view(key, view, position) for view in range(data.num_views) for position in positions]
-        return {"video": clips, "label": [int(data.manifest.labels[key[1]])] * len(clips)}
+        return {"video": clips, "label": [int(data.samples.labels[key[1]])] * len(clips)}
 
     def _decode(self, key: Key, view: int) -> np.ndarray:
         return read_plainly(self.dataset, key[1], lambda n: frame_indices(self.dataset, *key, n, view))
@@ -387,7 +387,7 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
             cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.LABEL_PATH_TEMPLATE = folder, template
             try:
                 dataset = build_dataset(cfg, "test" if name == "test" else "train")
-            except ManifestError as error:
+            except ListError as error:
                 raise ValueError(str(error).replace(str(copy), str(listed))) from None
     assert isinstance(dataset, VideoDataset)
     return dataset

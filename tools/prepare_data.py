@@ -21,7 +21,7 @@ import yaml
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset
 from slowfast.prepare.annotations import lists_from_annotations
 from slowfast.prepare.check import QUARANTINE, REPORT, Media, check_media
-from slowfast.prepare.clean import filter_list, original_of, read_list, taken_out
+from slowfast.prepare.clean import filter_list, original_of, read_any_list, taken_out
 from slowfast.prepare.label_order import annotated_classes, order_by_labels
 from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode
 from slowfast.prepare.write import (
@@ -173,7 +173,7 @@ def write_class_names(args: argparse.Namespace) -> int:
     dataset, folder = DATASETS[args.dataset], Path(args.lists)
     names, classes = annotated_classes(args.annotations, dataset)
     files = list_files(folder, dataset).items()
-    lists = [read_list(path, columns, dataset.separator, folder) for path, columns in files]
+    lists = [read_any_list(path, columns, dataset.separator, folder) for path, columns in files]
     names, shown = order_by_labels(lists, names, classes)
     target, text = folder / "class_names.txt", format_class_names(names)
     if target.exists() and target.read_bytes() != text.encode("utf-8", "surrogateescape") and not args.overwrite:
@@ -252,7 +252,7 @@ def media_of(
     now = {
         sample.path: Media(sample.path, sample.num_frames)
         for path, columns in lists.items()
-        for sample in read_list(path, columns, dataset.separator, videos)
+        for sample in read_any_list(path, columns, dataset.separator, videos)
     }
     before = {
         sample.path: Media(sample.path, sample.num_frames)

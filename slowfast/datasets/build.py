@@ -17,7 +17,7 @@ from slowfast.datasets.backends import check_backend
 from slowfast.datasets.catalog import CATALOG, DatasetSpec
 from slowfast.datasets.image import ImageDataset, ImageTransform, load_image_folder
 from slowfast.datasets.list_checks import check_files, check_frame_counts
-from slowfast.datasets.lists import Manifest, ManifestError, load_manifest, load_something_something
+from slowfast.datasets.lists import ListError, VideoList, read_list, read_something_something
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
@@ -117,15 +117,15 @@ def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset | ImageDataset:
         "backend": cfg.DATA.DECODING_BACKEND,
         "decode_timeout": cfg.DATA_LOADER.DECODE_TIMEOUT,
     }
-    manifest = _build_manifest(cfg, spec, split)
+    samples = _build_list(cfg, spec, split)
     if split == "train":
         copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
-        return VideoDataset(manifest, **common, transform=_build_train_transform(cfg), num_copies=copies)
+        return VideoDataset(samples, **common, transform=_build_train_transform(cfg), num_copies=copies)
     views, crops = _num_views_and_crops(cfg, split)
     crop = cfg.DATA.TEST_CROP_SIZE
     wide = spec.wide_single_crop and crops == 1 and cfg.MODEL.ARCH != "uniformerv2"
     return VideoDataset(
-        manifest,
+        samples,
         **common,
         num_views=views,
         num_crops=crops,
@@ -163,8 +163,8 @@ def build_loader(
     cv2.setNumThreads(0)  # no pool of threads here, which `use_one_thread` tells about
     dataset = build_dataset(cfg, split)
     if cfg.DATA.CHECK_FILES and rank == 0 and isinstance(dataset, VideoDataset):  # images were just listed
-        check_files(dataset.manifest)
-        check_frame_counts(dataset.manifest, cfg.DATA.IMAGE_TEMPLATE)
+        check_files(dataset.samples)
+        check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
     if split == "test":
         views, crops = _num_views_and_crops(cfg, split)
         batch_size = max(1, cfg.TEST.BATCH_SIZE // local_world_size // (views * crops))
@@ -236,7 +236,7 @@ def _num_views_and_crops(cfg: CfgNode, split: Split) -> tuple[int, int]:
     return (cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS) if split == "test" else (1, 1)
 
 
-def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
+def _build_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
     folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
     template = spec.list_file or cfg.DATA.LABEL_PATH_TEMPLATE
     name = spec.test_split if split == "test" else split
@@ -244,8 +244,8 @@ def _build_manifest(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Manifest:
     if template.endswith(".json"):  # the official test.json has no labels
         path = _find_list(folder, template, "train" if split == "train" else "val", configured=True)
         labels_path = folder / template.format("labels")
-        return load_something_something(path, labels_path, prefix=prefix, num_classes=num_classes)
-    return load_manifest(
+        return read_something_something(path, labels_path, prefix=prefix, num_classes=num_classes)
+    return read_list(
         _find_list(folder, template, name, configured=spec.list_file is None),
         spec.columns,
         separator=cfg.DATA.PATH_LABEL_SEPARATOR,
@@ -265,14 +265,14 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
         configured: DATA.LABEL_PATH_TEMPLATE is the template; otherwise the data set has its own.
 
     Raises:
-        ManifestError: there is no such list.
+        ListError: there is no such list.
     """
     names = [split, "validation"] if split == "val" else [split]
     paths = [folder / template.format(name) for name in names]
     if found := next((path for path in paths if path.is_file()), None):
         return found
     if not folder.is_dir():
-        raise ManifestError(
+        raise ListError(
             f"no list {paths[0]}, and its folder does not exist: set DATA.PATH_TO_DATA_DIR to the folder of the lists"
         )
     there = sorted(path.name for path in folder.iterdir() if path.is_file())
@@ -285,7 +285,7 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
         cure = f"if {min(lists, key=len)} is that list, copy it to {paths[0].name}"
     else:
         cure = "set DATA.PATH_TO_DATA_DIR to the folder of the lists"
-    raise ManifestError(f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): {cure}")
+    raise ListError(f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): {cure}")
 
 
 def _build_train_transform(cfg: CfgNode) -> TrainTransform:
@@ -322,11 +322,11 @@ def _build_image_dataset(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Image
     data = cfg.DATA
     assert spec.list_file
     folder = spec.list_file.format(spec.test_split if split == "test" else split)
-    manifest = load_image_folder(data.PATH_TO_DATA_DIR, folder, num_classes=cfg.MODEL.NUM_CLASSES)
+    samples = load_image_folder(data.PATH_TO_DATA_DIR, folder, num_classes=cfg.MODEL.NUM_CLASSES)
     common = {"seed": cfg.RNG_SEED, "reverse_channels": data.REVERSE_INPUT_CHANNEL}
     if split != "train":
         crop = data.TEST_CROP_SIZE
-        return ImageDataset(manifest, **common, scale=int(256 / 224 * crop), crop=crop)
+        return ImageDataset(samples, **common, scale=int(256 / 224 * crop), crop=crop)
     if not data.TRAIN_JITTER_SCALES_RELATIVE:
         raise ValueError(
             "images are trained on random resized crops: set DATA.TRAIN_JITTER_SCALES_RELATIVE, such as [0.08, 1.0], "
@@ -342,4 +342,4 @@ def _build_image_dataset(cfg: CfgNode, spec: DatasetSpec, split: Split) -> Image
         erase=erase,
     )
     copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
-    return ImageDataset(manifest, **common, transform=transform, num_copies=copies)
+    return ImageDataset(samples, **common, transform=transform, num_copies=copies)

@@ -14,7 +14,7 @@ class DatasetSpec:
 
     Args:
         about: what it is for, in a line.
-        columns: what a row of the list holds, left to right (`manifest.COLUMNS` explains the names).
+        columns: what a row of the list holds, left to right (`samples.COLUMNS` explains the names).
         sampling: "dense" takes a window of the video, "sparse" one frame from each of equal segments.
         list_file: file in DATA.PATH_TO_DATA_DIR with {} for the split; None asks DATA.LABEL_PATH_TEMPLATE.
         images: still images; instead of a list, the split has a folder that holds a folder of images for every class.

@@ -1,4 +1,4 @@
-"""Still images in one folder a class: the same manifest and the same items as videos, without a time axis."""
+"""Still images in one folder a class: the same samples and the same items as videos, without a time axis."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from slowfast.datasets.lists import CLASS_FILES, SHOWN, Manifest, ManifestError
+from slowfast.datasets.lists import CLASS_FILES, SHOWN, ListError, VideoList
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.transforms import RandomErasing, resized_crop_box
@@ -24,7 +24,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".
 NAME_FILES = (*CLASS_FILES, "LOC_synset_mapping.txt")
 
 
-def load_image_folder(root: str | Path, split: str, *, num_classes: int | None = None, threads: int = 16) -> Manifest:
+def load_image_folder(root: str | Path, split: str, *, num_classes: int | None = None, threads: int = 16) -> VideoList:
     """List the images `root/split/<class>/*`; a label is the place of its folder in the sorted names.
 
     Classes are called after their folders, unless a file `class_names.txt`, `classes.txt` or ImageNet's own
@@ -37,7 +37,7 @@ def load_image_folder(root: str | Path, split: str, *, num_classes: int | None =
         threads: that list folders side by side, which helps where the disk is far away.
 
     Raises:
-        ManifestError: a folder is missing or empty, classes are not as many as they should be, or not the same for
+        ListError: a folder is missing or empty, classes are not as many as they should be, or not the same for
             training and validation, or their names are not complete.
     """
     root = Path(root)
@@ -47,24 +47,24 @@ def load_image_folder(root: str | Path, split: str, *, num_classes: int | None =
         if other == split or not (root / other).is_dir():
             continue
         if alone := set(classes).symmetric_difference(_class_folders(root / other)):
-            raise ManifestError(
+            raise ListError(
                 f"{folder} and {root / other} differ in {len(alone)} class folders ({_first(sorted(alone))}): labels "
                 "count the sorted folders, so both need the same ones"
             )
     if num_classes not in (None, len(classes)):
-        raise ManifestError(
+        raise ListError(
             f"{folder} has {len(classes)} class folders ({_first(classes)}), but MODEL.NUM_CLASSES is {num_classes}: "
             f"set MODEL.NUM_CLASSES {len(classes)}, or complete the folders"
         )
     with ThreadPoolExecutor(threads) as pool:
         listings = list(pool.map(_images, (folder / name for name in classes)))
     if empty := [name for name, files in zip(classes, listings, strict=True) if not files]:
-        raise ManifestError(
+        raise ListError(
             f"{len(empty)} of {len(classes)} class folders in {folder} hold no images ({_first(empty)}); images are "
             f"files that end in {', '.join(SUFFIXES)}"
         )
     counts = [files.count("/") + 1 for files in listings]
-    return Manifest(
+    return VideoList(
         (f"{name}/{file}" for name, files in zip(classes, listings, strict=True) for file in files.split("/")),
         np.repeat(np.arange(len(classes)), counts),
         prefix=str(folder),
@@ -78,11 +78,11 @@ def _class_folders(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise ManifestError(
+        raise ListError(
             f"no folder {folder} ({error.strerror}): set DATA.PATH_TO_DATA_DIR to the folder that holds train/ and val/"
         ) from None
     if not names:
-        raise ManifestError(f"{folder} holds no images: it needs a folder of images for every class")
+        raise ListError(f"{folder} holds no images: it needs a folder of images for every class")
     return names
 
 
@@ -99,7 +99,7 @@ def _class_names(root: Path, classes: Sequence[str]) -> list[str]:
     rows = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     names = {row[0]: row[-1] for row in rows}
     if lost := [name for name in classes if name not in names]:
-        raise ManifestError(
+        raise ListError(
             f"{path} names {len(classes) - len(lost)} of {len(classes)} class folders, not {_first(lost)}: write one "
             "'<folder> <name>' per line, or move the file away"
         )
@@ -194,7 +194,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     drawn by the same coordinates; an evaluation gives an item without views, named in "bad".
 
     Args:
-        manifest: the images.
+        samples: the images.
         seed: first coordinate of every draw.
         transform: augmentation; None makes this an evaluation.
         num_copies: V of training.
@@ -205,7 +205,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        manifest: Manifest,
+        samples: VideoList,
         *,
         seed: int = 0,
         transform: ImageTransform | None = None,
@@ -214,7 +214,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         crop: int = 224,
         reverse_channels: bool = False,
     ) -> None:
-        self.manifest = manifest
+        self.samples = samples
         self.seed = seed
         self.transform = transform
         self.num_copies = num_copies
@@ -223,19 +223,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.reverse_channels = reverse_channels
 
     def __len__(self) -> int:
-        return len(self.manifest)
+        return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         if self.transform is None:
             try:
-                return self._item([centre_view(read_image(self.manifest.path(index)), self.scale, self.crop)], index)
+                return self._item([centre_view(read_image(self.samples.path(index)), self.scale, self.crop)], index)
             except MediaError as error:
                 return self._item([], index, [(error.path, error.reason)])
         row, bad = index, []
         for attempt in range(MAX_TRIES):
             try:
-                image = read_image(self.manifest.path(row))
+                image = read_image(self.samples.path(row))
             except MediaError as error:
                 bad.append((error.path, error.reason))
                 step = rng_for(self.seed, epoch, index, "substitute", attempt).integers(max(len(self) - 1, 1))
@@ -251,7 +251,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         images = [torch.from_numpy(view).movedim(-1, 0) for view in views]
         return {
             "video": [image.flip(0) for image in images] if self.reverse_channels else images,
-            "label": torch.full((count,), int(self.manifest.labels[row])),
+            "label": torch.full((count,), int(self.samples.labels[row])),
             "index": torch.full((count,), row),
             "view": torch.arange(count),
             "bad": list(bad),

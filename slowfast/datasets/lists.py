@@ -23,7 +23,7 @@ KNOWN = 100_000  # parsed ends of rows that are kept
 T = TypeVar("T")
 
 
-class ManifestError(ValueError):
+class ListError(ValueError):
     """A list of videos, or the videos it names, cannot be used as they are."""
 
 
@@ -72,7 +72,7 @@ class Paths(Sequence[str]):
                 begin = end
 
 
-class Manifest(Sequence[Sample]):
+class VideoList(Sequence[Sample]):
     """The samples of one list, held in a few arrays: workers share them and nothing is copied or counted per row.
 
     Args:
@@ -135,7 +135,7 @@ class Manifest(Sequence[Sample]):
         )
 
 
-def load_manifest(
+def read_list(
     path: str | Path,
     columns: Sequence[str] = ("path", "label"),
     *,
@@ -143,7 +143,7 @@ def load_manifest(
     prefix: str = "",
     num_classes: int | None = None,
     unknown: bool = False,
-) -> Manifest:
+) -> VideoList:
     """Read a list with one video per line.
 
     Rows are split from the right, so a path may contain the separator; a field may be quoted. A blank as the separator
@@ -160,7 +160,7 @@ def load_manifest(
         unknown: a label may be `UNKNOWN`, too.
 
     Raises:
-        ManifestError: the file is missing or empty, or rows are faulty; all are counted and the first three shown.
+        ListError: the file is missing or empty, or rows are faulty; all are counted and the first three shown.
     """
     lowest = UNKNOWN if unknown else 0
     if "num_frames" in columns:
@@ -192,15 +192,15 @@ def load_manifest(
         numbers.extend(values)
     rows = len(ends) + len(faults)
     if not rows:
-        raise ManifestError(f"{path} has no rows: write one '{separator.join(columns)}' per line")
+        raise ListError(f"{path} has no rows: write one '{separator.join(columns)}' per line")
     if faults:
         every = [row for line in _lines(path) if (row := line.strip())]
         cure = cure_rows(every, columns, separator, num_classes, lowest)
-        raise ManifestError(f"{_report(faults, rows, str(path))}\n{cure}")
+        raise ListError(f"{_report(faults, rows, str(path))}\n{cure}")
     table = np.frombuffer(numbers).reshape(rows, count)
     values_of = {name: table[:, place] for place, name in enumerate(columns[1:])}
     listed = Paths(blob, np.frombuffer(ends, np.int64))
-    return Manifest(
+    return VideoList(
         listed,
         values_of["label"],
         values_of.get("num_frames"),
@@ -212,9 +212,9 @@ def load_manifest(
     )
 
 
-def load_something_something(
+def read_something_something(
     path: str | Path, labels_path: str | Path, *, prefix: str = "", num_classes: int | None = None
-) -> Manifest:
+) -> VideoList:
     """Read the official Something-Something annotation.
 
     Args:
@@ -224,16 +224,16 @@ def load_something_something(
         num_classes: labels must be below it (MODEL.NUM_CLASSES); None does not check.
 
     Raises:
-        ManifestError: a file is missing or malformed, or entries are faulty; all are counted and the first three shown.
+        ListError: a file is missing or malformed, or entries are faulty; all are counted and the first three shown.
     """
     entries = _read_json(path, list)
     if not entries:
-        raise ManifestError(f"{path} has no entries")
+        raise ListError(f"{path} has no entries")
     classes = _read_json(labels_path, dict)
     try:
         classes = {name: int(label) for name, label in classes.items()}
     except (TypeError, ValueError) as error:
-        raise ManifestError(f"{labels_path}: a class is not a number ({error})") from None
+        raise ListError(f"{labels_path}: a class is not a number ({error})") from None
 
     paths, labels, faults = [], [], []
     for number, entry in enumerate(entries, 1):
@@ -248,15 +248,15 @@ def load_something_something(
         if fault:
             faults.append(f"{path}: entry {number}: {str(entry)[:200]}: {fault}" if len(faults) < SHOWN else "")
     if faults:
-        raise ManifestError(_report(faults, len(entries), str(path)))
+        raise ListError(_report(faults, len(entries), str(path)))
     names = sorted(classes, key=lambda name: classes[name])
     if [classes[name] for name in names] != list(range(len(names))) or num_classes not in (None, len(names)):
-        raise ManifestError(
+        raise ListError(
             f"{labels_path} names {len(names)} classes, numbered {classes[names[0]]} to {classes[names[-1]]}, but "
             f"MODEL.NUM_CLASSES is {num_classes}; the numbers have to be 0 to {len(names) - 1} and MODEL.NUM_CLASSES "
             f"{len(names)}"
         )
-    return Manifest(
+    return VideoList(
         paths, labels, prefix=prefix, suffix=find_suffix(prefix, paths), source=str(path), class_names=names
     )
 
@@ -287,7 +287,7 @@ def _lines(path: str | Path) -> Iterator[str]:
         folder = Path(path).parent
         there = sorted(p.name for p in folder.iterdir() if p.is_file())[:10] if folder.is_dir() else None
         beside = f"the folder holds {', '.join(there) or 'no file'}" if there is not None else "nor is there the folder"
-        raise ManifestError(
+        raise ListError(
             f"no list file {path} ({error.strerror}; {beside}): set DATA.PATH_TO_DATA_DIR to the folder of the lists"
         ) from None
 
@@ -296,9 +296,9 @@ def _read_json(path: str | Path, kind: type[T]) -> T:
     try:
         content = json.loads("".join(_lines(path)))
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+        raise ListError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     if not isinstance(content, kind):
-        raise ManifestError(f"{path} holds a {type(content).__name__}, but a {kind.__name__} is needed")
+        raise ListError(f"{path} holds a {type(content).__name__}, but a {kind.__name__} is needed")
     return content
 
 
@@ -307,7 +307,7 @@ def _class_names(folder: Path, num_classes: int | None) -> list[str] | None:
         if (folder / name).is_file():
             names = read_class_names(folder / name)
             if num_classes is not None and len(names) != num_classes:
-                raise ManifestError(
+                raise ListError(
                     f"{folder / name} names {len(names)} classes, but MODEL.NUM_CLASSES is {num_classes}: "
                     "make them agree, or move the file away"
                 )

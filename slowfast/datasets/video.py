@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from slowfast.datasets.guarded import read_frames_within
-from slowfast.datasets.lists import Manifest, Sample
+from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.shared import reserve, share, stack, take
@@ -34,7 +34,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
     nothing is random and nothing is substituted: a broken video is an item without clips, named in "bad".
 
     Args:
-        manifest: the samples.
+        samples: the samples.
         sampling: "dense" (a window) or "sparse" (one frame per segment); annotated segments count in training only.
         num_frames: T.
         sampling_rate: frames of the video per frame of a dense clip.
@@ -56,7 +56,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        manifest: Manifest,
+        samples: VideoList,
         *,
         sampling: Literal["dense", "sparse"],
         num_frames: int,
@@ -77,7 +77,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         decode_timeout: float = 0,
     ) -> None:
         assert num_crops in (1, 3), num_crops
-        self.manifest = manifest
+        self.samples = samples
         self.sampling = sampling
         self.num_frames = num_frames
         self.sampling_rate = sampling_rate
@@ -98,7 +98,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         self.killed: dict[int, str] = {}  # rows during whose reading a worker was killed -> reason
 
     def __len__(self) -> int:
-        return len(self.manifest)
+        return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
@@ -130,7 +130,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
         bad = []
         row = index
         for attempt in range(MAX_TRIES):
-            sample = self.manifest[row]
+            sample = self.samples[row]
             try:
                 frames = self._read(row, sample, choose)
                 break
@@ -154,7 +154,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
             return [i for view in range(self.num_views) for i in self._clip_indices(length, view, index)]
 
         try:
-            frames = self._read(index, self.manifest[index], choose)
+            frames = self._read(index, self.samples[index], choose)
         except MediaError as error:
             return self._views([], index, [(error.path, error.reason)])
         return self._views([to_small_tensor(frames, self.scale)], index, [])
@@ -197,7 +197,7 @@ class VideoDataset(Dataset[dict[str, Any]]):
     ) -> dict[str, Any]:
         return {
             "video": video,
-            "label": torch.full((clips,), int(self.manifest.labels[row])),
+            "label": torch.full((clips,), int(self.samples.labels[row])),
             "index": torch.full((clips,), row),
             "view": torch.arange(clips),
             "bad": bad,

@@ -130,7 +130,7 @@ class VideoLoader(DataLoader):
         if killed is None or restarts == MAX_RESTARTS:
             self._give_up(rows)
         for row in rows:
-            size = _size(self.dataset.manifest.path(row))  # pyright: ignore[reportAttributeAccessIssue]
+            size = _size(self.dataset.samples.path(row))  # pyright: ignore[reportAttributeAccessIssue]
             killed[row] = f"a worker was killed by the system while it read this video{size} (out of memory?): {CURES}"
         logger.warning("%s; restarting the workers", self._what(rows))
 
@@ -138,8 +138,8 @@ class VideoLoader(DataLoader):
         raise ValueError(f"{self._what(rows)}: {CURES}")
 
     def _what(self, rows: list[int]) -> str:
-        manifest = getattr(self.dataset, "manifest", None)
-        paths = [manifest.path(row) for row in rows] if manifest else []
+        samples = getattr(self.dataset, "samples", None)
+        paths = [samples.path(row) for row in rows] if samples else []
         files = ", ".join(f"{path}{_size(path)}" for path in paths)
         return "a worker was killed by the system (out of memory?)" + (f" while it read {files}" if files else "")
 

@@ -17,7 +17,7 @@ from torch import nn
 from slowfast.config import dump_config
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.list_checks import log_labels
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover, place
@@ -60,12 +60,12 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         )
     )
     if distributed.is_main():
-        log_labels({"test": loader.dataset.manifest}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
+        log_labels({"test": loader.dataset.samples}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
     progress()
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
-    listed = loader.dataset.manifest.class_names  # pyright: ignore
+    listed = loader.dataset.samples.class_names  # pyright: ignore
     model, order, names = load_model(cfg, path, listed)
     place(model, device)
     progress()
@@ -83,7 +83,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     folder = Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
-        write_results(folder, evaluation, loader.dataset.manifest, names, cfg, path)  # pyright: ignore
+        write_results(folder, evaluation, loader.dataset.samples, names, cfg, path)  # pyright: ignore
         MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
         if not cfg.TEST.SHUFFLE_FRAMES:
             _check_classes(evaluation, listed, order)
@@ -200,7 +200,7 @@ def _but(unlabelled: int, skipped: int) -> str:
 
 
 def write_results(
-    folder: Path, evaluation: Evaluation, manifest: Manifest, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
+    folder: Path, evaluation: Evaluation, samples: VideoList, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
 ) -> None:
     """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
 
@@ -208,7 +208,7 @@ def write_results(
     scores.npz has the sums.
 
     Args:
-        manifest: the test list.
+        samples: the test list.
         names: of the classes; None writes their numbers.
         checkpoint: path of the tested file; its checksum goes into the JSON.
     """
@@ -217,7 +217,7 @@ def write_results(
     top = min(5, evaluation.scores.shape[1])
     ranks = range(1, top + 1)
     writer.writerow(["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)])
-    paths = [manifest.path(int(i)) for i in evaluation.index]
+    paths = [samples.path(int(i)) for i in evaluation.index]
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS if cfg.DATA.ENSEMBLE_METHOD == "sum" else 1
     for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
         order = np.argsort(-scores, kind="stable")[:top]

@@ -97,7 +97,7 @@ def train(cfg: CfgNode) -> None:
         if tested and not Path(tested).absolute().is_relative_to(Path(cfg.OUTPUT_DIR).absolute()):
             fetch_checkpoint(tested)
         progress()
-    lists = train_loader.dataset.manifest, val_loader.dataset.manifest  # pyright: ignore
+    lists = train_loader.dataset.samples, val_loader.dataset.samples  # pyright: ignore
     if distributed.is_main():
         log_labels(dict(zip(("train", "val"), lists, strict=True)), cfg.MODEL.NUM_CLASSES)
     num_videos = len(lists[0])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from slowfast.datasets.catalog import Dataset
-from slowfast.datasets.lists import load_something_something
+from slowfast.datasets.lists import read_something_something
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.prepare.write import SPLIT_NAMES, Annotations, Lists, Notes, complete, find_media
 
@@ -132,10 +132,10 @@ def _read_something(path: Path, fold: int, notes: Notes) -> tuple[Annotations, l
             return splits, names
         names = []
         for split, file in (("train", train), ("val", validation)):
-            manifest = load_something_something(file, labels)
-            names = manifest.class_names or []
-            ids = (Path(manifest.path(i)).name for i in range(len(manifest)))
-            splits[split] = [(name, names[label]) for name, label in zip(ids, manifest.labels, strict=True)]
+            samples = read_something_something(file, labels)
+            names = samples.class_names or []
+            ids = (Path(samples.path(i)).name for i in range(len(samples)))
+            splits[split] = [(name, names[label]) for name, label in zip(ids, samples.labels, strict=True)]
         return splits, names
     raise ValueError(f"{path} lacks one of *train, *validation and *labels (all .json or all .csv)")
 

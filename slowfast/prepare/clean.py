@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from slowfast.datasets.lists import Manifest, ManifestError, Sample, find_suffix, load_manifest
+from slowfast.datasets.lists import ListError, Sample, VideoList, find_suffix, read_list
 
 
-def read_list(source: str | Path, columns: Sequence[str], separator: str, videos: str | Path) -> Manifest:
+def read_any_list(source: str | Path, columns: Sequence[str], separator: str, videos: str | Path) -> VideoList:
     """Return the rows of a list, their paths relative to the folder `videos`, with the suffix that the files have.
 
     A comma and a blank are tried if `separator` does not fit, because lists from elsewhere have their own separators.
@@ -16,10 +16,10 @@ def read_list(source: str | Path, columns: Sequence[str], separator: str, videos
     faults = []
     for one in dict.fromkeys((separator, ",", " ")):
         try:
-            manifest = load_manifest(source, columns, separator=one, unknown=True)
-            manifest.suffix = find_suffix(str(videos), manifest.listed)
-            return manifest
-        except ManifestError as error:
+            samples = read_list(source, columns, separator=one, unknown=True)
+            samples.suffix = find_suffix(str(videos), samples.listed)
+            return samples
+        except ListError as error:
             faults.append(error)
     raise faults[0]
 
@@ -32,14 +32,14 @@ def filter_list(
     Raises:
         ValueError: no row would be left.
     """
-    manifest = read_list(source, columns, separator, videos)
+    samples = read_any_list(source, columns, separator, videos)
     text = Path(source).read_text(encoding="utf-8-sig", errors="surrogateescape")
     rows = [row for row in text.split("\n") if row.strip()]
-    kept = [index for index in range(len(rows)) if manifest.path(index) not in bad]
+    kept = [index for index in range(len(rows)) if samples.path(index) not in bad]
     if not kept:
         raise ValueError(f"all {len(rows)} videos of {source} are bad, so that no row would be left: repair them first")
-    labels = set(map(int, manifest.labels))
-    lost = sorted(labels - {int(manifest.labels[index]) for index in kept})
+    labels = set(map(int, samples.labels))
+    lost = sorted(labels - {int(samples.labels[index]) for index in kept})
     return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), lost
 
 
@@ -54,10 +54,10 @@ def taken_out(path: Path, columns: Sequence[str], separator: str, videos: str | 
     original = original_of(path)
     if not original.exists():
         return None
-    now = read_list(path, columns, separator, videos)
+    now = read_any_list(path, columns, separator, videos)
     try:
-        before = read_list(original, columns, separator, videos)
-    except ManifestError:
+        before = read_any_list(original, columns, separator, videos)
+    except ListError:
         return None
     known = set(zip(now.listed, now.labels.tolist(), strict=True))
     whole = zip(before.listed, before.labels.tolist(), strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from slowfast.datasets.catalog import Dataset
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.prepare.annotations import READERS, file_lines
 from slowfast.utils.class_names import read_class_names
 
@@ -47,7 +47,7 @@ def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], di
 
 
 def order_by_labels(
-    lists: Sequence[Manifest], names: Sequence[str], classes: Mapping[str, str]
+    lists: Sequence[VideoList], names: Sequence[str], classes: Mapping[str, str]
 ) -> tuple[list[str], int]:
     """Return `names` in the order of the labels of `lists`, and how many rows show it.
 
@@ -61,8 +61,8 @@ def order_by_labels(
     for name in names:
         folders[_plain(name)] = None if _plain(name) in folders else name
     seen: dict[int, Counter[str]] = defaultdict(Counter)
-    for manifest in lists:
-        for path, label in zip(manifest.listed, manifest.labels.tolist(), strict=True):
+    for samples in lists:
+        for path, label in zip(samples.listed, samples.labels.tolist(), strict=True):
             of_class = next((classes[key] for key in _keys(path) if key in classes), None)
             if name := of_class or folders.get(_plain(Path(path).parent.name)):
                 seen[label][name] += 1

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from slowfast.config import changed_keys
 from slowfast.datasets.catalog import CATALOG
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
 
@@ -94,7 +94,7 @@ def build_alike(build: Callable[[], DataLoader]) -> DataLoader:
         loader = build()
     except ValueError as caught:
         error = caught
-    facts = {} if loader is None else _facts(loader.dataset.manifest)  # pyright: ignore
+    facts = {} if loader is None else _facts(loader.dataset.samples)  # pyright: ignore
     records = distributed.all_gather((distributed.who(), facts, str(error) if error else None))
     for rank, (name, _, fault) in enumerate(records):
         if fault is not None:
@@ -108,11 +108,11 @@ def build_alike(build: Callable[[], DataLoader]) -> DataLoader:
     return loader
 
 
-def _facts(manifest: Manifest) -> dict[str, str]:
-    names = hashlib.sha256(json.dumps(manifest.class_names).encode()).hexdigest()[:12]
+def _facts(samples: VideoList) -> dict[str, str]:
+    names = hashlib.sha256(json.dumps(samples.class_names).encode()).hexdigest()[:12]
     return {
-        f"the list {manifest.source}": f"{len(manifest)} rows with the checksum {manifest.fingerprint}",
-        f"the checksum of the class names for {manifest.source}": names,
+        f"the list {samples.source}": f"{len(samples)} rows with the checksum {samples.fingerprint}",
+        f"the checksum of the class names for {samples.source}": names,
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from slowfast.config import changed_keys, dump_config, recorded_config
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.run.checkpoint import (
     checkpoint_dir,
     epochs_done,
@@ -117,7 +117,7 @@ def _step(cfg: CfgNode) -> tuple[float, ...]:
     return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
 
 
-def facts(cfg: CfgNode, train: Manifest, val: Manifest) -> dict[str, Any]:
+def facts(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, Any]:
     """The configuration, the lists and the classes, and the "world" that a run may change between attempts."""
     return {
         "cfg": cfg.dump(),
@@ -132,7 +132,7 @@ def facts(cfg: CfgNode, train: Manifest, val: Manifest) -> dict[str, Any]:
     }
 
 
-def compare(before: Mapping[str, Any], cfg: CfgNode, train: Manifest, val: Manifest) -> None:
+def compare(before: Mapping[str, Any], cfg: CfgNode, train: VideoList, val: VideoList) -> None:
     """Log the differences between a checkpoint and this attempt that change its results.
 
     Args:
@@ -149,14 +149,14 @@ def compare(before: Mapping[str, Any], cfg: CfgNode, train: Manifest, val: Manif
         return
     now, lists = facts(cfg, train, val), before.get("lists", {})
     _tell_other_world(before.get("world", {}), now["world"], lists.get("train") == train.fingerprint)
-    for split, manifest, effect in (
+    for split, samples, effect in (
         ("train", train, ""),
         ("val", val, ": the best accuracy so far is of other videos"),
     ):
-        if lists.get(split, manifest.fingerprint) != manifest.fingerprint:
+        if lists.get(split, samples.fingerprint) != samples.fingerprint:
             logger.warning(
                 "%s has changed since the checkpoint was written (rows, labels, or their order)%s",
-                manifest.source,
+                samples.source,
                 effect,
             )
 

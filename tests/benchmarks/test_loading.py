@@ -10,7 +10,7 @@ import pytest
 import torch
 from loading import Decode, Plain, benchmark, frame_indices, write_video
 
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.transforms import RandomErasing, TrainTransform, crop_views, normalize, to_tensor
@@ -29,16 +29,16 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def training(videos: list[str], transform: TrainTransform) -> VideoDataset:
-    manifest = Manifest(videos, [3, 1])
+    samples = VideoList(videos, [3, 1])
     return VideoDataset(
-        manifest, sampling="dense", num_frames=4, sampling_rate=3, transform=transform, num_copies=2, seed=5
+        samples, sampling="dense", num_frames=4, sampling_rate=3, transform=transform, num_copies=2, seed=5
     )
 
 
 def evaluation(videos: list[str], *, crop: int = 48, **options) -> VideoDataset:
-    manifest = Manifest(videos, [3, 1])
+    samples = VideoList(videos, [3, 1])
     return VideoDataset(
-        manifest, sampling="dense", num_frames=4, sampling_rate=3, num_views=3, num_crops=3, scale=crop, crop=crop,
+        samples, sampling="dense", num_frames=4, sampling_rate=3, num_views=3, num_crops=3, scale=crop, crop=crop,
         **options,
     )  # fmt: skip
 

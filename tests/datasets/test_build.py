@@ -11,7 +11,7 @@ from slowfast.config import get_cfg
 from slowfast.datasets import build as build_module
 from slowfast.datasets.build import EpochBatchSampler, Split, build_dataset, build_loader
 from slowfast.datasets.catalog import CATALOG
-from slowfast.datasets.lists import ManifestError
+from slowfast.datasets.lists import ListError
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.transforms import RandomErasing
 from slowfast.datasets.video import VideoDataset
@@ -172,7 +172,7 @@ def test_test_batches_count_clips(make_cfg, clips, processes, sizes):
 
 def test_missing_files_are_reported_by_rank_0_unless_switched_off(make_cfg, data):
     wrong = ["DATA.PATH_PREFIX", str(data)]
-    with pytest.raises(ManifestError, match="10 of 10 videos"):
+    with pytest.raises(ListError, match="10 of 10 videos"):
         build_loader(make_cfg(*wrong), "train")
     assert len(build_loader(make_cfg(*wrong), "train", rank=1, world_size=2)) == 1
     assert len(build_loader(make_cfg(*wrong, "DATA.CHECK_FILES", False), "train")) == 2
@@ -224,7 +224,7 @@ def test_frame_folder_sets_name_their_lists_by_the_template(make_cfg, tmp_path, 
     for name in ("sth", "hmdb"):
         cfg = make_cfg(*folders, "TRAIN.DATASET", name, "TEST.DATASET", name, "DATA.PATH_LABEL_SEPARATOR", ",")
         dataset = build_dataset(cfg, "test")  # reads the val list
-        assert isinstance(dataset, VideoDataset) and dataset.colors == "BGR" and dataset.manifest[0].num_frames == 9
+        assert isinstance(dataset, VideoDataset) and dataset.colors == "BGR" and dataset.samples[0].num_frames == 9
         clips = [*dataset[(0, 0)]["video"].cut()]
         assert len(clips) == 30 and clips[0].shape == (3, 4, 48, 48)
         assert build_dataset(cfg, "train")[(0, 0)]["label"].tolist() == [2]
@@ -243,9 +243,9 @@ def test_the_official_something_something_files_are_read(make_cfg, tmp_path):
     cfg = make_cfg(*options, "MODEL.NUM_CLASSES", 4)
     training, validation, test = (build_dataset(cfg, split) for split in get_args(Split))
     assert (len(training), len(validation), len(test)) == (2, 1, 1)
-    assert training.manifest.labels.tolist() == [3, 3] and training.manifest.class_names
-    assert training.manifest.class_names[3] == "Holding something"
-    with pytest.raises(ManifestError, match=r"names 4 classes.*MODEL\.NUM_CLASSES is 400"):
+    assert training.samples.labels.tolist() == [3, 3] and training.samples.class_names
+    assert training.samples.class_names[3] == "Holding something"
+    with pytest.raises(ListError, match=r"names 4 classes.*MODEL\.NUM_CLASSES is 400"):
         build_dataset(make_cfg(*options, "MODEL.NUM_CLASSES", 400), "train")
 
 
@@ -262,29 +262,29 @@ def test_official_frame_lists_with_validation_in_their_name_are_found(make_cfg, 
     assert len(build_dataset(cfg, "val")) == 2
     wrong = make_cfg(*options, "DATA.LABEL_PATH_TEMPLATE", "somesomev1_rgb_{}_split.txt")
     for split in get_args(Split):
-        with pytest.raises(ManifestError, match=r"set DATA\.LABEL_PATH_TEMPLATE 'somesomev2_rgb_\{\}_split\.txt'$"):
+        with pytest.raises(ListError, match=r"set DATA\.LABEL_PATH_TEMPLATE 'somesomev2_rgb_\{\}_split\.txt'$"):
             build_dataset(wrong, split)
 
 
 def test_a_missing_list_names_a_key_that_has_an_effect(make_cfg, tmp_path):
     (tmp_path / "train.csv").write_text("1.mp4 2\n")
     cfg = make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path))
-    with pytest.raises(ManifestError, match=r"val\.csv .* train\.csv\): set DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
+    with pytest.raises(ListError, match=r"val\.csv .* train\.csv\): set DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
         build_dataset(cfg, "val")
     (tmp_path / "kinetics400_val_list_videos.txt").write_text("1.mp4 2\n")  # as MMAction2 names it
-    with pytest.raises(ManifestError, match=r"copy it to val\.csv$"):
+    with pytest.raises(ListError, match=r"copy it to val\.csv$"):
         build_dataset(cfg, "val")
     (tmp_path / "val.csv").write_text("1.mp4 2\n")  # as in the official lists of UCF101, which have no test.csv
-    with pytest.raises(ManifestError, match=r"copy val\.csv to test\.csv(?!.*TEMPLATE)"):
+    with pytest.raises(ListError, match=r"copy val\.csv to test\.csv(?!.*TEMPLATE)"):
         build_dataset(cfg, "test")
-    with pytest.raises(ManifestError, match=r"DATA\.PATH_TO_DATA_DIR"):
+    with pytest.raises(ListError, match=r"DATA\.PATH_TO_DATA_DIR"):
         build_dataset(make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path / "gone")), "train")
 
 
 def test_annotated_segments_are_read(make_cfg, tmp_path, data):
     (tmp_path / "train.csv").write_text("5.mp4 1.0 0.25 0.5 1\n")
     cfg = make_cfg("TRAIN.DATASET", "anet", "DATA.PATH_TO_DATA_DIR", str(tmp_path))
-    assert build_dataset(cfg, "train").manifest[0].segment == (1.0, 0.25, 0.5)
+    assert build_dataset(cfg, "train").samples[0].segment == (1.0, 0.25, 0.5)
 
 
 def test_an_unknown_data_set_is_refused(make_cfg):

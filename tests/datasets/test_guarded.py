@@ -162,12 +162,12 @@ LOADER = """
 import sys
 from torch.utils.data import DataLoader
 from slowfast.datasets.build import EpochBatchSampler
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.datasets.video import VideoDataset, collate
 if __name__ == "__main__":
     paths = sys.argv[2:]
     dataset = VideoDataset(
-        Manifest(paths, [0] * len(paths)), sampling="sparse", num_frames=2, scale=48, crop=48, decode_timeout=600
+        VideoList(paths, [0] * len(paths)), sampling="sparse", num_frames=2, scale=48, crop=48, decode_timeout=600
     )
     sampler = EpochBatchSampler(len(paths), 1, train=False)
     for _ in DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=int(sys.argv[1])):

@@ -16,7 +16,7 @@ from slowfast.config import get_cfg
 from slowfast.config.rules import faults_of
 from slowfast.datasets.build import build_dataset, build_loader
 from slowfast.datasets.image import ImageDataset, ImageTransform, centre_view, load_image_folder, read_image
-from slowfast.datasets.lists import Manifest, ManifestError
+from slowfast.datasets.lists import ListError, VideoList
 from slowfast.datasets.mixup import MixUp
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError
@@ -61,11 +61,11 @@ def test_labels_count_the_sorted_folders(folder):
     (folder / "train/cat/._0.png").write_text("nor is this")
     (folder / "train/.cache").mkdir()
     (folder / "train/README").write_text("nor is this a class")
-    manifest = load_image_folder(folder, "train", num_classes=3)
-    assert manifest.class_names == ["cat", "dog", "eel"]
-    assert manifest.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    samples = load_image_folder(folder, "train", num_classes=3)
+    assert samples.class_names == ["cat", "dog", "eel"]
+    assert samples.labels.tolist() == [0, 0, 0, 1, 1, 2]
     root = f"{folder}/train"
-    assert [manifest.path(row) for row in range(6)] == [
+    assert [samples.path(row) for row in range(6)] == [
         *(f"{root}/cat/0.png", f"{root}/cat/1.JPEG", f"{root}/cat/2.JPEG"),
         *(f"{root}/dog/0.png", f"{root}/dog/1.JPEG", f"{root}/eel/0.png"),
     ]
@@ -82,24 +82,24 @@ def test_a_file_gives_the_folders_names(folder, name):
     (folder / name).write_text("eel Anguilla anguilla\ncat Felis catus, house cat\n\ndog\nfox Vulpes\n")
     assert load_image_folder(folder, "train").class_names == ["Felis catus, house cat", "dog", "Anguilla anguilla"]
     (folder / name).write_text("cat Felis catus\neel Anguilla anguilla\n")
-    with pytest.raises(ManifestError, match=rf"{name} names 2 of 3 class folders, not dog"):
+    with pytest.raises(ListError, match=rf"{name} names 2 of 3 class folders, not dog"):
         load_image_folder(folder, "train")
 
 
 def test_what_is_wrong_with_a_folder_is_told(folder, tmp_path):
-    with pytest.raises(ManifestError, match=r"no folder .*/nowhere/train .*DATA\.PATH_TO_DATA_DIR"):
+    with pytest.raises(ListError, match=r"no folder .*/nowhere/train .*DATA\.PATH_TO_DATA_DIR"):
         load_image_folder(tmp_path / "nowhere", "train")
-    with pytest.raises(ManifestError, match=r"has 3 class folders \(cat, dog, eel\), but MODEL\.NUM_CLASSES is 1000"):
+    with pytest.raises(ListError, match=r"has 3 class folders \(cat, dog, eel\), but MODEL\.NUM_CLASSES is 1000"):
         load_image_folder(folder, "train", num_classes=1000)
     (folder / "val/fox").mkdir()
     for split in ("train", "val"):
-        with pytest.raises(ManifestError, match=r"differ in 1 class folders \(fox\)"):
+        with pytest.raises(ListError, match=r"differ in 1 class folders \(fox\)"):
             load_image_folder(folder, split)
     (folder / "train/fox").mkdir()
-    with pytest.raises(ManifestError, match=r"1 of 4 class folders in .*/train hold no images \(fox\)"):
+    with pytest.raises(ListError, match=r"1 of 4 class folders in .*/train hold no images \(fox\)"):
         load_image_folder(folder, "train")
     (folder / "empty").mkdir()
-    with pytest.raises(ManifestError, match="empty holds no images"):
+    with pytest.raises(ListError, match="empty holds no images"):
         load_image_folder(folder, "empty")
 
 
@@ -183,8 +183,8 @@ def test_augmentation_leaves_the_decoded_image_alone():
 
 
 def test_items_are_those_of_videos_without_time(folder):
-    manifest = load_image_folder(folder, "train")
-    dataset = ImageDataset(manifest, transform=ImageTransform(32, (0.3, 1.0), (0.75, 1.3333)), num_copies=3)
+    samples = load_image_folder(folder, "train")
+    dataset = ImageDataset(samples, transform=ImageTransform(32, (0.3, 1.0), (0.75, 1.3333)), num_copies=3)
     item = dataset[(0, 4)]
     assert [(image.shape, image.dtype) for image in item["video"]] == [((3, 32, 32), torch.uint8)] * 3
     assert item["label"].tolist() == [1] * 3 and item["index"].tolist() == [4] * 3
@@ -192,12 +192,12 @@ def test_items_are_those_of_videos_without_time(folder):
     assert all(torch.equal(a, b) for a, b in zip(item["video"], dataset[(0, 4)]["video"], strict=True))
     assert len({dataset[(epoch, 4)]["video"][v].numpy().tobytes() for epoch in (0, 1) for v in range(3)}) == 6
 
-    centre = ImageDataset(manifest, scale=36, crop=32)[(7, 4)]
-    expected = centre_view(read_image(manifest.path(4)), 36, 32)
+    centre = ImageDataset(samples, scale=36, crop=32)[(7, 4)]
+    expected = centre_view(read_image(samples.path(4)), 36, 32)
     assert np.array_equal(centre["video"][0].permute(1, 2, 0).numpy(), expected)
-    reverse = ImageDataset(manifest, scale=36, crop=32, reverse_channels=True)[(0, 4)]
+    reverse = ImageDataset(samples, scale=36, crop=32, reverse_channels=True)[(0, 4)]
     assert torch.equal(reverse["video"][0], centre["video"][0].flip(0))
-    batch = collate([ImageDataset(manifest, scale=36, crop=32)[(0, index)] for index in range(6)])
+    batch = collate([ImageDataset(samples, scale=36, crop=32)[(0, index)] for index in range(6)])
     assert batch["video"].shape == (6, 3, 32, 32)
     assert batch["video"].is_contiguous(memory_format=torch.channels_last)
     assert batch["label"].tolist() == [0, 0, 0, 1, 1, 2]
@@ -210,7 +210,7 @@ def test_a_broken_training_image_gives_way_to_another_and_is_reported(broken):
         item = dataset[(epoch, 1)]
         row = item["index"].item()
         assert item["bad"][0][0].endswith("cat/1.JPEG") and "truncated" in item["bad"][0][1]
-        assert item["label"].item() == dataset.manifest.labels[row]
+        assert item["label"].item() == dataset.samples.labels[row]
         assert torch.equal(item["video"][0], dataset[(epoch, 1)]["video"][0])
         assert torch.equal(dataset[(epoch, 1)]["index"], item["index"])
         rows.add(row)
@@ -218,7 +218,7 @@ def test_a_broken_training_image_gives_way_to_another_and_is_reported(broken):
 
 
 def test_training_stops_when_nothing_decodes(tmp_path):
-    dataset = ImageDataset(Manifest([str(tmp_path / f"{n}.jpg") for n in range(3)], [0] * 3), transform=WHOLE)
+    dataset = ImageDataset(VideoList([str(tmp_path / f"{n}.jpg") for n in range(3)], [0] * 3), transform=WHOLE)
     with pytest.raises(MediaError, match="10 images in a row"):
         dataset[(0, 0)]
 
@@ -274,7 +274,7 @@ def test_the_configuration_is_followed(make_cfg, folder):
     for size, scale in ((28, 32), (224, 256), (160, 182), (384, 438)):
         test = build_dataset(make_cfg("DATA.TEST_CROP_SIZE", size), "test")
         assert isinstance(test, ImageDataset) and (test.scale, test.crop) == (scale, size) and len(test) == 3
-    assert test.manifest.prefix == str(folder / "val")
+    assert test.samples.prefix == str(folder / "val")
     jitter = ("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], "DATA.TRAIN_JITTER_ASPECT_RELATIVE", [])
     with pytest.raises(ValueError, match=r"random resized crops: set DATA\.TRAIN_JITTER_SCALES_RELATIVE"):
         build_dataset(make_cfg(*jitter), "train")

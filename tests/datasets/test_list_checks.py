@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from slowfast.datasets.list_checks import check_frame_counts, log_labels
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 
 
 @pytest.mark.parametrize(("listed", "warns"), [(96, False), (97, False), (94, False), (48, True), (1, True)])
@@ -17,8 +17,8 @@ def test_frame_lists_with_too_few_images_are_reported(tmp_path, caplog, listed, 
             (tmp_path / folder / f"img_{number:05d}.jpg").touch()
             (tmp_path / folder / f"flow_x_{number:05d}.jpg").touch()
     (tmp_path / "3/img_00001.jpg").with_name("img_00097.jpg").touch()
-    manifest = Manifest(["1", "2", "3"], [0, 0, 0], [listed] * 3, prefix=str(tmp_path), source="train.txt")
-    check_frame_counts(manifest, "img_{:05d}.jpg")
+    samples = VideoList(["1", "2", "3"], [0, 0, 0], [listed] * 3, prefix=str(tmp_path), source="train.txt")
+    check_frame_counts(samples, "img_{:05d}.jpg")
     assert len(caplog.records) == warns
     if warns:
         assert caplog.records[0].args == ("train.txt", 3, 3, f"{tmp_path}/1", listed, 96)
@@ -26,18 +26,18 @@ def test_frame_lists_with_too_few_images_are_reported(tmp_path, caplog, listed, 
 
 def test_video_lists_have_no_frame_counts(tmp_path, caplog):
     (tmp_path / "a.webm").touch()
-    check_frame_counts(Manifest(["a.mp4"], [0], prefix=str(tmp_path)), "{:05d}.jpg")
-    check_frame_counts(Manifest(["a"], [0], [5], prefix=str(tmp_path), suffix=".webm"), "{:05d}.jpg")
+    check_frame_counts(VideoList(["a.mp4"], [0], prefix=str(tmp_path)), "{:05d}.jpg")
+    check_frame_counts(VideoList(["a"], [0], [5], prefix=str(tmp_path), suffix=".webm"), "{:05d}.jpg")
     assert not caplog.records
 
 
 def labels_of(caplog, num_classes, **lists):
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        manifests = {
-            split: Manifest(["x"] * len(labels), labels, source=f"/d/{split}.csv") for split, labels in lists.items()
+        lists = {
+            split: VideoList(["x"] * len(labels), labels, source=f"/d/{split}.csv") for split, labels in lists.items()
         }
-        log_labels(manifests, num_classes)
+        log_labels(lists, num_classes)
     (record,) = caplog.records
     return record.levelname, record.getMessage()
 

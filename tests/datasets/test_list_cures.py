@@ -5,7 +5,7 @@ import os
 import pytest
 
 from slowfast.datasets.list_checks import check_files
-from slowfast.datasets.lists import ManifestError, load_manifest
+from slowfast.datasets.lists import ListError, read_list
 from slowfast.datasets.rows import cure_rows
 
 VIDEO, FRAMES = ("path", "label"), ("path", "num_frames", "label")
@@ -47,8 +47,8 @@ SEGMENTS = ("path", "total", "begin", "end", "label")
 )
 def test_the_cure_of_rows_that_cannot_be_read(tmp_path, rows, columns, separator, named):
     (tmp_path / "train.csv").write_text("".join(f"{row}\n" for row in rows))
-    with pytest.raises(ManifestError, match=rf"train\.csv:\d: [^\n]*(\n[^\n]*)*\n[^\n]*{named}[^\n]*$"):
-        load_manifest(tmp_path / "train.csv", columns, separator=separator, num_classes=5)
+    with pytest.raises(ListError, match=rf"train\.csv:\d: [^\n]*(\n[^\n]*)*\n[^\n]*{named}[^\n]*$"):
+        read_list(tmp_path / "train.csv", columns, separator=separator, num_classes=5)
 
 
 def test_a_separator_that_leaves_a_number_in_the_path_is_not_advised():
@@ -106,20 +106,18 @@ def test_the_cure_of_missing_videos(there, monkeypatch, text, separator, prefix,
     lists = there / ("videos" if not prefix else "lists")
     lists.mkdir(exist_ok=True)
     (lists / "train.csv").write_text(text)
-    manifest = load_manifest(lists / "train.csv", separator=separator, prefix=prefix and str(there / prefix))
-    with pytest.raises(ManifestError, match=rf"do not exist(?s:.*)\n[^\n]*{named}[^\n]*$"):
-        check_files(manifest)
+    samples = read_list(lists / "train.csv", separator=separator, prefix=prefix and str(there / prefix))
+    with pytest.raises(ListError, match=rf"do not exist(?s:.*)\n[^\n]*{named}[^\n]*$"):
+        check_files(samples)
 
 
 def test_something_something_lists_find_the_videos_of_their_ids(there):
     (there / "somesomev2_rgb_train_split.txt").write_text("78687 48 3\n42326 51 7\n")
-    manifest = load_manifest(
-        there / "somesomev2_rgb_train_split.txt", FRAMES, separator=",", prefix=str(there / "videos")
-    )
-    assert [os.path.basename(sample.path) for sample in manifest] == ["78687.webm", "42326.webm"]
-    check_files(manifest)
-    frames = load_manifest(there / "somesomev2_rgb_train_split.txt", FRAMES, prefix=str(there / "frames"))
-    assert frames[0].path == f"{there}/frames/78687" and frames.fingerprint == manifest.fingerprint
+    samples = read_list(there / "somesomev2_rgb_train_split.txt", FRAMES, separator=",", prefix=str(there / "videos"))
+    assert [os.path.basename(sample.path) for sample in samples] == ["78687.webm", "42326.webm"]
+    check_files(samples)
+    frames = read_list(there / "somesomev2_rgb_train_split.txt", FRAMES, prefix=str(there / "frames"))
+    assert frames[0].path == f"{there}/frames/78687" and frames.fingerprint == samples.fingerprint
     check_files(frames)
 
 
@@ -128,13 +126,13 @@ def test_many_missing_videos_are_counted_and_three_are_named(tmp_path):
         (tmp_path / f"{number}.mp4").touch()
     path = tmp_path / "a.csv"
     path.write_text("".join(f"{number}.mp4 0\n" for number in range(2500)))
-    with pytest.raises(ManifestError) as caught:
-        check_files(load_manifest(path, prefix=str(tmp_path)))
+    with pytest.raises(ListError) as caught:
+        check_files(read_list(path, prefix=str(tmp_path)))
     text = str(caught.value)
     assert "1250 of 2500 videos" in text and text.count("\n  ") == 3 and f"{tmp_path}/5.mp4" in text
     assert "CHECK_FILES" not in text and "PATH_PREFIX" in text
     path.write_text("4.mp4 0\n")
-    check_files(load_manifest(path, prefix=str(tmp_path)))
+    check_files(read_list(path, prefix=str(tmp_path)))
 
 
 def test_a_broken_link_is_a_missing_video(tmp_path):
@@ -144,7 +142,7 @@ def test_a_broken_link_is_a_missing_video(tmp_path):
     (tmp_path / "folder").mkdir()
     path = tmp_path / "a.csv"
     path.write_text(f"real.mp4 0\ngood.mp4 0\nfolder 0\nfolder/ 0\n{tmp_path}/real.mp4 0\n")
-    check_files(load_manifest(path, prefix=str(tmp_path)))
+    check_files(read_list(path, prefix=str(tmp_path)))
     path.write_text("good.mp4 0\nbad.mp4 0\n")
-    with pytest.raises(ManifestError, match=r"1 of 2 videos(.|\n)*bad\.mp4"):
-        check_files(load_manifest(path, prefix=str(tmp_path)))
+    with pytest.raises(ListError, match=r"1 of 2 videos(.|\n)*bad\.mp4"):
+        check_files(read_list(path, prefix=str(tmp_path)))

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from slowfast.datasets import backends
 from slowfast.datasets.build import EpochBatchSampler, start_worker
 from slowfast.datasets.guarded import read_frames_within
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.datasets.reader import MediaError, read_frames
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
@@ -519,7 +519,7 @@ def test_no_reader_of_decord_outlives_its_read(zoo, name):
 def loader(zoo: Path, workers: int, context: str | None, transform: TrainTransform | None) -> DataLoader:
     names = [*ODD, *BROKEN]
     dataset = VideoDataset(
-        Manifest([str(zoo / name) for name in names], range(len(names))),
+        VideoList([str(zoo / name) for name in names], range(len(names))),
         sampling="sparse", num_frames=4, num_crops=3, scale=32, crop=32, transform=transform, decode_timeout=3,
     )  # fmt: skip
     sampler = EpochBatchSampler(len(names), 8, train=transform is not None)

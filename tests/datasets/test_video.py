@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform
@@ -21,10 +21,10 @@ def videos(tmp_path_factory, write_video) -> list[str]:
 
 
 @pytest.fixture
-def some_broken(videos, tmp_path) -> Manifest:
+def some_broken(videos, tmp_path) -> VideoList:
     """Row 1 is broken, and so is row 2."""
     (tmp_path / "text.mp4").write_text("no video")
-    return Manifest([videos[0], str(tmp_path / "gone.mp4"), str(tmp_path / "text.mp4"), videos[3]], [5, 6, 7, 8])
+    return VideoList([videos[0], str(tmp_path / "gone.mp4"), str(tmp_path / "text.mp4"), videos[3]], [5, 6, 7, 8])
 
 
 def numbers(frame_numbers, clip: torch.Tensor) -> list[int]:
@@ -33,7 +33,7 @@ def numbers(frame_numbers, clip: torch.Tensor) -> list[int]:
 
 def test_training_items_are_augmented_copies_of_the_same_frames(videos, frame_numbers):
     dataset = VideoDataset(
-        Manifest(videos, [3, 1, 2, 0]), sampling="sparse", num_frames=4, transform=WHOLE, num_copies=5
+        VideoList(videos, [3, 1, 2, 0]), sampling="sparse", num_frames=4, transform=WHOLE, num_copies=5
     )
     item = dataset[(0, 2)]
     video = torch.stack(item["video"])
@@ -50,7 +50,7 @@ def test_training_items_are_augmented_copies_of_the_same_frames(videos, frame_nu
 def test_training_items_depend_on_their_coordinates_only(videos):
     def dataset(seed: int = 0) -> VideoDataset:
         return VideoDataset(
-            Manifest(videos, [0] * 4), sampling="dense", num_frames=4, sampling_rate=2, seed=seed, transform=WHOLE
+            VideoList(videos, [0] * 4), sampling="dense", num_frames=4, sampling_rate=2, seed=seed, transform=WHOLE
         )
 
     one, two = dataset(), dataset()
@@ -67,17 +67,17 @@ def clips(batch: dict) -> torch.Tensor:
 
 
 def test_annotated_segments_bound_training_and_not_evaluation(videos, frame_numbers):
-    manifest = Manifest([videos[2]], [0], segments=[(4.0, 1.0, 2.0)])
-    training = VideoDataset(manifest, sampling="sparse", num_frames=4, transform=WHOLE)
+    samples = VideoList([videos[2]], [0], segments=[(4.0, 1.0, 2.0)])
+    training = VideoDataset(samples, sampling="sparse", num_frames=4, transform=WHOLE)
     seen = {n for epoch in range(12) for n in numbers(frame_numbers, training[(epoch, 0)]["video"][0])}
     assert min(seen) >= 10 and max(seen) < 20
-    evaluation = VideoDataset(manifest, sampling="sparse", num_frames=4, scale=48, crop=48)
+    evaluation = VideoDataset(samples, sampling="sparse", num_frames=4, scale=48, crop=48)
     assert numbers(frame_numbers, clips(evaluation[(0, 0)])[0]) == sparse_indices(40, 4, 0, 1, None)
 
 
 def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
     dataset = VideoDataset(
-        Manifest(videos, [3, 1, 2, 0]), sampling="dense", num_frames=4, sampling_rate=3, num_views=3, num_crops=3,
+        VideoList(videos, [3, 1, 2, 0]), sampling="dense", num_frames=4, sampling_rate=3, num_views=3, num_crops=3,
         scale=48, crop=48,
     )  # fmt: skip
     item = dataset[(0, 1)]
@@ -94,18 +94,18 @@ def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
 
 
 def test_a_single_crop_is_the_centre_and_resized_clips_are_float(videos):
-    manifest = Manifest(videos[:1], [0])
-    three = clips(VideoDataset(manifest, sampling="sparse", num_frames=2, num_crops=3, scale=32, crop=32)[(0, 0)])
-    one = clips(VideoDataset(manifest, sampling="sparse", num_frames=2, scale=32, crop=32)[(0, 0)])
+    samples = VideoList(videos[:1], [0])
+    three = clips(VideoDataset(samples, sampling="sparse", num_frames=2, num_crops=3, scale=32, crop=32)[(0, 0)])
+    one = clips(VideoDataset(samples, sampling="sparse", num_frames=2, scale=32, crop=32)[(0, 0)])
     assert one.shape == (1, 3, 2, 32, 32) and one.dtype == torch.float32 and one.max() > 2
     assert torch.equal(one[0], three[1])
 
 
 def test_frame_folders_keep_their_colors_until_reversed(tmp_path, write_folder):
-    manifest = Manifest([write_folder(tmp_path / "clip", frames=12)], [0], num_frames=[12])
+    samples = VideoList([write_folder(tmp_path / "clip", frames=12)], [0], num_frames=[12])
 
     def clip(**options) -> torch.Tensor:
-        return clips(VideoDataset(manifest, sampling="sparse", num_frames=2, scale=48, crop=48, **options)[(0, 0)])
+        return clips(VideoDataset(samples, sampling="sparse", num_frames=2, scale=48, crop=48, **options)[(0, 0)])
 
     bgr, rgb = clip(colors="BGR"), clip(colors="RGB")
     assert (rgb[:, 0].float() - rgb[:, 2].float()).mean() > 30
@@ -114,8 +114,8 @@ def test_frame_folders_keep_their_colors_until_reversed(tmp_path, write_folder):
 
 def test_shuffled_frames_are_the_same_frames_in_another_order(videos, frame_numbers):
     options = {"sampling": "sparse", "num_frames": 8, "num_views": 2, "num_crops": 3, "scale": 48, "crop": 48}
-    ordered = clips(VideoDataset(Manifest(videos, [0] * 4), **options)[(0, 1)])
-    dataset = VideoDataset(Manifest(videos, [0] * 4), **options, shuffle_frames=True)
+    ordered = clips(VideoDataset(VideoList(videos, [0] * 4), **options)[(0, 1)])
+    dataset = VideoDataset(VideoList(videos, [0] * 4), **options, shuffle_frames=True)
     shuffled = clips(dataset[(0, 1)])
     orders = [numbers(frame_numbers, clip) for clip in shuffled]
     assert orders[0] == orders[1] == orders[2] != orders[3]
@@ -127,7 +127,7 @@ def test_shuffled_frames_are_the_same_frames_in_another_order(videos, frame_numb
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_clips_of_a_batch_are_made_side_by_side(videos, reverse):
     options = {"sampling": "dense", "num_frames": 4, "transform": WHOLE, "num_copies": 2, "reverse_channels": reverse}
-    dataset = VideoDataset(Manifest(videos, [0] * 4), **options)
+    dataset = VideoDataset(VideoList(videos, [0] * 4), **options)
     alone = [dataset[key] for key in ((3, 2), (3, 0), (4, 1))]
     copied = collate(alone)["video"]
     items = dataset.__getitems__([(3, 2), (3, 0), (4, 1)])
@@ -136,7 +136,7 @@ def test_the_clips_of_a_batch_are_made_side_by_side(videos, reverse):
     assert joined.stride() == copied.stride()
     batches = DataLoader(dataset, batch_sampler=[[(3, 2), (3, 0), (4, 1)]], collate_fn=collate, num_workers=1)
     assert torch.equal(next(iter(batches))["video"], copied)
-    plain = VideoDataset(Manifest(videos, [0] * 4), **{**options, "reverse_channels": False})
+    plain = VideoDataset(VideoList(videos, [0] * 4), **{**options, "reverse_channels": False})
     straight = collate(plain.__getitems__([(3, 2), (3, 0), (4, 1)]))["video"]
     assert torch.equal(joined, straight.flip(1) if reverse else straight)
 
@@ -158,7 +158,7 @@ def test_a_broken_training_video_gives_way_to_another_and_is_reported(some_broke
 
 def test_training_stops_when_nothing_decodes(tmp_path):
     dataset = VideoDataset(
-        Manifest([str(tmp_path / f"{n}.mp4") for n in range(3)], [0] * 3),
+        VideoList([str(tmp_path / f"{n}.mp4") for n in range(3)], [0] * 3),
         sampling="sparse",
         num_frames=2,
         transform=WHOLE,
@@ -193,7 +193,7 @@ def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
     for row in tests:
         dense = row["dataset_class"] in ("Kinetics", "Hmdb")
         dataset = VideoDataset(
-            Manifest([path], [0]), sampling="dense" if dense else "sparse", num_frames=8, sampling_rate=8,
+            VideoList([path], [0]), sampling="dense" if dense else "sparse", num_frames=8, sampling_rate=8,
             num_views=row["num_ensemble_views"], num_crops=row["num_spatial_crops"], scale=32, crop=32,
         )  # fmt: skip
         chosen = [i for view in range(dataset.num_views) for i in dataset._clip_indices(100, view, 0)]
@@ -205,10 +205,10 @@ def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
 
 def test_a_video_that_hangs_is_a_broken_one(videos, tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
-    manifest = Manifest([str(tmp_path / "pipe.mp4"), videos[0]], [1, 2])
+    samples = VideoList([str(tmp_path / "pipe.mp4"), videos[0]], [1, 2])
     options = {"sampling": "sparse", "num_frames": 2, "backend": "pyav", "decode_timeout": 2}
-    item = VideoDataset(manifest, **options, transform=WHOLE)[(0, 0)]
+    item = VideoDataset(samples, **options, transform=WHOLE)[(0, 0)]
     assert item["index"].tolist() == [1] and item["label"].tolist() == [2]
     assert all(reason.startswith("decoding took longer than 2 s") for _, reason in item["bad"])
-    item = VideoDataset(manifest, **options, scale=32, crop=32)[(0, 0)]
+    item = VideoDataset(samples, **options, scale=32, crop=32)[(0, 0)]
     assert item["video"].frames == [] and len(item["bad"]) == 1

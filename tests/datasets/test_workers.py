@@ -14,7 +14,7 @@ from torch.utils.data._utils import signal_handling
 
 from slowfast.datasets import workers
 from slowfast.datasets.build import EpochBatchSampler, start_worker
-from slowfast.datasets.lists import load_manifest
+from slowfast.datasets.lists import read_list
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.video import VideoDataset, collate
 from slowfast.datasets.workers import VideoLoader
@@ -47,8 +47,8 @@ def folder(tmp_path_factory, write_video):
 def dataset(folder, kind: type[VideoDataset], train: bool) -> VideoDataset:
     transform = TrainTransform(crop=32, jitter_scales=(32, 40), area_range=None, aspect_range=None, flip=False,
                                rand_augment=None, erase=None) if train else None  # fmt: skip
-    manifest = load_manifest(folder / "list.csv", prefix=str(folder), num_classes=ROWS)
-    return kind(manifest, sampling="sparse", num_frames=4, crop=32, scale=32, transform=transform)
+    samples = read_list(folder / "list.csv", prefix=str(folder), num_classes=ROWS)
+    return kind(samples, sampling="sparse", num_frames=4, crop=32, scale=32, transform=transform)
 
 
 def loader(data, train: bool, count: int = 2) -> VideoLoader:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from slowfast.datasets.killable import Failure, run_killable
-from slowfast.datasets.lists import load_manifest
+from slowfast.datasets.lists import read_list
 from slowfast.prepare.check import COLUMNS, QUARANTINE, REPORT, Media, check_media
 from slowfast.prepare.clean import filter_list
 from slowfast.prepare.reencode import Settings, reencode
@@ -250,7 +250,7 @@ def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
     text, dropped, lost = filter_list(tmp_path / "train.csv", bad, ("path", "label"), ",")
     assert (dropped, lost) == (1, [1])
     (tmp_path / "clean.csv").write_text(text)
-    assert [(s.path, s.label) for s in load_manifest(tmp_path / "clean.csv", separator=",")] == [
+    assert [(s.path, s.label) for s in read_list(tmp_path / "clean.csv", separator=",")] == [
         ("a b.mp4", 0),
         ("c.mp4", 2),
     ]

@@ -8,7 +8,7 @@ import pytest
 from torchvision.models.video import R3D_18_Weights
 
 from slowfast.datasets.catalog import DATASETS
-from slowfast.datasets.lists import Manifest
+from slowfast.datasets.lists import VideoList
 from slowfast.prepare.label_order import annotated_classes, order_by_labels
 
 K400 = sorted(R3D_18_Weights.DEFAULT.meta["categories"])
@@ -25,30 +25,30 @@ def test_names_follow_kinetics_lists_in_the_order_of_their_authors(tmp_path):
     names, classes = annotated_classes(tmp_path, DATASETS["k400"])
     assert names == K400
     order = random.Random(0).sample(range(400), 400)  # row r of the classifier is class order[r]
-    theirs = Manifest([f"video-{n:05d}_x.mp4" for n in order], range(400))
+    theirs = VideoList([f"video-{n:05d}_x.mp4" for n in order], range(400))
     found, shown = order_by_labels([theirs], names, classes)
     assert found == [K400[n] for n in order] and shown == 400
-    ours = Manifest([f"val/video-{n:05d}_x_{n:06d}_{n + 10:06d}.mkv" for n in range(400)], range(400))
+    ours = VideoList([f"val/video-{n:05d}_x_{n:06d}_{n + 10:06d}.mkv" for n in range(400)], range(400))
     assert order_by_labels([ours], names, classes) == (K400, 400)
 
 
 def test_kinetics_400_needs_no_file_and_folders_show_the_order():
     names, classes = annotated_classes("", DATASETS["k400"])
     assert names == K400 and classes == {}
-    assert order_by_labels([Manifest(["a.mp4", "b.mp4"], [3, 1])], names, classes) == (K400, 0)
+    assert order_by_labels([VideoList(["a.mp4", "b.mp4"], [3, 1])], names, classes) == (K400, 0)
     folders = [name.replace(" ", "_").replace("(", "").replace(")", "") for name in K400]
-    backwards = Manifest([f"train/{folder}/x.mp4" for folder in folders], range(399, -1, -1))
+    backwards = VideoList([f"train/{folder}/x.mp4" for folder in folders], range(399, -1, -1))
     assert order_by_labels([backwards], names, classes) == (K400[::-1], 400)
 
 
 def test_a_part_of_the_classes_cannot_show_another_order():
     names, classes = annotated_classes("", DATASETS["k400"])
-    few = Manifest([f"{K400[n]}/x.mp4" for n in (0, 1)], [0, 1])
+    few = VideoList([f"{K400[n]}/x.mp4" for n in (0, 1)], [0, 1])
     assert order_by_labels([few], names, classes) == (K400, 2)
     with pytest.raises(ValueError, match=r"label 0 is 'air drumming' .* only 2 of 400 labels"):
-        order_by_labels([Manifest([f"{K400[n]}/x.mp4" for n in (0, 1)], [1, 0])], names, classes)
+        order_by_labels([VideoList([f"{K400[n]}/x.mp4" for n in (0, 1)], [1, 0])], names, classes)
     with pytest.raises(ValueError, match="there are 400 classes"):
-        order_by_labels([Manifest([f"{K400[0]}/x.mp4"], [400])], names, classes)
+        order_by_labels([VideoList([f"{K400[0]}/x.mp4"], [400])], names, classes)
 
 
 def test_something_something_lists_name_the_id(tmp_path):
@@ -61,7 +61,7 @@ def test_something_something_lists_name_the_id(tmp_path):
     dataset = replace(DATASETS["sthv2"], num_classes=3)
     names, classes = annotated_classes(tmp_path, dataset)
     assert names == list(labels)
-    assert order_by_labels([Manifest(["0", "1", "2"], [2, 0, 1], [9, 9, 9])], names, classes)[0] == [
+    assert order_by_labels([VideoList(["0", "1", "2"], [2, 0, 1], [9, 9, 9])], names, classes)[0] == [
         names[1],
         names[2],
         names[0],
@@ -86,7 +86,7 @@ def test_annotations_of_activitynet_and_hacs_are_read(tmp_path):
     (tmp_path / "activity_net.v1-3.min.json").write_text(json.dumps(ACTIVITYNET))
     names, classes = annotated_classes(tmp_path, replace(DATASETS["anet"], num_classes=2))
     assert names == ["Archery", "Futsal"]
-    segments = Manifest(["v_sJFgo9H6zNo.mp4", "v_V1zhqaGFY2A.mp4"], [0, 1], None, [(139.1, 0, 139), (77.5, 57, 77)])
+    segments = VideoList(["v_sJFgo9H6zNo.mp4", "v_V1zhqaGFY2A.mp4"], [0, 1], None, [(139.1, 0, 139), (77.5, 57, 77)])
     assert order_by_labels([segments], names, classes) == (["Futsal", "Archery"], 2)
 
     clips = tmp_path / "HACS_clips_v1.1.1.csv"

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from slowfast.datasets.backends import list_frames
-from slowfast.datasets.lists import load_manifest
+from slowfast.datasets.lists import read_list
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode, without_copy
 
@@ -182,8 +182,8 @@ def test_lists_stay_valid_whatever_the_suffix(tmp_path):
     for name, codec in (("x/a b.mp4", "libx264"), ("é/c.webm", "libvpx"), ("d.avi", "mpeg4")):
         write(tmp_path / "in" / name, codec=codec)
     (tmp_path / "train.csv").write_text("x/a b.mp4 0\né/c.webm 1\nd.avi 2\n")
-    manifest = load_manifest(tmp_path / "train.csv")
-    paths = [sample.path for sample in manifest]
+    samples = read_list(tmp_path / "train.csv")
+    paths = [sample.path for sample in samples]
     outcome = reencode(tmp_path / "in", paths, tmp_path / "out", Settings(), workers=2, timeout=60)
     assert outcome.done == paths and outcome.bytes_after < outcome.bytes_before
     for path in paths:

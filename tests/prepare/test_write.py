@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slowfast.datasets.catalog import DATASETS, FRAME_COLUMNS
-from slowfast.datasets.lists import ManifestError, load_manifest
+from slowfast.datasets.lists import ListError, read_list
 from slowfast.prepare.annotations import lists_from_annotations
 from slowfast.prepare.write import Lists, describe, find_media, lists_from_folders, write_lists, write_unlabelled
 
@@ -148,15 +148,15 @@ def test_strange_names_come_back_from_a_list(tmp_path):
     write_lists(lists, tmp_path / "lists", videos, DATASETS["own"])
     found = {}
     for split in ("train", "val", "test"):
-        manifest = load_manifest(tmp_path / f"lists/{split}.csv", prefix=str(videos), num_classes=2)
-        assert manifest.class_names == ["1", "2"]
-        found |= {sample.path: sample.label for sample in manifest}
+        samples = read_list(tmp_path / f"lists/{split}.csv", prefix=str(videos), num_classes=2)
+        assert samples.class_names == ["1", "2"]
+        found |= {sample.path: sample.label for sample in samples}
     assert found == {f"{videos}/{folder}/{name}": int(folder) - 1 for folder in ("1", "2") for name in names}
 
     flat = touch(tmp_path / "flat", *(name for name in (*names, ' "', '""') if name.endswith(".mp4")))
     write_unlabelled(tmp_path / "new", find_media(flat).sizes)
-    manifest = load_manifest(tmp_path / "new/test.csv", prefix=str(flat), unknown=True)
-    assert sorted(sample.path for sample in manifest) == sorted(f"{flat}/{name}" for name in names)
+    samples = read_list(tmp_path / "new/test.csv", prefix=str(flat), unknown=True)
+    assert sorted(sample.path for sample in samples) == sorted(f"{flat}/{name}" for name in names)
 
 
 def test_class_names_fix_the_labels(tmp_path):
@@ -204,7 +204,7 @@ def test_own_frame_folders_get_their_template(tmp_path, write_folder):
     lists = lists_from_folders(videos)
     write_lists(lists, tmp_path / "lists", videos, DATASETS["own"], recipe=tmp_path / "r/exp/x/config.yaml")
     assert "IMAGE_TEMPLATE: frame{:04d}.jpg" in (tmp_path / "lists/data.yaml").read_text()
-    assert len(load_manifest(tmp_path / "lists/train.csv")) == 2
+    assert len(read_list(tmp_path / "lists/train.csv")) == 2
     (videos / "b/two/frame0001.jpg").unlink()
     with pytest.raises(ValueError, match="not numbered from 1"):
         write_lists(lists, tmp_path / "other", videos, DATASETS["own"], recipe=tmp_path / "r/exp/x/config.yaml")
@@ -301,7 +301,7 @@ def test_kinetics(tmp_path):
         assert line in told(lists)
     write_lists(lists, tmp_path / "lists", videos, K3)
     assert (tmp_path / "lists/val.csv").read_text() == "replacement/uvw_000120_000130.mp4,1\n"
-    assert load_manifest(tmp_path / "lists/train.csv", separator=",", num_classes=3)[1].label == 2
+    assert read_list(tmp_path / "lists/train.csv", separator=",", num_classes=3)[1].label == 2
 
 
 def test_faulty_kinetics_annotations_are_refused(tmp_path):
@@ -353,7 +353,7 @@ def test_something_something(tmp_path, write_folder, annotate):
     lists = lists_from_annotations(tmp_path / "frames", tmp_path / "annotations", dataset)
     assert "1 annotated more than once, kept once: 7" in told(lists)
     write_lists(lists, tmp_path / "lists", tmp_path / "frames", dataset)
-    train = load_manifest(tmp_path / "lists/somesomev1_rgb_train_split.txt", FRAME_COLUMNS)
+    train = read_list(tmp_path / "lists/somesomev1_rgb_train_split.txt", FRAME_COLUMNS)
     assert [(s.path, s.num_frames, s.label) for s in train] == [("12", 4, 0), ("7", 3, 1)]
     assert (tmp_path / "lists/somesomev1_rgb_val_split.txt").read_text() == "5 2 0\n"
     assert train.class_names == ["Lifting", "Pushing something"]
@@ -408,6 +408,6 @@ def test_what_is_written_is_what_training_accepts(tmp_path):
     """A label beyond the classes would be refused by the reader of lists: the same reader judges ours."""
     videos = make_classes(tmp_path / "videos", 4)
     write_lists(lists_from_folders(videos), tmp_path / "lists", videos, DATASETS["own"])
-    assert len(load_manifest(tmp_path / "lists/train.csv", num_classes=3))
-    with pytest.raises(ManifestError):
-        load_manifest(tmp_path / "lists/train.csv", num_classes=2)
+    assert len(read_list(tmp_path / "lists/train.csv", num_classes=3))
+    with pytest.raises(ListError):
+        read_list(tmp_path / "lists/train.csv", num_classes=2)

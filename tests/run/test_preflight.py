@@ -17,7 +17,7 @@ from cluster import free_ports
 
 from slowfast.config import get_cfg
 from slowfast.datasets.image import load_image_folder
-from slowfast.datasets.lists import Manifest, load_manifest
+from slowfast.datasets.lists import VideoList, read_list
 from slowfast.run.preflight import build_alike, code_hash, data, differences
 from slowfast.utils import distributed
 
@@ -77,13 +77,13 @@ def test_data_is_looked_at(tmp_path):
     assert found[f"the list {tmp_path}/val.csv"] == "missing or unreadable"
 
 
-def build(rank: int, folder: Path, port: int, load: Callable[[], Manifest], results: multiprocessing.Queue) -> None:
+def build(rank: int, folder: Path, port: int, load: Callable[[], VideoList], results: multiprocessing.Queue) -> None:
     os.chdir(folder / f"node{rank}")  # each has its own disk
     place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= place | {"SLURMD_NODENAME": f"n{rank}"}
     distributed.init_process_group("gloo", torch.device("cpu"), 30.0, lambda: None)
     try:
-        build_alike(lambda: SimpleNamespace(dataset=SimpleNamespace(manifest=load())))  # pyright: ignore
+        build_alike(lambda: SimpleNamespace(dataset=SimpleNamespace(samples=load())))  # pyright: ignore
         results.put("alike")
     except ValueError as error:
         results.put(str(error))
@@ -116,7 +116,7 @@ def test_lists_that_differ_between_nodes_are_refused(files, outcome, tmp_path):
     for name, text in files.items():
         (tmp_path / "node1" / name).unlink() if text is None else (tmp_path / "node1" / name).write_text(text)
     images = any(name.startswith("images") for name in files)
-    load = partial(load_image_folder, "images", "train") if images else partial(load_manifest, "list.csv")
+    load = partial(load_image_folder, "images", "train") if images else partial(read_list, "list.csv")
     context, [port] = multiprocessing.get_context("fork"), free_ports(1)
     results = context.Queue()
     children = [context.Process(target=build, args=(rank, tmp_path, port, load, results)) for rank in range(2)]

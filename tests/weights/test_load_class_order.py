@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slowfast.config import get_cfg
 from slowfast.config.load import ConfigNode
-from slowfast.datasets.lists import load_manifest
+from slowfast.datasets.lists import read_list
 from slowfast.engine.test import load_model
 from slowfast.models import build_model
 from slowfast.models.build import initialize
@@ -102,7 +102,7 @@ def lists(tmp_path_factory):
             patch.chdir(folder)
             patch.setattr(sys, "argv", ["prepare_data.py", *command, "--out", f"k{classes}"])
             assert prepare_data.main() == 0
-        manifest = load_manifest(folder / f"k{classes}/val.csv", separator=",", num_classes=classes)
+        manifest = read_list(folder / f"k{classes}/val.csv", separator=",", num_classes=classes)
         assert manifest.class_names == names_of(classes)
         written[classes] = manifest.class_names
     return written
@@ -216,7 +216,7 @@ def test_rows_of_something_something_v1_follow_the_list(file, tmp_path, monkeypa
     command = ["lists", "frames", "--dataset", "sthv1", "--annotations", "annotations", "--out", "lists"]
     monkeypatch.setattr(sys, "argv", ["prepare_data.py", *command])
     assert prepare_data.main() == 0
-    names = load_manifest("lists/somesomev1_rgb_train_split.txt", ("path", "num_frames", "label")).class_names
+    names = read_list("lists/somesomev1_rgb_train_split.txt", ("path", "num_frames", "label")).class_names
     assert names == templates
     torch.save({"model_state": numbered(V1, 174)}, file)
     model, _, _ = load_model(configuration(V1, 174, "TEST.DATASET", "sth"), file, names)
