@@ -56,11 +56,12 @@ from tqdm import tqdm
 from slowfast.config import load_config
 from slowfast.datasets.build import build_dataset, start_worker, usable_cores, use_one_thread
 from slowfast.datasets.catalog import CATALOG
-from slowfast.datasets.geometric_ops import GREY
+from slowfast.datasets.crops import resized_crop_box, short_side_size
 from slowfast.datasets.lists import ListError
+from slowfast.datasets.rand_augment import GREY
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
-from slowfast.datasets.transforms import TrainTransform, Views, normalize, resized_crop_box, short_side_size
+from slowfast.datasets.transforms import TrainTransform, Views, normalize
 from slowfast.datasets.video import VideoDataset, collate
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.io import to_json

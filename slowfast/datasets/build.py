@@ -312,7 +312,10 @@ def _build_augmentations(cfg: CfgNode) -> tuple[RandAugment | None, RandomErasin
     data, aug = cfg.DATA, cfg.AUG
     rand_augment = erase = None
     if aug.ENABLE and aug.AA_TYPE:
-        rand_augment = RandAugment.parse(aug.AA_TYPE, aug.INTERPOLATION)
+        try:
+            rand_augment = RandAugment.parse(aug.AA_TYPE, aug.INTERPOLATION)
+        except ValueError as error:
+            raise ValueError(f"AUG.AA_TYPE {error}; '' turns it off") from None
     if aug.ENABLE and aug.RE_PROB > 0:
         erase = RandomErasing(aug.RE_PROB, aug.RE_MODE, aug.RE_COUNT, tuple(data.MEAN), tuple(data.STD))
     return rand_augment, erase

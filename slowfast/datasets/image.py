@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from slowfast.datasets.crops import resized_crop_box
 from slowfast.datasets.lists import CLASS_FILES, SHOWN, ListError, VideoList
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError
-from slowfast.datasets.transforms import RandomErasing, resized_crop_box
+from slowfast.datasets.transforms import RandomErasing
 from slowfast.datasets.video import MAX_TRIES
 from slowfast.utils.rng import rng_for
 

@@ -1,61 +1,191 @@
-"""RandAugment for whole clips (Cubuk et al., 2020), with timm's operations, magnitudes and strings.
+"""Apply RandAugment (arXiv:1909.13719) to whole clips, with timm's operations, magnitudes and notation.
 
-One draw of operations and magnitudes serves every frame. The arithmetic follows Pillow, on which timm builds, but runs
-in OpenCV on uint8 arrays; `value_ops` and `geometric_ops` say how close it is.
+One draw of operations serves every frame. The arithmetic is that of Pillow, on which timm builds, in OpenCV: tables are
+exact except Contrast, which is within one grey level, like filters, shears and translations. A map (a rotation, or
+several geometric operations in a row) differs by OpenCV's bicubic kernel (-0.75, not -1), its grid of 1/32 pixel, and
+within a pixel of the border.
 
-`augmented_crop` applies operations and the resized crop after them in few passes, at any size of the frames:
+`augmented_crop` applies the operations and the resized crop after them in few passes:
 
-* Operations that send a value to a value become one look-up table, with the frame's histogram sent through it too.
-* A shear or a translation is a filter of four pixels along an axis. Geometric operations in a row become one map. What
-  leaves the frame in any of them is grey, as it is step by step.
-* Those directly before the crop join it: the result is sampled once, bilinearly, from the original pixels.
-* Only the part of the frame that the crop can see is computed, wherever no statistics of the whole frame are asked for.
+* Tables in a row become one look-up table; the histogram of a frame passes through the tables before it.
+* Geometric operations in a row become one map. What leaves the frame in any of them is grey, as it is step by step.
+* Geometric operations directly before the crop join it: the result is sampled once, bilinearly.
+* Only the part of the frame that the crop can see is computed, except where statistics of the whole frame are needed.
 
-Nothing changes places, so the result differs from that of single steps by their repeated interpolation and its kernel.
+The order never changes, so the result differs from that of single steps by their repeated interpolation only. To add an
+operation, write its function and a row of `OPERATIONS`.
 """
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 
-from slowfast.datasets.geometric_ops import (
-    GEOMETRIC_OPS,
-    INTERPOLATIONS,
-    SLIDES,
-    Box,
-    ResizedCrop,
-    cut,
-    grow,
-    slide,
-    slide_source,
-    source,
-    warp,
-)
-from slowfast.datasets.value_ops import FILTERS, FRAME_TABLES, Op, build_tables, look_up
+from slowfast.datasets.crops import Box, ResizedCrop, cut, grow, swap, transpose
 
+Op = tuple[str, float]  # name and argument
+Step = tuple[Box, Callable[[np.ndarray], np.ndarray]]  # the box of the frame that a function takes
 MAX_LEVEL = 10.0
-# Draws are numbers of this list.
-OP_NAMES = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    *GEOMETRIC_OPS,
-)
+GREY = (128, 128, 128)
+INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+REACH = 2  # pixels that a bicubic kernel reaches beyond the pixel below its place
+LUMA = np.array([19595, 38470, 7471]) / 65536  # ITU-R 601, of red, green and blue
+CUT = -0.499  # added before OpenCV rounds to the nearest integer, it cuts the fraction, as Pillow does
+_OUTSIDE = -9999.0  # a place that no frame reaches; OpenCV holds places as int16
+_VALUES = np.arange(256)
+_NOTATION = r"-(mstd|inc|m|n)(\d+(?:\.\d+)?)"
 
 
-def _stage(op: Op) -> str:
-    name = op[0]
-    return "warp" if name in GEOMETRIC_OPS else name if name in FILTERS else "tables"
+# Functions of tables return (256,) for every channel and frame, or (T, 3 or 1, 256) from the statistics of the frames.
+
+
+def _blend(grey: np.ndarray | int, factor: float) -> np.ndarray:
+    """Return the table of `grey + factor * (value - grey)`, in Pillow's single precision."""
+    grey = np.asarray(grey, np.float32)
+    return (grey + np.float32(factor) * (_VALUES.astype(np.float32) - grey)).clip(0, 255)
+
+
+def _histograms(frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+    """Count the values of (T, H, W, 3) frames after `table`, (T or 1, 3 or 1, 256) or None, as (T, 3, 256)."""
+    counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
+    counts = np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
+    if table is None:
+        return counts
+    rows = np.arange(counts.size // 256).reshape(-1, 1)  # one per frame and channel
+    places = np.broadcast_to(table, counts.shape).reshape(-1, 256) + 256 * rows
+    return np.bincount(places.ravel(), counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
+
+
+def _contrast(factor: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+    if table is None:
+        means = np.array([cv2.mean(frame)[:3] for frame in frames])  # faster than to count
+    else:
+        counts = _histograms(frames, table)
+        means = counts @ _VALUES / counts.sum(-1)
+    return _blend(np.floor(means @ LUMA + 0.5)[:, None, None], factor)
+
+
+def _auto_contrast(_: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+    if table is None:  # faster than to count
+        t, h, w, c = frames.shape
+        low, high = (
+            extreme.reduce(extreme.reduce(frames.reshape(t, h, w * c), 1).reshape(t, w, c), 1)[..., None].astype(int)
+            for extreme in (np.minimum, np.maximum)
+        )
+    else:
+        counts = _histograms(frames, table)
+        low, high = (counts > 0).argmax(-1, keepdims=True), _highest(counts)
+    scale = 255.0 / np.maximum(high - low, 1)
+    return np.where(high > low, np.trunc(_VALUES * scale - low * scale).clip(0, 255), _VALUES)
+
+
+def _equalize(_: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
+    counts = _histograms(frames, table)
+    step = (counts.sum(-1, keepdims=True) - np.take_along_axis(counts, _highest(counts), -1)) // 255
+    before = np.cumsum(counts, -1) - counts
+    return np.where(step > 0, ((step // 2 + before) // np.maximum(step, 1)).clip(0, 255), _VALUES)
+
+
+def _highest(counts: np.ndarray) -> np.ndarray:
+    """Return the highest value that occurs, (T, 3, 1)."""
+    return 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
+
+
+def _color(factor: float, frames: np.ndarray) -> np.ndarray:
+    t, h, w, c = frames.shape
+    blend = np.hstack([factor * np.eye(3) + (1 - factor) * LUMA, np.full((3, 1), CUT)])
+    return cv2.transform(frames.reshape(t * h, w, c), blend).reshape(frames.shape)
+
+
+def _sharpness(factor: float, frames: np.ndarray) -> np.ndarray:
+    t, h, w, c = frames.shape
+    kernel = np.full((3, 3), (1 - factor) / 13)
+    kernel[1, 1] = factor + (1 - factor) * 5 / 13
+    out = cv2.filter2D(frames.reshape(t * h, w, c), -1, kernel, delta=CUT).reshape(frames.shape)
+    for edge in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):  # Pillow does not smooth the border
+        out[edge] = frames[edge]
+    return out
+
+
+def _rotate(degrees: float, height: int, width: int) -> np.ndarray:
+    """Return the matrix that finds the source of an output pixel; the frame's corner is (0, 0)."""
+    turn = math.radians(degrees)
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    centre = np.array([[width / 2], [height / 2]])
+    return np.hstack([rotation, centre - rotation @ centre])
+
+
+def _signed(most: float) -> Callable[[float, int, bool], float]:
+    return lambda share, sign, _: sign * share * most
+
+
+def _factor(share: float, sign: int, increasing: bool) -> float:
+    return max(0.1, 1 + sign * share * 0.9) if increasing else share * 1.8 + 0.1
+
+
+def _falling(most: int) -> Callable[[float, int, bool], float]:
+    return lambda share, _, increasing: most - int(share * most) if increasing else int(share * most)
+
+
+class Operation(NamedTuple):
+    """An operation of RandAugment.
+
+    Attributes:
+        kind: neighbours of one kind are applied together.
+        make: function of the argument; for a table also of the frames and the table before it, for a filter of the
+            frames, for a geometric operation of their height and width.
+        argument: function of (level / 10, sign, increasing), which returns the argument.
+        whole: a table that needs statistics of the whole frame.
+    """
+
+    kind: Literal["table", "filter", "geometric"]
+    make: Callable[..., np.ndarray]
+    argument: Callable[[float, int, bool], float] = lambda share, sign, increasing: 0.0
+    whole: bool = False
+
+
+OPERATIONS: dict[str, Operation] = {  # draws are numbers of these rows: add new ones at the end
+    "AutoContrast": Operation("table", _auto_contrast, whole=True),
+    "Equalize": Operation("table", _equalize, whole=True),
+    "Invert": Operation("table", lambda *_: 255 - _VALUES),
+    "Posterize": Operation("table", lambda bits, *_: _VALUES & (256 - 2 ** (8 - int(bits))), _falling(4)),
+    "Solarize": Operation("table", lambda start, *_: np.where(start > _VALUES, _VALUES, 255 - _VALUES), _falling(256)),
+    "SolarizeAdd": Operation(
+        "table",
+        lambda addend, *_: np.where(_VALUES < 128, np.minimum(_VALUES + addend, 255), _VALUES),
+        lambda share, sign, increasing: int(share * 110),
+    ),
+    "Color": Operation("filter", _color, _factor),
+    "Contrast": Operation("table", _contrast, _factor, whole=True),
+    "Brightness": Operation("table", lambda factor, *_: _blend(0, factor), _factor),
+    "Sharpness": Operation("filter", _sharpness, _factor),
+    "Rotate": Operation("geometric", _rotate, _signed(30)),
+    "ShearX": Operation("geometric", lambda s, h, w: np.array([[1, s, 0], [0, 1, 0.0]]), _signed(0.3)),
+    "ShearY": Operation("geometric", lambda s, h, w: np.array([[1, 0, 0], [s, 1, 0.0]]), _signed(0.3)),
+    "TranslateXRel": Operation("geometric", lambda s, h, w: np.array([[1, 0, s * w], [0, 1, 0.0]]), _signed(0.45)),
+    "TranslateYRel": Operation("geometric", lambda s, h, w: np.array([[1, 0, 0], [0, 1, s * h]]), _signed(0.45)),
+}
+OP_NAMES = tuple(OPERATIONS)
+# All pixels of a row, or of a column, move equally far along it: filters do that several times faster than a map.
+TURNED_SLIDES = {"ShearY": "ShearX", "TranslateYRel": "TranslateXRel"}
+SLIDES = (*TURNED_SLIDES, *TURNED_SLIDES.values())
+
+
+def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
+    """Return the argument of an operation: bits, a threshold, a blend factor, degrees, or a share of the frame.
+
+    Args:
+        name: one of `OP_NAMES`.
+        level: magnitude from 0 to 10.
+        sign: +1 or -1, the direction of operations that have two.
+        increasing: use the set in which a higher level always means a stronger effect.
+    """
+    return OPERATIONS[name].argument(level / MAX_LEVEL, sign, increasing)
 
 
 def augmented_crop(
@@ -68,7 +198,7 @@ def augmented_crop(
     """Apply `ops`, as `RandAugment.draw` returns them, then `crop`, in as few passes as the order of `ops` allows.
 
     Args:
-        frames: (T, H, W, 3) uint8, left as they are.
+        frames: (T, H, W, 3) uint8; they are not changed.
         ops: (name, argument) in order.
         crop: None returns whole frames.
         interpolation: "bilinear" or "bicubic", of geometric operations that do not come right before the crop.
@@ -78,82 +208,166 @@ def augmented_crop(
         (T, side, side, 3) uint8, or a new (T, H, W, 3) without `crop`.
     """
     height, width = frames.shape[1:3]
-    stages = [(kind, list(group)) for kind, group in groupby(ops, _stage)]
-    whole = (0, 0, height, width)
-    last = None  # the crop as a map, together with the geometric operations before it
-    wanted = whole if crop is None else crop.box
-    if crop is not None and stages and stages[-1][0] == "warp":
-        last, wanted = source(stages.pop()[1], height, width, *crop.places())
-
-    # Backwards: which box each stage has to give, and where a warp takes it from.
-    plan: list[tuple[str, list[Op], Box, np.ndarray | None]] = []
-    for kind, group in reversed(stages):
-        places = None
-        given = wanted
-        if kind == "warp" and len(group) == 1 and group[0][0] in SLIDES:
-            wanted = slide_source(group[0], wanted, height, width)
-        elif kind == "warp":
-            y, x, h, w = wanted
-            places, wanted = source(group, height, width, np.arange(y, y + h), np.arange(x, x + w))
-        elif kind == "tables" and any(name in FRAME_TABLES for name, _ in group):
-            wanted = whole
-        elif kind == "Sharpness":
-            wanted = grow(wanted, len(group), height, width)
-        plan.append((kind, group, given, places))
-
-    part, box = cut(frames, whole, wanted), wanted
-    for kind, group, given, places in reversed(plan):
-        if places is not None:
-            part = warp(part, box[:2], places, interpolation)
-        elif kind == "warp":
-            part = slide(part, box, given, group[0], height, width, interpolation)
-        elif kind == "tables":
-            tables = build_tables(part, group)
-            part = look_up(cut(part, box, given), tables)
+    groups = [(kind, list(group)) for kind, group in groupby(ops, lambda op: OPERATIONS[op[0]].kind)]
+    steps: list[Callable[[np.ndarray], np.ndarray]] = []  # the last one first
+    box = whole = (0, 0, height, width)
+    if crop is not None and groups and groups[-1][0] == "geometric":
+        box, step = _plan_map(groups.pop()[1], *crop.places(), whole, "bilinear", out)
+        steps.append(step)
+    elif crop is not None:
+        box = crop.box
+        steps.append(lambda part: crop(part, out))
+    for kind, group in reversed(groups):  # each step makes the box that the next one takes
+        if kind == "table":
+            box, step = _plan_tables(group, box, whole)
+        elif kind == "filter":
+            box, step = _plan_filters(group, box, whole)
+        elif len(group) == 1 and group[0][0] in SLIDES:
+            box, step = _plan_slide(*group[0], box, whole, interpolation)
         else:
-            part = np.ascontiguousarray(part)
-            for name, argument in group:
-                part = FILTERS[name](part, argument)
-            part = cut(part, box, given)
-        box = given
-    if last is not None:
-        return warp(part, box[:2], last, "bilinear", out)
-    if crop is not None:
-        return crop(part, out)
-    return part if plan else part.copy()
+            rows, columns = (np.arange(start, start + length) for start, length in zip(box[:2], box[2:], strict=True))
+            box, step = _plan_map(group, rows, columns, whole, interpolation)
+        steps.append(step)
+    part = cut(frames, whole, box)
+    for step in reversed(steps):
+        part = step(part)
+    return part if steps else part.copy()
 
 
-def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
-    """Translate a magnitude into what the operation takes: bits, a threshold, a blend factor, degrees, a share.
+def _plan_tables(ops: Sequence[Op], wanted: Box, whole: Box) -> Step:
+    box = whole if any(OPERATIONS[name].whole for name, _ in ops) else wanted
+    return box, lambda part: _look_up(cut(part, box, wanted), _build_tables(part, ops))
+
+
+def _build_tables(frames: np.ndarray, ops: Sequence[Op]) -> np.ndarray:
+    """Chain tables into one, (T or 1, 3 or 1, 256) uint8; statistics are those of `frames`."""
+    table = None
+    for name, argument in ops:
+        step = np.array(OPERATIONS[name].make(argument, frames, table), np.uint8, ndmin=3)
+        if table is not None:
+            shape = np.broadcast_shapes(step.shape, table.shape)
+            step = np.take_along_axis(np.broadcast_to(step, shape), np.broadcast_to(table, shape).astype(np.int64), -1)
+        table = step
+    assert table is not None
+    return table
+
+
+def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Replace the values of (T, H, W, 3) frames by those of the tables, in new frames."""
+    out = np.empty(frames.shape, np.uint8)
+    _, height, width, channels = frames.shape
+    tables = np.broadcast_to(tables, (len(frames), *tables.shape[1:]))
+    for source, target, table in zip(frames, out, tables, strict=True):
+        if len(table) == 1:
+            cv2.LUT(source.reshape(height, width * channels), table[0], dst=target.reshape(height, width * channels))
+        else:
+            cv2.LUT(source, np.ascontiguousarray(table.T[None]), dst=target)
+    return out
+
+
+def _plan_filters(ops: Sequence[Op], wanted: Box, whole: Box) -> Step:
+    box = grow(wanted, len(ops), whole)  # a filter needs the neighbours of a pixel
+
+    def filter_part(part: np.ndarray) -> np.ndarray:
+        part = np.ascontiguousarray(part)
+        for name, argument in ops:
+            part = OPERATIONS[name].make(argument, part)
+        return cut(part, box, wanted)
+
+    return box, filter_part
+
+
+def _plan_map(
+    ops: Sequence[Op],
+    rows: np.ndarray,
+    columns: np.ndarray,
+    whole: Box,
+    interpolation: str,
+    out: np.ndarray | None = None,
+) -> Step:
+    """Plan geometric `ops` for the pixels of these rows (rising) and columns (rising or falling)."""
+    height, width = whole[2:]
+    x, y = columns.astype(np.float32) + 0.5, rows.astype(np.float32)[:, None] + 0.5
+    outside = np.zeros((len(rows), len(columns)), bool)
+    for name, argument in reversed(ops):
+        (a, b, c), (d, e, f) = OPERATIONS[name].make(argument, height, width).astype(np.float32)
+        x, y = a * x + (b * y + c), d * x + (e * y + f)
+        outside |= (x < 0) | (x >= width) | (y < 0) | (y >= height)
+    places = np.empty((2, *outside.shape), np.float32)
+    for place, target, length in zip((x, y), places, (width, height), strict=True):
+        np.clip(place - np.float32(0.5), 0, length - 1, out=target)
+    corners = places[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # all other places lie between them
+    (left, top), (right, bottom) = map(int, corners.min(1)), map(math.ceil, corners.max(1))
+    places[:, outside] = _OUTSIDE
+    box = grow((top, left, bottom - top + 1, right - left + 1), REACH, whole)
+
+    def remap(part: np.ndarray) -> np.ndarray:
+        whole_places, fractions = cv2.convertMaps(places[0] - box[1], places[1] - box[0], cv2.CV_16SC2)
+        result = np.empty((len(part), *outside.shape, part.shape[3]), np.uint8) if out is None else out
+        for image, target in zip(part, result, strict=True):
+            cv2.remap(image, whole_places, fractions, INTERPOLATIONS[interpolation], target, cv2.BORDER_CONSTANT, GREY)
+        return result
+
+    return box, remap
+
+
+def _plan_slide(name: str, argument: float, wanted: Box, whole: Box, interpolation: str) -> Step:
+    """Plan a shear or a translation; a vertical one is a horizontal one of turned frames."""
+    if name in TURNED_SLIDES:
+        box, slide = _plan_slide(TURNED_SLIDES[name], argument, swap(wanted), swap(whole), interpolation)
+        return swap(box), lambda part: transpose(slide(transpose(part)))
+    y, x, h, w = wanted
+    width = whole[3]
+    shifts = argument * (np.arange(y, y + h) + 0.5) if name == "ShearX" else np.array([argument * width])
+    left, right = x + math.floor(shifts.min()) - REACH, x + w + math.ceil(shifts.max()) + REACH
+    left = min(max(left, 0), width - 1)
+    box = y, left, h, max(min(right, width) - left, 1)
+    return box, lambda part: _slide(part, left, (x, w), shifts, width, interpolation)
+
+
+def _slide(
+    part: np.ndarray, left: int, wanted: tuple[int, int], shifts: np.ndarray, width: int, interpolation: str
+) -> np.ndarray:
+    """Move pixels along x by filters of four pixels.
 
     Args:
-        name: one of `OP_NAMES`.
-        level: magnitude from 0 to 10.
-        sign: +1 or -1, the direction of operations that have two.
-        increasing: use the set in which a higher level always means a stronger effect.
+        part: (T, h, w, 3) pixels to take.
+        left: its first column in the frame.
+        wanted: first column and number of columns of the result.
+        shifts: how far to the right each row of the result finds its source; one number is for all rows.
+        width: of the frame.
+        interpolation: "bilinear" or "bicubic".
     """
-    share = level / MAX_LEVEL
-    match name:
-        case "Posterize":
-            return 4 - int(share * 4) if increasing else int(share * 4)
-        case "Solarize":
-            return 256 - int(share * 256) if increasing else int(share * 256)
-        case "SolarizeAdd":
-            return int(share * 110)
-        case "Color" | "Contrast" | "Brightness" | "Sharpness":
-            return max(0.1, 1 + sign * share * 0.9) if increasing else share * 1.8 + 0.1
-        case "Rotate":
-            return sign * share * 30
-        case "ShearX" | "ShearY":
-            return sign * share * 0.3
-        case "TranslateXRel" | "TranslateYRel":
-            return sign * share * 0.45
-    return 0.0  # AutoContrast, Equalize and Invert have no strength
+    (first, count), part = wanted, np.ascontiguousarray(part)
+    out = np.full((*part.shape[:2], count, part.shape[3]), GREY[0], np.uint8)
+    if len(shifts) == 1:
+        images = zip(part, out, shifts.repeat(len(part)), strict=True)
+    else:  # the same row of all frames is an image, too
+        images = zip(part.swapaxes(0, 1), out.swapaxes(0, 1), shifts, strict=True)
+    for image, target, shift in images:
+        whole, d = math.floor(shift), shift - math.floor(shift)
+        start, stop = max(first, math.ceil(-0.5 - shift)), min(first + count, math.ceil(width - 0.5 - shift))
+        if start >= stop:  # the columns whose source is in the frame
+            continue
+        weights = _weights(d, interpolation)
+        made = cv2.filter2D(image, -1, weights[None], anchor=(1, 0), delta=CUT, borderType=cv2.BORDER_REPLICATE)
+        if start + whole < 0:  # less than half a pixel before the first one
+            one, two = image[:, :1], image[:, min(1, image.shape[1] - 1) :][:, :1]
+            target[:, start - first] = cv2.addWeighted(one, 1 - weights[3], two, weights[3], CUT)[:, 0]
+            start += 1
+        target[:, start - first : stop - first] = made[:, start + whole - left : stop + whole - left]
+    return out
+
+
+def _weights(d: float, interpolation: str) -> np.ndarray:
+    """Return Pillow's weights of the pixels -1, 0, 1 and 2 for a place that lies d after pixel 0."""
+    cubic = [-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) + d**3]
+    return np.array(cubic if interpolation == "bicubic" else [0, 1 - d, d, 0])
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """Operations drawn uniformly with replacement, each applied with probability one half.
+    """Draw operations uniformly with replacement, and apply each with probability one half.
 
     Args:
         magnitude: mean level, 0 to 10.
@@ -172,35 +386,26 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str, interpolation: str = "bicubic") -> "RandAugment":
-        """Read timm's notation, e.g. `rand-m7-n4-mstd0.5-inc1`: magnitude, operations, noise, increasing set.
+        """Read timm's notation, for example `rand-m7-n4-mstd0.5-inc1`: magnitude, operations, noise, increasing set.
 
         Raises:
-            ValueError: the notation or the interpolation is not understood; the message names the part.
+            ValueError: the notation or a value is wrong.
         """
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"AUG.INTERPOLATION {interpolation!r} is unknown: use one of {sorted(INTERPOLATIONS)}")
-        name, *parts = text.split("-")
         values = {"m": MAX_LEVEL, "n": 2.0, "mstd": 0.0, "inc": 0.0}
-        for part in parts:
-            found = re.fullmatch(r"(m|n|mstd|inc)(\d+(?:\.\d+)?)", part)
-            if found is None:
-                name = ""
-                break
-            values[found[1]] = float(found[2])
-        if name != "rand":
+        values |= {name: float(number) for name, number in re.findall(_NOTATION, text)}
+        right = values["m"] <= MAX_LEVEL and values["n"] >= 1 and values["n"] % 1 == 0 and values["inc"] in (0, 1)
+        if not (right and re.fullmatch(f"rand({_NOTATION})*", text)):
             raise ValueError(
-                f"AUG.AA_TYPE {text!r} is not understood: write 'rand', then any of -m<magnitude>, -n<operations>, "
-                "-mstd<noise>, -inc<0 or 1>, e.g. 'rand-m7-n4-mstd0.5-inc1', or '' for no RandAugment"
+                f"{text!r} is not understood: write 'rand', then any of -m<0 to 10>, -n<operations>, -mstd<noise>, "
+                "-inc<0 or 1>, for example 'rand-m7-n4-mstd0.5-inc1'"
             )
-        if values["m"] > MAX_LEVEL or values["n"] % 1 or values["n"] < 1 or values["inc"] not in (0, 1):
-            raise ValueError(
-                f"AUG.AA_TYPE {text!r}: m runs from 0 to {MAX_LEVEL:.0f}, n is a whole number from 1, inc is 0 or 1"
-            )
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {interpolation!r} is unknown: use {' or '.join(INTERPOLATIONS)}")
         return cls(values["m"], int(values["n"]), values["mstd"], values["inc"] == 1, interpolation)
 
     def draw(self, rng: np.random.Generator) -> list[Op]:
         """Draw the operations of one clip, in order, as (name, argument)."""
-        ops = []
+        ops: list[Op] = []
         for index in rng.integers(len(OP_NAMES), size=self.num_ops):
             if rng.random() < 0.5:
                 continue
@@ -209,10 +414,6 @@ class RandAugment:
             name = OP_NAMES[index]
             ops.append((name, op_argument(name, min(max(level, 0.0), MAX_LEVEL), sign, self.increasing)))
         return ops
-
-    def apply(self, frames: np.ndarray, name: str, argument: float) -> np.ndarray:
-        """Apply one operation to all `frames`, (T, H, W, 3) uint8, and return new ones."""
-        return augmented_crop(frames, [(name, argument)], None, self.interpolation)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draw and apply to `frames`, (T, H, W, 3) uint8, and return new ones of the same size."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from slowfast.datasets.geometric_ops import ResizedCrop
+from slowfast.datasets.crops import ResizedCrop, resized_crop_box, short_side_size
 from slowfast.datasets.rand_augment import RandAugment, augmented_crop
 
 
@@ -43,13 +43,6 @@ def to_tensor(frames: np.ndarray) -> torch.Tensor:
     for t, frame in enumerate(frames):
         cv2.split(frame, list(clip[:, t]))  # an order faster than a strided copy
     return torch.from_numpy(clip)
-
-
-def short_side_size(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Return (height, width) after the short side became `scale`; the long side is rounded down."""
-    if height < width:
-        return scale, math.floor(width / height * scale)
-    return math.floor(height / width * scale), scale
 
 
 def resize_short_side(clip: torch.Tensor, scale: int) -> torch.Tensor:
@@ -140,37 +133,6 @@ class Views:
     def pin_memory(self) -> "Views":
         """For the loader."""
         return replace(self, frames=[video.pin_memory() for video in self.frames])
-
-
-def resized_crop_box(
-    height: int,
-    width: int,
-    area_range: tuple[float, float],
-    aspect_range: tuple[float, float],
-    rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """Draw the box of a random resized crop (Inception; torchvision's rule with ten tries).
-
-    Args:
-        height: of the frame.
-        width: of the frame.
-        area_range: smallest and largest share of the frame's area.
-        aspect_range: smallest and largest width / height, drawn log-uniformly.
-        rng: source of the draws.
-
-    Returns:
-        (y, x, height, width) of the box; without a fitting draw, the largest centred box with a legal aspect ratio.
-    """
-    log_narrow, log_wide = map(math.log, aspect_range)
-    for _ in range(10):
-        area = height * width * rng.uniform(*area_range)
-        aspect = math.exp(rng.uniform(log_narrow, log_wide))
-        h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-        if 0 < h <= height and 0 < w <= width:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    aspect = min(max(width / height, aspect_range[0]), aspect_range[1])
-    h, w = min(height, round(width / aspect)), min(width, round(height * aspect))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 @lru_cache

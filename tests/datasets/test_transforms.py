@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from slowfast.datasets.geometric_ops import ResizedCrop
+from slowfast.datasets.crops import ResizedCrop, resized_crop_box, short_side_size
 from slowfast.datasets.rand_augment import RandAugment, augmented_crop
 from slowfast.datasets.transforms import (
     RandomErasing,
@@ -15,8 +15,6 @@ from slowfast.datasets.transforms import (
     Views,
     crop_views,
     normalize,
-    resized_crop_box,
-    short_side_size,
     to_small_tensor,
     to_tensor,
 )
