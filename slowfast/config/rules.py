@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config.keys import DEFAULTS, OBSOLETE, TYPES
 from slowfast.datasets.catalog import CATALOG
 
-# The only values some keys take.
+# The only values some keys take, and patterns of them.
 CHOICES: dict[str, tuple[Any, ...]] = {
     "AUG.INTERPOLATION": ("bilinear", "bicubic"),
     "AUG.RE_MODE": ("pixel", "rand", "const"),
@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "DIST_BACKEND": ("nccl", "gloo"),
     "MODEL.LOSS_FUNC": ("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),
     "SOLVER.LR_POLICY": ("cosine", "steps_with_relative_lrs"),
-    "SOLVER.OPTIMIZING_METHOD": ("sgd", "adam", "adamw"),
+    "SOLVER.OPTIMIZING_METHOD": ("sgd", "adam", "adamw", "timm/*"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "TRAIN.AMP_DTYPE": ("auto", "bfloat16", "float16"),
     "TRAIN.NONFINITE": ("skip", "stop"),
@@ -357,6 +357,7 @@ def describe(kind: Any) -> str:
         types.NoneType: "None",
         list[int]: "a list of whole numbers",
         list[float]: "a list of numbers",
+        list[str]: "a list of texts",
         list[list[float]]: "a list of lists of numbers",
     }[kind]
 
@@ -452,7 +453,7 @@ def faults_of(cfg: CfgNode, skip: Iterable[str] = ()) -> Iterator[tuple[tuple[st
 
     def single() -> Iterator[tuple[str, str]]:
         for key, choices in {**CHOICES, "TRAIN.DATASET": CATALOG, "TEST.DATASET": CATALOG}.items():
-            if values[key] not in choices:
+            if not any(fnmatchcase(str(values[key]), str(choice)) for choice in choices):
                 yield key, f"has to be one of {', '.join(map(str, choices))}"
         for key, (words, holds) in BOUNDS.items():
             entries = values[key] if isinstance(values[key], list) else [values[key]]

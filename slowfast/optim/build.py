@@ -1,20 +1,59 @@
-"""Read the configuration: the optimizer, the learning rate of an epoch, the loss."""
+"""Build the optimizer, the learning rate of an epoch and the loss of a configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import LOSSES
 from slowfast.optim.schedules import cosine_lr, steps_lr, warmup_lr
 
+Groups = list[dict[str, Any]]
 
-def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """AdamW, Adam or SGD over the recipe's parameter groups."""
+
+def _adam(kind: type[torch.optim.Adam], groups: Groups, solver: CfgNode) -> Optimizer:
+    # fused: with a loss scaler, the other implementations read from the GPU at every step
+    fused = groups[0]["params"][0].is_cuda
+    return kind(groups, lr=solver.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+
+
+def _sgd(groups: Groups, solver: CfgNode) -> Optimizer:
+    options = {"momentum": solver.MOMENTUM, "dampening": solver.DAMPENING, "nesterov": solver.NESTEROV}
+    return torch.optim.SGD(groups, lr=solver.BASE_LR, **options)
+
+
+# SOLVER.OPTIMIZING_METHOD -> (parameter groups, SOLVER) -> optimizer
+OPTIMIZERS: dict[str, Callable[[Groups, CfgNode], Optimizer]] = {
+    "adam": lambda groups, solver: _adam(torch.optim.Adam, groups, solver),
+    "adamw": lambda groups, solver: _adam(torch.optim.AdamW, groups, solver),
+    "sgd": _sgd,
+}
+
+
+def _timm_optimizer(name: str, groups: Groups, solver: CfgNode) -> Optimizer:
+    """Return an optimizer of timm with SOLVER.BASE_LR, SOLVER.MOMENTUM where it has one, and timm's other defaults."""
+    from timm.optim import create_optimizer_v2, list_optimizers  # slow to import, and most runs do not need it
+
+    try:
+        return create_optimizer_v2(groups, opt=name, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+    except (ValueError, TypeError, ImportError, RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"SOLVER.OPTIMIZING_METHOD timm/{name} cannot be built ({error}): choose another of {list_optimizers()}"
+        ) from error
+
+
+def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer:
+    """Return the optimizer of the configuration, over groups of parameters by weight decay and learning-rate factor.
+
+    Raises:
+        ValueError: SOLVER.OPTIMIZING_METHOD is unknown.
+    """
     groups = parameter_groups(
         model,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
@@ -22,27 +61,22 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         zero_wd_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
         backbone_lr_ratio=cfg.SOLVER.BACKBONE_LR_RATIO,
     )
-    if cfg.SOLVER.OPTIMIZING_METHOD in ("adamw", "adam"):
-        method = torch.optim.AdamW if cfg.SOLVER.OPTIMIZING_METHOD == "adamw" else torch.optim.Adam
-        # fused: with a loss scaler, the others would read from the GPU at every step
-        fused = next(model.parameters()).is_cuda
-        return method(groups, lr=cfg.SOLVER.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=fused)
-    assert cfg.SOLVER.OPTIMIZING_METHOD == "sgd", cfg.SOLVER.OPTIMIZING_METHOD
-    return torch.optim.SGD(
-        groups,
-        lr=cfg.SOLVER.BASE_LR,
-        momentum=cfg.SOLVER.MOMENTUM,
-        dampening=cfg.SOLVER.DAMPENING,
-        nesterov=cfg.SOLVER.NESTEROV,
-    )
+    name = cfg.SOLVER.OPTIMIZING_METHOD
+    if name.startswith("timm/"):
+        return _timm_optimizer(name.removeprefix("timm/"), groups, cfg.SOLVER)
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"SOLVER.OPTIMIZING_METHOD {name!r} is not known: choose from {sorted(OPTIMIZERS)} or timm/<name>"
+        )
+    return OPTIMIZERS[name](groups, cfg.SOLVER)
 
 
 def learning_rate(epoch: float, cfg: CfgNode) -> float:
-    """Learning rate at the fractional `epoch`: warm-up, then the policy; scaled by the number of nodes when asked."""
+    """Return the learning rate at a fractional epoch: warm-up, then the schedule; in proportion to the nodes if set."""
     solver = cfg.SOLVER
     shards = cfg.NUM_SHARDS if solver.BASE_LR_SCALE_NUM_SHARDS else 1
 
-    def policy(epoch: float) -> float:
+    def schedule(epoch: float) -> float:
         if solver.LR_POLICY == "cosine":
             start = solver.WARMUP_EPOCHS if solver.COSINE_AFTER_WARMUP else 0.0
             return cosine_lr(epoch, solver.BASE_LR * shards, solver.COSINE_END_LR * shards, start, solver.MAX_EPOCH)
@@ -50,16 +84,16 @@ def learning_rate(epoch: float, cfg: CfgNode) -> float:
         return steps_lr(epoch, solver.BASE_LR * shards, solver.STEPS, solver.LRS)
 
     if epoch < solver.WARMUP_EPOCHS:
-        return warmup_lr(epoch, solver.WARMUP_START_LR * shards, policy(solver.WARMUP_EPOCHS), solver.WARMUP_EPOCHS)
-    return policy(epoch)
+        return warmup_lr(epoch, solver.WARMUP_START_LR * shards, schedule(solver.WARMUP_EPOCHS), solver.WARMUP_EPOCHS)
+    return schedule(epoch)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group `lr` times its own factor."""
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of every group to `lr` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def build_loss(cfg: CfgNode) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss named by MODEL.LOSS_FUNC, over logits and targets."""
+    """Return the loss MODEL.LOSS_FUNC over logits and targets."""
     return LOSSES[cfg.MODEL.LOSS_FUNC]

@@ -1,4 +1,4 @@
-"""Parameter groups: who gets weight decay and which learning rate."""
+"""Group parameters by weight decay and learning rate."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ def parameter_groups(
     """Split the trainable parameters by weight decay and learning-rate factor.
 
     BatchNorm parameters get `bn_weight_decay`; with `zero_wd_1d` all other one-dimensional tensors (biases, LayerNorm)
-    and those the model names in `no_weight_decay()` get none; the rest get `weight_decay`.
+    and those in `model.no_weight_decay()` get none; the rest get `weight_decay`.
 
     Args:
+        model: the network.
+        weight_decay: of the parameters that no other rule is for.
+        bn_weight_decay: of the parameters of BatchNorm.
+        zero_wd_1d: no weight decay for one-dimensional parameters.
         backbone_lr_ratio: factor of the learning rate of everything outside `model.head_names`, ("head",) by default.
 
     Returns:

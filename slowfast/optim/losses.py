@@ -1,4 +1,4 @@
-"""Losses over logits (B, K)."""
+"""Compute losses over logits (B, K)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over B of -sum_k target_k log softmax(logits)_k; `target` (B, K) holds class probabilities."""
+    """Return the mean over B of -sum_k target_k log softmax(logits)_k; `target` (B, K) holds class probabilities."""
     return -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 

@@ -119,6 +119,27 @@ def test_sgd_takes_momentum_dampening_and_nesterov(momentum, dampening, nesterov
     assert before - model.weight.item() == pytest.approx(moved, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["lamb", "lion", "lookahead_adamw"])
+def test_an_optimizer_of_timm_takes_our_parameter_groups(name):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    options = {"SOLVER__BASE_LR": 0.1, "SOLVER__WEIGHT_DECAY": 0.3, "SOLVER__ZERO_WD_1D_PARAM": True}
+    optimizer = build_optimizer(model, config(SOLVER__OPTIMIZING_METHOD=f"timm/{name}", **options))
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
+    assert decay == {"0.weight": 0.3, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
+    layer = model.get_parameter("0.weight")
+    before = layer.detach().clone()
+    set_learning_rate(optimizer, 0.01)
+    model(torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(layer, before)
+
+
+@pytest.mark.parametrize("name", ["nothing", "timm/nothing", "timm/"])
+def test_an_unknown_optimizer_is_an_error(name):
+    with pytest.raises(ValueError, match=rf"SOLVER\.OPTIMIZING_METHOD .*{name}.*lamb|adamw"):
+        build_optimizer(nn.Linear(1, 1), config(SOLVER__OPTIMIZING_METHOD=name))
+
+
 @pytest.mark.parametrize("name", ["bce", "bce_logit"])
 def test_binary_cross_entropy_takes_logits(name):
     logits, target = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]])
