@@ -182,7 +182,7 @@ _C.MIXUP.LABEL_SMOOTH_VALUE = 0.1
 
 # ---- Optimisation ---------------------------------------------------------------------------------------------------
 _C.SOLVER = CfgNode()
-# Optimizer: sgd | adamw.
+# Optimizer: sgd | adam | adamw | timm/<name of an optimizer of timm>, such as timm/lamb.
 _C.SOLVER.OPTIMIZING_METHOD = "sgd"
 # Learning rate after the warm-up.
 _C.SOLVER.BASE_LR = 0.1
@@ -244,6 +244,8 @@ _C.MODEL = CfgNode()
 _C.MODEL.MODEL_NAME = "Uniformer"
 # Its family: uniformer | uniformerv2.
 _C.MODEL.ARCH = "uniformer"
+# Keyword arguments of a network without a section of its own, each NAME=VALUE, such as [width=64, pool=max].
+_C.MODEL.OPTIONS = []
 # Classes of the head.
 _C.MODEL.NUM_CLASSES = 400
 # Loss: cross_entropy | soft_cross_entropy (labels smoothed by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup) | bce or
@@ -361,6 +363,7 @@ DEFAULTS = _C
 TYPES: dict[str, Any] = {
     "DATA.TRAIN_JITTER_ASPECT_RELATIVE": list[float],
     "DATA.TRAIN_JITTER_SCALES_RELATIVE": list[float],
+    "MODEL.OPTIONS": list[str],
     "SOLVER.CLIP_GRADIENT": float | None,
     "SOLVER.LRS": list[float],
     "SOLVER.STEPS": list[float],

@@ -1,9 +1,9 @@
-"""The interface of timm models for the networks, so that programs written for timm can use them."""
+"""Define the interface of backbones, and the one of timm's models, which programs written for timm use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -13,14 +13,39 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interp
 KINETICS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225), "interpolation": "bilinear", "crop_pct": 1.0}
 
 
-class Backbone(nn.Module):
-    """A network of stages or blocks and one or more classifiers.
+@runtime_checkable
+class Backbone(Protocol):
+    """An `nn.Module` that training and testing can use.
+
+    The class takes keyword arguments: `num_classes`, `in_channels` and options of its own. These attributes are
+    optional: `no_weight_decay()`, the names of parameters without weight decay; `set_grad_checkpointing(blocks)`;
+    `identity_at_start`, parts of parameter names that weights to start from may lack; and `section`, `options` and
+    `unseen_options`, by which a checkpoint with other values of options that shapes do not show is refused. Layers are
+    called, never read (`layer.weight`), and sizes are read as `x.shape[0]`, so that layers can be wrapped and networks
+    exported.
+
+    Attributes:
+        head_names: prefixes of the parameter names of the classifiers.
+    """
+
+    head_names: tuple[str, ...]
+
+    def forward(self, video: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return logits (B, K) of a video (B, C, T, H, W) or of images (B, C, H, W).
+
+        In training it may return several; the loss is the mean of their losses.
+        """
+        ...
+
+
+class TimmBackbone(nn.Module):
+    """A network of stages or blocks and one or more classifiers, with the interface of timm's models.
 
     A subclass sets these attributes and defines `forward_stages`, `forward_head`, `new_classifier`, `group_matcher`,
     `set_grad_checkpointing` and `prune_intermediate_layers`.
 
     Attributes:
-        head_names: prefixes of the parameter names of the classifiers.
+        head_names: see `Backbone`.
         pools: values of `global_pool`: "avg" over positions, "token" of the network, "" for the feature map.
         num_features: number of features that the classifiers take.
         feature_info: of every stage or block its width, its strides in space and time, and its module.
@@ -49,6 +74,7 @@ class Backbone(nn.Module):
         """Return the features that `forward_head` takes.
 
         Args:
+            video: (B, C, T, H, W), or images (B, C, H, W).
             taps: filled with the feature map (B, C', T', H', W') after each stage or block that is a key.
             stop: how many stages or blocks to run; None is all.
         """
@@ -74,6 +100,7 @@ class Backbone(nn.Module):
         """Return the features and the feature maps (B, C', T', H', W') after chosen stages or blocks of `feature_info`.
 
         Args:
+            video: as for `forward_features`.
             indices: numbers of stages or blocks, or how many of the last ones; None is all.
             norm: normalize the map of the last stage, in networks that have a norm for it.
             stop_early: stop after the last of them; the features are then those of that part of the network.
@@ -83,7 +110,7 @@ class Backbone(nn.Module):
         from timm.models._features import feature_take_indices
 
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt {output_fmt!r} is not supported: maps have channels first, 'NCHW'")
+            raise ValueError(f"output_fmt {output_fmt!r} is not supported: use 'NCHW', channels first")
         depth = len(self.feature_info)
         wanted, last = feature_take_indices(depth, indices)  # pyright: ignore[reportArgumentType]
         taps: dict[int, Any] = dict.fromkeys(wanted)
@@ -103,9 +130,10 @@ class Backbone(nn.Module):
         return layers[0] if len(layers) == 1 else layers
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifiers by new ones of `num_classes` outputs; 0 removes them.
+        """Replace the classifiers by new ones.
 
         Args:
+            num_classes: number of outputs; 0 removes the classifiers.
             global_pool: one of `pools`; None keeps it. "" leaves feature maps, which no classifier takes.
         """
         pool = self.global_pool if global_pool is None else global_pool
@@ -128,14 +156,18 @@ class Backbone(nn.Module):
         convolutions = (name for name, part in self.named_modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
         layers = self.classifier_names()
         self.pretrained_cfg = self.default_cfg = {
-            **{"architecture": name, "num_classes": num_classes, "input_size": input_shape, "fixed_input_size": False},
+            "architecture": name,
+            "num_classes": num_classes,
+            "input_size": input_shape,
+            "fixed_input_size": False,
             "pool_size": tuple(size // self.feature_info[-1]["reduction"] for size in input_shape[-2:]),
+            "first_conv": next(convolutions),
+            "classifier": layers[0] if len(layers) == 1 else layers,
             **(IMAGENET if len(input_shape) == 3 else KINETICS),
-            **{"first_conv": next(convolutions), "classifier": layers[0] if len(layers) == 1 else layers},
         }
 
 
-def feature_getter(model: Backbone, out_indices: int | Sequence[int]) -> Any:
+def feature_getter(model: TimmBackbone, out_indices: int | Sequence[int]) -> Any:
     """Return a `FeatureGetterNet` of timm with the maps after some stages or blocks of `model`, which is truncated.
 
     Raises:
@@ -146,7 +178,7 @@ def feature_getter(model: Backbone, out_indices: int | Sequence[int]) -> Any:
     depth = len(model.feature_info)
     chosen = range(depth - out_indices, depth) if isinstance(out_indices, int) else out_indices
     if not chosen or not all(-depth <= index < depth for index in chosen):
-        raise ValueError(f"out_indices {out_indices} must name some of the {depth} stages or blocks, from 0")
+        raise ValueError(f"out_indices {out_indices} must be numbers of stages or blocks from 0 to {depth - 1}")
     features: Any = FeatureGetterNet(model, out_indices=tuple(index % depth for index in chosen))
     features.input_shape, features.pretrained_cfg = model.input_shape, model.pretrained_cfg
     features.default_cfg = model.pretrained_cfg

@@ -1,15 +1,18 @@
-"""Read the configuration: which backbone, with which options, started from which weights."""
+"""Build the network of a configuration and start it from weights."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from ast import literal_eval
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from slowfast.models.options import check_options
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, vision_tower
@@ -19,59 +22,73 @@ from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
 
-
-def _options(network: type[nn.Module], section: CfgNode) -> dict[str, Any]:
-    """The values of a section that the network has a keyword argument for: its lower-case name."""
-    known = inspect.signature(network).parameters
-    return {key.lower(): value for key, value in section.items() if key.lower() in known}
+ResetHead = bool | Literal["mismatch"]
 
 
-def _uniformer_options(cfg: CfgNode) -> dict[str, Any]:
-    if cfg.UNIFORMER.REPRESENTATION_SIZE:
-        raise ValueError("UNIFORMER.REPRESENTATION_SIZE is in no released model; leave it None")
-    return _options(UniFormer, cfg.UNIFORMER)
+@dataclass(frozen=True)
+class Family:
+    """Rules that the networks of one paper share.
+
+    Args:
+        section: section of the configuration whose lower-case keys are keyword arguments of the networks; "" for
+            networks that take MODEL.OPTIONS.
+        arch: MODEL.ARCH of the networks.
+        sums_softmax: add up class probabilities over the views of a test; False adds up logits.
+        options: cfg -> keyword arguments that are not plain values of the section. It checks the section.
+        start: cfg -> name or address of the weights to start from, "" for none, and `reset_head` of `load_weights`.
+    """
+
+    section: str = ""
+    arch: str = "uniformer"
+    sums_softmax: bool = False
+    options: Callable[[CfgNode], Mapping[str, Any]] = lambda cfg: {}
+    start: Callable[[CfgNode], tuple[str, ResetHead]] = lambda cfg: ("", False)
 
 
-def _image_options(cfg: CfgNode) -> dict[str, Any]:
-    if cfg.UNIFORMER.SPLIT or cfg.UNIFORMER.STD:
-        raise ValueError("UNIFORMER.SPLIT and UNIFORMER.STD are about time, which images lack; leave them False")
-    return {**_uniformer_options(cfg), "ndim": 2}
+@dataclass(frozen=True)
+class Row:
+    """A value of MODEL.MODEL_NAME.
+
+    Args:
+        network: the class. It takes `num_classes`, `in_channels` and the options of the family, see
+            `slowfast.models.backbone`.
+        family: rules that it shares with others.
+        is_image: it takes (B, C, H, W) in place of (B, C, T, H, W).
+        fixed: keyword arguments that override those of the family.
+    """
+
+    network: Callable[..., nn.Module]
+    family: Family = Family()
+    is_image: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _light_options(cfg: CfgNode) -> dict[str, Any]:
-    for name in ("REPRESENTATION_SIZE", "SPLIT", "STD", "OVERLAPPED_STEM", "LAYER_SCALE", "AUX_HEAD"):
-        if cfg.UNIFORMER[name]:
-            raise ValueError(f"UNIFORMER.{name} is not for light networks; leave it at its default")
-    return {**_options(UniFormerLight, cfg.UNIFORMER), "init_value": None}
+def _start_of_uniformer(cfg: CfgNode) -> tuple[str, ResetHead]:
+    return cfg.UNIFORMER.PRETRAIN_NAME, "mismatch"
 
 
-def _light_layer_scale_options(cfg: CfgNode) -> dict[str, Any]:
-    return {**_light_options(cfg), "init_value": cfg.UNIFORMER.INIT_VALUE}
+def _start_of_uniformerv2(cfg: CfgNode) -> tuple[str, ResetHead]:
+    v2 = cfg.UNIFORMERV2
+    path = v2.PRETRAIN or CLIP_WEIGHTS.get(v2.BACKBONE, "")
+    if v2.FROZEN and not path:
+        raise ValueError(
+            f"UNIFORMERV2.FROZEN True would keep the image ViT {v2.BACKBONE} at random values: give its weights in "
+            "UNIFORMERV2.PRETRAIN or TRAIN.CHECKPOINT_FILE_PATH"
+        )
+    return path, "mismatch" if v2.DELETE_SPECIAL_HEAD else False
 
 
-def _uniformerv2_options(cfg: CfgNode) -> dict[str, Any]:
+def _uniformerv2_options(cfg: CfgNode) -> Mapping[str, Any]:
     v2 = cfg.UNIFORMERV2
     if len(v2.RETURN_LIST) != v2.N_LAYERS:
         raise ValueError(
-            f"UNIFORMERV2.N_LAYERS {v2.N_LAYERS} global blocks, but UNIFORMERV2.RETURN_LIST names "
-            f"{len(v2.RETURN_LIST)} blocks to read from; they have to be as many"
+            f"UNIFORMERV2.N_LAYERS {v2.N_LAYERS} is not the number of blocks in UNIFORMERV2.RETURN_LIST "
+            f"{v2.RETURN_LIST}: set it to {len(v2.RETURN_LIST)}"
         )
     tower = VisionTower(*v2.TOWER) if v2.BACKBONE == "custom" else vision_tower(v2.BACKBONE)
     if tower.width != v2.N_DIM:
-        raise ValueError(f"UNIFORMERV2.N_DIM {v2.N_DIM} has to be the width of the image ViT, {tower.width}")
-    return {**_options(UniFormerV2, v2), "backbone": tower}
-
-
-# A new backbone is a row: MODEL.MODEL_NAME -> class, and the keyword arguments its config section stands for.
-MODELS: dict[str, tuple[type[nn.Module], Callable[[CfgNode], dict[str, Any]]]] = {
-    "Uniformer": (UniFormer, _uniformer_options),
-    "Uniformer_image": (UniFormer, _image_options),
-    "Uniformer_light": (UniFormerLight, _light_options),
-    "Uniformer_light_image": (UniFormerLight, lambda cfg: {**_light_options(cfg), "ndim": 2}),
-    "Uniformer_light_fp32": (UniFormerLight, _light_options),
-    "Uniformer_light_ls_fp32": (UniFormerLight, _light_layer_scale_options),
-    "Uniformerv2": (UniFormerV2, _uniformerv2_options),
-}
+        raise ValueError(f"UNIFORMERV2.N_DIM {v2.N_DIM} is not the width of the image ViT: set it to {tower.width}")
+    return {"backbone": tower}
 
 
 # Initial weights of the image ViT of a UniFormerV2; names of slowfast/weights/manifest.json.
@@ -80,44 +97,101 @@ CLIP_WEIGHTS = {
     "uniformerv2_l14": "clip_vit_l14",
     "uniformerv2_l14_336": "clip_vit_l14_336",
 }
+UNIFORMER = Family("UNIFORMER", start=_start_of_uniformer)
+UNIFORMERV2 = Family("UNIFORMERV2", "uniformerv2", True, _uniformerv2_options, _start_of_uniformerv2)
+
+# A new backbone is a row; names of networks for images end in _image.
+MODELS: dict[str, Row] = {
+    "Uniformer": Row(UniFormer, UNIFORMER),
+    "Uniformer_image": Row(UniFormer, UNIFORMER, is_image=True),
+    "Uniformer_light": Row(UniFormerLight, UNIFORMER, fixed={"init_value": None}),
+    "Uniformer_light_image": Row(UniFormerLight, UNIFORMER, is_image=True, fixed={"init_value": None}),
+    "Uniformer_light_fp32": Row(UniFormerLight, UNIFORMER, fixed={"init_value": None}),
+    "Uniformer_light_ls_fp32": Row(UniFormerLight, UNIFORMER),
+    "Uniformerv2": Row(UniFormerV2, UNIFORMERV2),
+}
+# Keys of networks that do not share all options of their section; unset by default.
+OPTIONAL = ("REPRESENTATION_SIZE", "SPLIT", "STD", "OVERLAPPED_STEM", "LAYER_SCALE", "AUX_HEAD")
+
+
+def model_row(cfg: CfgNode) -> Row:
+    """Return the row of MODEL.MODEL_NAME.
+
+    Raises:
+        ValueError: it is unknown.
+    """
+    name = cfg.MODEL.MODEL_NAME
+    if name not in MODELS:
+        raise ValueError(f"MODEL.MODEL_NAME {name!r} is not known: choose from {sorted(MODELS)}")
+    return MODELS[name]
+
+
+def _options(cfg: CfgNode, row: Row) -> dict[str, Any]:
+    """Return the keyword arguments of the network besides `num_classes` and `in_channels`.
+
+    Raises:
+        ValueError: options that the network does not have.
+    """
+    name, section = cfg.MODEL.MODEL_NAME, row.family.section
+    known = inspect.signature(row.network).parameters
+    if not section:
+        given = dict(item.partition("=")[::2] for item in cfg.MODEL.OPTIONS)
+        options = {option: _literal(text) for option, text in given.items()}
+        check_options(f"MODEL.OPTIONS: {name}", row.network, options)
+    elif cfg.MODEL.OPTIONS:
+        raise ValueError(f"MODEL.OPTIONS {cfg.MODEL.OPTIONS} is not for {name}: use the keys of {section}")
+    else:
+        options = {key.lower(): value for key, value in cfg[section].items() if key.lower() in known}
+    for key in OPTIONAL:
+        if section and cfg[section].get(key) and key.lower() not in known:
+            raise ValueError(f"{section}.{key} {cfg[section][key]} is not for {name}: remove it")
+    if row.is_image and "ndim" in known:
+        options["ndim"] = 2
+    return {**options, **row.family.options(cfg), **row.fixed}
+
+
+def _literal(text: str) -> Any:
+    """Return the Python value that `text` spells, or `text` itself."""
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
     """Return the network of the configuration with its initial values, unwrapped and on the CPU.
 
     Raises:
-        ValueError: an unknown MODEL.MODEL_NAME, or options that exclude each other.
+        ValueError: an unknown MODEL.MODEL_NAME, or options that the network does not have or that exclude each other.
     """
-    if cfg.MODEL.MODEL_NAME not in MODELS:
-        raise ValueError(f"MODEL.MODEL_NAME {cfg.MODEL.MODEL_NAME!r} is not known; choose from {sorted(MODELS)}")
-    network, options = MODELS[cfg.MODEL.MODEL_NAME]
-    channels = cfg.DATA.INPUT_CHANNEL_NUM
-    model = network(
-        num_classes=cfg.MODEL.NUM_CLASSES,
-        in_channels=channels[0] if isinstance(channels, (list, tuple)) else channels,
-        **options(cfg),
-    )
+    row = model_row(cfg)
+    options = _options(cfg, row)
+    try:
+        model = row.network(num_classes=cfg.MODEL.NUM_CLASSES, in_channels=cfg.DATA.INPUT_CHANNEL_NUM[0], **options)
+    except ValueError as error:
+        raise ValueError(f"{cfg.MODEL.MODEL_NAME}: {error} (see {row.family.section or 'MODEL.OPTIONS'})") from error
     if cfg.MODEL.USE_CHECKPOINT:
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise ValueError(f"MODEL.USE_CHECKPOINT True is not for {cfg.MODEL.MODEL_NAME}: set it to False")
         model.set_grad_checkpointing(cfg.MODEL.CHECKPOINT_NUM)  # pyright: ignore[reportCallIssue]
     return model
 
 
 def input_shape(cfg: CfgNode) -> tuple[int, ...]:
-    """Shape of what the network of the configuration takes in a test, (C, T, H, W), or (C, H, W) for images."""
+    """Return the shape of what the network takes in a test, (C, T, H, W), or (C, H, W) for images."""
     size, channels = cfg.DATA.TEST_CROP_SIZE, cfg.DATA.INPUT_CHANNEL_NUM[0]
-    is_image = MODELS[cfg.MODEL.MODEL_NAME][1](cfg).get("ndim") == 2
-    return (channels, size, size) if is_image else (channels, cfg.DATA.NUM_FRAMES, size, size)
+    return (channels, size, size) if model_row(cfg).is_image else (channels, cfg.DATA.NUM_FRAMES, size, size)
 
 
 def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None = None) -> None:
-    """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, UNIFORMER.PRETRAIN_NAME or UNIFORMERV2.PRETRAIN, if one is set.
+    """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, or else from the weights that its family starts from, if any.
 
-    As in the official code, a UniFormerV2 on a tower of CLIP starts from CLIP by default, and PRETRAIN_NAME and
-    UNIFORMERV2.DELETE_SPECIAL_HEAD drop a classifier with another number of classes. The rows of a released classifier
-    are put into the order of the list's classes (MODEL.CLASS_ORDER); from Kinetics-710, those of 400, 600 and 700
-    classes are selected. Any other checkpoint is loaded whole. MODEL.RESET_HEAD starts new classifiers in any case.
-    MODEL.HEAD_ROWS selects rows of the classifier instead; if they are found by names, classes that the checkpoint does
-    not have keep their initial value.
+    As in the official code, a UniFormerV2 on an image ViT of CLIP starts from CLIP by default, and
+    UNIFORMER.PRETRAIN_NAME and UNIFORMERV2.DELETE_SPECIAL_HEAD drop a classifier with another number of classes. The
+    rows of a released classifier are put into the order of the list's classes (MODEL.CLASS_ORDER); from Kinetics-710,
+    those of 400, 600 and 700 classes are selected. Any other checkpoint is loaded whole. MODEL.RESET_HEAD always starts
+    new classifiers. MODEL.HEAD_ROWS selects rows of the classifier instead; if they are found by names, classes that
+    the checkpoint does not have keep their initial value.
 
     Args:
         class_names: of the training list, for MODEL.HEAD_ROWS and MODEL.CLASS_ORDER.
@@ -125,30 +199,20 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
     """
-    path, head_rows = cfg.TRAIN.CHECKPOINT_FILE_PATH, cfg.MODEL.HEAD_ROWS or None
-    official = not path  # the rules of the official loaders
-    reset_head: bool | Literal["mismatch"] = cfg.MODEL.RESET_HEAD
-    if official and cfg.MODEL.ARCH == "uniformerv2":
-        path = cfg.UNIFORMERV2.PRETRAIN or CLIP_WEIGHTS.get(cfg.UNIFORMERV2.BACKBONE, "")
-        reset_head = reset_head or ("mismatch" if cfg.UNIFORMERV2.DELETE_SPECIAL_HEAD else False)
-        if cfg.UNIFORMERV2.FROZEN and not path:
-            raise ValueError(
-                f"UNIFORMERV2.FROZEN True would keep the image ViT {cfg.UNIFORMERV2.BACKBONE} at random values; give "
-                "its weights in UNIFORMERV2.PRETRAIN or TRAIN.CHECKPOINT_FILE_PATH"
-            )
-    elif official:
-        path, reset_head = cfg.UNIFORMER.PRETRAIN_NAME, reset_head or "mismatch"
+    path, reset_head = cfg.TRAIN.CHECKPOINT_FILE_PATH, False
+    if not path:
+        path, reset_head = model_row(cfg).family.start(cfg)
     if not path:
         return
     checkpoint = load_tensors(path)
     check_head_width(model, checkpoint, path)
-    trained_names = None
+    head_rows, trained_names = cfg.MODEL.HEAD_ROWS or None, None
     if head_rows not in (None, "names"):
         head_rows, trained_names = read_rows(head_rows)
     report = load_weights(
         model,
         checkpoint,
-        reset_head=reset_head,
+        reset_head=cfg.MODEL.RESET_HEAD or reset_head,
         to_train=True,
         head_rows=head_rows,
         class_names=class_names,
@@ -159,7 +223,5 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
 
 
 def sums_softmax(cfg: CfgNode) -> bool:
-    """Whether the views of a test add up class probabilities (UniFormerV2) or raw logits (UniFormer)."""
-    if cfg.TEST.ADD_SOFTMAX is not None:
-        return cfg.TEST.ADD_SOFTMAX
-    return cfg.MODEL.ARCH == "uniformerv2"
+    """Return whether a test adds up class probabilities over the views of a video; False adds up logits."""
+    return model_row(cfg).family.sums_softmax if cfg.TEST.ADD_SOFTMAX is None else cfg.TEST.ADD_SOFTMAX

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slowfast.models.backbone import Backbone
+from slowfast.models.backbone import TimmBackbone
 from slowfast.models.layers import (
     BATCH_NORM,
     CONV,
@@ -93,7 +93,7 @@ class GlobalBlock(nn.Module):
 
 
 class SplitGlobalBlock(nn.Module):
-    """Global block that attends over time, then over space (divided attention; `UNIFORMER.SPLIT`).
+    """Global block that attends over time, then over space (divided attention).
 
     The residual added after the spatial attention is the block's input, not the temporal result: released weights were
     trained that way.
@@ -110,10 +110,6 @@ class SplitGlobalBlock(nn.Module):
         **attention,
     ) -> None:
         super().__init__()
-        if ndim != 3:
-            raise ValueError("divided attention needs a time axis; set split=False for images")
-        if layer_scale is not None:
-            raise ValueError("divided attention has no layer scale; set split=False or layer_scale=None")
         self.pos_embed = depthwise_conv(dim, 3, ndim)
         self.t_norm = nn.LayerNorm(dim, eps=1e-6)
         self.t_attn = Attention(dim, dropout=dropout, **attention)
@@ -163,7 +159,7 @@ def check_head_dim(head_dim: int, embed_dim: Sequence[int]) -> None:
             raise ValueError(f"head_dim {head_dim} does not divide the stage width {dim}; change one of them")
 
 
-class FourStages(Backbone):
+class FourStages(TimmBackbone):
     """Common base of UniFormer and UniFormer-light: four stages with activation checkpointing, mean over positions."""
 
     section = "UNIFORMER"  # of the configuration
@@ -296,9 +292,13 @@ class UniFormer(FourStages):
         super().__init__(num_classes, embed_dim, ndim)
         check_head_dim(head_dim, embed_dim)
         if std and overlapped_stem:
-            raise ValueError("std and overlapped_stem are two kinds of patch embedding; set one of them to False")
+            raise ValueError("std and overlapped_stem are two kinds of patch embedding: set one of them to False")
+        if ndim == 2 and (split or std):
+            raise ValueError("split and std are about time, which images do not have: set both to False")
         ratios = per_stage("mlp_ratio", mlp_ratio)
         scales = [scale or None for scale in per_stage("layer_scale", layer_scale or None)]
+        if split and any(scales[2:]):
+            raise ValueError("divided attention has no layer scale: set split to False or layer_scale to None")
         rates = torch.linspace(0, drop_depth_rate, sum(depth), device="cpu").split(depth)
 
         self.options = {"head_dim": head_dim, "qkv_scale": qkv_scale}

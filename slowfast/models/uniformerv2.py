@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.backbone import Backbone
+from slowfast.models.backbone import TimmBackbone
 from slowfast.models.layers import (
     DropPath,
     depthwise_conv,
@@ -229,7 +229,7 @@ class VideoTransformer(nn.Module):
         self.checkpointed = 0
 
     def forward(self, x: Tensor, grid: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
-        """Return features (B, C) of (1 + H*W, B*T, C); `grid` is (T, H, W); see also `Backbone.forward_stages`."""
+        """Return features (B, C) of (1 + H*W, B*T, C); `grid` is (T, H, W); see also `TimmBackbone.forward_stages`."""
         T = grid[0]
         query = self.temporal_cls_token.expand(-1, x.shape[1] // T, -1)
         j = 0
@@ -306,7 +306,7 @@ def vision_tower(name: str) -> VisionTower:
     return TOWERS[name]
 
 
-class UniFormerV2(Backbone):
+class UniFormerV2(TimmBackbone):
     """The armed image ViT: (B, C, T, H, W) -> logits (B, K), for any frame count and any size of whole patches.
 
     Args:

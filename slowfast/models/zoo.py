@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import numbers
 import os
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatch
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from slowfast.models.backbone import feature_getter
+from slowfast.models.options import check_options, close_to
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
@@ -146,7 +144,7 @@ def create_model(
         ValueError: an unknown name or option, or weights that do not fit or cannot be fetched.
     """
     if name not in VARIANTS:
-        raise ValueError(f"model {name!r} is not known{_close(name, VARIANTS)}; choose from {list_models()}")
+        raise ValueError(f"model {name!r} is not known{close_to(name, VARIANTS)}; choose from {list_models()}")
     variant = VARIANTS[name]
     _check_options(name, options)
     if num_frames < 1:
@@ -239,33 +237,8 @@ NO_OPTIONS = {
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that the network of that name does not have, or a value of another type."""
-    network = VARIANTS[name].network
-    parameters = inspect.signature(network).parameters
-    kinds = get_type_hints(network.__init__)
-    known = [option for option in parameters if option != "num_classes"]
-    for option, value in options.items():
+    """Check keyword arguments for the network of that name, see `check_options`."""
+    for option in options:
         if option in NO_OPTIONS:
             raise ValueError(f"{name} has no option {option!r}: {NO_OPTIONS[option]}")
-        if option not in known:
-            near = _close(option, [*known, *inspect.signature(create_model).parameters])
-            raise ValueError(f"{name} has no option {option!r}{near}; its options are {known}")
-        if not _is_a(value, kinds[option]):
-            raise ValueError(f"{name}: {option} {value!r} has to be {parameters[option].annotation}")
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type: numbers of any library, sequences of any kind."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return any(_is_a(value, option) for option in get_args(kind))
-    if get_origin(kind) is Sequence:
-        is_list = isinstance(value, Sequence) and not isinstance(value, str)
-        return is_list and all(_is_a(item, get_args(kind)[0]) for item in value)
-    if kind in (int, float):
-        return isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _close(name: str, known: Any) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f" (meant {near[0]!r}?)" if near else ""
+    check_options(name, VARIANTS[name].network, options, inspect.signature(create_model).parameters)

@@ -115,5 +115,5 @@ def test_options_that_exclude_each_other():
         small(std=True, overlapped_stem=True)
     with pytest.raises(ValueError, match="divided attention has no layer scale"):
         small(split=True, layer_scale=0.1)
-    with pytest.raises(ValueError, match="needs a time axis"):
+    with pytest.raises(ValueError, match="split and std"):
         small(split=True, ndim=2)

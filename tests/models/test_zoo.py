@@ -101,7 +101,7 @@ def test_options_are_the_names_of_the_configuration(key):
             taken += 1
         except ValueError as error:
             assert f"{model} has no option {option!r}" in str(error)
-            assert NO_OPTIONS.get(option, "its options are") in str(error)
+            assert NO_OPTIONS.get(option, "choose from") in str(error)
     assert bool(taken) == (option not in NO_OPTIONS)
 
 
@@ -122,7 +122,7 @@ def test_options_are_the_names_of_the_configuration(key):
     ],
 )
 def test_options_of_another_type(name, option, value):
-    with pytest.raises(ValueError, match=rf"{option} .*(has to be|entries)"):
+    with pytest.raises(ValueError, match=rf"{option} .*(must be|entries)"):
         create_model(name, **{option: value})
 
 

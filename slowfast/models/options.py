@@ -1,0 +1,57 @@
+"""Check the keyword arguments that users give for a network."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from torch import nn
+
+
+def check_options(
+    name: str, network: Callable[..., nn.Module], options: Mapping[str, Any], others: Iterable[str] = ()
+) -> None:
+    """Check that a network has the options, and that their values are of the annotated types.
+
+    Args:
+        name: of the network, for messages.
+        network: its class.
+        options: keyword arguments other than `num_classes`.
+        others: names that a misspelt option may have meant.
+
+    Raises:
+        ValueError: an unknown option, or a value of another type.
+    """
+    parameters = inspect.signature(network).parameters
+    kinds = get_type_hints(network.__init__ if inspect.isclass(network) else network)
+    known = [option for option in parameters if option != "num_classes"]
+    for option, value in options.items():
+        if option not in known:
+            near = close_to(option, [*known, *others])
+            raise ValueError(f"{name} has no option {option!r}{near}: choose from {known}")
+        if option in kinds and not _is_a(value, kinds[option]):
+            raise ValueError(f"{name}: {option} {value!r} must be {parameters[option].annotation}")
+
+
+def close_to(name: str, known: Iterable[str]) -> str:
+    """Return " (meant 'x'?)" for the most similar of the known names; "" if none is similar."""
+    near = get_close_matches(name, known, n=1)
+    return f" (meant {near[0]!r}?)" if near else ""
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Return whether a value is of an annotated type: numbers of any library, sequences of any kind."""
+    if kind is Any:
+        return True
+    if get_origin(kind) in (Union, types.UnionType):
+        return any(_is_a(value, option) for option in get_args(kind))
+    if get_origin(kind) is Sequence:
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        return is_list and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if kind in (int, float) and not isinstance(value, bool):
+        return isinstance(value, numbers.Integral if kind is int else numbers.Real)
+    return kind not in (int, float) and isinstance(value, get_origin(kind) or kind)
