@@ -16,8 +16,8 @@ import av
 from tqdm import tqdm
 
 from slowfast.datasets.container import MediaError, open_container, packets, video_stream
-from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.reader import read_frames
+from slowfast.prepare.killable import Failure, run_killable
 from slowfast.prepare.write import image_template
 from slowfast.utils.io import write_text
 

@@ -18,10 +18,10 @@ import av
 import numpy as np
 import pytest
 
-from slowfast.datasets.killable import Failure, run_killable
 from slowfast.datasets.lists import read_list
 from slowfast.prepare.check import COLUMNS, QUARANTINE, REPORT, Media, check_media
 from slowfast.prepare.clean import filter_list
+from slowfast.prepare.killable import Failure, run_killable
 from slowfast.prepare.reencode import Settings, reencode
 
 
@@ -80,7 +80,7 @@ def test_workers_end_with_the_process_that_started_them(pipe, tmp_path):
     """Even one that hangs in the middle of a file, and even when nobody could tell it."""
     command = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_check as t\n"
-        "from slowfast.datasets.killable import run_killable\n"
+        "from slowfast.prepare.killable import run_killable\n"
         "if __name__ == '__main__': list(run_killable(t.work, [sys.argv[2]], workers=1, timeout=600))"
     )
     process = subprocess.Popen([sys.executable, "-c", command, str(Path(__file__).parent), pipe])

@@ -1,0 +1,123 @@
+"""Run tasks in processes that can be killed: a file that blocks or crashes its decoder costs one timeout."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from time import monotonic
+from typing import Any, TypeVar
+
+Task = TypeVar("Task")
+
+# A fork server imports the decoders once, so a killed process is replaced at once.
+_CONTEXT: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The reason why a task has no result."""
+
+    reason: str
+
+
+def run_killable(
+    function: Callable[[Task], Any], tasks: Sequence[Task], *, workers: int, timeout: float
+) -> Iterator[tuple[Task, Any]]:
+    """Call a function on every task in a pool of processes, and kill the process of a task that takes too long.
+
+    Args:
+        function: importable, or a `functools.partial` of an importable one; an exception becomes a `Failure`.
+        tasks: arguments of the calls.
+        workers: number of processes.
+        timeout: limit of one call in seconds.
+
+    Yields:
+        (task, result or `Failure`) in the order in which the calls end. Closing the iterator kills the processes.
+    """
+    if _CONTEXT.get_start_method() == "forkserver":
+        _CONTEXT.set_forkserver_preload([getattr(function, "func", function).__module__])
+    waiting = iter(tasks)
+    free: list[_Process] = []
+    busy: list[_Process] = []
+    try:
+        while True:
+            for task in islice(waiting, workers - len(busy)):
+                busy.append(free.pop() if free else _Process(function))
+                busy[-1].start(task, timeout)
+            if not busy:
+                return
+            nearest = min(process.deadline for process in busy)
+            wait([process.connection for process in busy], max(0.0, nearest - monotonic()))
+            for process in [process for process in busy if process.is_done()]:
+                outcome = process.outcome(timeout)
+                busy.remove(process)
+                if not process.connection.closed:
+                    free.append(process)
+                yield process.task, outcome
+    finally:
+        for process in busy + free:
+            process.kill()
+
+
+class _Process:
+    """A process, its pipe, its task and the time at which it is killed."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.connection, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the pipe ends with the process
+
+    def start(self, task: Any, timeout: float) -> None:
+        self.task, self.deadline = task, monotonic() + timeout
+        with contextlib.suppress(OSError):  # it was killed: `outcome` returns the reason
+            self.connection.send(task)
+
+    def is_done(self) -> bool:
+        return self.connection.poll() or monotonic() >= self.deadline
+
+    def outcome(self, timeout: float) -> Any:
+        reason = f"timed out after {timeout:g} s"
+        try:
+            if self.connection.poll():
+                return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            reason = f"the decoder crashed (exit code {self.process.exitcode})"
+        self.kill()
+        return Failure(reason)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(1)  # not even a kill ends a process that waits for an unreachable network drive
+        self.connection.close()
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which kills this process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of decoders; results contain the reasons
+    with contextlib.suppress(EOFError):
+        while True:
+            task = connection.recv()
+            try:
+                outcome = function(task)
+            except ValueError as error:
+                outcome = Failure(str(error))
+            except Exception as error:
+                outcome = Failure(f"{type(error).__name__}: {error}")
+            connection.send(outcome)
+
+
+def _exit_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
