@@ -165,7 +165,8 @@ def tables(experiments: Sequence[Experiment]) -> str:
     """Return the introduction and one table per data set, UniFormer before UniFormerV2, sorted by FLOPs."""
     rows: dict[str, list[tuple[tuple, str]]] = {name: [] for name in DATASETS}
     for experiment, (parameters, flops) in zip(experiments, costs(experiments), strict=True):
-        dataset = Path(experiment.cfg.DATA.PATH_TO_DATA_DIR).parts[1]
+        prefix = experiment.cfg.DATA.PATH_PREFIX or experiment.cfg.DATA.PATH_TO_DATA_DIR
+        dataset = Path(prefix).name
         order = (experiment.cfg.MODEL.ARCH, flops, experiment.name)
         rows[dataset].append((order, row(experiment, parameters, flops)))
     parts = [INTRODUCTION]

@@ -1,6 +1,2 @@
 #!/usr/bin/env bash
-# Test the trained demo model with all views; any KEY VALUE can follow.
-set -euo pipefail
-config=exp/$(basename "$(cd "$(dirname "$0")" && pwd)")/config.yaml
-cd "$(dirname "$0")/../.."
-python tools/run_net.py --cfg "$config" TRAIN.ENABLE False "$@"
+exec bash "$(dirname "$0")/../test.sh" "$(basename "$(cd "$(dirname "$0")" && pwd)")" "$@"
