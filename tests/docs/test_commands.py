@@ -39,6 +39,11 @@ NOT_RUN = {
     ".venv/bin/pip install": "needs the network",
     "pip install": "needs the network; .ci/run installs",
     "make test": "is what runs this test",
+    "make dev": "needs the network; .ci/run installs",
+    "make lint": "is a part of `make test`",
+    "pre-commit install": "changes the repository",
+    "git stash": "changes the repository",
+    "python benchmarks/fingerprint.py": "takes minutes",
     'python -c "import timm, torch; torch.save(timm.create_model(': "needs the network",
     "DATA_ROOT=/data bash exp/uniformer_s16x4_k400/test.sh TEST.CHECKPOINT_FILE_PATH": "needs the network",
 }

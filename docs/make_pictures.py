@@ -1,0 +1,55 @@
+"""Draw the pictures of the README from a trained demo: python docs/make_pictures.py [OUTPUT_DIR].
+
+It writes docs/images/predictions.jpg (one test video per class, with its label and the prediction) and
+docs/images/curves.png.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from slowfast.datasets.reader import read_frames
+
+IMAGES = Path(__file__).with_name("images")
+FRAMES = 8
+
+
+def draw_predictions(predictions: Path, out: Path) -> None:
+    """Draw evenly spaced frames of the first video of each class, with the label and the two best classes."""
+    with open(predictions, newline="", encoding="utf-8") as file:
+        rows = {row["label"]: row for row in reversed([*csv.DictReader(file)])}
+    figure = Figure(figsize=(12, 1.35 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), FRAMES + 1, width_ratios=[*[1] * FRAMES, 2.2])
+    for axes, row in zip(grid, sorted(rows.values(), key=lambda row: row["id"]), strict=True):
+        frames = read_frames(row["id"], lambda n: np.linspace(0, n - 1, FRAMES).round().astype(int).tolist())
+        for cell, frame in zip(axes, frames, strict=False):
+            side = min(frame.shape[:2])
+            top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
+            cell.imshow(frame[top : top + side, left : left + side])
+        for cell in axes:
+            cell.axis("off")
+        right = row["top1"] == row["label"]
+        axes[-1].text(0, 0.62, row["label"], fontsize=12, weight="bold")
+        axes[-1].text(0, 0.3, f"predicted: {row['top1']}", fontsize=11, color="tab:green" if right else "tab:red")
+        axes[-1].text(0, 0.02, f"then: {row['top2']}", fontsize=9, color="gray")
+    figure.savefig(out, dpi=80, pil_kwargs={"quality": 85})
+
+
+def main() -> None:
+    """Draw the pictures of a run, by default of output/demo."""
+    output_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "output/demo")
+    IMAGES.mkdir(exist_ok=True)
+    draw_predictions(output_dir / "test" / "predictions.csv", IMAGES / "predictions.jpg")
+    shutil.copy(output_dir / "curves.png", IMAGES / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
