@@ -38,7 +38,7 @@ from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set
 from slowfast.run import interrupt
 from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
 from slowfast.run.preflight import build_alike
-from slowfast.run.resume import compare, facts, warn_of_weights_only
+from slowfast.run.resume import check_resume, describe_run, warn_of_weights_only
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
@@ -138,7 +138,7 @@ def train(cfg: CfgNode) -> None:
             adopt(checkpoint, state, steps_per_epoch, cfg, lists[0].class_names)
         else:
             state.load_state_dict(checkpoint, steps_per_epoch, resume_from)  # checks the content, so it comes first
-        compare(checkpoint, cfg, *lists)
+        check_resume(checkpoint, cfg, *lists)
         logger.info("resumed from %s at step %d", resume_from, state.step)
         if state.step >= schedule_end:
             logger.info(
@@ -158,7 +158,7 @@ def train(cfg: CfgNode) -> None:
     main = distributed.is_main()
     run = Run(
         cfg=cfg,
-        facts=facts(cfg, *lists),
+        facts=describe_run(cfg, *lists),
         device=device,
         network=network,
         to_device=clip_mover(cfg, device),

@@ -1,9 +1,10 @@
-"""Start the processes of a job: one, several on this machine, or those torchrun or Slurm has started already."""
+"""Start the processes of a job: one, several on this machine, or those that torchrun or Slurm has started."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -21,268 +22,269 @@ import torch
 from fvcore.common.config import CfgNode
 
 from slowfast.config import check_hardware, num_local_processes
-from slowfast.engine.test import test, test_folder
-from slowfast.engine.train import train
 from slowfast.run import children, interrupt
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
-from slowfast.run.lock import PATIENCE, hold
+from slowfast.run.lock import hold
 from slowfast.run.preflight import preflight
-from slowfast.run.resume import prepare_output_dir
-from slowfast.run.watchdog import EXIT_HUNG, progress, unwatch, watch
+from slowfast.run.rendezvous import join_group
+from slowfast.run.resume import prepare_output_dir, require_writable
+from slowfast.run.watchdog import EXIT_HUNG, progress, watching
 from slowfast.utils import distributed
 from slowfast.utils.io import write_text
 from slowfast.utils.logging import setup_logging
 
 logger = logging.getLogger(__name__)
 
-# Seconds that the other processes have, once one has failed, to say where they are and end.
+# Seconds for the other processes to report and exit after one has failed.
 GRACE = 10.0
 
-# torchrun's variable: where a process leaves its error, in a folder of its own.
+# torchrun's variable: the file for the error of a process, in a folder of its own.
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
-# File by which a spawned process says that it was asked to stop and lost something.
-UNSAVED = "unsaved"
+# Beside the folders of ERROR_FILE: the error of the process that failed first.
+FIRST_ERROR = "first_error.json"
+
+# Exit codes of a process that was asked to stop: with everything saved, at once, or before it handled signals.
+STOPPED = (EXIT_REQUEUE, EXIT_INTERRUPTED, -signal.SIGTERM)
+
+# What to do in each process; it must be picklable.
+Job = Callable[[CfgNode], None]
 
 
 class JobError(Exception):
-    """A process of the job failed; the text says which, and why."""
+    """A process of the job failed; the text names it and the cause."""
 
 
 class AlreadyReported(Exception):
-    """This process failed after another one of this job, whose error is the one to read."""
+    """This process failed after another one of this job, whose error is the cause."""
 
 
-def launch(cfg: CfgNode, init_method: str = "") -> None:
-    """Run the job of the configuration in as many processes as it asks for.
+def launch(cfg: CfgNode, job: Job, init_method: str = "") -> None:
+    """Run a job in the processes that the configuration requests.
 
-    Under torchrun or Slurm (RANK is set) this process is one of them. Otherwise NUM_PROCESSES, or one a GPU, are
-    spawned on this machine; with NUM_SHARDS > 1 the machine is number SHARD_ID of a job that meets at `init_method`.
+    Under torchrun or Slurm (RANK is set) this process is one of them. Otherwise NUM_PROCESSES, or one per GPU, are
+    spawned on this machine; with NUM_SHARDS > 1 the machine is number SHARD_ID of those that meet at `init_method`.
 
     Args:
+        cfg: configuration of the job.
+        job: function to call in each process, for example to train and test.
         init_method: "tcp://host:port" of shard 0; needed only for NUM_SHARDS > 1.
 
     Raises:
-        ValueError: something of the user's is wrong.
-        JobError: a spawned process failed or hung; no other is left.
-        Interruption: the job was asked to stop; the same command goes on.
+        ValueError: the configuration, the data or the environment is wrong.
+        JobError: a spawned process failed or hung; none is left.
+        Interruption: the job was asked to stop; the same command continues it.
         AlreadyReported: another process of the job has reported the fault.
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        run(cfg)
-        return
-    local = num_local_processes(cfg)
-    world = local * cfg.NUM_SHARDS
-    if world == 1:
-        run(cfg)
-        return
-    check_hardware(cfg)
-    if cfg.NUM_SHARDS > 1 and not init_method:
+    started_by_others = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if started_by_others or num_local_processes(cfg) * cfg.NUM_SHARDS == 1:
+        run(cfg, job)
+    else:
+        check_hardware(cfg)
+        _spawn(cfg, job, *_meeting_point(cfg, init_method))
+
+
+def _meeting_point(cfg: CfgNode, init_method: str) -> tuple[str, str]:
+    """Return host and port of "tcp://host:port"; a free port of this machine for ""."""
+    if init_method:
+        host, _, port = init_method.removeprefix("tcp://").rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"--init_method {init_method!r} is not of the form tcp://HOST:PORT")
+        return host, port
+    if cfg.NUM_SHARDS > 1:
         raise ValueError(
             f"NUM_SHARDS {cfg.NUM_SHARDS} needs a meeting point: --init_method tcp://HOST_OF_SHARD_0:PORT, torchrun, "
             "or --slurm"
         )
-    host, port = _meeting_point(init_method)
-    environment = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local)}
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return "127.0.0.1", str(listener.getsockname()[1])
+
+
+def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
+    """Start the processes of this machine and wait for them."""
+    local = num_local_processes(cfg)
+    first_rank, world = cfg.SHARD_ID * local, cfg.NUM_SHARDS * local
+    place = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local)}
     with _own_signal_handlers(), tempfile.TemporaryDirectory(prefix="slowfast-") as folder:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # while they start, the processes leave Ctrl-C to this one
-        arguments = (cfg, environment, cfg.SHARD_ID * local, folder, os.getpid())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: until they listen, only this process handles Ctrl-C
+        arguments = (cfg, job, place, first_rank, folder, os.getpid())
         context = torch.multiprocessing.start_processes(
             _process, arguments, nprocs=local, join=False, start_method="spawn"
         )
+        assert context is not None
         interrupt.listen()
         try:
-            _supervise(context.processes, Path(folder), cfg.SHARD_ID * local)  # pyright: ignore
+            codes = _supervise(context.processes)
         finally:
-            _kill(context.processes)  # pyright: ignore
+            for process in context.processes:
+                process.kill()
+            for process in context.processes:
+                process.join()
+        _raise_outcome({first_rank + i: code for i, code in enumerate(codes)}, Path(folder))
 
 
-def _process(local_rank: int, cfg: CfgNode, environment: dict[str, str], first_rank: int, folder: str, parent: int):
-    os.environ.update(environment, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
+def _process(
+    local_rank: int, cfg: CfgNode, job: Job, place: dict[str, str], first_rank: int, folder: str, parent: int
+) -> None:
+    os.environ.update(place, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
     os.environ[ERROR_FILE] = os.path.join(folder, str(local_rank), "error.json")
     if os.getppid() != parent:
         sys.exit(EXIT_REQUEUE)  # it was killed while this one started
     try:
-        run(cfg)
+        run(cfg, job)
         interrupt.ignore()
     except Interruption as stop:
-        if not stop.saved:
-            Path(folder, UNSAVED).touch()
-        sys.exit(EXIT_REQUEUE)
+        sys.exit(EXIT_REQUEUE if stop.saved else EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         interrupt.leave()
-    except AlreadyReported:
+    except Exception:  # it is in the error file, which the parent process reads
         sys.exit(1)
-    except Exception as error:  # the process that started this one tells the user, once
-        report(error)
-        sys.exit(2 if isinstance(error, ValueError) else 1)
 
 
-def _supervise(processes: Sequence[BaseProcess], folder: Path, first_rank: int) -> None:
-    """Wait for the processes, pass requests to stop on to them, and say what became of them.
+def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Wait until all processes exit, at most `GRACE` seconds after one fails; forward requests to stop.
 
-    Raises:
-        ValueError, JobError, Interruption, KeyboardInterrupt: as `launch`.
+    torch's `ProcessContext.join` does not serve: it takes every exit code but 0 for a failure, also that of a process
+    which has saved and exits first.
+
+    Returns:
+        The exit code of each process; None for one that still runs.
     """
-    told = False
-    failed_at = None
-    while running := [process for process in processes if process.is_alive()]:
+    forwarded, deadline = False, math.inf
+    while (running := [process for process in processes if process.is_alive()]) and time.monotonic() < deadline:
         wait([process.sentinel for process in running], timeout=0.2)
-        if interrupt.received() and not told:
-            told = True
+        if interrupt.received() and not forwarded:
+            forwarded = True
             for process in running:
-                process.terminate()  # not SIGINT: a Ctrl-C has reached them too, and a second one ends them at once
-        if failed_at is None and any(process.exitcode not in (None, 0, EXIT_REQUEUE) for process in processes):
-            failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() > failed_at + GRACE:
-            break
-    mute = {index for index, process in enumerate(processes) if process.is_alive()}
-    _kill(processes)
-
-    codes = {first_rank + i: process.exitcode or 0 for i, process in enumerate(processes) if i not in mute}
-    out_of_run = (-signal.SIGTERM, EXIT_INTERRUPTED) if told else ()  # SIGTERM: before it listened, or after
-    failures = {rank: code for rank, code in codes.items() if code not in (0, EXIT_REQUEUE, *out_of_run)}
-    silent = [first_rank + i for i in sorted(mute)]
-    if failures:
-        _raise_failure(failures, silent, folder)
-    if any(codes.values()):
-        saved = EXIT_INTERRUPTED not in codes.values() and not (folder / UNSAVED).exists()
-        raise Interruption(f"process {min(rank for rank, code in codes.items() if code)} was asked to stop", saved)
+                process.terminate()  # not SIGINT: a Ctrl-C reaches them too, and a second one ends them at once
+        if any(process.exitcode not in (None, 0, *STOPPED) for process in processes):
+            deadline = min(deadline, time.monotonic() + GRACE)
+    return [process.exitcode for process in processes]
 
 
-def _raise_failure(failures: dict[int, int], silent: list[int], folder: Path) -> None:
-    """Tell the cause from what followed from it: a signal from outside, a hang, the first error, in this order."""
-    killed = {rank: signal.Signals(-code).name for rank, code in failures.items() if code < 0}
+def _raise_outcome(codes: dict[int, int | None], folder: Path) -> None:
+    """Raise the cause of exit codes by rank: a signal, a hang, the first error, a request to stop, in this order."""
+    failures = {rank: code for rank, code in codes.items() if code not in (None, 0, *STOPPED)}
+    killed = {rank: signal.Signals(-code).name for rank, code in failures.items() if code and code < 0}
     if killed:
         memory = {"SIGKILL": " (out of memory?)"}
         raise JobError(
             "; ".join(f"process {r} was killed by {name}{memory.get(name, '')}" for r, name in killed.items())
         )
     if EXIT_HUNG in failures.values():
-        hung = [rank for rank, code in failures.items() if code == EXIT_HUNG]
-        more = f"; {_name(silent)} did not even answer: stopped, or deep in the system" if silent else ""
-        raise JobError(f"ended, since {_name(hung)} made no progress for DIST_TIMEOUT (see above){more}")
-    first = folder / "reported"
-    if first.is_file() and first.stat().st_size:
-        report = json.loads(Path(first.read_text()).read_text())
-        if report["user"]:
-            raise ValueError(report["message"])
-        raise JobError(f"process {report['rank']} failed:\n{report['message']}")
-    rank, code = min(failures.items())
-    raise JobError(f"process {rank} ended with exit code {code} and without a word")
+        hung = _name([rank for rank, code in failures.items() if code == EXIT_HUNG])
+        silent = [rank for rank, code in codes.items() if code is None]
+        more = f"; {_name(silent)} did not respond: stopped, or blocked in a system call" if silent else ""
+        raise JobError(f"{hung} made no progress for DIST_TIMEOUT (see above){more}")
+    if failures:
+        file = folder / FIRST_ERROR
+        if not file.is_file() or not file.stat().st_size:
+            rank, code = min(failures.items())
+            raise JobError(f"process {rank} exited with code {code} and without a message")
+        first = json.loads(file.read_text())
+        raise (
+            ValueError(first["message"])
+            if first["user"]
+            else JobError(f"process {first['rank']} failed:\n{first['message']}")
+        )
+    stopped = [rank for rank, code in codes.items() if code]
+    if stopped:
+        raise Interruption(f"process {min(stopped)} was asked to stop", EXIT_INTERRUPTED not in codes.values())
 
 
 def _name(ranks: Sequence[int]) -> str:
     return f"process{'es' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
-def _kill(processes: Sequence[BaseProcess]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-    for process in processes:
-        process.join()
-
-
 @contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Within this context signal handlers may be changed; afterwards they are what they were."""
+    """Restore the signal handlers at the end of the context."""
     before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     try:
         yield
     finally:
-        signal.alarm(0)  # of a second Ctrl-C: its exception did not get lost
+        signal.alarm(0)  # of a second Ctrl-C, whose exception has arrived here
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def run(cfg: CfgNode) -> None:
-    """Train and test, as the configuration asks, in this process of the group; call it in the main thread.
+def run(cfg: CfgNode, job: Job) -> None:
+    """Run a job in this process of the group; call it in the main thread.
 
     Raises:
-        As `launch`; the traceback is in OUTPUT_DIR/log.txt.
+        ValueError, Interruption, AlreadyReported: as `launch`.
+        Exception: any other error of the job; the traceback is in OUTPUT_DIR/log.txt.
     """
-    with _own_signal_handlers(), children.end_with_this_process():
+    report = Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt"
+    with _own_signal_handlers(), children.end_with_this_process(), watching(60 * cfg.DIST_TIMEOUT, report):
         interrupt.listen()
         try:
-            _join_and_run(cfg)
+            _join_and_run(cfg, job)
         except Interruption:
             distributed.destroy_process_group()
             raise
         except Exception as error:
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if several and interrupt.received() and isinstance(error, RuntimeError):
-                # most likely the others have left; what is saved, this process cannot know
+                # most likely the others have exited; whether they have saved is unknown here
                 reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                logger.warning("%s was asked to stop, and failed before it had: %s", distributed.who(), reason)
-                raise Interruption(f"asked to stop, but before that came {reason}", saved=False) from error
-            # before the group breaks and the others fail for want of it
-            if not report(error):
+                logger.warning("%s was asked to stop, and failed before it did: %s", distributed.who(), reason)
+                raise Interruption(f"asked to stop, but failed before: {reason}", saved=False) from error
+            # before the group breaks, which makes the others fail too
+            if not report_error(error):
                 raise AlreadyReported from error
             raise
         else:
             distributed.destroy_process_group()
-        finally:
-            unwatch()
 
 
-def _join_and_run(cfg: CfgNode) -> None:
-    _check_group(cfg)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if cfg.NUM_GPUS == 0 and local > 1:
-        # the processes share the cores; more threads than cores would only wait for each other
-        torch.set_num_threads(max(1, torch.get_num_threads() // local))
-    seconds = 60 * cfg.DIST_TIMEOUT
-    watch(seconds, Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt")
-    backend = "gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND
-    distributed.init_process_group(backend, distributed.device(cfg.NUM_GPUS), seconds, _go_on_waiting)
-    agreement = preflight(cfg)
-    # a test writes into its own folder, so it may run at the same time as a training
-    with hold(Path(cfg.OUTPUT_DIR, "train.lock")) if cfg.TRAIN.ENABLE else nullcontext():
-        _run(cfg, agreement)
-
-
-def _go_on_waiting() -> None:
-    progress()
-    if interrupt.received():
-        raise Interruption("interrupted before all processes of the job had connected")
-
-
-def _run(cfg: CfgNode, agreement: str) -> None:
-    prepare_output_dir(cfg)
-    setup_logging(cfg.OUTPUT_DIR, main=distributed.is_main())
-    logger.info("torch %s, %s, output in %s", torch.__version__, agreement, cfg.OUTPUT_DIR)
-    try:
-        if cfg.TRAIN.ENABLE:
-            train(cfg)
-        if cfg.TEST.ENABLE:
-            # after days of training, wait for another test as long as the other ranks can
-            patience = 30 * cfg.DIST_TIMEOUT if cfg.TRAIN.ENABLE else PATIENCE
-            with hold(Path(cfg.OUTPUT_DIR, f"{test_folder(cfg)}.lock"), patience):
-                test(cfg)
-    except Interruption as stop:
-        logger.info("%s", stop.reason)
-        raise
-    except Exception:
-        logger.exception("stopped by an error")
-        raise
-
-
-def report(error: Exception) -> bool:
-    """Leave the error where the starter of this process looks for it; returns whether it is the first one there."""
+def report_error(error: Exception) -> bool:
+    """Write the error where the starter of this process reads it; return whether it is the first one of the job."""
     if ERROR_FILE not in os.environ:
         return True
     file = Path(os.environ[ERROR_FILE])
     user = isinstance(error, ValueError)
     message = str(error) if user else "".join(traceback.format_exception(error)).rstrip()
-    entries = {"message": message, "timestamp": int(time.time()), "rank": os.environ["RANK"], "user": user}
-    write_text(file, json.dumps(entries))
+    text = json.dumps({"message": message, "timestamp": int(time.time()), "rank": os.environ["RANK"], "user": user})
+    write_text(file, text)
     try:
-        with open(file.parents[1] / "reported", "x") as first:
-            first.write(str(file))
+        with open(file.parents[1] / FIRST_ERROR, "x") as first:
+            first.write(text)
     except FileExistsError:
         return False
     return True
+
+
+def _join_and_run(cfg: CfgNode, job: Job) -> None:
+    _check_group(cfg)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if cfg.NUM_GPUS == 0 and local > 1:
+        # the processes share the cores; with more threads than cores they slow each other down
+        torch.set_num_threads(max(1, torch.get_num_threads() // local))
+    backend = "gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND
+    join_group(backend, distributed.device(cfg.NUM_GPUS), 60 * cfg.DIST_TIMEOUT, _check_while_waiting)
+    agreement = preflight(cfg)
+    distributed.on_main(lambda: require_writable(cfg.OUTPUT_DIR))
+    # a test writes into its own folder, so it may run at the same time as a training
+    with hold(Path(cfg.OUTPUT_DIR, "train.lock")) if cfg.TRAIN.ENABLE else nullcontext():
+        prepare_output_dir(cfg)
+        setup_logging(cfg.OUTPUT_DIR, main=distributed.is_main())
+        logger.info("torch %s, %s, output in %s", torch.__version__, agreement, cfg.OUTPUT_DIR)
+        try:
+            job(cfg)
+        except Interruption as stop:
+            logger.info("%s", stop.reason)
+            raise
+        except Exception:
+            logger.exception("stopped by an error")
+            raise
+
+
+def _check_while_waiting() -> None:
+    progress()
+    if interrupt.received():
+        raise Interruption("interrupted before all processes of the job had connected")
 
 
 def _check_group(cfg: CfgNode) -> None:
@@ -295,22 +297,10 @@ def _check_group(cfg: CfgNode) -> None:
         )
     if cfg.NUM_GPUS and local != cfg.NUM_GPUS:
         raise ValueError(
-            f"{local} processes on this machine and NUM_GPUS {cfg.NUM_GPUS} differ; every process drives one GPU "
+            f"{local} processes on this machine and NUM_GPUS {cfg.NUM_GPUS} differ; start one process per GPU "
             "(torchrun's --nproc_per_node)"
         )
     try:
         check_hardware(cfg)
     except ValueError as error:
         raise error if world == 1 else ValueError(f"{distributed.who()}: {error}") from None
-
-
-def _meeting_point(init_method: str) -> tuple[str, str]:
-    """Host and port of "tcp://host:port"; a free port of this machine for ""."""
-    if not init_method:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            return "127.0.0.1", str(listener.getsockname()[1])
-    host, _, port = init_method.removeprefix("tcp://").rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"--init_method {init_method!r} is not of the form tcp://HOST:PORT")
-    return host, port

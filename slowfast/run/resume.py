@@ -1,8 +1,9 @@
-"""Prepare the folder of a run, describe the run in its checkpoints, and compare a resume with that."""
+"""Prepare the output folder of a run, describe the run in its checkpoints, and check that a resume continues it."""
 
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,28 @@ WRITTEN_HERE = "# The resolved configuration of a run, written by tools/run_net.
 
 RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
+# Keys that split the videos of a step.
+SPLIT = ("NUM_SHARDS", "TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS", "SOLVER.BASE_LR_SCALE_NUM_SHARDS")
 
-def prepare_output_dir(cfg: CfgNode) -> None:
-    """Make OUTPUT_DIR and write the resolved configuration there, which can be run again; call it in every process.
+
+def require_writable(output_dir: str) -> None:
+    """Make the output folder.
 
     Raises:
-        ValueError: the folder holds a run of another configuration, or one that may not be resumed, or cannot be made.
+        ValueError: it cannot be made or written.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output_dir).close()
+    except OSError as error:
+        raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written ({error}); choose another") from error
+
+
+def prepare_output_dir(cfg: CfgNode) -> None:
+    """Write the resolved configuration of a training into OUTPUT_DIR; call it in every process.
+
+    Raises:
+        ValueError: the folder contains a run of another configuration, or one that may not be resumed.
     """
     if cfg.TRAIN.ENABLE:  # a test writes into its own folder
         distributed.on_main(lambda: _prepare_output_dir(cfg))
@@ -46,19 +63,16 @@ def _prepare_output_dir(cfg: CfgNode) -> None:
     if last_checkpoint(cfg.OUTPUT_DIR):
         if not cfg.TRAIN.AUTO_RESUME:
             raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already and TRAIN.AUTO_RESUME is False; choose another "
-                "OUTPUT_DIR, or set it True to go on with that run"
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run and TRAIN.AUTO_RESUME is False; choose another OUTPUT_DIR, "
+                "or set it True to continue that run"
             )
         if changed := _changes(newest_entries(cfg.OUTPUT_DIR), cfg):
             differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())
             raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run of another configuration ({differences}); choose another "
-                "OUTPUT_DIR, or undo the change to go on with that run"
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run of another configuration ({differences}); choose another "
+                "OUTPUT_DIR, or undo the change to continue that run"
             )
-    try:
-        write_resolved(cfg, Path(cfg.OUTPUT_DIR))
-    except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be written ({error}); choose another") from error
+    write_resolved(cfg, Path(cfg.OUTPUT_DIR))
 
 
 def write_resolved(cfg: CfgNode, folder: Path) -> None:
@@ -83,9 +97,15 @@ def _changes(entries: Mapping[str, Any], now: CfgNode) -> dict[str, tuple[Any, A
     if now.SOLVER.MAX_EPOCH > before.SOLVER.MAX_EPOCH <= epochs_done(entries):
         changed.pop("SOLVER.MAX_EPOCH", None)
     if _step(before) == _step(now):
-        split = ("NUM_SHARDS", "TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS", "SOLVER.BASE_LR_SCALE_NUM_SHARDS")
-        changed = {key: values for key, values in changed.items() if key not in (*split, *RATES)}
+        changed = {key: values for key, values in changed.items() if key not in (*SPLIT, *RATES)}
     return changed
+
+
+def _step(cfg: CfgNode) -> tuple[float, ...]:
+    """Return the videos of an optimizer step over all nodes, and the learning rates that result."""
+    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
+    factor = cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
+    return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
 
 
 def warn_of_weights_only(cfg: CfgNode) -> None:
@@ -110,15 +130,12 @@ def _num_classes(entries: Mapping[str, Any]) -> int | None:
     return recorded_config(text)[0].MODEL.NUM_CLASSES if isinstance(text, str) else None
 
 
-def _step(cfg: CfgNode) -> tuple[float, ...]:
-    """Videos of an optimizer step over all nodes, and the learning rates that its configuration leads to."""
-    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
-    factor = cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
-    return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
+def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, Any]:
+    """Return what each checkpoint contains about its run, beside its state.
 
-
-def facts(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, Any]:
-    """The configuration, the lists and the classes, and the "world" that a run may change between attempts."""
+    The entries are the configuration, the class names, fingerprints of the lists, and the "world": what may differ from
+    one attempt to the next.
+    """
     return {
         "cfg": cfg.dump(),
         "class_names": train.class_names,
@@ -132,33 +149,33 @@ def facts(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, Any]:
     }
 
 
-def compare(before: Mapping[str, Any], cfg: CfgNode, train: VideoList, val: VideoList) -> None:
-    """Log the differences between a checkpoint and this attempt that change its results.
+def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, val: VideoList) -> None:
+    """Log the differences between the run of a checkpoint and this attempt that change its results.
 
     Args:
-        before: a checkpoint with the `facts` of its run, or some of them.
+        checkpoint: with the entries of `describe_run`, or some of them.
         cfg: of this attempt.
         train: training list of this attempt.
         val: validation list of this attempt.
 
     Raises:
-        ValueError: labels mean other classes than when the checkpoint was written, as far as names tell.
+        ValueError: the class names of the checkpoint and of the list differ.
     """
-    _check_classes(cfg, before.get("class_names"), train.class_names)
+    _check_classes(cfg, checkpoint.get("class_names"), train.class_names)
     if not distributed.is_main():
         return
-    now, lists = facts(cfg, train, val), before.get("lists", {})
-    _tell_other_world(before.get("world", {}), now["world"], lists.get("train") == train.fingerprint)
-    for split, samples, effect in (
+    lists = checkpoint.get("lists", {})
+    world = describe_run(cfg, train, val)["world"]
+    _log_other_world(checkpoint.get("world", {}), world, lists.get("train") == train.fingerprint)
+    for split, videos, effect in (
         ("train", train, ""),
         ("val", val, ": the best accuracy so far is of other videos"),
     ):
-        if lists.get(split, samples.fingerprint) != samples.fingerprint:
+        if lists.get(split, videos.fingerprint) != videos.fingerprint:
             logger.warning(
                 "%s has changed since the checkpoint was written (rows, labels, or their order)%s",
-                samples.source,
-                effect,
-            )
+                videos.source, effect,
+            )  # fmt: skip
 
 
 def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str] | None) -> None:
@@ -169,11 +186,11 @@ def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str
     raise ValueError(
         f"the checkpoints in OUTPUT_DIR {cfg.OUTPUT_DIR} were trained on other classes: class {at} is {there} there "
         f"and {here} here. Undo the change of class_names.txt and of the labels, or start a new run in another "
-        "OUTPUT_DIR (TRAIN.CHECKPOINT_FILE_PATH with MODEL.HEAD_ROWS names takes over the classes by their names)"
+        "OUTPUT_DIR (TRAIN.CHECKPOINT_FILE_PATH with MODEL.HEAD_ROWS names reuses the classes by their names)"
     )
 
 
-def _tell_other_world(before: Mapping[str, Any], now: Mapping[str, Any], same_list: bool) -> None:
+def _log_other_world(before: Mapping[str, Any], now: Mapping[str, Any], same_list: bool) -> None:
     changed = [f"{now[key]} {key} instead of {before[key]}" for key in now if before.get(key, now[key]) != now[key]]
     if not changed:
         return

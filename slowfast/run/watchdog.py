@@ -1,4 +1,4 @@
-"""A process that makes no progress writes down where it is and ends, so that nobody waits for it without a word."""
+"""End a process that makes no progress, after a report of where it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from slowfast.utils.distributed import who
@@ -16,7 +18,7 @@ from slowfast.utils.distributed import who
 # Exit code of a process that hung, that of timeout(1).
 EXIT_HUNG = 124
 
-# Seconds after which C code ends a process whose Python cannot: something holds the interpreter, or the disk of the
+# Seconds after which C code ends a process that Python cannot end: something holds the interpreter, or the disk of the
 # report hangs too.
 LAST_RESORT = 30.0
 
@@ -24,69 +26,67 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class _Watchdog(threading.Thread):
-    def __init__(self) -> None:
+    def __init__(self, seconds: float, report: Path) -> None:
         super().__init__(name="watchdog", daemon=True)
-        self.pid = os.getpid()  # a forked child has a copy of this object and no thread
-        self.order: tuple[float, float, Path] | None = None  # deadline, seconds, report
-        self.start()
+        self.seconds, self.report = seconds, report
+        self.done = threading.Event()
+        self.renew()
+
+    def renew(self) -> None:
+        self.renewed = time.monotonic()
+        faulthandler.dump_traceback_later(self.seconds + LAST_RESORT, exit=True, file=sys.__stderr__ or 2)
 
     def run(self) -> None:
-        while True:
-            time.sleep(0.5)
-            order = self.order
-            if order and time.monotonic() >= order[0]:
-                _give_up(order[1], order[2])
+        while not self.done.wait(min(0.5, self.seconds)):
+            if time.monotonic() >= self.renewed + self.seconds:
+                _exit_with_report(self.seconds, self.report)
 
 
 _watchdog: _Watchdog | None = None
 
 
-def watch(seconds: float, path: str | os.PathLike) -> None:
-    """Promise to call again, or `unwatch`, within `seconds`; a process that does not is ended with `EXIT_HUNG`.
+@contextmanager
+def watching(seconds: float, report: Path) -> Iterator[None]:
+    """Exit with `EXIT_HUNG` if `progress` is not called for `seconds` within the context.
 
     Args:
-        seconds: until the promise is broken; each call starts anew.
-        path: file for the stacks of all threads; it is written only then.
+        seconds: longest time between two calls.
+        report: file for the stacks of all threads; it is written only then.
     """
     global _watchdog
-    if _watchdog is None or _watchdog.pid != os.getpid():
-        _watchdog = _Watchdog()
-    _watchdog.order = (time.monotonic() + seconds, seconds, Path(path))
-    faulthandler.dump_traceback_later(seconds + LAST_RESORT, exit=True, file=sys.__stderr__ or 2)
+    _watchdog = _Watchdog(seconds, report)
+    _watchdog.start()
+    try:
+        yield
+    finally:
+        _watchdog.done.set()
+        _watchdog = None
+        faulthandler.cancel_dump_traceback_later()
 
 
 def progress() -> None:
-    """Renew the promise of `watch`, if there is one; cheap enough for every batch."""
-    if _watchdog is None or _watchdog.pid != os.getpid() or _watchdog.order is None:
-        return
-    deadline, seconds, path = _watchdog.order
-    if time.monotonic() - (deadline - seconds) >= min(1.0, seconds / 10):
-        watch(seconds, path)
+    """Report progress to `watching`, if it is active; cheap enough for every batch."""
+    # a forked child has a copy of the object, and no thread
+    if _watchdog and _watchdog.is_alive() and time.monotonic() > _watchdog.renewed + min(1.0, _watchdog.seconds / 10):
+        _watchdog.renew()
 
 
-def unwatch() -> None:
-    """The promise of `watch` no longer holds."""
-    if _watchdog:
-        _watchdog.order = None
-    faulthandler.cancel_dump_traceback_later()
-
-
-def _give_up(seconds: float, path: Path) -> None:
+def _exit_with_report(seconds: float, report: Path) -> None:
     main = threading.main_thread().ident
     stack = traceback.extract_stack(sys._current_frames()[main]) if main else []
     frame = next((frame for frame in reversed(stack) if frame.filename.startswith(_PACKAGE)), stack[-1])
     message = (
         f"{who()} made no progress for {seconds:g} s (DIST_TIMEOUT): it is in {frame.name} at {frame.filename}:"
-        f"{frame.lineno}, {frame.line}; the stacks of all its threads are in {path}"
+        f"{frame.lineno}, {frame.line}; the stacks of all its threads are in {report}"
     )
     print(f"error: {message}", file=sys.stderr, flush=True)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        with open(report, "w", encoding="utf-8") as file:
             print(message, file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
     except OSError as error:
-        print(f"error: {path} cannot be written ({error})", file=sys.stderr)
+        print(f"error: {report} cannot be written ({error})", file=sys.stderr)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
     for child in multiprocessing.active_children():
         child.kill()

@@ -5,37 +5,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slowfast.utils.rendezvous import meet
-
 
 class SharedError(ValueError):
     """A fault of the input that every process of the group raises, so that all exit together."""
-
-
-def init_process_group(backend: str, device: torch.device, timeout: float, check: Callable[[], None]) -> None:
-    """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one.
-
-    Args:
-        timeout: seconds to wait for the other processes here; one minute more in every later exchange.
-        check: called while waiting; its exceptions end the wait.
-
-    Raises:
-        ValueError: as `meet`.
-    """
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    if world > 1 and not dist.is_initialized():
-        store = meet(host(), timeout, check)
-        # the watchdog, which reports the position of each process, must act before the group's own timeout
-        limit = timedelta(seconds=timeout + 60)
-        device_id = device if device.type == "cuda" else None
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=device_id)
 
 
 def destroy_process_group() -> None:

@@ -19,6 +19,7 @@ from slowfast.engine import evaluate as module
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
 from slowfast.run import interrupt
+from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
 
 CPU = torch.device("cpu")
@@ -157,7 +158,7 @@ def evaluate_made(local_rank: int, world: int, videos: int, classes: int, folder
     """Save the result of each process, and its peak of memory for arrays over that of the scores."""
     if world > 1:
         os.environ.update(RANK=str(local_rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        distributed.init_process_group("gloo", CPU, timeout=60, check=lambda: None)
+        join_group("gloo", CPU, timeout=60, check=lambda: None)
     batches, ensemble = made(local_rank, world, videos, classes), ViewEnsemble("sum", softmax=True)
     tracemalloc.start()
     result = evaluate(torch.nn.Identity(), batches, lambda v: v, CPU, ensemble, 64, "")

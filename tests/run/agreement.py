@@ -17,6 +17,7 @@ import torch
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.train import clips_until_stopped, wait_for_all
 from slowfast.run import interrupt
+from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
 
@@ -41,7 +42,7 @@ def failing(error: Exception) -> Callable[..., None]:
 
 def process(rank: int, folder: Path, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", CPU, timeout=60, check=lambda: None)
+    join_group("gloo", CPU, timeout=60, check=lambda: None)
     interrupt.listen()
 
     assert distributed.on_main(lambda: rank) == 0

@@ -19,6 +19,7 @@ from slowfast.config import get_cfg
 from slowfast.datasets.image import load_image_folder
 from slowfast.datasets.lists import VideoList, read_list
 from slowfast.run.preflight import build_alike, code_hash, data, differences
+from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def build(rank: int, folder: Path, port: int, load: Callable[[], VideoList], res
     os.chdir(folder / f"node{rank}")  # each has its own disk
     place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= place | {"SLURMD_NODENAME": f"n{rank}"}
-    distributed.init_process_group("gloo", torch.device("cpu"), 30.0, lambda: None)
+    join_group("gloo", torch.device("cpu"), 30.0, lambda: None)
     try:
         build_alike(lambda: SimpleNamespace(dataset=SimpleNamespace(samples=load())))  # pyright: ignore
         results.put("alike")

@@ -13,8 +13,8 @@ import pytest
 from cluster import free_ports
 from torch.distributed import TCPStore
 
-from slowfast.utils import rendezvous
-from slowfast.utils.rendezvous import meet
+from slowfast.run import rendezvous
+from slowfast.run.rendezvous import meet
 
 FORK = multiprocessing.get_context("fork")
 
@@ -55,7 +55,7 @@ def port() -> int:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(rendezvous, "PATIENCE", 6.0)
+    monkeypatch.setattr(rendezvous, "PATIENCE", 3.0)
     monkeypatch.setattr(rendezvous, "NOTICE", 0.3)
 
 
@@ -92,7 +92,7 @@ def test_a_port_in_use_is_an_error(answer, impatient, capfd):
         server.start()
         outcomes, seconds = together([0, 1], [2, 2], port)
         server.kill()
-    assert f"port {port} is in use by another program" in outcomes[0]
+    assert f"port {port}, which is in use" in outcomes[0]
     assert f"127.0.0.1:{port} is not rank 0" in outcomes[1]
     err = capfd.readouterr().err
     assert seconds < 10 and "frame #" not in err, err
@@ -101,7 +101,7 @@ def test_a_port_in_use_is_an_error(answer, impatient, capfd):
 @pytest.mark.slow
 def test_a_first_node_without_an_address_is_an_error(impatient, port):
     outcomes, seconds = together([0, 1], [2, 2], port, host="no-such-host.invalid")
-    assert all("'no-such-host.invalid' has no address" in outcome for outcome in outcomes) and seconds < 10
+    assert all("'no-such-host.invalid'" in outcome for outcome in outcomes) and seconds < 10
 
 
 @pytest.mark.parametrize(("rank", "missing"), [(1, "rank 0 at 127.0.0.1"), (0, "rank 1")])

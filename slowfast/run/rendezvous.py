@@ -1,7 +1,7 @@
-"""Connect the processes of a job to a store, and report a failure with its cause within seconds.
+"""Connect the processes of a job, and report a failure with its cause within seconds.
 
-Each attempt is a session with its own name. A process joins the newest session and takes part only after rank 0 has
-counted it. Entries of an earlier attempt in a store that outlives it (that of torchrun's agent) are thus ignored.
+Each attempt is a session with its own name in a store. A process joins the newest session, and takes part only after
+rank 0 has counted it. Entries of an earlier attempt in a store that outlives it (that of torchrun) are thus ignored.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from math import inf
 from typing import NamedTuple
 
+import torch
+from torch import distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore
+
+from slowfast.utils.distributed import host
 
 # Seconds after which a name without an address, a port in use or a silent listener is a fault.
 PATIENCE = 20.0
@@ -29,6 +34,28 @@ PATIENCE = 20.0
 NOTICE = 10.0
 
 POLL = 0.2
+
+
+def join_group(backend: str, device: torch.device, timeout: float, check: Callable[[], None]) -> None:
+    """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one.
+
+    Args:
+        backend: of torch.distributed.
+        device: of this process.
+        timeout: seconds to wait for the other processes here; one minute more in every later exchange.
+        check: function called while waiting; its exceptions end the wait.
+
+    Raises:
+        ValueError: as `meet`.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not dist.is_initialized():
+        store = meet(host(), timeout, check)
+        # the watchdog, which reports the position of each process, must act before the group's own timeout
+        limit = timedelta(seconds=timeout + 60)
+        device_id = device if device.type == "cuda" else None
+        rank = int(os.environ["RANK"])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=device_id)
 
 
 class Member(NamedTuple):
@@ -49,7 +76,7 @@ def meet(where: str, timeout: float, check: Callable[[], None]) -> Store:
     Args:
         where: name of this node, for messages.
         timeout: seconds until all must have joined.
-        check: called while waiting; its exceptions end the wait.
+        check: function called while waiting; its exceptions end the wait.
 
     Returns:
         A store that only the members of this group use.
@@ -59,7 +86,17 @@ def meet(where: str, timeout: float, check: Callable[[], None]) -> Store:
     """
     environment = os.environ
     me = Member(int(environment["RANK"]), int(environment["WORLD_SIZE"]), where, secrets.token_hex(8))
-    return _Meeting(me, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, check).join()
+    meeting = _Meeting(me, environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), timeout, check)
+    try:
+        store = meeting.open()
+        session = meeting.lead(store) if me.rank == 0 else meeting.follow(store)
+    except RuntimeError as error:  # DistError, and before PyTorch 2.7 no class of its own
+        raise ValueError(
+            f"{me}: the connection to {meeting.host}:{meeting.port} was lost before all processes had joined "
+            f"({_first_line(error)}); see the message of rank 0"
+        ) from error
+    store.set_timeout(timedelta(seconds=timeout))
+    return PrefixStore(session, store)
 
 
 class _Meeting:
@@ -68,38 +105,34 @@ class _Meeting:
         self.begun = time.monotonic()
         self.noticed = os.environ.get("LOCAL_RANK", "0") != "0"  # one process of each node prints
 
-    def join(self) -> Store:
-        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        try:
-            store = self._host() if self.me.rank == 0 and not agent else self._connect()
-            session = self._lead(store) if self.me.rank == 0 else self._follow(store)
-        except RuntimeError as error:  # DistError, and before PyTorch 2.7 no class of its own
-            raise ValueError(
-                f"{self.me}: the connection to {self.host}:{self.port} was lost before all processes had joined "
-                f"({_first_line(error)}); see the message of rank 0"
-            ) from error
-        store.set_timeout(timedelta(seconds=self.timeout))
-        return PrefixStore(session, store)
-
-    def _pause(self, waiting_for: str) -> None:
+    def _pause(self, waiting_for: str, cure: str = "", patience: float = inf) -> None:
         """Wait a little.
 
         Raises:
-            ValueError: `timeout` has passed.
+            ValueError: the timeout, or `patience` since the begin of the meeting, has passed.
         """
         self.check()
         waited = time.monotonic() - self.begun
-        if waited > self.timeout:
-            raise ValueError(f"{self.me}: waited {waited:.0f} s (DIST_TIMEOUT) for {waiting_for}")
+        if waited > min(self.timeout, patience):
+            raise ValueError(f"{self.me}: waited {waited:.0f} s for {waiting_for}{cure}")
         if waited > NOTICE and not self.noticed:
             self.noticed = True
             print(f"warning: {self.me}: waiting for {waiting_for}", file=sys.stderr, flush=True)
         time.sleep(POLL)
 
-    def _host(self) -> Store:
-        """Open the store at the address of rank 0."""
-        self._resolve()
-        begun = time.monotonic()
+    def open(self) -> Store:
+        """Open the store at the address of rank 0: as its server in rank 0, unless torchrun is that."""
+        while True:
+            try:
+                socket.getaddrinfo(self.host, self.port)
+                break
+            except OSError as error:
+                name = f"an address of the first node {self.host!r} ({error.strerror})"
+            self._pause(name, "; correct MASTER_ADDR (--init_method)", PATIENCE)
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return self._serve() if self.me.rank == 0 and not agent else self._connect()
+
+    def _serve(self) -> Store:
         while True:
             try:
                 with _quiet():
@@ -110,56 +143,24 @@ class _Meeting:
                         f"{self.me}: cannot listen at {self.host}:{self.port} ({_first_line(error)}); correct "
                         "MASTER_ADDR and MASTER_PORT (--init_method)"
                     ) from error
-            self._meet_a_twin()
+            # another rank 0 may use the port: if it counts this one, both raise the fault
+            if store := self._try_to_connect(PATIENCE / 4):
+                with contextlib.suppress(RuntimeError):
+                    self.follow(store, PATIENCE / 4)
             # the last process of an earlier attempt may still have the port
-            if time.monotonic() > begun + PATIENCE:
-                raise ValueError(
-                    f"{self.me}: port {self.port} is in use by another program; choose another MASTER_PORT "
-                    "(--init_method)"
-                )
-            self._pause(f"port {self.port}, which is in use")
-
-    def _meet_a_twin(self) -> None:
-        """Join the session at a port in use, so that another rank 0 which uses it detects this one.
-
-        Raises:
-            ValueError: in both processes, if there is another one.
-        """
-        if (store := self._try_to_connect(PATIENCE / 4)) is None:
-            return
-        with contextlib.suppress(RuntimeError), _quiet():
-            _, session = self._register(store, "")
-            until = time.monotonic() + PATIENCE / 4
-            while session and time.monotonic() < until:
-                self.check()
-                self._verdict(store, session)
-                time.sleep(POLL)
-
-    def _resolve(self) -> None:
-        begun = time.monotonic()
-        while True:
-            try:
-                socket.getaddrinfo(self.host, self.port)
-                return
-            except OSError as error:
-                reason = error.strerror
-            if time.monotonic() > begun + PATIENCE:
-                raise ValueError(
-                    f"{self.me}: the first node {self.host!r} has no address ({reason}); correct MASTER_ADDR "
-                    "(--init_method)"
-                )
-            self._pause(f"an address of the first node {self.host!r} ({reason})")
+            self._pause(
+                f"port {self.port}, which is in use by another program",
+                "; choose another MASTER_PORT (--init_method)", PATIENCE,
+            )  # fmt: skip
 
     def _connect(self) -> Store:
-        """Connect to the store at the address of rank 0 when it is open."""
-        self._resolve()
         while True:
             try:
                 socket.create_connection((self.host, self.port), timeout=5).close()
                 break
             except OSError as error:
                 reason = error.strerror or "no answer"
-            self._pause(f"rank 0 at {self.host}:{self.port} ({reason}); is it started?")
+            self._pause(f"rank 0 at {self.host}:{self.port} ({reason})", "; is it started?")
         if store := self._try_to_connect(PATIENCE):
             return store
         raise ValueError(
@@ -188,79 +189,65 @@ class _Meeting:
         patience = timedelta(seconds=seconds)
         return TCPStore(self.host, self.port, is_master=is_master, wait_for_workers=False, timeout=patience)
 
-    def _lead(self, store: Store) -> str:
+    def lead(self, store: Store) -> str:
         """Count the members of a new session; return its name."""
-        session = self.me.token
-        members = [self.me]
-        store.set("leader", json.dumps(self.me))
-        faulty_since = None
+        session, members, faulty_since = self.me.token, [self.me], None
+        store.set("session", session)
         while True:
             with _quiet():
                 while store.check([f"{session}/{len(members)}"]):
                     members.append(Member(*json.loads(store.get(f"{session}/{len(members)}"))))
-                leader = Member(*json.loads(store.get("leader")))
-                self._verdict(store, session)
-            present = [*members, leader] if leader.token != session else members
-            if fault := _fault(present):
+            if fault := _fault(members):
                 faulty_since = faulty_since or time.monotonic()
                 if time.monotonic() > faulty_since + 1:  # for processes that are still connecting
-                    self._close(store, present, fault)
+                    self._close(store, members, fault)
             elif len(members) == self.me.world:
-                store.set(f"{session}/verdict", json.dumps([[member.token for member in members], ""]))
+                self._close(store, members)
                 return session
             absent = sorted(set(range(self.me.world)) - {member.rank for member in members})
             names = ", ".join(map(str, absent[:8])) + ", ..." * (len(absent) > 8)
-            self._pause(f"rank{'s' * (len(absent) > 1)} {names}; start the processes of the other machines")
+            self._pause(f"rank{'s' * (len(absent) > 1)} {names}", "; start the processes of the other machines")
 
-    def _close(self, store: Store, present: Sequence[Member], fault: str) -> None:
-        """End the session with the same error in all processes that have joined.
+    def _close(self, store: Store, members: Sequence[Member], fault: str = "") -> None:
+        """End the count, with the same error in all members if there is a fault.
 
         Raises:
             ValueError: the fault.
         """
-        verdict = json.dumps([[member.token for member in present], fault])
-        sessions = {self.me.token, *(member.token for member in present if member.rank == 0)}
-        for session in sessions:
-            store.set(f"{session}/verdict", verdict)
-        until = time.monotonic() + PATIENCE / 4  # the store ends with this process
-        while store.add("read", 0) < len(present) - 1 and time.monotonic() < until:
-            time.sleep(POLL)
-        raise ValueError(fault)
+        store.set(f"{self.me.token}/verdict", json.dumps([[member.token for member in members], fault]))
+        if fault:
+            until = time.monotonic() + PATIENCE / 4  # the store ends with this process
+            while store.add("read", 0) < len(members) - 1 and time.monotonic() < until:
+                time.sleep(POLL)
+            raise ValueError(fault)
 
-    def _follow(self, store: Store) -> str:
-        """Join the newest session until its leader has counted this process in; return its name."""
-        session = ""
-        while True:
+    def follow(self, store: Store, patience: float = inf) -> str:
+        """Join the newest session until rank 0 has counted all processes; return its name, "" after `patience`."""
+        session, until = "", time.monotonic() + patience
+        while time.monotonic() < until:
             with _quiet():
-                leader, session = self._register(store, session)
-                if session and self._verdict(store, session):
+                newest = store.get("session").decode() if store.check(["session"]) else ""
+                if newest != session:
+                    session = newest
+                    store.set(f"{session}/{store.add(f'{session}/count', 1)}", json.dumps(self.me))
+                if session and self._is_counted(store, session):
                     return session
-            self._pause(f"the other processes, counted by {leader or 'rank 0'}")
+            self._pause("the other processes, which rank 0 counts")
+        return ""
 
-    def _register(self, store: Store, session: str) -> tuple[Member | None, str]:
-        """Join the newest session, unless it is `session`; return its leader and its name, "" if there is none."""
-        if not store.check(["leader"]):
-            return None, ""
-        leader = Member(*json.loads(store.get("leader")))
-        if leader.token != session:
-            store.set(f"{leader.token}/{store.add(f'{leader.token}/count', 1)}", json.dumps(self.me))
-        return leader, leader.token
-
-    def _verdict(self, store: Store, session: str) -> bool:
+    def _is_counted(self, store: Store, session: str) -> bool:
         """Return whether the session is complete, with this process.
 
         Raises:
-            ValueError: its leader found a fault.
+            ValueError: rank 0 has found a fault.
         """
         if not store.check([f"{session}/verdict"]):
             return False
         tokens, fault = json.loads(store.get(f"{session}/verdict"))
-        if self.me.token not in tokens:
-            return False
-        if fault:
+        if self.me.token in tokens and fault:
             store.add("read", 1)
             raise ValueError(fault)
-        return True
+        return self.me.token in tokens
 
 
 def _fault(members: Sequence[Member]) -> str:
