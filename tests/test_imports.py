@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "optim": {"utils"},
     "prepare": {"datasets", "utils"},
     "config": {"datasets", "utils"},
-    "run": {"config", "datasets", "weights", "utils", "engine"},
+    "run": {"config", "datasets", "weights", "utils"},
     "engine": {"run", "config", "models", "datasets", "optim", "weights", "utils"},
     "visualization": {"config", "models", "datasets", "optim", "utils"},
 }

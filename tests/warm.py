@@ -17,6 +17,8 @@ import threading
 import scipy.optimize  # noqa: F401  every test with labels
 import torch._dynamo  # noqa: F401  the first optimizer imports it
 
+import slowfast.engine.test
+import slowfast.engine.train
 import slowfast.run.launch
 import slowfast.visualization.plots  # noqa: F401
 

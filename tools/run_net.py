@@ -8,18 +8,20 @@ import sys
 import warnings
 from pathlib import Path
 
-# Threads that wait for each other on a shared core had better sleep: OpenMP would spin, many times longer than the work
-# takes. It has to be set before PyTorch is imported.
+# On a shared core, OpenMP's threads must sleep while they wait: they would spin many times longer than the work takes.
+# It must be set before PyTorch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+from fvcore.common.config import CfgNode
 
 from slowfast.config import check_variables, format_config, load_config_with_sources
 from slowfast.config.load import read_overrides
 from slowfast.config.rules import is_key
-from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, INTERRUPTED, ignore, leave
+from slowfast.run.interrupt import EXIT_REQUEUE, INTERRUPTED, Interruption, ignore, leave
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; --num_shards and --shard_id are the official spelling of NUM_SHARDS and SHARD_ID."""
+    """Parse the command line; --num_shards and --shard_id are the official spelling of NUM_SHARDS and SHARD_ID."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and where it came from")
@@ -58,47 +60,45 @@ def main() -> int:
     """Run or submit the job.
 
     Returns:
-        0; 2 for a fault of the user's, which ends in one message; 1 for a process that failed; 75 for a job that was
-        asked to stop; 130 for Ctrl-C twice.
+        0; 2 for a wrong input, which ends in one message; 1 for a process that failed; 75 for a job that was
+        interrupted and has saved. Ctrl-C twice exits with 130.
     """
     args = parse_args()
-    overrides = list(args.overrides)
-    for key, value in (("NUM_SHARDS", args.num_shards), ("SHARD_ID", args.shard_id)):
-        if value is not None:
-            overrides += [key, value]
-    # the place in our code that warns says nothing to the person who runs it
+    # the position in the code of a warning means nothing to users
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
-        if args.slurm:
-            overrides += slurm_overrides(args, overrides)
-        cfg, sources = load_config_with_sources(args.cfg, overrides)
-        if args.show:
-            show(format_config(cfg, sources))
-            return 0
-        check_variables(cfg)
-        if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
-            raise ValueError(
-                "TRAIN.ENABLE and TEST.ENABLE are both False, so there is nothing to do; set one of them True"
-            )
-        if args.slurm:
-            from slowfast.run.slurm import submit
-
-            submit(cfg, args)
-            return 0
-        return run(cfg, args.init_method)
+        return execute(args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
-        return EXIT_INTERRUPTED
+        leave()
 
 
-def run(cfg, init_method: str) -> int:
-    """Run the job here, as one process or many, and draw its curves; returns its exit code."""
+def execute(args: argparse.Namespace) -> int:
+    """Show, submit or run the configuration of a command line; return the exit code."""
+    overrides = list(args.overrides)
+    for key, value in (("NUM_SHARDS", args.num_shards), ("SHARD_ID", args.shard_id)):
+        if value is not None:
+            overrides += [key, value]
+    if args.slurm:
+        overrides += slurm_overrides(args, overrides)
+    cfg, sources = load_config_with_sources(args.cfg, overrides)
+    if args.show:
+        show(format_config(cfg, sources))
+        return 0
+    check_variables(cfg)
+    if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
+        raise ValueError("TRAIN.ENABLE and TEST.ENABLE are both False, so there is nothing to do; set one of them True")
+    if args.slurm:
+        from slowfast.run.slurm import submit
+
+        submit(cfg, args)
+        return 0
     try:
-        code = run_job(cfg, init_method)
-    except Exception:  # not a second Ctrl-C, which does not wait
+        code = run_job(cfg, args.init_method)
+    except Exception:  # not a second Ctrl-C, which exits at once
         draw_curves(cfg)
         raise
     if code != EXIT_REQUEUE:
@@ -107,14 +107,13 @@ def run(cfg, init_method: str) -> int:
     return code
 
 
-def run_job(cfg, init_method: str) -> int:
-    """Run the job; returns its exit code."""
-    # Not before --show and configuration errors: importing the engine takes seconds.
-    from slowfast.run.interrupt import Interruption
+def run_job(cfg: CfgNode, init_method: str) -> int:
+    """Run the job; return its exit code."""
+    # only now: importing PyTorch takes seconds, and --show does not need it
     from slowfast.run.launch import AlreadyReported, JobError, launch
 
     try:
-        launch(cfg, init_method)
+        launch(cfg, train_and_test, init_method)
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -127,42 +126,55 @@ def run_job(cfg, init_method: str) -> int:
     return 0
 
 
+def train_and_test(cfg: CfgNode) -> None:
+    """Train and test as the configuration says, in one process of the job."""
+    from slowfast.engine.test import test, test_folder
+    from slowfast.engine.train import train
+    from slowfast.run.lock import PATIENCE, hold
+
+    if cfg.TRAIN.ENABLE:
+        train(cfg)
+    if cfg.TEST.ENABLE:
+        # after days of training, wait for another test as long as the other ranks can
+        patience = 30 * cfg.DIST_TIMEOUT if cfg.TRAIN.ENABLE else PATIENCE
+        with hold(Path(cfg.OUTPUT_DIR, f"{test_folder(cfg)}.lock"), patience):
+            test(cfg)
+
+
 def slurm_overrides(args: argparse.Namespace, overrides: list[str]) -> list[str]:
-    """The KEY VALUE pairs that the options for Slurm decide.
+    """Return the KEY VALUE pairs that the options for Slurm set.
 
     Raises:
-        ValueError: the command line gives another value for the same key.
+        ValueError: the command line contains another value for the same key.
     """
-    options = (
-        ("NUM_SHARDS", "--nodes", args.nodes),
-        ("NUM_GPUS", "--gpus-per-node", args.gpus_per_node),
-        ("NUM_PROCESSES", "--tasks-per-node", args.tasks_per_node),
-    )
     if args.shard_id is not None or args.init_method:
         raise ValueError("--shard_id and --init_method are for machines without Slurm; leave them out")
     given = {key: str(value) for key, value, _ in read_overrides(overrides, [])}
-    decided = []
-    for key, option, value in options:
-        if value is None:
-            continue
-        if given.get(key, str(value)) != str(value):
-            raise ValueError(f"{option} {value} and {key} {given[key]} differ; leave {key} out")
-        decided += [key, str(value)]
-    return decided
+    pairs: list[str] = []
+    for key, option, value in (
+        ("NUM_SHARDS", "--nodes", args.nodes),
+        ("NUM_GPUS", "--gpus-per-node", args.gpus_per_node),
+        ("NUM_PROCESSES", "--tasks-per-node", args.tasks_per_node),
+    ):
+        if value is not None:
+            if given.get(key, str(value)) != str(value):
+                raise ValueError(f"{option} {value} and {key} {given[key]} differ; leave {key} out")
+            pairs += [key, str(value)]
+    return pairs
 
 
 def show(text: str) -> None:
-    """Print; a reader such as head may have had enough before the end."""
+    """Print; a reader such as head may exit before the end."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
 
 
-def draw_curves(cfg) -> None:
-    """Draw OUTPUT_DIR/curves.png from what was logged so far, in one process of the job; a full disk costs no more."""
+def draw_curves(cfg: CfgNode) -> None:
+    """Draw OUTPUT_DIR/curves.png from the log so far, in one process of the job; a full disk is only a warning."""
     output_dir = Path(cfg.OUTPUT_DIR)
-    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and os.path.isfile(output_dir / "metrics.jsonl"):
+    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and (output_dir / "metrics.jsonl").is_file():
         from slowfast.visualization.plots import plot_curves
 
         try:
@@ -172,7 +184,4 @@ def draw_curves(cfg) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    if code == EXIT_INTERRUPTED:
-        leave()
-    sys.exit(code)
+    sys.exit(main())

@@ -112,14 +112,14 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
         context = torch.multiprocessing.start_processes(
             _process, arguments, nprocs=local, join=False, start_method="spawn"
         )
-        assert context is not None
+        processes: list[BaseProcess] = context.processes  # pyright: ignore
         interrupt.listen()
         try:
-            codes = _supervise(context.processes)
+            codes = _supervise(processes)
         finally:
-            for process in context.processes:
+            for process in processes:
                 process.kill()
-            for process in context.processes:
+            for process in processes:
                 process.join()
         _raise_outcome({first_rank + i: code for i, code in enumerate(codes)}, Path(folder))
 

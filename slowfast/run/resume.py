@@ -63,8 +63,8 @@ def _prepare_output_dir(cfg: CfgNode) -> None:
     if last_checkpoint(cfg.OUTPUT_DIR):
         if not cfg.TRAIN.AUTO_RESUME:
             raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run and TRAIN.AUTO_RESUME is False; choose another OUTPUT_DIR, "
-                "or set it True to continue that run"
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run and TRAIN.AUTO_RESUME is False; choose another "
+                "OUTPUT_DIR, or set it True to continue that run"
             )
         if changed := _changes(newest_entries(cfg.OUTPUT_DIR), cfg):
             differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())

@@ -159,7 +159,7 @@ def test_hung_processes(start, tmp_path):
     os.kill(job.ranks()[1], signal.SIGSTOP)
     assert job.ends() == 1
     assert re.search(r"error: rank 0 on \S+ made no progress for 30 s .* it is in \w+ at .*\.py:\d+", job.text())
-    assert "process 1 did not even answer" in job.text()
+    assert "process 1 did not respond" in job.text()
     assert "in train_epoch" in (tmp_path / "out" / "hang_rank0.txt").read_text()
 
 
@@ -198,25 +198,25 @@ def test_torchrun_prints_an_error_once(start, videos, tmp_path):
 def test_watchdog_tells_where_a_process_is(held, tmp_path):
     wait = "ctypes.PyDLL(None).sleep(60)" if held else "time.sleep(60)"
     program = (
-        "import ctypes, time\nfrom slowfast.utils import watchdog\nwatchdog.LAST_RESORT = 1.0\n"
-        f"watchdog.watch(60, {str(tmp_path / 'x')!r})\nwatchdog.watch(0.5, {str(tmp_path / 'out' / 'hang.txt')!r})\n"
-        f"def stuck():\n    {wait}\nstuck()\n"
+        "import ctypes, time\nfrom pathlib import Path\nfrom slowfast.run import watchdog\nwatchdog.LAST_RESORT = 1.0\n"
+        f"def stuck():\n    {wait}\n"
+        f"with watchdog.watching(0.5, Path({str(tmp_path / 'out' / 'hang.txt')!r})):\n    stuck()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert "in stuck" in done.stderr
     if not held:
         assert done.returncode == EXIT_HUNG and "rank 0 on" in done.stderr and "hang.txt" in done.stderr
         assert "in stuck" in (tmp_path / "out" / "hang.txt").read_text()
-    assert done.returncode != 0 and not (tmp_path / "x").exists()
+    assert done.returncode != 0
 
 
 @pytest.mark.slow
-def test_watchdog_that_is_fed_or_sent_away(tmp_path):
+def test_watchdog_ends_no_process_that_makes_progress_or_has_left(tmp_path):
     program = (
-        "import time\nfrom slowfast.run.watchdog import progress, unwatch, watch\n"
-        f"progress()\nwatch(1.5, {str(tmp_path / 'hang.txt')!r})\n"
-        "for _ in range(5):\n    time.sleep(0.5)\n    progress()\n"
-        "unwatch()\nprogress()\ntime.sleep(2)\n"
+        "import time\nfrom pathlib import Path\nfrom slowfast.run.watchdog import progress, watching\n"
+        f"progress()\nwith watching(0.8, Path({str(tmp_path / 'hang.txt')!r})):\n"
+        "    for _ in range(5):\n        time.sleep(0.3)\n        progress()\n"
+        "progress()\ntime.sleep(1)\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=50)
     assert not (tmp_path / "hang.txt").exists()
@@ -288,7 +288,7 @@ def test_a_request_after_the_end_makes_no_failure_of_a_success(experiment, tmp_p
 
 
 def test_a_failure_on_the_way_out_does_not_claim_to_have_saved(monkeypatch, capsys):
-    def fail(_):
+    def fail(*_):
         interrupt._received.append(signal.SIGTERM)
         raise RuntimeError("connection closed by peer\nmany more lines")
 
@@ -297,15 +297,14 @@ def test_a_failure_on_the_way_out_does_not_claim_to_have_saved(monkeypatch, caps
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(launch, "_join_and_run", fail)
     with pytest.raises(Interruption, match=r"RuntimeError: connection closed by peer$"):
-        launch.run(cfg)
+        launch.run(cfg, lambda _: None)
     monkeypatch.setenv("RANK", "0")
     assert program.run_job(cfg, "") == EXIT_REQUEUE
     message = capsys.readouterr().err
     assert "is saved" not in message and "goes on from the last checkpoint" in message
 
 
-@pytest.mark.parametrize(("codes", "said"), [((75, -15), False), ((75, 75), True), ((75, 130), False)])
-def test_what_spawned_processes_saved(codes, said, tmp_path, monkeypatch):
+def test_requests_to_stop_are_forwarded(monkeypatch):
     monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM])
     asked: list[int] = []
 
@@ -315,12 +314,29 @@ def test_what_spawned_processes_saved(codes, said, tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(launch, "wait", lambda *_, **__: None)
-    monkeypatch.setattr(launch, "_kill", lambda *_: None)
-    if said:
-        (tmp_path / launch.UNSAVED).touch()
+    codes = [75, -15]
+    assert launch._supervise([process(code) for code in codes]) == asked == codes  # pyright: ignore
+
+
+@pytest.mark.parametrize(("codes", "saved"), [((75, -15), True), ((75, 130), False)])
+def test_processes_that_were_stopped_say_if_all_is_saved(codes, saved, tmp_path):
     with pytest.raises(Interruption) as stop:
-        launch._supervise([process(code) for code in codes], tmp_path, 0)  # pyright: ignore
-    assert stop.value.saved is (codes == (75, -15))
+        launch._raise_outcome(dict(enumerate(codes)), tmp_path)
+    assert stop.value.saved is saved
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause"),
+    [
+        ((1, -9, 75), "process 1 was killed by SIGKILL"),
+        ((124, None, 1), "process 0 made no progress for DIST_TIMEOUT.*; process 1 did not respond"),
+        ((75, 0, 3), "process 2 exited with code 3"),
+    ],
+)
+def test_the_cause_of_exit_codes_is_found(codes, cause, tmp_path):
+    with pytest.raises(launch.JobError, match=cause):
+        launch._raise_outcome(dict(enumerate(codes)), tmp_path)
+    launch._raise_outcome({0: 0, 1: 0}, tmp_path)
 
 
 def test_curves_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):

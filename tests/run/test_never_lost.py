@@ -127,7 +127,7 @@ def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
 
 def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
     program = (
-        "import os, signal, time\nfrom slowfast.engine import interrupt\ninterrupt.PATIENCE = 1\ninterrupt.listen()\n"
+        "import os, signal, time\nfrom slowfast.run import interrupt\ninterrupt.PATIENCE = 1\ninterrupt.listen()\n"
         "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\n"
         "for _ in range(2):\n    Lost()\nprint('went on', flush=True)\ntime.sleep(100)\n"
     )

@@ -10,7 +10,7 @@ import torch
 
 from slowfast.config import load_config
 from slowfast.run.checkpoint import checkpoint_dir
-from slowfast.run.resume import prepare_output_dir, warn_of_weights_only
+from slowfast.run.resume import prepare_output_dir, require_writable, warn_of_weights_only
 
 OWN = "resolved_config.yaml"
 
@@ -26,6 +26,14 @@ def leave_checkpoint(folder: Path, epochs: int = 2, **entries: object) -> Path:
     written = {"step": 5 * epochs, "steps_per_epoch": 5, "cfg": cfg(folder, "SOLVER.MAX_EPOCH", 10).dump()}
     torch.save(written | entries, path)
     return path
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR .*file"):
+        require_writable(str(tmp_path / "file" / "out"))
+    require_writable(str(tmp_path / "new" / "out"))
+    assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
 def test_the_file_given_by_cfg_is_not_changed(tmp_path):
