@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_all_start_methods
 from pathlib import Path
@@ -26,6 +27,14 @@ from slowfast.utils.memory import keep_memory
 from slowfast.utils.rng import rng_for
 
 logger = logging.getLogger(__name__)
+
+# Argument that an error of a list names -> its keys.
+LIST_KEYS = {
+    "data set": "TRAIN.DATASET and TEST.DATASET",
+    "num_classes": "MODEL.NUM_CLASSES",
+    "prefix": "DATA.PATH_PREFIX",
+    "separator": "DATA.PATH_LABEL_SEPARATOR",
+}
 
 Split = Literal["train", "val", "test"]
 
@@ -117,7 +126,8 @@ def build_dataset(cfg: CfgNode, split: Split) -> VideoDataset | ImageDataset:
         "backend": cfg.DATA.DECODING_BACKEND,
         "decode_timeout": cfg.DATA_LOADER.DECODE_TIMEOUT,
     }
-    samples = _build_list(cfg, spec, split)
+    with _keys_of_arguments():
+        samples = _build_list(cfg, spec, split)
     if split == "train":
         copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
         return VideoDataset(samples, **common, transform=_build_train_transform(cfg), num_copies=copies)
@@ -163,7 +173,8 @@ def build_loader(
     cv2.setNumThreads(0)  # no pool of threads here, which `use_one_thread` tells about
     dataset = build_dataset(cfg, split)
     if cfg.DATA.CHECK_FILES and rank == 0 and isinstance(dataset, VideoDataset):  # images were just listed
-        check_files(dataset.samples)
+        with _keys_of_arguments():
+            check_files(dataset.samples)
         check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
     if split == "test":
         views, crops = _num_views_and_crops(cfg, split)
@@ -253,6 +264,17 @@ def _build_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
         num_classes=num_classes,
         unknown=split == "test",
     )
+
+
+@contextmanager
+def _keys_of_arguments() -> Iterator[None]:
+    """Add the configuration keys of the arguments that the last line of an error of a list, its cure, names."""
+    try:
+        yield
+    except ListError as error:
+        cure = str(error).rpartition("\n")[2]
+        keys = ", ".join(f"{argument} is {key}" for argument, key in LIST_KEYS.items() if argument in cure)
+        raise ListError(f"{error} ({keys})" if keys else str(error)) from None
 
 
 def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> Path:

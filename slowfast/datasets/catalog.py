@@ -14,7 +14,7 @@ class DatasetSpec:
 
     Args:
         about: what it is for, in a line.
-        columns: what a row of the list holds, left to right (`samples.COLUMNS` explains the names).
+        columns: what a row of the list holds, left to right (`rows.COLUMNS` explains the names).
         sampling: "dense" takes a window of the video, "sparse" one frame from each of equal segments.
         list_file: file in DATA.PATH_TO_DATA_DIR with {} for the split; None asks DATA.LABEL_PATH_TEMPLATE.
         images: still images; instead of a list, the split has a folder that holds a folder of images for every class.
@@ -79,7 +79,8 @@ class Dataset:
         page: download page.
         licence: what to know before using it, in a few words; the page has the last word.
         class_names: where they come from.
-        annotations: what `lists.read_annotations` makes its lists from; None: we have no reader for them.
+        annotations: key of `READERS` in `slowfast.prepare.annotations`, or "folders"; None: its lists must be written by
+            hand.
         flip: whether a mirrored video keeps its class (DATA.RANDOM_FLIP).
         separator: between the columns of its lists (DATA.PATH_LABEL_SEPARATOR).
         frame_list_file: of lists of frame folders (DATA.LABEL_PATH_TEMPLATE); None where there are none.

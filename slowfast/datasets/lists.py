@@ -1,30 +1,31 @@
-"""List files: what videos there are, with which labels. Every complaint names the file, the line and the cure."""
+"""Read lists: which videos there are, with which labels. An error names the file, the line and the cure."""
+
+from __future__ import annotations
 
 import hashlib
 import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from slowfast.datasets.rows import UNKNOWN, VIDEO_SUFFIXES, cure_rows, fits, label_fault, parse_row
+from slowfast.datasets.list_cures import cure_rows
+from slowfast.datasets.rows import UNKNOWN, RowFormat, find_suffix, label_fault
 from slowfast.utils.class_names import read_class_names
 
 CLASS_FILES = ("classes.txt", "class_names.txt")
-SHOWN = 3
-LOOKS = 10  # rows checked to find the suffix of all
-KNOWN = 100_000  # parsed ends of rows that are kept
+SHOWN = 3  # faults and paths that an error shows
 
 T = TypeVar("T")
 
 
 class ListError(ValueError):
-    """A list of videos, or the videos it names, cannot be used as they are."""
+    """A list, or the videos that it names, cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Paths(Sequence[str]):
         self.blob, self.ends = blob, ends
 
     @classmethod
-    def of(cls, paths: Iterable[str]) -> "Paths":
+    def of(cls, paths: Iterable[str]) -> Paths:
         """Join `paths`."""
         blob, ends = bytearray(), array("q")
         for path in paths:
@@ -66,19 +67,18 @@ class Paths(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         begin = 0
-        for start in range(0, len(self), 1000):  # Python's integers are faster than NumPy's, but take memory
-            for end in self.ends[start : start + 1000].tolist():
-                yield self.blob[begin:end].decode("utf-8", "surrogateescape")
-                begin = end
+        for end in self.ends:
+            yield self.blob[begin:end].decode("utf-8", "surrogateescape")
+            begin = end
 
 
 class VideoList(Sequence[Sample]):
-    """The samples of one list, held in a few arrays: workers share them and nothing is copied or counted per row.
+    """The samples of one list, in a few arrays: workers share them, and nothing is copied or counted per row.
 
     Args:
         paths: as listed; they are kept in `listed`.
         labels: one per path.
-        num_frames: one per path, or None where the list does not tell.
+        num_frames: one per path, or None if the list has no such column.
         segments: (total, begin, end) per path, or None.
         prefix: folder put before every path that is not absolute.
         suffix: put after every path.
@@ -113,7 +113,7 @@ class VideoList(Sequence[Sample]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The first digits of a SHA-256 of all rows; where the videos lie does not matter."""
+        """The first digits of a SHA-256 of all rows, without prefix and suffix."""
         digest = hashlib.sha256(self.listed.blob)
         for column in (self.listed.ends, self.labels, self._num_frames, self._segments):
             digest.update(b"none" if column is None else column.tobytes())
@@ -147,69 +147,64 @@ def read_list(
     """Read a list with one video per line.
 
     Rows are split from the right, so a path may contain the separator; a field may be quoted. A blank as the separator
-    stands for any run of blanks and tabs. A list of frame folders may always use blanks, because the released recipes
-    name a comma where the lists have blanks. Blank lines, a byte order mark and Windows line ends do not matter. Class
-    names are read from `classes.txt` or `class_names.txt` beside the list, where there is one.
+    means any run of blanks and tabs. A list of frame folders may always use blanks, because the released recipes name a
+    comma where the lists have blanks. Blank lines, a byte order mark and Windows line ends do not matter. Class names
+    are read from `classes.txt` or `class_names.txt` beside the list, if there is one.
 
     Args:
         path: the list file.
-        columns: names from `COLUMNS`, as they stand in the file.
-        separator: between the columns (DATA.PATH_LABEL_SEPARATOR).
-        prefix: folder of the videos (DATA.PATH_PREFIX).
-        num_classes: labels must be below it (MODEL.NUM_CLASSES); None does not check.
-        unknown: a label may be `UNKNOWN`, too.
+        columns: names from `rows.COLUMNS`, in the order of the file.
+        separator: between the columns.
+        prefix: folder of the videos.
+        num_classes: labels must be below it; None does not check.
+        unknown: also accept the label `UNKNOWN`.
 
     Raises:
         ListError: the file is missing or empty, or rows are faulty; all are counted and the first three shown.
     """
-    lowest = UNKNOWN if unknown else 0
+    form = RowFormat(columns, separator, num_classes, UNKNOWN if unknown else 0)
     if "num_frames" in columns:
-        first = [next((row for line in _lines(path) if (row := line.strip())), "")]
-        if not fits(first, columns, separator, lowest) and fits(first, columns, " ", lowest):
-            separator = " "
-    cut, count = separator.strip(" ") or None, len(columns) - 1
-    blob, ends, numbers = bytearray(), array("q"), array("d")
-    known: dict[str, list[float]] = {}  # what follows the path in a row -> its values
-    faults: list[str] = []
-    for line, row in enumerate(_lines(path), 1):
-        row = row.strip()
-        name = row.rsplit(cut, count)[0] if row else ""
-        rest = row[len(name) :]
-        values = known.get(rest)
-        if values is None or '"' in name or (cut and (not name or name[-1].isspace())):  # the slow path parses it
-            if not row:
-                continue
-            fields, fault = parse_row(row, columns, separator, num_classes, lowest)
-            if fault:
-                faults.append(f"{path}:{line}: {row!r}: {fault}" if len(faults) < SHOWN else "")
-                continue
-            name, *values = fields
-            if len(known) >= KNOWN:
-                known.clear()
-            known[rest] = values
-        blob += name.encode("utf-8", "surrogateescape")
-        ends.append(len(blob))
-        numbers.extend(values)
-    rows = len(ends) + len(faults)
-    if not rows:
-        raise ListError(f"{path} has no rows: write one '{separator.join(columns)}' per line")
-    if faults:
-        every = [row for line in _lines(path) if (row := line.strip())]
-        cure = cure_rows(every, columns, separator, num_classes, lowest)
-        raise ListError(f"{_report(faults, rows, str(path))}\n{cure}")
-    table = np.frombuffer(numbers).reshape(rows, count)
-    values_of = {name: table[:, place] for place, name in enumerate(columns[1:])}
-    listed = Paths(blob, np.frombuffer(ends, np.int64))
+        first = next((row for line in _lines(path) if (row := line.strip())), "")
+        blanks = replace(form, separator=" ")
+        if len(form.split(first)) < len(columns) == len(blanks.split(first)):
+            form = blanks
+    listed, values = _read_rows(path, form)
+    segments = [values[name] for name in ("total", "begin", "end")] if "total" in columns else None
     return VideoList(
         listed,
-        values_of["label"],
-        values_of.get("num_frames"),
-        table[:, [columns.index(name) - 1 for name in ("total", "begin", "end")]] if "total" in columns else None,
+        values["label"],
+        values.get("num_frames"),
+        None if segments is None else np.stack(segments, 1),
         prefix=prefix,
         suffix=find_suffix(prefix, listed),
         source=str(path),
         class_names=_class_names(Path(path).parent, num_classes),
     )
+
+
+def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.ndarray]]:
+    """Return the paths of a list, and one array of numbers per other column."""
+    blob, ends, numbers = bytearray(), array("q"), array("d")
+    faults: list[str] = []
+    parse = form.parse
+    for line, row in enumerate(_lines(path), 1):
+        row = row.strip()
+        if not row:
+            continue
+        name, values, fault = parse(row)
+        if fault:
+            faults.append(f"{path}:{line}: {row!r}: {fault}" if len(faults) < SHOWN else "")
+            continue
+        blob += name.encode("utf-8", "surrogateescape")
+        ends.append(len(blob))
+        numbers.extend(values)
+    if faults:
+        cure = cure_rows([row for line in _lines(path) if (row := line.strip())], form)
+        raise ListError(f"{_report(faults, len(ends) + len(faults), path)}\n{cure}")
+    if not ends:
+        raise ListError(f"{path} has no rows: write one '{form.separator.join(form.columns)}' per line")
+    table = np.frombuffer(numbers).reshape(len(ends), -1)
+    return Paths(blob, np.frombuffer(ends, np.int64)), dict(zip(form.columns[1:], table.T, strict=True))
 
 
 def read_something_something(
@@ -220,24 +215,22 @@ def read_something_something(
     Args:
         path: JSON list of {"id", "template", ...}.
         labels_path: JSON object from each template, without its brackets, to its class.
-        prefix: folder of the frame folders, or of the videos, which are named after the id (DATA.PATH_PREFIX).
-        num_classes: labels must be below it (MODEL.NUM_CLASSES); None does not check.
+        prefix: folder of the frame folders or of the videos, which have the id as their name.
+        num_classes: labels must be below it; None does not check.
 
     Raises:
         ListError: a file is missing or malformed, or entries are faulty; all are counted and the first three shown.
     """
-    entries = _read_json(path, list)
-    if not entries:
-        raise ListError(f"{path} has no entries")
     classes = _read_json(labels_path, dict)
     try:
         classes = {name: int(label) for name, label in classes.items()}
     except (TypeError, ValueError) as error:
         raise ListError(f"{labels_path}: a class is not a number ({error})") from None
-
+    entries = _read_json(path, list)
+    if not entries:
+        raise ListError(f"{path} has no entries: download it again")
     paths, labels, faults = [], [], []
     for number, entry in enumerate(entries, 1):
-        fault = ""
         if not (isinstance(entry, dict) and "id" in entry and "template" in entry):
             fault = "an entry needs 'id' and 'template'; the test set of the official release has no labels"
         else:
@@ -248,34 +241,18 @@ def read_something_something(
         if fault:
             faults.append(f"{path}: entry {number}: {str(entry)[:200]}: {fault}" if len(faults) < SHOWN else "")
     if faults:
-        raise ListError(_report(faults, len(entries), str(path)))
+        raise ListError(_report(faults, len(entries), path))
     names = sorted(classes, key=lambda name: classes[name])
     if [classes[name] for name in names] != list(range(len(names))) or num_classes not in (None, len(names)):
         raise ListError(
             f"{labels_path} names {len(names)} classes, numbered {classes[names[0]]} to {classes[names[-1]]}, but "
-            f"MODEL.NUM_CLASSES is {num_classes}; the numbers have to be 0 to {len(names) - 1} and MODEL.NUM_CLASSES "
-            f"{len(names)}"
+            f"num_classes is {num_classes}: the numbers must be 0 to {len(names) - 1}, and num_classes {len(names)}"
         )
-    return VideoList(
-        paths, labels, prefix=prefix, suffix=find_suffix(prefix, paths), source=str(path), class_names=names
-    )
+    suffix = find_suffix(prefix, paths)
+    return VideoList(paths, labels, prefix=prefix, suffix=suffix, source=str(path), class_names=names)
 
 
-def find_suffix(prefix: str, paths: Sequence[str]) -> str:
-    """Return the suffix that files have and listed names lack, as `78687` for `78687.webm`; "" for none.
-
-    Extracted frames are in a folder of the listed name. The first path for which a file or folder exists decides.
-    """
-    for place in range(min(len(paths), LOOKS)):
-        path = os.path.join(prefix, paths[place])
-        if path.lower().endswith(VIDEO_SUFFIXES) or os.path.exists(path):
-            return ""
-        if suffix := next((suffix for suffix in VIDEO_SUFFIXES if os.path.exists(path + suffix)), ""):
-            return suffix
-    return ""
-
-
-def _report(faults: list[str], total: int, path: str) -> str:
+def _report(faults: list[str], total: int, path: str | Path) -> str:
     return f"{len(faults)} of {total} rows of {path} cannot be used, first of them:\n  " + "\n  ".join(faults[:SHOWN])
 
 
@@ -284,12 +261,7 @@ def _lines(path: str | Path) -> Iterator[str]:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             yield from file
     except OSError as error:
-        folder = Path(path).parent
-        there = sorted(p.name for p in folder.iterdir() if p.is_file())[:10] if folder.is_dir() else None
-        beside = f"the folder holds {', '.join(there) or 'no file'}" if there is not None else "nor is there the folder"
-        raise ListError(
-            f"no list file {path} ({error.strerror}; {beside}): set DATA.PATH_TO_DATA_DIR to the folder of the lists"
-        ) from None
+        raise ListError(f"list {path} cannot be read ({error.strerror}): name an existing list") from None
 
 
 def _read_json(path: str | Path, kind: type[T]) -> T:
@@ -298,18 +270,15 @@ def _read_json(path: str | Path, kind: type[T]) -> T:
     except json.JSONDecodeError as error:
         raise ListError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     if not isinstance(content, kind):
-        raise ListError(f"{path} holds a {type(content).__name__}, but a {kind.__name__} is needed")
+        raise ListError(f"{path} contains a {type(content).__name__}, but a {kind.__name__} is needed")
     return content
 
 
 def _class_names(folder: Path, num_classes: int | None) -> list[str] | None:
-    for name in CLASS_FILES:
-        if (folder / name).is_file():
-            names = read_class_names(folder / name)
-            if num_classes is not None and len(names) != num_classes:
-                raise ListError(
-                    f"{folder / name} names {len(names)} classes, but MODEL.NUM_CLASSES is {num_classes}: "
-                    "make them agree, or move the file away"
-                )
-            return names
-    return None
+    path = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
+    names = None if path is None else read_class_names(path)
+    if names is not None and num_classes not in (None, len(names)):
+        raise ListError(
+            f"{path} names {len(names)} classes, but num_classes is {num_classes}: make them agree, or move the file"
+        )
+    return names

@@ -1,18 +1,18 @@
-"""Parse the rows of a list: their columns, the fault of a row, and the cure for all rows."""
+"""Parse the rows of a list, which are a path and numbers, and find the suffix that its paths lack."""
 
 from __future__ import annotations
 
-import math
+import os
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
-from slowfast.datasets.catalog import CATALOG
 from slowfast.utils.class_names import unquoted
 
-# Columns a list can have; the path is the first one, the others are numbers.
+# Columns that a list can have. The path is the first one, all others are numbers.
 COLUMNS = {
-    "path": "video file or folder of frames, relative to DATA.PATH_PREFIX",
+    "path": "video file or folder of frames, relative to the prefix",
     "label": "class, counted from 0",
     "num_frames": "frames in the folder",
     "total": "duration of the video in seconds",
@@ -23,133 +23,101 @@ VIDEO_SUFFIXES = (
     ".mp4", ".webm", ".avi", ".mkv", ".mov", ".3gp", ".flv", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
     ".wmv",
 )  # fmt: skip
-SEPARATORS = (",", " ", "\t", ";", "|")
-UNKNOWN = -1  # the label of a video in a test list whose class is not known
-DIGITS = 15  # of a number, so that it is exact in a float64
-# other forms that Python reads, such as 1_000 and the digits of other scripts, are more likely a mistake
+UNKNOWN = -1  # label of a video in a test list whose class is not known
+DIGITS = 15  # of a number, so that a float64 holds it exactly
+# Other forms that Python accepts, such as 1_000 and the digits of other scripts, are more likely a mistake.
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-SEVERAL = re.compile(r"[0-9]+([^0-9.eE+-][0-9]+)+")
-# Column in the first line of a file that is not a list -> cure.
-FOREIGN = {
-    "time_start": "This is an annotation of Kinetics: tools/prepare_data.py lists --annotations makes lists from it.",
-    "original_vido_id": "This is a list of single frames of Something-Something: name the official JSON files of its "
-    "videos by DATA.LABEL_PATH_TEMPLATE instead, as something-something-v2-{}.json.",
-}
-HEADER = re.compile(r"[^0-9./\\]+")
-SURPLUS = re.compile(r"[\s,;|][0-9.]+$")
+KNOWN = 100_000  # parsed ends of rows that are kept
+LOOKS = 10  # rows checked to find the suffix of all
 
 
-def parse_row(
-    row: str, columns: Sequence[str], separator: str, num_classes: int | None, lowest: int = 0
-) -> tuple[list, str]:
-    """Return the values of a row and what is wrong with it ("" for nothing).
+@dataclass(frozen=True, eq=False)
+class RowFormat:
+    """The columns of a list, and the values that they may have.
 
     Args:
-        row: without blanks at its ends.
-        columns: names from `COLUMNS`.
+        columns: names from `COLUMNS`, in the order of the row.
         separator: between the columns; a blank means any run of blanks and tabs.
         num_classes: labels must be below it; None does not check.
         lowest: labels must not be below it.
     """
-    fields = [unquoted(field) for field in row.rsplit(separator.strip(" ") or None, len(columns) - 1)]
-    if len(fields) < len(columns):
-        return [], f"{len(fields)} of {len(columns)} columns ({', '.join(columns)}) when split by {separator!r}"
-    if not fields[0]:
-        return [], "the path is empty"
-    values: list = [fields[0]]
-    for name, field in zip(columns[1:], fields[1:], strict=True):
-        value, fault = _value(name, field, num_classes, lowest)
-        if fault:
-            return [], fault
-        values.append(value)
-    if "begin" in columns:
-        total, begin, end = (values[columns.index(name)] for name in ("total", "begin", "end"))
-        if not 0 <= begin <= end:
-            return [], "the annotated segment does not begin at or after 0 and end after that"
-        if begin >= total:
-            return [], f"the annotated segment begins at {begin:g} s, after the end of the video at {total:g} s"
-    return values, ""
+
+    columns: Sequence[str] = ("path", "label")
+    separator: str = " "
+    num_classes: int | None = None
+    lowest: int = 0
+
+    @cached_property
+    def parse(self) -> Callable[[str], tuple[str, tuple[float, ...], str]]:
+        """The function from a row, without blanks at its ends, to its path, its numbers and its fault ("" for none)."""
+        cut, count = self._cut, len(self.columns) - 1
+        parse_numbers = lru_cache(KNOWN)(self._parse_numbers)  # many rows of a list end alike
+
+        def parse(row: str) -> tuple[str, tuple[float, ...], str]:
+            name = row.rsplit(cut, count)[0]
+            numbers, fault = parse_numbers(row[len(name) :])
+            path = unquoted(name) if '"' in name else name.strip()
+            return path, numbers, fault if path else "the path is empty"
+
+        return parse
+
+    def split(self, row: str) -> list[str]:
+        """Return the fields of a row, which is split from the right: a path may contain the separator."""
+        return [unquoted(field) for field in row.rsplit(self._cut, len(self.columns) - 1)]
+
+    def fits(self, rows: Sequence[str]) -> bool:
+        """Return whether there are rows and none has a fault."""
+        return bool(rows) and not any(self.parse(row)[2] for row in rows)
+
+    @property
+    def _cut(self) -> str | None:
+        return self.separator.strip(" ") or None
+
+    def _parse_numbers(self, rest: str) -> tuple[tuple[float, ...], str]:
+        fields = self.split(f"-{rest}")  # "-" in the place of the path
+        if len(fields) < len(self.columns):
+            held = f"{len(fields)} of {len(self.columns)} columns ({', '.join(self.columns)})"
+            return (), f"{held} when split by {self.separator!r}"
+        values: dict[str, float] = {}
+        for name, field in zip(self.columns[1:], fields[1:], strict=True):
+            if fault := self._fault(name, field):
+                return (), fault
+            values[name] = float(field)
+        return tuple(values.values()), _segment_fault(**values) if "total" in values else ""
+
+    def _fault(self, name: str, field: str) -> str:
+        form, kind = (WHOLE, "whole number") if name in ("label", "num_frames") else (NUMBER, "number")
+        if not form.fullmatch(field) or abs(float(field)) >= 10**DIGITS:
+            return f"{name} {field!r} is not a {kind} below 10**{DIGITS}"
+        if name in ("num_frames", "total") and float(field) <= 0:
+            return f"{name} {field!r} is not above 0"
+        return label_fault(int(field), self.num_classes, self.lowest) if name == "label" else ""
 
 
-@lru_cache(1 << 16)
-def _value(name: str, field: str, num_classes: int | None, lowest: int) -> tuple[float, str]:
-    whole = name in ("label", "num_frames")
-    value = float(field) if (WHOLE if whole else NUMBER).fullmatch(field) else math.nan
-    if not math.isfinite(value) or (whole and abs(value) >= 10**DIGITS):
-        return value, f"{name} {field!r} is not a {f'whole number below 10**{DIGITS}' if whole else 'number'}"
-    if name in ("num_frames", "total") and value <= 0:
-        return value, f"{name} {field!r} is not above 0"
-    value = int(value) if whole else value
-    return value, label_fault(value, num_classes, lowest) if name == "label" else ""
-
-
-def label_fault(label: float, num_classes: int | None, lowest: int = 0) -> str:
-    """Return what is wrong with a label, or ""."""
+def label_fault(label: int, num_classes: int | None, lowest: int = 0) -> str:
+    """Return the fault of a label, or "" for none."""
     if label < lowest or (num_classes is not None and label >= num_classes):
-        top = "" if num_classes is None else f"..{num_classes - 1} (MODEL.NUM_CLASSES {num_classes})"
+        top = "" if num_classes is None else f"..{num_classes - 1} (num_classes is {num_classes})"
         return f"label {label} is outside {lowest}{top}"
     return ""
 
 
-def fits(rows: Sequence[str], columns: Sequence[str], separator: str, lowest: int = UNKNOWN) -> bool:
-    """Return whether every row has these columns, whatever the number of classes."""
-    return bool(rows) and all(not parse_row(row, columns, separator, None, lowest)[1] for row in rows)
+def _segment_fault(total: float, begin: float, end: float, **_: float) -> str:
+    if not 0 <= begin <= end:
+        return f"begin {begin:g} must be 0 or more, and end {end:g} must not be before it"
+    return f"begin {begin:g} is not before the end of the video at total {total:g}" if begin >= total else ""
 
 
-def readers_of(columns: Sequence[str]) -> str:
-    """Return the names of `CATALOG` whose lists have these columns."""
-    return " or ".join(name for name, spec in CATALOG.items() if spec.columns == tuple(columns) and not spec.images)
+def find_suffix(prefix: str, paths: Sequence[str]) -> str:
+    """Return the suffix that files have and listed names lack, such as `.webm` of `78687.webm`; "" for none.
 
-
-def cure_rows(rows: Sequence[str], columns: Sequence[str], separator: str, num_classes: int | None, lowest: int) -> str:
-    """Return a sentence with the cure for all rows of a list or, if there is no simple one, with the columns."""
-    if fits(rows, columns, separator, lowest):
-        return _cure_labels([int(parse_row(row, columns, separator, None, lowest)[0][-1]) for row in rows], num_classes)
-    if fits(rows, columns, separator):
-        return f"Labels count from 0; {UNKNOWN}, for a class that is not known, is for test lists only."
-    if cure := next((cure for column, cure in FOREIGN.items() if column in rows[0]), ""):
-        return cure
-    header = f"The first line is a header ({rows[0]!r}): remove it. " if HEADER.fullmatch(rows[0]) else ""
-    body = rows[1:] if header else rows
-    if header and fits(body, columns, separator, lowest):
-        return header.strip()
-    split_well = all(_path(row, columns, separator).lower().endswith(VIDEO_SUFFIXES) for row in body)
-    for other in () if split_well else SEPARATORS:
-        if fits(body, columns, other) and not _surplus(body, columns, other):
-            return f"{header}The rows are separated by {other!r}: set DATA.PATH_LABEL_SEPARATOR to it."
-    for other in (separator, *SEPARATORS):
-        for others in sorted({spec.columns for spec in CATALOG.values()} - {tuple(columns)}, key=len, reverse=True):
-            if fits(body, others, other) and not _surplus(body, others, other):
-                return (
-                    f"{header}The rows hold {' '.join(others)}: set TRAIN.DATASET and TEST.DATASET to "
-                    f"{readers_of(others)}, and DATA.PATH_LABEL_SEPARATOR to {other!r}."
-                )
-    return _cure_last_field(rows, columns, separator)
-
-
-def _cure_labels(labels: Sequence[int], num_classes: int | None) -> str:
-    largest = max(labels)
-    if largest == num_classes and 0 not in labels:
-        return f"Labels run from {min(labels)} to {largest}, and none is 0: count them from 0."
-    return f"Labels run to {largest}: MODEL.NUM_CLASSES must be at least {largest + 1}, or the labels are wrong."
-
-
-def _cure_last_field(rows: Sequence[str], columns: Sequence[str], separator: str) -> str:
-    fields = [row.rsplit(separator.strip(" ") or None, len(columns) - 1) for row in rows]
-    last = [unquoted(row[-1]) for row in fields if len(row) == len(columns)]
-    if any(SEVERAL.fullmatch(field) for field in last):
-        return "Some rows have several labels, but a video must have one class: keep one label per row."
-    if columns[-1] == "label" and last and all(field[:1].isalpha() for field in last):
-        return "Rows end in class names: write numbers instead, counted from 0 in the order of class_names.txt."
-    named = ", ".join(f"{name} ({COLUMNS[name]})" for name in columns)
-    return f"A row must have {named}, with DATA.PATH_LABEL_SEPARATOR {separator!r} between them."
-
-
-def _surplus(rows: Sequence[str], columns: Sequence[str], separator: str) -> bool:
-    """Return whether the paths end in a separate number, as if they contained another column."""
-    return all(SURPLUS.search(_path(row, columns, separator)) for row in rows)
-
-
-def _path(row: str, columns: Sequence[str], separator: str) -> str:
-    return unquoted(row.rsplit(separator.strip(" ") or None, len(columns) - 1)[0])
+    Extracted frames are in a folder of the listed name. The first path for which a file or folder exists decides.
+    """
+    for place in range(min(len(paths), LOOKS)):
+        path = os.path.join(prefix, paths[place])
+        if path.lower().endswith(VIDEO_SUFFIXES) or os.path.exists(path):
+            return ""
+        if suffix := next((suffix for suffix in VIDEO_SUFFIXES if os.path.exists(path + suffix)), ""):
+            return suffix
+    return ""

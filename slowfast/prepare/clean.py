@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from slowfast.datasets.lists import ListError, Sample, VideoList, find_suffix, read_list
+from slowfast.datasets.lists import ListError, Sample, VideoList, read_list
+from slowfast.datasets.rows import find_suffix
 
 
 def read_any_list(source: str | Path, columns: Sequence[str], separator: str, videos: str | Path) -> VideoList:

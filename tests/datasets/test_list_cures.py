@@ -5,8 +5,9 @@ import os
 import pytest
 
 from slowfast.datasets.list_checks import check_files
+from slowfast.datasets.list_cures import cure_rows
 from slowfast.datasets.lists import ListError, read_list
-from slowfast.datasets.rows import cure_rows
+from slowfast.datasets.rows import RowFormat
 
 VIDEO, FRAMES = ("path", "label"), ("path", "num_frames", "label")
 SEGMENTS = ("path", "total", "begin", "end", "label")
@@ -37,7 +38,7 @@ SEGMENTS = ("path", "total", "begin", "end", "label")
         (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "Kinetics"),
         (
             ["original_vido_id video_id frame_id path labels", '78687 0 0 78687/78687_000001.jpg ""'],
-            *(FRAMES, " ", "single frames .*LABEL_PATH_TEMPLATE"),
+            *(FRAMES, " ", "single frames"),
         ),
         # labels
         (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "count them from 0"),
@@ -53,7 +54,7 @@ def test_the_cure_of_rows_that_cannot_be_read(tmp_path, rows, columns, separator
 
 def test_a_separator_that_leaves_a_number_in_the_path_is_not_advised():
     for rows in (["a.mp4 1,3", "b.mp4 2,3"], ["a.mp4 1;3"], ["a.mp4 1|3", "b.mp4 4|5"]):
-        assert "PATH_LABEL_SEPARATOR to it" not in cure_rows(rows, VIDEO, " ", None, 0)
+        assert "set separator" not in cure_rows(rows, RowFormat(VIDEO))
 
 
 @pytest.fixture
@@ -79,24 +80,24 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
     ("text", "separator", "prefix", "named"),
     [
         # a surplus column: rows of rawframe lists, several labels, five columns
-        ("78687 48 3\n42326 51 7\n", " ", "frames", "1 surplus column.*.*'48'.* sth or hmdb"),
-        ("78687 48 3\n42326 51 7\n", " ", "videos", "78687.webm.*'48'.* sth or hmdb"),
-        ("78687,48,3\n42326,51,7\n", ",", "frames", "'48'.* sth or hmdb"),
+        ("78687 48 3\n42326 51 7\n", " ", "frames", "1 surplus column.*.*'48'.*sth or hmdb"),
+        ("78687 48 3\n42326 51 7\n", " ", "videos", "78687.webm.*'48'.*sth or hmdb"),
+        ("78687,48,3\n42326,51,7\n", ",", "frames", "'48'.*sth or hmdb"),
         ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "1 surplus column.*.*a/1.mp4.*'17'.*keep one path"),
-        ("a/1.mp4 1 2 3 4\n", " ", "videos", "3 surplus columns.*.*'1 2 3'.* anet"),
+        ("a/1.mp4 1 2 3 4\n", " ", "videos", "3 surplus columns.*.*'1 2 3'.*anet"),
         ("a/1.mp4 3 2 1 4\n", " ", "videos", "3 surplus columns.*.*keep one path"),
         ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "2 surplus columns.*.*'archery 4'.*keep one path"),
         # the suffix, the prefix, and the beginning of the paths
         ("a/1.avi 3\nb/2.avi 2\n", " ", "videos", r"suffix \.mp4, not \.avi"),
-        (ROWS, " ", "", "below .*/videos: set DATA.PATH_PREFIX"),
-        (ROWS, " ", "videos/a", "below .*/videos: set DATA.PATH_PREFIX"),
-        (ROWS, " ", ".", "below .*videos: set DATA.PATH_PREFIX"),
+        (ROWS, " ", "", "below .*/videos: set prefix"),
+        (ROWS, " ", "videos/a", "below .*/videos: set prefix"),
+        (ROWS, " ", ".", "below .*videos: set prefix"),
         ("x/y/a/1.mp4 0\nx/y/b/1.mp4 0\n", " ", "videos", "without 'x/y/' in front"),
         ("/gone/a/1.mp4 0\n", " ", "videos", "without '/gone/' in front"),
         ("/gone/z/1.mp4 0\n", " ", "videos", "absolute"),
         ("0.mp4 0\n1.mp4 1\n4.mp4 1\n", " ", "mixed", "several folders below .*mixed, .*mixed/c"),
-        ("z.mp4 0\n", " ", "videos", "PATH_PREFIX '.*videos' holds 42326.webm, 78687.webm, a"),
-        ("z.mp4 0\n", " ", "gone", "PATH_PREFIX '.*gone' is not a folder"),
+        ("z.mp4 0\n", " ", "videos", "prefix '.*videos' contains 42326.webm, 78687.webm, a"),
+        ("z.mp4 0\n", " ", "gone", "prefix '.*gone' is not a folder"),
         # some are missing
         (ROWS + "a/5.mp4 0\n", " ", "videos", "prepare_data.py check .*videos --lists .*/lists --clean"),
     ],
@@ -130,7 +131,7 @@ def test_many_missing_videos_are_counted_and_three_are_named(tmp_path):
         check_files(read_list(path, prefix=str(tmp_path)))
     text = str(caught.value)
     assert "1250 of 2500 videos" in text and text.count("\n  ") == 3 and f"{tmp_path}/5.mp4" in text
-    assert "CHECK_FILES" not in text and "PATH_PREFIX" in text
+    assert "prefix" in text
     path.write_text("4.mp4 0\n")
     check_files(read_list(path, prefix=str(tmp_path)))
 
