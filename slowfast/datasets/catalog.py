@@ -1,7 +1,6 @@
 """The known data sets, one row each. All differences between two data sets are here, not in code.
 
-`CATALOG` has the ways in which lists and videos are read, which TRAIN.DATASET and TEST.DATASET name; `DATASETS` has the
-public data sets, each with the ways that fit it. DATASET.md shows both.
+`CATALOG` has the ways in which lists and videos are read, `DATASETS` the public data sets, each with the ways that fit.
 """
 
 from dataclasses import dataclass
@@ -10,18 +9,18 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """How the lists of a data set look, and how its videos are sampled.
+    """The columns of the lists of a data set, and how its videos are sampled.
 
     Args:
-        about: what it is for, in a line.
-        columns: what a row of the list holds, left to right (`rows.COLUMNS` explains the names).
+        about: the data sets, in one line.
+        columns: of a row of the list, left to right; `rows.COLUMNS` explains the names.
         sampling: "dense" takes a window of the video, "sparse" one frame from each of equal segments.
-        list_file: file in DATA.PATH_TO_DATA_DIR with {} for the split; None asks DATA.LABEL_PATH_TEMPLATE.
-        images: still images; instead of a list, the split has a folder that holds a folder of images for every class.
-        test_split: the split a test reads.
-        colors: order of the channels the released weights of this data set were trained with.
-        wide_single_crop: with one spatial crop, a UniFormer is tested on the centre of a frame whose short side is
-            TRAIN_JITTER_SCALES[0]; otherwise, and for a UniFormerV2, the short side is the crop itself.
+        list_file: name of the list with {} for the split; None: the configuration names it.
+        test_split: the split that a test reads.
+        colors: order of the channels with which the released weights of this data set were trained.
+        wide_single_crop: with one spatial crop, a UniFormer is tested on the centre of a frame whose short side is that
+            of the smallest training frame; otherwise, and for a UniFormerV2, the short side is the crop.
+        images: still images; instead of a list, the split has a folder with a folder of images for every class.
     """
 
     about: str
@@ -46,9 +45,9 @@ CATALOG: dict[str, DatasetSpec] = {
         "ActivityNet and HACS: trained inside the annotated segment, tested on the whole video",
         columns=("path", "total", "begin", "end", "label"),
     ),
-    # OpenCV reads extracted frames as BGR and the official code left them so; see DATA.REVERSE_INPUT_CHANNEL.
+    # OpenCV reads extracted frames as BGR, and the official code did not convert them.
     "sth": DatasetSpec(
-        "Something-Something V1 and V2: direction matters, so set DATA.RANDOM_FLIP False",
+        "Something-Something V1 and V2, where direction matters: no flip",
         columns=FRAME_COLUMNS,
         list_file=None,
         test_split="val",
@@ -74,18 +73,17 @@ class Dataset:
 
     Args:
         name: as its authors write it.
-        kinds: the rows of `CATALOG` that read it, the recipes' first one first.
-        num_classes: None where the folder tells.
+        kinds: the rows of `CATALOG` that read it, that of the recipes first.
+        num_classes: None for any number.
         page: download page.
-        licence: what to know before using it, in a few words; the page has the last word.
+        licence: what to know before using it, in a few words; its page is authoritative.
         class_names: where they come from.
-        annotations: key of `READERS` in `slowfast.prepare.annotations`, or "folders"; None: its lists must be written by
-            hand.
-        flip: whether a mirrored video keeps its class (DATA.RANDOM_FLIP).
-        separator: between the columns of its lists (DATA.PATH_LABEL_SEPARATOR).
-        frame_list_file: of lists of frame folders (DATA.LABEL_PATH_TEMPLATE); None where there are none.
+        annotations: key of `READERS` in `slowfast.prepare.annotations`, or "folders"; None: there is no reader.
+        flip: whether a mirrored video keeps its class.
+        separator: between the columns of its lists.
+        frame_list_file: name of lists of frame folders with {} for the split; None if there are none.
         lists_in: folder of the lists, below the folder of the data set.
-        tested_on: the split that published accuracies are of, which becomes the test list.
+        tested_on: the split of the published accuracies, which becomes the test list.
     """
 
     name: str
@@ -102,10 +100,7 @@ class Dataset:
     tested_on: Literal["val", "test"] = "test"
 
 
-KINETICS_PAGE = "https://github.com/cvdfoundation/kinetics-dataset"
-KINETICS_LICENCE = "annotations CC BY 4.0; videos belong to those who uploaded them"
-SOMETHING_PAGE = "https://www.qualcomm.com/developer/software/something-something-v-2-dataset"
-SOMETHING_LICENCE = "research licence, to be accepted there"
+UPLOADED = "videos belong to those who uploaded them"
 
 # The key is the folder below $DATA_ROOT in which the experiments look for lists and videos.
 DATASETS: dict[str, Dataset] = {
@@ -114,8 +109,8 @@ DATASETS: dict[str, Dataset] = {
             f"Kinetics-{number}",
             kinds=("kinetics_sparse",) if number == 700 else ("kinetics", "kinetics_sparse"),
             num_classes=number,
-            page=KINETICS_PAGE,
-            licence=KINETICS_LICENCE,
+            page="https://github.com/cvdfoundation/kinetics-dataset",
+            licence=f"annotations CC BY 4.0; {UPLOADED}",
             class_names="the CSV files, sorted",
             annotations="kinetics",
             separator=",",
@@ -133,30 +128,21 @@ DATASETS: dict[str, Dataset] = {
         separator=",",
         tested_on="val",
     ),
-    "sthv1": Dataset(
-        "Something-Something V1",
-        kinds=("sth",),
-        num_classes=174,
-        page=SOMETHING_PAGE,
-        licence=SOMETHING_LICENCE,
-        class_names="`labels.json` or `labels.csv`",
-        annotations="something",
-        flip=False,
-        frame_list_file="somesomev1_rgb_{}_split.txt",
-        tested_on="val",
-    ),
-    "sthv2": Dataset(
-        "Something-Something V2",
-        kinds=("sth",),
-        num_classes=174,
-        page=SOMETHING_PAGE,
-        licence=SOMETHING_LICENCE,
-        class_names="`labels.json`",
-        annotations="something",
-        flip=False,
-        frame_list_file="somesomev2_rgb_{}_split.txt",
-        tested_on="val",
-    ),
+    **{
+        f"sthv{version}": Dataset(
+            f"Something-Something V{version}",
+            kinds=("sth",),
+            num_classes=174,
+            page="https://www.qualcomm.com/developer/software/something-something-v-2-dataset",
+            licence="research licence, to be accepted there",
+            class_names=class_names,
+            annotations="something",
+            flip=False,
+            frame_list_file=f"somesomev{version}_rgb_{{}}_split.txt",
+            tested_on="val",
+        )
+        for version, class_names in ((1, "`labels.json` or `labels.csv`"), (2, "`labels.json`"))
+    },
     "mit": Dataset(
         "Moments in Time V1",
         kinds=("mit",),
@@ -172,7 +158,7 @@ DATASETS: dict[str, Dataset] = {
         kinds=("anet",),
         num_classes=200,
         page="http://activity-net.org/download.html",
-        licence="videos belong to those who uploaded them",
+        licence=UPLOADED,
         class_names="the annotation's taxonomy",
         tested_on="val",
     ),
@@ -181,7 +167,7 @@ DATASETS: dict[str, Dataset] = {
         kinds=("anet",),
         num_classes=200,
         page="http://hacs.csail.mit.edu",
-        licence="videos belong to those who uploaded them",
+        licence=UPLOADED,
         class_names="the CSV file",
         tested_on="val",
     ),
@@ -190,7 +176,7 @@ DATASETS: dict[str, Dataset] = {
         kinds=("kinetics",),
         num_classes=101,
         page="https://www.crcv.ucf.edu/data/UCF101.php",
-        licence="none stated; videos belong to those who uploaded them",
+        licence=f"none stated; {UPLOADED}",
         class_names="`classInd.txt`",
         annotations="ucf101",
         lists_in="split1",

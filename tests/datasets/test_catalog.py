@@ -38,8 +38,8 @@ def test_a_recipe_reads_the_data_set_as_its_row_says(path):
     data = recipe["DATA"]
     assert recipe.get("TRAIN", {}).get("DATASET", row.kinds[0]) == row.kinds[0]
     if "train" not in path.stem and not CATALOG[row.kinds[0]].images:
-        assert data["PATH_TO_DATA_DIR"] == "/".join(filter(None, ("data", path.stem, row.lists_in)))
-        assert data["PATH_PREFIX"] == f"data/{path.stem}"
+        assert data["PATH_TO_DATA_DIR"] == "/".join(filter(None, ("${DATA_ROOT}", path.stem, row.lists_in)))
+        assert data["PATH_PREFIX"] == f"${{DATA_ROOT}}/{path.stem}"
         assert data.get("PATH_LABEL_SEPARATOR", " ") == row.separator
         assert data.get("LABEL_PATH_TEMPLATE") == row.frame_list_file
         assert data.get("RANDOM_FLIP", True) == row.flip
