@@ -14,9 +14,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from fvcore.common.config import CfgNode
 
-from slowfast.config import check_variables, format_config, load_config_with_sources
+from slowfast.config import check_variables, format_config, is_key, load_config_with_sources
 from slowfast.config.load import read_overrides
-from slowfast.config.rules import is_key
 from slowfast.run.interrupt import EXIT_REQUEUE, INTERRUPTED, Interruption, ignore, leave
 
 

@@ -1,4 +1,4 @@
-"""Configuration: every key with its default, loading, checking, and writing it down."""
+"""The configuration: a table of keys; loading, checking, comparing and writing it."""
 
 from slowfast.config.keys import MAY_DIFFER
 from slowfast.config.load import (
@@ -7,6 +7,7 @@ from slowfast.config.load import (
     dump_config,
     format_config,
     get_cfg,
+    is_key,
     load_config,
     load_config_with_sources,
     recorded_config,
@@ -22,6 +23,7 @@ __all__ = [
     "dump_config",
     "format_config",
     "get_cfg",
+    "is_key",
     "load_config",
     "load_config_with_sources",
     "num_local_processes",

@@ -1,482 +1,424 @@
-"""Every configuration key: its meaning and unit above it, its default beside it; below, the old official keys.
+"""The table of configuration keys: name, default, accepted values and meaning of each.
 
-Names, meanings and defaults are those of SlowFast and UniFormer, so their YAML files load. A key's type is that of its
-default unless `TYPES` says otherwise: whole numbers are welcome where the default is a float (and 8.0 where it is an
-int), tuples where it is a list, and one value where it is a list of one.
+Names, meanings and defaults are those of SlowFast and UniFormer, so that their YAML files load. A key with `may_differ`
+does not change what is learned, so a resumed run may have another value. docs/CONFIG.md is made from this table.
 """
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from fvcore.common.config import CfgNode
+from slowfast.config.values import FLAG, NONE, POSITIVE, SHARE, TEXT, Kind, integer, number, one_of, several
+from slowfast.datasets.catalog import CATALOG
 
-_C = CfgNode()
 
-# GPUs on this node; 0 runs on the CPU.
-_C.NUM_GPUS = 1
-# Processes on this node; 0 = one per GPU, or one when NUM_GPUS is 0.
-_C.NUM_PROCESSES = 0
-# Nodes of the whole run.
-_C.NUM_SHARDS = 1
-# Which node this is, 0 .. NUM_SHARDS - 1.
-_C.SHARD_ID = 0
-# Backend of torch.distributed between GPU processes: nccl | gloo (processes on the CPU always use gloo).
-_C.DIST_BACKEND = "nccl"
-# Minutes that a process may make no progress (one step, one batch of a test) before the whole job is ended.
-_C.DIST_TIMEOUT = 30.0
-# Folder of checkpoints, logs and results; one run, one folder.
-_C.OUTPUT_DIR = "output"
-# Seed of every random draw.
-_C.RNG_SEED = 1
-# Optimizer steps between two log lines.
-_C.LOG_PERIOD = 10
+@dataclass(frozen=True)
+class Key:
+    """A row of the table.
 
-# ---- Training -------------------------------------------------------------------------------------------------------
-_C.TRAIN = CfgNode()
-# Train; False goes straight to the test.
-_C.TRAIN.ENABLE = True
-# Row of slowfast/datasets/catalog.py: how lists and videos of the training and validation set are read.
-_C.TRAIN.DATASET = "kinetics"
-# Videos per node and micro-batch, split evenly over its processes; each gives AUG.NUM_SAMPLE clips.
-_C.TRAIN.BATCH_SIZE = 64
-# Epochs between two validations (the last epoch is always validated).
-_C.TRAIN.EVAL_PERIOD = 10
-# Epochs between two checkpoints (the last epoch, and every validated one, always leaves one).
-_C.TRAIN.CHECKPOINT_PERIOD = 10
-# Minutes between two checkpoints within epochs; 0 = none.
-_C.TRAIN.CHECKPOINT_MINUTES = 30.0
-# Newest checkpoints kept besides the best one; 0 = all.
-_C.TRAIN.KEEP_CHECKPOINTS = 2
-# Also keep those of every so many epochs; 0 = none.
-_C.TRAIN.KEEP_EVERY = 0
-# When a checkpoint cannot be written (disk full, folder gone): continue | stop; the last one is always an error.
-_C.TRAIN.ON_SAVE_ERROR = "continue"
-# When loss or gradient is not a finite number, the batch is written to OUTPUT_DIR/nonfinite; then: skip (the step
-# changes nothing) | stop.
-_C.TRAIN.NONFINITE = "skip"
-# Stop after so many such steps in a row.
-_C.TRAIN.MAX_NONFINITE = 20
-# Go on from the newest checkpoint in OUTPUT_DIR; False refuses a folder that holds one.
-_C.TRAIN.AUTO_RESUME = True
-# Weights (path or address) to start from when OUTPUT_DIR holds no checkpoint; "" = none.
-_C.TRAIN.CHECKPOINT_FILE_PATH = ""
-# Automatic mixed precision in training (evaluation is float32).
-_C.TRAIN.MIXED_PRECISION = True
-# Its number format: auto (bfloat16 where the GPU has it, else float16) | bfloat16 | float16; a CPU never uses it.
-_C.TRAIN.AMP_DTYPE = "auto"
-# Stop, with a checkpoint, after this many optimizer steps in total; the schedule does not change; 0 = off.
-_C.TRAIN.MAX_STEPS = 0
+    Args:
+        name: with its section, such as TRAIN.BATCH_SIZE.
+        default: value if none is given.
+        kind: the accepted values.
+        help: meaning and unit.
+        may_differ: whether a resumed run may have another value.
+    """
 
-# ---- Test -----------------------------------------------------------------------------------------------------------
-_C.TEST = CfgNode()
-# Test after training, or alone with TRAIN.ENABLE False.
-_C.TEST.ENABLE = True
-# Row of slowfast/datasets/catalog.py for the test set.
-_C.TEST.DATASET = "kinetics"
-# Clips per node and step, split over its processes (at least one video each, whose views are computed together).
-_C.TEST.BATCH_SIZE = 8
-# Weights (path or address) to test; "" = those of OUTPUT_DIR, or else TRAIN.CHECKPOINT_FILE_PATH.
-_C.TEST.CHECKPOINT_FILE_PATH = ""
-# Test the best validated checkpoint of OUTPUT_DIR instead of the last one.
-_C.TEST.TEST_BEST = False
-# Clips of a video along time.
-_C.TEST.NUM_ENSEMBLE_VIEWS = 10
-# Crops of a clip: 1 (centre) | 3 (start, centre and end of the longer side).
-_C.TEST.NUM_SPATIAL_CROPS = 3
-# Sum softmax scores (True) or logits (False) over views; None = as MODEL.ARCH was published: uniformer logits,
-# uniformerv2 softmax.
-_C.TEST.ADD_SOFTMAX = None
-# Accept a test that had to leave out undecodable videos; False ends it with an error that names them.
-_C.TEST.SKIP_BAD = False
-# Control experiment: the frames of every test clip in random order.
-_C.TEST.SHUFFLE_FRAMES = False
+    name: str
+    default: Any
+    kind: Kind
+    help: str
+    may_differ: bool = False
 
-# ---- Data -----------------------------------------------------------------------------------------------------------
-_C.DATA = CfgNode()
-# Folder of the lists: train.csv, val.csv and test.csv, or those of DATA.LABEL_PATH_TEMPLATE.
-_C.DATA.PATH_TO_DATA_DIR = ""
-# Folder in front of every path in a list; "" = paths are used unchanged.
-_C.DATA.PATH_PREFIX = ""
-# Text between the columns of a list.
-_C.DATA.PATH_LABEL_SEPARATOR = " "
-# List file of data sets made of frame folders; {} becomes the split; {}.json reads Something-Something's own lists.
-_C.DATA.LABEL_PATH_TEMPLATE = "somesomev1_rgb_{}_split.txt"
-# File name of a frame; {} becomes its number.
-_C.DATA.IMAGE_TEMPLATE = "{:05d}.jpg"
-# Decoder of video files, with the same frames from each: pyav (fastest) | decord | torchcodec.
-_C.DATA.DECODING_BACKEND = "pyav"
-# Count missing files over the whole list before starting.
-_C.DATA.CHECK_FILES = True
-# Training stops when more than this share (0 .. 1) of the videos, and more than one, cannot be decoded.
-_C.DATA.MAX_BAD_SHARE = 0.01
-# Frames of a clip.
-_C.DATA.NUM_FRAMES = 8
-# Dense sampling: frames of the video per frame of the clip.
-_C.DATA.SAMPLING_RATE = 8
-# Dense sampling in a test: first frames on whole numbers, the last view ending at the video's end.
-_C.DATA.USE_OFFSET_SAMPLING = False
-# Channels of the input; a list for the official pathways, of which there is one.
-_C.DATA.INPUT_CHANNEL_NUM = [3]
-# Mean of every channel, in the order the network sees them, on a scale of 0 .. 1.
-_C.DATA.MEAN = [0.45, 0.45, 0.45]
-# Standard deviation of every channel, in the same order, on a scale of 0 .. 1.
-_C.DATA.STD = [0.225, 0.225, 0.225]
-# Turn round the channel order of the data set (catalog.py: RGB, but BGR for sth and hmdb, as released weights expect).
-_C.DATA.REVERSE_INPUT_CHANNEL = False
-# Side of a training crop, pixels.
-_C.DATA.TRAIN_CROP_SIZE = 224
-# Smallest and largest short side before a training crop, pixels, unused when the two relative ranges are given; the
-# first is also the short side of a kinetics test of a UniFormer with one crop.
-_C.DATA.TRAIN_JITTER_SCALES = [256, 320]
-# Random resized crop: smallest and largest share of the area; [] = off.
-_C.DATA.TRAIN_JITTER_SCALES_RELATIVE = []
-# Random resized crop: smallest and largest width / height; [] = off.
-_C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = []
-# Flip half of the training clips horizontally; False where left and right matter.
-_C.DATA.RANDOM_FLIP = True
-# Side of a validation or test crop, pixels.
-_C.DATA.TEST_CROP_SIZE = 256
-# Views of a video become one score by: sum | max.
-_C.DATA.ENSEMBLE_METHOD = "sum"
 
-_C.DATA_LOADER = CfgNode()
-# Loader processes per process; 0 decodes in the process itself.
-_C.DATA_LOADER.NUM_WORKERS = 8
-# Seconds until a video that is still not decoded counts as broken; 0 = no limit, the worker itself decodes.
-_C.DATA_LOADER.DECODE_TIMEOUT = 60.0
-# Copy batches into page-locked memory (faster transfer to a GPU).
-_C.DATA_LOADER.PIN_MEMORY = True
+NAME = re.compile(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?")  # what may be a key in a text
+KEYS: dict[str, Key] = {}
+SECTIONS: dict[str, str] = {}  # name -> title
 
-# ---- Augmentation of training clips ---------------------------------------------------------------------------------
-_C.AUG = CfgNode()
-# RandAugment, random erasing and several copies of a clip; False leaves crop and flip.
-_C.AUG.ENABLE = False
-# Augmented copies of each training clip; the batch that reaches the network is this many times larger.
-_C.AUG.NUM_SAMPLE = 1
-# RandAugment: rand-m<magnitude 0..10>-n<operations>-mstd<noise>-inc<0|1: stronger variants>; "" = off.
-_C.AUG.AA_TYPE = "rand-m9-mstd0.5-inc1"
-# Resampling of RandAugment: bilinear | bicubic.
-_C.AUG.INTERPOLATION = "bicubic"
-# Probability of random erasing.
-_C.AUG.RE_PROB = 0.25
-# Filling of an erased box: pixel (noise) | rand (one colour) | const (mean colour).
-_C.AUG.RE_MODE = "pixel"
-# Erased boxes per clip.
-_C.AUG.RE_COUNT = 1
+RATE = number(0, below=1)  # a drop path of 1 would divide by 0
+NUMBERS = several(number(0))
 
-# Mixed clips and soft labels; needs MODEL.LOSS_FUNC soft_cross_entropy.
-_C.MIXUP = CfgNode()
-# Mix.
-_C.MIXUP.ENABLE = False
-# Beta distribution of the mixup weight; 0 = no mixup.
-_C.MIXUP.ALPHA = 0.8
-# Beta distribution of the CutMix area; 0 = no CutMix.
-_C.MIXUP.CUTMIX_ALPHA = 1.0
-# Probability that a batch is mixed.
-_C.MIXUP.PROB = 1.0
-# Probability of CutMix in a mixed batch when both are on.
-_C.MIXUP.SWITCH_PROB = 0.5
-# Label smoothing: share of the target spread over all classes.
-_C.MIXUP.LABEL_SMOOTH_VALUE = 0.1
 
-# ---- Optimisation ---------------------------------------------------------------------------------------------------
-_C.SOLVER = CfgNode()
-# Optimizer: sgd | adam | adamw | timm/<name of an optimizer of timm>, such as timm/lamb.
-_C.SOLVER.OPTIMIZING_METHOD = "sgd"
-# Learning rate after the warm-up.
-_C.SOLVER.BASE_LR = 0.1
-# Multiply BASE_LR, COSINE_END_LR and WARMUP_START_LR by NUM_SHARDS.
-_C.SOLVER.BASE_LR_SCALE_NUM_SHARDS = False
-# Factor of the learning rate for everything but the head.
-_C.SOLVER.BACKBONE_LR_RATIO = 1.0
-# Learning rate over time: cosine | steps_with_relative_lrs.
-_C.SOLVER.LR_POLICY = "cosine"
-# Learning rate at the end of the cosine.
-_C.SOLVER.COSINE_END_LR = 0.0
-# Let the cosine begin when the warm-up ends instead of at epoch 0.
-_C.SOLVER.COSINE_AFTER_WARMUP = False
-# steps_with_relative_lrs: epochs at which the learning rate changes; the first is 0.
-_C.SOLVER.STEPS = []
-# steps_with_relative_lrs: factors of BASE_LR from each of those epochs on.
-_C.SOLVER.LRS = []
-# Length of the training, epochs.
-_C.SOLVER.MAX_EPOCH = 300
-# Length of the linear warm-up, epochs.
-_C.SOLVER.WARMUP_EPOCHS = 0.0
-# Learning rate at its start.
-_C.SOLVER.WARMUP_START_LR = 0.01
-# Micro-batches (of TRAIN.BATCH_SIZE) whose gradients are averaged into one optimizer step.
-_C.SOLVER.ACCUMULATION_STEPS = 1
-# Largest L2 norm of the gradient; larger ones are scaled down; 0 or None = off.
-_C.SOLVER.CLIP_GRADIENT = 20.0
-# Weight decay (L2; decoupled in adamw).
-_C.SOLVER.WEIGHT_DECAY = 1e-4
-# No weight decay for one-dimensional parameters (biases, normalization).
-_C.SOLVER.ZERO_WD_1D_PARAM = False
-# sgd: momentum.
-_C.SOLVER.MOMENTUM = 0.9
-# sgd: dampening of the momentum.
-_C.SOLVER.DAMPENING = 0.0
-# sgd: Nesterov momentum.
-_C.SOLVER.NESTEROV = True
+def section(name: str, title: str) -> None:
+    """Begin a section of the table."""
+    SECTIONS[name] = title
 
-_C.BN = CfgNode()
-# Normalization layers: batchnorm | sync_batchnorm (statistics over all processes).
-_C.BN.NORM_TYPE = "batchnorm"
-# Weight decay of BatchNorm parameters.
-_C.BN.WEIGHT_DECAY = 0.0
-# Recompute the BatchNorm statistics on training data after every epoch.
-_C.BN.USE_PRECISE_STATS = False
-# Batches for that.
-_C.BN.NUM_BATCHES_PRECISE = 200
 
-# Exponential moving average of the weights: validated and tested in their place, saved beside them.
-_C.EMA = CfgNode()
-# Keep one.
-_C.EMA.ENABLE = False
-# Share of the old average kept at each step.
-_C.EMA.DECAY = 0.9999
+def key(name: str, default: Any, kind: Kind, help: str, *, may_differ: bool = False) -> None:
+    """Add a row to the table."""
+    KEYS[name] = Key(name, default, kind, help, may_differ)
 
-# ---- Networks -------------------------------------------------------------------------------------------------------
-_C.MODEL = CfgNode()
-# Network; slowfast/models/build.py lists them.
-_C.MODEL.MODEL_NAME = "Uniformer"
-# Its family: uniformer | uniformerv2.
-_C.MODEL.ARCH = "uniformer"
-# Keyword arguments of a network without a section of its own, each NAME=VALUE, such as [width=64, pool=max].
-_C.MODEL.OPTIONS = []
-# Classes of the head.
-_C.MODEL.NUM_CLASSES = 400
-# Loss: cross_entropy | soft_cross_entropy (labels smoothed by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup) | bce or
-# bce_logit (one sigmoid per class).
-_C.MODEL.LOSS_FUNC = "cross_entropy"
-# Recompute activations in the backward pass, to save memory, in the blocks that MODEL.CHECKPOINT_NUM counts.
-_C.MODEL.USE_CHECKPOINT = False
-# Blocks to recompute: one number per stage (UniFormer), or one for the whole backbone (UniFormerV2).
-_C.MODEL.CHECKPOINT_NUM = [0, 0, 0, 0]
-# Start a new classifier instead of the loaded one, whatever its classes are.
-_C.MODEL.RESET_HEAD = False
-# Rows of a trained classifier to keep: "" | names (by the class names in the checkpoint; in training, other classes get
-# new rows) | a file with the class names of a checkpoint that contains none, one per line | a file with one row number
-# per class.
-_C.MODEL.HEAD_ROWS = ""
-# Order of the rows of a loaded classifier, which are put into the order of the list's class names: auto (known for
-# released weights, else by network, number of classes and data set) | sorted (by class name) | released (the authors'
-# order) | a file with the class name of each row.
-_C.MODEL.CLASS_ORDER = "auto"
-# BatchNorm keeps its running statistics in training.
-_C.MODEL.FROZEN_BN = False
 
-_C.UNIFORMER = CfgNode()
-# Blocks of each of the four stages.
-_C.UNIFORMER.DEPTH = [3, 4, 8, 3]
-# Channels of each stage.
-_C.UNIFORMER.EMBED_DIM = [64, 128, 320, 512]
-# Channels of one attention head (stages 3 and 4).
-_C.UNIFORMER.HEAD_DIM = 64
-# Hidden over input channels of the feed-forward layers; one number, or one per stage.
-_C.UNIFORMER.MLP_RATIO = 4.0
-# Bias of the query, key and value projections.
-_C.UNIFORMER.QKV_BIAS = True
-# Factor of the attention logits; None = HEAD_DIM ** -0.5.
-_C.UNIFORMER.QKV_SCALE = None
-# Width of a layer between features and head; None = no such layer.
-_C.UNIFORMER.REPRESENTATION_SIZE = None
-# Attend over time, then over space, in stages 3 and 4.
-_C.UNIFORMER.SPLIT = False
-# Patch embeddings of stages 2 to 4 that also see neighbouring frames.
-_C.UNIFORMER.STD = False
-# Patch embeddings of overlapping convolutions with BatchNorm (the image models "plus").
-_C.UNIFORMER.OVERLAPPED_STEM = False
-# Layer scale: its initial value in each stage, 0 = none there; [] = none at all.
-_C.UNIFORMER.LAYER_SCALE = []
-# A second classifier, of every position, whose maximum counts half (image models of token labelling).
-_C.UNIFORMER.AUX_HEAD = False
-# Dropout rate of projections and feed-forward layers.
-_C.UNIFORMER.DROPOUT_RATE = 0.0
-# Dropout rate of attention weights.
-_C.UNIFORMER.ATTENTION_DROPOUT_RATE = 0.0
-# Drop-path rate of the last block; grows linearly from 0 at the first.
-_C.UNIFORMER.DROP_DEPTH_RATE = 0.1
-# Dropout rate before the head.
-_C.UNIFORMER.HEAD_DROPOUT_RATE = 0.0
-# Weights to start from: pretrained/<name>.pth, or a path; "" = none. A classifier of other classes is left out.
-_C.UNIFORMER.PRETRAIN_NAME = ""
-# Light networks: share of tokens kept by each block of each stage ([] = stage without pruning).
-_C.UNIFORMER.PRUNE_RATIO = [[], [], [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
-# Light networks: weight of a block's own token scores in the running average, same layout.
-_C.UNIFORMER.TRADE_OFF = [[], [], [1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]
-# Light networks with layer scale: its initial value.
-_C.UNIFORMER.INIT_VALUE = 0.1
+# fmt: off
+section("", "The run")
+key("NUM_GPUS", 1, integer(0),
+    "GPUs per node; 0 runs on the CPU.", may_differ=True)
+key("NUM_PROCESSES", 0, integer(0),
+    "Processes per node; 0 starts one per GPU, or one if NUM_GPUS is 0.", may_differ=True)
+key("NUM_SHARDS", 1, integer(1),
+    "Nodes of the run.")
+key("SHARD_ID", 0, integer(0),
+    "Number of this node, from 0 to NUM_SHARDS - 1.", may_differ=True)
+key("DIST_BACKEND", "nccl", one_of("nccl", "gloo"),
+    "Backend of torch.distributed between GPU processes; processes on the CPU always use gloo.", may_differ=True)
+key("DIST_TIMEOUT", 30.0, POSITIVE,
+    "Minutes without progress (one step, or one batch of a test) after which the job fails.", may_differ=True)
+key("OUTPUT_DIR", "output", TEXT,
+    "Folder of checkpoints, logs and results, one per run.", may_differ=True)
+key("RNG_SEED", 1, integer(0),
+    "Seed of all random numbers.")
+key("LOG_PERIOD", 10, integer(1),
+    "Optimizer steps between two log lines.", may_differ=True)
 
-_C.UNIFORMERV2 = CfgNode()
-# Image ViT: uniformerv2_b16 | uniformerv2_l14 | uniformerv2_l14_336 (CLIP's towers) | timm/<name> (a plain ViT of timm,
-# such as timm/vit_base_patch16_224.dino, that starts from UNIFORMERV2.PRETRAIN) | custom (of UNIFORMERV2.TOWER).
-_C.UNIFORMERV2.BACKBONE = "uniformerv2_b16"
-# Width, layers, heads, patch size and resolution (pixels) of a custom image ViT.
-_C.UNIFORMERV2.TOWER = [768, 12, 12, 16, 224]
-# Global blocks on top of it.
-_C.UNIFORMERV2.N_LAYERS = 4
-# Channels of the global blocks.
-_C.UNIFORMERV2.N_DIM = 768
-# Attention heads of the global blocks.
-_C.UNIFORMERV2.N_HEAD = 12
-# Hidden over input channels of their feed-forward layers.
-_C.UNIFORMERV2.MLP_FACTOR = 4.0
-# Drop-path rate of the last backbone block; grows linearly from 0.
-_C.UNIFORMERV2.BACKBONE_DROP_PATH_RATE = 0.0
-# Drop-path rate of the last global block; grows linearly from 0.
-_C.UNIFORMERV2.DROP_PATH_RATE = 0.0
-# Dropout rate in the feed-forward layers of the global blocks; one number, or one per block.
-_C.UNIFORMERV2.MLP_DROPOUT = [0.5, 0.5, 0.5, 0.5]
-# Dropout rate before the head.
-_C.UNIFORMERV2.CLS_DROPOUT = 0.5
-# Backbone blocks (from 0) whose output feeds a global block.
-_C.UNIFORMERV2.RETURN_LIST = [8, 9, 10, 11]
-# Halve the number of frames in the stem.
-_C.UNIFORMERV2.TEMPORAL_DOWNSAMPLE = True
-# Input over inner channels of the local blocks.
-_C.UNIFORMERV2.DW_REDUCTION = 1.5
-# Leave the local blocks out.
-_C.UNIFORMERV2.NO_LMHRA = False
-# Local blocks before both the attention and the feed-forward layer; False = only before the attention.
-_C.UNIFORMERV2.DOUBLE_LMHRA = True
-# Weights to start from: a name or path; "" = those of CLIP, and none for timm/<name> or a custom tower.
-_C.UNIFORMERV2.PRETRAIN = ""
-# Drop the classifier of those weights when its number of classes differs; False selects the rows of Kinetics-400, 600
-# and 700 from Kinetics-710, and requires MODEL.HEAD_ROWS otherwise.
-_C.UNIFORMERV2.DELETE_SPECIAL_HEAD = False
-# Train only the global blocks and the classifier.
-_C.UNIFORMERV2.FROZEN = False
+section("TRAIN", "Training")
+key("TRAIN.ENABLE", True, FLAG,
+    "Train; if False, only the test runs.", may_differ=True)
+key("TRAIN.DATASET", "kinetics", one_of(*CATALOG),
+    "How lists and videos of the training and validation set are read: a row of slowfast/datasets/catalog.py.")
+key("TRAIN.BATCH_SIZE", 64, integer(1),
+    "Videos per node and micro-batch, divided evenly over its processes; each video gives AUG.NUM_SAMPLE clips.")
+key("TRAIN.EVAL_PERIOD", 10, integer(1),
+    "Epochs between two validations; the last epoch is always validated.", may_differ=True)
+key("TRAIN.CHECKPOINT_PERIOD", 10, integer(1),
+    "Epochs between two checkpoints; the last epoch and each validated epoch always write one.", may_differ=True)
+key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),
+    "Minutes between two checkpoints within an epoch; 0 writes none.", may_differ=True)
+key("TRAIN.KEEP_CHECKPOINTS", 2, integer(0),
+    "Newest checkpoints to keep besides the best one; 0 keeps all.", may_differ=True)
+key("TRAIN.KEEP_EVERY", 0, integer(0),
+    "Also keep the checkpoints of every n-th epoch; 0 keeps no others.", may_differ=True)
+key("TRAIN.ON_SAVE_ERROR", "continue", one_of("continue", "stop"),
+    "What to do if a checkpoint cannot be written, for example on a full disk; the last one is always an error.",
+    may_differ=True)
+key("TRAIN.NONFINITE", "skip", one_of("skip", "stop"),
+    "What to do if loss or gradient is not finite: skip the step, or stop. The batch is written to "
+    "OUTPUT_DIR/nonfinite.", may_differ=True)
+key("TRAIN.MAX_NONFINITE", 20, integer(1),
+    "Stop after this number of skipped steps in a row.", may_differ=True)
+key("TRAIN.AUTO_RESUME", True, FLAG,
+    "Continue from the newest checkpoint in OUTPUT_DIR; if False, a folder with a checkpoint is an error.",
+    may_differ=True)
+key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
+    "Weights (path or address) to start from if OUTPUT_DIR has no checkpoint; empty for none.")
+key("TRAIN.MIXED_PRECISION", True, FLAG,
+    "Use automatic mixed precision in training; evaluation is in float32.", may_differ=True)
+key("TRAIN.AMP_DTYPE", "auto", one_of("auto", "bfloat16", "float16"),
+    "Number format of mixed precision on a GPU; auto is bfloat16 where the GPU has it, else float16.", may_differ=True)
+key("TRAIN.MAX_STEPS", 0, integer(0),
+    "Stop with a checkpoint after this number of optimizer steps; the schedule does not change. 0 never stops.",
+    may_differ=True)
 
-# ---- TensorBoard ----------------------------------------------------------------------------------------------------
-_C.TENSORBOARD = CfgNode()
-# Write training and validation curves for TensorBoard.
-_C.TENSORBOARD.ENABLE = False
-# Folder of its files, relative to OUTPUT_DIR; "" = tensorboard.
-_C.TENSORBOARD.LOG_DIR = ""
+section("TEST", "Test")
+key("TEST.ENABLE", True, FLAG,
+    "Test after the training, or only test if TRAIN.ENABLE is False.", may_differ=True)
+key("TEST.DATASET", "kinetics", one_of(*CATALOG),
+    "How lists and videos of the test set are read: a row of slowfast/datasets/catalog.py.", may_differ=True)
+key("TEST.BATCH_SIZE", 8, integer(1),
+    "Clips per node and step, divided over its processes; at least one video per process, with all its views.",
+    may_differ=True)
+key("TEST.CHECKPOINT_FILE_PATH", "", TEXT,
+    "Weights (path or address) to test; empty for those of OUTPUT_DIR, else TRAIN.CHECKPOINT_FILE_PATH.",
+    may_differ=True)
+key("TEST.TEST_BEST", False, FLAG,
+    "Test the best validated checkpoint of OUTPUT_DIR in place of the last one.", may_differ=True)
+key("TEST.NUM_ENSEMBLE_VIEWS", 10, integer(1),
+    "Clips per video, along time.", may_differ=True)
+key("TEST.NUM_SPATIAL_CROPS", 3, one_of(1, 3),
+    "Crops per clip: the centre, or start, centre and end of the longer side.", may_differ=True)
+key("TEST.ADD_SOFTMAX", None, FLAG | NONE,
+    "Add up softmax scores (True) or logits (False) over the views; None as published: logits for UniFormer, softmax "
+    "for UniFormerV2.", may_differ=True)
+key("TEST.SKIP_BAD", False, FLAG,
+    "Leave out videos that cannot be decoded; if False, the test fails and names them.", may_differ=True)
+key("TEST.SHUFFLE_FRAMES", False, FLAG,
+    "Control experiment: put the frames of each test clip in random order.", may_differ=True)
 
-DEFAULTS = _C
+section("DATA", "Data")
+key("DATA.PATH_TO_DATA_DIR", "", TEXT,
+    "Folder of the lists: train.csv, val.csv and test.csv, or those of DATA.LABEL_PATH_TEMPLATE.", may_differ=True)
+key("DATA.PATH_PREFIX", "", TEXT,
+    "Folder before each path in a list; empty uses the paths unchanged.", may_differ=True)
+key("DATA.PATH_LABEL_SEPARATOR", " ", TEXT,
+    "Text between the columns of a list.")
+key("DATA.LABEL_PATH_TEMPLATE", "somesomev1_rgb_{}_split.txt", TEXT,
+    "List of a data set of frame folders; {} is the split. {}.json reads the lists of Something-Something.")
+key("DATA.IMAGE_TEMPLATE", "{:05d}.jpg", TEXT,
+    "File name of a frame; {} is its number.")
+key("DATA.DECODING_BACKEND", "pyav", one_of("pyav", "decord", "torchcodec"),
+    "Decoder of video files; all give the same frames, pyav is the fastest.", may_differ=True)
+key("DATA.CHECK_FILES", True, FLAG,
+    "Look for missing files of the whole list before the start.", may_differ=True)
+key("DATA.MAX_BAD_SHARE", 0.01, SHARE,
+    "Stop if more than this share of the videos, and more than one, cannot be decoded.", may_differ=True)
+key("DATA.NUM_FRAMES", 8, integer(1),
+    "Frames per clip.")
+key("DATA.SAMPLING_RATE", 8, integer(1),
+    "Dense sampling: frames of the video per frame of the clip.")
+key("DATA.USE_OFFSET_SAMPLING", False, FLAG,
+    "Dense sampling in a test: clips begin at whole frame numbers, and the last one ends with the video.",
+    may_differ=True)
+key("DATA.INPUT_CHANNEL_NUM", [3], several(integer(1), 1),
+    "Channels of the input; a list for the pathways of SlowFast, of which there is one.")
+key("DATA.MEAN", [0.45, 0.45, 0.45], several(number()),
+    "Mean of each channel on a scale from 0 to 1, in the order of the network's input.")
+key("DATA.STD", [0.225, 0.225, 0.225], several(POSITIVE),
+    "Standard deviation of each channel on the same scale.")
+key("DATA.REVERSE_INPUT_CHANNEL", False, FLAG,
+    "Reverse the channel order of the data set, which is RGB, but BGR for sth and hmdb, as released weights expect.")
+key("DATA.TRAIN_CROP_SIZE", 224, integer(1),
+    "Side of a training crop, pixels.")
+key("DATA.TRAIN_JITTER_SCALES", [256, 320], several(integer(1), 2),
+    "Smallest and largest short side before a training crop, pixels; unused if the relative ranges are given. The "
+    "first is also the short side of a test of kinetics by a UniFormer with one crop.")
+key("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], several(SHARE, 0, 2),
+    "Random resized crop: smallest and largest share of the area; [] turns it off.")
+key("DATA.TRAIN_JITTER_ASPECT_RELATIVE", [], several(POSITIVE, 0, 2),
+    "Random resized crop: smallest and largest width / height; [] turns it off.")
+key("DATA.RANDOM_FLIP", True, FLAG,
+    "Flip half of the training clips horizontally; False if left and right are different classes.")
+key("DATA.TEST_CROP_SIZE", 256, integer(1),
+    "Side of a validation or test crop, pixels.", may_differ=True)
+key("DATA.ENSEMBLE_METHOD", "sum", one_of("sum", "max"),
+    "How the scores of the views become the score of a video.", may_differ=True)
 
-# Types of the keys whose default does not show them.
-TYPES: dict[str, Any] = {
-    "DATA.TRAIN_JITTER_ASPECT_RELATIVE": list[float],
-    "DATA.TRAIN_JITTER_SCALES_RELATIVE": list[float],
-    "MODEL.OPTIONS": list[str],
-    "SOLVER.CLIP_GRADIENT": float | None,
-    "SOLVER.LRS": list[float],
-    "SOLVER.STEPS": list[float],
-    "TEST.ADD_SOFTMAX": bool | None,
-    "UNIFORMER.LAYER_SCALE": list[float],
-    "UNIFORMER.MLP_RATIO": float | list[float],
-    "UNIFORMER.PRUNE_RATIO": list[list[float]],
-    "UNIFORMER.QKV_SCALE": float | None,
-    "UNIFORMER.REPRESENTATION_SIZE": int | None,
-    "UNIFORMER.TRADE_OFF": list[list[float]],
-    "UNIFORMERV2.MLP_DROPOUT": float | list[float],
-}
+section("DATA_LOADER", "Loading")
+key("DATA_LOADER.NUM_WORKERS", 8, integer(0),
+    "Workers per process; 0 decodes in the process itself.", may_differ=True)
+key("DATA_LOADER.DECODE_TIMEOUT", 60.0, number(0),
+    "Seconds after which a video that is not decoded counts as broken; 0 sets no limit and uses no decoder process.",
+    may_differ=True)
+key("DATA_LOADER.PIN_MEMORY", True, FLAG,
+    "Copy batches to page-locked memory, for a faster transfer to a GPU.", may_differ=True)
 
-# Official keys (patterns) that are accepted and ignored, with what replaces them; the first fitting pattern counts.
-NOT_HERE = "no such network, task or tool in this package"
-OBSOLETE: dict[str, str] = {
-    "MODEL.ACT_CHECKPOINT": "use MODEL.USE_CHECKPOINT and MODEL.CHECKPOINT_NUM",
-    "MODEL.DROPOUT_RATE": "use UNIFORMER.DROPOUT_RATE, UNIFORMER.HEAD_DROPOUT_RATE or UNIFORMERV2.CLS_DROPOUT",
-    "MODEL.DROPCONNECT_RATE": "use UNIFORMER.DROP_DEPTH_RATE or UNIFORMERV2.DROP_PATH_RATE",
-    "MODEL.HEAD_ACT": "networks return logits; see TEST.ADD_SOFTMAX",
-    "MODEL.FC_INIT_STD": "each network has its own initial values",
-    "MODEL.*PATHWAY_ARCH": "every network here has one pathway",
-    "MODEL.DETACH_FINAL_FC": NOT_HERE,
-    "UNIFORMER.STAGE_TYPE": "stages 1 and 2 are local, 3 and 4 global",
-    "TRAIN.SAVE_LATEST": "use TRAIN.CHECKPOINT_PERIOD and TRAIN.KEEP_CHECKPOINTS",
-    "TRAIN.CHECKPOINT_TYPE": "only PyTorch checkpoints are read",
-    "TRAIN.CHECKPOINT_CLEAR_NAME_PATTERN": "known prefixes of weight names are removed by themselves",
-    "TRAIN.CHECKPOINT_EPOCH_RESET": "TRAIN.CHECKPOINT_FILE_PATH gives weights only; see TRAIN.AUTO_RESUME",
-    "TRAIN.CHECKPOINT_INFLATE": "2D kernels are recognized and inflated by themselves",
-    "TRAIN.CHECKPOINT_IN_INIT": "use TRAIN.CHECKPOINT_FILE_PATH",
-    "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": "use TRAIN.NONFINITE and TRAIN.MAX_NONFINITE",
-    "TEST.SAVE_RESULTS_PATH": "results are always written to OUTPUT_DIR/test",
-    "TEST.CHECKPOINT_TYPE": "only PyTorch checkpoints are read",
-    "TEST.NUM_TEMPORAL_CLIPS": "run one test per TEST.NUM_ENSEMBLE_VIEWS",
-    "SOLVER.SPECIAL_*": "use SOLVER.BACKBONE_LR_RATIO",
-    "SOLVER.CLIP_GRAD_L2NORM": "use SOLVER.CLIP_GRADIENT",
-    "SOLVER.CLIP_GRAD_VAL": "use SOLVER.CLIP_GRADIENT",
-    "SOLVER.BETAS": "adamw always runs with 0.9 and 0.999",
-    "SOLVER.GAMMA": "steps are given by SOLVER.STEPS and SOLVER.LRS",
-    "SOLVER.STEP_SIZE": "steps are given by SOLVER.STEPS and SOLVER.LRS",
-    "SOLVER.WARMUP_FACTOR": "use SOLVER.WARMUP_START_LR",
-    "SOLVER.LAYER_DECAY": "no layer-wise learning rates; see SOLVER.BACKBONE_LR_RATIO",
-    "SOLVER.LARS_ON": "use SOLVER.OPTIMIZING_METHOD adamw or sgd",
-    "BN.NUM_SPLITS": "no split BatchNorm; BN.NORM_TYPE sync_batchnorm goes the other way",
-    "BN.NUM_SYNC_DEVICES": "BN.NORM_TYPE sync_batchnorm spans all processes",
-    "BN.GLOBAL_SYNC": "BN.NORM_TYPE sync_batchnorm spans all processes",
-    "AUG.COLOR_JITTER": "official video recipes never applied it; see AUG.AA_TYPE",
-    "AUG.RE_SPLIT": "never had an effect",
-    "AUG.*MASK*": NOT_HERE,
-    "DATA.MC": "reading through Petrel storage; use DATA.PATH_PREFIX",
-    "DATA.TARGET_FPS": "decord reads frames as they are; see DATA.SAMPLING_RATE",
-    "DATA.TRAIN_JITTER_FPS": "decord reads frames as they are; see DATA.SAMPLING_RATE",
-    "DATA.INV_UNIFORM_SAMPLE": "use DATA.TRAIN_JITTER_SCALES_RELATIVE",
-    "DATA.TRAIN_PCA_*": "use AUG.AA_TYPE",
-    "DATA.MULTI_LABEL": "lists hold one class per video",
-    "DATA.PATH_TO_PRELOAD_IMDB": NOT_HERE,
-    "DATA.*COLOR*": "use AUG.AA_TYPE",
-    "DATA.SSL_*": NOT_HERE,
-    "DATA.TIME_DIFF_PROB": NOT_HERE,
-    "DATA.TRAIN_CROP_NUM_*": NOT_HERE,
-    "DATA.TRAIN_JITTER_MOTION_SHIFT": NOT_HERE,
-    "DATA.IN_VAL_CROP_RATIO": NOT_HERE,
-    "DATA.IN22*": NOT_HERE,
-    "DATA.LOADER_CHUNK_*": NOT_HERE,
-    "DATA.SKIP_ROWS": NOT_HERE,
-    "DATA.DUMMY_LOAD": NOT_HERE,
-    "DATA_LOADER.ENABLE_MULTI_THREAD_DECODE": "use DATA_LOADER.NUM_WORKERS",
-    "TENSORBOARD.*": "curves are all that is written",
-    "LOG_MODEL_INFO*": "parameters and memory are always logged",
-    "AVA.*": NOT_HERE,
-    "BENCHMARK.*": NOT_HERE,
-    "CONTRASTIVE.*": NOT_HERE,
-    "DEMO.*": NOT_HERE,
-    "DETECTION.*": NOT_HERE,
-    "EGO4D.*": NOT_HERE,
-    "MASK.*": NOT_HERE,
-    "MULTIGRID.*": NOT_HERE,
-    "MVIT.*": NOT_HERE,
-    "NONLOCAL.*": NOT_HERE,
-    "RESNET.*": NOT_HERE,
-    "SLOWFAST.*": NOT_HERE,
-    "TASK": NOT_HERE,
-    "TIMESFORMER.*": NOT_HERE,
-    "VIS_MASK.*": NOT_HERE,
-    "VIT.*": NOT_HERE,
-    "X3D.*": NOT_HERE,
-}
+section("AUG", "Augmentation of training clips")
+key("AUG.ENABLE", False, FLAG,
+    "Apply RandAugment, random erasing and repeated augmentation besides crop and flip.")
+key("AUG.NUM_SAMPLE", 1, integer(1),
+    "Augmented clips per training video; the batch of the network is larger by this factor.")
+key("AUG.AA_TYPE", "rand-m9-mstd0.5-inc1", TEXT,
+    "RandAugment as rand-mM-nN-mstdS-incI: magnitude M (0 to 10), N operations (2), noise S of the magnitude (0), "
+    "stronger variants (I is 0 or 1); empty turns it off.")
+key("AUG.INTERPOLATION", "bicubic", one_of("bilinear", "bicubic"),
+    "Interpolation of RandAugment.")
+key("AUG.RE_PROB", 0.25, SHARE,
+    "Probability of random erasing.")
+key("AUG.RE_MODE", "pixel", one_of("pixel", "rand", "const"),
+    "Content of an erased box: noise, one random colour, or the mean colour.")
+key("AUG.RE_COUNT", 1, integer(1),
+    "Erased boxes per clip.")
 
-# Misspelt values of official files, read as what they mean.
-MISSPELT: dict[str, dict[str, str]] = {
-    "TRAIN.DATASET": {"ant": "anet"},
-    "TEST.DATASET": {"ant": "anet"},
-    "DATA.DECODING_BACKEND": {"torchvision": "pyav"},
-}
+section("MIXUP", "Mixup and CutMix")
+key("MIXUP.ENABLE", False, FLAG,
+    "Mix the clips of a batch; it needs MODEL.LOSS_FUNC soft_cross_entropy.")
+key("MIXUP.ALPHA", 0.8, number(0),
+    "Parameter of the beta distribution of the mixup weight; 0 turns mixup off.")
+key("MIXUP.CUTMIX_ALPHA", 1.0, number(0),
+    "Parameter of the beta distribution of the CutMix area; 0 turns CutMix off.")
+key("MIXUP.PROB", 1.0, SHARE,
+    "Probability that a batch is mixed.")
+key("MIXUP.SWITCH_PROB", 0.5, SHARE,
+    "Probability of CutMix in a mixed batch if both are on.")
+key("MIXUP.LABEL_SMOOTH_VALUE", 0.1, SHARE,
+    "Label smoothing: share of the target that is spread over all classes.")
 
-# Keys (patterns) that may differ between runs that share an OUTPUT_DIR: none of them changes the recipe.
-MAY_DIFFER: tuple[str, ...] = (
-    *("NUM_GPUS", "NUM_PROCESSES", "SHARD_ID", "DIST_*", "OUTPUT_DIR", "LOG_PERIOD", "TEST.*", "TENSORBOARD.*"),
-    *("TRAIN.ENABLE", "TRAIN.MAX_STEPS", "TRAIN.AUTO_RESUME", "TRAIN.EVAL_PERIOD", "TRAIN.CHECKPOINT_PERIOD"),
-    *(
-        "TRAIN.CHECKPOINT_MINUTES",
-        "TRAIN.KEEP_*",
-        "TRAIN.ON_SAVE_ERROR",
-        "TRAIN.*NONFINITE",
-        "TRAIN.MIXED_PRECISION",
-        "TRAIN.AMP_DTYPE",
-        "DATA.MAX_BAD_SHARE",
-        "DATA.DECODING_BACKEND",
-        "MODEL.USE_CHECKPOINT",
-        "MODEL.CHECKPOINT_NUM",
-        "DATA_LOADER.*",
-        "DATA.CHECK_FILES",
-    ),
-    *("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "DATA.TEST_CROP_SIZE", "DATA.USE_OFFSET_SAMPLING"),
-    "DATA.ENSEMBLE_METHOD",
-)
+section("SOLVER", "Optimization")
+key("SOLVER.OPTIMIZING_METHOD", "sgd", one_of("sgd", "adam", "adamw", "timm/*"),
+    "Optimizer; timm/NAME is one of timm, for example timm/lamb.")
+key("SOLVER.BASE_LR", 0.1, number(0),
+    "Learning rate after the warm-up.")
+key("SOLVER.BASE_LR_SCALE_NUM_SHARDS", False, FLAG,
+    "Multiply BASE_LR, COSINE_END_LR and WARMUP_START_LR by NUM_SHARDS.")
+key("SOLVER.BACKBONE_LR_RATIO", 1.0, number(0),
+    "Factor of the learning rate for all weights but those of the classifier.")
+key("SOLVER.LR_POLICY", "cosine", one_of("cosine", "steps_with_relative_lrs"),
+    "Learning rate over time.")
+key("SOLVER.COSINE_END_LR", 0.0, number(0),
+    "Learning rate at the end of the cosine.")
+key("SOLVER.COSINE_AFTER_WARMUP", False, FLAG,
+    "Begin the cosine at the end of the warm-up; if False, at epoch 0.")
+key("SOLVER.STEPS", [], NUMBERS,
+    "steps_with_relative_lrs: epochs at which the learning rate changes; the first is 0.")
+key("SOLVER.LRS", [], NUMBERS,
+    "steps_with_relative_lrs: factor of BASE_LR from each of these epochs on.")
+key("SOLVER.MAX_EPOCH", 300, integer(1),
+    "Length of the training, epochs.")
+key("SOLVER.WARMUP_EPOCHS", 0.0, number(0),
+    "Length of the linear warm-up, epochs.")
+key("SOLVER.WARMUP_START_LR", 0.01, number(0),
+    "Learning rate at the start of the warm-up.")
+key("SOLVER.ACCUMULATION_STEPS", 1, integer(1),
+    "Micro-batches of TRAIN.BATCH_SIZE whose gradients are averaged for one optimizer step.")
+key("SOLVER.CLIP_GRADIENT", 20.0, number(0) | NONE,
+    "Largest L2 norm of the gradient, which is scaled down to it; 0 or None turns it off.")
+key("SOLVER.WEIGHT_DECAY", 1e-4, number(0),
+    "Weight decay (L2; decoupled for adamw).")
+key("SOLVER.ZERO_WD_1D_PARAM", False, FLAG,
+    "Apply no weight decay to one-dimensional parameters (biases, normalization).")
+key("SOLVER.MOMENTUM", 0.9, number(),
+    "sgd: momentum.")
+key("SOLVER.DAMPENING", 0.0, number(),
+    "sgd: dampening of the momentum.")
+key("SOLVER.NESTEROV", True, FLAG,
+    "sgd: Nesterov momentum.")
+
+section("BN", "Batch normalization")
+key("BN.NORM_TYPE", "batchnorm", one_of("batchnorm", "sync_batchnorm"),
+    "sync_batchnorm computes the statistics over all processes.")
+key("BN.WEIGHT_DECAY", 0.0, number(0),
+    "Weight decay of the parameters of BatchNorm.")
+key("BN.USE_PRECISE_STATS", False, FLAG,
+    "Recompute the statistics on training data after each epoch.")
+key("BN.NUM_BATCHES_PRECISE", 200, integer(1),
+    "Batches for BN.USE_PRECISE_STATS.")
+
+section("EMA", "Moving average of the weights")
+key("EMA.ENABLE", False, FLAG,
+    "Keep an exponential moving average of the weights, which is validated, tested and saved besides them.")
+key("EMA.DECAY", 0.9999, RATE,
+    "Share of the old average that is kept at each step.")
+
+section("MODEL", "Network")
+key("MODEL.MODEL_NAME", "Uniformer", TEXT,
+    "Network: Uniformer, Uniformer_image, Uniformer_light, Uniformer_light_image, Uniformer_light_fp32, "
+    "Uniformer_light_ls_fp32 or Uniformerv2; see MODELS in slowfast/models/build.py.")
+key("MODEL.ARCH", "uniformer", one_of("uniformer", "uniformerv2"),
+    "Family of the network. It follows from MODEL.MODEL_NAME; another value is ignored with a warning.")
+key("MODEL.OPTIONS", [], several(TEXT),
+    "Keyword arguments of a network without a section of its own, each NAME=VALUE, for example [width=64, pool=max].")
+key("MODEL.NUM_CLASSES", 400, integer(1),
+    "Classes.")
+key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),
+    "Loss. soft_cross_entropy smooths the labels by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup; bce and "
+    "bce_logit use one sigmoid per class.")
+key("MODEL.USE_CHECKPOINT", False, FLAG,
+    "Recompute activations in the backward pass, which needs less memory, in the blocks of MODEL.CHECKPOINT_NUM.",
+    may_differ=True)
+key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),
+    "Blocks to recompute: one number per stage (UniFormer), or one for the image ViT (UniFormerV2).", may_differ=True)
+key("MODEL.RESET_HEAD", False, FLAG,
+    "Start with a new classifier in place of the loaded one.")
+key("MODEL.HEAD_ROWS", "", TEXT,
+    "Rows of a trained classifier to keep. names: by the class names in the checkpoint; in training, other classes get "
+    "new rows. Otherwise a file with the class names of the checkpoint, one per line, or with one row number per "
+    "class.")
+key("MODEL.CLASS_ORDER", "auto", TEXT,
+    "Order of the rows of a loaded classifier, which are brought into the order of the list's class names: auto (known "
+    "for released weights, else by network, number of classes and data set), sorted (by class name), released (that "
+    "of the authors), or a file with the class name of each row.")
+key("MODEL.FROZEN_BN", False, FLAG,
+    "Keep the running statistics of BatchNorm in training.")
+
+section("UNIFORMER", "UniFormer")
+key("UNIFORMER.DEPTH", [3, 4, 8, 3], several(integer(1), 4),
+    "Blocks of each stage.")
+key("UNIFORMER.EMBED_DIM", [64, 128, 320, 512], several(integer(1), 4),
+    "Channels of each stage.")
+key("UNIFORMER.HEAD_DIM", 64, integer(1),
+    "Channels of an attention head (stages 3 and 4).")
+key("UNIFORMER.MLP_RATIO", 4.0, POSITIVE | several(POSITIVE, 4),
+    "Hidden over input channels of the feed-forward layers; one number, or one per stage.")
+key("UNIFORMER.QKV_BIAS", True, FLAG,
+    "Add a bias to the projections to queries, keys and values.")
+key("UNIFORMER.QKV_SCALE", None, number() | NONE,
+    "Factor of the attention logits; None for HEAD_DIM ** -0.5.")
+key("UNIFORMER.REPRESENTATION_SIZE", None, integer() | NONE,
+    "Width of a layer before the classifier; no released model has one, so it must be None.")
+key("UNIFORMER.SPLIT", False, FLAG,
+    "Attend over time, then over space, in stages 3 and 4.")
+key("UNIFORMER.STD", False, FLAG,
+    "Let the patch embeddings of stages 2 to 4 overlap in time.")
+key("UNIFORMER.OVERLAPPED_STEM", False, FLAG,
+    "Use overlapping convolutions with BatchNorm as patch embeddings (the image models plus).")
+key("UNIFORMER.LAYER_SCALE", [], several(number(0), 0, 4),
+    "Initial value of layer scale in each stage, 0 for none; [] for none at all.")
+key("UNIFORMER.AUX_HEAD", False, FLAG,
+    "Add a classifier of each position, whose maximum counts half (image models of token labelling).")
+key("UNIFORMER.DROPOUT_RATE", 0.0, SHARE,
+    "Dropout rate of projections and feed-forward layers.")
+key("UNIFORMER.ATTENTION_DROPOUT_RATE", 0.0, SHARE,
+    "Dropout rate of attention weights.")
+key("UNIFORMER.DROP_DEPTH_RATE", 0.1, RATE,
+    "Drop-path rate of the last block; it grows linearly from 0 at the first block.")
+key("UNIFORMER.HEAD_DROPOUT_RATE", 0.0, SHARE,
+    "Dropout rate before the classifier.")
+key("UNIFORMER.PRETRAIN_NAME", "", TEXT,
+    "Weights to start from: NAME for pretrained/NAME.pth, or a path; empty for none. A classifier with another number "
+    "of classes is left out.")
+key("UNIFORMER.PRUNE_RATIO", [[], [], [1.0, *[0.5] * 7], [0.5] * 3], several(NUMBERS, 4),
+    "Light networks: share of tokens that each block of each stage keeps; [] for a stage without pruning.")
+key("UNIFORMER.TRADE_OFF", [[], [], [1.0, *[0.5] * 7], [0.5] * 3], several(NUMBERS, 4),
+    "Light networks: weight of a block's own token scores in the running average, with the same layout.")
+key("UNIFORMER.INIT_VALUE", 0.1, POSITIVE,
+    "Light networks with layer scale: its initial value.")
+
+section("UNIFORMERV2", "UniFormerV2")
+key("UNIFORMERV2.BACKBONE", "uniformerv2_b16", TEXT,
+    "Image ViT: uniformerv2_b16, uniformerv2_l14, uniformerv2_l14_336 (those of CLIP), timm/NAME (a plain ViT of timm, "
+    "for example timm/vit_base_patch16_224.dino, started from UNIFORMERV2.PRETRAIN) or custom (UNIFORMERV2.TOWER).")
+key("UNIFORMERV2.TOWER", [768, 12, 12, 16, 224], several(integer(1), 5),
+    "Width, layers, heads, patch size and resolution (pixels) of a custom image ViT.")
+key("UNIFORMERV2.N_LAYERS", 4, integer(1),
+    "Global blocks.")
+key("UNIFORMERV2.N_DIM", 768, integer(1),
+    "Channels of the global blocks: those of the image ViT.")
+key("UNIFORMERV2.N_HEAD", 12, integer(1),
+    "Attention heads of the global blocks.")
+key("UNIFORMERV2.MLP_FACTOR", 4.0, POSITIVE,
+    "Hidden over input channels of the feed-forward layers of the global blocks.")
+key("UNIFORMERV2.BACKBONE_DROP_PATH_RATE", 0.0, RATE,
+    "Drop-path rate of the last block of the image ViT; it grows linearly from 0 at the first block.")
+key("UNIFORMERV2.DROP_PATH_RATE", 0.0, RATE,
+    "Drop-path rate of the last global block; it grows linearly from 0 at the first block.")
+key("UNIFORMERV2.MLP_DROPOUT", [0.5, 0.5, 0.5, 0.5], SHARE | several(SHARE),
+    "Dropout rate in the feed-forward layers of the global blocks; one number, or one per block.")
+key("UNIFORMERV2.CLS_DROPOUT", 0.5, SHARE,
+    "Dropout rate before the classifier.")
+key("UNIFORMERV2.RETURN_LIST", [8, 9, 10, 11], several(integer(0)),
+    "Blocks of the image ViT, from 0, whose output goes to a global block.")
+key("UNIFORMERV2.TEMPORAL_DOWNSAMPLE", True, FLAG,
+    "Halve the number of frames in the stem.")
+key("UNIFORMERV2.DW_REDUCTION", 1.5, POSITIVE,
+    "Input over inner channels of the local blocks.")
+key("UNIFORMERV2.NO_LMHRA", False, FLAG,
+    "Leave out the local blocks.")
+key("UNIFORMERV2.DOUBLE_LMHRA", True, FLAG,
+    "Add local blocks before both the attention and the feed-forward layer; if False, only before the attention.")
+key("UNIFORMERV2.PRETRAIN", "", TEXT,
+    "Weights to start from, a name or a path; empty for those of CLIP, and for none if BACKBONE is timm/NAME or "
+    "custom.")
+key("UNIFORMERV2.DELETE_SPECIAL_HEAD", False, FLAG,
+    "Leave out the classifier of these weights if its number of classes differs; if False, the rows of Kinetics-400, "
+    "600 or 700 are selected from Kinetics-710, and other classes require MODEL.HEAD_ROWS.")
+key("UNIFORMERV2.FROZEN", False, FLAG,
+    "Train only the global blocks and the classifier.")
+
+section("TENSORBOARD", "TensorBoard")
+key("TENSORBOARD.ENABLE", False, FLAG,
+    "Write curves of training and validation for TensorBoard.", may_differ=True)
+key("TENSORBOARD.LOG_DIR", "", TEXT,
+    "Folder of its files, relative to OUTPUT_DIR; empty for tensorboard.", may_differ=True)
+# fmt: on
+
+DEFAULT_VALUES = {name: row.default for name, row in KEYS.items()}
+MAY_DIFFER = tuple(name for name, row in KEYS.items() if row.may_differ)
+
+
+def default_tree() -> dict[str, Any]:
+    """Return a copy of the defaults, with the keys of a section in a dictionary below its name."""
+    tree: dict[str, Any] = {}
+    for name, default in DEFAULT_VALUES.items():
+        parent, _, leaf = name.rpartition(".")
+        (tree.setdefault(parent, {}) if parent else tree)[leaf] = copy.deepcopy(default)
+    return tree
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return full key -> value of all values below a node."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat.update(leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return flat

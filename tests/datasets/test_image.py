@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.transforms.functional import InterpolationMode
 
 from slowfast.config import get_cfg
-from slowfast.config.rules import faults_of
+from slowfast.config.rules import broken_rules
 from slowfast.datasets.build import build_dataset, build_loader
 from slowfast.datasets.image import ImageDataset, ImageTransform, centre_view, load_image_folder, read_image
 from slowfast.datasets.lists import ListError, VideoList
@@ -292,18 +292,16 @@ def test_batches_hold_the_copies_of_their_images(make_cfg):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "fault"),
+    "overrides",
     [
-        (("TEST.NUM_ENSEMBLE_VIEWS", 4), "an image has one view"),
-        (("TEST.NUM_SPATIAL_CROPS", 3), "an image has one view"),
-        (("TEST.SHUFFLE_FRAMES", True), "an image has one view"),
-        (("TEST.DATASET", "kinetics"), "need a data set of images"),
-        (("TRAIN.DATASET", "kinetics"), "need a data set of images"),
-        (("MODEL.MODEL_NAME", "Uniformer"), "need a data set of images"),
-        (("UNIFORMER.LAYER_SCALE", [0.1]), "0 or 4 entries"),
+        ("TEST.NUM_ENSEMBLE_VIEWS", 4),
+        ("TEST.NUM_SPATIAL_CROPS", 3),
+        ("TEST.SHUFFLE_FRAMES", True),
+        ("TEST.DATASET", "kinetics"),
+        ("TRAIN.DATASET", "kinetics"),
+        ("MODEL.MODEL_NAME", "Uniformer"),
     ],
 )
-def test_settings_that_images_do_not_have_are_refused(make_cfg, overrides, fault):
-    defaults = ("UNIFORMER.LAYER_SCALE", [0.0, 0.0, 1e-6, 1e-6])
-    assert not list(faults_of(make_cfg("NUM_GPUS", 0, "SOLVER.BASE_LR", 0.1, *defaults)))
-    assert any(fault in message for _, message in faults_of(make_cfg("NUM_GPUS", 0, *overrides)))
+def test_settings_that_images_do_not_have_are_refused(make_cfg, overrides):
+    assert not list(broken_rules(make_cfg("NUM_GPUS", 0, "SOLVER.BASE_LR", 0.1)))
+    assert any(overrides[0] in keys for keys, _ in broken_rules(make_cfg("NUM_GPUS", 0, *overrides)))

@@ -13,7 +13,7 @@ from torch import nn
 
 from slowfast import create_model
 from slowfast.config import get_cfg
-from slowfast.config.rules import _whole_patches
+from slowfast.config.rules import patch_size
 from slowfast.models import build_model
 from slowfast.models.build import initialize
 from slowfast.models.timm_tower import VisionTower, timm_tower, tower_of
@@ -80,8 +80,7 @@ def test_it_fits(name):
     """The facts are those of timm, and every tensor of timm's has its place."""
     tower = timm_tower(name)
     assert tower == FIT[name]
-    fits = [size for size in range(1, 33) if _whole_patches(size, "uniformerv2", f"timm/{name}", [])]
-    assert fits == list(range(tower.patch, 33, tower.patch))  # the rule of the configuration reads the name
+    assert patch_size(f"timm/{name}", []) == tower.patch  # the rule of the configuration reads the name
     with torch.device("meta"):
         theirs = timm.create_model(name)
         ours = UniFormerV2(backbone=f"timm/{name}", return_list=(0,), n_head=tower.heads, no_lmhra=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from slowfast.config import get_cfg
-from slowfast.config.rules import _whole_patches
+from slowfast.config.rules import patch_size
 from slowfast.models import build_model
 from slowfast.models.uniformerv2 import TOWERS, LocalUniBlock, UniFormerV2, VisionTower, resize_position_embedding
 from slowfast.optim.losses import soft_cross_entropy
@@ -111,9 +111,7 @@ def test_every_tower_is_built_with_the_default_crop_sizes():
     """A network takes any size of whole patches; the sizes of a run are checked with its configuration."""
     with torch.device("meta"):
         for name, tower in TOWERS.items():
-            assert _whole_patches(tower.patch, "uniformerv2", name, []) and not _whole_patches(
-                24, "uniformerv2", name, []
-            )
+            assert patch_size(name, []) == tower.patch
             values = {"MODEL.MODEL_NAME": "Uniformerv2", "MODEL.ARCH": "uniformerv2", "UNIFORMERV2.BACKBONE": name}
             values |= {"UNIFORMERV2.N_DIM": tower.width, "UNIFORMERV2.N_HEAD": tower.heads}
             model = configured(values).eval()

@@ -12,7 +12,7 @@ import torch
 
 import slowfast
 from slowfast import create_model, list_models
-from slowfast.config.rules import DEFAULT_VALUES
+from slowfast.config.keys import DEFAULT_VALUES
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.zoo import NO_OPTIONS, VARIANTS, _check_options
 from slowfast.weights import fetch

@@ -25,7 +25,7 @@ import yaml
 from make_demo_data import CLASS_NAMES, write_video
 
 from slowfast.config import load_config
-from slowfast.config.rules import DEFAULT_VALUES, convert, leaves, type_of
+from slowfast.config.keys import DEFAULT_VALUES, KEYS, leaves
 from slowfast.models.build import build_model
 from slowfast.optim.build import build_optimizer
 from slowfast.run.checkpoint import list_checkpoints
@@ -177,7 +177,7 @@ def expected(name: str, script: str) -> dict[str, Any]:
     values = {key: value for key, value in effective(name, script).items() if key in DEFAULT_VALUES}
     for key in ("TRAIN.DATASET", "TEST.DATASET"):
         values[key] = "anet" if values[key] == "ant" else values[key]
-    return {key: convert(value, type_of(key)) for key, value in values.items()}
+    return {key: KEYS[key].kind.read(value) for key, value in values.items()}
 
 
 # Verbatim parts of some scripts: the arguments between the tool's options and OUTPUT_DIR.

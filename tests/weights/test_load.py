@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from slowfast import create_model
 from slowfast.config import get_cfg
+from slowfast.config.keys import leaves
 from slowfast.config.load import ConfigNode
-from slowfast.config.rules import leaves
 from slowfast.models import UniFormer, build_model
 from slowfast.models.build import initialize
 from slowfast.weights.load import extract_state_dict, load_weights

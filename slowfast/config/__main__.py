@@ -1,0 +1,45 @@
+"""Print docs/CONFIG.md, the reference page of all keys: python -m slowfast.config > docs/CONFIG.md."""
+
+from __future__ import annotations
+
+from slowfast.config.keys import KEYS, NAME, SECTIONS, Key
+
+HEAD = """\
+# All configuration keys
+
+Set a key in a YAML file, as `KEY: VALUE` below its section, or on the command line, as `SECTION.KEY VALUE`:
+
+```shell
+python tools/run_net.py --cfg exp/demo/config.yaml SOLVER.MAX_EPOCH 2 OUTPUT_DIR output/short
+python tools/run_net.py --cfg exp/demo/config.yaml --show     # all values, and where each comes from
+```
+
+- `_BASE_: FILE` or a list of files, relative to the YAML file, is read first. The order is: defaults, bases, experiment
+  file, command line; the later wins.
+- `${NAME}` in a value is replaced by that variable of the environment, for example `${DATA_ROOT}/k400`.
+- A resumed run may have another value of the keys with a mark in the column *resume*. The others belong to the recipe.
+- Keys of SlowFast that are not listed are accepted and ignored, with a warning that names the replacement.
+
+This page is made by `python -m slowfast.config > docs/CONFIG.md`.
+"""
+
+
+def row(key: Key) -> str:
+    """Return the row of a key; the keys in its text become code."""
+    meaning = NAME.sub(lambda match: f"`{match[0]}`" if match[0] in KEYS else match[0], key.help)
+    default = str(key.default).replace("|", "\\|") if key.default != "" else '""'
+    values = key.kind.words.partition(" (")[0].replace("<", "&lt;").replace(">", "&gt;").replace("*", "\\*")
+    return f"| `{key.name}` | `{default}` | {values} | {'x' * key.may_differ} | {meaning} |"
+
+
+def page() -> str:
+    """Return the page."""
+    text = HEAD
+    for section, title in SECTIONS.items():
+        text += f"\n## {title}\n\n| key | default | value | resume | meaning |\n|---|---|---|---|---|\n"
+        text += "".join(f"{row(key)}\n" for key in KEYS.values() if key.name.rpartition(".")[0] == section)
+    return text
+
+
+if __name__ == "__main__":
+    print(page(), end="")
