@@ -1,4 +1,4 @@
-"""Open video files with PyAV: select the video stream, and report why a file has none."""
+"""Open video files with PyAV, select the video stream, and report why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from av.stream import Disposition
 # Before version 19, PyAV by default refuses a file with titles that are not UTF-8.
 TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 HELD_FRAMES = 16  # maximum of reference frames in H.264 and HEVC
+NO_MEMORY = r"Errno 12\]|Cannot allocate|[Ii]nsufficient memory"
 
 
 class MediaError(ValueError):
@@ -60,7 +61,7 @@ def video_stream(path: str, container: Any) -> Any:
     if stream.codec_context is None:
         raise MediaError(
             path,
-            f"FFmpeg has no decoder for its codec, {codec_name(path, stream)}: convert it with a program that plays "
+            f"FFmpeg has no decoder for its codec, {_codec_name(path, stream)}: convert it with a program that plays "
             "it, or write the lists without it (prepare_data.py check --clean)",
         )
     stream.codec_context.thread_count = 1
@@ -68,9 +69,9 @@ def video_stream(path: str, container: Any) -> Any:
 
 
 def packets(container: Any, streams: Any) -> Iterator[Any]:
-    """Yield the packets of streams that hold something.
+    """Yield the packets of streams that are not empty.
 
-    An empty one repeats a picture, in Ogg for example. A decoder would take it for the end, and refuse what follows.
+    An empty one repeats a picture, in Ogg for example. A decoder takes it for the end, and refuses those that follow.
     """
     return (packet for packet in container.demux(streams) if packet.size)
 
@@ -93,7 +94,7 @@ def _first_with_packets(path: str, streams: list[Any]) -> Any:
     return next((stream for stream in streams if stream.index in found), streams[0])
 
 
-def codec_name(path: str, stream: Any) -> str:
+def _codec_name(path: str, stream: Any) -> str:
     """Return the codec of a stream as FFmpeg prints it, which also has a name for those that it cannot decode."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)  # the description is written to the log
@@ -112,19 +113,14 @@ def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> 
     Args:
         path: the file.
         error: what was raised.
-        picture: size and codec of its frames, as in "3840x2160 hevc".
+        picture: size and codec of its frames, for example "3840x2160 hevc".
         pixels: of a frame; some decoders report a damaged frame if memory runs out.
     """
     text = first_line(error)
-    scarce = isinstance(error, av.FFmpegError) and not _is_free(HELD_FRAMES * pixels * 3 // 2)
-    if (
-        scarce
-        or isinstance(error, MemoryError)
-        or re.search(r"Errno 12\]|Cannot allocate|[Ii]nsufficient memory", text)
-    ):
-        about = ", ".join(filter(None, (picture, size_of(path))))
-        return f"out of memory ({about})"
-    if isinstance(error, av.FFmpegError):
+    by_ffmpeg = isinstance(error, av.FFmpegError)
+    if isinstance(error, MemoryError) or re.search(NO_MEMORY, text) or (by_ffmpeg and not _is_free(pixels)):
+        return f"out of memory ({', '.join(filter(None, (picture, size_of(path))))})"
+    if by_ffmpeg:
         return f"damaged, not all of it can be decoded ({error.strerror})"
     about = f" of {picture}" if picture else ""
     return f"its frames{about} cannot be read ({type(error).__name__}: {text})"
@@ -138,9 +134,10 @@ def size_of(path: str) -> str:
         return "its size is unknown"
 
 
-def _is_free(size: int) -> bool:
+def _is_free(pixels: int) -> bool:
+    """Return whether there is memory for the frames that a decoder holds, at 12 bits per pixel."""
     try:
-        bytearray(size)
+        bytearray(HELD_FRAMES * pixels * 3 // 2)
     except MemoryError:
         return False
     return True

@@ -1,32 +1,28 @@
-"""The frames of a video, listed from its packets without decoding them, and how far that list can be trusted."""
+"""List the frames of a video from its packets, without decoding them, and find out how far the list can be trusted."""
 
 from __future__ import annotations
 
 import os
-import struct
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
-
-import av
 
 from slowfast.datasets.container import MediaError, packets
 
-# Where the version of an MP4 box is 0, its display matrix lies so many bytes after its start; 12 more where it is 1.
-MATRIX_PLACES = {b"tkhd": 48, b"mvhd": 44}
 # Containers that keep the times of presentation, and in which decord and torchcodec find frames by their number. In
-# transport streams, and in AVI without an index, they give other frames.
+# transport streams, and in AVI without an index, they return other frames.
 FAST_FORMATS = ("mp4", "matroska")
 # Codecs whose decoders order frames by fields of the pictures themselves, whatever the times of the packets.
 MODERN_CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
-# Codecs of which every packet that passes `_read_packets` is one frame. Others may repeat or leave out frames in ways
-# that only the decoder sees.
+# Codecs of which every packet that `_read_packets` accepts is one frame. Others may repeat or omit frames in ways that
+# only the decoder sees.
 COUNTED_CODECS = (*MODERN_CODECS, "mpeg4", "mpeg1video", "mpeg2video", "png", "ffv1")
 # First bytes of units of IDR and BLA pictures, at which decoding can start at once. Key frames of periodic intra
-# refresh are not such pictures: it takes many frames until the whole picture is drawn.
+# refresh are not such pictures: the picture is complete only many frames later.
 START_UNITS = {"h264": {0x25, 0x45, 0x65}, "hevc": {2 * kind for kind in range(16, 21)}}
-MAX_SKIPPED = 19  # an MPEG-4 packet of so few bytes may only repeat the picture; FFmpeg uses the same limit
+MAX_SKIPPED = 19  # an MPEG-4 packet of at most so many bytes may only repeat the picture; the limit is FFmpeg's
 PROGRESSIVE = (0, 1)  # AVFieldOrder; 0 is unknown
 
 
@@ -48,8 +44,8 @@ class FrameList:
         times: times of the frames in order of presentation, in units of the stream.
         keys: (number of the first frame that decoding from here shows, the time to seek to), in order.
         count: number of frames according to the packets; the length of `times` if these are known.
-        doubt: why the list does not lead to the frames, which must then be decoded from the beginning to the end and
-            counted; "" if it does, and the list is exact.
+        doubt: reason why the list does not lead to the frames, which must then be decoded from the beginning to the
+            end and counted; "" if the list is exact.
         settled: packets hold the times of presentation: a frame is identified by its time, even if later packets
             are never decoded.
         ordered: times are those of decoding, and frames are counted from a key frame on.
@@ -63,10 +59,6 @@ class FrameList:
     settled: bool = False
     ordered: bool = False
     plain: bool = False
-
-    @property
-    def exact(self) -> bool:
-        return not self.doubt
 
 
 def is_progressive(codec: Any) -> bool:
@@ -82,36 +74,27 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
         av.FFmpegError: the packets cannot be read to the end.
     """
     kind, codec = container.format.name, stream.codec_context
-    promised, mirrored = _check_boxes(path) if "mp4" in kind else (0, False)
     try:
         read, whole = _read_packets(path, container, stream)
-    except av.FFmpegError:
-        if promised:
-            raise _cut_off(path, promised) from None
-        raise
-    if promised and max((e.pos + e.size for e in stream.index_entries), default=promised) > os.path.getsize(path):
-        raise _cut_off(path, promised)
+    finally:
+        if "mp4" in kind:
+            _check_end(path, stream)
     first = next((at for at, packet in enumerate(read) if packet.key), 0)
     count = sum(packet.shown for packet in read[first:])
     decoded = [packet.time for packet in read if packet.shown]
     times = sorted(time for time in decoded if time is not None)
-    doubt = _doubt(codec, read, times, len(decoded))
-    if not whole:
-        doubt = "its packets are not its frames, as with packed B-frames"
-    if doubt:
-        return FrameList([], [], count, doubt)
-    # no times of presentation in the file, as in AVI: those of H.264 are then guessed from the order of decoding
-    if codec.has_b_frames and decoded == times:
-        return _list_in_order(codec, read, times)
-    keys = _seek_targets(read, times)
-    if not keys or keys[0][0]:
-        return FrameList([], [], count, "it does not begin with a key frame")
+    # Without times of presentation in the file, as in AVI, FFmpeg guesses those of H.264 from the order of decoding.
+    ordered = codec.has_b_frames and decoded == times
+    keys = _instant_keys(read) if ordered else _seek_targets(read, times)
+    doubt = _doubt(codec, read, whole, times, keys, ordered)
+    if doubt or ordered:
+        return FrameList(times, keys, count, doubt, ordered=ordered)
     # A four-letter code in Matroska marks a stream stored as in AVI, with times of decoding only.
     fast = any(name in kind for name in FAST_FORMATS) and not ("matroska" in kind and codec.codec_tag.strip("\0"))
     settled = fast and codec.codec.canonical_name in MODERN_CODECS and is_progressive(codec)
     # decord and torchcodec select among several streams by other rules. A seek to a key frame loses frames of the group
     # before that come after it.
-    plain = settled and len(container.streams.video) == 1 and not mirrored and len(read) == len(times) > 1
+    plain = settled and len(container.streams.video) == 1 and len(read) == len(times) > 1
     plain = plain and all(p.instant and p.time == times[at] for at, p in enumerate(read) if p.key)
     return FrameList(times, keys, count, settled=settled or codec.codec.intra_only, plain=plain)
 
@@ -137,39 +120,48 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
     return found, whole
 
 
-def _doubt(codec: Any, packets: list[Packet], times: list[int], shown: int) -> str:
-    """Return why times do not lead to frames, or ""."""
-    if len(times) < shown or not times:
-        return "it contains no times of its frames"
-    if not (codec.codec.intra_only or codec.codec.canonical_name in COUNTED_CODECS):
-        return f"frames of {codec.codec.canonical_name} cannot be counted without decoding them"
-    if len(set(times)) < len(times):
-        return "some of its frames have the same time"
-    return "" if packets[0].key else "it does not begin with a key frame"
+def _check_end(path: str, stream: Any) -> None:
+    """Raise MediaError if the index of an MP4 file names frames beyond its end."""
+    size, end = os.path.getsize(path), max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if end > size:
+        raise MediaError(path, f"damaged, cut off after {size} of {end} bytes; download it again") from None
 
 
-def _list_in_order(codec: Any, packets: list[Packet], times: list[int]) -> FrameList:
-    """List frames in order of decoding: an IDR picture of H.264 separates pictures, so its place is its number."""
-    keys = [(at, packet.start) for at, packet in enumerate(packets) if packet.instant and packet.start is not None]
-    usable = codec.codec.canonical_name == "h264" and is_progressive(codec) and len(packets) == len(times)
-    if usable and keys[:1] == [(0, packets[0].start)]:
-        return FrameList(times, keys, len(times), ordered=True)
-    return FrameList([], [], len(times), "it contains no times of presentation")
+def _doubt(
+    codec: Any, read: list[Packet], whole: bool, times: list[int], keys: list[tuple[int, int]], ordered: bool
+) -> str:
+    """Return the reason why times and key frames do not lead to the frames, or ""."""
+    name = codec.codec.canonical_name
+    shown = sum(packet.shown for packet in read)
+    # An IDR picture of H.264 separates pictures, so its place in the order of decoding is its number.
+    countable = name == "h264" and is_progressive(codec) and len(read) == len(times)
+    doubts = {
+        "its packets are not its frames, as with packed B-frames": not whole,
+        "it contains no times of its frames": len(times) < shown or not times,
+        f"frames of {name} cannot be counted without decoding them": not codec.codec.intra_only
+        and name not in COUNTED_CODECS,
+        "some of its frames have the same time": len(set(times)) < len(times),
+        "it contains no times of presentation": ordered and not countable,
+        "it does not begin with a key frame": not (read and read[0].key and keys and keys[0][0] == 0),
+    }
+    return next((reason for reason, found in doubts.items() if found), "")
 
 
-def _seek_targets(packets: list[Packet], times: list[int]) -> list[tuple[int, int]]:
+def _instant_keys(read: list[Packet]) -> list[tuple[int, int]]:
+    return [(at, packet.start) for at, packet in enumerate(read) if packet.instant and packet.start is not None]
+
+
+def _seek_targets(read: list[Packet], times: list[int]) -> list[tuple[int, int]]:
     """Return key frames, hidden ones too, except those after which no frame is shown up to the next one."""
+    places = [at for at, packet in enumerate(read) if packet.key]
     targets: list[tuple[int, int]] = []
-    earliest: int | None = None  # of what is shown up to the next key frame
-    for packet in reversed(packets):
-        if packet.shown and packet.time is not None:
-            earliest = packet.time if earliest is None else min(earliest, packet.time)
-        if packet.key:
-            time = packet.time if packet.shown else earliest
-            if time is not None and packet.start is not None:
-                targets.append((bisect_left(times, time), packet.start))
-            earliest = None
-    return sorted(reversed(targets), key=lambda target: target[0])
+    for at, end in pairwise([*places, len(read)]):
+        key = read[at]
+        group = [packet.time for packet in read[at:end] if packet.shown and packet.time is not None]
+        time = key.time if key.shown else min(group, default=None)
+        if time is not None and key.start is not None:
+            targets.append((bisect_left(times, time), key.start))
+    return sorted(targets, key=lambda target: target[0])
 
 
 def unit_reader(codec: Any) -> Callable[[Any], list[int]]:
@@ -188,38 +180,3 @@ def unit_reader(codec: Any) -> Callable[[Any], list[int]]:
         return found
 
     return read
-
-
-def _cut_off(path: str, promised: int) -> MediaError:
-    return MediaError(path, f"damaged, cut off after {os.path.getsize(path)} of {promised} bytes; download it again")
-
-
-def _check_boxes(path: str) -> tuple[int, bool]:
-    """Check whether the end of an MP4 file is there; its header contains the length of each part.
-
-    Returns:
-        The size that the file must have if pictures or later parts are missing, else 0; whether a display matrix
-        mirrors the picture.
-
-    Raises:
-        MediaError: the end of an index is not there.
-    """
-    size, start, mirrored = os.path.getsize(path), 0, False
-    with open(path, "rb") as file:
-        while start + 8 <= size:
-            file.seek(start)
-            length, kind, long_length = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-            head, length = (16, long_length) if length == 1 else (8, length)
-            if length < head:  # 0 means up to the end of the file; other values are not a box
-                break
-            if start + length > size and kind == b"mdat":
-                return start + length, mirrored
-            if start + length > size and kind in (b"moov", b"moof"):
-                raise _cut_off(path, start + length)
-            if kind in MATRIX_PLACES:
-                file.seek(start + 8)
-                file.seek(start + MATRIX_PLACES[kind] + (12 if file.read(1) == b"\1" else 0))
-                a, b, c, d = struct.unpack(">ii4xii", file.read(20).ljust(20, b"\0"))
-                mirrored |= a * d < b * c
-            start += head if kind in (b"moov", b"trak") else length
-    return 0, mirrored

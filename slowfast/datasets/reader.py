@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from slowfast.datasets.backends import read_video
 from slowfast.datasets.container import MediaError, why_not
+from slowfast.datasets.decode import read_video
 
 __all__ = ["MediaError", "read_frames"]
 
@@ -25,7 +25,7 @@ def read_frames(
 ) -> np.ndarray:
     """Decode the frames that `choose` names, each of them once, in this process.
 
-    What a file is does not depend on the backend (`slowfast.datasets.backends` has the policy):
+    What a file is does not depend on the backend (`slowfast.datasets.decode` has the policy):
 
     * Frames are counted as they are shown, whatever the header says, and in the order of presentation: times, a late
       start or a variable rate do not matter. Frames that an edit list hides do not exist.

@@ -20,8 +20,8 @@ import av
 from av.filter import Graph
 from tqdm import tqdm
 
-from slowfast.datasets.backends import orientation
 from slowfast.datasets.container import MediaError, every_frame, open_container, video_stream
+from slowfast.datasets.decode import orientation
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
 from slowfast.utils.io import write_text

@@ -19,7 +19,7 @@ import torch
 from av.stream import Disposition
 from torch.utils.data import DataLoader
 
-from slowfast.datasets import backends
+from slowfast.datasets import decode
 from slowfast.datasets.build import EpochBatchSampler, start_worker
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.lists import VideoList
@@ -439,7 +439,7 @@ def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
 def test_every_single_frame_equals_that_of_a_full_decode(zoo, name, backend):
     path, count = str(zoo / name), ODD[name][1]
     with av.open(path) as container:
-        stream = backends.video_stream(path, container)
+        stream = decode.video_stream(path, container)
         shown = [frame.to_ndarray(format="rgb24")[None] for frame in container.decode(stream)]
     assert len(shown) == count
     for number, whole in enumerate(shown):
@@ -496,7 +496,7 @@ def test_a_file_of_somebody_else_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["rotated_90.mp4", "width_72.mp4"])
 def test_what_decord_cannot_read_is_told_once(zoo, name, caplog, monkeypatch):
-    monkeypatch.setattr(backends, "_TOLD", set())
+    monkeypatch.setattr(decode, "_LOGGED", set())
     with caplog.at_level("INFO", logger="slowfast"):
         for _ in range(2):
             read_frames(str(zoo / name), lambda length: [length - 1], backend="decord")

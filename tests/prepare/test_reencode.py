@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from slowfast.datasets.backends import list_frames
+from slowfast.datasets.frame_list import list_frames
 from slowfast.datasets.lists import read_list
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode, without_copy
@@ -124,7 +124,7 @@ def test_most_pictures_can_be_left_out(tmp_path):
         target = copy(source, tmp_path / f"out_{distance}", key_frames=distance)
         with av.open(str(target)) as container:
             listed = list_frames(str(target), container, container.streams.video[0])
-        assert listed.exact and listed.plain and len(listed.times) == 30
+        assert not listed.doubt and listed.plain and len(listed.times) == 30
     target = tmp_path / "out_16" / "a.mp4"
     with av.open(str(target)) as container:
         container.streams.video[0].codec_context.skip_frame = "NONREF"

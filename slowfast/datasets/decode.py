@@ -1,0 +1,288 @@
+"""Decode frames of a video file by their numbers; every decoder returns the same.
+
+A video is the frames that FFmpeg shows from the beginning to the end of its first video stream that has packets and is
+not a cover picture, in this order. Frame numbers follow the order of presentation, whatever the times of the frames.
+First the packets are read, without decoding, to list the frames (`frame_list`); the count in the header is not used.
+The frames that the decoder returns are compared with the list: if they have other times, or another order, the whole
+file is decoded and counted. Only if that fails too, the file is broken. The optional decoders (`backends`) are used
+only for files whose frames they are known to find; PyAV reads the others.
+
+PyAV is the default because it can skip frames: before a wanted frame, those that no other frame depends on. In H.264
+from x264, that is every second one.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import VideoReformatter
+
+from slowfast.datasets.backends import LIBRARIES, Unsure
+from slowfast.datasets.container import MediaError, every_frame, open_video, packets, video_stream, why_not
+from slowfast.datasets.frame_list import FrameList, is_progressive, list_frames, unit_reader
+
+logger = logging.getLogger(__name__)
+
+# A seek empties the decoder and costs as much as decoding about this many frames: it has to save more than that.
+SEEK_FRAMES = 16
+# Codecs that mark pictures which no other one refers to, and mean it. HEVC's marks hold within a temporal layer only.
+MARKED_CODECS = ("h264",)
+NOT_REFERRED_TO = 0x01  # first byte of a unit with a part of such a picture
+SLOW = "prepare_data.py reencode makes faster copies of videos that every read decodes from beginning to end"
+UPRIGHT = (False, False, False)
+
+_LOGGED: set[str] = set()
+
+
+def read_video(
+    path: str,
+    choose: Callable[[int], Sequence[int]],
+    backend: str,
+    report_slow: Callable[[str], None] = lambda reason: None,
+) -> tuple[list[np.ndarray], list[int]]:
+    """Decode the frames of a file that `choose` names, each of them once.
+
+    Args:
+        path: the file.
+        choose: takes the number of frames and returns indices, in any order and with repeats; it is called again when
+            that number turned out to be wrong.
+        backend: which decoder to try first.
+        report_slow: called with the reason before a file is decoded from the beginning to the end.
+
+    Returns:
+        The decoded frames, each (H, W, 3) uint8 RGB, upright (turned and mirrored as the file says), and for every
+        index of `choose` its place among them. Pixels are not made square, fields not deinterlaced, and an alpha
+        channel is left out.
+
+    Raises:
+        MediaError: the file cannot be decoded.
+    """
+    _free_frames()
+    picture, pixels = "", 0
+    try:
+        # Opened once where that is safe, as FFmpeg decodes the beginning to learn what a file holds.
+        with open_video(path) as container:
+            stream = video_stream(path, container)
+            codec = stream.codec_context
+            picture, pixels = f"{codec.width}x{codec.height} {codec.name}", codec.width * codec.height
+            listed = list_frames(path, container, stream)
+            doubt = listed.doubt
+            if not doubt:
+                needed, order = np.unique(np.asarray(choose(len(listed.times))), return_inverse=True)
+                try:
+                    return _read_listed(path, container, stream, listed, needed.tolist(), backend), order.tolist()
+                except Unsure as error:
+                    doubt = str(error)
+        report_slow(doubt)
+        _log_once(f"{SLOW} ({doubt}), for example", path)
+        return _decode_all(path, choose, listed.count)
+    except MediaError:
+        raise
+    except Exception as error:  # any exception of a library is a fault of the file
+        raise MediaError(path, why_not(path, error, picture, pixels)) from error
+
+
+def _read_listed(
+    path: str, container: Any, stream: Any, listed: FrameList, needed: list[int], backend: str
+) -> list[np.ndarray]:
+    """Read the frames of a list without decoding all; Unsure if none of the ways returns the frames of the list."""
+    if backend != "pyav":
+        try:
+            return _read_by_library(path, container, stream, listed, needed, backend)
+        except Unsure as error:
+            _log_once(f"{backend} cannot read some videos, PyAV reads them ({error}), for example", path)
+    # Other demuxers than that of MP4, for example AVI's, may take passed packets for key frames: open the file again.
+    again = "mp4" not in container.format.name or backend != "pyav"
+    # With periodic intra refresh, a picture is drawn over many frames: it is complete only from the beginning on.
+    reason = ""
+    for keys in (listed.keys, listed.keys[:1]):
+        try:
+            with open_video(path) if again else nullcontext(container) as source:
+                source_stream = video_stream(path, source) if again else stream
+                return _decode_listed(source, source_stream, replace(listed, keys=keys), needed)
+        except Unsure as error:
+            again, reason = True, str(error)
+    raise Unsure(reason)
+
+
+def _read_by_library(
+    path: str, container: Any, stream: Any, listed: FrameList, needed: list[int], backend: str
+) -> list[np.ndarray]:
+    if not listed.plain:
+        raise Unsure("its frames are not known to be right for files of this kind")
+    container.seek(listed.keys[0][1], stream=stream)
+    try:
+        turned = orientation(next(container.decode(stream))) != UPRIGHT
+    except (av.FFmpegError, StopIteration):
+        raise Unsure("its first frame cannot be decoded") from None
+    _free_frames()
+    if turned:
+        raise Unsure("its frames are turned or mirrored")
+    return LIBRARIES[backend](path, listed, stream, needed)
+
+
+def _decode_all(path: str, choose: Callable[[int], Sequence[int]], length: int) -> tuple[list[np.ndarray], list[int]]:
+    """Decode from the beginning to the end; once more if there are not `length` frames."""
+    while True:
+        needed, order = np.unique(np.asarray(choose(length) if length else []), return_inverse=True)
+        wanted, rgb, images, count = set(needed.tolist()), _Rgb(), [], 0
+        with open_video(path) as container:
+            for frame in every_frame(container, video_stream(path, container)):
+                if count in wanted:
+                    images.append(rgb(frame))
+                count += 1
+        if count == 0:
+            raise MediaError(path, "the video stream has no frames")
+        if count == length:
+            return images, order.tolist()
+        length = count
+
+
+def _decode_listed(container: Any, stream: Any, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
+    """Decode forward, and seek where a key frame lies ahead."""
+    rgb, images = _Rgb(), []
+    runs: list[tuple[int, int, list[int]]] = []  # key frame, the time to seek to, wanted frames
+    for number in needed:
+        key, start = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
+        if not runs or key > runs[-1][2][-1] + SEEK_FRAMES:
+            runs.append((key, start, []))
+        runs[-1][2].append(number)
+    try:
+        for key, start, wanted in runs:
+            images += [rgb(frame) for frame in _decode_run(container, stream, listed, key, start, wanted)]
+    except av.FFmpegError as error:
+        raise Unsure(error.strerror) from None
+    return images
+
+
+def _decode_run(
+    container: Any, stream: Any, listed: FrameList, key: int, start: int, wanted: list[int]
+) -> Iterator[Any]:
+    """Decode from a key frame on, and yield the wanted frames; a frame that is not in its place makes it `Unsure`."""
+    rest, passed = set(wanted), set[int]()
+    frames = _decode_packets(container, stream, listed, start, {listed.times[number] for number in wanted}, passed)
+    for number, frame in _number_frames(frames, listed, key, passed):
+        if number in rest:
+            rest.remove(number)
+            yield frame
+        elif not rest:  # the frame after the last wanted one is in its place too
+            return
+    if rest:
+        raise Unsure("its packets do not lead to its frames")
+
+
+def _decode_packets(
+    container: Any, stream: Any, listed: FrameList, start: int, wanted: set[int], passed: set[int]
+) -> Iterator[Any]:
+    """Decode from time `start` on as few packets as the times `wanted` need; add the times of skipped ones to `passed`.
+
+    A settled list needs no packet after the wanted ones.
+    """
+    codec = stream.codec_context
+    marked = codec.name in MARKED_CODECS and is_progressive(codec) and not listed.ordered
+    units = unit_reader(codec)
+    container.seek(start, stream=stream)
+    for count, packet in enumerate(packets(container, stream)):
+        if count == 0 and listed.ordered and start not in (packet.pts, packet.dts):
+            raise Unsure("a seek does not lead to its key frames")
+        if marked and packet.pts not in wanted and NOT_REFERRED_TO in units(packet):
+            passed.add(packet.pts)
+            continue
+        yield from packet.decode()
+        wanted.discard(packet.pts)
+        if listed.settled and not wanted:
+            break
+    yield from codec.decode(None)  # the frames that it holds back to put pictures in order
+
+
+def _number_frames(
+    frames: Iterator[Any], listed: FrameList, number: int, passed: set[int]
+) -> Iterator[tuple[int, Any]]:
+    """Number the frames of a decoder from key frame `number` on, and compare their times with the list.
+
+    Frames are missing if their packets were passed; with a settled list, also if decoding ended before their packets.
+    """
+    times, settled, ordered = listed.times, listed.settled, listed.ordered
+    begun = ordered
+    for frame in frames:
+        if not begun and frame.pts is not None and frame.pts < times[number]:
+            continue  # not every seek leads to the key frame, some lead to frames before it
+        begun = True
+        if settled and frame.pts is not None:
+            number = bisect_left(times, frame.pts, lo=number)
+        while number < len(times) and times[number] in passed:
+            number += 1
+        if number == len(times) or (times[number] != frame.pts and not ordered):
+            raise Unsure("its frames come out of the decoder in another order than their times")
+        yield number, frame
+        number += 1
+    if not (settled or passed.issuperset(times[number:])):
+        raise Unsure("its packets do not lead to its frames")
+
+
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """Return how FFmpeg turns a frame upright: swap rows and columns, then mirror left-right, then top-bottom.
+
+    A display matrix sends column and row (x, y) to (a x + c y, b x + d y); angles between quarter turns are rounded.
+    """
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError as error:  # PyAV has no name for a kind of side data, for example Exif: "31 is not a valid Type"
+        return orientation(_without_side_data(frame, kind=str(error).partition(" ")[0]))
+    if matrix is None:
+        return UPRIGHT
+    a, b, _, c, d, *_ = np.frombuffer(matrix, np.int32).tolist()
+    swap = abs(b) + abs(c) > abs(a) + abs(d)
+    return (True, c < 0, b < 0) if swap else (False, a < 0, d < 0)
+
+
+def _without_side_data(frame: Any, kind: str) -> Any:
+    graph = Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1, 25)
+    )
+    graph.link_nodes(source, graph.add("sidedata", f"mode=delete:type={kind}"), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+def _free_frames() -> None:
+    """Free frames whose side data was read: PyAV ties the two in a cycle, which waits for the garbage collector."""
+    gc.collect(0)
+
+
+class _Rgb:
+    """From decoded frames to (H, W, 3), upright; one converter for all frames of a video, as making one takes time."""
+
+    def __init__(self) -> None:
+        self.converter = VideoReformatter()
+        self.turn: tuple[bool, bool, bool] | None = None
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        self.turn = self.turn or orientation(frame)
+        swap, left_right, top_bottom = self.turn
+        rgb = self.converter.reformat(frame, format="rgb24")
+        image = rgb.to_ndarray()
+        if rgb is frame:
+            image = image.copy()
+        image = image.swapaxes(0, 1) if swap else image
+        return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
+
+
+def _log_once(message: str, path: str) -> None:
+    """Log a message of a kind once; numbers do not make another kind."""
+    kind = re.sub(r"\d+", "", message)
+    if kind not in _LOGGED:
+        _LOGGED.add(kind)
+        logger.info("%s %s", message, path)
