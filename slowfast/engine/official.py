@@ -18,6 +18,7 @@ from torch import nn
 from slowfast.config import changed_keys, recorded_config
 from slowfast.engine.state import TrainState
 from slowfast.optim.groups import parameter_groups
+from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ def adopt(
     """
     epochs = int(checkpoint["epoch"]) + 1
     logger.info(
-        "epoch %d of an official checkpoint: %s", epochs, load_weights(state.model, checkpoint, class_names=class_names)
+        "epoch %d of an official checkpoint: %s",
+        epochs,
+        load_weights(state.model, checkpoint, HeadPolicy(class_names=class_names)),
     )
     _warn_of_changes(checkpoint.get("cfg"), cfg)
     entries = state.state_dict(steps_per_epoch)

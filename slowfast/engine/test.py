@@ -29,9 +29,11 @@ from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.io import atomic_write, sha256, to_json, write_text
 from slowfast.utils.logging import MetricsLog
+from slowfast.weights.class_order import ClassOrder
 from slowfast.weights.fetch import fetch
-from slowfast.weights.heads import ClassOrder, find_order
+from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.load import check_head_width, load_weights
+from slowfast.weights.released import find_order
 from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
@@ -130,7 +132,7 @@ def load_model(
     checkpoint, model = load_tensors(path), build_model(cfg)
     check_head_width(model, checkpoint, path)
     order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
-    report = load_weights(model, checkpoint, class_names=class_names, order=order)
+    report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order))
     logger.info("testing %s: %s", path, report)
     return model, order, report.class_names
 

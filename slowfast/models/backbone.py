@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from slowfast.weights.class_order import AS_LISTED
+from slowfast.weights.network import WeightRules
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 0.875}
 KINETICS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225), "interpolation": "bilinear", "crop_pct": 1.0}
@@ -18,11 +19,9 @@ class Backbone(Protocol):
     """An `nn.Module` that training and testing can use.
 
     The class takes keyword arguments: `num_classes`, `in_channels` and options of its own. These attributes are
-    optional: `no_weight_decay()`, the names of parameters without weight decay; `set_grad_checkpointing(blocks)`;
-    `identity_at_start`, parts of parameter names that weights to start from may lack; and `section`, `options` and
-    `unseen_options`, by which a checkpoint with other values of options that shapes do not show is refused. Layers are
-    called, never read (`layer.weight`), and sizes are read as `x.shape[0]`, so that layers can be wrapped and networks
-    exported.
+    optional: `no_weight_decay()`, the names of parameters without weight decay; `set_grad_checkpointing(blocks)`; and
+    those of `slowfast.weights.network.WeightRules`, by which weights are adapted or refused. Layers are called, never
+    read (`layer.weight`), and sizes are read as `x.shape[0]`, so that layers can be wrapped and networks exported.
 
     Attributes:
         head_names: prefixes of the parameter names of the classifiers.
@@ -38,23 +37,22 @@ class Backbone(Protocol):
         ...
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(WeightRules, nn.Module):
     """A network of stages or blocks and one or more classifiers, with the interface of timm's models.
 
     A subclass sets these attributes and defines `forward_stages`, `forward_head`, `new_classifier`, `group_matcher`,
     `set_grad_checkpointing` and `prune_intermediate_layers`.
 
     Attributes:
-        head_names: see `Backbone`.
         pools: values of `global_pool`: "avg" over positions, "token" of the network, "" for the feature map.
         num_features: number of features that the classifiers take.
         feature_info: of every stage or block its width, its strides in space and time, and its module.
         input_shape: (C, T, H, W) or (C, H, W) of the data that a model of the zoo is for.
         class_names: of the outputs; None if they are not known.
         class_order: of the outputs without `class_names`, see `slowfast.weights.class_order`.
+        load_report: the `slowfast.weights.load.LoadReport` of the last load.
     """
 
-    head_names: tuple[str, ...] = ("head",)
     pools: tuple[str, ...] = ("avg", "")
     num_features: int
     num_classes: int
@@ -64,6 +62,7 @@ class TimmBackbone(nn.Module):
     default_cfg: dict[str, Any]
     class_names: list[str] | None
     class_order: str
+    load_report: Any
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -7,22 +7,23 @@ import logging
 from ast import literal_eval
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from slowfast.models.image_vit import vision_tower
 from slowfast.models.options import check_options
+from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
-from slowfast.models.uniformerv2 import UniFormerV2, VisionTower, vision_tower
-from slowfast.weights.heads import find_order, read_rows
+from slowfast.models.uniformerv2 import UniFormerV2
+from slowfast.weights.heads import HeadKind, HeadPolicy, rows_policy
 from slowfast.weights.load import check_head_width, load_weights
+from slowfast.weights.released import find_order
 from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
-
-ResetHead = bool | Literal["mismatch"]
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,14 @@ class Family:
         arch: MODEL.ARCH of the networks.
         sums_softmax: add up class probabilities over the views of a test; False adds up logits.
         options: cfg -> keyword arguments that are not plain values of the section. It checks the section.
-        start: cfg -> name or address of the weights to start from, "" for none, and `reset_head` of `load_weights`.
+        start: cfg -> name or address of the weights to start from, "" for none, and the rule for their classifier.
     """
 
     section: str = ""
     arch: str = "uniformer"
     sums_softmax: bool = False
     options: Callable[[CfgNode], Mapping[str, Any]] = lambda cfg: {}
-    start: Callable[[CfgNode], tuple[str, ResetHead]] = lambda cfg: ("", False)
+    start: Callable[[CfgNode], tuple[str, HeadKind]] = lambda cfg: ("", "keep")
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ class Row:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _start_of_uniformer(cfg: CfgNode) -> tuple[str, ResetHead]:
-    return cfg.UNIFORMER.PRETRAIN_NAME, "mismatch"
+def _start_of_uniformer(cfg: CfgNode) -> tuple[str, HeadKind]:
+    return cfg.UNIFORMER.PRETRAIN_NAME, "fresh if mismatched"
 
 
-def _start_of_uniformerv2(cfg: CfgNode) -> tuple[str, ResetHead]:
+def _start_of_uniformerv2(cfg: CfgNode) -> tuple[str, HeadKind]:
     v2 = cfg.UNIFORMERV2
     path = v2.PRETRAIN or CLIP_WEIGHTS.get(v2.BACKBONE, "")
     if v2.FROZEN and not path:
@@ -75,7 +76,7 @@ def _start_of_uniformerv2(cfg: CfgNode) -> tuple[str, ResetHead]:
             f"UNIFORMERV2.FROZEN True would keep the image ViT {v2.BACKBONE} at random values: give its weights in "
             "UNIFORMERV2.PRETRAIN or TRAIN.CHECKPOINT_FILE_PATH"
         )
-    return path, "mismatch" if v2.DELETE_SPECIAL_HEAD else False
+    return path, "fresh if mismatched" if v2.DELETE_SPECIAL_HEAD else "keep"
 
 
 def _uniformerv2_options(cfg: CfgNode) -> Mapping[str, Any]:
@@ -199,26 +200,19 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
     Raises:
         ValueError: the file is missing, or its weights are not those of this model.
     """
-    path, reset_head = cfg.TRAIN.CHECKPOINT_FILE_PATH, False
+    path, kind = cfg.TRAIN.CHECKPOINT_FILE_PATH, "keep"
     if not path:
-        path, reset_head = model_row(cfg).family.start(cfg)
+        path, kind = model_row(cfg).family.start(cfg)
     if not path:
         return
     checkpoint = load_tensors(path)
     check_head_width(model, checkpoint, path)
-    head_rows, trained_names = cfg.MODEL.HEAD_ROWS or None, None
-    if head_rows not in (None, "names"):
-        head_rows, trained_names = read_rows(head_rows)
-    report = load_weights(
-        model,
-        checkpoint,
-        reset_head=cfg.MODEL.RESET_HEAD or reset_head,
-        to_train=True,
-        head_rows=head_rows,
-        class_names=class_names,
-        trained_names=trained_names,
-        order=find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TRAIN.DATASET, class_names),
-    )
+    order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TRAIN.DATASET, class_names)
+    if cfg.MODEL.HEAD_ROWS:
+        head = rows_policy(cfg.MODEL.HEAD_ROWS, checkpoint, order, class_names)
+    else:
+        head = HeadPolicy("fresh" if cfg.MODEL.RESET_HEAD else kind, class_names, order)
+    report = load_weights(model, checkpoint, head, to_train=True)
     logger.info("initial weights from %s: %s", path, report)
 
 

@@ -163,7 +163,7 @@ class FourStages(TimmBackbone):
     """Common base of UniFormer and UniFormer-light: four stages with activation checkpointing, mean over positions."""
 
     section = "UNIFORMER"  # of the configuration
-    options: dict[str, Any]  # of `unseen_options`
+    kinetics_orders = {400: "k400", 600: "k600_uniformer"}  # noqa: RUF012
     head_drop: nn.Module
 
     def __init__(self, num_classes: int, embed_dim: Sequence[int], ndim: int) -> None:

@@ -1,4 +1,4 @@
-"""UniFormerV2: Spatiotemporal Learning by Arming Image ViTs with Video UniFormer (Li et al., ICCV 2023).
+"""UniFormerV2: Spatiotemporal Learning by Arming Image ViTs with Video UniFormer (Li et al., arXiv:2211.09552).
 
 A pre-trained image ViT reads every frame. Local blocks add short-range temporal convolutions to it; global blocks let
 one query token attend over all tokens of all frames (section 3). Parameter names are those of the released weights.
@@ -7,16 +7,22 @@ Tokens travel as (1 + H*W, B*T, C), class token first, as in CLIP.
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slowfast.models.backbone import TimmBackbone
+from slowfast.models.image_vit import (
+    MultiheadAttention,
+    check_activation,
+    check_tower,
+    feed_forward,
+    fit_position_embedding,
+    resize_position_embedding,
+    vision_tower,
+)
 from slowfast.models.layers import (
     DropPath,
     depthwise_conv,
@@ -26,75 +32,18 @@ from slowfast.models.layers import (
     scaled,
     single_input,
 )
-from slowfast.models.timm_tower import VisionTower, timm_tower
-
-TOWERS = {
-    "uniformerv2_b16": VisionTower(width=768, layers=12, heads=12, patch=16, resolution=224),
-    "uniformerv2_l14": VisionTower(width=1024, layers=24, heads=16, patch=14, resolution=224),
-    "uniformerv2_l14_336": VisionTower(width=1024, layers=24, heads=16, patch=14, resolution=336),
-}
-
-
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), CLIP's approximation of the GELU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
-
-
-def feed_forward(dim: int, hidden: int, dropout: float = 0.0, activation: str = "quick_gelu") -> nn.Sequential:
-    """Two linear layers with an activation between, by CLIP's names."""
-    layers = (("c_fc", nn.Linear(dim, hidden)), ("gelu", ACTIVATIONS[activation]()), ("dropout", nn.Dropout(dropout)))
-    return nn.Sequential(OrderedDict((*layers, ("c_proj", nn.Linear(hidden, dim)))))
+from slowfast.models.timm_tower import VisionTower
 
 
 def to_video(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Tokens (1+HW, B*T, C) without their class tokens, as (B, C, T, H, W); `grid` is (T, H, W)."""
+    """Return tokens (1+HW, B*T, C) without their class tokens as (B, C, T, H, W); `grid` is (T, H, W)."""
     T, H, W = grid
     return tokens[1:].unflatten(1, (-1, T)).unflatten(0, (H, W)).permute(2, 4, 3, 0, 1)
 
 
 def from_video(video: Tensor) -> Tensor:
-    """(B, C, T, H, W) -> patch tokens (HW, B*T, C)."""
+    """Return (B, C, T, H, W) as patch tokens (HW, B*T, C)."""
     return video.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
-
-
-class MultiheadAttention(nn.Module):
-    """Multi-head attention over tokens (L, B, C), with the parameter names and initial values of PyTorch's module.
-
-    `nn.MultiheadAttention` reads `out_proj.weight`, which bypasses wrappers of that layer (LoRA); here it is called.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.dim, self.heads = dim, heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-        nn.init.zeros_(self.out_proj.bias)
-
-    def forward(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Attend from (Q, B, C) to `tokens` (L, B, C), or to the query's own tokens: -> (Q, B, C)."""
-        if tokens is None:
-            q, k, v = _unpack(F.linear(query, self.in_proj_weight, self.in_proj_bias), 3)
-        else:
-            (w_q, w_kv), (b_q, b_kv) = (
-                p.split([self.dim, 2 * self.dim]) for p in (self.in_proj_weight, self.in_proj_bias)
-            )
-            q = F.linear(query, w_q, b_q)
-            k, v = _unpack(F.linear(tokens, w_kv, b_kv), 2)
-        # (L, B, C) -> (B, heads, L, C / heads)
-        q, k, v = (x.unflatten(2, (self.heads, -1)).permute(1, 2, 0, 3) for x in (q, k, v))
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).permute(2, 0, 1, 3).flatten(2))
-
-
-def _unpack(x: Tensor, parts: int) -> Tensor:
-    """Split (L, B, parts * C) into (parts, L, B, C), contiguous because the fused kernels read whole rows."""
-    return x.unflatten(2, (parts, -1)).permute(2, 0, 1, 3).contiguous()
 
 
 class LocalMHRA(nn.Module):
@@ -190,6 +139,8 @@ def zero_(layer: nn.Module) -> None:
 class VideoTransformer(nn.Module):
     """The blocks of `UniFormerV2`, and its classifier `proj`; arguments as there."""
 
+    balance: nn.Parameter | None
+
     def __init__(
         self,
         tower: VisionTower,
@@ -209,10 +160,7 @@ class VideoTransformer(nn.Module):
         dim = tower.width
         self.return_list = tuple(return_list)
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        if frozen:
-            self.register_parameter("balance", None)
-        else:
-            self.balance = nn.Parameter(torch.zeros(dim))
+        self.register_parameter("balance", None if frozen else nn.Parameter(torch.zeros(dim)))
         local_rates = torch.linspace(0, backbone_drop_path_rate, tower.layers, device="cpu").tolist()
         self.resblocks = nn.ModuleList(
             LocalUniBlock(tower, not no_lmhra, double_lmhra, dw_reduction, rate) for rate in local_rates
@@ -260,7 +208,7 @@ class VideoTransformer(nn.Module):
 class VisionTransformer(nn.Module):
     """The embeddings of the image ViT in front of `VideoTransformer`: (B, 3, T, H, W) -> features (B, C)."""
 
-    def __init__(self, tower: VisionTower, temporal_downsample: bool, in_channels: int, **transformer) -> None:
+    def __init__(self, tower: VisionTower, temporal_downsample: bool, in_channels: int, **transformer: Any) -> None:
         super().__init__()
         dim, patch = tower.width, tower.patch
         self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
@@ -279,31 +227,6 @@ class VisionTransformer(nn.Module):
         x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         x = self.ln_pre(x + resize_position_embedding(self.positional_embedding, grid[1:]))
         return self.transformer(x.transpose(0, 1), grid, taps, stop)
-
-
-def resize_position_embedding(embedding: Tensor, grid: Sequence[int]) -> Tensor:
-    """Position embedding (1 + S*S, C) of a square grid for a grid (H, W): bicubic; the class token's stays as it is."""
-    side = math.isqrt(len(embedding) - 1)
-    if all(isinstance(size, int) and size == side for size in grid):  # symbolic sizes always use the general path
-        return embedding
-    patches = embedding[1:].T.unflatten(1, (side, side)).unsqueeze(0)
-    patches = F.interpolate(patches.float(), size=tuple(grid), mode="bicubic", align_corners=False, antialias=True)
-    return torch.cat([embedding[:1], patches[0].flatten(1).T.to(embedding.dtype)])
-
-
-def vision_tower(name: str) -> VisionTower:
-    """The tower of a UNIFORMERV2.BACKBONE: a name in `TOWERS`, or "timm/<name>".
-
-    Raises:
-        ValueError: an unknown name, or a network of another kind; see `timm_tower`.
-    """
-    if name.startswith("timm/"):
-        return timm_tower(name.removeprefix("timm/"))
-    if name not in TOWERS:
-        raise ValueError(
-            f"UNIFORMERV2.BACKBONE {name!r} is not known; choose from {sorted(TOWERS)}, or timm/<name of a ViT in timm>"
-        )
-    return TOWERS[name]
 
 
 class UniFormerV2(TimmBackbone):
@@ -333,6 +256,7 @@ class UniFormerV2(TimmBackbone):
     head_names = ("backbone.transformer.proj",)
     pools = ("token",)
     section = "UNIFORMERV2"  # of the configuration
+    kinetics_orders = {400: "k400", 600: "k600_v2", 700: "k700_v2", 710: "k710"}  # noqa: RUF012
     # what an image ViT does not have; local and global blocks start as nothing
     identity_at_start = ("temporal_cls_token", "balance", ".dpe.", ".dec.", "transformer.proj.", "lmhra")
 
@@ -360,17 +284,17 @@ class UniFormerV2(TimmBackbone):
         dropouts = list(mlp_dropout) if isinstance(mlp_dropout, Sequence) else [mlp_dropout] * len(return_list)
         if len(dropouts) != len(return_list):
             raise ValueError(
-                f"UNIFORMERV2.MLP_DROPOUT has {len(dropouts)} rates for the {len(return_list)} global blocks that "
-                "UNIFORMERV2.RETURN_LIST asks for"
+                f"mlp_dropout has {len(dropouts)} rates for the {len(return_list)} global blocks of return_list: give "
+                "one rate per block"
             )
         if not all(0 <= block < backbone.layers for block in return_list) or sorted(set(return_list)) != [*return_list]:
             raise ValueError(
-                f"UNIFORMERV2.RETURN_LIST {list(return_list)} has to name blocks of 0 to {backbone.layers - 1}, rising"
+                f"return_list {list(return_list)} must name blocks of 0 to {backbone.layers - 1} in rising order"
             )
         if backbone.width % n_head:
             raise ValueError(
-                f"UNIFORMERV2.N_HEAD {n_head} heads of the global blocks do not divide the {backbone.width} channels "
-                f"of the image ViT; take its own {backbone.heads}"
+                f"n_head {n_head} does not divide the {backbone.width} channels of the image ViT: take its own "
+                f"{backbone.heads}"
             )
         self.tower, self.patch, self.num_features = backbone, backbone.patch, backbone.width
         self.options = {"n_head": n_head, "return_list": return_list}
@@ -403,8 +327,21 @@ class UniFormerV2(TimmBackbone):
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Of `options`, those that the shapes of tensors do not show; the image ViT is compared as a whole."""
+        """Return those of `options` that the shapes of tensors do not show; the image ViT is compared as a whole."""
         return {"n_head": options["n_head"], "return_list": list(options["return_list"])}
+
+    def check_options(self, trained: Mapping[str, Any]) -> None:
+        """Raise ValueError if weights trained with these arguments compute another result here."""
+        check_tower(self.tower, trained)
+        super().check_options(trained)
+
+    def check_image_vit(self, layout: str, activation: str) -> Sequence[str]:
+        """Compare the activation of weights for the image ViT with the one here."""
+        return check_activation(self.tower, layout, activation)
+
+    def resize_parameter(self, name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
+        """Return a position embedding at the resolution here; None for another tensor."""
+        return fit_position_embedding(value, shape) if name.endswith("positional_embedding") else None
 
     def set_grad_checkpointing(self, enable: bool | Sequence[int] = True) -> None:
         """Recompute activations in the backward pass of all blocks of the image ViT, of none, or of the first [n]."""

@@ -14,10 +14,11 @@ from slowfast.models.options import check_options, close_to
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
-from slowfast.weights.class_order import identify, kinetics400_names, rows_of_places
-from slowfast.weights.heads import ClassOrder, find_order, state_classes
+from slowfast.weights.class_order import ClassOrder, kinetics400_names, rows_of_places
+from slowfast.weights.heads import HeadPolicy, state_classes
 from slowfast.weights.layouts import extract_state_dict
 from slowfast.weights.load import announce, load_weights
+from slowfast.weights.released import find_order, identify
 from slowfast.weights.tensors import load_tensors
 
 Network = UniFormer | UniFormerLight | UniFormerV2
@@ -168,15 +169,9 @@ def create_model(
     if checkpoint is not None:
         dataset = "imagenet" if arguments.get("ndim") == 2 else ""
         order = None if reset_head else find_order(model, checkpoint, str(source), class_order, dataset, class_names)
-        report = load_weights(
-            model,
-            checkpoint,
-            reset_head=reset_head or ("mismatch" if start else False),
-            to_train=to_train or start,
-            class_names=class_names or _names_of(order, classes),
-            order=order,
-            by_place=True,
-        )
+        kind = "fresh" if reset_head else "fresh if mismatched" if start else "keep"
+        head = HeadPolicy(kind, class_names or _names_of(order, classes), order, by_place=True)
+        report = load_weights(model, checkpoint, head, to_train=to_train or start)
         report.notes += [variant.note] * bool(variant.note and not identify(str(source)))
         announce(f"weights of {name} from {source}: {report}")
         model.class_names = report.class_names

@@ -1,7 +1,7 @@
 """Return the class of each row of a released classifier.
 
 The authors of released weights numbered their classes in orders of their own. `class_orders.json` holds these orders as
-figures only: entry r is the place of row r's class among the class names of the data set, sorted as Python sorts
+numbers only: entry r is the place of row r's class among the class names of the data set, sorted as Python sorts
 strings. So an order and the class names of a list, in any order, give the row of every class.
 
 An order has a name: a key of that file, "sorted" (rows in the order of the sorted names), "ucf101" (sorted without
@@ -10,16 +10,13 @@ regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows keep 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import re
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
-
-from slowfast.weights.fetch import released_weights
 
 FIGURES = Path(__file__).with_name("class_orders.json")
 ORDERS = ("k400", "k600_uniformer", "k600_v2", "k700_v2")
@@ -27,7 +24,6 @@ ORDERS = ("k400", "k600_uniformer", "k600_v2", "k700_v2")
 AS_LISTED = ("annotation", "imagenet", "none")
 # Orders of UniFormerV2 that Kinetics-710 contains, by the number of their classes.
 PARTS_OF_K710 = {400: "k400", 600: "k600_v2", 700: "k700_v2"}
-SUFFIXES = (".pyth", ".pth", ".pt", ".bin", ".safetensors")
 
 
 @cache
@@ -60,21 +56,18 @@ def places_of_rows(order: str, classes: int) -> list[int | None] | None:
 
 
 def rows_of_places(order: str, classes: int) -> list[int | None] | None:
-    """Return the row of the class at each place of the sorted class names of a data set of so many classes.
+    """Return the row of the class at each place of the sorted class names of a data set with this number of classes.
 
     The order k710 gives those of Kinetics-400, 600 and 700. None if the order is of another data set.
     """
-    part = rows_of_k710(classes) if order == "k710" else None
-    if order == "k710" and part is None:
-        return None
-    places = places_of_rows(order if part is None else PARTS_OF_K710[classes], classes)
+    if order == "k710":
+        part, rows = rows_of_k710(classes), rows_of_places(PARTS_OF_K710.get(classes, ""), classes)
+        return [None if row is None else part[row] for row in rows] if part and rows else None
+    places = places_of_rows(order, classes)
     if places is None:
         return None
-    rows: list[int | None] = [None] * classes
-    for row, place in enumerate(places):
-        if place is not None:
-            rows[place] = row if part is None else part[row]
-    return rows
+    row_at = {place: row for row, place in enumerate(places)}
+    return [row_at.get(place) for place in range(classes)]
 
 
 def rows_of_k710(classes: int) -> list[int] | None:
@@ -97,70 +90,114 @@ def places_of_names(names: Sequence[str], order: str = "sorted") -> list[int]:
 
 
 def rows_of_names(order: str, names: Sequence[str]) -> list[int | None] | None:
-    """Return the row of each class of a list, found by its name; None if the order is not of so many classes."""
+    """Return the row of each class of a list, found by its name; None if the order has another number of classes."""
     rows = rows_of_places("sorted" if order == "ucf101" else order, len(names))
     return None if rows is None else [rows[place] for place in places_of_names(names, order)]
 
 
-def names_of_rows(order: str, classes: int, is_kinetics: bool) -> list[str] | None:
-    """Return the class name of each row of a classifier; None if they depend on the user's data set.
+def names_of_rows(order: str, classes: int) -> list[str] | None:
+    """Return the class name of each row of a classifier of Kinetics-400; None for those of other data sets.
 
-    Those of k710 are the names of the rows that a model of so many classes takes from it.
-
-    Args:
-        is_kinetics: whether 400 classes are those of Kinetics-400.
+    Those of k710 are the names of the rows that a network with this number of classes takes from it.
     """
     order = PARTS_OF_K710.get(classes, "") if order == "k710" else order
-    places = places_of_rows(order, classes) if is_kinetics and classes == 400 else None
+    places = places_of_rows(order, classes) if classes == 400 else None
     return None if places is None else [kinetics400_names()[place] for place in places if place is not None]
 
 
 def looks_like_kinetics(names: Sequence[str]) -> bool:
     """Return whether half of the names of Kinetics-400 are among `names`, as in all its successors."""
-    known = {name.casefold() for name in kinetics400_names()}
-    return 2 * len(known & {name.replace("_", " ").strip('" ').casefold() for name in names}) >= len(known)
+    known = {_plain(name) for name in kinetics400_names()}
+    return 2 * len(known & {_plain(name) for name in names}) >= len(known)
 
 
-def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the row of the manifest of released weights; None if they are not known.
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"[\[\]\"]", "", name.replace("_", " ")).casefold().split())
+
+
+def class_rows(trained: Sequence[str], wanted: Sequence[str], partly: bool = False) -> list[int | None]:
+    """Return the row of each of the `wanted` classes; case, quotes, brackets and underscores are ignored.
 
     Args:
-        address: a name or alias, a web address, or a path, whose file name or checksum is compared.
+        trained: class name of each row.
+        wanted: class names to find.
+        partly: a class without a row becomes None, provided that another one has a row.
+
+    Raises:
+        ValueError: a class has several rows, or none.
     """
-    address = str(address)
-    released = released_weights()
-    if entry := released.get(address):
-        return entry
-    by_name = {_stem(known): entry for known, entry in released.items()}
-    by_name |= {_stem(entry["url"]): entry for entry in released.values() if "url" in entry}
-    if entry := by_name.get(_stem(address)):
-        return entry
-    for entry in released.values():
-        if "google_drive" in entry and entry["google_drive"] in address:
-            return entry
-    if not os.path.isfile(address):
-        return None
-    status = os.stat(address)
-    digests = _digests(address, status.st_size, status.st_mtime_ns)
-    for entry in released.values():
-        if any(entry.get(name) and digest.startswith(entry[name]) for name, digest in digests.items()):
-            return entry
-    return None
+    found: dict[str, list[int]] = {}
+    for row, name in enumerate(trained):
+        found.setdefault(_plain(name), []).append(row)
+    rows = [found.get(_plain(name), []) for name in wanted]
+    enough = (0, 1) if partly and any(rows) else (1,)
+    wrong = [name for name, places in zip(wanted, rows, strict=True) if len(places) not in enough]
+    if wrong:
+        raise ValueError(
+            f"{len(wanted)} class names, of which {len(wrong)} do not name exactly one of the {len(trained)} classes "
+            f"of the checkpoint: {wrong[:5]}; correct the names, give the rows as numbers, or start a new classifier"
+        )
+    return [places[0] if places else None for places in rows]
 
 
-@lru_cache(16)
-def _digests(path: str, *_: int) -> dict[str, str]:
-    """Return the checksums of a file; size and time of change, which follow its path, keep them current."""
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha256", "md5")}
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            for digest in digests.values():
-                digest.update(chunk)
-    return {name: digest.hexdigest() for name, digest in digests.items()}
+def check_names(rows: int, names: Sequence[str]) -> None:
+    """Raise ValueError unless there is one class name per row of a classifier; 0 rows means no classifier."""
+    if rows not in (0, len(names)):
+        raise ValueError(
+            f"{len(names)} class names for the {rows} rows of the checkpoint's classifier: name every row, one per line"
+        )
 
 
-def _stem(address: str) -> str:
-    """Return the file name of a path or web address without its suffix; the authors' "+" is "_" in other copies."""
-    path = unquote(urlsplit(address).path) if "://" in address else address
-    name = os.path.basename(path).replace("+", "_")
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+@dataclass(frozen=True)
+class ClassOrder:
+    """The class of each row of a classifier.
+
+    Attributes:
+        name: an order; "" if none is known.
+        why: how the order was found, for the report.
+        names: class name of each row, if a file contains them.
+        is_kinetics: whether 400 classes are those of Kinetics-400.
+    """
+
+    name: str = ""
+    why: str = ""
+    names: Sequence[str] | None = None
+    is_kinetics: bool = True
+
+    def row_names(self, rows: int) -> list[str] | None:
+        """Return the class names of a classifier with this number of rows; None if they are not known."""
+        if self.names:
+            return list(self.names)
+        return names_of_rows(self.name, rows) if self.is_kinetics else None
+
+    def rows_for(
+        self,
+        class_names: Sequence[str] | None,
+        classes: int,
+        count: int,
+        *,
+        partly: bool = False,
+        by_place: bool = False,
+    ) -> Sequence[int | None] | None:
+        """Return the row that each class of a network takes; None if all rows keep their place.
+
+        Args:
+            class_names: class names of the network; None if they are not known.
+            classes: number of classes of the network.
+            count: number of rows of the classifier.
+            partly: a class that `names` lacks becomes None.
+            by_place: without `class_names`, the network's classes are in the order of their sorted names.
+
+        Raises:
+            ValueError: `names` has another number of names than there are rows, or lacks classes.
+        """
+        if self.names:
+            check_names(count, self.names)
+            return class_rows(self.names, class_names, partly) if class_names else None
+        if count != (710 if self.name == "k710" else classes):
+            return None
+        if class_names:
+            return rows_of_names(self.name, class_names)
+        if by_place:
+            return rows_of_places(self.name, classes)
+        return rows_of_k710(classes) if self.name == "k710" else None

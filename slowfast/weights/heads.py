@@ -1,4 +1,4 @@
-"""Find the class of each row of a checkpoint's classifier, and the rows that a model takes from it."""
+"""Choose the rows of a checkpoint's classifier that the classes of a network take."""
 
 from __future__ import annotations
 
@@ -8,59 +8,146 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.utils.class_names import read_class_names
-from slowfast.weights.class_order import (
-    AS_LISTED,
-    ORDERS,
-    identify,
-    looks_like_kinetics,
-    names_of_rows,
-    places_of_names,
-    rows_of_k710,
-    rows_of_names,
-    rows_of_places,
-)
+from slowfast.weights.class_order import ClassOrder, check_names, class_rows
 from slowfast.weights.fetch import fetch
-from slowfast.weights.layouts import IMAGE_TOWERS, MMACTION2, class_rows, classifiers, convert, extract_state_dict
+from slowfast.weights.layouts import StateDict
 
-OVERRIDE = "MODEL.CLASS_ORDER (in Python class_order) sets another"
-# Data sets by the name of their reader; "" for an unknown one.
-KINETICS = ("", "kinetics", "kinetics_sparse")
+HeadKind = Literal["keep", "fresh", "fresh if mismatched", "rows", "by name"]
 
 
 @dataclass(frozen=True)
-class ClassOrder:
-    """The class of each row of a classifier.
+class Choice:
+    """The part of a classifier that a network takes.
 
-    Args:
-        name: an order of `slowfast.weights.class_order`; "" if none is known.
-        why: how the order was found, for the log.
-        names: the class names of the rows, if a file contains them.
-        is_kinetics: whether the data set may be one of Kinetics.
+    Attributes:
+        takes: False: nothing, the classifier of the network keeps its initial values.
+        rows: row of each class of the network, None for a class with initial values; `rows` None: all rows in place.
+        class_names: class names of the rows, if `HeadPolicy.class_names` does not contain them.
+        notes: remarks for the report.
     """
 
-    name: str = ""
-    why: str = ""
-    names: Sequence[str] | None = None
-    is_kinetics: bool = True
-
-    def row_names(self, rows: int) -> list[str] | None:
-        """Return the class names of a classifier with this number of rows; None if they are not known."""
-        return list(self.names) if self.names else names_of_rows(self.name, rows, self.is_kinetics)
+    takes: bool = True
+    rows: Sequence[int | None] | None = None
+    class_names: Sequence[str] | None = None
+    notes: tuple[str, ...] = ()
 
 
-def head_prefixes(model: nn.Module) -> Sequence[str]:
-    """Return the names of the modules of a model that hold its classifiers."""
-    return getattr(model, "head_names", ("head",))
+@dataclass(frozen=True)
+class HeadPolicy:
+    """The rule for the classifier when weights are loaded.
+
+    Attributes:
+        kind: "keep": take all rows, which must be those of the network's classes; "fresh": start a new classifier;
+            "fresh if mismatched": start a new one if the number or the names of the classes differ, else keep;
+            "rows": take `rows`; "by name": take the rows of `class_names`, and in a training start new rows for
+            classes that the checkpoint lacks.
+        class_names: class names of the network's outputs; None if they are not known.
+        order: class of each row of the checkpoint's classifier; "keep" puts the rows into the order of `class_names`,
+            and without those leaves them as they are.
+        rows: row of each class of the network.
+        by_place: without `class_names`, "keep" puts rows into the order of the sorted names.
+    """
+
+    kind: HeadKind = "keep"
+    class_names: Sequence[str] | None = None
+    order: ClassOrder | None = None
+    rows: Sequence[int] = ()
+    by_place: bool = False
+
+    def choose(self, checkpoint: Mapping[str, Any], count: int, classes: int, to_train: bool) -> Choice:
+        """Return the part of the classifier in `checkpoint` that a network takes.
+
+        Args:
+            checkpoint: the result of `load_tensors`.
+            count: number of rows of its classifier; 0 if it has none.
+            classes: number of classes of the network.
+            to_train: classes may get new rows.
+
+        Raises:
+            ValueError: the classes of the network cannot be found.
+        """
+        if not classes or self.kind == "fresh":
+            return Choice(takes=False)
+        if self.kind == "rows":
+            return Choice(rows=self.rows)
+        stated, order = stated_classes(checkpoint).get("class_names"), self.order
+        if self.kind == "by name":
+            trained = order.row_names(count) if order else None
+            return Choice(rows=self._rows_by_name(trained or stated, count, to_train))
+        if order and (self.kind == "keep" or count == classes):
+            rows = order.rows_for(self.class_names, classes, count, partly=to_train, by_place=self.by_place)
+            names = None if self.by_place else order.row_names(classes)
+            return Choice(rows=rows, class_names=names, notes=(order.why,))
+        if stated and self.class_names and [*stated] != [*self.class_names]:
+            if self.kind == "keep":
+                raise ValueError(_other_classes(stated, self.class_names, to_train))
+            return Choice(takes=False)
+        return Choice(class_names=stated)
+
+    def _rows_by_name(self, trained: Sequence[str] | None, count: int, partly: bool) -> Sequence[int | None]:
+        if not self.class_names:
+            raise ValueError(
+                "no class names in the data set, so classes cannot be found by name: write class_names.txt beside its "
+                "lists, or give the rows as a file of numbers"
+            )
+        if not trained:
+            raise ValueError(
+                "no class names in the checkpoint, so classes cannot be found by name: give head_rows a file of them, "
+                "one per line, or of the rows as numbers"
+            )
+        check_names(count, trained)
+        return class_rows(trained, self.class_names, partly)
 
 
-def classifier_rows(model: nn.Module, checkpoint: Mapping[str, Any]) -> int:
-    """Return how many classes the classifier for `model` in a loaded checkpoint has; 0 if there is none."""
-    state = convert(extract_state_dict(checkpoint), model).state
-    return max((len(state[f"{layer}weight"]) for layer in classifiers(state, head_prefixes(model))), default=0)
+def rows_policy(
+    head_rows: str, checkpoint: Mapping[str, Any], order: ClassOrder | None, class_names: Sequence[str] | None
+) -> HeadPolicy:
+    """Return the policy that takes rows of a checkpoint's classifier.
+
+    Args:
+        head_rows: "names", to find the rows by the class names that `order` or the checkpoint contain, or a file, see
+            `read_rows`.
+        checkpoint: the result of `load_tensors`.
+        order: class of each row of its classifier.
+        class_names: class names of the network's outputs.
+
+    Raises:
+        ValueError: the file cannot be used, or contradicts the checkpoint.
+    """
+    if head_rows == "names":
+        return HeadPolicy("by name", class_names, order)
+    rows, trained = read_rows(head_rows)
+    if rows:
+        return HeadPolicy("rows", class_names, rows=rows)
+    stated = stated_classes(checkpoint).get("class_names")
+    if stated and stated != trained:
+        raise ValueError(f"the checkpoint has other class names than {head_rows}: set head_rows to names")
+    return HeadPolicy("by name", class_names, ClassOrder(names=trained))
+
+
+def read_rows(path: str) -> tuple[list[int], list[str]]:
+    """Return the row of each class of a network, or the class names of all rows, from a file or address.
+
+    A JSON list of numbers, or one number per line, is the row of each class, counted from 0; any other file contains
+    class names, see `read_class_names`. The other list is empty.
+
+    Raises:
+        ValueError: the file is missing or has another content.
+    """
+    local = Path(fetch(path))
+    text = local.read_text(encoding="utf-8-sig", errors="replace").strip() if local.is_file() else ""
+    try:
+        rows = json.loads(text) if text.startswith("[") else [int(line) for line in text.splitlines()]
+    except ValueError:
+        rows = None
+    if rows and all(type(row) is int for row in rows):
+        return rows, []
+    if names := read_class_names(local):
+        return [], names
+    raise ValueError(f"{path} is an empty list: give one row number per class, or all class names of the checkpoint")
 
 
 def stated_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -94,171 +181,72 @@ def _state_classes(model: nn.Module, state: Any, prefix: str, metadata: dict[str
     metadata |= {"class_order": model.class_order, "class_names": model.class_names}
 
 
-def find_order(
-    model: nn.Module,
-    checkpoint: Mapping[str, Any],
-    address: str,
-    choice: str = "auto",
-    dataset: str = "",
-    class_names: Sequence[str] | None = None,
-) -> ClassOrder | None:
-    """Find the class of each row of the classifier in a loaded checkpoint.
+def _other_classes(trained: Sequence[str], wanted: Sequence[str], to_train: bool) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(trained, wanted, strict=False)) if a != b), None)
+    first = f"; class {at} is {trained[at]!r} there and {wanted[at]!r} here" if at is not None else ""
+    cure = (
+        "set head_rows to names to find them by their names, or reset_head to start a new classifier"
+        if to_train
+        else "order the list's labels and class names as in training"
+    )
+    return f"the checkpoint was trained on other classes ({len(trained)}, here {len(wanted)}{first}): {cure}"
+
+
+# ---- tensors of classifiers -----------------------------------------------------------------------------------------
+
+
+def classifiers(state: Mapping[str, Tensor], heads: Sequence[str]) -> list[str]:
+    """Return the prefixes of the linear layers in the modules `heads`: the names before `weight` and `bias`."""
+    inside = tuple(f"{head}." for head in heads)
+    return [name.removesuffix("weight") for name, value in state.items() if value.ndim == 2 and name.startswith(inside)]
+
+
+def count_classes(state: Mapping[str, Tensor], heads: Sequence[str]) -> int:
+    """Return the number of classes of the classifiers in the modules `heads`; 0 if there is none."""
+    return max((len(state[f"{layer}weight"]) for layer in classifiers(state, heads)), default=0)
+
+
+def without_classifiers(state: Mapping[str, Tensor], heads: Sequence[str]) -> StateDict:
+    """Return the tensors outside the classifiers."""
+    layers = tuple(classifiers(state, heads))
+    return {name: value for name, value in state.items() if not name.startswith(layers)}
+
+
+def select_classes(
+    state: Mapping[str, Tensor],
+    heads: Sequence[str],
+    rows: Sequence[int | None],
+    initial: Mapping[str, Tensor],
+) -> StateDict:
+    """Return `state` with these rows of the classifiers: a Kinetics-710 head becomes one of 400, 600 or 700 classes.
 
     Args:
-        model: the network to be loaded.
-        checkpoint: the result of `load_tensors`.
-        address: the path or address that it was loaded from.
-        choice: "auto", "sorted" (the class names sorted), "released" (as the authors of the network numbered them), or
-            a file of the class names of the rows.
-        dataset: name of the reader of the data set; "" if it is not known.
-        class_names: class names of the list, which show whether its classes are those of Kinetics.
-
-    Returns:
-        The order; None if there is no classifier, or if the checkpoint names its classes itself.
+        state: tensors by the names of this package.
+        heads: names of the modules that hold the classifiers.
+        rows: row of each class; None is a class that the checkpoint lacks.
+        initial: tensors of the network, whose rows such classes keep.
 
     Raises:
-        ValueError: no order of that choice is known for such a classifier.
+        ValueError: there is no classifier, a row is beyond its classes, or the network has another number of classes.
     """
-    rows = classifier_rows(model, checkpoint)
-    if not rows:
-        return None
-    is_kinetics = dataset in KINETICS
-    if choice == "sorted":
-        return ClassOrder("sorted", "class order sorted, as set", is_kinetics=is_kinetics)
-    if choice not in ("auto", "released"):
-        return ClassOrder(names=read_class_names(fetch(choice)), why=f"class names of the rows from {choice}")
-    stated = stated_classes(checkpoint)
-    if choice == "auto" and stated:
-        if "class_order" not in stated:
-            return None
-        names = stated["class_names"]
-        return ClassOrder("" if names else stated["class_order"], "classes as stated in the file", names)
-    entry = identify(address)
-    known = entry.get("class_order", "") if entry else ""
-    if entry and known and (choice == "auto" or entry["source"] != "MMAction2"):
-        return ClassOrder(known, f"class order {known} of {entry['name']}", is_kinetics=known not in AS_LISTED)
-    layout = convert(extract_state_dict(checkpoint), model).layout
-    name = "" if layout in IMAGE_TOWERS else _released_order(model, rows, dataset, class_names)
-    if choice == "released":
-        return ClassOrder(_known(name, rows), f"class order {name}, as set", is_kinetics=is_kinetics)
-    if layout in MMACTION2 and name in ORDERS:
-        name = "sorted"
-    why = (
-        f"class order {name} assumed from the layout ({layout.name}) and {rows} classes"
-        if name
-        else "the order of its classes is not known: read in the order of the list"
-    )
-    return ClassOrder(name, f"{why}; {OVERRIDE}", is_kinetics=is_kinetics)
-
-
-def _known(name: str, rows: int) -> str:
-    if not name:
-        raise ValueError(
-            f"MODEL.CLASS_ORDER released: no classifier of {rows} classes of this network was released; set a file of "
-            "the class names of its rows instead"
-        )
-    return name
-
-
-def _released_order(model: nn.Module, rows: int, dataset: str, class_names: Sequence[str] | None) -> str:
-    """Return the order of the authors of this network for this number of classes of a data set; "" if unknown."""
-    second = isinstance(model, UniFormerV2)
-    if dataset in KINETICS:
-        if class_names and not looks_like_kinetics(class_names):
-            return ""
-        return {400: "k400", 600: "k600_v2" if second else "k600_uniformer"}.get(
-            rows, {700: "k700_v2", 710: "k710"}.get(rows, "") if second else ""
-        )
-    if dataset == "sth" and rows == 174 and class_names:
-        # the numbers of V2's labels.json are almost sorted, the lines of V1's labels.csv are not
-        at_their_place = sum(place == index for index, place in enumerate(places_of_names(class_names)))
-        return "annotation" if 2 * at_their_place > rows else "sorted"
-    return ""
-
-
-def rows_to_take(
-    order: ClassOrder, rows: int, classes: int, class_names: Sequence[str] | None, to_train: bool, by_place: bool
-) -> list[int | None] | None:
-    """Return the row of a classifier that each class of a model takes; None if all rows keep their place.
-
-    Args:
-        order: order of the rows of the classifier.
-        rows: number of rows of the classifier.
-        classes: number of classes of the model.
-        class_names: class names of the model; None if they are not known.
-        to_train: a class that a file of names lacks becomes None.
-        by_place: without class names, the model's classes are in the order of their sorted names.
-
-    Raises:
-        ValueError: a file of names has another number of names than there are rows, or lacks classes.
-    """
-    if order.names:
-        check_names(rows, order.names)
-        return class_rows(order.names, class_names, partly=to_train) if class_names else None
-    if rows != (710 if order.name == "k710" else classes):
-        return None
-    if class_names:
-        return rows_of_names(order.name, class_names)
-    if by_place:
-        return rows_of_places(order.name, classes)
-    return list(rows_of_k710(classes) or ()) or None if order.name == "k710" else None
-
-
-def read_rows(path: str) -> tuple[list[int] | Literal["names"], list[str] | None]:
-    """Return `head_rows` and `trained_names` of `load_weights` from a file or address.
-
-    A JSON list of numbers, or one number per line, is the row of each class of the model, counted from 0; any other
-    file contains the names of all classes of the checkpoint, see `read_class_names`.
-
-    Raises:
-        ValueError: the file is missing or has another content.
-    """
-    local = Path(fetch(path))
-    if not local.is_file():
-        raise ValueError(f"file of class rows {path!r} does not exist")
-    try:
-        text = local.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        text = "?"  # names
-    lines = text.splitlines()
-    if text and not text.startswith("[") and not all(line.strip().isdigit() for line in lines):
-        return "names", read_class_names(local)
-    try:
-        rows = json.loads(text) if text.startswith("[") else [int(line) for line in lines]
-    except ValueError:
-        rows = None
-    if isinstance(rows, list) and rows and all(type(row) is int for row in rows):
-        return rows, None
-    if isinstance(rows, list) and rows and all(type(row) is str for row in rows):
-        return "names", read_class_names(local)
-    raise ValueError(
-        f"{path!r} is not a list of class rows; write [12, 7, ...], one number per line for each class here, or the "
-        "names of all classes of the checkpoint, one per line"
-    )
-
-
-def check_names(rows: int, names: Sequence[str]) -> None:
-    """Raise ValueError unless there is one class name per row of a classifier; 0 rows means no classifier."""
-    if rows not in (0, len(names)):
-        raise ValueError(
-            f"{len(names)} class names for the {rows} rows of the checkpoint's classifier; the file must name every "
-            "row, one per line"
-        )
-
-
-def rows_by_name(
-    rows: int, trained: Sequence[str] | None, wanted: Sequence[str] | None, partly: bool
-) -> list[int | None]:
-    """Return the row of each of the `wanted` classes among the `rows` of a classifier; None as in `class_rows`."""
-    if not wanted:
-        raise ValueError(
-            "no class names in the data set, so classes cannot be found by name; write class_names.txt beside its "
-            "lists, or give the rows as a file of numbers"
-        )
-    if not trained:
-        raise ValueError(
-            "no class names in the checkpoint, so classes cannot be found by name; give MODEL.HEAD_ROWS a file of "
-            "them, one per line, or of the rows as numbers"
-        )
-    check_names(rows, trained)
-    return class_rows(trained, wanted, partly=partly)
+    layers, classes = classifiers(state, heads), count_classes(initial, heads)
+    if not layers:
+        raise ValueError("the checkpoint has no classifier to take rows from: start a new one (reset_head)")
+    selected = dict(state)
+    known = [row for row in rows if row is not None]
+    fresh = [i for i, row in enumerate(rows) if row is None]
+    for layer in layers:
+        count = len(state[f"{layer}weight"])
+        if not all(0 <= row < count for row in known):
+            raise ValueError(
+                f"class rows reach from {min(known)} to {max(known)}, but {layer}weight has {count} classes: give the "
+                "rows of this checkpoint"
+            )
+        for name in (f"{layer}weight", f"{layer}bias"):
+            selected[name] = state[name][[row or 0 for row in rows]]
+            # a classifier of another shape is for `load.fit` to refuse
+            if fresh and name in initial and initial[name].shape == selected[name].shape:
+                selected[name][fresh] = initial[name][fresh].to(selected[name].dtype)
+    if len(rows) != classes:
+        raise ValueError(f"head_rows gives {len(rows)} classes, but the network has {classes}: give one row per class")
+    return selected

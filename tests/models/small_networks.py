@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast.models import UniFormer, UniFormerLight, UniFormerV2
-from slowfast.models.uniformerv2 import VisionTower
+from slowfast.models.timm_tower import VisionTower
 
 STAGES: dict[str, Any] = {"num_classes": 5, "depth": (1, 1, 2, 1), "embed_dim": (16, 32, 64, 64), "head_dim": 32}
 SHARES = ((), (), (1.0, 0.5), (0.3,))

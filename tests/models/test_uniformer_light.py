@@ -16,6 +16,7 @@ from slowfast.models.uniformer_light import PruningBlock, UniFormerLight
 from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import soft_cross_entropy
 from slowfast.utils.profiling import count_flops, count_parameters
+from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.load import load_weights
 
 LIGHT = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "light.json.gz").read_bytes()))
@@ -131,7 +132,7 @@ def test_video_from_image_weights(golden, golden_state, golden_input):
     model.load_state_dict(golden_state(model.state_dict()))
     with torch.device("meta"):
         image = UniFormerLight(**OPTIONS[IMAGE])
-    report = load_weights(model, golden_state(image.state_dict()), reset_head=True, to_train=True)
+    report = load_weights(model, golden_state(image.state_dict()), HeadPolicy("fresh"), to_train=True)
     assert not report.unexpected and len(report.inflated) == 57
     expected = golden("light_logits.npz")["uniformer_xxs_4x128_ls_from_image_xxs"]
     with torch.no_grad():

@@ -12,7 +12,9 @@ import torch
 from slowfast.config import get_cfg
 from slowfast.config.rules import patch_size
 from slowfast.models import build_model
-from slowfast.models.uniformerv2 import TOWERS, LocalUniBlock, UniFormerV2, VisionTower, resize_position_embedding
+from slowfast.models.image_vit import TOWERS, resize_position_embedding
+from slowfast.models.timm_tower import VisionTower
+from slowfast.models.uniformerv2 import LocalUniBlock, UniFormerV2
 from slowfast.optim.losses import soft_cross_entropy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "uniformerv2.json.gz"
@@ -121,11 +123,11 @@ def test_every_tower_is_built_with_the_default_crop_sizes():
 def test_wrong_options():
     with pytest.raises(ValueError, match="'b32' is not known"):
         small(backbone="b32")
-    with pytest.raises(ValueError, match=r"RETURN_LIST \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"return_list \[1, 3\]"):
         small(return_list=(1, 3))
-    with pytest.raises(ValueError, match="MLP_DROPOUT has 1 rates"):
+    with pytest.raises(ValueError, match="mlp_dropout has 1 rates"):
         small(mlp_dropout=[0.5])
-    with pytest.raises(ValueError, match=r"N_HEAD 5 heads .* 32 channels .* its own 4"):
+    with pytest.raises(ValueError, match=r"n_head 5 .* 32 channels .* its own 4"):
         small(n_head=5)
     with pytest.raises(ValueError, match="whole patches of 8"):
         small()(torch.zeros(1, 3, 2, 36, 32))

@@ -12,7 +12,7 @@ from slowfast.weights import class_order, fetch
 from slowfast.weights.class_order import (
     AS_LISTED,
     ORDERS,
-    identify,
+    ClassOrder,
     kinetics400_names,
     names_of_rows,
     places_of_names,
@@ -21,6 +21,7 @@ from slowfast.weights.class_order import (
     rows_of_names,
     rows_of_places,
 )
+from slowfast.weights.released import identify
 
 # name in the manifest -> its class_order
 EXAMPLES = {
@@ -75,10 +76,10 @@ def test_several_unknown_classes_have_no_row(monkeypatch):
 def test_official_row_0_of_kinetics_400():
     places = places_of_rows("k400", 400)
     assert places is not None and places[0] == 267
-    names = names_of_rows("k400", 400, is_kinetics=True)
+    names = names_of_rows("k400", 400)
     assert names is not None and names[:3] == ["riding a bike", "marching", "dodgeball"] and len({*names}) == 400
-    assert names_of_rows("sorted", 400, True) == kinetics400_names() == sorted(kinetics400_names())
-    assert names_of_rows("sorted", 400, False) is None and names_of_rows("k600_v2", 600, True) is None
+    assert names_of_rows("sorted", 400) == kinetics400_names() == sorted(kinetics400_names())
+    assert ClassOrder("sorted", is_kinetics=False).row_names(400) is None and names_of_rows("k600_v2", 600) is None
 
 
 @pytest.mark.parametrize("classes", [400, 600, 700])

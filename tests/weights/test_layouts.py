@@ -18,14 +18,13 @@ from torch import nn
 
 from slowfast.config import get_cfg
 from slowfast.models import UniFormer, UniFormerLight, build_model
-from slowfast.models.uniformerv2 import UniFormerV2, VisionTower
-from slowfast.weights.heads import read_rows
+from slowfast.models.timm_tower import VisionTower
+from slowfast.models.uniformerv2 import UniFormerV2
+from slowfast.weights.class_order import class_rows
+from slowfast.weights.heads import HeadPolicy, read_rows, select_classes
 from slowfast.weights.layouts import (
-    class_rows,
     convert,
-    from_timm,
     inflate_centre,
-    select_classes,
     to_mmaction2,
 )
 from slowfast.weights.load import load_weights
@@ -178,7 +177,7 @@ def test_timm_clip(trunk):
 
 def test_timm_parts_without_a_counterpart_are_folded_in():
     theirs = randomize(timm.create_model("vit_small_patch14_dinov2", pretrained=False, depth=1, img_size=28)).double()
-    state, C = from_timm(dict(theirs.state_dict()), {}), theirs.embed_dim
+    state, C = convert(theirs.state_dict(), {}).state, theirs.embed_dim
     image = torch.randn(1, 3, 28, 28, dtype=torch.float64)
     kernel, positions = state["backbone.conv1.weight"], state["backbone.positional_embedding"]
     patches = nn.functional.conv2d(image, kernel, stride=14).flatten(2).transpose(1, 2)
@@ -197,13 +196,13 @@ def test_timm_parts_without_a_counterpart_are_folded_in():
             block.ls1(block.attn.proj(hidden)),
         )
     assert not [name for name in state if "gamma" in name or name.endswith("conv1.bias")]
-    kept = from_timm(dict(theirs.state_dict()), {"backbone.conv1.bias": torch.empty(C)})
+    kept = convert(theirs.state_dict(), {"backbone.conv1.bias": torch.empty(C)}).state
     assert "backbone.conv1.bias" in kept
 
 
 def test_timm_class_token_without_position():
     theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1, img_size=32, no_embed_class=True)
-    positions = from_timm(dict(theirs.state_dict()), {})["backbone.positional_embedding"]
+    positions = convert(theirs.state_dict(), {}).state["backbone.positional_embedding"]
     assert positions.shape == (5, 192) and not positions[0].any()
 
 
@@ -344,7 +343,7 @@ def test_mmaction2_in_both_directions(make, names):
     state = model.state_dict()
     theirs = to_mmaction2(state)
     assert names <= set(theirs) and not any("proj.2" in name or name.startswith("head") for name in theirs)
-    back = convert(theirs, model)
+    back = convert(theirs, state)
     assert back.layout.name == f"MMAction2 {type(model).__name__}"
     assert back.state.keys() == state.keys() and all(torch.equal(back.state[name], state[name]) for name in state)
 
@@ -413,9 +412,9 @@ def test_class_rows_by_names():
     assert class_rows(["Holding something", "Pushing something"], ["Pushing [something]"]) == [
         1
     ]  # category.txt of SSv2
-    with pytest.raises(ValueError, match=r"1 of 2 classes.*'zumba'"):
+    with pytest.raises(ValueError, match=r"2 class names, of which 1 .*'zumba'"):
         class_rows(trained, ["yoga", "zumba"])
-    with pytest.raises(ValueError, match="no single counterpart"):
+    with pytest.raises(ValueError, match="of which 1 "):
         class_rows(["a", "A"], ["a"])
 
 
@@ -427,37 +426,37 @@ def test_head_of_710_classes_becomes_one_of_400(make):
     rows = [(7 * i) % 710 for i in range(400)]
     model = make()
     model.reset_classifier(400)
-    report = load_weights(model, checkpoint, head_rows=rows)
+    report = load_weights(model, checkpoint, HeadPolicy("rows", rows=rows))
     assert len(report.loaded) == len(checkpoint) and report.notes == ["classifier rows 710 -> 400"]
     head = "backbone.transformer.proj.2" if make is small else "head"
     for kind in ("weight", "bias"):
         assert torch.equal(model.state_dict()[f"{head}.{kind}"], checkpoint[f"{head}.{kind}"][rows])
     with pytest.raises(ValueError, match=r"reach from 0 to 710.*has 710 classes"):
-        load_weights(model, checkpoint, head_rows=[*rows[:-1], 710])
-    with pytest.raises(ValueError, match=r"710 classes and the model 400.*RESET_HEAD.*HEAD_ROWS"):
+        load_weights(model, checkpoint, HeadPolicy("rows", rows=[*rows[:-1], 710]))
+    with pytest.raises(ValueError, match=r"710 classes and the model 400.*reset_head.*head_rows"):
         load_weights(model, checkpoint)
     with pytest.raises(ValueError, match="no classifier"):
-        select_classes({"norm.weight": torch.zeros(3)}, ("head",), rows)
+        select_classes({"norm.weight": torch.zeros(3)}, ("head",), rows, {})
 
 
 def test_class_names_decide():
     source = small_v1()
     checkpoint = {"model_state": source.state_dict(), "class_names": ["a", "b", "c", "d", "e"]}
     wanted = ["e", "d", "c", "b", "a"]
-    with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*HEAD_ROWS.*RESET_HEAD"):
-        load_weights(small_v1(), checkpoint, class_names=wanted, to_train=True)
+    with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*head_rows.*reset_head"):
+        load_weights(small_v1(), checkpoint, HeadPolicy(class_names=wanted), to_train=True)
     with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*as in training"):
-        load_weights(small_v1(), checkpoint, class_names=wanted)
+        load_weights(small_v1(), checkpoint, HeadPolicy(class_names=wanted))
     model = small_v1()
-    load_weights(model, checkpoint, class_names=wanted, head_rows="names")
+    load_weights(model, checkpoint, HeadPolicy("by name", wanted))
     assert torch.equal(model.state_dict()["head.weight"], source.state_dict()["head.weight"].flip(0))
-    assert load_weights(small_v1(), checkpoint, class_names=wanted, reset_head=True).dropped == [
+    assert load_weights(small_v1(), checkpoint, HeadPolicy("fresh", wanted)).dropped == [
         "head.weight",
         "head.bias",
     ]
-    assert not load_weights(small_v1(), checkpoint, class_names=["a", "b", "c", "d", "e"]).dropped
+    assert not load_weights(small_v1(), checkpoint, HeadPolicy(class_names=["a", "b", "c", "d", "e"])).dropped
     with pytest.raises(ValueError, match="no class names in the checkpoint"):
-        load_weights(small_v1(), source.state_dict(), class_names=wanted, head_rows="names")
+        load_weights(small_v1(), source.state_dict(), HeadPolicy("by name", wanted))
 
 
 @pytest.mark.parametrize("make", [small, small_v1])
@@ -468,35 +467,35 @@ def test_classes_that_the_checkpoint_lacks_get_new_rows(make, caplog):
     fresh = {kind: model.state_dict()[f"{head}.{kind}"][1].clone() for kind in ("weight", "bias")}
     checkpoint = {"model_state": source.state_dict(), "class_names": ["a", "b", "c", "d", "e"]}
     wanted = ["d", "new", "a"]
-    with pytest.raises(ValueError, match=r"1 of 3 classes.*'new'.*RESET_HEAD"):  # a test needs them all
-        load_weights(model, checkpoint, class_names=wanted, head_rows="names")
-    report = load_weights(model, checkpoint, class_names=wanted, head_rows="names", to_train=True)
+    with pytest.raises(ValueError, match=r"3 class names, of which 1 .*'new'"):  # a test needs them all
+        load_weights(model, checkpoint, HeadPolicy("by name", wanted))
+    report = load_weights(model, checkpoint, HeadPolicy("by name", wanted), to_train=True)
     assert report.fresh_classes == ["new"] and "fresh classes 1 (new)" in str(report) and "rows: new" in caplog.text
     for kind in ("weight", "bias"):
         rows, trained = model.state_dict()[f"{head}.{kind}"], source.state_dict()[f"{head}.{kind}"]
         assert torch.equal(rows[0], trained[3]) and torch.equal(rows[2], trained[0])
         assert torch.equal(rows[1], fresh[kind])
-    with pytest.raises(ValueError, match=r"2 of 2 classes.*RESET_HEAD True"):
+    with pytest.raises(ValueError, match=r"2 class names, of which 2 "):
         model.reset_classifier(2)
-        load_weights(model, checkpoint, class_names=["x", "y"], head_rows="names", to_train=True)
-    with pytest.raises(ValueError, match=r"1 of 2 classes"):  # which of the two is meant?
+        load_weights(model, checkpoint, HeadPolicy("by name", ["x", "y"]), to_train=True)
+    with pytest.raises(ValueError, match=r"2 class names, of which 1 "):  # which of the two is meant?
         checkpoint["class_names"] = ["a", "b", "a", "d", "e"]
-        load_weights(model, checkpoint, class_names=["a", "b"], head_rows="names", to_train=True)
+        load_weights(model, checkpoint, HeadPolicy("by name", ["a", "b"]), to_train=True)
 
 
 def test_rows_from_a_file(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([3, 1, 2]))
     (tmp_path / "rows.txt").write_text("3\n1\n2\n")
-    assert read_rows(str(tmp_path / "rows.json")) == read_rows(str(tmp_path / "rows.txt")) == ([3, 1, 2], None)
+    assert read_rows(str(tmp_path / "rows.json")) == read_rows(str(tmp_path / "rows.txt")) == ([3, 1, 2], [])
     (tmp_path / "names.txt").write_text("abseiling\n7 \nair drumming\n")
-    assert read_rows(str(tmp_path / "names.txt")) == ("names", ["abseiling", "7", "air drumming"])
+    assert read_rows(str(tmp_path / "names.txt")) == ([], ["abseiling", "7", "air drumming"])
     (tmp_path / "map.txt").write_text("riding a bike\t1\nair drumming\t0\n")  # as authors write them
-    assert read_rows(str(tmp_path / "map.txt")) == ("names", ["air drumming", "riding a bike"])
+    assert read_rows(str(tmp_path / "map.txt")) == ([], ["air drumming", "riding a bike"])
     (tmp_path / "map.json").write_text('{"0": "abseiling", "1": "air drumming"}')
-    assert read_rows(str(tmp_path / "map.json")) == ("names", ["abseiling", "air drumming"])
-    for content in ("", "[]", '["a", 1]', "[true]", "[1"):
+    assert read_rows(str(tmp_path / "map.json")) == ([], ["abseiling", "air drumming"])
+    for content in ("", "[]", '["a", 1]', "[1"):
         (tmp_path / "wrong.txt").write_text(content)
-        with pytest.raises(ValueError, match="list of class rows"):
+        with pytest.raises(ValueError, match=r"wrong\.txt"):
             read_rows(str(tmp_path / "wrong.txt"))
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match=r"nothing\.json"):
         read_rows(str(tmp_path / "nothing.json"))
