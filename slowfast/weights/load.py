@@ -202,7 +202,7 @@ MISSING = ("missing", None)
 def _adapt(
     name: str, given: Tensor, shape: torch.Size, layout: Layout, rules: WeightRules
 ) -> tuple[str, Tensor | None]:
-    """Return the kind of a tensor in the report, and the tensor in the shape of the parameter; None if it has none."""
+    """Return the kind of a tensor in the report, and the tensor in the shape of the parameter, or None."""
     if given.shape == shape:
         return "loaded", given
     if given.ndim == 4 and len(shape) == 5 and given.shape == shape[:2] + shape[3:]:
