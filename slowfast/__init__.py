@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,14 +10,9 @@ if TYPE_CHECKING:
 __all__ = ["create_model", "list_models"]
 __version__ = "0.1.0"
 
-# fvcore scripts a few functions when it is imported; nothing a user of this package can do about it
-warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
-# `build_loader` says it with the name of the key
-warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-
 
 def __getattr__(name: str) -> Any:
-    """The Python API, imported when it is asked for, so that `import slowfast` stays fast."""
+    """Import a name of the Python API when it is first used, so that `import slowfast` stays fast."""
     if name in __all__:
         from slowfast.models import zoo
 

@@ -127,9 +127,13 @@ def run_job(cfg: CfgNode, init_method: str) -> int:
 
 def train_and_test(cfg: CfgNode) -> None:
     """Train and test as the configuration says, in one process of the job."""
-    from slowfast.engine.test import test, test_folder
-    from slowfast.engine.train import train
     from slowfast.run.lock import PATIENCE, hold
+
+    with warnings.catch_warnings():
+        # fvcore calls it when it is imported
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+        from slowfast.engine.test import test, test_folder
+        from slowfast.engine.train import train
 
     if cfg.TRAIN.ENABLE:
         train(cfg)

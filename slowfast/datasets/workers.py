@@ -63,6 +63,9 @@ class VideoLoader(DataLoader):
             **options,
         )
 
+    def check_worker_number_rationality(self) -> None:
+        """Leave the warning about too many workers to `build_loader`, which counts all processes of a node."""
+
     def __iter__(self) -> Iterator[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the batches from the position of the sampler to the end of its epoch."""
         epoch, batch = self.batch_sampler.epoch, self.batch_sampler.batch  # pyright: ignore
