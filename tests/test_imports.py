@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,20 @@ def test_only_build_modules_and_the_engine_read_the_configuration(path):
     names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
     names |= {node.arg for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.arg)}
     assert "cfg" not in names
+
+
+IMPORT_ALL = """
+import logging, signal, sys, torch, warnings
+def state():
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    return warnings.filters[:], handlers, logging.root.handlers[:], torch.serialization.get_safe_globals()
+import fvcore.nn, timm, torch.utils.tensorboard  # they change some of that
+before = state()
+import slowfast.engine.train, slowfast.engine.test, slowfast.run.slurm, slowfast.prepare
+assert state() == before
+"""
+
+
+@pytest.mark.slow
+def test_importing_changes_nothing_in_its_host():
+    subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=PACKAGE.parent, check=True)
