@@ -1,4 +1,4 @@
-"""Allow one run at a time in a folder: a lease file names the process that runs there, which renews it while it lives.
+"""Allow one run at a time in a folder: a lease file names the process that runs there, which renews it.
 
 It needs neither locks of the file system, which network drives often lack, nor clocks that agree: a file is created
 only where there is none, and ages are differences of two times that the file system has set.
@@ -26,11 +26,11 @@ from slowfast.utils import distributed
 
 logger = logging.getLogger(__name__)
 
-# Seconds between two signs of life of a holder, and of silence after which a holder on another machine counts as dead.
+# Seconds between two renewals, and of silence after which a holder on another machine counts as dead.
 BEAT = 15.0
 STALE = 120.0
 
-# Seconds to wait for a holder to end, for example a process whose launcher was killed.
+# Seconds to wait for a holder to exit, for example a process whose launcher was killed.
 PATIENCE = 5.0
 
 
@@ -81,58 +81,55 @@ class Holder:
         return None
 
 
+# The holder of a lease that is half written.
 UNREADABLE = Holder("an unknown host", 0, "an unknown time", "", "", "", 0, "")
 
 
-def _create(path: Path, holder: Holder) -> None:
-    """Write a lease unless one exists.
-
-    Raises:
-        FileExistsError: a lease exists.
-    """
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+def _create(path: Path, holder: Holder) -> bool:
+    """Write a lease; return False if one exists."""
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with open(path, "x", encoding="utf-8") as file:
             file.write(json.dumps(asdict(holder)) + "\n")
+    except FileExistsError:
+        return False
     except OSError:
-        path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # for example of a full disk
         raise
+    return True
 
 
 def _read(path: Path) -> tuple[Holder, float] | None:
-    """Return the holder of a lease and the time of its last sign of life, or None if there is no lease.
+    """Return the holder of a lease and the time of its last renewal, or None if there is no lease.
 
     The file is opened for both, because a network drive answers other requests from its cache.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            beat = os.fstat(file.fileno()).st_mtime
+            renewed = os.fstat(file.fileno()).st_mtime
             text = file.read()
     except FileNotFoundError:
         return None
     try:
-        return Holder(**json.loads(text)), beat
+        return Holder(**json.loads(text)), renewed
     except (ValueError, TypeError):
-        return UNREADABLE, beat  # half written
+        return UNREADABLE, renewed
 
 
-def _now(folder: Path) -> float:
-    """Return the time of the file system."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".now.") as file:
-        return os.fstat(file.fileno()).st_mtime
+def _age(path: Path, renewed: float) -> float:
+    """Return the seconds since a time of the file system."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".now.") as file:
+        return os.fstat(file.fileno()).st_mtime - renewed
 
 
 def _take_over(path: Path, dead: Holder, holder: Holder) -> bool:
-    """Replace the lease of a dead holder; False if another process is doing so.
+    """Replace the lease of a dead holder; return False if another process does so.
 
     The file of the claim is named after the dead holder, so that a single process can replace each lease.
     """
     claim = path.with_name(f"{path.name}.{dead.token}")
-    try:
-        _create(claim, holder)
-    except FileExistsError:
+    if not _create(claim, holder):
         other = _read(claim)
-        if other and (other[0].is_alive() is False or _now(path.parent) - other[1] > STALE):
+        if other and (other[0].is_alive() is False or _age(path, other[1]) > STALE):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(claim, path)  # complete an interrupted replacement
         return False
@@ -149,51 +146,44 @@ class Lease:
 
     Args:
         path: of the lease file; its folder is made.
-        patience: seconds to wait for a running holder to end.
+        patience: seconds to wait for a running holder to exit.
 
     Raises:
-        ValueError: another process holds the lease, or the folder cannot be written.
+        ValueError: another process holds the lease.
     """
 
     def __init__(self, path: Path, patience: float = PATIENCE) -> None:
         self.path, self.holder = path, Holder()
         self.released = threading.Event()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._take(patience)
-        except OSError as error:
-            raise ValueError(f"OUTPUT_DIR {str(path.parent)!r} cannot be written ({error}); choose another") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._take(patience)
         self.thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self.thread.start()
 
     def _take(self, patience: float) -> None:
-        begun, waits = time.monotonic(), False
-        beats: dict[str, float] = {}  # the first one seen of each holder
-        while True:
+        begun, noticed = time.monotonic(), False
+        first_seen: dict[str, float] = {}  # renewals by holder
+        while not _create(self.path, self.holder):
             progress()
-            with contextlib.suppress(FileExistsError):
-                _create(self.path, self.holder)
-                return
-            lease = _read(self.path)
-            if lease is None:
+            if (lease := _read(self.path)) is None:
                 continue
-            holder, beat = lease
+            holder, renewed = lease
             alive = holder.is_alive()
-            if alive is None and beat > beats.setdefault(holder.token, beat):
+            if alive is None and renewed > first_seen.setdefault(holder.token, renewed):
                 alive = True
-            if alive is None and _now(self.path.parent) - beat > STALE:
+            elif alive is None and _age(self.path, renewed) > STALE:
                 alive = False
             if alive is False and _take_over(self.path, holder, self.holder):
                 return
-            if alive and time.monotonic() > begun + patience:
+            waited, name = time.monotonic() - begun, f"process {holder.pid} on {holder.host}"
+            if alive and waited > patience:
                 raise ValueError(
-                    f"OUTPUT_DIR {str(self.path.parent)!r} is in use: process {holder.pid} on {holder.host} has held "
-                    f"{self.path.name} since {holder.since}; wait until it ends, stop it, or choose another OUTPUT_DIR"
+                    f"OUTPUT_DIR {str(self.path.parent)!r} is in use: {name} has held {self.path.name} since "
+                    f"{holder.since}; wait until it ends, stop it, or choose another OUTPUT_DIR"
                 )
-            if not waits and time.monotonic() > begun + 2 * PATIENCE:
-                waits = True
-                logger.warning("waiting for process %d on %s, which has held %s since %s", holder.pid, holder.host,
-                               self.path, holder.since)  # fmt: skip
+            if not noticed and waited > 2 * PATIENCE:
+                noticed = True
+                logger.warning("waiting for %s, which has held %s since %s", name, self.path, holder.since)
             time.sleep(0.2)
 
     def _renew(self) -> None:
@@ -223,7 +213,7 @@ class Lease:
 
 
 @contextmanager
-def hold(path: str | os.PathLike, patience: float = PATIENCE) -> Iterator[None]:
+def hold(path: Path, patience: float = PATIENCE) -> Iterator[None]:
     """Hold a lease in the main process of the group; call it in every process.
 
     Args:
@@ -234,7 +224,7 @@ def hold(path: str | os.PathLike, patience: float = PATIENCE) -> Iterator[None]:
         ValueError: in every process, as `Lease`.
     """
     leases: list[Lease] = []
-    distributed.on_main(lambda: leases.append(Lease(Path(path), patience)))
+    distributed.on_main(lambda: leases.append(Lease(path, patience)))
     try:
         yield
     finally:

@@ -18,20 +18,19 @@ from cluster import free_ports
 from slowfast.config import get_cfg
 from slowfast.datasets.image import load_image_folder
 from slowfast.datasets.lists import VideoList, read_list
-from slowfast.run.preflight import build_alike, code_hash, data, differences
+from slowfast.run.preflight import SUMS, build_alike, code, data, differences, settings
 from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
 
 ROOT = Path(__file__).parents[2]
 
 
-def records(facts_of_ranks, cfgs=None):
-    cfgs = cfgs or [get_cfg()] * len(facts_of_ranks)
-    return [(f"rank {i} on node{i // 2}", f, c) for i, (f, c) in enumerate(zip(facts_of_ranks, cfgs, strict=True))]
+def records(values_of_ranks):
+    return [(f"rank {i} on node{i // 2}", values) for i, values in enumerate(values_of_ranks)]
 
 
 def test_the_odd_one_is_named():
-    same = {"all-reduce": "right", "package slowfast": "abc", "PyTorch": "2.9"}
+    same = {SUMS: "right", "package slowfast": "abc", "PyTorch": "2.9"}
     assert not list(differences(records([same] * 4)))
     [fault] = differences(records([same, same, {**same, "package slowfast": "xyz"}, same]))
     assert "package slowfast is abc on the others, but rank 2 on node1: xyz" in fault
@@ -43,18 +42,19 @@ def test_the_odd_one_is_named():
 
 
 def test_sums_that_are_wrong_everywhere():
-    [fault] = differences(records([{"all-reduce": "3 of 1024 sums are wrong"}] * 2))
-    assert "3 of 1024 sums are wrong in every process" in fault and "DIST_BACKEND" in fault
+    assert not list(differences(records([{SUMS: "right"}] * 2)))
+    [fault] = differences(records([{SUMS: "wrong in 3 of 1024 sums"}] * 2))
+    assert "3 of 1024 sums" in fault and "DIST_BACKEND" in fault
 
 
 def test_keys_that_differ_are_named():
     one, two = get_cfg(), get_cfg()
     two.SHARD_ID = 1
-    assert not list(differences(records([{"all-reduce": "right"}] * 2, [one, two])))
+    assert not list(differences(records([settings(one), settings(two)])))
     two.SOLVER.BASE_LR = 7.0
     two.LOG_PERIOD = 99  # may differ from one attempt to the next, not from one process to the next
-    faults = list(differences(records([{"all-reduce": "right"}] * 2, [one, two])))
-    assert len(faults) == 2 and any("SOLVER.BASE_LR" in f and "7.0 for rank 1" in f for f in faults)
+    faults = list(differences(records([settings(one), settings(two)])))
+    assert len(faults) == 2 and any("SOLVER.BASE_LR is 0.1" in f and "rank 1 on node0: 7.0" in f for f in faults)
 
 
 def test_code_is_compared_by_content(tmp_path):
@@ -62,9 +62,9 @@ def test_code_is_compared_by_content(tmp_path):
         (tmp_path / name / "sub").mkdir(parents=True)
         (tmp_path / name / "sub" / "x.py").write_text("x = 1\n")
         (tmp_path / name / f"note_{name}.txt").write_text(name)
-    assert code_hash(tmp_path / "a") == code_hash(tmp_path / "b")
+    assert list(code(tmp_path / "a").values()) == list(code(tmp_path / "b").values())
     (tmp_path / "b" / "sub" / "x.py").write_text("x = 2\n")
-    assert code_hash(tmp_path / "a") != code_hash(tmp_path / "b")
+    assert list(code(tmp_path / "a").values()) != list(code(tmp_path / "b").values())
 
 
 def test_data_is_looked_at(tmp_path):
@@ -144,5 +144,5 @@ def test_two_nodes_that_differ_end_before_training(experiment, tmp_path):
     for job in jobs:
         message = job.communicate(timeout=240)[1]
         assert job.returncode == 2
-        assert "SOLVER.BASE_LR is 0.1 for rank 0 on n0 and 0.2 for rank 1 on n1" in message
+        assert "SOLVER.BASE_LR is 0.1 on the others, but rank 1 on n1: 0.2" in message
     assert not (tmp_path / "out").exists()
