@@ -1,17 +1,21 @@
-"""Official annotations of public data sets: which videos there are, in which split and of which class."""
+"""Make lists of public data sets from their official annotations: one reader per format, one row per reader."""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from slowfast.datasets.catalog import Dataset
 from slowfast.datasets.lists import read_something_something
 from slowfast.datasets.rows import VIDEO_SUFFIXES
-from slowfast.prepare.write import SPLIT_NAMES, Annotations, Lists, Notes, complete, find_media
+from slowfast.prepare.scan import Notes, find_media
+from slowfast.prepare.write import SPLIT_NAMES, Lists, complete
+
+# Split -> (name of a video, name of its class), in the order of the annotations.
+Annotations = dict[str, list[tuple[str, str]]]
 
 
 def lists_from_annotations(
@@ -23,63 +27,76 @@ def lists_from_annotations(
     class_names: Sequence[str] | None = None,
     subset: bool = False,
 ) -> Lists:
-    """Lists of a public data set from its own annotations; videos may lie anywhere below the folder.
+    """Make the lists of a public data set from its annotations; videos may be anywhere below the folder.
 
     Args:
         videos: folder of the videos or frame folders.
         annotations: folder of the official files, or one file.
         dataset: row of `catalog.DATASETS`.
         fold: which of the three official splits of UCF101 and HMDB51.
-        class_names: the classes in the order of their labels; None takes the annotations' order.
+        class_names: the classes in the order of their labels; None takes the order of the annotations.
         subset: accept another number of classes than the data set has.
 
     Raises:
         ValueError: annotations are missing or malformed, or no video is there.
     """
     if dataset.annotations not in READERS:
-        raise ValueError(f"the annotations of {dataset.name} cannot be read; write its lists as DATASET.md describes")
+        raise ValueError(f"the annotations of {dataset.name} cannot be read: write its lists as DATASET.md describes")
     notes: Notes = defaultdict(list)
     annotated, names = READERS[dataset.annotations](Path(annotations), fold, notes)
     names = list(class_names or names)
     if dataset.num_classes not in (None, len(names)) and not subset:
         raise ValueError(
             f"{annotations} names {len(names)} classes, but {dataset.name} has {dataset.num_classes}, on which labels "
-            "depend: name all by --class-names, a line each, or accept labels of your own with --subset"
+            "depend: name all with --class-names, one per line, or accept other labels with --subset"
         )
     found = find_media(videos)
     notes |= found.notes
-    of_stem: dict[str, list[str]] = defaultdict(list)
-    for path in found.sizes:
-        of_stem[_stem(path)].append(path)
     labels = {name: label for label, name in enumerate(names)}
-    splits: dict[str, list[tuple[str, int]]] = {}
-    taken: set[str] = set()
-    for split, pairs in annotated.items():
-        splits[split] = []
-        for name, of_class in pairs:
-            candidates = of_stem.get(_stem(name), [])
-            near = [path for path in candidates if Path(path).parent.name == Path(name).parent.name]
-            path = next(iter(near or candidates), None)
-            if of_class not in labels:
-                raise ValueError(f"{annotations}: the class {of_class!r} of {name} is not among the class names")
-            if path is None:
-                notes[f"of {split}, not found"].append(name)
-            elif path in taken:
-                notes["annotated more than once, kept once"].append(name)
-            else:
-                if len(near or candidates) > 1:
-                    notes["found more than once, the first one kept"].append(name)
-                taken.add(path)
-                splits[split].append((path, labels[of_class]))
+    for name, of_class in (pair for pairs in annotated.values() for pair in pairs):
+        if of_class not in labels:
+            raise ValueError(f"{annotations}: the class {of_class!r} of {name} is not among the class names: add it")
+    splits = {
+        split: [(path, labels[of_class]) for path, of_class in pairs]
+        for split, pairs in _match(annotated, found.sizes, notes).items()
+    }
+    taken = {path for pairs in splits.values() for path, _ in pairs}
     if not taken:
         example = next((name for pairs in annotated.values() for name, _ in pairs), "none")
         raise ValueError(
-            f"none of the videos of {annotations} lies below {videos}: it names {example!r} and others, the folder "
-            f"holds {next(iter(found.sizes))!r} and others"
+            f"none of the videos of {annotations} is below {videos}: the annotations name {example!r} and others, the "
+            f"folder contains {next(iter(found.sizes))!r} and others"
         )
     notes["that no annotation names, left out"] += [path for path in found.sizes if path not in taken]
     cure = f"{annotations} must name videos of these splits, and the videos must be below {videos}"
     return complete(Lists(splits, names, notes), dataset.tested_on, cure)
+
+
+def _match(annotated: Annotations, paths: Iterable[str], notes: Notes) -> Annotations:
+    """Return the annotations with the path of each video in place of its name.
+
+    Names are compared without folders and suffixes; of several files, one in the folder that the annotation names is
+    preferred.
+    """
+    of_stem: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        of_stem[_stem(path)].append(path)
+    matched: Annotations = {split: [] for split in annotated}
+    taken: set[str] = set()
+    for split, pairs in annotated.items():
+        for name, of_class in pairs:
+            everywhere = of_stem.get(_stem(name), [])
+            candidates = [path for path in everywhere if Path(path).parent.name == Path(name).parent.name] or everywhere
+            if not candidates:
+                notes[f"of {split}, not found"].append(name)
+            elif candidates[0] in taken:
+                notes["annotated more than once, kept once"].append(name)
+            else:
+                if len(candidates) > 1:
+                    notes["found more than once, the first one kept"].append(name)
+                taken.add(candidates[0])
+                matched[split].append((candidates[0], of_class))
+    return matched
 
 
 def _stem(path: str) -> str:
@@ -88,17 +105,18 @@ def _stem(path: str) -> str:
     return stem if suffix.lower() in VIDEO_SUFFIXES else name
 
 
+KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
+
+
 def _read_kinetics(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
-    """CSV files with the columns label, youtube_id, time_start, time_end (seconds) and split."""
-    columns = ("label", "youtube_id", "time_start", "time_end", "split")
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    """Read CSV files with the columns label, youtube_id, time_start, time_end (seconds) and split."""
     splits: Annotations = {}
-    read = []
-    for file in files:
+    read = False
+    for file in sorted(path.glob("*.csv")) if path.is_dir() else [path]:
         rows = csv.DictReader(file_lines(file))
-        if not set(columns) <= set(rows.fieldnames or ()):
+        if not set(KINETICS_COLUMNS) <= set(rows.fieldnames or ()):
             continue
-        read.append(file)
+        read = True
         for row in rows:
             if not row["label"]:
                 notes["without a label, left out"].append(row["youtube_id"])
@@ -107,41 +125,40 @@ def _read_kinetics(path: Path, fold: int, notes: Notes) -> tuple[Annotations, li
                 begin, end = (int(float(row[column])) for column in ("time_start", "time_end"))
                 split = SPLIT_NAMES[row["split"].strip().lower()]
             except (TypeError, ValueError, KeyError, AttributeError):
-                raise ValueError(f"{file}:{rows.line_num}: not a row of {', '.join(columns)}: {row}") from None
+                raise ValueError(f"{file}:{rows.line_num}: not a row of {', '.join(KINETICS_COLUMNS)}: {row}") from None
             splits.setdefault(split, []).append((f"{row['youtube_id']}_{begin:06d}_{end:06d}", row["label"].strip()))
     if not read:
-        raise ValueError(f"{path} holds no CSV file with the columns {', '.join(columns)}")
+        raise ValueError(f"{path} contains no CSV file with the columns {', '.join(KINETICS_COLUMNS)}")
     return splits, sorted({of_class for pairs in splits.values() for _, of_class in pairs})
 
 
 def _read_something(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
-    """Files *train, *validation and *labels, all .json (V2) or all .csv (V1: "id;template" and a template a line)."""
+    """Read *train, *validation and *labels, all JSON (V2) or all CSV (V1: "id;template", and one template per line)."""
     if not path.is_dir():
         raise ValueError(f"{path} is no folder: name the one with the files *train, *validation and *labels")
-    splits: Annotations = {}
-    for suffix in (".json", ".csv"):
-        files = {part: sorted(path.glob(f"*{part}{suffix}")) for part in ("train", "validation", "labels")}
-        if not all(files.values()):
-            continue
-        train, validation, labels = (paths[0] for paths in files.values())
-        if suffix == ".csv":
-            names = [name for line in file_lines(labels) if (name := line.strip())]
-            for split, file in (("train", train), ("val", validation)):
-                pairs = [line.strip().partition(";") for line in file_lines(file) if line.strip()]
-                splits[split] = [(name, template) for name, _, template in pairs]
-            return splits, names
-        names = []
-        for split, file in (("train", train), ("val", validation)):
-            samples = read_something_something(file, labels)
-            names = samples.class_names or []
-            ids = (Path(samples.path(i)).name for i in range(len(samples)))
-            splits[split] = [(name, names[label]) for name, label in zip(ids, samples.labels, strict=True)]
-        return splits, names
+    for suffix, read in ((".json", _something_json), (".csv", _something_csv)):
+        files = [sorted(path.glob(f"*{part}{suffix}")) for part in ("train", "validation", "labels")]
+        if all(files):
+            train, validation, labels = (paths[0] for paths in files)
+            (pairs, names), (others, _) = read(train, labels), read(validation, labels)
+            return {"train": pairs, "val": others}, names
     raise ValueError(f"{path} lacks one of *train, *validation and *labels (all .json or all .csv)")
 
 
+def _something_json(file: Path, labels: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    samples = read_something_something(file, labels)
+    names = samples.class_names or []
+    return [(name, names[label]) for name, label in zip(samples.listed, samples.labels, strict=True)], names
+
+
+def _something_csv(file: Path, labels: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    parts = [line.strip().partition(";") for line in file_lines(file) if line.strip()]
+    names = [name for line in file_lines(labels) if (name := line.strip())]
+    return [(name, template) for name, _, template in parts], names
+
+
 def _read_ucf101(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
-    """classInd.txt, trainlistNN.txt and testlistNN.txt."""
+    """Read classInd.txt, trainlistNN.txt and testlistNN.txt."""
     if not path.is_dir():
         raise ValueError(f"{path} is no folder: name the one with classInd.txt, trainlist01.txt and testlist01.txt")
     numbered = [line.split(maxsplit=1) for line in file_lines(path / "classInd.txt") if line.strip()]
@@ -154,11 +171,11 @@ def _read_ucf101(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
 
 
 def _read_hmdb51(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
-    """<class>_test_split<N>.txt of every class: a file and 0 (not in this split), 1 (train) or 2 (test) a line."""
+    """Read <class>_test_split<N>.txt: a file and 0 (not in this split), 1 (train) or 2 (test) per line."""
     ending = f"_test_split{fold}.txt"
     files = {file.name.removesuffix(ending): file for file in sorted(path.rglob(f"*{ending}"))}
     if not files:
-        raise ValueError(f"{path} holds no file <class>{ending}: name the folder of HMDB51's split files")
+        raise ValueError(f"{path} contains no file <class>{ending}: name the folder of HMDB51's split files")
     splits: Annotations = {"train": [], "test": []}
     for of_class, file in files.items():
         for number, line in enumerate(file_lines(file), 1):
@@ -171,13 +188,19 @@ def _read_hmdb51(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
 
 
 def file_lines(path: Path) -> list[str]:
+    """Return the lines of an official file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); name the folder of the official files") from None
+        raise ValueError(f"{path} cannot be read ({error.strerror}): name the folder of the official files") from None
 
 
-# Keys are those of `Dataset.annotations`. A reader takes the folder or file, the fold, and notes to add to.
+# Value of `Dataset.annotations` -> the reader. It takes the folder or file, the fold, and notes to add to; it returns
+# the annotations, and the class names in the order of their labels.
 READERS: dict[str, Callable[[Path, int, Notes], tuple[Annotations, list[str]]]] = {
     "kinetics": _read_kinetics,
     "something": _read_something,

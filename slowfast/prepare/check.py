@@ -1,4 +1,4 @@
-"""Does every file decode? A report, a list of those that do not, and lists without them."""
+"""Check that every file decodes: write a report, and a list of the files that do not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from slowfast.datasets.container import MediaError, open_container, packets, video_stream
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
-from slowfast.prepare.write import image_template
+from slowfast.prepare.scan import image_template
 from slowfast.utils.io import write_text
 
 REPORT, QUARANTINE = "report.csv", "quarantine.txt"
@@ -26,11 +26,11 @@ REPORT, QUARANTINE = "report.csv", "quarantine.txt"
 
 @dataclass(frozen=True)
 class Media:
-    """A file or frame folder to look at.
+    """A file or frame folder to check.
 
     Args:
         path: as lists name it, below the folder of the videos.
-        num_frames: images of a frame folder, if a list tells.
+        num_frames: images of a frame folder, if a list gives them.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Row:
         codec: of the file; "images" for a folder.
         seconds: duration.
         size: bytes.
-        modified: time of the last change, nanoseconds; with the size it tells whether the row still holds.
+        modified: time of the last change, nanoseconds; a row holds as long as it and the size are the same.
         full: 1 if every frame was decoded, otherwise only the two ends and the middle.
     """
 
@@ -84,7 +84,7 @@ def check_media(
     template: str = "",
     full: bool = False,
 ) -> list[Row]:
-    """Decode the first, middle and last frame of every file, or all frames, and report.
+    """Decode the first, middle and last frame of every file, or all frames, and write a report.
 
     The files are `out`/report.csv and `out`/quarantine.txt. The report grows as files are done. A repeated call
     continues where an interrupted one stopped, and does not decode files again that have not changed.
@@ -96,7 +96,7 @@ def check_media(
         workers: processes.
         timeout: seconds for one file, after which its process is killed.
         recheck: decode the files again that were found bad.
-        template: name of the images of all frame folders (DATA.IMAGE_TEMPLATE); "" asks each folder.
+        template: of the names of images in all frame folders; "" accepts any.
         full: decode every frame; good files that were not checked in full are decoded again.
 
     Returns:
@@ -149,7 +149,7 @@ def _look(videos: str, template: str, full: bool, item: Media) -> Row:
 
     named = image_template(Path(path)) if os.path.isdir(path) else ""
     if template and named and named != template:
-        raise ValueError(f"its images are named {named!r}, but DATA.IMAGE_TEMPLATE is {template!r}: rename them")
+        raise ValueError(f"its images are named {named!r}, but the image template is {template!r}: rename them")
     try:
         frames = read_frames(path, choose, num_frames=item.num_frames, image_template=named, report_slow=slow.append)
         if full:
@@ -178,7 +178,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
     """Decode every frame of a file, or every image of a folder, one at a time.
 
     Raises:
-        MediaError: a frame cannot be decoded, or the decoder made up a part of it.
+        MediaError: a frame cannot be decoded, or the decoder invented a part of it.
     """
     if os.path.isdir(path):
         for number in range(length):
@@ -191,7 +191,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
             for packet in packets(container, stream):
                 frames = packet.decode()
                 if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
-                    raise MediaError(path, f"damaged near frame {number}, partly made up; download it again")
+                    raise MediaError(path, f"damaged near frame {number}, partly invented; download it again")
                 number += len(frames)
             stream.codec_context.decode(None)
     except av.FFmpegError as error:
@@ -199,7 +199,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
 
 
 def _state(path: Path) -> tuple[str, str]:
-    """Size and time of the last change, as the report has them; blank if there is no such file."""
+    """Return size and time of the last change, as the report has them; blank if there is no such file."""
     try:
         stat = path.stat()
     except OSError:
@@ -222,7 +222,7 @@ def _write_report(out: Path, rows: Iterable[Row]) -> None:
 
 
 def _read_report(path: Path) -> list[Row]:
-    """The rows of an earlier call, but for a last line that a killed call left unfinished."""
+    """Return the rows of an earlier call, without a last line that a killed call left unfinished."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "surrogateescape")

@@ -1,66 +1,143 @@
-"""Lists without the rows of bad files, and what a list had before it was cleaned in its place."""
+"""Read lists that exist, and remove the rows of bad files from them; a list cleaned in its place is kept as .orig."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from slowfast.datasets.catalog import CATALOG, Dataset
 from slowfast.datasets.lists import ListError, Sample, VideoList, read_list
 from slowfast.datasets.rows import find_suffix
-
-
-def read_any_list(source: str | Path, columns: Sequence[str], separator: str, videos: str | Path) -> VideoList:
-    """Return the rows of a list, their paths relative to the folder `videos`, with the suffix that the files have.
-
-    A comma and a blank are tried if `separator` does not fit, because lists from elsewhere have their own separators.
-    """
-    faults = []
-    for one in dict.fromkeys((separator, ",", " ")):
-        try:
-            samples = read_list(source, columns, separator=one, unknown=True)
-            samples.suffix = find_suffix(str(videos), samples.listed)
-            return samples
-        except ListError as error:
-            faults.append(error)
-    raise faults[0]
-
-
-def filter_list(
-    source: str | Path, bad: set[str], columns: Sequence[str], separator: str, videos: str | Path = ""
-) -> tuple[str, int, list[int]]:
-    """A list without the rows of some paths; also how many those are, and labels that no row has any more.
-
-    Raises:
-        ValueError: no row would be left.
-    """
-    samples = read_any_list(source, columns, separator, videos)
-    text = Path(source).read_text(encoding="utf-8-sig", errors="surrogateescape")
-    rows = [row for row in text.split("\n") if row.strip()]
-    kept = [index for index in range(len(rows)) if samples.path(index) not in bad]
-    if not kept:
-        raise ValueError(f"all {len(rows)} videos of {source} are bad, so that no row would be left: repair them first")
-    labels = set(map(int, samples.labels))
-    lost = sorted(labels - {int(samples.labels[index]) for index in kept})
-    return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), lost
+from slowfast.utils.io import atomic_write, write_text
 
 
 def original_of(path: Path) -> Path:
-    """Where a list is kept as it was before bad files were taken out of it in its place."""
+    """Return the file that holds a list as it was before it was cleaned in its place."""
     return path.with_name(f"{path.name}.orig")
 
 
-def taken_out(path: Path, columns: Sequence[str], separator: str, videos: str | Path = "") -> list[Sample] | None:
-    """The rows that a list had before bad files were taken out of it in its place; None if it was not, as far as one
-    can see: there is no .orig, or that of another list."""
-    original = original_of(path)
-    if not original.exists():
-        return None
-    now = read_any_list(path, columns, separator, videos)
-    try:
-        before = read_any_list(original, columns, separator, videos)
-    except ListError:
-        return None
-    known = set(zip(now.listed, now.labels.tolist(), strict=True))
-    whole = zip(before.listed, before.labels.tolist(), strict=True)
-    rows = [row for row, entry in enumerate(whole) if entry not in known]
-    return [before[row] for row in rows] if len(before) - len(rows) == len(now) else None
+@dataclass(frozen=True)
+class ListFile:
+    """A list of a data set.
+
+    Args:
+        path: the file.
+        columns: of its rows.
+        separator: between the columns; a comma and a blank are tried if it does not fit.
+        videos: folder that the paths start from.
+    """
+
+    path: Path
+    columns: Sequence[str]
+    separator: str
+    videos: str
+
+    def read(self, path: Path | None = None) -> VideoList:
+        """Return the rows, their paths relative to the folder of the videos, with the suffix that the files have.
+
+        Args:
+            path: of another file in the same format.
+        """
+        faults: list[ListError] = []
+        for separator in dict.fromkeys((self.separator, ",", " ")):
+            try:
+                samples = read_list(path or self.path, self.columns, separator=separator, unknown=True)
+            except ListError as error:
+                faults.append(error)
+            else:
+                samples.suffix = find_suffix(self.videos, samples.listed)
+                return samples
+        raise faults[0]
+
+    def without(self, bad: set[str]) -> tuple[str, int, list[int]]:
+        """Return the text without the rows of some paths, how many those are, and labels that no row has any more.
+
+        Raises:
+            ValueError: no row would be left.
+        """
+        samples = self.read()
+        text = self.path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        rows = [row for row in text.split("\n") if row.strip()]
+        kept = [index for index in range(len(rows)) if samples.path(index) not in bad]
+        if not kept:
+            raise ValueError(
+                f"all {len(rows)} videos of {self.path} are bad, so no row would be left: repair the videos first"
+            )
+        lost = set(samples.labels.tolist()) - set(samples.labels[kept].tolist())
+        return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), sorted(lost)
+
+    def removed(self) -> list[Sample] | None:
+        """Return the rows that cleaning the list in its place has removed; None if .orig is missing or another list."""
+        if not original_of(self.path).exists():
+            return None
+        now = self.read()
+        try:
+            before = self.read(original_of(self.path))
+        except ListError:
+            return None
+        kept = set(zip(now.listed, now.labels.tolist(), strict=True))
+        all_rows = enumerate(zip(before.listed, before.labels.tolist(), strict=True))
+        rows = [before[index] for index, row in all_rows if row not in kept]
+        return rows if len(before) - len(rows) == len(now) else None
+
+
+def list_files(folder: Path, dataset: Dataset, videos: str = "") -> list[ListFile]:
+    """Return the lists in a folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    columns = CATALOG[dataset.kinds[0]].columns
+    formats = {"{}.csv": ("path", "label") if dataset.frame_list_file else columns}
+    if dataset.frame_list_file:
+        formats = {dataset.frame_list_file: columns, **formats}
+    files = [
+        ListFile(path, columns, dataset.separator, videos)
+        for template, columns in formats.items()
+        for split in ("train", "val", "validation", "test", "official_test")
+        if (path := folder / template.format(split)).is_file()
+    ]
+    if not files:
+        raise ValueError(f"no lists in {folder}: make them with tools/prepare_data.py lists")
+    return files
+
+
+def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[str]:
+    """Write the lists and their class names without the rows of bad files; return one line per list.
+
+    A list that is cleaned in its place is kept as .orig, as it was at first.
+
+    Raises:
+        ValueError: a list would be empty, or there is a .orig of another list; nothing has been written.
+    """
+    cleaned = [(file, *file.without(bad)) for file in lists]
+    in_place = folder.resolve() == lists[0].path.parent.resolve()
+    for file, _, dropped, _ in cleaned if in_place else ():
+        original = original_of(file.path)
+        if dropped and original.exists() and file.removed() is None:
+            raise ValueError(f"{original} is not {file.path} as it was before it was cleaned: move it away")
+    lines = []
+    for file, text, dropped, lost in cleaned:
+        original = original_of(file.path)
+        if in_place and dropped and not original.exists():
+            with atomic_write(original) as copy:
+                copy.write(file.path.read_bytes())
+        if not in_place or dropped:
+            write_text(folder / file.path.name, text)
+        kept = f"; {original.name} is the list as it was" if in_place and dropped else ""
+        note = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
+        lines.append(f"{folder / file.path.name}: {dropped} rows left out{kept}{note}")
+    names = lists[0].path.with_name("class_names.txt")
+    if names.exists() and not in_place:
+        write_text(folder / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
+    return lines
+
+
+def image_template_of(folder: Path) -> str:
+    """Return the image template that data.yaml gives for the lists in a folder; "" for none."""
+    path = folder / "data.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return ((content or {}).get("DATA") or {}).get("IMAGE_TEMPLATE", "")

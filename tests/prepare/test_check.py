@@ -20,7 +20,7 @@ import pytest
 
 from slowfast.datasets.lists import read_list
 from slowfast.prepare.check import COLUMNS, QUARANTINE, REPORT, Media, check_media
-from slowfast.prepare.clean import filter_list
+from slowfast.prepare.clean import ListFile
 from slowfast.prepare.killable import Failure, run_killable
 from slowfast.prepare.reencode import Settings, reencode
 
@@ -247,7 +247,7 @@ def test_a_foreign_report_is_not_touched(videos, tmp_path):
 def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
     (tmp_path / "train.csv").write_text('\ufeff"a b.mp4",0\n\nbad, 1.mp4,1\nc.mp4,  2\r\n', encoding="utf-8")
     bad = {"bad, 1.mp4", "elsewhere.mp4"}
-    text, dropped, lost = filter_list(tmp_path / "train.csv", bad, ("path", "label"), ",")
+    text, dropped, lost = ListFile(tmp_path / "train.csv", ("path", "label"), ",", "").without(bad)
     assert (dropped, lost) == (1, [1])
     (tmp_path / "clean.csv").write_text(text)
     assert [(s.path, s.label) for s in read_list(tmp_path / "clean.csv", separator=",")] == [
@@ -259,7 +259,7 @@ def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
 def test_no_list_is_emptied(tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
     with pytest.raises(ValueError, match=r"all 2 videos of .*train\.csv are bad"):
-        filter_list(tmp_path / "train.csv", {"a.mp4", "b.mp4"}, ("path", "label"), " ")
+        ListFile(tmp_path / "train.csv", ("path", "label"), " ", "").without({"a.mp4", "b.mp4"})
 
 
 def test_folders_that_the_template_does_not_name_are_bad(tmp_path, write_folder):
@@ -267,7 +267,7 @@ def test_folders_that_the_template_does_not_name_are_bad(tmp_path, write_folder)
     write_folder(tmp_path / "two", frames=3, template="{:d}.jpg")
     both = [Media("one"), Media("two")]
     rows = check_media(tmp_path, both, tmp_path / "a", workers=1, timeout=30, template="img_{:05d}.jpg")
-    assert [row.ok for row in rows] == [1, 0] and "DATA.IMAGE_TEMPLATE is 'img_{:05d}.jpg'" in rows[1].reason
+    assert [row.ok for row in rows] == [1, 0] and "'img_{:05d}.jpg'" in rows[1].reason
     assert all(row.ok for row in check_media(tmp_path, both, tmp_path / "b", workers=1, timeout=30))
 
 
