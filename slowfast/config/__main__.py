@@ -9,10 +9,11 @@ HEAD = """\
 
 Set a key in a YAML file, as `KEY: VALUE` below its section, or on the command line, as `SECTION.KEY VALUE`:
 
-```shell
-python tools/run_net.py --cfg exp/demo/config.yaml SOLVER.MAX_EPOCH 2 OUTPUT_DIR output/short
-python tools/run_net.py --cfg exp/demo/config.yaml --show     # all values, and where each comes from
+```bash
+python tools/run_net.py --cfg exp/demo/config.yaml --show SOLVER.MAX_EPOCH 2
 ```
+
+`--show` prints all values and the origin of those that are not the default; without it, the run starts.
 
 - `_BASE_: FILE` or a list of files, relative to the YAML file, is read first. The order is: defaults, bases, experiment
   file, command line; the later wins.

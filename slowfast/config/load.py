@@ -104,7 +104,7 @@ def check_variables(cfg: CfgNode) -> None:
         for name in _unset(value):
             users.setdefault(name, []).append(key)
     faults = [
-        f"{name} is not set, but used in {', '.join(dict.fromkeys(keys))}: "
+        f"{name} is not set, but used in {', '.join(dict.fromkeys(keys))}: set it, for example "
         + ("DATA_ROOT=/data bash exp/NAME/run.sh" if name == "DATA_ROOT" else f"export {name}=VALUE")
         for name, keys in users.items()
     ]

@@ -33,14 +33,12 @@ class Family:
     Args:
         section: section of the configuration whose lower-case keys are keyword arguments of the networks; "" for
             networks that take MODEL.OPTIONS.
-        arch: MODEL.ARCH of the networks.
         sums_softmax: add up class probabilities over the views of a test; False adds up logits.
         options: cfg -> keyword arguments that are not plain values of the section. It checks the section.
         start: cfg -> name or address of the weights to start from, "" for none, and the rule for their classifier.
     """
 
     section: str = ""
-    arch: str = "uniformer"
     sums_softmax: bool = False
     options: Callable[[CfgNode], Mapping[str, Any]] = lambda cfg: {}
     start: Callable[[CfgNode], tuple[str, HeadKind]] = lambda cfg: ("", "keep")
@@ -99,7 +97,7 @@ CLIP_WEIGHTS = {
     "uniformerv2_l14_336": "clip_vit_l14_336",
 }
 UNIFORMER = Family("UNIFORMER", start=_start_of_uniformer)
-UNIFORMERV2 = Family("UNIFORMERV2", "uniformerv2", True, _uniformerv2_options, _start_of_uniformerv2)
+UNIFORMERV2 = Family("UNIFORMERV2", True, _uniformerv2_options, _start_of_uniformerv2)
 
 # A new backbone is a row; names of networks for images end in _image.
 MODELS: dict[str, Row] = {
