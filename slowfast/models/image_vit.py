@@ -40,6 +40,7 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), CLIP's approximation of the GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the same shape."""
         return x * torch.sigmoid(1.702 * x)
 
 

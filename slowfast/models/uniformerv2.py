@@ -1,13 +1,15 @@
 """UniFormerV2: Spatiotemporal Learning by Arming Image ViTs with Video UniFormer (Li et al., arXiv:2211.09552).
 
 A pre-trained image ViT reads every frame. Local blocks add short-range temporal convolutions to it; global blocks let
-one query token attend over all tokens of all frames (section 3). Parameter names are those of the released weights.
-Tokens travel as (1 + H*W, B*T, C), class token first, as in CLIP.
+one query token attend over all tokens of all frames; the result is fused with the class tokens of the frames (section
+3). Tokens have the shape (1 + H*W, B*T, C), class token first, as in CLIP. Names of parameters are those of the
+released weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +48,17 @@ def from_video(video: Tensor) -> Tensor:
     return video.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
 
 
+# ---- blocks ---------------------------------------------------------------------------------------------------------
+
+
+def zero_(layer: nn.Module) -> None:
+    """Set all parameters of a layer to zero: a residual branch that ends in it changes nothing at first."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class LocalMHRA(nn.Module):
-    """Local temporal relation aggregation on (B, C, T, H, W) (section 3.2): the last layer starts at zero."""
+    """Local temporal relation aggregation on (B, C, T, H, W): the last layer starts at zero."""
 
     def __init__(self, dim: int, reduction: float) -> None:
         super().__init__()
@@ -61,15 +72,19 @@ class LocalMHRA(nn.Module):
         zero_(self.pos_embed[3])
 
     def forward(self, video: Tensor) -> Tensor:
+        """Return the residual branch, of the shape of the input."""
         return self.pos_embed(video)
 
 
 class LocalUniBlock(nn.Module):
-    """A block of the image ViT; with `local`, temporal aggregation of the patch tokens goes before its attention.
+    """A block of the image ViT with temporal aggregation of the patch tokens before its attention.
 
     Args:
+        tower: architecture of the image ViT.
+        local: aggregate; False is a plain block of the image ViT.
         double: aggregate once more between attention and feed-forward.
         reduction: factor between the widths outside and inside the aggregation.
+        drop_path: rate of stochastic depth.
     """
 
     def __init__(self, tower: VisionTower, local: bool, double: bool, reduction: float, drop_path: float) -> None:
@@ -92,10 +107,11 @@ class LocalUniBlock(nn.Module):
         return torch.cat([x[:1], from_video(video + self.drop_path(mhra(video)))])
 
     def _drop(self, branch: Tensor, T: int) -> Tensor:
-        """Stochastic depth of whole videos: (1 + HW, B*T, C)."""
+        """Apply stochastic depth to whole videos: (1 + HW, B*T, C)."""
         return self.drop_path(branch.unflatten(1, (-1, T)).transpose(0, 1)).transpose(0, 1).flatten(1, 2)
 
     def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+        """Return tokens (1 + HW, B*T, C) of such tokens; `grid` is (T, H, W)."""
         if self.local:
             x = self._aggregate(x, self.lmhra1, grid)
         y = self.ln_1(x)
@@ -106,10 +122,7 @@ class LocalUniBlock(nn.Module):
 
 
 class GlobalUniBlock(nn.Module):
-    """One query token attends over all tokens of all frames (section 3.2): (1, B, C), (L, B, C) -> (1, B, C).
-
-    Its attention output and its second feed-forward layer start at zero.
-    """
+    """One query token attends over all tokens of all frames; the last layers of both branches start at zero."""
 
     def __init__(self, dim: int, heads: int, mlp_factor: float, mlp_dropout: float, drop_path: float) -> None:
         super().__init__()
@@ -125,56 +138,49 @@ class GlobalUniBlock(nn.Module):
         zero_(self.mlp.get_submodule("c_proj"))
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
+        """Return the query (1, B, C) after attention over tokens (L, B, C)."""
         tokens = self.ln_3(tokens)
         query = query + self.drop_path(self.attn(self.ln_1(query), tokens))
         return query + self.drop_path(self.mlp(self.ln_2(query)))
 
 
-def zero_(layer: nn.Module) -> None:
-    """Set all parameters of a layer to zero: a residual branch that ends in it starts as nothing."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+# ---- network --------------------------------------------------------------------------------------------------------
 
 
 class VideoTransformer(nn.Module):
-    """The blocks of `UniFormerV2`, and its classifier `proj`; arguments as there."""
+    """The blocks of `UniFormerV2`, and its classifier `proj`.
+
+    Args:
+        dim: channels C of a token.
+        return_list: numbers of the local blocks after which a global block reads all tokens.
+        local_blocks: functions that make the local blocks; they are called in the order of the parameters.
+        global_blocks: functions that make the global blocks.
+        cls_dropout: rate before the classifier.
+        frozen: leave the class tokens of the frames out of the feature.
+    """
 
     balance: nn.Parameter | None
 
     def __init__(
         self,
-        tower: VisionTower,
+        dim: int,
         return_list: Sequence[int],
-        n_head: int,
-        mlp_factor: float,
-        mlp_dropout: Sequence[float],
+        local_blocks: Sequence[Callable[[], LocalUniBlock]],
+        global_blocks: Sequence[Callable[[], GlobalUniBlock]],
         cls_dropout: float,
-        backbone_drop_path_rate: float,
-        drop_path_rate: float,
-        no_lmhra: bool,
-        double_lmhra: bool,
-        dw_reduction: float,
         frozen: bool,
     ) -> None:
         super().__init__()
-        dim = tower.width
         self.return_list = tuple(return_list)
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_parameter("balance", None if frozen else nn.Parameter(torch.zeros(dim)))
-        local_rates = torch.linspace(0, backbone_drop_path_rate, tower.layers, device="cpu").tolist()
-        self.resblocks = nn.ModuleList(
-            LocalUniBlock(tower, not no_lmhra, double_lmhra, dw_reduction, rate) for rate in local_rates
-        )
+        self.resblocks = nn.ModuleList(make() for make in local_blocks)
         self.dpe = nn.ModuleList(depthwise_conv(dim, 3, ndim=3) for _ in return_list)
-        global_rates = torch.linspace(0, drop_path_rate, len(return_list), device="cpu").tolist()
-        self.dec = nn.ModuleList(
-            GlobalUniBlock(dim, n_head, mlp_factor, dropout, rate)
-            for dropout, rate in zip(mlp_dropout, global_rates, strict=True)
-        )
+        self.dec = nn.ModuleList(make() for make in global_blocks)
         self.proj = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(cls_dropout), nn.Identity())
         for dpe in self.dpe:
             nn.init.zeros_(dpe.get_parameter("bias"))
-        self.checkpointed = 0
+        self.checkpointed = 0  # so many blocks recompute their activations in the backward pass
 
     def forward(self, x: Tensor, grid: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
         """Return features (B, C) of (1 + H*W, B*T, C); `grid` is (T, H, W); see also `TimmBackbone.forward_stages`."""
@@ -208,19 +214,22 @@ class VideoTransformer(nn.Module):
 class VisionTransformer(nn.Module):
     """The embeddings of the image ViT in front of `VideoTransformer`: (B, 3, T, H, W) -> features (B, C)."""
 
-    def __init__(self, tower: VisionTower, temporal_downsample: bool, in_channels: int, **transformer: Any) -> None:
+    def __init__(
+        self, tower: VisionTower, temporal_downsample: bool, in_channels: int, blocks: Callable[[], VideoTransformer]
+    ) -> None:
         super().__init__()
         dim, patch = tower.width, tower.patch
         self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
         self.positional_embedding = nn.Parameter(dim**-0.5 * torch.randn((tower.resolution // patch) ** 2 + 1, dim))
-        if temporal_downsample:
-            self.conv1 = nn.Conv3d(in_channels, dim, (3, patch, patch), (2, patch, patch), (1, 0, 0), bias=False)
-        else:
-            self.conv1 = nn.Conv3d(in_channels, dim, (1, patch, patch), (1, patch, patch), bias=False)
+        kernel, stride, padding = (3, 2, 1) if temporal_downsample else (1, 1, 0)
+        self.conv1 = nn.Conv3d(
+            in_channels, dim, (kernel, patch, patch), (stride, patch, patch), (padding, 0, 0), bias=False
+        )
         self.ln_pre = nn.LayerNorm(dim, eps=tower.eps) if tower.pre_norm else nn.Identity()
-        self.transformer = VideoTransformer(tower, **transformer)
+        self.transformer = blocks()
 
     def forward(self, video: Tensor, taps: dict[int, Any], stop: int | None) -> Tensor:
+        """Return features; see `TimmBackbone.forward_stages`."""
         x = self.conv1(video)
         grid = x.shape[2:]
         x = x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)  # (B, C, T, H, W) -> (B*T, HW, C)
@@ -284,17 +293,13 @@ class UniFormerV2(TimmBackbone):
         dropouts = list(mlp_dropout) if isinstance(mlp_dropout, Sequence) else [mlp_dropout] * len(return_list)
         if len(dropouts) != len(return_list):
             raise ValueError(
-                f"mlp_dropout has {len(dropouts)} rates for the {len(return_list)} global blocks of return_list: give "
-                "one rate per block"
+                f"mlp_dropout has {len(dropouts)} rates for {len(return_list)} global blocks: give one each"
             )
         if not all(0 <= block < backbone.layers for block in return_list) or sorted(set(return_list)) != [*return_list]:
-            raise ValueError(
-                f"return_list {list(return_list)} must name blocks of 0 to {backbone.layers - 1} in rising order"
-            )
+            raise ValueError(f"return_list {[*return_list]} must name blocks of 0 to {backbone.layers - 1}, rising")
         if backbone.width % n_head:
             raise ValueError(
-                f"n_head {n_head} does not divide the {backbone.width} channels of the image ViT: take its own "
-                f"{backbone.heads}"
+                f"n_head {n_head} does not divide the {backbone.width} channels: set it to {backbone.heads}"
             )
         self.tower, self.patch, self.num_features = backbone, backbone.patch, backbone.width
         self.options = {"n_head": n_head, "return_list": return_list}
@@ -303,22 +308,19 @@ class UniFormerV2(TimmBackbone):
             {"num_chs": backbone.width, **strides, "module": f"backbone.transformer.resblocks.{i}"}
             for i in range(backbone.layers)
         ]
-        self.backbone = VisionTransformer(
-            backbone,
-            temporal_downsample,
-            in_channels,
-            return_list=return_list,
-            n_head=n_head,
-            mlp_factor=mlp_factor,
-            mlp_dropout=dropouts,
-            cls_dropout=cls_dropout,
-            backbone_drop_path_rate=backbone_drop_path_rate,
-            drop_path_rate=drop_path_rate,
-            no_lmhra=no_lmhra,
-            double_lmhra=double_lmhra,
-            dw_reduction=dw_reduction,
-            frozen=frozen,
+        local_blocks = [
+            partial(LocalUniBlock, backbone, not no_lmhra, double_lmhra, dw_reduction, rate)
+            for rate in torch.linspace(0, backbone_drop_path_rate, backbone.layers, device="cpu").tolist()
+        ]
+        rates = torch.linspace(0, drop_path_rate, len(return_list), device="cpu").tolist()
+        global_blocks = [
+            partial(GlobalUniBlock, backbone.width, n_head, mlp_factor, dropout, rate)
+            for dropout, rate in zip(dropouts, rates, strict=True)
+        ]
+        blocks = partial(
+            VideoTransformer, backbone.width, return_list, local_blocks, global_blocks, cls_dropout, frozen
         )
+        self.backbone = VisionTransformer(backbone, temporal_downsample, in_channels, blocks)
         self.reset_classifier(num_classes)
         if frozen:
             trained = ("temporal_cls_token", "dpe", "dec", "proj")
@@ -349,9 +351,11 @@ class UniFormerV2(TimmBackbone):
         (transformer.checkpointed,) = recomputed_blocks(enable, [len(transformer.resblocks)])
 
     def classifier_names(self) -> tuple[str, ...]:
+        """Return the name of the linear layer of the classifier."""
         return ("backbone.transformer.proj.2",)
 
     def new_classifier(self, num_classes: int) -> nn.Module:
+        """Return a classifier with initial values; the identity for 0 classes."""
         return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -389,7 +393,7 @@ class UniFormerV2(TimmBackbone):
         return wanted
 
     def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
-        """(B, C, T, H, W) -> features (B, C').
+        """Return features (B, C') of a video (B, C, T, H, W); see `TimmBackbone.forward_stages`.
 
         Raises:
             ValueError: height or width is not a multiple of the patch size.
@@ -410,4 +414,5 @@ class UniFormerV2(TimmBackbone):
         return head[:2](features) if pre_logits else head(features)
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K) of a video (B, C, T, H, W)."""
         return self.forward_head(self.forward_features(single_input(video)))

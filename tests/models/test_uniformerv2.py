@@ -127,7 +127,7 @@ def test_wrong_options():
         small(return_list=(1, 3))
     with pytest.raises(ValueError, match="mlp_dropout has 1 rates"):
         small(mlp_dropout=[0.5])
-    with pytest.raises(ValueError, match=r"n_head 5 .* 32 channels .* its own 4"):
+    with pytest.raises(ValueError, match=r"n_head 5 .* 32 channels: set it to 4"):
         small(n_head=5)
     with pytest.raises(ValueError, match="whole patches of 8"):
         small()(torch.zeros(1, 3, 2, 36, 32))
