@@ -2,9 +2,9 @@
 
 A pickle is a program: it may import any function and call it. `TensorUnpickler` imports nothing. It rebuilds tensors,
 NumPy numbers and plain containers by the few functions below, and every other class or function becomes a `StandIn`,
-whose calls do nothing. So the weights in a file can be read whatever else it contains: the message hub of MMEngine, the
-arguments of a script, a whole `nn.Module`. One reader serves `torch.save` (zip archives, and streams before PyTorch
-1.6) and TorchScript.
+whose calls have no effect. So the weights in a file can be read together with any other content: the message hub of
+MMEngine, the arguments of a script, a whole `nn.Module`. One reader serves `torch.save` (zip archives, and streams
+before PyTorch 1.6) and TorchScript.
 """
 
 from __future__ import annotations
@@ -24,22 +24,6 @@ from torch import Tensor
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of a stream that PyTorch before 1.6 wrote
 MAX_INFLATION = 4  # bytes in the records of an archive per byte of the file; real weights stay below 2
 CHUNK = 1 << 20
-
-_STORAGES = {
-    "ComplexDoubleStorage": torch.complex128,
-    "ComplexFloatStorage": torch.complex64,
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
-}
 
 
 class RefusedError(ValueError):
@@ -73,6 +57,29 @@ class _Function:
         self.call = call
 
 
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse nested keys: to hash or compare them takes a step of the stack, or twice the time, for every level."""
+    for key in keys:
+        if isinstance(key, (tuple, frozenset)) and any(isinstance(part, (tuple, frozenset)) for part in key):
+            raise RefusedError("it contains a dictionary or a set with nested tuples or sets as keys")
+
+
+def _checked(code: bytes, keys: Callable[[Any], list[Any]], target: Callable[[Any], Any], kind: type = dict) -> Any:
+    """Return the method of an opcode that adds items, with checks of its keys and of the object that gets them.
+
+    Items of anything else are refused, for example of a tensor, which would compute with them.
+    """
+    load = _Unpickler.dispatch[code[0]]
+
+    def checked(self: TensorUnpickler) -> None:
+        _check_keys(keys(self))
+        if not isinstance(target(self), (kind, StandIn)):
+            raise pickle.UnpicklingError(f"items are added to a {type(target(self)).__name__}")
+        load(self)
+
+    return checked
+
+
 class TensorUnpickler(_Unpickler):
     """Unpickler of tensors and plain containers; everything else becomes a `StandIn`.
 
@@ -86,26 +93,20 @@ class TensorUnpickler(_Unpickler):
             so that none is copied again and again.
     """
 
-    dispatch: ClassVar = {
-        code: load
-        for code, load in _Unpickler.dispatch.items()
-        # the host's registry of extensions may hold functions; buffers are allocated before their bytes are read
-        if code not in (*(pickle.EXT1 + pickle.EXT2 + pickle.EXT4), *(pickle.BYTEARRAY8 + pickle.NEXT_BUFFER))
-    }
-
     def __init__(self, file: BinaryIO, storage: Callable[[str, int], Tensor], size: int) -> None:
         super().__init__(file, encoding="utf-8", errors="surrogateescape")  # text of Python 2 in any encoding
-        self.storage, self.room = storage, MAX_INFLATION * size
+        self.storage, self.budget = storage, MAX_INFLATION * size
         self.storages: dict[str, Tensor] = {}
         self.classes: dict[str, type[StandIn]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the replacement of a global: a type of numbers, a function from below, or a subclass of `StandIn`."""
         path = f"{module}.{name}".replace("__builtin__.", "builtins.").replace("numpy.core.", "numpy._core.")
-        if module.startswith("torch") and name in _STORAGES:
-            return _STORAGES[name]
-        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):  # getattr may import
-            return dtype
+        known = vars(torch).get(name) if module.startswith("torch") else None  # getattr may import
+        if name.endswith("Storage"):
+            known = torch.uint8 if name == "UntypedStorage" else getattr(known, "_dtype", None)
+        if isinstance(known, torch.dtype):
+            return known
         if module == "torch.jit._pickle":  # lists whose element type is written down
             return _Function(_first)
         if path in _FUNCTIONS:
@@ -131,15 +132,15 @@ class TensorUnpickler(_Unpickler):
             raise pickle.UnpicklingError(f"storage {key} is used as two types or sizes")
         return storage
 
-    def _take(self, *values: Any) -> None:
+    def _spend(self, values: Iterable[Any]) -> None:
         sized = (list, tuple, dict, set, frozenset, str, bytes)
-        self.room -= sum(len(value) for value in values if isinstance(value, sized))
-        if self.room < 0:
+        self.budget -= sum(len(value) for value in values if isinstance(value, sized))
+        if self.budget < 0:
             raise RefusedError("it copies the same values again and again")
 
     def _call(self, function: Any, args: Sequence[Any]) -> Any:
         if isinstance(function, _Function):
-            self._take(*args)
+            self._spend(args)
             return function.call(*args)
         if isinstance(function, StandIn):
             return type(function)()
@@ -167,7 +168,7 @@ class TensorUnpickler(_Unpickler):
         if isinstance(value, StandIn):
             for part in state if isinstance(state, tuple) else (state,):  # with slots: (attributes, slots)
                 if isinstance(part, dict):
-                    self._take(part)
+                    self._spend([part])
                     vars(value).update((k, v) for k, v in part.items() if isinstance(k, str))
         elif isinstance(value, OrderedDict):
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
@@ -178,59 +179,21 @@ class TensorUnpickler(_Unpickler):
         elif isinstance(value, np.ndarray) and isinstance(state[2], np.dtype) and isinstance(state[4], bytes):
             value.__setstate__(state)  # it compares the shape with the number of bytes
 
-    def load_setitem(self) -> None:
-        """Add an item to a dictionary."""
-        _check_kind(self.stack[-3], dict)
-        _check_keys(self.stack[-2:-1])
-        super().load_setitem()
-
-    def load_setitems(self) -> None:
-        """Add items to a dictionary."""
-        _check_kind(self.metastack[-1][-1], dict)
-        _check_keys(self.stack[::2])
-        super().load_setitems()
-
-    def load_dict(self) -> None:
-        """Make a dictionary of items."""
-        _check_keys(self.stack[::2])
-        super().load_dict()
-
-    def load_additems(self) -> None:
-        """Add items to a set."""
-        _check_kind(self.metastack[-1][-1], set)
-        _check_keys(self.stack)
-        super().load_additems()
-
-    def load_frozenset(self) -> None:
-        """Make a set of items."""
-        _check_keys(self.stack)
-        super().load_frozenset()
-
-    dispatch |= {
+    dispatch: ClassVar = {
+        **_Unpickler.dispatch,
         pickle.REDUCE[0]: load_reduce,
         pickle.NEWOBJ[0]: load_reduce,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BUILD[0]: load_build,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.DICT[0]: load_dict,
-        pickle.ADDITEMS[0]: load_additems,
-        pickle.FROZENSET[0]: load_frozenset,
+        pickle.SETITEM[0]: _checked(pickle.SETITEM, lambda s: s.stack[-2:-1], lambda s: s.stack[-3]),
+        pickle.SETITEMS[0]: _checked(pickle.SETITEMS, lambda s: s.stack[::2], lambda s: s.metastack[-1][-1]),
+        pickle.DICT[0]: _checked(pickle.DICT, lambda s: s.stack[::2], lambda s: {}),
+        pickle.ADDITEMS[0]: _checked(pickle.ADDITEMS, lambda s: s.stack, lambda s: s.metastack[-1][-1], set),
+        pickle.FROZENSET[0]: _checked(pickle.FROZENSET, lambda s: s.stack, lambda s: {}),
     }
-
-
-def _check_kind(value: Any, kind: type) -> None:
-    """Refuse to add items to anything else, such as a tensor, which would compute with them."""
-    if not isinstance(value, (kind, StandIn)):
-        raise pickle.UnpicklingError(f"items are added to a {type(value).__name__}")
-
-
-def _check_keys(keys: Iterable[Any]) -> None:
-    """Refuse nested keys: to hash or compare them takes a step of the stack, or twice the time, for every level."""
-    for key in keys:
-        parts = key if isinstance(key, (tuple, frozenset)) else ()
-        if any(isinstance(part, (tuple, frozenset)) for part in parts):
-            raise RefusedError("it contains a dictionary or a set with nested tuples or sets as keys")
+    # the host's registry of extensions may hold functions; buffers are allocated before their bytes are read
+    for code in pickle.EXT1 + pickle.EXT2 + pickle.EXT4 + pickle.BYTEARRAY8 + pickle.NEXT_BUFFER:
+        del dispatch[code]
 
 
 def _first(value: Any, *_: Any) -> Any:
@@ -259,10 +222,6 @@ def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> Any:
     return np.frombuffer(content, dtype).reshape(shape, order=order) if isinstance(dtype, np.dtype) else StandIn()
 
 
-def _encode(text: str, *_: Any) -> bytes:
-    return text.encode("latin1")  # how protocol 2 writes bytes
-
-
 def _container(kind: type, items: Any = (), *_: Any) -> Any:
     if not isinstance(items, (dict, list, set, tuple)):  # the factory of a defaultdict
         return kind()
@@ -288,7 +247,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "builtins.set": partial(_container, set),
     "builtins.frozenset": partial(_container, frozenset),
     "builtins.bytes": lambda *_: b"",
-    "_codecs.encode": _encode,
+    "_codecs.encode": lambda text, *_: text.encode("latin1"),  # how protocol 2 writes bytes
     "numpy.dtype": _dtype,
     "numpy._core.multiarray.scalar": _scalar,
     "numpy._core.multiarray._reconstruct": lambda *_: np.empty(0),
