@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from slowfast.models.layers import single_input
 from slowfast.weights.class_order import AS_LISTED
 from slowfast.weights.network import WeightRules
 
@@ -79,6 +80,10 @@ class TimmBackbone(WeightRules, nn.Module):
         """
         raise NotImplementedError
 
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits (B, K) of features, or the input of the classifier."""
+        raise NotImplementedError
+
     def new_classifier(self, num_classes: int) -> nn.Module:
         """Return a classifier with initial values; the identity for 0 classes."""
         raise NotImplementedError
@@ -118,6 +123,10 @@ class TimmBackbone(WeightRules, nn.Module):
             taps[depth - 1] = final(taps[depth - 1])
         maps = [taps[index] for index in wanted]
         return maps if intermediates_only else (features, maps)
+
+    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Return logits (B, K); in training, a network may return several."""
+        return self.forward_head(self.forward_features(single_input(video)))
 
     def classifier_names(self) -> tuple[str, ...]:
         """Return the names of the layers in `head_names` whose outputs are classes."""

@@ -1,8 +1,8 @@
-"""Layers shared by the backbones: convolution and normalization by dimension, attention, MLP, patch embedding."""
+"""Define layers shared by the backbones: convolution and BatchNorm by dimension, attention, MLP, patch embedding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,22 +12,23 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+# by the number of dimensions: 2 for images, 3 for video
+CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def depthwise_conv(dim: int, kernel: int, ndim: int) -> nn.Module:
-    """Depthwise convolution that keeps the size of its input; `ndim` is 3 for video, 2 for images."""
+    """Return a depthwise convolution that keeps the size of its input; `ndim` is 3 for video, 2 for images."""
     return CONV[ndim](dim, dim, kernel, padding=kernel // 2, groups=dim)
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, *grid) -> (B, L, C) with L = prod(grid); free of copies in the channels-last memory format."""
+    """Flatten (B, C, *grid) to (B, L, C) with L = prod(grid), without a copy in the channels-last memory format."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_grid(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """(B, L, C) -> (B, C, *grid), the inverse of `to_tokens`."""
+    """Unflatten (B, L, C) to (B, C, *grid), the inverse of `to_tokens`."""
     return tokens.transpose(1, 2).unflatten(2, tuple(grid))
 
 
@@ -56,7 +57,7 @@ class OverlapPatchEmbed(nn.Module):
 
     Args:
         channels: of the input and of every convolution's output.
-        strides: of every convolution, one number an axis.
+        strides: of every convolution, one number per axis.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
@@ -73,14 +74,14 @@ class OverlapPatchEmbed(nn.Module):
 
 
 def layer_scales(initial: float | None, *shape: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    """Factors of the two residual branches of a block (Touvron et al., 2021, equation 3); None is no layer scale."""
+    """Return factors of the two residual branches of a block (arXiv 2103.17239, equation 3); None is no layer scale."""
     if initial is None:
         return None, None
     return nn.Parameter(torch.full(shape, initial)), nn.Parameter(torch.full(shape, initial))
 
 
 def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
-    """A residual branch times its layer scale, if it has one."""
+    """Return a residual branch times its layer scale, if it has one."""
     return branch if gamma is None else gamma * branch
 
 
@@ -100,9 +101,9 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drop the residual branch of whole samples (Huang et al., 2016).
+    """Stochastic depth: drop the residual branch of whole samples (arXiv 1603.09382).
 
-    timm and torchvision have the same layer; importing either would take longer than importing PyTorch.
+    timm and torchvision have the same layer, but importing either takes longer than importing PyTorch.
 
     Args:
         rate: share of samples that are dropped.
@@ -142,16 +143,16 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Tokens (B, L, C) -> queries, keys and values, each (B, heads, L, C / heads)."""
+        """Project tokens (B, L, C) to queries, keys and values, each (B, heads, L, C / heads)."""
         return self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries, keys and values -> tokens (B, L, C)."""
+        """Attend: queries, keys and values -> tokens (B, L, C)."""
         dropout = self.attention_dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         return self.drop(self.proj(x.transpose(1, 2).flatten(2)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.attend(*self.project(x))
 
 
@@ -162,21 +163,23 @@ def recompute(block: nn.Module, *inputs: Any) -> Any:
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
 
 
-def recomputed_blocks(blocks: bool | Sequence[int], depth: Sequence[int]) -> tuple[int, ...]:
-    """How many blocks recompute their activations in each part of a network of `depth` blocks.
+def recomputed_blocks(blocks: Any, depth: Sequence[int]) -> tuple[int, ...]:
+    """Return how many blocks recompute their activations in each part of a network.
 
     Args:
-        blocks: all or none, or the first n of each part; a network of one part takes the first number.
+        blocks: True for all, False for none, or the first n of each part; a network of one part takes the first number.
+        depth: blocks of each part.
 
     Raises:
-        ValueError: anything else.
+        ValueError: `blocks` is anything else.
     """
     if isinstance(blocks, bool):
         return tuple(blocks * count for count in depth)
     counts = list(blocks) if isinstance(blocks, Sequence) else []
     if len(counts) not in (len(depth), 4) or not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError(
-            f"activation checkpointing takes True, False, or {len(depth)} whole numbers from 0, got {blocks!r}"
+            f"activation checkpointing of {blocks!r} blocks is not possible: give True, False, or {len(depth)} whole "
+            "numbers from 0"
         )
     return tuple(counts[: len(depth)])
 
@@ -186,7 +189,7 @@ def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+def _statistics_kept(module: nn.Module) -> Generator[None, None, None]:
     norms = _batch_norms(module)
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
@@ -203,7 +206,5 @@ def single_input(video: Tensor | Sequence[Tensor]) -> Tensor:
     if torch.is_tensor(video):
         return video
     if len(video) != 1:
-        raise ValueError(
-            f"the model has one pathway but was given {len(video)} inputs; pass one tensor (B, C, T, H, W)"
-        )
+        raise ValueError(f"{len(video)} inputs for a model of one pathway: pass one tensor (B, C, T, H, W)")
     return video[0]

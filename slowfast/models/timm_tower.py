@@ -95,18 +95,18 @@ def timm_tower(name: str) -> VisionTower:
     if not timm.is_model(name.split(".")[0]):
         near = get_close_matches(name.split(".")[0], timm.list_models(), n=1)
         raise ValueError(
-            f"UNIFORMERV2.BACKBONE timm/{name}: timm {timm.__version__} has no such model"
+            f"backbone timm/{name} is not known: timm {timm.__version__} has no such model"
             + (f" (meant timm/{near[0]}?)" if near else "")
         )
     try:
         with torch.device("meta"):
             vit: nn.Module = timm.create_model(name, pretrained=False)
     except RuntimeError as error:
-        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name}: timm refuses it ({error})") from error
+        raise ValueError(f"backbone timm/{name} is not possible: timm refuses it ({error})") from error
     try:
         return tower_of(vit)
     except ValueError as error:
-        raise ValueError(f"UNIFORMERV2.BACKBONE timm/{name} does not fit: {error}") from None
+        raise ValueError(f"backbone timm/{name} does not fit: {error}") from None
 
 
 def tower_of(vit: nn.Module) -> VisionTower:

@@ -1,4 +1,4 @@
-"""UniFormer: Unified Transformer for Efficient Spatiotemporal Representation Learning (Li et al., ICLR 2022).
+"""UniFormer: Unified Transformer for Efficient Spatiotemporal Representation Learning (arXiv 2201.04676).
 
 Four stages. The first two aggregate locally with depthwise convolutions, the last two globally with attention over all
 space-time tokens (section 3.2). Parameter names are those of the released weights.
@@ -7,6 +7,7 @@ space-time tokens (section 3.2). Parameter names are those of the released weigh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,34 +28,64 @@ from slowfast.models.layers import (
     recompute,
     recomputed_blocks,
     scaled,
-    single_input,
     to_grid,
     to_tokens,
 )
 
 
+@dataclass(frozen=True)
+class BlockOptions:
+    """Arguments of a block.
+
+    Args:
+        dim: channels C.
+        mlp_ratio: hidden over input width of the feed-forward layers.
+        dropout: rate after projections and feed-forward layers.
+        drop_path: rate of stochastic depth.
+        ndim: 3 for video, 2 for images.
+        layer_scale: initial value of learned factors of the residual branches; None for no factor.
+        head_dim: channels of an attention head.
+        qkv_bias: bias of the query, key and value projections.
+        qkv_scale: factor of the attention logits; None is head_dim ** -0.5.
+        attention_dropout: rate on attention weights.
+    """
+
+    dim: int
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    ndim: int = 3
+    layer_scale: float | None = None
+    head_dim: int = 64
+    qkv_bias: bool = True
+    qkv_scale: float | None = None
+    attention_dropout: float = 0.0
+
+    def mlp(self, conv_ndim: int | None = None) -> Mlp:
+        """Return feed-forward layers, or those of 1x1 convolutions for `conv_ndim` dimensions."""
+        return Mlp(self.dim, int(self.dim * self.mlp_ratio), self.dropout, conv_ndim)
+
+    def attention(self, kind: type[Attention] = Attention) -> Attention:
+        """Return an attention layer."""
+        heads = self.dim // self.head_dim
+        return kind(self.dim, heads, self.qkv_bias, self.qkv_scale, self.attention_dropout, self.dropout)
+
+
 class LocalBlock(nn.Module):
     """Dynamic position embedding, local MHRA and feed-forward, all convolutional (section 3.2, equations 1-5)."""
 
-    def __init__(
-        self,
-        dim: int,
-        mlp_ratio: float,
-        dropout: float,
-        drop_path: float,
-        ndim: int,
-        layer_scale: float | None = None,
-    ) -> None:
+    def __init__(self, options: BlockOptions) -> None:
         super().__init__()
-        self.gamma_1, self.gamma_2 = layer_scales(layer_scale, 1, dim, *[1] * ndim)
+        dim, ndim = options.dim, options.ndim
+        self.gamma_1, self.gamma_2 = layer_scales(options.layer_scale, 1, dim, *[1] * ndim)
         self.pos_embed = depthwise_conv(dim, 3, ndim)
         self.norm1 = BATCH_NORM[ndim](dim)
         self.conv1 = CONV[ndim](dim, dim, 1)
         self.conv2 = CONV[ndim](dim, dim, 1)
         self.attn = depthwise_conv(dim, 5, ndim)
         self.norm2 = BATCH_NORM[ndim](dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout, conv_ndim=ndim)
-        self.drop_path = DropPath(drop_path)
+        self.mlp = options.mlp(conv_ndim=ndim)
+        self.drop_path = DropPath(options.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
@@ -62,27 +93,24 @@ class LocalBlock(nn.Module):
         return x + self.drop_path(scaled(self.mlp(self.norm2(x)), self.gamma_2))
 
 
-class GlobalBlock(nn.Module):
-    """Dynamic position embedding, global MHRA over T*H*W tokens and feed-forward (section 3.2, equation 6)."""
+class AttentionBlock(nn.Module):
+    """Layers of a block with attention over tokens."""
 
-    def __init__(
-        self,
-        dim: int,
-        mlp_ratio: float,
-        dropout: float,
-        drop_path: float,
-        ndim: int,
-        layer_scale: float | None = None,
-        **attention,
-    ) -> None:
+    attention_kind = Attention
+
+    def __init__(self, options: BlockOptions) -> None:
         super().__init__()
-        self.gamma_1, self.gamma_2 = layer_scales(layer_scale, dim)
-        self.pos_embed = depthwise_conv(dim, 3, ndim)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, dropout=dropout, **attention)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
-        self.drop_path = DropPath(drop_path)
+        self.gamma_1, self.gamma_2 = layer_scales(options.layer_scale, options.dim)
+        self.pos_embed = depthwise_conv(options.dim, 3, options.ndim)
+        self.norm1 = nn.LayerNorm(options.dim, eps=1e-6)
+        self.attn = options.attention(self.attention_kind)
+        self.norm2 = nn.LayerNorm(options.dim, eps=1e-6)
+        self.mlp = options.mlp()
+        self.drop_path = DropPath(options.drop_path)
+
+
+class GlobalBlock(AttentionBlock):
+    """Dynamic position embedding, global MHRA over T*H*W tokens and feed-forward (section 3.2, equation 6)."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
@@ -99,25 +127,16 @@ class SplitGlobalBlock(nn.Module):
     trained that way.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        mlp_ratio: float,
-        dropout: float,
-        drop_path: float,
-        ndim: int,
-        layer_scale: float | None = None,
-        **attention,
-    ) -> None:
+    def __init__(self, options: BlockOptions) -> None:
         super().__init__()
-        self.pos_embed = depthwise_conv(dim, 3, ndim)
-        self.t_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.t_attn = Attention(dim, dropout=dropout, **attention)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, dropout=dropout, **attention)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
-        self.drop_path = DropPath(drop_path)
+        self.pos_embed = depthwise_conv(options.dim, 3, ndim=3)
+        self.t_norm = nn.LayerNorm(options.dim, eps=1e-6)
+        self.t_attn = options.attention()
+        self.norm1 = nn.LayerNorm(options.dim, eps=1e-6)
+        self.attn = options.attention()
+        self.norm2 = nn.LayerNorm(options.dim, eps=1e-6)
+        self.mlp = options.mlp()
+        self.drop_path = DropPath(options.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
@@ -132,49 +151,90 @@ class SplitGlobalBlock(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Truncated normal for linear layers; convolutions and normalization keep PyTorch's defaults (section 4)."""
+    """Initialize linear layers with a truncated normal; other layers keep the defaults of PyTorch (section 4)."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
+        if "bias" in dict(module.named_parameters()):
             nn.init.zeros_(module.bias)
 
 
 def classifier(dim: int, num_classes: int) -> nn.Module:
-    """A linear classifier, or the identity for 0 classes."""
+    """Return a linear classifier; the identity for 0 classes."""
     return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
 
-def per_stage(name: str, value: Any) -> list:
-    """One value a stage, from one for all or a sequence of four; ValueError for another number of them."""
+def per_stage(name: str, value: Any) -> list[Any]:
+    """Return one value per stage, from one for all or a sequence of four; ValueError for another number of them."""
     values = list(value) if isinstance(value, Sequence) else [value] * 4
     if len(values) != 4:
-        raise ValueError(f"{name} {values} has {len(values)} entries; give one for each of the four stages")
+        raise ValueError(f"{name} {values} has {len(values)} entries: give one for each of the four stages")
     return values
 
 
-def check_head_dim(head_dim: int, embed_dim: Sequence[int]) -> None:
-    """Raise ValueError if the heads do not divide the widths of stages 3 and 4."""
-    for dim in embed_dim[2:]:
-        if dim % head_dim:
-            raise ValueError(f"head_dim {head_dim} does not divide the stage width {dim}; change one of them")
-
-
 class FourStages(TimmBackbone):
-    """Common base of UniFormer and UniFormer-light: four stages with activation checkpointing, mean over positions."""
+    """Common base of UniFormer and UniFormer-light: four stages with activation checkpointing, mean over positions.
+
+    A subclass calls `add_embeddings` and `add_blocks`, and sets `norm`, `head_drop` and its classifiers.
+    """
 
     section = "UNIFORMER"  # of the configuration
     kinetics_orders = {400: "k400", 600: "k600_uniformer"}  # noqa: RUF012
+    head: nn.Module
     head_drop: nn.Module
 
-    def __init__(self, num_classes: int, embed_dim: Sequence[int], ndim: int) -> None:
+    def __init__(
+        self, num_classes: int, depth: Sequence[int], embed_dim: Sequence[int], head_dim: int, ndim: int
+    ) -> None:
         super().__init__(num_classes)
-        self.num_features = embed_dim[3]
+        self.depth, self.widths, self.ndim = per_stage("depth", depth), per_stage("embed_dim", embed_dim), ndim
+        for dim in self.widths[2:]:
+            if dim % head_dim:
+                raise ValueError(f"head_dim {head_dim} does not divide the stage width {dim}: change one of them")
+        self.num_features = self.widths[3]
         time = {"temporal_reduction": 2} if ndim == 3 else {}
         self.feature_info = [
             {"num_chs": dim, "reduction": 4 * 2**i, **time, "module": f"blocks{i + 1}"}
-            for i, dim in enumerate(embed_dim)
+            for i, dim in enumerate(self.widths)
         ]
         self.checkpointed = (0, 0, 0, 0)
+
+    def add_embeddings(self, in_channels: int, dropout: float, overlapped: int = 0, std: bool = False) -> None:
+        """Add patch embeddings: the first halves time and quarters space, the others halve space (section 3.4).
+
+        Args:
+            in_channels: channels of the input.
+            dropout: rate after the first.
+            overlapped: how many of the first ones are overlapping convolutions with BatchNorm.
+            std: kernels over three frames in the last three.
+        """
+        axes = slice(-self.ndim, None)
+        halve, quarter = (1, 2, 2)[axes], (2, 4, 4)[axes]
+        kernel, padding = ((3, 2, 2)[axes], (1, 0, 0)[axes]) if std else (halve, (0, 0, 0)[axes])
+        dim = self.widths[0]
+        if overlapped:
+            self.patch_embed1 = OverlapPatchEmbed((in_channels, dim // 2, dim), (halve, (2, 2, 2)[axes]))
+        else:
+            self.patch_embed1 = PatchEmbed(in_channels, dim, (3, 4, 4)[axes], quarter, (1, 0, 0)[axes])
+        for stage in (2, 3, 4):
+            before, dim = self.widths[stage - 2 : stage]
+            if stage <= overlapped:
+                embed = OverlapPatchEmbed((before, dim), (halve,))
+            else:
+                embed = PatchEmbed(before, dim, kernel, halve, padding)
+            setattr(self, f"patch_embed{stage}", embed)
+        self.pos_drop = nn.Dropout(dropout)
+
+    def add_blocks(self, drop_depth_rate: float, block: Callable[[int, int, float], nn.Module]) -> None:
+        """Add the blocks of all stages.
+
+        Args:
+            drop_depth_rate: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+            block: (stage from 0, number in the stage, rate) -> block.
+        """
+        rates = torch.linspace(0, drop_depth_rate, sum(self.depth), device="cpu").split(self.depth)
+        for stage in range(4):
+            blocks = nn.ModuleList(block(stage, i, rate) for i, rate in enumerate(rates[stage].tolist()))
+            setattr(self, f"blocks{stage + 1}", blocks)
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +245,7 @@ class FourStages(TimmBackbone):
         }
 
     def blocks(self, stage: int) -> Iterator[Callable[..., Any]]:
-        """The blocks of a stage (1 to 4) as functions; those that `set_grad_checkpointing` chose recompute."""
+        """Yield the blocks of a stage (1 to 4) as functions; those that `set_grad_checkpointing` chose recompute."""
         for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
             yield partial(recompute, block) if self.training and i < self.checkpointed[stage - 1] else block
 
@@ -198,11 +258,15 @@ class FourStages(TimmBackbone):
         depth = [len(self.get_submodule(f"blocks{stage}")) for stage in self.stages(None)]  # pyright: ignore
         self.checkpointed = recomputed_blocks(enable, depth)
 
-    def pooled(self, features: Tensor) -> Tensor:
-        """Return the mean over all positions (B, C') of a feature map (B, C', ...), the input of the classifier."""
-        return self.head_drop(features.flatten(2).mean(2))
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return logits (B, K) of a feature map (B, C', ...), or the input of the classifier (B, C')."""
+        if not self.global_pool:
+            return features
+        pooled = self.head_drop(features.flatten(2).mean(2))
+        return pooled if pre_logits else self.head(pooled)
 
     def new_classifier(self, num_classes: int) -> nn.Module:
+        """Return a linear classifier with initial values; the identity for 0 classes."""
         return classifier(self.num_features, num_classes).apply(init_linear)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -242,7 +306,7 @@ class UniFormer(FourStages):
         depth: blocks of each of the four stages.
         embed_dim: channels of each stage.
         head_dim: channels of one attention head in stages 3 and 4.
-        mlp_ratio: hidden over input width of the feed-forward layers; one number or one a stage.
+        mlp_ratio: hidden over input width of the feed-forward layers; one number or one per stage.
         qkv_bias: bias of the query, key and value projections.
         qkv_scale: factor of the attention logits; None means head_dim ** -0.5.
         dropout_rate: after projections and feed-forward layers.
@@ -253,10 +317,10 @@ class UniFormer(FourStages):
         std: 3x2x2 instead of 1x2x2 kernels in the patch embeddings 2 to 4.
         overlapped_stem: patch embeddings of overlapping 3x3 (x3) convolutions and BatchNorm instead of disjoint patches
             and LayerNorm (the image models "plus").
-        layer_scale: initial value of learned factors of the residual branches, one or one a stage; 0 and None are no
-            factor.
-        aux_head: a second classifier of every position, whose maximum over positions counts half (token labelling;
-            Jiang et al., 2021). Its own dense labels in training are not implemented.
+        layer_scale: initial value of learned factors of the residual branches, one or one per stage; 0 and None are
+            no factor.
+        aux_head: a second classifier of every position, whose maximum over positions counts half (token labelling,
+            arXiv 2104.10858). Its own dense labels in training are not implemented.
         in_channels: channels of the input.
         ndim: 3 for video, 2 for images.
 
@@ -288,55 +352,30 @@ class UniFormer(FourStages):
         in_channels: int = 3,
         ndim: int = 3,
     ) -> None:
-        depth, embed_dim = per_stage("depth", depth), per_stage("embed_dim", embed_dim)
-        super().__init__(num_classes, embed_dim, ndim)
-        check_head_dim(head_dim, embed_dim)
+        super().__init__(num_classes, depth, embed_dim, head_dim, ndim)
+        ratios = per_stage("mlp_ratio", mlp_ratio)
+        scales = [scale or None for scale in per_stage("layer_scale", layer_scale or None)]
         if std and overlapped_stem:
             raise ValueError("std and overlapped_stem are two kinds of patch embedding: set one of them to False")
         if ndim == 2 and (split or std):
             raise ValueError("split and std are about time, which images do not have: set both to False")
-        ratios = per_stage("mlp_ratio", mlp_ratio)
-        scales = [scale or None for scale in per_stage("layer_scale", layer_scale or None)]
         if split and any(scales[2:]):
             raise ValueError("divided attention has no layer scale: set split to False or layer_scale to None")
-        rates = torch.linspace(0, drop_depth_rate, sum(depth), device="cpu").split(depth)
+
+        def block(stage: int, index: int, rate: float) -> nn.Module:
+            attention = (head_dim, qkv_bias, qkv_scale, attention_dropout_rate)
+            options = BlockOptions(
+                self.widths[stage], ratios[stage], dropout_rate, rate, ndim, scales[stage], *attention
+            )
+            return (LocalBlock if stage < 2 else SplitGlobalBlock if split else GlobalBlock)(options)
 
         self.options = {"head_dim": head_dim, "qkv_scale": qkv_scale}
-        # The first embedding halves time and quarters space; the others halve space (section 3.4).
-        halve = (1, 2, 2)[-ndim:]
-        if overlapped_stem:
-            widths = (in_channels, embed_dim[0] // 2, embed_dim[0])
-            self.patch_embed1 = OverlapPatchEmbed(widths, (halve, (2, 2, 2)[-ndim:]))
-        else:
-            self.patch_embed1 = PatchEmbed(
-                in_channels, embed_dim[0], (3, 4, 4)[-ndim:], (2, 4, 4)[-ndim:], (1, 0, 0)[-ndim:]
-            )
-        kernel, padding = ((3, 2, 2), (1, 0, 0)) if std else ((1, 2, 2), (0, 0, 0))
-        for stage in (2, 3, 4):
-            before, dim = embed_dim[stage - 2 : stage]
-            if overlapped_stem:
-                embed = OverlapPatchEmbed((before, dim), (halve,))
-            else:
-                embed = PatchEmbed(before, dim, kernel[-ndim:], halve, padding[-ndim:])
-            setattr(self, f"patch_embed{stage}", embed)
-        self.pos_drop = nn.Dropout(dropout_rate)
-
-        for stage in (1, 2, 3, 4):
-            dim, ratio, scale = embed_dim[stage - 1], ratios[stage - 1], scales[stage - 1]
-            attention = {
-                "num_heads": dim // head_dim,
-                "qkv_bias": qkv_bias,
-                "qk_scale": qkv_scale,
-                "attention_dropout": attention_dropout_rate,
-            }
-            block, extra = (LocalBlock, {}) if stage <= 2 else (SplitGlobalBlock if split else GlobalBlock, attention)
-            blocks = [block(dim, ratio, dropout_rate, rate, ndim, scale, **extra) for rate in rates[stage - 1].tolist()]
-            setattr(self, f"blocks{stage}", nn.ModuleList(blocks))
-
-        self.norm = BATCH_NORM[ndim](embed_dim[3])
+        self.add_embeddings(in_channels, dropout_rate, overlapped=4 * overlapped_stem, std=std)
+        self.add_blocks(drop_depth_rate, block)
+        self.norm = BATCH_NORM[ndim](self.num_features)
         self.head_drop = nn.Dropout(head_dropout_rate)
-        self.head = classifier(embed_dim[3], num_classes)
-        self.aux_head = classifier(embed_dim[3], num_classes if aux_head else 0)
+        self.head = classifier(self.num_features, num_classes)
+        self.aux_head = classifier(self.num_features, num_classes if aux_head else 0)
         if aux_head:
             self.head_names = ("head", "aux_head")
 
@@ -347,7 +386,7 @@ class UniFormer(FourStages):
                 nn.init.ones_(module.t_attn.proj.weight)
 
     def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
-        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32); the image network has no time axis."""
+        """Return the normalized feature map (B, C', T/2, H/32, W/32) of (B, C, T, H, W); images have no time axis."""
         x = video
         for stage in self.stages(stop):
             x = self.get_submodule(f"patch_embed{stage}")(x)
@@ -361,15 +400,8 @@ class UniFormer(FourStages):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (B, K) of a feature map (B, C', ...), or the input of the classifier (B, C')."""
-        if not self.global_pool:
-            return features
-        pooled = self.pooled(features)
-        if pre_logits:
-            return pooled
-        logits = self.head(pooled)
-        if not isinstance(self.aux_head, nn.Identity):  # a wrapped or quantized layer is not an nn.Linear
-            logits = logits + 0.5 * self.aux_head(features.flatten(2).transpose(1, 2)).amax(1)
-        return logits
-
-    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
-        return self.forward_head(self.forward_features(single_input(video)))
+        output = super().forward_head(features, pre_logits)
+        # a wrapped or quantized layer is not an nn.Linear
+        if pre_logits or not self.global_pool or isinstance(self.aux_head, nn.Identity):
+            return output
+        return output + 0.5 * self.aux_head(features.flatten(2).transpose(1, 2)).amax(1)

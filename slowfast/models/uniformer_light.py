@@ -1,7 +1,7 @@
-"""UniFormer-light: a small UniFormer that spends attention on the tokens that matter (Li et al., TPAMI 2023).
+"""UniFormer-light: a small UniFormer that spends attention on the tokens that matter (arXiv 2201.09450).
 
 In stages 3 and 4 a class token travels along and scores every position by how much it attends to it. A block attends
-only among the best-scored tokens and one merged token that stands for all others (Xu et al., Evo-ViT, AAAI 2022).
+only among the best-scored tokens and one merged token that stands for all others (Evo-ViT, arXiv 2108.01390).
 Parameter names are those of the released weights.
 """
 
@@ -16,28 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.layers import (
-    BATCH_NORM,
-    Attention,
-    DropPath,
-    Mlp,
-    OverlapPatchEmbed,
-    PatchEmbed,
-    depthwise_conv,
-    layer_scales,
-    scaled,
-    single_input,
-    to_grid,
-    to_tokens,
+from slowfast.models.layers import BATCH_NORM, Attention, scaled, single_input, to_grid, to_tokens
+from slowfast.models.uniformer import (
+    AttentionBlock,
+    BlockOptions,
+    FourStages,
+    LocalBlock,
+    classifier,
+    init_linear,
+    per_stage,
 )
-from slowfast.models.uniformer import FourStages, LocalBlock, check_head_dim, classifier, init_linear, per_stage
 
 
 class ScoringAttention(Attention):
     """Self-attention that also returns the attention of the class token, the first one, to every other token."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1 + L, C) -> tokens of the same shape, and the mean attention over heads (B, L)."""
+        """Return tokens of the shape of `x`, (B, 1 + L, C), and the mean attention over heads (B, L)."""
         q, k, v = self.project(x)
         # Scores rank tokens, so autocast must not round them. The meta device has no autocast.
         autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
@@ -61,51 +56,36 @@ def shrunk(scores: Tensor, size: Sequence[int]) -> Tensor:
     return pooled * (scores.sum(1, keepdim=True) / pooled.sum(1, keepdim=True))
 
 
-class PruningBlock(nn.Module):
+class PruningBlock(AttentionBlock):
     """Dynamic position embedding, then global MHRA and feed-forward of the class token and the best-scored tokens.
 
     The tokens left out are merged, weighted by their scores, into one that takes part in their place; they all receive
     its update.
 
     Args:
+        options: see `BlockOptions`.
         keep: share of tokens that take part one by one; 1 is all.
         trade_off: weight of the new scores in the running average of scores.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        mlp_ratio: float,
-        dropout: float,
-        drop_path: float,
-        ndim: int,
-        layer_scale: float | None,
-        keep: float,
-        trade_off: float,
-        **attention,
-    ) -> None:
-        super().__init__()
+    attention_kind = ScoringAttention
+
+    def __init__(self, options: BlockOptions, keep: float, trade_off: float) -> None:
+        super().__init__(options)
         self.keep, self.trade_off = keep, trade_off
-        self.gamma_1, self.gamma_2 = layer_scales(layer_scale, dim)
-        self.pos_embed = depthwise_conv(dim, 3, ndim)
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = ScoringAttention(dim, dropout=dropout, **attention)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
-        self.drop_path = DropPath(drop_path)
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention and feed-forward: (B, 1 + L, C) -> tokens of the same shape, scores (B, L)."""
+        """Compute attention and feed-forward: (B, 1 + L, C) -> tokens of the same shape, scores (B, L)."""
         update, scores = self.attn(self.norm1(tokens))
         tokens = tokens + self.drop_path(scaled(update, self.gamma_1))
         return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), scores
 
     def forward(self, x: Tensor, cls_token: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One block.
+        """Update the feature map, the class token and the scores.
 
         Args:
             x: feature map (B, C, T, H, W).
-            cls_token: (B, 1, C).
+            cls_token: the class token (B, 1, C).
             scores: running average of the scores of the L = T*H*W positions (B, L).
 
         Returns:
@@ -140,14 +120,14 @@ class UniFormerLight(FourStages):
         depth: blocks of each of the four stages.
         embed_dim: channels of each stage.
         head_dim: channels of one attention head in stages 3 and 4.
-        mlp_ratio: hidden over input width of the feed-forward layers; one number or one a stage.
+        mlp_ratio: hidden over input width of the feed-forward layers; one number or one per stage.
         qkv_bias: bias of the query, key and value projections.
         qkv_scale: factor of the attention logits; None means head_dim ** -0.5.
         dropout_rate: after projections and feed-forward layers.
         attention_dropout_rate: on attention weights.
         drop_depth_rate: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
         head_dropout_rate: before the classifier.
-        prune_ratio: share of positions that every block attends to one by one, a list a stage. Only those of stages 3
+        prune_ratio: share of positions that every block attends to one by one, a list per stage. Only those of stages 3
             and 4 are read; entries beyond the depth of a stage have no effect (released configurations have such).
         trade_off: weight of a block's own scores in the running average, same layout.
         init_value: of learned factors of the residual branches (layer scale); 0 and None are no factor.
@@ -181,68 +161,40 @@ class UniFormerLight(FourStages):
         in_channels: int = 3,
         ndim: int = 3,
     ) -> None:
-        depth, embed_dim = per_stage("depth", depth), per_stage("embed_dim", embed_dim)
-        super().__init__(num_classes, embed_dim, ndim)
-        check_head_dim(head_dim, embed_dim)
+        super().__init__(num_classes, depth, embed_dim, head_dim, ndim)
         for name, shares in (("prune_ratio", prune_ratio), ("trade_off", trade_off)):
-            for blocks, given in zip(depth[2:], per_stage(name, shares)[2:], strict=True):
+            for blocks, given in zip(self.depth[2:], per_stage(name, shares)[2:], strict=True):
                 if len(given) < blocks or not all(0 <= share <= 1 for share in given):
-                    raise ValueError(f"{name} {list(given)} is for {blocks} blocks; give each a number from 0 to 1")
-        if prune_ratio[2][0] != 1:
-            raise ValueError(
-                f"prune_ratio of stage 3 starts with {prune_ratio[2][0]}, but its first block has no scores to choose "
-                "by; let it start with 1"
-            )
-        if trade_off[2][0] == 0:
-            raise ValueError(
-                "trade_off of stage 3 starts with 0, so the scores stay at 0 and there is nothing to choose by; let it "
-                "start with 1"
-            )
-        ratios, layer_scale = per_stage("mlp_ratio", mlp_ratio), init_value or None
-        rates = torch.linspace(0, drop_depth_rate, sum(depth), device="cpu").split(depth)
-
-        self.options = {"depth": depth, "head_dim": head_dim, "qkv_scale": qkv_scale}
-        self.options |= {"prune_ratio": prune_ratio, "trade_off": trade_off}
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim[2]))
-        halve = (1, 2, 2)[-ndim:]
-        widths = (in_channels, embed_dim[0] // 2, embed_dim[0])
-        self.patch_embed1 = OverlapPatchEmbed(widths, (halve, (2, 2, 2)[-ndim:]))
-        self.patch_embed2 = PatchEmbed(embed_dim[0], embed_dim[1], halve, halve, (0,) * ndim)
-        self.patch_embed3 = PatchEmbed(embed_dim[1], embed_dim[2], halve, halve, (0,) * ndim)
-        self.patch_embed4 = PatchEmbed(embed_dim[2], embed_dim[3], halve, halve, (0,) * ndim)
-        self.pos_drop = nn.Dropout(dropout_rate)
-        self.cls_upsample = nn.Linear(embed_dim[2], embed_dim[3])
-
-        for stage in (1, 2, 3, 4):
-            dim, ratio = embed_dim[stage - 1], ratios[stage - 1]
-            blocks = nn.ModuleList()
-            for i, rate in enumerate(rates[stage - 1].tolist()):
-                if stage <= 2:
-                    blocks.append(LocalBlock(dim, ratio, dropout_rate, rate, ndim, layer_scale))
-                    continue
-                blocks.append(
-                    PruningBlock(
-                        dim,
-                        ratio,
-                        dropout_rate,
-                        rate,
-                        ndim,
-                        layer_scale,
-                        keep=prune_ratio[stage - 1][i],
-                        trade_off=trade_off[stage - 1][i],
-                        num_heads=dim // head_dim,
-                        qkv_bias=qkv_bias,
-                        qk_scale=qkv_scale,
-                        attention_dropout=attention_dropout_rate,
-                    )
+                    raise ValueError(f"{name} {list(given)} is for {blocks} blocks: give each a number from 0 to 1")
+        for name, value, right in (("prune_ratio", prune_ratio[2][0], prune_ratio[2][0] == 1),
+                                   ("trade_off", trade_off[2][0], trade_off[2][0] > 0)):  # fmt: skip
+            if not right:
+                raise ValueError(
+                    f"{name} of stage 3 starts with {value}, but its first block has no scores to choose by: let it "
+                    "start with 1"
                 )
-            setattr(self, f"blocks{stage}", blocks)
+        ratios = per_stage("mlp_ratio", mlp_ratio)
 
-        self.norm = BATCH_NORM[ndim](embed_dim[3])
-        self.norm_cls = nn.LayerNorm(embed_dim[3])
+        def block(stage: int, index: int, rate: float) -> nn.Module:
+            attention = (head_dim, qkv_bias, qkv_scale, attention_dropout_rate)
+            options = BlockOptions(
+                self.widths[stage], ratios[stage], dropout_rate, rate, ndim, init_value or None, *attention
+            )
+            if stage < 2:
+                return LocalBlock(options)
+            return PruningBlock(options, keep=prune_ratio[stage][index], trade_off=trade_off[stage][index])
+
+        self.options = {"depth": self.depth, "head_dim": head_dim, "qkv_scale": qkv_scale}
+        self.options |= {"prune_ratio": prune_ratio, "trade_off": trade_off}
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.widths[2]))
+        self.add_embeddings(in_channels, dropout_rate, overlapped=1)
+        self.cls_upsample = nn.Linear(self.widths[2], self.widths[3])
+        self.add_blocks(drop_depth_rate, block)
+        self.norm = BATCH_NORM[ndim](self.widths[3])
+        self.norm_cls = nn.LayerNorm(self.widths[3])
         self.head_drop = nn.Dropout(head_dropout_rate)
-        self.head = classifier(embed_dim[3], num_classes)
-        self.head_cls = classifier(embed_dim[3], num_classes)
+        self.head = classifier(self.widths[3], num_classes)
+        self.head_cls = classifier(self.widths[3], num_classes)
         self.apply(init_linear)
 
     @staticmethod
@@ -280,15 +232,8 @@ class UniFormerLight(FourStages):
         return self.norm(x) if stop in (None, 4) else x, cls_token
 
     def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
-        """(B, C, T, H, W) -> normalized feature map (B, C', T/2, H/32, W/32); the image network has no time axis."""
+        """Return the normalized feature map (B, C', T/2, H/32, W/32) of (B, C, T, H, W); images have no time axis."""
         return self.forward_tokens(video, taps, stop)[0]
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (B, K) of a feature map (B, C', ...), or the input of the classifier (B, C')."""
-        if not self.global_pool:
-            return features
-        pooled = self.pooled(features)
-        return pooled if pre_logits else self.head(pooled)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -302,7 +247,8 @@ class UniFormerLight(FourStages):
         self.cls_token.requires_grad_(len(self.feature_info) > 2)  # it is added at stage 3
         return wanted
 
-    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Return logits (B, K); in training, those of the mean over positions and of the class token."""
         features, cls_token = self.forward_tokens(single_input(video), {})
         logits = self.forward_head(features)
         if not self.training or cls_token is None or not self.global_pool:

@@ -19,15 +19,15 @@ from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.pickles import RefusedError, StandIn, read_archive, read_stream
 
 HEAD = 1 << 16  # bytes of a file that are read to recognise its type
-MAX_LETTERS = 1 << 24  # of all names in a module; those of real ones do not reach a million
+MAX_LETTERS = 1 << 24  # in all names of a module; real ones do not reach a million
 
 
-def load_tensors(path: str | os.PathLike, shapes_only: bool = False) -> dict[str, Any]:
+def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dict[str, Any]:
     """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from a path or address as in `fetch`.
 
     Only tensors, numbers and plain containers are loaded; objects of other classes become a `StandIn`, and no code in
-    the file is executed or compiled. A pickled module, and a TorchScript archive, become their state_dict. Memory is
-    bounded by the size of the file.
+    the file is executed or compiled. A pickled module or a TorchScript archive becomes its state_dict. The size of the
+    file bounds the memory.
 
     Args:
         path: what `fetch` takes.
@@ -41,7 +41,12 @@ def load_tensors(path: str | os.PathLike, shapes_only: bool = False) -> dict[str
     try:
         return _state_dicts(_read(local, shapes_only))
     except Exception as error:  # a damaged or hostile file can cause any exception
-        raise ValueError(f"checkpoint {path!r} cannot be loaded: {_describe(local) or _words(error)}") from error
+        reason = _describe(local)
+        if not reason:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            if not isinstance(error, RefusedError):  # other errors come from parsing meaningless bytes
+                reason = f"it is damaged or not a file of tensors ({type(error).__name__}: {reason}); download it again"
+        raise ValueError(f"checkpoint {path!r} cannot be loaded: {reason}") from error
 
 
 def _read(path: str, shapes_only: bool) -> Any:
@@ -73,7 +78,7 @@ def _state_dicts(content: Any) -> dict[str, Any]:
 
 
 def _state_dict(module: StandIn) -> dict[str, Any]:
-    """Return the tensors of a module, with what it says of its classes in their metadata, as its state_dict has it."""
+    """Return the tensors of a module, with its class names and their order in the metadata, as in its state_dict."""
     state: Any = OrderedDict(_tensors(module))
     state._metadata = {"": {key: vars(module)[key] for key in ("class_order", "class_names") if key in vars(module)}}
     return state
@@ -83,7 +88,9 @@ def _tensors(module: StandIn, prefix: str = "", letters: list[int] | None = None
     """Yield the tensors of a module by the names of its state_dict.
 
     Args:
-        letters: of the names so far, a list of one number: modules that hold others twice have 2 to the depth of them.
+        module: what was read in place of the module.
+        prefix: of the names.
+        letters: count of letters in the names so far: modules that hold others twice have 2 to the depth of them.
     """
     letters = [0] if letters is None else letters
     entries = vars(module)
@@ -99,14 +106,6 @@ def _tensors(module: StandIn, prefix: str = "", letters: list[int] | None = None
             yield prefix + name, value
         elif isinstance(value, StandIn):
             yield from _tensors(value, f"{prefix}{name}.", letters)
-
-
-def _words(error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [""])[0]
-    # Other errors come from parsing meaningless bytes.
-    if isinstance(error, RefusedError):
-        return reason
-    return f"it is damaged or not a file of tensors ({type(error).__name__}: {reason}); download it again"
 
 
 # First bytes -> type of the file, and the cure.

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from slowfast.models.uniformer import BlockOptions
 from slowfast.models.uniformer_light import PruningBlock, UniFormerLight
 from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import soft_cross_entropy
@@ -166,7 +167,7 @@ def test_every_clip_chooses_its_own_tokens_and_models_share_nothing():
 @pytest.mark.parametrize(("keep", "left_out"), [(1.0, 0), (0.5, 12), (0.3, 17), (0.01, 24)])
 def test_tokens_left_out_share_one_update(keep, left_out):
     torch.manual_seed(0)
-    block = PruningBlock(16, 2.0, 0.0, 0.0, 3, None, keep, 0.5, num_heads=2).eval()
+    block = PruningBlock(BlockOptions(16, 2.0, head_dim=8), keep, 0.5).eval()
     for parameter in block.pos_embed.parameters():
         torch.nn.init.zeros_(parameter)
     x, scores = torch.randn(2, 16, 2, 3, 4), torch.rand(2, 24)

@@ -137,7 +137,7 @@ def test_one_way_to_ask_for_activation_checkpointing(name):
         assert model.backbone.transformer.checkpointed == 3  # pyright: ignore
     wrong: list[Any] = [3, None, "all", [1, 2], [1.5] * 4, [True] * 4, [-1, 0, 0, 0], []]
     for blocks in wrong:
-        with pytest.raises(ValueError, match="activation checkpointing takes True, False, or"):
+        with pytest.raises(ValueError, match=r"activation checkpointing .* True, False"):
             model.set_grad_checkpointing(blocks)
 
 

@@ -73,7 +73,7 @@ def test_parameter_groups(name, golden):
 
 def test_backbone_learning_rate_and_frozen_parameters():
     model = UniFormer(num_classes=3, depth=(1, 1, 1, 1), embed_dim=(8, 8, 16, 16), head_dim=16)
-    model.patch_embed1.proj.weight.requires_grad_(False)
+    model.get_parameter("patch_embed1.proj.weight").requires_grad_(False)
     cfg = config(SOLVER__BACKBONE_LR_RATIO=0.1, SOLVER__OPTIMIZING_METHOD="adamw")
     optimizer = build_optimizer(model, cfg)
     set_learning_rate(optimizer, 1e-3)
