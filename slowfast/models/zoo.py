@@ -104,7 +104,7 @@ def create_model(
     name: str,
     num_frames: int = 16,
     num_classes: int | None = None,
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     *,
     features_only: bool = False,
     out_indices: int | Sequence[int] = 4,
