@@ -44,7 +44,7 @@ class Row:
     Args:
         path: as lists name it.
         ok: whether the file is good: 1 or 0.
-        reason: why not; for a good file, why every read decodes it from the beginning to the end, if it does.
+        reason: the fault; for a good file, why every read decodes it from the beginning to the end, if it does.
         frames: of the video, as the reader counts them.
         width: of the decoded frames, pixels.
         height: of the decoded frames, pixels.
@@ -53,7 +53,7 @@ class Row:
         seconds: duration.
         size: bytes.
         modified: time of the last change, nanoseconds; a row holds as long as it and the size are the same.
-        full: 1 if every frame was decoded, otherwise only the two ends and the middle.
+        full: 1 if every frame was decoded, not only the two ends and the middle.
     """
 
     path: str
@@ -94,7 +94,7 @@ def check_media(
         media: the files and folders to check.
         out: folder of the report.
         workers: processes.
-        timeout: seconds for one file, after which its process is killed.
+        timeout: limit for one file in seconds, after which its process is killed.
         recheck: decode the files again that were found bad.
         template: of the names of images in all frame folders; "" accepts any.
         full: decode every frame; good files that were not checked in full are decoded again.
@@ -103,7 +103,7 @@ def check_media(
         The rows of `media`, sorted by path.
 
     Raises:
-        ValueError: `out` holds a report.csv of something else.
+        ValueError: `out` contains another report.csv.
     """
     videos, out = Path(videos), Path(out)
     wanted = {item.path: item for item in media}
@@ -138,7 +138,7 @@ def check_media(
 
 
 def _look(videos: str, template: str, full: bool, item: Media) -> Row:
-    """Decode the ends and the middle of one file, or all of it; runs in its own process."""
+    """Decode the ends and the middle of one file, or all of it, in a separate process."""
     path = os.path.join(videos, item.path)
     length, slow = 0, [""]
 
@@ -170,7 +170,7 @@ def _look(videos: str, template: str, full: bool, item: Media) -> Row:
                 fps=round(float(rate), 3) if rate else "",
                 seconds=round(seconds / av.time_base, 3) if seconds else "",
             )
-    except (av.FFmpegError, MediaError):  # frames were decoded: what the header lacks is no fault of the file
+    except (av.FFmpegError, MediaError):  # frames were decoded: a poor header is no fault of the file
         return replace(row, codec="")
 
 
@@ -228,5 +228,5 @@ def _read_report(path: Path) -> list[Row]:
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
     if lines and lines[0] not in (list(COLUMNS), list(COLUMNS[:-1])):  # earlier reports had no column "full"
-        raise ValueError(f"{path} is not a report of this command: choose another folder, or remove it")
+        raise ValueError(f"{path} is not a report of this command: choose another folder, or remove the file")
     return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:] if len(line) == len(lines[0])]

@@ -1,4 +1,4 @@
-"""Smaller copies of videos that decode fast: short side, distance of key frames, nothing else changes."""
+"""Make copies of videos that decode fast: only short side and distance of key frames change."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Settings:
     """How to encode, by H.264 (libx264).
 
     Args:
-        short_side: pixels; smaller videos keep their size (but for an odd pixel, which H.264 cannot have).
+        short_side: pixels; smaller videos keep their size, except for an odd pixel, which H.264 cannot have.
         key_frames: largest distance between key frames, in frames: at most so many are decoded to reach one.
         crf: constant rate factor; 18 hardly differs from the original, 23 is the encoder's default.
         preset: of the encoder: slower ones make smaller files.
-        b_frames: pictures in a row that no other one refers to; a reader leaves out those of them it does not want.
+        b_frames: pictures in a row to which no other one refers; a reader skips those that it does not need.
     """
 
     short_side: int = 320
@@ -54,11 +54,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call of `reencode` did.
+    """The result of `reencode`.
 
     Args:
         done: files of `out` that are whole.
-        broken: path -> reason, of inputs that were skipped.
+        broken: path of an input without a copy -> reason.
         bytes_before: size of the inputs of `done`.
         bytes_after: size of `done`.
     """
@@ -79,11 +79,11 @@ def reencode(
     timeout: float = 3600,
     folders: Sequence[str] = (),
 ) -> Outcome:
-    """Encode every file under the same path below `out`, so that lists stay valid; it is MP4 whatever the suffix.
+    """Encode every file under the same path below `out`, so that lists stay valid; it is MP4 with any suffix.
 
-    Frames and the distances of their times stay, the first time becomes 0; sound and other streams are dropped; a
-    rotation or mirroring in the header is applied. A file appears whole or not at all, with the time of change of its
-    source, and is not made again while that is unchanged, so a repeated call continues an interrupted one. The same
+    Frames and the distances of their times stay, the first time becomes 0; sound and other streams are removed; a
+    rotation or mirroring in the header is applied. A file appears complete or not at all, with the modification time of
+    its source, and is made again only if that has changed, so a repeated call continues an interrupted one. The same
     source and settings give the same bytes. `out`/without_copy.csv names the videos without a copy, also after a kill.
 
     Args:
@@ -92,11 +92,11 @@ def reencode(
         out: folder of the copies.
         settings: of all files of that folder.
         workers: processes.
-        timeout: seconds for one file, after which its process is killed.
+        timeout: limit for one file in seconds, after which its process is killed.
         folders: of images, which are not encoded; they are only recorded as without a copy.
 
     Raises:
-        ValueError: `out` lies in `videos` or the other way round, or holds copies made with other settings.
+        ValueError: `out` is in `videos` or the reverse, or contains copies made with other settings.
     """
     videos, out = Path(videos), Path(out)
     here, there = videos.resolve(), out.resolve()
@@ -105,7 +105,7 @@ def reencode(
     note = out / SETTINGS
     before = json.loads(note.read_text(encoding="utf-8")) if note.exists() else asdict(settings)
     if before != asdict(settings):
-        raise ValueError(f"{out} holds copies made with {before}, not {asdict(settings)}: choose another folder")
+        raise ValueError(f"{out} contains copies made with {before}, not {asdict(settings)}: choose another folder")
     write_text(note, json.dumps(asdict(settings)) + "\n")
 
     todo = [path for path in paths if not _is_current(out / path, videos / path)]
@@ -144,9 +144,9 @@ def _record(out: Path, reasons: dict[str, str]) -> None:
 
 
 def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats: int = 3) -> list[float]:
-    """Milliseconds to open a video and decode 16 frames at random places, on one core: the median of each folder.
+    """Return the milliseconds to open a video and decode 16 random frames on one core, as a median per folder.
 
-    The folders take turns, file by file, so that they meet the same conditions.
+    The folders alternate, file by file, so that their conditions are the same.
     """
     tasks = [(str(folder), path, turn) for turn in range(repeats) for path in paths for folder in folders]
     times: dict[tuple[str, str], list[float]] = {}
@@ -174,7 +174,7 @@ def _time_access(task: tuple[str, str, int]) -> float:
 
 
 def _is_current(copy: Path, source: Path) -> bool:
-    """Whether a copy is whole and of this very source, as it is now."""
+    """Return whether a copy is complete, and its source has not changed since."""
     try:
         made, now = copy.stat(), source.stat()
     except OSError:
@@ -194,7 +194,7 @@ def _part(target: Path) -> Path:
 
 
 def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
-    """Encode one file; runs in a process of its own."""
+    """Encode one file, in a separate process."""
     source, target = Path(videos, path), Path(out, path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part(target)
@@ -238,7 +238,7 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
             image: Any = graph.pull()
             if stream is None:
                 stream = _add_stream(writer, image, rate, time_base, settings)
-            image.pict_type = 0  # where the source had key frames does not matter
+            image.pict_type = 0  # the key frames of the source do not matter
             writer.mux(stream.encode(image))
             count += 1
         whole = reader.duration / av.time_base if reader.duration and len(reader.streams) == 1 else 0.0
@@ -251,7 +251,7 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
 
 
 def _graph(frame: av.VideoFrame, video: Any, time_base: Fraction, short_side: int) -> Graph:
-    """Upright, at most `short_side` pixels on the shorter side, even sides, 8-bit 4:2:0."""
+    """Build the filters: upright, at most `short_side` pixels on the shorter side, even sides, 8-bit 4:2:0."""
     graph = Graph()
     nodes = [graph.add_buffer(template=video, time_base=time_base)]
     height, width = frame.height, frame.width
@@ -278,13 +278,13 @@ def _add_stream(writer: Any, image: Any, rate: Fraction, time_base: Fraction, se
     stream.time_base = stream.codec_context.time_base = time_base
     for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
         setattr(stream.codec_context, name, getattr(image, name))
-    # The reader distrusts the times of a stream that declares B-frames and has none, and decodes all of it. That is
-    # left to noise and to videos of a frame or two; where there is no room for any, none are declared.
+    # The reader does not rely on the times of a stream that declares B-frames and has none, and decodes all of it. So
+    # none are declared if the distance of key frames is too small for any.
     b_frames = max(0, min(settings.b_frames, settings.key_frames - 2))
     stream.options = {
         "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames),
         "bf": str(b_frames), "b_strategy": "0", "b-pyramid": "none",
-        "threads": "1",  # the processes fill the cores
+        "threads": "1",  # there is one process per core
         "x264-params": "cpu-independent=1",  # otherwise it reads beyond odd sides: files differ
     }  # fmt: skip
     return stream

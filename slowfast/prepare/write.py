@@ -1,4 +1,4 @@
-"""Write lists, class names, and an experiment for own videos; never replace others without being asked."""
+"""Write lists, class names, and an experiment for own videos; replace different ones only with `overwrite`."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def read_class_names(path: str | os.PathLike[str]) -> list[str]:
 
     The file holds one name per line; or a name and its number per line, in either order, with a tab, a comma, a
     semicolon or blanks between them and perhaps a header; or a JSON list of names; or a JSON object from names to
-    numbers or from numbers to names. Numbers count from 0 or from 1. Quotes around a name do not belong to it.
+    numbers or from numbers to names. Numbers count from 0 or from 1. Quotes around a name are removed.
 
     Numbers are part of the names unless most lines have a number of their own that can be a label.
 

@@ -178,7 +178,7 @@ def test_a_late_first_frame_is_not_a_fault(tmp_path, name, codec, start):
     assert after == pytest.approx([0.04 * t for t in range(30)], abs=0.0011)
 
 
-def test_lists_stay_valid_whatever_the_suffix(tmp_path):
+def test_lists_stay_valid_with_any_suffix(tmp_path):
     for name, codec in (("x/a b.mp4", "libx264"), ("é/c.webm", "libvpx"), ("d.avi", "mpeg4")):
         write(tmp_path / "in" / name, codec=codec)
     (tmp_path / "train.csv").write_text("x/a b.mp4 0\né/c.webm 1\nd.avi 2\n")
@@ -275,9 +275,9 @@ def test_a_source_that_vanished_is_broken(tmp_path):
 def test_a_folder_belongs_to_one_setting_and_is_never_the_source(tmp_path):
     source = write(tmp_path / "in/a.mp4")
     copy(source, tmp_path / "out")
-    with pytest.raises(ValueError, match="holds copies made with"):
+    with pytest.raises(ValueError, match="crf"):
         reencode(source.parent, ["a.mp4"], tmp_path / "out", Settings(crf=30), workers=1)
     for out in (source.parent, source.parent / "small", tmp_path):
-        with pytest.raises(ValueError, match="lie in one another"):
+        with pytest.raises(ValueError, match="--out"):
             reencode(source.parent, ["a.mp4"], out, Settings(), workers=1)
     assert json.loads((tmp_path / "out/reencode.json").read_text())["crf"] == 20

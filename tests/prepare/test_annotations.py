@@ -1,0 +1,155 @@
+"""Lists are made of the official annotations of public data sets, for files that exist."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from list_fixtures import notes_of, touch
+
+from slowfast.datasets.catalog import DATASETS, FRAME_COLUMNS
+from slowfast.datasets.lists import read_list
+from slowfast.prepare.annotations import lists_from_annotations
+from slowfast.prepare.write import write_lists
+
+K3 = replace(DATASETS["k400"], num_classes=3)
+
+
+def kinetics(folder: Path, rows: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "k.csv").write_text("label,youtube_id,time_start,time_end,split,is_cc\n" + rows)
+    return folder
+
+
+def test_kinetics(tmp_path):
+    annotations = kinetics(
+        tmp_path / "annotations",
+        "zumba,-abc_DEF,3,13,train,0\narchery,xyz,0,10,train,0\n\"playing, loud\",uvw,120,130,validate,0\n"
+        "archery,gone,5,15,train,0\nzumba,tst,1,11,test,1\n,unk,1,11,test,1\narchery,xyz,0,10,train,0\n",
+    )  # fmt: skip
+    videos = touch(
+        tmp_path / "videos", "train/zumba/-abc_DEF_000003_000013.mp4", "train/xyz_000000_000010.mkv",
+        "val/uvw_000120_000130.mp4", "replacement/uvw_000120_000130.mp4", "test/tst_000001_000011.mp4", "extra.mp4",
+    )  # fmt: skip
+    lists = lists_from_annotations(videos, annotations, K3)
+    assert lists.class_names == ["archery", "playing, loud", "zumba"]
+    assert lists.splits == {
+        "train": [("train/xyz_000000_000010.mkv", 0), ("train/zumba/-abc_DEF_000003_000013.mp4", 2)],
+        "val": [("replacement/uvw_000120_000130.mp4", 1)],
+        "test": [("replacement/uvw_000120_000130.mp4", 1)],
+        "official_test": [("test/tst_000001_000011.mp4", 2)],
+    }
+    for line in (
+        "1 of train, not found: gone_000005_000015",
+        "1 without a label, left out: unk",
+        "1 annotated more than once, kept once: xyz_000000_000010",
+        "1 found more than once, the first one kept: uvw_000120_000130",
+        "2 that no annotation names, left out",
+        "published accuracies are of the validation videos",
+    ):
+        assert line in notes_of(lists)
+    write_lists(lists, tmp_path / "lists", videos, K3)
+    assert (tmp_path / "lists/val.csv").read_text() == "replacement/uvw_000120_000130.mp4,1\n"
+    assert read_list(tmp_path / "lists/train.csv", separator=",", num_classes=3)[1].label == 2
+
+
+def test_faulty_kinetics_annotations_are_refused(tmp_path):
+    videos = touch(tmp_path / "videos", "xyz_000000_000010.mp4")
+    annotations = kinetics(tmp_path / "annotations", "archery,xyz,0,10,train,0\n")
+    with pytest.raises(ValueError, match=r"names 1 classes, but Kinetics-400 has 3.*--subset"):
+        lists_from_annotations(videos, annotations, K3)
+    with pytest.raises(ValueError, match=r"no videos for val and test \(1 for train\S*\): \S+/annotations must name"):
+        lists_from_annotations(videos, annotations, K3, subset=True)
+    kinetics(annotations, "archery,xyz,zero,10,train,0\n")
+    with pytest.raises(ValueError, match=r"k.csv:2: not a row of label"):
+        lists_from_annotations(videos, annotations, K3)
+    kinetics(annotations, "archery,other,0,10,train,0\n")
+    with pytest.raises(ValueError, match=r"none of the videos .*'other_000000_000010'.*'xyz_000000_000010.mp4'"):
+        lists_from_annotations(videos, annotations, K3, subset=True)
+    (annotations / "k.csv").write_text("a,b\n")
+    with pytest.raises(ValueError, match="no CSV file with the columns label"):
+        lists_from_annotations(videos, annotations, K3)
+    with pytest.raises(ValueError, match=r"annotations of ActivityNet 1.3"):
+        lists_from_annotations(videos, annotations, DATASETS["anet"])
+
+
+def something_json(folder: Path) -> None:
+    entries = [
+        {"id": "7", "label": "Pushing cup", "template": "Pushing [something]"},
+        {"id": "12", "template": "Lifting"},
+    ]
+    touch(folder, "something-something-v2-train.json", content=json.dumps(entries))
+    touch(
+        folder,
+        "something-something-v2-validation.json",
+        content=json.dumps([*entries[:1], {"id": "5", "template": "Lifting"}]),
+    )
+    touch(folder, "something-something-v2-labels.json", content=json.dumps({"Lifting": "0", "Pushing something": "1"}))
+
+
+def something_csv(folder: Path) -> None:
+    touch(folder, "something-something-v1-train.csv", content="7;Pushing something\n12;Lifting\n")
+    touch(folder, "something-something-v1-validation.csv", content="7;Pushing something\n5;Lifting\n")
+    touch(folder, "something-something-v1-labels.csv", content="Lifting\nPushing something\n")
+
+
+@pytest.mark.parametrize("annotate", [something_json, something_csv])
+def test_something_something(tmp_path, write_folder, annotate):
+    annotate(tmp_path / "annotations")
+    dataset = replace(DATASETS["sthv1"], num_classes=2)
+    for number, frames in (("7", 3), ("12", 4), ("5", 2)):
+        write_folder(tmp_path / "frames" / number, frames=frames, template="{:05d}.jpg")
+    lists = lists_from_annotations(tmp_path / "frames", tmp_path / "annotations", dataset)
+    assert "1 annotated more than once, kept once: 7" in notes_of(lists)
+    write_lists(lists, tmp_path / "lists", tmp_path / "frames", dataset)
+    train = read_list(tmp_path / "lists/somesomev1_rgb_train_split.txt", FRAME_COLUMNS)
+    assert [(s.path, s.num_frames, s.label) for s in train] == [("12", 4, 0), ("7", 3, 1)]
+    assert (tmp_path / "lists/somesomev1_rgb_val_split.txt").read_text() == "5 2 0\n"
+    assert train.class_names == ["Lifting", "Pushing something"]
+
+    touch(tmp_path / "webm", "7.webm", "12.webm", "5.webm")
+    lists = lists_from_annotations(tmp_path / "webm", tmp_path / "annotations", dataset)
+    write_lists(lists, tmp_path / "lists", tmp_path / "webm", dataset, overwrite=True)
+    assert (tmp_path / "lists/train.csv").read_text() == "12.webm 0\n7.webm 1\n"
+
+    write_folder(tmp_path / "webm/5", frames=2)
+    (tmp_path / "webm/5.webm").unlink()
+    lists = lists_from_annotations(tmp_path / "webm", tmp_path / "annotations", dataset)
+    with pytest.raises(ValueError, match="1 frame folders and 2 video files"):
+        write_lists(lists, tmp_path / "mixed", tmp_path / "webm", dataset)
+
+
+def test_ucf101(tmp_path):
+    files = [f"{name}/v_{name}_g0{group}_c01.avi" for name in ("Bowling", "Archery") for group in (1, 2, 3)]
+    annotations = touch(tmp_path / "splits", "classInd.txt", content="1 Bowling\n2 Archery\n")
+    touch(
+        annotations,
+        "trainlist02.txt",
+        content="".join(f"{f} {1 + f.startswith('A')}\r\n" for f in files[:2] + files[3:5]),
+    )
+    touch(annotations, "testlist02.txt", content=f"{files[2]}\r\n{files[5]}\r\n")
+    videos = touch(tmp_path / "videos", *files[:5], files[5].replace(".avi", ".mp4"))
+    lists = lists_from_annotations(videos, annotations, replace(DATASETS["ucf101"], num_classes=2), fold=2)
+    assert lists.class_names == ["Bowling", "Archery"]  # their order is that of classInd.txt
+    assert lists.splits["test"] == [(files[5].replace(".avi", ".mp4"), 1), (files[2], 0)] == lists.splits["val"]
+    assert len(lists.splits["train"]) == 4
+    with pytest.raises(ValueError, match=r"trainlist01.txt cannot be read"):
+        lists_from_annotations(videos, annotations, DATASETS["ucf101"])
+
+
+def test_hmdb51(tmp_path):
+    videos = touch(tmp_path / "videos", "run/a#(1)_run.avi", "run/b.avi", "walk/b.avi", "walk/c & d.avi", "walk/e.avi")
+    annotations = touch(tmp_path / "splits", "run_test_split1.txt", content="a#(1)_run.avi 1 \nb.avi 2 \n")
+    touch(annotations, "walk_test_split1.txt", content="b.avi 1 \nc & d.avi 2 \ne.avi 0 \n")
+    touch(annotations, "walk_test_split2.txt", content="e.avi 1\n")
+    dataset = replace(DATASETS["hmdb51"], num_classes=2)
+    lists = lists_from_annotations(videos, annotations, dataset)
+    assert lists.splits["train"] == [("run/a#(1)_run.avi", 0), ("walk/b.avi", 1)]
+    assert lists.splits["test"] == [("run/b.avi", 0), ("walk/c & d.avi", 1)] == lists.splits["val"]
+    with pytest.raises(ValueError, match=r"<class>_test_split3\.txt"):
+        lists_from_annotations(videos, annotations, dataset, fold=3)
+    touch(annotations, "walk_test_split1.txt", content="b.avi 7\n")
+    with pytest.raises(ValueError, match=r"walk_test_split1.txt:1: .* does not end in 0, 1 or 2"):
+        lists_from_annotations(videos, annotations, dataset)
