@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from slowfast.datasets.transforms import Views
+from slowfast.engine.meters import METRICS
 from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
@@ -81,25 +82,21 @@ class Evaluation:
     bad: list[tuple[str, str]] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
-        """Top-1 and top-5 accuracy in percent; with K < 5 classes, "top5" is the top-K that "top5_k" names.
+        """Return the mean of each metric in percent; for K < 5 classes, "top5" is the top-K that "top5_k" names.
 
         They are over the "num_labelled" videos whose class is known, and None if there is none.
         """
-        k = min(5, self.scores.shape[1])
-        place = np.zeros(len(self.index), int)  # of the true class; of equal scores the first class comes first
-        classes = np.arange(self.scores.shape[1])
-        for rows in _chunks(np.arange(len(self.index)), self.scores):
-            scores, label = self.scores[rows], self.label[rows, None]
-            own = np.take_along_axis(scores, np.maximum(label, 0), 1)
-            place[rows] = ((scores > own) | ((scores == own) & (classes < label))).sum(1)
-        known = self.label >= 0
-        place = place[known]
+        known = np.flatnonzero(self.label >= 0)
+        sums = dict.fromkeys(METRICS, 0.0)
+        for rows in _chunks(known, self.scores):
+            scores, labels = torch.from_numpy(self.scores[rows]), torch.from_numpy(self.label[rows])
+            for name, metric in METRICS.items():
+                sums[name] += float(metric(scores, labels).double().sum())
         return {
-            "top1": 100.0 * float((place < 1).mean()) if known.any() else None,
-            "top5": 100.0 * float((place < k).mean()) if known.any() else None,
-            "top5_k": k,
+            **{name: 100.0 * (sums[name] / len(known)) if len(known) else None for name in METRICS},
+            "top5_k": min(5, self.scores.shape[1]),
             "num_videos": len(self.index),
-            "num_labelled": int(known.sum()),
+            "num_labelled": len(known),
             "num_skipped": len(self.bad),
         }
 

@@ -1,9 +1,10 @@
-"""Accuracy, and running sums that stay on the device until a log line is due."""
+"""The metrics of training, validation and test, and their running means in training."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,72 +12,100 @@ from torch import Tensor
 from slowfast.utils import distributed
 
 
-def topk_correct(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> list[Tensor]:
-    """How many rows of `scores` (B, K) have their label (B,) among the k highest; a k beyond K counts as K."""
-    top = scores.topk(min(max(ks), scores.shape[1]), dim=1).indices
-    hits = top.eq(labels.view(-1, 1))
-    return [hits[:, :k].sum() for k in ks]
+def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Return for each row of `scores` (N, K) whether its label (N,) is among the k highest; a k beyond K counts as K.
+
+    Of equal scores, that of the first class is the highest.
+    """
+    labels = labels.view(-1, 1)
+    own = scores.gather(1, labels)
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    higher = (scores > own) | ((scores == own) & (classes < labels))
+    return higher.sum(1) < k
 
 
-def mixed_topk_correct(scores: Tensor, target: Tensor, ks: Sequence[int]) -> list[Tensor]:
-    """`topk_correct` for mixed samples with soft targets (B, K).
+# Name in metrics.jsonl, in TensorBoard and in results -> function of scores (N, K) and labels (N,). It returns (N,)
+# values between 0 and 1, whose mean is reported in percent. A new metric is a function and a row.
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"top1": partial(in_top, k=1), "top5": partial(in_top, k=5)}
 
-    The score of the second largest target class counts for the largest one, as in the released training logs.
+
+def metrics_text(values: Mapping[str, float], num_classes: int) -> str:
+    """Return the metrics for people, such as "top1 50.00  top5 75.00"; for K < 5 classes, top5 is called topK."""
+    names = {"top5": f"top{min(5, num_classes)}"}
+    return "  ".join(f"{names.get(name, name)} {values[name]:.2f}" for name in METRICS)
+
+
+def merge_mixed(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores (N, K) and labels (N,) of mixed samples with soft targets (N, K), to compute metrics from.
+
+    The label is the class of the largest target. The score of the second largest one is added to its score, as in the
+    released training logs.
     """
     first, second = target.topk(2, dim=1).indices.unbind(1)
     rows = torch.arange(len(scores), device=scores.device)
     merged = scores.clone()
     merged[rows, first] += merged[rows, second]
     merged[rows, second] = 0.0
-    return topk_correct(merged, first, ks)
+    return merged, first
 
 
 class TrainMeter:
-    """Sums of clips, loss and hits since the last log line and since the start of the epoch.
+    """Means of the loss and the metrics, over the period since the last log line and over the epoch.
 
-    Sums live on the device and are read, and reduced over processes, only in `log_values` and `epoch_values`, so that
-    a training step never waits for the device.
+    The sums are on the device. `update` does not wait for it; `log_values`, `epoch_values` and `state_dict` do, and
+    every process must call them.
     """
 
     def __init__(self, device: torch.device) -> None:
-        # rows: since the last log line, since the start of the epoch; columns: clips, loss, top-1 hits, top-5 hits
-        self.sums = torch.zeros(2, 4, dtype=torch.float64, device=device)
+        # rows: period, epoch; columns: clips, loss, metrics
+        self.sums = torch.zeros(2, 2 + len(METRICS), dtype=torch.float64, device=device)
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Begin a period: forget time and data waits so far."""
+        """Start the period's clock, without the time and the waiting for data so far."""
         self.clips, self.waited, self.started = 0, 0.0, time.perf_counter()
 
-    def update(self, loss: Tensor, hits: Sequence[Tensor], clips: int, waited: float) -> None:
-        """Add a batch: mean loss, top-1 and top-5 hits (device tensors), its clips and the seconds waited for it."""
-        values = torch.stack([loss.detach().double() * clips, *(h.double() for h in hits)])
-        self.sums[:, 1:] += values
+    @torch.no_grad()
+    def update(self, loss: Tensor, scores: Tensor, labels: Tensor, waited: float) -> None:
+        """Add a batch.
+
+        Args:
+            loss: its mean.
+            scores: (B, K).
+            labels: (B,).
+            waited: seconds until the loader returned it.
+        """
+        clips = len(scores)
+        hits = [metric(scores, labels).double().sum() for metric in METRICS.values()]
+        self.sums[:, 1:] += torch.stack([loss.double() * clips, *hits])
         self.sums[:, 0] += clips
         self.clips += clips
         self.waited += waited
 
     def _means(self, row: int) -> dict[str, float]:
-        clips, loss, top1, top5 = distributed.all_reduce_sum(self.sums[row].clone()).tolist()
+        clips, loss, *hits = distributed.all_reduce_sum(self.sums[row].clone()).tolist()
         self.sums[row] = 0.0
         clips = max(clips, 1.0)
-        return {"loss": loss / clips, "top1": 100.0 * top1 / clips, "top5": 100.0 * top5 / clips}
+        return {"loss": loss / clips} | {name: 100.0 * sum_ / clips for name, sum_ in zip(METRICS, hits, strict=True)}
 
     def log_values(self) -> dict[str, float]:
-        """Means over the period, clips per second over all processes, and the share of time spent waiting for data."""
-        means = self._means(0)  # reads from the device, so the clock below includes the work queued there
+        """Return the means of the period, clips per second of all processes and the share of time without data."""
+        means = self._means(0)  # waits for the device, so the time below includes the work queued there
         seconds = time.perf_counter() - self.started
         speed = {"clips_per_s": self.clips * distributed.world_size() / seconds, "data_wait": self.waited / seconds}
         self.restart_clock()
-        return {**means, **speed}
+        return means | speed
 
     def epoch_values(self) -> dict[str, float]:
-        """Means over the epoch."""
+        """Return the means of the epoch."""
         return self._means(1)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Sums over all processes; they are held by the main process after a resume."""
+        """Return the sums over all processes; after a resume, the main process has them."""
         return {"sums": distributed.all_reduce_sum(self.sums.clone()).cpu()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue the sums of a checkpoint."""
-        self.sums.copy_(state["sums"] if distributed.is_main() else torch.zeros_like(self.sums))
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue the sums of a checkpoint; start from zero if they are of other metrics."""
+        self.sums.zero_()
+        if distributed.is_main() and state["sums"].shape == self.sums.shape:
+            self.sums.copy_(state["sums"])

@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 def adopt(
     checkpoint: Mapping[str, Any],
     state: TrainState,
-    steps_per_epoch: int,
     cfg: CfgNode,
     class_names: Sequence[str] | None,
 ) -> None:
@@ -46,8 +45,8 @@ def adopt(
         load_weights(state.model, checkpoint, HeadPolicy(class_names=class_names)),
     )
     _warn_of_changes(checkpoint.get("cfg"), cfg)
-    entries = state.state_dict(steps_per_epoch)
-    entries |= {"step": epochs * steps_per_epoch, "epochs_closed": epochs}
+    entries = state.state_dict()
+    entries |= {"step": epochs * state.steps_per_epoch, "epochs_closed": epochs}
     entries["scaler_state"] = checkpoint.get("scaler") or checkpoint.get("scaler_state")
     if state.ema:
         entries["ema_state"] = state.model.state_dict()
@@ -56,7 +55,7 @@ def adopt(
         logger.info("loaded the optimizer state of %d parameters", len(entries["optimizer_state"]["state"]))
     except (ValueError, TypeError, LookupError, AttributeError) as reason:
         logger.warning("the optimizer state does not fit (%s), so the optimizer starts without a state", reason)
-    state.load_state_dict(entries, steps_per_epoch)
+    state.load_state_dict(entries)
 
 
 def _optimizer_state(

@@ -1,27 +1,53 @@
-"""What training and testing prepare alike: precision, the way of clips to the device, bad videos."""
+"""What training and testing prepare alike: loaders, precision, and the way of clips to the device."""
 
 from __future__ import annotations
 
-import csv
-import io
+import functools
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from slowfast.datasets.build import Split, build_loader
+from slowfast.datasets.lists import VideoList
 from slowfast.datasets.transforms import normalize
+from slowfast.run.preflight import build_alike
+from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
-from slowfast.utils.distributed import SharedError
-from slowfast.utils.io import write_text
 
 logger = logging.getLogger(__name__)
 
 
+def make_loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
+    """Return this process's loader of a split; every process must call it, and must read the same list.
+
+    Raises:
+        ValueError: in every process, if a list or file cannot be read, or the lists differ.
+    """
+    loader = build_alike(
+        lambda: build_loader(
+            cfg,
+            split,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            local_world_size=distributed.local_world_size(),
+            pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+        )
+    )
+    progress()
+    return loader
+
+
+def listed(loader: DataLoader) -> VideoList:
+    """Return the list that a loader reads."""
+    return loader.dataset.samples  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    """The autocast type of training: bfloat16 where the GPU has it, else float16; None (float32) on the CPU."""
+    """Return the autocast type of training: bfloat16 where the GPU has it, else float16; None (float32) on the CPU."""
     if not cfg.TRAIN.MIXED_PRECISION or device.type != "cuda":
         return None
     if cfg.TRAIN.AMP_DTYPE != "auto":
@@ -31,6 +57,7 @@ def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if _bfloat16_convolution_is_right(device) else torch.float16
 
 
+@functools.cache
 def _bfloat16_convolution_is_right(device: torch.device) -> bool:
     """Compare a 3D convolution in bfloat16 with float32: some releases of cuDNN (9.8 to 9.10) get it wrong."""
     generator = torch.Generator(device).manual_seed(0)
@@ -48,9 +75,9 @@ def _bfloat16_convolution_is_right(device: torch.device) -> bool:
 
 
 def layout(device: torch.device, ndim: int) -> torch.memory_format:
-    """Memory format of weights and inputs of `ndim` dimensions: 5 for clips, 4 for images.
+    """Return the memory format of weights and inputs of `ndim` dimensions: 5 for clips, 4 for images.
 
-    oneDNN runs 3D convolutions about 1.7 times faster with channels last; for images it is PyTorch's advice everywhere.
+    oneDNN runs 3D convolutions about 1.7 times faster with channels last; for images PyTorch recommends it everywhere.
     """
     if ndim == 4:
         return torch.channels_last
@@ -66,8 +93,7 @@ def place(model: nn.Module, device: torch.device) -> None:
 
 
 def clip_mover(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The one place where clips (B, C, T, H, W), or images (B, C, H, W), reach the device, become floats and are
-    normalized."""
+    """Return a function that moves clips (B, C, T, H, W) or images (B, C, H, W) to the device and normalizes them."""
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
 
     def move(video: Tensor) -> Tensor:
@@ -75,73 +101,3 @@ def clip_mover(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]
         return normalize(video if video.ndim == 5 else video[:, :, None], mean, std).view(video.shape)
 
     return move
-
-
-class BadVideos:
-    """Counts the videos that training had to replace, and lists them in OUTPUT_DIR/bad_videos.csv.
-
-    The list (path, reason) is that of the whole job, in order of the paths. It depends on the steps that were taken,
-    not on how many processes or workers took them, nor on resumes in between.
-    """
-
-    def __init__(self, cfg: CfgNode, num_videos: int, device: torch.device, resumed: bool) -> None:
-        self.path = Path(cfg.OUTPUT_DIR) / "bad_videos.csv"
-        self.num_videos, self.max_share, self.device = num_videos, cfg.DATA.MAX_BAD_SHARE, device
-        known: dict[str, str] = {}
-        if distributed.is_main():
-            if not resumed:
-                self.path.unlink(missing_ok=True)  # of a run that left nothing to resume
-            elif self.path.is_file():
-                with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                    known = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
-        self.known: dict[str, str] = distributed.broadcast(known)
-        self.batches = 0
-        self.new: list[tuple[int, str, str]] = []  # not yet gathered, of this process: batch, path, reason
-        self.too_many = False
-
-    def record(self, bad: Sequence[tuple[str, str]]) -> None:
-        """Take note of the (path, reason) pairs of one batch; to be called for every batch."""
-        self.batches += 1
-        new = [(self.batches, path, reason) for path, reason in bad if path not in self.known]
-        self.new += new
-        if new and distributed.is_main():
-            self._write([self.new])  # now: the process may be killed before the next check
-
-    def gather(self) -> None:
-        """Put the notes of all processes together and write them down; every process has to call."""
-        if not int(distributed.all_reduce_sum(torch.tensor(len(self.new), device=self.device))):
-            return
-        before = len(self.known)
-        self.known = self._write(distributed.all_gather(self.new))
-        self.new = []
-        for number, (path, reason) in enumerate(list(self.known.items())[before:], before + 1):
-            logger.warning("replaced an undecodable video (%d so far): %s: %s", number, path, reason)
-        self.too_many = len(self.known) > max(1, self.max_share * self.num_videos)
-
-    def check(self) -> None:
-        """Gather, and compare with the limit; every process has to call.
-
-        Raises:
-            SharedError: new ones were found, and more than DATA.MAX_BAD_SHARE of the list are bad.
-        """
-        self.gather()
-        if self.too_many:
-            raise SharedError(
-                f"{len(self.known)} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
-                f"{self.max_share}; {self.path} tells why. Repair them, or raise the share"
-            )
-
-    def _write(self, parts: Sequence[Sequence[tuple[int, str, str]]]) -> dict[str, str]:
-        """Add the notes of all processes to what is known, and write it down."""
-        known = dict(self.known)
-        # batch by batch, and in a batch process by process: the order of the videos in one process that takes all
-        for _, path, reason in sorted((entry for part in parts for entry in part), key=lambda entry: entry[0]):
-            known.setdefault(path, reason)
-        if distributed.is_main():
-            table = io.StringIO()
-            csv.writer(table).writerows(sorted(known.items()))
-            try:
-                write_text(self.path, table.getvalue())
-            except OSError as error:
-                logger.error("%s could not be written: %s", self.path, error)
-        return known

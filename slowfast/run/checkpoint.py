@@ -1,9 +1,12 @@
-"""Checkpoint files of a run: written whole in the background, found by what they hold, pruned."""
+"""Checkpoint files of a run: written atomically in the background, found by their content, pruned."""
 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
+import time
 import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +24,12 @@ _NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pyth$")
 
 
 def checkpoint_dir(output_dir: str) -> Path:
-    """Folder of the checkpoints of a run."""
+    """Return the folder of the checkpoints of a run."""
     return Path(output_dir) / "checkpoints"
 
 
 def best_checkpoint(output_dir: str) -> Path:
-    """The checkpoint with the best validation top-1."""
+    """Return the path of the checkpoint with the best validation top-1."""
     return checkpoint_dir(output_dir) / "best.pyth"
 
 
@@ -36,21 +39,21 @@ def official_best(output_dir: str) -> Path:
 
 
 def list_checkpoints(output_dir: str) -> list[Path]:
-    """Checkpoints of a run from the oldest to the newest, the best one not among them."""
+    """Return the checkpoints of a run from the oldest to the newest, without the best one."""
     paths = checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth")
     # opening a pipe of that name would block
     return sorted((path for path in paths if _NAME.match(path.name) and path.is_file()), key=_progress)
 
 
 def _progress(path: Path) -> tuple[int, int]:
-    """Epochs and steps after them, by the name of a checkpoint."""
+    """Return epochs and steps after them, by the name of a checkpoint."""
     match = _NAME.match(path.name)
     assert match
     return int(match[1]), int(match[2] or 0)
 
 
 def last_checkpoint(output_dir: str) -> Path | None:
-    """The newest checkpoint of a run by name, or None."""
+    """Return the newest checkpoint of a run by name, or None."""
     return (list_checkpoints(output_dir) or [None])[-1]
 
 
@@ -137,7 +140,7 @@ def is_whole(path: Path) -> bool:
 
 
 def snapshot(value: Any) -> Any:
-    """A copy on the CPU of nested containers of tensors, which later training steps do not change."""
+    """Return a copy of nested containers of tensors on the CPU, which later training steps do not change."""
     if torch.is_tensor(value):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -154,19 +157,33 @@ def _write_file(path: Path, state: Mapping[str, Any]) -> None:
     logger.info("saved %s", path)
 
 
-class CheckpointWriter:
-    """Writes checkpoints in a thread of its own: a training step waits for the copy to memory, not for the disk.
+def _link(path: Path, name: Path) -> None:
+    """Give a file another name too, atomically; copy it where the file system has no hard links."""
+    part = name.with_name(f".{name.name}.link")
+    try:
+        part.unlink(missing_ok=True)
+        os.link(path, part)
+        os.replace(part, name)
+    except OSError:
+        part.unlink(missing_ok=True)
+        with open(path, "rb") as source, atomic_write(name) as file:
+            shutil.copyfileobj(source, file)
+    logger.info("saved %s", name)
 
-    A file appears whole, flushed and checksummed, or not at all, and older ones are removed only after that; so a full
-    or vanished disk costs the new checkpoint and never the last good one. A best one that could not be written stays in
-    memory, and is tried again with every later one and at the end; a process that is killed before takes it along.
-    Leave the `with` block to wait for the last; a KeyboardInterrupt does not wait.
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread: a training step waits for the copy to memory, not for the disk.
+
+    A file appears complete, flushed and with checksums, or not at all, and older ones are removed only after that; so a
+    full or vanished disk costs the new checkpoint and never the last good one. A best one that could not be written
+    stays in memory, and is tried again with every later one and at the end. Leave the `with` block to wait for the last
+    one; a KeyboardInterrupt does not wait.
 
     Args:
         output_dir: of the run.
-        keep: how many of the newest to leave; 0 leaves all.
-        keep_every: leave those of every so many epochs as well; 0 for none.
-        stop_on_error: fail when a checkpoint cannot be written; otherwise complain and go on.
+        keep: number of the newest to keep; 0 keeps all.
+        keep_every: keep those of every so many epochs too; 0 for none.
+        stop_on_error: fail if a checkpoint cannot be written; otherwise log the error and continue.
     """
 
     def __init__(self, output_dir: str, keep: int = 0, keep_every: int = 0, stop_on_error: bool = True) -> None:
@@ -174,7 +191,8 @@ class CheckpointWriter:
         self.stop_on_error = stop_on_error
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
-        self.best: dict[str, Any] | None = None  # until it is written: the next save tries again
+        self.best: dict[str, Any] | None = None  # until it is written
+        self.saved_at = time.monotonic()
 
     def __enter__(self) -> CheckpointWriter:
         for part in checkpoint_dir(self.output_dir).glob(".*.pyth.*"):
@@ -192,16 +210,21 @@ class CheckpointWriter:
         finally:
             self.thread.shutdown(wait=not hurry, cancel_futures=hurry)
 
+    def seconds_since_save(self) -> float:
+        """Return the seconds since the last call of `save`, or since this object was made."""
+        return time.monotonic() - self.saved_at
+
     def save(self, state: Mapping[str, Any], best: bool = False) -> None:
         """Copy `state` and write it under the name of its progress.
 
         Args:
             state: from `TrainState.state_dict`, with anything else of plain containers and tensors.
-            best: replace the best checkpoint too.
+            best: make it the best checkpoint too: another name of the same file.
 
         Raises:
-            ValueError: the one before could not be written, and the run is to stop then.
+            ValueError: the one before could not be written, and the run must stop then.
         """
+        self.saved_at = time.monotonic()
         self.wait()
         self.pending = self.thread.submit(self._write, snapshot(state), best)
 
@@ -212,7 +235,7 @@ class CheckpointWriter:
             stop_on_error: instead of that of the writer.
 
         Raises:
-            ValueError: it could not be written, and the run is to stop then.
+            ValueError: it could not be written, and the run must stop then.
         """
         pending, self.pending = self.pending, None
         if pending is None:
@@ -220,15 +243,15 @@ class CheckpointWriter:
         try:
             pending.result()
         except (OSError, RuntimeError) as error:
-            # PyTorch's writer complains about its position; the reason is what it was told before
+            # PyTorch's writer complains about its position; the reason is the error before
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             message = (
                 f"a checkpoint could not be written in {checkpoint_dir(self.output_dir)} ({reason}); the last good one "
                 "is still there. Make room, or make the folder writable again"
             )
             if self.stop_on_error if stop_on_error is None else stop_on_error:
-                raise ValueError(f"{message}; the same command goes on from there") from error
-            logger.error("%s; the run goes on (TRAIN.ON_SAVE_ERROR continue)", message)
+                raise ValueError(f"{message}; the same command continues from there") from error
+            logger.error("%s; the run continues (TRAIN.ON_SAVE_ERROR continue)", message)
 
     def _write(self, state: dict[str, Any], best: bool) -> None:
         epochs, steps = divmod(state["step"], state["steps_per_epoch"])
@@ -236,29 +259,29 @@ class CheckpointWriter:
         regular = checkpoint_dir(self.output_dir) / name
         if best:
             self.best = state
-        failure = None
-        if self.best is not None:
-            try:
-                self._write_best()
-            except (OSError, RuntimeError) as error:
-                if best:  # not the regular one then: a run that goes on from there takes the best for written
-                    raise
-                failure = error
-        _write_file(regular, state)
-        if self.keep:
-            # those of more steps are damaged, or this run would have begun there; they must not push out good ones
-            found = [path for path in list_checkpoints(self.output_dir) if _progress(path) <= _progress(regular)]
-            for old in found[: -self.keep]:
-                if not self._is_kept_for_good(old) and not is_official(peek(old)):
-                    old.unlink(missing_ok=True)
-        if failure:
-            raise failure
+            self._write_best()  # first: a run that resumes from the regular one takes the best for written
+            _link(best_checkpoint(self.output_dir), regular)
+            self._prune(regular)
+            return
+        try:
+            self._write_best()
+        finally:
+            _write_file(regular, state)
+            self._prune(regular)
 
     def _write_best(self) -> None:
-        assert self.best is not None
-        _write_file(best_checkpoint(self.output_dir), self.best)
-        self.best = None
+        if self.best is not None:
+            _write_file(best_checkpoint(self.output_dir), self.best)
+            self.best = None
 
-    def _is_kept_for_good(self, path: Path) -> bool:
-        epoch, step = _progress(path)
-        return bool(self.keep_every) and not step and epoch % self.keep_every == 0
+    def _prune(self, newest: Path) -> None:
+        """Remove old checkpoints, now that `newest` is written."""
+        if not self.keep:
+            return
+        # those of more steps are damaged, or this run would have begun there; they must not push out good ones
+        found = [path for path in list_checkpoints(self.output_dir) if _progress(path) <= _progress(newest)]
+        for old in found[: -self.keep]:
+            epoch, step = _progress(old)
+            kept = self.keep_every and not step and epoch % self.keep_every == 0
+            if not kept and not is_official(peek(old)):
+                old.unlink(missing_ok=True)

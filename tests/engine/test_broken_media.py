@@ -8,14 +8,14 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from slowfast.config import get_cfg
-from slowfast.engine.setup import BadVideos
+from slowfast.run.health import BadVideos
 from slowfast.utils.logging import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -32,17 +32,12 @@ def losses(output_dir: Path) -> list[float]:
 
 
 @pytest.fixture
-def make_cfg(tmp_path):
-    def make(share: float = 0.5):
-        cfg = get_cfg()
-        cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "DATA.MAX_BAD_SHARE", share])
-        return cfg
-
-    return make
+def make_bad(tmp_path) -> Callable[..., BadVideos]:
+    return lambda resumed=False, share=0.5: BadVideos(str(tmp_path), 10, share, CPU, resumed)
 
 
-def test_a_broken_video_counts_once_and_keeps_its_first_reason(make_cfg, tmp_path):
-    bad = BadVideos(make_cfg(), 10, CPU, resumed=False)
+def test_a_broken_video_counts_once_and_keeps_its_first_reason(make_bad, tmp_path):
+    bad = make_bad()
     bad.record([("b.mp4", "torn, and more"), ("a.mp4", "empty")])
     assert table(tmp_path) == [["a.mp4", "empty"], ["b.mp4", "torn, and more"]]  # at once
     bad.record([("b.mp4", "another reason")])
@@ -52,9 +47,9 @@ def test_a_broken_video_counts_once_and_keeps_its_first_reason(make_cfg, tmp_pat
     assert table(tmp_path) == [["a.mp4", "empty"], ["b.mp4", "torn, and more"]]
 
 
-def test_a_resumed_run_goes_on_counting_and_a_fresh_one_does_not(make_cfg, tmp_path, caplog):
-    BadVideos(make_cfg(), 10, CPU, resumed=False).record([(f"{n}.mp4", "torn") for n in range(5)])
-    bad = BadVideos(make_cfg(), 10, CPU, resumed=True)
+def test_a_resumed_run_goes_on_counting_and_a_fresh_one_does_not(make_bad, tmp_path, caplog):
+    make_bad().record([(f"{n}.mp4", "torn") for n in range(5)])
+    bad = make_bad(resumed=True)
     bad.record([("4.mp4", "torn")])
     bad.check()
     assert not caplog.records and len(table(tmp_path)) == 5
@@ -62,13 +57,13 @@ def test_a_resumed_run_goes_on_counting_and_a_fresh_one_does_not(make_cfg, tmp_p
     with pytest.raises(ValueError, match=r"6 of 10 videos cannot be decoded.*MAX_BAD_SHARE 0\.5; .*bad_videos\.csv"):
         bad.check()
     assert "(6 so far): 5.mp4: torn" in caplog.text
-    BadVideos(make_cfg(), 10, CPU, resumed=False)
+    make_bad()
     assert not (tmp_path / "bad_videos.csv").exists()
 
 
-def test_a_full_disk_costs_the_list_and_not_the_run(make_cfg, tmp_path, caplog, monkeypatch):
+def test_a_full_disk_costs_the_list_and_not_the_run(make_bad, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
-    bad = BadVideos(make_cfg(), 10, CPU, resumed=False)
+    bad = make_bad()
     bad.path = tmp_path / "file" / "bad_videos.csv"
     (tmp_path / "file").touch()
     bad.record([("a.mp4", "torn")])
@@ -79,14 +74,14 @@ def test_a_full_disk_costs_the_list_and_not_the_run(make_cfg, tmp_path, caplog, 
     assert table(tmp_path / "file") == [["a.mp4", "torn"], ["b.mp4", "torn"]]
 
 
-def test_names_that_are_not_utf8_survive_a_resume(make_cfg, tmp_path):
-    BadVideos(make_cfg(), 10, CPU, resumed=False).record([("\udcff.mp4", "torn")])
+def test_names_that_are_not_utf8_survive_a_resume(make_bad, tmp_path):
+    make_bad().record([("\udcff.mp4", "torn")])
     assert (tmp_path / "bad_videos.csv").read_bytes().startswith(b"\xff.mp4,torn")
-    assert BadVideos(make_cfg(), 10, CPU, resumed=True).known == {"\udcff.mp4": "torn"}
+    assert make_bad(resumed=True).known == {"\udcff.mp4": "torn"}
 
 
-def test_a_single_broken_video_never_stops_a_run(make_cfg):
-    bad = BadVideos(make_cfg(0.0), 10, CPU, resumed=False)
+def test_a_single_broken_video_never_stops_a_run(make_bad):
+    bad = make_bad(share=0.0)
     bad.record([("a.mp4", "torn")])
     bad.check()
     bad.record([("b.mp4", "torn")])

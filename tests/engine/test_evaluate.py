@@ -17,7 +17,7 @@ from cluster import free_ports
 
 from slowfast.engine import evaluate as module
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
-from slowfast.engine.meters import TrainMeter, mixed_topk_correct, topk_correct
+from slowfast.engine.meters import METRICS, TrainMeter, in_top, merge_mixed, metrics_text
 from slowfast.run import interrupt
 from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
@@ -36,13 +36,34 @@ def drawn(rule: str) -> np.ndarray:
 
 @pytest.mark.parametrize("case", CASES["topk"])
 def test_topk(case):
-    hits = topk_correct(torch.from_numpy(drawn(case["preds"])), torch.tensor(case["labels"]), case["ks"])
-    assert [float(h) for h in hits] == case["topks_correct"]
+    scores, labels = torch.from_numpy(drawn(case["preds"])), torch.tensor(case["labels"])
+    assert [int(in_top(scores, labels, k).sum()) for k in case["ks"]] == case["topks_correct"]
 
 
 def test_topk_with_fewer_classes_than_k():
     scores = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
-    assert [int(h) for h in topk_correct(scores, torch.tensor([0, 0]), (1, 5))] == [1, 2]
+    assert [int(in_top(scores, torch.tensor([0, 0]), k).sum()) for k in (1, 5)] == [1, 2]
+    assert metrics_text({"top1": 50.0, "top5": 100.0}, num_classes=2) == "top1 50.00  top2 100.00"
+
+
+def test_of_equal_scores_the_first_class_is_the_highest():
+    scores, labels = torch.zeros(3, 8), torch.tensor([0, 4, 5])
+    assert in_top(scores, labels, 1).tolist() == [True, False, False]
+    assert in_top(scores, labels, 5).tolist() == [True, True, False]
+
+
+def test_a_new_metric_is_a_row(monkeypatch):
+    monkeypatch.setitem(
+        METRICS, "true_class", lambda scores, labels: scores.softmax(1).gather(1, labels.view(-1, 1))[:, 0]
+    )
+    scores, labels = torch.zeros(3, 4), torch.tensor([0, 1, 2])
+    meter = TrainMeter(CPU)
+    old = {"sums": torch.ones(2, len(METRICS) + 1)}  # of a checkpoint without it
+    meter.load_state_dict(old)
+    meter.update(torch.tensor(1.0), scores, labels, waited=0.0)
+    assert meter.epoch_values()["true_class"] == pytest.approx(25.0)
+    values = Evaluation(np.arange(3), labels.numpy(), scores.numpy()).metrics()
+    assert values["true_class"] == pytest.approx(25.0) and "true_class 25.00" in metrics_text(values, 4)
 
 
 def test_training_accuracy_of_mixed_samples():
@@ -50,8 +71,8 @@ def test_training_accuracy_of_mixed_samples():
     labels, classes = torch.tensor(case["labels"]), 8
     hot = torch.nn.functional.one_hot(labels, classes) * (1 - case["smoothing"]) + case["smoothing"] / classes
     target = case["lam"] * hot + (1 - case["lam"]) * hot.flip(0)
-    hits = mixed_topk_correct(torch.from_numpy(drawn(case["preds"])), target, (1, 5))
-    assert [float(h) for h in hits] == case["topks_correct_1_5"]
+    scores, labels = merge_mixed(torch.from_numpy(drawn(case["preds"])), target)
+    assert [int(in_top(scores, labels, k).sum()) for k in (1, 5)] == case["topks_correct_1_5"]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES["test_meter"] if "update_order" in c])
@@ -156,6 +177,7 @@ def made(rank: int, world: int, videos: int, classes: int):
 
 def evaluate_made(local_rank: int, world: int, videos: int, classes: int, folder: Path, port: int) -> None:
     """Save the result of each process, and its peak of memory for arrays over that of the scores."""
+    torch.set_num_threads(1)  # the threads of the process that forked this one are not here
     if world > 1:
         os.environ.update(RANK=str(local_rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         join_group("gloo", CPU, timeout=60, check=lambda: None)
@@ -188,12 +210,13 @@ def test_scores_are_gathered_in_little_memory_and_bit_for_bit(tmp_path, monkeypa
 
 def test_train_meter_means_and_state():
     meter = TrainMeter(torch.device("cpu"))
-    meter.update(torch.tensor(2.0), [torch.tensor(1), torch.tensor(2)], clips=2, waited=0.0)
-    meter.update(torch.tensor(5.0), [torch.tensor(0), torch.tensor(1)], clips=1, waited=0.0)
+    scores = torch.arange(6.0).flip(0).expand(2, 6)  # class 0 first, class 5 last
+    meter.update(torch.tensor(2.0), scores, torch.tensor([0, 4]), waited=0.0)
+    meter.update(torch.tensor(5.0), scores[:1], torch.tensor([1]), waited=0.0)
     other = TrainMeter(torch.device("cpu"))
     other.load_state_dict(meter.state_dict())
     values = other.log_values()
     assert (values["loss"], values["top1"], values["top5"]) == pytest.approx((3.0, 100 / 3, 100.0))
-    other.update(torch.tensor(1.0), [torch.tensor(1), torch.tensor(1)], clips=1, waited=0.0)
+    other.update(torch.tensor(1.0), scores[:1], torch.tensor([0]), waited=0.0)
     assert other.log_values()["loss"] == 1.0  # a new period
     assert other.epoch_values()["loss"] == pytest.approx(10 / 4)

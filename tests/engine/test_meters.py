@@ -8,6 +8,8 @@ import torch
 from slowfast.engine import meters
 from slowfast.utils import distributed
 
+SCORES = torch.arange(6.0).flip(0).expand(4, 6)  # class 0 first, class 5 last
+
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_speed_is_that_of_all_processes_and_waiting_is_a_share_of_the_time(processes, monkeypatch):
@@ -16,11 +18,11 @@ def test_speed_is_that_of_all_processes_and_waiting_is_a_share_of_the_time(proce
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     meter = meters.TrainMeter(torch.device("cpu"))
     for _ in range(2):
-        meter.update(torch.tensor(1.5), [torch.tensor(2), torch.tensor(3)], clips=4, waited=0.5)
+        meter.update(torch.tensor(1.5), SCORES, torch.tensor([0, 0, 2, 5]), waited=0.5)
     now += 4.0
     values = meter.log_values()
     assert values["clips_per_s"] == pytest.approx(2.0 * processes) and values["data_wait"] == pytest.approx(0.25)
     assert (values["loss"], values["top1"], values["top5"]) == pytest.approx((1.5, 50.0, 75.0))
-    meter.update(torch.tensor(1.0), [torch.tensor(0), torch.tensor(0)], clips=4, waited=0.0)
+    meter.update(torch.tensor(1.0), SCORES, torch.tensor([5] * 4), waited=0.0)
     now += 1.0
     assert meter.log_values()["data_wait"] == 0.0  # every period starts from zero

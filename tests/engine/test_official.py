@@ -29,6 +29,7 @@ from slowfast.run.checkpoint import (
 )
 
 CPU = torch.device("cpu")
+STEPS = 5  # per epoch
 SMALL = {
     "uniformer": "UNIFORMER.DEPTH [1,1,1,1] UNIFORMER.EMBED_DIM [8,16,32,32] UNIFORMER.HEAD_DIM 16",
     "uniformerv2": "MODEL.MODEL_NAME Uniformerv2 MODEL.ARCH uniformerv2 UNIFORMERV2.BACKBONE custom UNIFORMERV2.TOWER "
@@ -94,7 +95,7 @@ def fresh(cfg) -> TrainState:
     torch.manual_seed(1)
     model = build_model(cfg)
     scaler = torch.amp.GradScaler("cpu", enabled=True)
-    return TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(CPU))
+    return TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(CPU), STEPS)
 
 
 def moments_of(state: TrainState) -> dict[str, torch.Tensor]:
@@ -111,7 +112,7 @@ def test_weights_optimizer_and_epoch_are_resumed(cfg, ratio, caplog):
     checkpoint, moments = official_checkpoint(cfg)
     state = fresh(cfg)
     groups = [dict(group) for group in state.optimizer.param_groups]
-    adopt(checkpoint, state, 5, cfg, None)
+    adopt(checkpoint, state, cfg, None)
     assert (state.step, state.epochs_closed, state.best) == (35, 7, -1.0)
     weights = state.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in checkpoint["model_state"].items())
@@ -153,7 +154,7 @@ def test_an_optimizer_that_cannot_be_mapped_starts_without_a_state(cfg, kind, ca
     checkpoint, _ = official_checkpoint(cfg)
     broken(kind, checkpoint)
     state = fresh(cfg)
-    adopt(checkpoint, state, 5, cfg, None)
+    adopt(checkpoint, state, cfg, None)
     assert state.step == 35 and not moments_of(state)
     weights = state.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in checkpoint["model_state"].items())

@@ -24,13 +24,15 @@ def make(width: int = 3, scaling: bool = True) -> TrainState:
     model(torch.randn(4, 2)).square().sum().backward()
     optimizer.step()
     scaler = torch.amp.GradScaler("cpu", enabled=scaling)  # pyright: ignore[reportPrivateImportUsage]
-    return TrainState(model, optimizer, scaler, TrainMeter(torch.device("cpu")), ModelEma(model, 0.9), 23, 2, 0, 50.0)
+    return TrainState(
+        model, optimizer, scaler, TrainMeter(torch.device("cpu")), STEPS, ModelEma(model, 0.9), 23, 2, 0, 50.0
+    )
 
 
 @pytest.fixture
 def content() -> dict:
     facts = {"class_names": ["a", "b"], "lists": {"train": "x"}, "world": {"processes": 1}, "cfg": "A: 1\n"}
-    return copy.deepcopy(make().state_dict(STEPS)) | facts
+    return copy.deepcopy(make().state_dict()) | facts
 
 
 def weights(content: dict) -> dict:
@@ -80,11 +82,11 @@ def test_wrong_content_is_named_and_changes_nothing(fault, content, tmp_path):
     path = tmp_path / "checkpoint_epoch_00002.pyth"
     torch.save(content, path)
     state = make()
-    before = copy.deepcopy(state.state_dict(STEPS))
+    before = copy.deepcopy(state.state_dict())
     with pytest.raises(ValueError, match=r"checkpoint_epoch_00002\.pyth cannot be resumed") as caught:
-        state.load_state_dict(load_tensors(path), STEPS, str(path))
+        state.load_state_dict(load_tensors(path), str(path))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-    after = state.state_dict(STEPS)
+    after = state.state_dict()
     assert after.keys() == before.keys() and after["step"] == before["step"]
     assert all(torch.equal(after["model_state"][key], value) for key, value in before["model_state"].items())
 
@@ -95,11 +97,11 @@ def test_what_is_written_is_accepted(content, tmp_path):
     (path,) = list_checkpoints(str(tmp_path))
     state = make()
     state.step = state.best = 0
-    state.load_state_dict(load_tensors(path), STEPS, str(path))
+    state.load_state_dict(load_tensors(path), str(path))
     assert (state.step, state.best, state.epochs_closed) == (23, 50.0, 2)
     for old in ("nonfinite", "epochs_closed", "format", "class_names", "lists", "world", "cfg"):
         content.pop(old)
-        make().load_state_dict(content, STEPS)
+        make().load_state_dict(content)
     content["scaler_state"] = {}  # trained in bfloat16
-    make().load_state_dict(content, STEPS)
-    make(scaling=False).load_state_dict({**content, "scaler_state": None}, STEPS)
+    make().load_state_dict(content)
+    make(scaling=False).load_state_dict({**content, "scaler_state": None})

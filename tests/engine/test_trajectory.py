@@ -8,14 +8,12 @@ import torch
 
 from slowfast.config import get_cfg
 from slowfast.engine.meters import TrainMeter
-from slowfast.engine.setup import BadVideos
+from slowfast.engine.start import prepare_run
 from slowfast.engine.state import TrainState
-from slowfast.engine.tensorboard import TensorBoard
-from slowfast.engine.train import Run, train_epoch
+from slowfast.engine.train import train_epoch
 from slowfast.models import build_model
-from slowfast.optim.build import build_loss, build_optimizer
-from slowfast.run.checkpoint import CheckpointWriter
-from slowfast.utils.logging import MetricsLog, read_metrics
+from slowfast.optim.build import build_optimizer
+from slowfast.utils.logging import read_metrics
 
 
 class Batches(list):
@@ -24,10 +22,6 @@ class Batches(list):
     class batch_sampler:
         @staticmethod
         def set_position(*_) -> None: ...
-
-
-class Bar:
-    def update(self) -> None: ...
 
 
 @pytest.mark.slow
@@ -43,7 +37,7 @@ def test_the_training_loop_follows_the_official_trajectory(golden, golden_state,
     model = build_model(cfg)
     model.load_state_dict(golden_state(model.state_dict()))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(cpu))
+    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(cpu), reference["iterations_per_epoch"])
     classes, count = cfg.MODEL.NUM_CLASSES, len(reference["steps"])
 
     def mix(video, label, _):
@@ -58,15 +52,10 @@ def test_the_training_loop_follows_the_official_trajectory(golden, golden_state,
         }
         for step in range(count)
     ]
-    run = Run(
-        cfg=cfg, facts={}, device=cpu, network=model, to_device=lambda video: video, loss=build_loss(cfg),
-        mixup=mix,  # pyright: ignore[reportArgumentType]
-        amp=None, log=MetricsLog(tmp_path), board=TensorBoard(cfg, 0, enabled=False),
-        bad=BadVideos(cfg, 24, cpu, resumed=False), writer=CheckpointWriter(str(tmp_path)),
-        steps_per_epoch=reference["iterations_per_epoch"], first_step=0, last_step=count,
-    )  # fmt: skip
+    run = prepare_run(cfg, state, 24, {}, cpu)
+    run.mixup, run.to_device, run.last_step = mix, lambda video: video, count  # pyright: ignore[reportAttributeAccessIssue]
     while state.step < count:
-        train_epoch(state, run, Batches(batches[state.step :]), Bar())  # pyright: ignore[reportArgumentType]
+        train_epoch(state, run, Batches(batches[state.step :]))  # pyright: ignore[reportArgumentType]
 
     records = [record for record in read_metrics(tmp_path) if record["kind"] == "train"]
     for record, (lr, loss, norm) in zip(records, reference["steps"], strict=True):

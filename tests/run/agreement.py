@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from slowfast.engine.batch_norm import clips_until_stopped
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
-from slowfast.engine.train import clips_until_stopped, wait_for_all
+from slowfast.engine.train import wait_for_all
 from slowfast.run import interrupt
 from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed

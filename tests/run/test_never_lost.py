@@ -17,19 +17,20 @@ from torture import differences, result, torture
 
 from slowfast.config import load_config
 from slowfast.datasets.build import build_loader, usable_cores
-from slowfast.engine import train
+from slowfast.engine import step, train
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
-from slowfast.engine.setup import BadVideos, clip_mover
+from slowfast.engine.start import prepare_run
 from slowfast.engine.state import TrainState
-from slowfast.engine.tensorboard import TensorBoard
-from slowfast.engine.train import DUMPS, Run, close_epoch, finish_epoch, save, train_step
+from slowfast.engine.step import train_step
+from slowfast.engine.train import close_epoch, finish_epoch, save
 from slowfast.models.build import build_model
-from slowfast.optim.build import build_loss, build_optimizer, set_learning_rate
+from slowfast.optim.build import build_optimizer, set_learning_rate
 from slowfast.run import interrupt
-from slowfast.run.checkpoint import CheckpointWriter, list_checkpoints, snapshot
+from slowfast.run.checkpoint import list_checkpoints, snapshot
+from slowfast.run.health import DUMPS
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE
-from slowfast.utils.logging import MetricsLog, read_metrics
+from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
@@ -230,14 +231,8 @@ def training(experiment, tmp_path):
     device = torch.device("cpu")
     model = build_model(cfg)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), ModelEma(model, 0.9))
-    run = Run(
-        cfg=cfg, facts={}, device=device, network=model, to_device=clip_mover(cfg, device), loss=build_loss(cfg),
-        mixup=None, amp=None, log=MetricsLog(cfg.OUTPUT_DIR), board=TensorBoard(cfg, 0, enabled=False),
-        bad=BadVideos(cfg, 24, device, resumed=False), writer=CheckpointWriter(cfg.OUTPUT_DIR), steps_per_epoch=6,
-        first_step=0, last_step=12,
-    )  # fmt: skip
-    return state, run
+    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), 6, ModelEma(model, 0.9))
+    return state, prepare_run(cfg, state, 24, {}, device)
 
 
 @pytest.fixture
@@ -257,7 +252,7 @@ def test_a_step_that_is_not_finite_changes_nothing(scaling, training, good, tmp_
 
     def content() -> dict:
         counted = ("nonfinite", "scaler_state")
-        return {key: value for key, value in state.state_dict(6).items() if key not in counted}
+        return {key: value for key, value in state.state_dict().items() if key not in counted}
 
     before = snapshot(content())
     outcome = train_step(state, run, iter([poisoned]))
@@ -311,7 +306,7 @@ def test_batches_of_few_steps_that_are_not_finite_are_kept(training, good, tmp_p
 def test_every_batch_of_a_step_is_progress(training, good, monkeypatch):
     state, run = training
     calls = []
-    monkeypatch.setattr(train, "progress", lambda: calls.append(1))
+    monkeypatch.setattr(step, "progress", lambda: calls.append(1))
     run.cfg = run.cfg.clone()
     run.cfg.defrost()
     run.cfg.SOLVER.ACCUMULATION_STEPS = 3
@@ -327,17 +322,17 @@ def loaders(training):
 def test_a_stop_saves_while_steps_fail_and_a_resume_goes_on_counting(training, loaders, tmp_path):
     state, run = training
     state.nonfinite = 2
-    save(state, run)
+    assert not save(state, run, "epoch")
     run.writer.wait()
     assert list_checkpoints(run.cfg.OUTPUT_DIR) == []
-    save(state, run, anyway=True)
+    assert save(state, run, "end")
     run.writer.wait()
     content = load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[0])
     state.nonfinite = 0
-    state.load_state_dict(content, 6)
+    state.load_state_dict(content)
     assert state.nonfinite == 2
     del content["nonfinite"]  # as older code wrote it
-    state.load_state_dict(content, 6)
+    state.load_state_dict(content)
     assert state.nonfinite == 0
 
 
@@ -346,7 +341,7 @@ def test_bad_videos_are_written_down_before_the_checkpoint_that_a_limit_follows(
     for name in ("a.mp4", "b.mp4"):
         run.bad.new.append((1, name, "torn"))  # of a process that writes nothing itself
     with pytest.raises(ValueError, match="2 of 24 videos"):
-        save(state, run)
+        save(state, run, "epoch")
     run.writer.wait()
     assert len(list_checkpoints(run.cfg.OUTPUT_DIR)) == 1
     assert (tmp_path / "out" / "bad_videos.csv").read_text().split() == ["a.mp4,torn", "b.mp4,torn"]
@@ -360,7 +355,7 @@ def test_the_end_of_an_epoch_can_be_stopped_and_is_saved_as_it_began(
     state, run = training
     train_step(state, run, iter([good]))
     state.step, state.nonfinite = 6, int(failing)
-    before = snapshot(state.state_dict(6))
+    before = snapshot(state.state_dict())
     monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM] if stopped_in == "statistics" else [])
     if stopped_in == "validation":
         validate = train.validate
@@ -372,7 +367,7 @@ def test_the_end_of_an_epoch_can_be_stopped_and_is_saved_as_it_began(
     run.writer.wait()
     content = load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[-1])
     assert differences(before, {key: content[key] for key in before}) == []
-    assert differences(before, state.state_dict(6)) == []
+    assert differences(before, state.state_dict()) == []
 
 
 def test_precise_statistics_depend_on_no_other_draws(training, loaders):

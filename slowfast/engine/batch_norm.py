@@ -1,0 +1,56 @@
+"""BatchNorm in training: frozen, exchanged between processes, and with statistics recomputed at the end of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from slowfast.engine.state import TrainState
+from slowfast.engine.step import Run
+from slowfast.run import interrupt
+from slowfast.run.watchdog import progress
+from slowfast.utils import distributed
+from slowfast.utils.rng import rng_for
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Make BatchNorm use its running statistics and leave them as they are, while the rest trains."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def update_statistics(state: TrainState, run: Run, loader: DataLoader) -> None:
+    """Make the statistics of all processes the same; recompute them over batches if BN.USE_PRECISE_STATS.
+
+    Raises:
+        Interruption: in every process, if one was interrupted.
+    """
+    for model in state.models:
+        if run.cfg.BN.USE_PRECISE_STATS and not run.cfg.MODEL.FROZEN_BN:
+            loader.batch_sampler.set_position(state.epoch, 0)  # pyright: ignore
+            where = (run.cfg.RNG_SEED, state.epoch, distributed.rank())
+            torch.manual_seed(int(rng_for("precise", *where).integers(2**62)))  # dropout and drop path
+            clips = clips_until_stopped(run, loader)
+            update_bn_stats(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
+        for buffer in model.buffers():
+            distributed.broadcast_tensor(buffer, 0)
+
+
+def clips_until_stopped(run: Run, loader: DataLoader) -> Iterator[Tensor]:
+    """Yield the clips of every batch, on the device.
+
+    Raises:
+        Interruption: in every process, before the same batch, if one was interrupted.
+    """
+    for batch in loader:
+        progress()
+        asked = torch.tensor(float(interrupt.received() is not None), device=run.device)
+        if distributed.all_reduce_max(asked) > 0:
+            raise interrupt.Interruption("asked to stop during the BatchNorm statistics, which will start again")
+        yield run.to_device(batch["video"])

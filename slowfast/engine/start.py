@@ -1,0 +1,177 @@
+"""Start a training: the state to begin with, from initial weights or a checkpoint, and the parts that a step uses."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from slowfast.datasets.build import build_loader
+from slowfast.datasets.lists import VideoList
+from slowfast.datasets.mixup import MixUp
+from slowfast.engine.ema import ModelEma
+from slowfast.engine.log import RunLog
+from slowfast.engine.meters import TrainMeter
+from slowfast.engine.official import adopt
+from slowfast.engine.setup import amp_dtype, clip_mover, listed, place
+from slowfast.engine.state import TrainState
+from slowfast.engine.step import Run
+from slowfast.models.build import initialize
+from slowfast.optim.build import build_loss, build_optimizer
+from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
+from slowfast.run.health import BadVideos
+from slowfast.run.resume import compare, warn_of_weights_only
+from slowfast.run.watchdog import progress
+from slowfast.utils import distributed
+from slowfast.utils.profiling import count_parameters
+from slowfast.weights.fetch import fetch_checkpoint
+from slowfast.weights.tensors import load_tensors
+
+logger = logging.getLogger(__name__)
+
+
+class Lists(NamedTuple):
+    """The lists of a run."""
+
+    train: VideoList
+    val: VideoList
+
+
+def check_test(cfg: CfgNode) -> None:
+    """Find faults of the test that follows the training now, not after days.
+
+    Raises:
+        ValueError: its list or its weights cannot be read.
+    """
+    if not cfg.TEST.ENABLE or not distributed.is_main():
+        return
+    build_loader(cfg, "test", local_world_size=distributed.local_world_size())
+    tested = cfg.TEST.CHECKPOINT_FILE_PATH
+    if tested and not Path(tested).absolute().is_relative_to(Path(cfg.OUTPUT_DIR).absolute()):
+        fetch_checkpoint(tested)
+    progress()
+
+
+def count_steps(cfg: CfgNode, loader: DataLoader) -> int:
+    """Return the optimizer steps of an epoch.
+
+    Raises:
+        ValueError: the list is shorter than a step.
+    """
+    steps, videos = len(loader) // cfg.SOLVER.ACCUMULATION_STEPS, len(listed(loader))
+    if steps == 0:
+        raise ValueError(
+            f"a step takes SOLVER.ACCUMULATION_STEPS {cfg.SOLVER.ACCUMULATION_STEPS} x TRAIN.BATCH_SIZE "
+            f"{cfg.TRAIN.BATCH_SIZE} videos per node, more than the {videos} of the list; lower one of them"
+        )
+    unused = videos - steps * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS * cfg.NUM_SHARDS
+    logger.info("%d videos, %d steps per epoch; %d other videos are left out of each epoch", videos, steps, unused)
+    return steps
+
+
+def prepare_state(
+    cfg: CfgNode, model: nn.Module, steps_per_epoch: int, lists: Lists, device: torch.device
+) -> tuple[TrainState, bool]:
+    """Return the state to begin with, and whether it is that of a checkpoint in OUTPUT_DIR."""
+    # the main process decides for all: the machines of a job need not see the same disk
+    source = distributed.on_main(lambda: resumable_checkpoint(cfg.OUTPUT_DIR)) if cfg.TRAIN.AUTO_RESUME else None
+    progress()
+    if source is None:
+        warn_of_weights_only(cfg)
+        initialize(model, cfg, lists.train.class_names)
+    place(model, device)
+    if cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
+        if device.type == "cpu":
+            raise ValueError("BN.NORM_TYPE sync_batchnorm needs GPUs; use batchnorm with NUM_GPUS 0")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    logger.info("%s: %.2f M parameters", cfg.MODEL.MODEL_NAME, count_parameters(model) / 1e6)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(cfg, device) is torch.float16)  # pyright: ignore
+    ema = ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None
+    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), steps_per_epoch, ema)
+    if source is not None:
+        resume(state, source, cfg, lists)
+    return state, source is not None
+
+
+def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:
+    """Continue from a checkpoint.
+
+    Raises:
+        ValueError: it is not one of this run.
+    """
+    checkpoint = load_tensors(source)
+    if is_official(checkpoint):
+        adopt(checkpoint, state, cfg, lists.train.class_names)
+    else:
+        state.load_state_dict(checkpoint, str(source))  # checks the content, so it comes first
+    compare(checkpoint, cfg, *lists)
+    logger.info("resumed from %s at step %d", source, state.step)
+    if state.step >= cfg.SOLVER.MAX_EPOCH * state.steps_per_epoch:
+        logger.info(
+            "nothing is left to train: SOLVER.MAX_EPOCH %d is reached; a larger one continues this run; a new run, "
+            "also with other videos, needs another OUTPUT_DIR",
+            cfg.SOLVER.MAX_EPOCH,
+        )
+    progress()
+
+
+def prepare_run(
+    cfg: CfgNode,
+    state: TrainState,
+    num_videos: int,
+    description: dict[str, Any],
+    device: torch.device,
+    resumed: bool = False,
+) -> Run:
+    """Return the parts of a training that no step replaces, such as the distributed network, the loss and the logs.
+
+    Args:
+        cfg: the configuration.
+        state: to begin with.
+        num_videos: length of the training list.
+        description: of the run, for its checkpoints.
+        device: of this process.
+        resumed: whether the state is that of a checkpoint.
+    """
+    network = state.model
+    if distributed.world_size() > 1:
+        # channels last lays 1x1x1 kernels out in another, equally good order; it is only a matter of speed
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        devices = [device] if device.type == "cuda" else None
+        network = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    last_step = cfg.SOLVER.MAX_EPOCH * state.steps_per_epoch
+    last_step = min(cfg.TRAIN.MAX_STEPS or last_step, last_step)
+    stop_on_error = cfg.TRAIN.ON_SAVE_ERROR == "stop"
+    return Run(
+        cfg=cfg,
+        device=device,
+        network=network,
+        to_device=clip_mover(cfg, device),
+        loss=build_loss(cfg),
+        mixup=build_mixup(cfg) if cfg.MIXUP.ENABLE else None,
+        amp=amp_dtype(cfg, device),
+        log=RunLog(cfg, state.step, last_step),
+        bad=BadVideos(cfg.OUTPUT_DIR, num_videos, cfg.DATA.MAX_BAD_SHARE, device, resumed),
+        writer=CheckpointWriter(cfg.OUTPUT_DIR, cfg.TRAIN.KEEP_CHECKPOINTS, cfg.TRAIN.KEEP_EVERY, stop_on_error),
+        description=description,
+        last_step=last_step,
+    )
+
+
+def build_mixup(cfg: CfgNode) -> MixUp:
+    """Return the mixing of samples that the configuration describes."""
+    return MixUp(
+        alpha=cfg.MIXUP.ALPHA,
+        cutmix_alpha=cfg.MIXUP.CUTMIX_ALPHA,
+        prob=cfg.MIXUP.PROB,
+        switch_prob=cfg.MIXUP.SWITCH_PROB,
+        smoothing=cfg.MIXUP.LABEL_SMOOTH_VALUE,
+        num_classes=cfg.MODEL.NUM_CLASSES,
+    )

@@ -1,0 +1,136 @@
+"""Faults that a training survives up to a limit: videos that cannot be decoded, and steps that are not finite."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from slowfast.utils import distributed
+from slowfast.utils.distributed import SharedError
+from slowfast.utils.io import atomic_write, write_text
+
+logger = logging.getLogger(__name__)
+
+DUMPS = 3  # steps that are not finite whose batches each process keeps
+
+
+class BadVideos:
+    """Counts the videos that training had to replace, and lists them in bad_videos.csv.
+
+    The list (path, reason) is that of the whole job, in order of the paths. It depends on the steps that were taken,
+    not on how many processes or workers took them, nor on resumes in between.
+
+    Args:
+        output_dir: folder of the list.
+        num_videos: length of the training list.
+        max_share: share of them that may be bad.
+        device: of the tensors that processes exchange.
+        resumed: continue the list of the folder; otherwise it is that of a run that left nothing to resume.
+    """
+
+    def __init__(self, output_dir: str, num_videos: int, max_share: float, device: torch.device, resumed: bool) -> None:
+        self.path = Path(output_dir) / "bad_videos.csv"
+        self.num_videos, self.max_share, self.device = num_videos, max_share, device
+        known: dict[str, str] = {}
+        if distributed.is_main():
+            if not resumed:
+                self.path.unlink(missing_ok=True)
+            elif self.path.is_file():
+                with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                    known = {row[0]: row[1] for row in csv.reader(file) if len(row) == 2}
+        self.known: dict[str, str] = distributed.broadcast(known)
+        self.batches = 0
+        self.new: list[tuple[int, str, str]] = []  # not yet gathered, of this process: batch, path, reason
+        self.too_many = False
+
+    def record(self, bad: Sequence[tuple[str, str]]) -> None:
+        """Record the (path, reason) pairs of a batch; must be called for every batch."""
+        self.batches += 1
+        new = [(self.batches, path, reason) for path, reason in bad if path not in self.known]
+        self.new += new
+        if new and distributed.is_main():
+            self._write([self.new])  # now: the process may be killed before the next check
+
+    def gather(self) -> None:
+        """Write the records of all processes; must be called by every process."""
+        if not int(distributed.all_reduce_sum(torch.tensor(len(self.new), device=self.device))):
+            return
+        before = len(self.known)
+        self.known = self._write(distributed.all_gather(self.new))
+        self.new = []
+        for number, (path, reason) in enumerate(list(self.known.items())[before:], before + 1):
+            logger.warning("replaced an undecodable video (%d so far): %s: %s", number, path, reason)
+        # only now, not after a resume: the videos of the list may have been repaired
+        self.too_many = len(self.known) > max(1, self.max_share * self.num_videos)
+
+    def check(self) -> None:
+        """Gather the records and compare their number with the limit; must be called by every process.
+
+        Raises:
+            SharedError: new ones were found, and more than DATA.MAX_BAD_SHARE of the list are bad.
+        """
+        self.gather()
+        if self.too_many:
+            raise SharedError(
+                f"{len(self.known)} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
+                f"{self.max_share}; {self.path} lists them with the reasons. Repair them, or raise the share"
+            )
+
+    def _write(self, parts: Sequence[Sequence[tuple[int, str, str]]]) -> dict[str, str]:
+        """Write the known videos and the records of all processes; return them together."""
+        known = dict(self.known)
+        # batch by batch, and in a batch process by process: the order of the videos in one process that takes all
+        for _, path, reason in sorted((entry for part in parts for entry in part), key=lambda entry: entry[0]):
+            known.setdefault(path, reason)
+        if distributed.is_main():
+            table = io.StringIO()
+            csv.writer(table).writerows(sorted(known.items()))
+            try:
+                write_text(self.path, table.getvalue())
+            except OSError as error:
+                logger.error("%s could not be written: %s", self.path, error)
+        return known
+
+
+def report_nonfinite(
+    cfg: CfgNode, step: int, in_a_row: int, batches: list[dict[str, Any]], losses: list[float], grad_norm: float
+) -> None:
+    """Keep the batches of a step that was not finite in OUTPUT_DIR/nonfinite, and fail if there were too many.
+
+    Args:
+        cfg: of the run.
+        step: number of steps before this one.
+        in_a_row: number of such steps without a finite one between them.
+        batches: of this process.
+        losses: of the batches.
+        grad_norm: L2 norm of the gradient.
+
+    Raises:
+        SharedError: TRAIN.NONFINITE is stop, or TRAIN.MAX_NONFINITE in a row.
+    """
+    folder = Path(cfg.OUTPUT_DIR) / "nonfinite"
+    mine = f"rank_{distributed.rank()}.pth"
+    path = folder / f"step_{step:06d}_{mine}"
+    try:
+        if len(list(folder.glob(f"step_*_{mine}"))) < DUMPS:
+            entries = {"step": step, "losses": losses, "grad_norm": grad_norm, "cfg": cfg.dump(), "batches": batches}
+            with atomic_write(path) as file:
+                torch.save(entries, file)
+    except (OSError, RuntimeError) as error:
+        logger.error("%s could not be written: %s", path, error)
+    what = f"loss {sum(losses) / len(losses)}, gradient norm {grad_norm} at step {step}"
+    if cfg.TRAIN.NONFINITE == "stop" or in_a_row >= cfg.TRAIN.MAX_NONFINITE:
+        raise SharedError(
+            f"{what}: {in_a_row} steps in a row were not finite (TRAIN.NONFINITE {cfg.TRAIN.NONFINITE}, "
+            f"TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); they changed nothing, and the first such batches are in "
+            f"{folder}. Continue with TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False, or start again with a "
+            "lower SOLVER.BASE_LR in another OUTPUT_DIR"
+        )
+    logger.warning("%s: the step was left out (%d in a row)", what, in_a_row)
