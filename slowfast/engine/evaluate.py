@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,7 +71,7 @@ class Evaluation:
 
     Attributes:
         index: (N,) row in the list.
-        label: (N,) true class, or -1 where nobody knows it.
+        label: (N,) true class, or -1 where it is not known.
         scores: (N, K) sum or maximum over views.
         bad: (path, reason) of videos left out because they could not be decoded.
     """
@@ -163,11 +163,17 @@ def evaluate(
         raise SharedError("the model gives scores that are not finite numbers; its weights are broken")
     labels = [part[0] for part in parts]
     if not any(labels):
-        first = "".join(f"\n  {path}: {reason}" for path, reason in bad[:3])
-        raise SharedError(f"no video could be evaluated, because none of {len(bad)} can be decoded; the first:{first}")
+        raise SharedError(
+            f"no video could be evaluated, because none of {len(bad)} can be decoded; the first:{first_bad(bad)}"
+        )
     index, scores = _gather(ensemble, [sorted(part) for part in labels], device)
     label = {i: y for part in labels for i, y in part.items()}
     return Evaluation(index=index, label=np.array([label[i] for i in index.tolist()]), scores=scores, bad=bad)
+
+
+def first_bad(bad: Sequence[tuple[str, str]]) -> str:
+    """Return the first (path, reason) pairs, one per line, for a message."""
+    return "".join(f"\n  {path}: {reason}" for path, reason in bad[:3])
 
 
 def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device) -> tuple[np.ndarray, np.ndarray]:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from slowfast.config import dump_config
-from slowfast.datasets.build import build_loader
 from slowfast.datasets.list_checks import log_labels
-from slowfast.datasets.lists import VideoList
 from slowfast.engine.class_check import find_permutation
-from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
-from slowfast.engine.setup import clip_mover, place
+from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate, first_bad
+from slowfast.engine.results import log_results, test_folder, write_results
+from slowfast.engine.setup import clip_mover, listed, make_loader, place
 from slowfast.models.build import build_model, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
-from slowfast.run.preflight import build_alike
-from slowfast.run.resume import write_resolved
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
-from slowfast.utils.io import atomic_write, sha256, to_json, write_text
-from slowfast.utils.logging import MetricsLog
 from slowfast.weights.class_order import ClassOrder
-from slowfast.weights.fetch import fetch
 from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.load import check_head_width, load_weights
 from slowfast.weights.released import find_order
@@ -50,70 +39,41 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         ValueError: no checkpoint, one of another model, or data that cannot be read.
     """
     device = distributed.device(cfg.NUM_GPUS)
-    local_world_size = distributed.local_world_size()
-    loader = build_alike(
-        lambda: build_loader(
-            cfg,
-            "test",
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            local_world_size=local_world_size,
-            pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
-        )
-    )
+    loader = make_loader(cfg, "test", device)
+    samples = listed(loader)
     if distributed.is_main():
-        log_labels({"test": loader.dataset.samples}, cfg.MODEL.NUM_CLASSES)  # pyright: ignore
-    progress()
+        log_labels({"test": samples}, cfg.MODEL.NUM_CLASSES)
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
-    listed = loader.dataset.samples.class_names  # pyright: ignore
-    model, order, names = load_model(cfg, path, listed)
+    model, order, names = load_model(cfg, path, samples.class_names)
     place(model, device)
     progress()
-
     evaluation = evaluate(
         model,
         loader,
         clip_mover(cfg, device),
         device,
         ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
-        max_clips=_clips_at_once(cfg, local_world_size),
+        max_clips=_clips_at_once(cfg, distributed.local_world_size()),
         description="test",
     )
-    metrics = evaluation.metrics()
-    folder = Path(cfg.OUTPUT_DIR) / test_folder(cfg)
+    metrics, folder = evaluation.metrics(), Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
-        write_results(folder, evaluation, loader.dataset.samples, names, cfg, path)  # pyright: ignore
-        MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
+        write_results(folder, evaluation, samples, names, cfg, path)
         if not cfg.TEST.SHUFFLE_FRAMES:
-            _check_classes(evaluation, listed, order)
-        if names is None:
-            logger.info(
-                "predictions.csv contains class numbers, because neither the list nor the weights name them: write "
-                "class_names.txt beside the list, one name per line in the order of the labels, or for a public data "
-                "set run `python tools/prepare_data.py classes`"
-            )
-        labelled = metrics["num_labelled"]
-        logger.info(
-            "test%s: %s %d videos x %d views%s; results in %s",
-            " with shuffled frames" if cfg.TEST.SHUFFLE_FRAMES else "",
-            f"top1 {metrics['top1']:.2f}  top{metrics['top5_k']} {metrics['top5']:.2f}  over" if labelled
-            else "predictions of",
-            labelled or metrics["num_videos"], cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
-            _but(metrics["num_videos"] - labelled if labelled else 0, metrics["num_skipped"]), folder,
-        )  # fmt: skip
+            _check_classes(evaluation, samples.class_names, order)
+        log_results(folder, metrics, named=names is not None, cfg=cfg)
 
     progress()
-    distributed.on_main(publish)  # nobody leaves before: a launcher would take it for the end of the job
+    distributed.on_main(publish)  # no process exits before: a launcher would take it for the end of the job
     progress()
     if evaluation.bad and not cfg.TEST.SKIP_BAD:
-        first = "".join(f"\n  {path}: {reason}" for path, reason in evaluation.bad[:3])
         raise ValueError(
-            f"{len(evaluation.bad)} test videos cannot be decoded, nothing took their place; first of them:{first}\n"
-            f"The results in {folder} are over the other {metrics['num_videos']}. Repair the videos and test again, or "
-            "accept that with TEST.SKIP_BAD True"
+            f"{len(evaluation.bad)} test videos cannot be decoded, nothing took their place; first of them:"
+            f"{first_bad(evaluation.bad)}\nThe results in {folder} are over the other {metrics['num_videos']}. Repair "
+            "the videos and test again, or accept that with TEST.SKIP_BAD True"
         )
     return metrics
 
@@ -135,11 +95,6 @@ def load_model(
     report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order))
     logger.info("testing %s: %s", path, report)
     return model, order, report.class_names
-
-
-def test_folder(cfg: CfgNode) -> str:
-    """Return the name of the results' folder in OUTPUT_DIR."""
-    return "test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test"
 
 
 def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
@@ -192,50 +147,3 @@ def _pretrained(cfg: CfgNode) -> str:
     key = "UNIFORMERV2.PRETRAIN" if v2 else "UNIFORMER.PRETRAIN_NAME"
     name = cfg.UNIFORMERV2.PRETRAIN if v2 else cfg.UNIFORMER.PRETRAIN_NAME
     return f" ({key} {name} sets the initial weights of a training; a test does not read it)" if name else ""
-
-
-def _but(unlabelled: int, skipped: int) -> str:
-    """In words, the videos without a label or that cannot be decoded."""
-    parts = (f"{unlabelled} without a label" if unlabelled else "",
-             f"{skipped} undecodable ones left out" if skipped else "")  # fmt: skip
-    return f" ({', '.join(filter(None, parts))})" if unlabelled or skipped else ""
-
-
-def write_results(
-    folder: Path, evaluation: Evaluation, samples: VideoList, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
-) -> None:
-    """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
-
-    The scores of predictions.csv are means over the views, so that those of summed probabilities lie between 0 and 1;
-    scores.npz has the sums.
-
-    Args:
-        samples: the test list.
-        names: of the classes; None writes their numbers.
-        checkpoint: path of the tested file; its checksum goes into the JSON.
-    """
-    table = io.StringIO()
-    writer = csv.writer(table)
-    top = min(5, evaluation.scores.shape[1])
-    ranks = range(1, top + 1)
-    writer.writerow(["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)])
-    paths = [samples.path(int(i)) for i in evaluation.index]
-    views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS if cfg.DATA.ENSEMBLE_METHOD == "sum" else 1
-    for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
-        order = np.argsort(-scores, kind="stable")[:top]
-        classes = ["" if k < 0 else names[k] if names else int(k) for k in (label, *order)]
-        writer.writerow([path, *classes, *(f"{scores[k] / views:.6g}" for k in order)])
-    write_text(folder / "predictions.csv", table.getvalue())
-    with atomic_write(folder / "scores.npz") as file:
-        np.savez_compressed(
-            file, id=np.array(paths), index=evaluation.index, label=evaluation.label, scores=evaluation.scores
-        )
-    report = {
-        "metrics": evaluation.metrics(),
-        "views": {"temporal": cfg.TEST.NUM_ENSEMBLE_VIEWS, "spatial": cfg.TEST.NUM_SPATIAL_CROPS},
-        "skipped": evaluation.bad,
-        "checkpoint": {"path": checkpoint, "sha256": sha256(fetch(checkpoint))},
-        "config": yaml.safe_load(dump_config(cfg)),
-    }
-    write_resolved(cfg, folder)
-    write_text(folder / "metrics.json", to_json(report, indent=2) + "\n")

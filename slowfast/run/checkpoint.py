@@ -243,8 +243,8 @@ class CheckpointWriter:
         try:
             pending.result()
         except (OSError, RuntimeError) as error:
-            # PyTorch's writer complains about its position; the reason is the error before
-            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            # PyTorch's writer raises a RuntimeError about its position; the reason is the error before
+            reason = error if isinstance(error, OSError) else error.__context__ or error
             message = (
                 f"a checkpoint could not be written in {checkpoint_dir(self.output_dir)} ({reason}); the last good one "
                 "is still there. Make room, or make the folder writable again"

@@ -27,6 +27,7 @@ def damage(path):
     content = bytearray(path.read_bytes())
     step = float(torch.load(path)["step"])
     content[content.index(torch.full((2,), step).numpy().tobytes())] ^= 1
+    path.unlink()  # the best one may be another name of this file
     path.write_bytes(content)
 
 

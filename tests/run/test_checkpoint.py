@@ -71,14 +71,35 @@ def test_damaged_ones_of_more_steps_push_out_nothing(tmp_path):
     assert names(tmp_path) == ["checkpoint_epoch_00004.pyth"]
 
 
+def no_links(*_: object) -> None:
+    raise OSError("Operation not permitted")
+
+
+def test_the_best_is_another_name_of_the_regular_file(tmp_path, monkeypatch):
+    with CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(state(10), best=True)
+        writer.save(state(10))  # before a validation, when the name is taken
+        writer.save(state(20), best=True)
+    first, second = list_checkpoints(str(tmp_path))
+    assert second.samefile(best_checkpoint(str(tmp_path))) and load_tensors(first)["step"] == 10
+    assert len(list(checkpoint_dir(str(tmp_path)).iterdir())) == 3
+    monkeypatch.setattr(os, "link", no_links)
+    with CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(state(30), best=True)
+    third = list_checkpoints(str(tmp_path))[-1]
+    assert not third.samefile(best_checkpoint(str(tmp_path))) and is_whole(third)
+    assert third.read_bytes() == best_checkpoint(str(tmp_path)).read_bytes()
+
+
 def test_the_best_is_written_first(tmp_path, monkeypatch):
-    """What is killed between the two files, or has no room for the second, has lost nothing."""
+    """A run that is killed between the two names, or has no room for a second file, has lost nothing."""
 
     def full(path: Path):
         if path.name != "best.pyth":
             raise OSError("No space left on device")
         return atomic_write(path)
 
+    monkeypatch.setattr(os, "link", no_links)
     monkeypatch.setattr(checkpoint, "atomic_write", full)
     with pytest.raises(ValueError, match="No space left"), CheckpointWriter(str(tmp_path)) as writer:
         writer.save(state(10), best=True)

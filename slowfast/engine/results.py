@@ -1,0 +1,100 @@
+"""The results of a test: files in its folder, a record in metrics.jsonl, and lines for people."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from fvcore.common.config import CfgNode
+
+from slowfast.config import dump_config
+from slowfast.datasets.lists import VideoList
+from slowfast.engine.evaluate import Evaluation
+from slowfast.engine.meters import metrics_text
+from slowfast.run.resume import write_resolved
+from slowfast.utils.io import atomic_write, sha256, to_json, write_text
+from slowfast.utils.logging import MetricsLog
+from slowfast.weights.fetch import fetch
+
+logger = logging.getLogger(__name__)
+
+
+def test_folder(cfg: CfgNode) -> str:
+    """Return the name of the folder of results in OUTPUT_DIR."""
+    return "test_shuffled" if cfg.TEST.SHUFFLE_FRAMES else "test"
+
+
+def write_results(
+    folder: Path, evaluation: Evaluation, samples: VideoList, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
+) -> None:
+    """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
+
+    The scores of predictions.csv are means over the views, so that those of summed probabilities lie between 0 and 1;
+    scores.npz has the sums.
+
+    Args:
+        samples: the test list.
+        names: of the classes; None writes their numbers.
+        checkpoint: path of the tested file; its checksum goes into the JSON.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table)
+    top = min(5, evaluation.scores.shape[1])
+    ranks = range(1, top + 1)
+    writer.writerow(["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)])
+    paths = [samples.path(int(i)) for i in evaluation.index]
+    views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS if cfg.DATA.ENSEMBLE_METHOD == "sum" else 1
+    for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
+        order = np.argsort(-scores, kind="stable")[:top]
+        classes = ["" if k < 0 else names[k] if names else int(k) for k in (label, *order)]
+        writer.writerow([path, *classes, *(f"{scores[k] / views:.6g}" for k in order)])
+    write_text(folder / "predictions.csv", table.getvalue())
+    with atomic_write(folder / "scores.npz") as file:
+        np.savez_compressed(
+            file, id=np.array(paths), index=evaluation.index, label=evaluation.label, scores=evaluation.scores
+        )
+    report = {
+        "metrics": evaluation.metrics(),
+        "views": {"temporal": cfg.TEST.NUM_ENSEMBLE_VIEWS, "spatial": cfg.TEST.NUM_SPATIAL_CROPS},
+        "skipped": evaluation.bad,
+        "checkpoint": {"path": checkpoint, "sha256": sha256(fetch(checkpoint))},
+        "config": yaml.safe_load(dump_config(cfg)),
+    }
+    write_resolved(cfg, folder)
+    write_text(folder / "metrics.json", to_json(report, indent=2) + "\n")
+
+
+def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgNode) -> None:
+    """Log the metrics of a test.
+
+    Args:
+        folder: of the results.
+        metrics: from `Evaluation.metrics`.
+        named: whether the names of the classes are known.
+        cfg: of the test.
+    """
+    MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
+    if not named:
+        logger.info(
+            "predictions.csv contains class numbers, because neither the list nor the weights name them: write "
+            "class_names.txt beside the list, one name per line in the order of the labels, or for a public data "
+            "set run `python tools/prepare_data.py classes`"
+        )
+    videos, labelled, skipped = metrics["num_videos"], metrics["num_labelled"], metrics["num_skipped"]
+    left_out = [f"{videos - labelled} without a label"] if 0 < labelled < videos else []
+    left_out += [f"{skipped} undecodable ones left out"] if skipped else []
+    logger.info(
+        "test%s: %s %d videos x %d views%s; results in %s",
+        " with shuffled frames" if cfg.TEST.SHUFFLE_FRAMES else "",
+        f"{metrics_text(metrics, metrics['top5_k'])}  over" if labelled else "predictions of",
+        labelled or videos,
+        cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
+        f" ({', '.join(left_out)})" if left_out else "",
+        folder,
+    )
