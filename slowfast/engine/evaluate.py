@@ -1,4 +1,4 @@
-"""One evaluation loop: validation is a test with one view."""
+"""The evaluation loop: a validation is a test with one view."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK = 8 << 20  # bytes of scores that are compared or sent at once
 
 
 class ViewEnsemble:
-    """Adds up (or takes the maximum of) the scores of a video's views, each (index, view) counted once.
+    """The sum or maximum of the scores of each video's views; every (index, view) counts once.
 
     Args:
         method: "sum" or "max" over views.
@@ -121,9 +121,11 @@ def evaluate(
     """Run `model` over every view of every video and gather the scores of all processes.
 
     Args:
+        model: from clips (B, C, T, H, W) to logits (B, K).
         loader: yields batches of this process's videos.
         to_device: moves and normalizes a batch of clips.
         device: where views are cut out of frames.
+        ensemble: without any scores; it is filled.
         max_clips: clips in one forward pass.
         description: title of the progress bar.
 
@@ -132,7 +134,7 @@ def evaluate(
 
     Raises:
         SharedError: no video could be evaluated, or a score is not a finite number.
-        Interruption: in every process, if one was asked to stop; nothing is lost but this evaluation.
+        Interruption: in every process, if one was interrupted; only this evaluation is lost.
     """
     was_training = model.training
     model.eval()
@@ -180,6 +182,7 @@ def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device
     """Exchange the scores of all processes, in the memory of `ensemble` and a few megabytes.
 
     Args:
+        ensemble: the scores of this process.
         parts: rows of the list that each process has evaluated.
         device: of the tensors that are sent.
 

@@ -33,6 +33,9 @@ def adopt(
     """Fill `state` from an official checkpoint.
 
     Args:
+        checkpoint: the content of the file.
+        state: of a run that has not begun.
+        cfg: of this run.
         class_names: of the training list.
 
     Raises:

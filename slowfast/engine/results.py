@@ -39,8 +39,11 @@ def write_results(
     scores.npz has the sums.
 
     Args:
+        folder: to write into.
+        evaluation: of all videos.
         samples: the test list.
         names: of the classes; None writes their numbers.
+        cfg: of the test.
         checkpoint: path of the tested file; its checksum goes into the JSON.
     """
     table = io.StringIO()

@@ -126,7 +126,10 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
     """Add the gradient of a micro-batch.
 
     Args:
-        micro: its number in the step.
+        state: whose gradient it is.
+        run: how to compute it.
+        batch: from the loader.
+        micro: number of the batch in the step.
 
     Returns:
         Its loss, and scores (B, K) and labels (B,) for the metrics.

@@ -84,6 +84,8 @@ def load_model(
     """Return the network with the weights of a file, the order of their classes, and the names of its outputs.
 
     Args:
+        cfg: of the test.
+        path: of the file, or its address.
         class_names: of the test list, whose order the outputs get; None keeps the order of the file.
 
     Raises:
@@ -98,8 +100,10 @@ def load_model(
 
 
 def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
-    """Clips in a forward pass: the views of one video, so that rounding, which depends on the shape of a batch, is the
-    same for any number of processes; videos of a single view go together."""
+    """Return the clips in a forward pass: the views of a video, or several videos of one view.
+
+    Rounding depends on the shape of a batch, so with several views it is the same for any number of processes.
+    """
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS
     return min(views, cfg.TEST.BATCH_SIZE) if views > 1 else max(1, cfg.TEST.BATCH_SIZE // local_world_size)
 

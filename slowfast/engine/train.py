@@ -168,6 +168,8 @@ def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:
     """Write a checkpoint in the background; must be called by every process, the main one writes.
 
     Args:
+        state: to write.
+        run: with the writer.
         moment: key of `SAVE_WHILE_FAILING`.
         best: make it the best checkpoint too.
 
