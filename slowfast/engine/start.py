@@ -27,7 +27,7 @@ from slowfast.models.build import initialize
 from slowfast.optim.build import build_loss, build_optimizer
 from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
 from slowfast.run.health import BadVideos
-from slowfast.run.resume import compare, warn_of_weights_only
+from slowfast.run.resume import check_resume, warn_of_weights_only
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.profiling import count_parameters
@@ -111,7 +111,7 @@ def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:
         adopt(checkpoint, state, cfg, lists.train.class_names)
     else:
         state.load_state_dict(checkpoint, str(source))  # checks the content, so it comes first
-    compare(checkpoint, cfg, *lists)
+    check_resume(checkpoint, cfg, *lists)
     logger.info("resumed from %s at step %d", source, state.step)
     if state.step >= cfg.SOLVER.MAX_EPOCH * state.steps_per_epoch:
         logger.info(

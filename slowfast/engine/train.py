@@ -19,7 +19,7 @@ from slowfast.engine.step import Run, train_step
 from slowfast.models.build import build_model
 from slowfast.optim.build import learning_rate, set_learning_rate
 from slowfast.run import interrupt
-from slowfast.run.resume import facts
+from slowfast.run.resume import describe_run
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
@@ -55,7 +55,7 @@ def train(cfg: CfgNode) -> None:
     if distributed.is_main():
         log_labels(lists._asdict(), cfg.MODEL.NUM_CLASSES)
     state, resumed = prepare_state(cfg, model, count_steps(cfg, train_loader), lists, device)
-    run = prepare_run(cfg, state, len(lists.train), facts(cfg, *lists), device, resumed)
+    run = prepare_run(cfg, state, len(lists.train), describe_run(cfg, *lists), device, resumed)
     run.log.write("start", state.step, steps_per_epoch=state.steps_per_epoch, processes=distributed.world_size())
     with run.writer, run.log:
         try:
