@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from fvcore.nn.precise_bn import update_bn_stats
@@ -25,7 +26,7 @@ def freeze_batch_norm(model: nn.Module) -> None:
             module.eval()
 
 
-def update_statistics(state: TrainState, run: Run, loader: DataLoader) -> None:
+def update_statistics(state: TrainState, run: Run, loader: DataLoader[Any]) -> None:
     """Make the statistics of all processes the same; recompute them over batches if BN.USE_PRECISE_STATS.
 
     Raises:
@@ -42,7 +43,7 @@ def update_statistics(state: TrainState, run: Run, loader: DataLoader) -> None:
             distributed.broadcast_tensor(buffer, 0)
 
 
-def clips_until_stopped(run: Run, loader: DataLoader) -> Iterator[Tensor]:
+def clips_until_stopped(run: Run, loader: DataLoader[Any]) -> Iterator[Tensor]:
     """Yield the clips of every batch, on the device.
 
     Raises:

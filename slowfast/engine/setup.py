@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -21,7 +22,7 @@ from slowfast.utils import distributed
 logger = logging.getLogger(__name__)
 
 
-def make_loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
+def make_loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader[Any]:
     """Return this process's loader of a split; every process must call it, and must read the same list.
 
     Raises:
@@ -41,7 +42,7 @@ def make_loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader:
     return loader
 
 
-def listed(loader: DataLoader) -> VideoList:
+def listed(loader: DataLoader[Any]) -> VideoList:
     """Return the list that a loader reads."""
     return loader.dataset.samples  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -59,7 +59,7 @@ def check_test(cfg: CfgNode) -> None:
     progress()
 
 
-def count_steps(cfg: CfgNode, loader: DataLoader) -> int:
+def count_steps(cfg: CfgNode, loader: DataLoader[Any]) -> int:
     """Return the optimizer steps of an epoch.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -66,7 +67,7 @@ def train(cfg: CfgNode) -> None:
         wait_for_all(run, stop_on_error=True)
 
 
-def run_epochs(state: TrainState, run: Run, train_loader: DataLoader, val_loader: DataLoader) -> None:
+def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
     """Train up to the last step of the run.
 
     Raises:
@@ -84,7 +85,7 @@ def run_epochs(state: TrainState, run: Run, train_loader: DataLoader, val_loader
             raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
 
 
-def train_epoch(state: TrainState, run: Run, loader: DataLoader) -> bool:
+def train_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     """Train to the end of the epoch, or to the last step of the run; return whether the run is interrupted before."""
     cfg = run.cfg
     first = state.step % state.steps_per_epoch
@@ -112,7 +113,7 @@ def train_epoch(state: TrainState, run: Run, loader: DataLoader) -> bool:
     return False
 
 
-def close_epoch(state: TrainState, run: Run, train_loader: DataLoader, val_loader: DataLoader) -> None:
+def close_epoch(state: TrainState, run: Run, train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
     """Do what follows the last step of an epoch: means, BatchNorm statistics, validation, checkpoint.
 
     Raises:
@@ -137,14 +138,14 @@ def close_epoch(state: TrainState, run: Run, train_loader: DataLoader, val_loade
         save(state, run, "epoch")
 
 
-def finish_epoch(state: TrainState, run: Run, loader: DataLoader) -> None:
+def finish_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> None:
     """Log the means of the epoch and finish its BatchNorm statistics."""
     run.log.epoch(state.step, state.epoch, state.meter.epoch_values())
     run.bad.check()
     update_statistics(state, run, loader)
 
 
-def validate(state: TrainState, run: Run, loader: DataLoader) -> bool:
+def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     """Evaluate the model, or its average if there is one, on a central view; return whether it is the best so far."""
     evaluation = evaluate(
         state.models[-1],

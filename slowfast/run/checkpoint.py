@@ -107,10 +107,9 @@ def newest_entries(output_dir: str) -> Mapping[str, Any]:
 def peek(path: Path) -> Mapping[str, Any]:
     """Return the entries of a checkpoint without reading its tensors; {} if it cannot be opened."""
     try:
-        content = load_tensors(path, shapes_only=True)
+        return load_tensors(path, shapes_only=True)
     except Exception:  # a damaged file can lead to any
         return {}
-    return content if isinstance(content, Mapping) else {}
 
 
 def is_official(entries: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from slowfast.utils.logging import read_metrics
 
 
-def plot_curves(output_dir: str | os.PathLike, path: str | os.PathLike) -> None:
+def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw loss, accuracy and learning rate over epochs from `output_dir`/metrics.jsonl into the PNG `path`.
 
     Of several tests the last one of each kind is shown. A run that only tested has no curves.
