@@ -1,4 +1,4 @@
-"""Being asked to stop: signals set a flag, training saves at the end of its step and raises `Interruption`."""
+"""Stop on request: signals set a flag, training saves at the end of its step and raises `Interruption`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-# Exit code of a job that was asked to stop and has saved: sysexits' EX_TEMPFAIL, "start it again".
+# Exit code of a job that stopped on request and has saved: sysexits' EX_TEMPFAIL, "start it again".
 EXIT_REQUEUE = 75
 
 # Exit code of a second Ctrl-C: that of a shell.
@@ -17,21 +17,21 @@ EXIT_INTERRUPTED = 130
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
-# What a first and a second Ctrl-C print.
-ASKED = "asked to stop, at the end of this step; a second Ctrl-C leaves at once"
-INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+# Messages of a first and a second Ctrl-C.
+ASKED = "asked to stop, at the end of this step; a second Ctrl-C exits at once"
+INTERRUPTED = "interrupted; the same command continues from the last checkpoint"
 
-# Seconds after a second Ctrl-C in which the program can end in order.
+# Seconds after a second Ctrl-C in which the program can exit in order.
 PATIENCE = 10
 
 _received: list[signal.Signals] = []
 
 
 class Interruption(Exception):
-    """The job was asked to stop; the same command goes on.
+    """The job stops on request; the same command continues it.
 
     Args:
-        reason: who asked, for a person.
+        reason: the request, for a message.
         saved: nothing is lost; otherwise all since the last checkpoint may be.
     """
 
@@ -41,16 +41,16 @@ class Interruption(Exception):
 
     @property
     def outlook(self) -> str:
-        """What a person may expect of the same command."""
+        """The effect of the same command, for a message."""
         if self.saved:
-            return "everything is saved, the same command goes on from there"
-        return "the same command goes on from the last checkpoint"
+            return "everything is saved, the same command continues from there"
+        return "the same command continues from the last checkpoint"
 
 
 def listen() -> None:
-    """From now on the signals of people (Ctrl-C), schedulers and time limits only set `received`.
+    """Let the signals of Ctrl-C, schedulers and time limits only set `received` from now on.
 
-    A second Ctrl-C does not wait: it raises KeyboardInterrupt where the program is.
+    A second Ctrl-C raises KeyboardInterrupt at once.
     """
     _received.clear()
     for number in SIGNALS:
@@ -58,23 +58,23 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """From now on, to the end of the process, requests to stop are ignored: the job is over and ends by itself.
+    """Ignore requests to stop to the end of the process, because the job is complete.
 
-    Python gives signals back to the system while it ends, which would make a failure of a success.
+    Python restores the default handlers while it exits, with which a late signal would make a success a failure.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def received() -> signal.Signals | None:
-    """The first signal since `listen`, or None."""
+    """Return the first signal since `listen`, or None."""
     return _received[0] if _received else None
 
 
 def _handle(number: int, _: FrameType | None) -> None:
     again = number == signal.SIGINT and signal.SIGINT in _received
     _received.append(signal.Signals(number))
-    if number == signal.SIGINT and not again and "RANK" not in os.environ:  # one process of a job tells
+    if number == signal.SIGINT and not again and "RANK" not in os.environ:  # one process of a job prints
         with contextlib.suppress(OSError):
             os.write(2, f"\n{ASKED}\n".encode())  # print may be what was interrupted
     if again:
@@ -84,14 +84,14 @@ def _handle(number: int, _: FrameType | None) -> None:
 
 
 def _leave_anyway(*_: object) -> NoReturn:
-    """The exception got lost: in a destructor, for example, Python only prints it."""
-    with contextlib.suppress(OSError, RuntimeError):  # nobody reads any more, or it came within another print
+    """Exit although the exception was lost: in a destructor, for example, Python only prints it."""
+    with contextlib.suppress(OSError, RuntimeError):  # the reader has exited, or the signal came within another print
         print(INTERRUPTED, file=sys.stderr, flush=True)
     leave()
 
 
 def leave() -> NoReturn:
-    """End this process at once: nobody waits for its threads, such as one that writes a checkpoint."""
+    """Exit at once, without waiting for threads, such as one that writes a checkpoint."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -1,4 +1,4 @@
-"""Run a job on a Slurm cluster: submit it through submitit, and be one of its processes there."""
+"""Run a job on a Slurm cluster: submit it through submitit, and run as one of its processes there."""
 
 from __future__ import annotations
 
@@ -28,36 +28,34 @@ from slowfast.utils.io import write_text
 # Ports of the meeting point: below those that Linux gives to outgoing connections (32768 and above).
 PORTS = range(20000, 32768)
 
-# submitit's signal of a time limit or a preemption.
+# submitit's signal for a time limit or a preemption.
 ASK_TO_SAVE = signal.SIGUSR2
 
 
 def minutes(text: str) -> int:
-    """Slurm's way to write a time: MINUTES, MINUTES:SECONDS, HH:MM:SS, DAYS-HH, DAYS-HH:MM or DAYS-HH:MM:SS.
+    """Return the minutes, rounded up, of a time as Slurm writes it.
 
-    Returns:
-        Whole minutes, rounded up.
+    Args:
+        text: MINUTES, MINUTES:SECONDS, HH:MM:SS, DAYS-HH, DAYS-HH:MM or DAYS-HH:MM:SS.
 
     Raises:
         ValueError: it is not a time.
     """
-    days, dash, clock = text.rpartition("-")
-    fields = clock.split(":")
     if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
         raise ValueError(f"--time {text!r} is not a time; write MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
-    values = [int(field) for field in fields]
-    hours = 0
-    if dash or len(values) == 3:
-        hours, *values = values
-    minute, second = [*values, 0, 0][:2]
+    days, dash, clock = text.rpartition("-")
+    values = [int(field) for field in clock.split(":")]
+    if not dash and len(values) < 3:
+        values = [0, *values]  # without hours
+    hours, minute, second = [*values, 0, 0][:3]
     return (int(days or 0) * 24 + hours) * 60 + minute + -(-second // 60)
 
 
 def sbatch_parameters(pairs: list[str]) -> dict[str, str | bool]:
-    """KEY=VALUE texts (KEY alone for a switch) -> long options of sbatch.
+    """Return long options of sbatch from KEY=VALUE texts (KEY alone for a switch).
 
     Raises:
-        ValueError: not of that form, or something that sbatch's script cannot hold.
+        ValueError: a text is not of that form, or contains characters that sbatch's script cannot.
     """
     parameters: dict[str, str | bool] = {}
     for pair in pairs:
@@ -70,10 +68,9 @@ def sbatch_parameters(pairs: list[str]) -> dict[str, str | bool]:
 
 
 class Job:
-    """What Slurm runs in every task: this program again, as one process of the group that Slurm's variables describe.
+    """Run the program in a task of Slurm, as one process of the group that Slurm's variables describe.
 
-    submitit pickles it, and once more when the job is requeued: it starts anew, and the run goes on from its
-    checkpoint.
+    submitit pickles it, and once more when the job is requeued; the run continues from its checkpoint.
 
     Args:
         program: path of run_net.py.
@@ -85,7 +82,7 @@ class Job:
         self.program, self.config, self.folder = program, config, folder
 
     def __call__(self) -> None:
-        """Run one process of the job; asked to stop by a time limit or a preemption, the job is requeued."""
+        """Run one process of the job; requeue the job after a time limit or a preemption."""
         environment = JobEnvironment()
         attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         os.environ.update(group_environment(environment))
@@ -101,22 +98,22 @@ class Job:
             if end.code != EXIT_REQUEUE:
                 raise
             if interrupt.received() in (signal.SIGUSR1, signal.SIGUSR2):
-                # to submitit's handler: in rank 0 it writes the job down and requeues it, within its limits
+                # to submitit's handler: in rank 0 it pickles the job and requeues it, within its limits
                 signal.raise_signal(ASK_TO_SAVE)
             elif environment.global_rank == 0:
-                raise  # SIGTERM: Slurm itself knows whether it will start the job again
-            # the others end without an error code, at which srun would kill rank 0 while it may still be saving
+                raise  # SIGTERM: Slurm decides whether to start the job again
+            # the others exit with 0: at another code srun would kill rank 0, which may still be saving
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit puts into the queue again."""
+        """Return the job for submitit to put into the queue again."""
         return DelayedSubmission(self)
 
 
 def group_environment(environment: JobEnvironment) -> dict[str, str]:
-    """The variables by which torch.distributed meets, from Slurm's.
+    """Return torch.distributed's variables from Slurm's.
 
-    The meeting point is the first node of Slurm's list, and a port that follows from the number of the job: jobs that
-    share a node have others.
+    The meeting point is the first node of Slurm's list, and a port derived from the number of the job, so that jobs
+    on the same node use different ones.
     """
     local = environment.num_tasks // environment.num_nodes
     return {
@@ -130,7 +127,7 @@ def group_environment(environment: JobEnvironment) -> dict[str, str]:
 
 
 def address(node: str) -> str:
-    """The name of a node, or the address by which Slurm reaches it, where the name resolves to nothing."""
+    """Return the name of a node, or the address by which Slurm reaches it, if the name has no address."""
     try:
         socket.getaddrinfo(node, None)
     except OSError:
@@ -141,12 +138,13 @@ def address(node: str) -> str:
 
 
 def submit(cfg: CfgNode, options: Namespace) -> str:
-    """Put the job of the configuration into Slurm's queue, and print how to follow it.
+    """Submit the job of the configuration, and print how to follow it.
 
-    A second job of an OUTPUT_DIR waits for the first one to end well, so a training and the tests of its result can be
-    submitted one after the other.
+    A second job of an OUTPUT_DIR starts after the first one has succeeded, so a training and the tests of its result
+    can be submitted together.
 
     Args:
+        cfg: configuration of the job.
         options: of the command line: partition, account, time, signal, max_timeouts, sbatch.
 
     Returns:
@@ -158,20 +156,51 @@ def submit(cfg: CfgNode, options: Namespace) -> str:
     folder = Path(cfg.OUTPUT_DIR, "slurm").absolute()
     if "%" in str(folder) or not str(folder).isprintable():
         raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be a folder of Slurm's logs; use no % in it")
+    log = str(folder / "%j.log")
+    executor, previous = _executor(cfg, options, folder, log)
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
+    config = folder / f"config_{os.urandom(4).hex()}.yaml"
+    write_text(config, dump_config(cfg))
+    try:
+        job = executor.submit(Job(os.path.abspath(sys.argv[0]), str(config), str(folder)))
+    except (FailedSubmissionError, UncompletedJobError) as error:
+        for path in set(folder.iterdir()) - before:
+            path.unlink()
+        raise ValueError(f"Slurm refused the job: {str(error).strip()}") from None
+    path, local = log.replace("%j", job.job_id), num_local_processes(cfg)
+    print(
+        f"submitted job {job.job_id}{f', to follow job {previous},' if previous else ''} on {cfg.NUM_SHARDS} "
+        f"node{'s' * (cfg.NUM_SHARDS > 1)} x {local} process{'es' * (local > 1)}, {minutes(options.time)} minutes at a "
+        f"time\n"
+        f"  log     {path}\n"
+        f"  output  {cfg.OUTPUT_DIR}\n"
+        f"  follow  tail -F {shlex.quote(path)}\n"
+        f"  state   squeue -j {job.job_id}\n"
+        f"  stop    scancel {job.job_id}"
+    )
+    return job.job_id
+
+
+def _executor(cfg: CfgNode, options: Namespace, folder: Path, log: str) -> tuple[SlurmExecutor, str]:
+    """Return an executor with the resources of the job, and the job that it follows, or ""."""
     extra = sbatch_parameters(options.sbatch)
     limit = minutes(options.time)
     if limit * 60 <= options.signal:
         raise ValueError(
-            f"--time {options.time} is over {options.signal} s before its end already; lower --signal, or raise --time"
+            f"--time {options.time} is not longer than --signal {options.signal} s before its end: lower --signal, or "
+            "raise --time"
         )
     try:
         executor = SlurmExecutor(folder, max_num_timeout=options.max_timeouts)
     except RuntimeError as error:
-        raise ValueError("--slurm needs a Slurm cluster, and there is no srun in PATH; go to its login node") from error
+        raise ValueError("--slurm needs a Slurm cluster, and there is no srun in PATH; use its login node") from error
     previous = _unfinished(folder)
-    # one log for all processes, into which requeued attempts write too
-    log = str(folder / "%j.log")
-    extra = {"requeue": True, "output": log} | _after(previous, extra) | extra
+    # one log for all processes, to which requeued attempts append
+    defaults: dict[str, str | bool] = {"requeue": True, "output": log}
+    if previous and "dependency" not in extra:
+        defaults |= {"dependency": f"afterok:{previous}", "kill-on-invalid-dep": "yes"}
+    extra = defaults | extra
     named = {"partition": options.partition, "account": options.account}
     if cfg.NUM_GPUS and not {"gres", "gpus", "gpus-per-task"} & set(extra):
         named["gpus_per_node"] = cfg.NUM_GPUS
@@ -185,48 +214,21 @@ def submit(cfg: CfgNode, options: Namespace) -> str:
         signal_delay_s=options.signal,
         stderr_to_stdout=True,
         additional_parameters=extra,
-        # a process that dies takes the others with it
+        # a process that fails ends the others
         srun_args=["--kill-on-bad-exit=1", "--open-mode=append", "--output", log],
         **{key: value for key, value in named.items() if value is not None},
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    before = set(folder.iterdir())
-    config = folder / f"config_{os.urandom(4).hex()}.yaml"
-    write_text(config, dump_config(cfg))
-    try:
-        job = executor.submit(Job(os.path.abspath(sys.argv[0]), str(config), str(folder)))
-    except (FailedSubmissionError, UncompletedJobError) as error:
-        for path in set(folder.iterdir()) - before:
-            path.unlink()
-        raise ValueError(f"Slurm refused the job: {str(error).strip()}") from None
-    path = log.replace("%j", job.job_id)
-    waits = f", to follow job {previous}," if previous else ""
-    print(
-        f"submitted job {job.job_id}{waits} on {cfg.NUM_SHARDS} node{'s' * (cfg.NUM_SHARDS > 1)} x "
-        f"{num_local_processes(cfg)} process{'es' * (num_local_processes(cfg) > 1)}, {limit} minutes at a time\n"
-        f"  log     {path}\n"
-        f"  output  {cfg.OUTPUT_DIR}\n"
-        f"  follow  tail -F {shlex.quote(path)}\n"
-        f"  state   squeue -j {job.job_id}\n"
-        f"  stop    scancel {job.job_id}"
-    )
-    return job.job_id
+    return executor, previous
 
 
 def _unfinished(folder: Path) -> str:
-    """The newest job with logs in `folder`, if it is still in the queue, or ""."""
+    """Return the newest job with logs in `folder`, if it is still in the queue, or ""."""
     jobs = [path.name.partition("_")[0] for path in folder.glob("*_submitted.pkl")]
     newest = max((job for job in jobs if job.isdigit()), key=int, default="")
     return newest if newest and _output("squeue", "--noheader", "--jobs", newest, "--format", "%T") else ""
 
 
-def _after(job: str, extra: dict[str, str | bool]) -> dict[str, str | bool]:
-    if not job or "dependency" in extra:
-        return {}
-    return {"dependency": f"afterok:{job}", "kill-on-invalid-dep": "yes"}
-
-
 def _output(*command: str) -> str:
-    """What a program of Slurm prints, or "" if it fails."""
+    """Return the output of a program of Slurm, or "" if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""

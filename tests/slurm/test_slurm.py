@@ -161,7 +161,7 @@ def test_any_parameter_of_sbatch():
         (["--tasks-per-node", "2", "NUM_PROCESSES=4"], ["--tasks-per-node 2 and NUM_PROCESSES 4 differ"]),
         (["--shard_id", "1"], ["--shard_id"]),
         (["--time", "soon"], ["'soon'", "HH:MM:SS"]),
-        (["--time", "1"], ["120 s before its end", "--signal"]),
+        (["--time", "1"], ["--time 1", "--signal 120"]),
         (["--sbatch", "=1"], ["'=1'", "KEY=VALUE"]),
         (["OUTPUT_DIR", "out/%j"], ["out/%j", "%"]),
         ([], ["no srun in PATH"]),

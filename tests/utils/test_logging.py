@@ -47,14 +47,12 @@ def test_a_full_disk_costs_lines_and_one_message(tmp_path, package_logger, capsy
     assert len(messages) == 2 and all(f"{tmp_path}/" in message for message in messages)
     assert write() == []
     # the disk has space for some lines
-    (tmp_path / "metrics.jsonl").unlink()
-    [stream] = [handler.stream for handler in package_logger.handlers if isinstance(handler, logging.FileHandler)]
-    with open(tmp_path / "room", "w") as room, open("/dev/full", "w") as full:
-        os.dup2(room.fileno(), stream.fileno())
-        assert write() == [] and "step 19\n" in (tmp_path / "room").read_text() and len(read_metrics(tmp_path)) == 20
-        os.dup2(full.fileno(), stream.fileno())
-        assert len(write()) == 1
-        os.dup2(room.fileno(), stream.fileno())  # the rest of the buffer can be written
+    for name in ("log.txt", "metrics.jsonl"):
+        (tmp_path / name).unlink()
+    assert write() == [] and "step 19\n" in (tmp_path / "log.txt").read_text() and len(read_metrics(tmp_path)) == 20
+    (tmp_path / "log.txt").rename(tmp_path / "earlier.txt")
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    assert len(write()) == 1
 
 
 def test_a_full_disk_with_the_output_costs_lines_only(tmp_path, package_logger, monkeypatch, capsys):
