@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from slowfast.run.interrupt import SIGNALS
@@ -35,7 +35,7 @@ def _register() -> None:
 
 
 @contextmanager
-def end_with_this_process() -> Iterator[None]:
+def end_with_this_process() -> Generator[None]:
     """End children forked within the context at its end, or when this process exits (on Linux, even by SIGKILL)."""
     global _active
     _register()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -198,7 +198,7 @@ def _name(ranks: Sequence[int]) -> str:
 
 
 @contextmanager
-def _own_signal_handlers() -> Iterator[None]:
+def _own_signal_handlers() -> Generator[None]:
     """Restore the signal handlers at the end of the context."""
     before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     try:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -213,7 +213,7 @@ class Lease:
 
 
 @contextmanager
-def hold(path: Path, patience: float = PATIENCE) -> Iterator[None]:
+def hold(path: Path, patience: float = PATIENCE) -> Generator[None]:
     """Hold a lease in the main process of the group; call it in every process.
 
     Args:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -85,7 +86,7 @@ def settings(cfg: CfgNode) -> dict[str, str]:
     return {key: repr(value) for key, value in leaves(cfg).items() if key not in OWN_KEYS}
 
 
-def build_alike(build: Callable[[], DataLoader]) -> DataLoader:
+def build_alike(build: Callable[[], DataLoader[Any]]) -> DataLoader[Any]:
     """Build a loader in every process of the group, and compare the rows and class names that each one has read.
 
     Raises:

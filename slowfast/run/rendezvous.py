@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from math import inf
@@ -267,7 +267,7 @@ def _fault(members: Sequence[Member]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep PyTorch's C++ stack traces off stderr; the error that is raised has the cause in one line."""
     try:
         kept = os.dup(2)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,7 +46,7 @@ _watchdog: _Watchdog | None = None
 
 
 @contextmanager
-def watching(seconds: float, report: Path) -> Iterator[None]:
+def watching(seconds: float, report: Path) -> Generator[None]:
     """Exit with `EXIT_HUNG` if `progress` is not called for `seconds` within the context.
 
     Args:

@@ -1,4 +1,4 @@
-"""Process groups: one process, spawned processes and torchrun look the same from here on."""
+"""Exchange values in the process group; a single process is a group of one."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ def destroy_process_group() -> None:
 
 
 def rank() -> int:
-    """Rank of this process over all nodes."""
+    """Return the rank of this process over all nodes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Processes over all nodes."""
+    """Return the number of processes over all nodes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_rank() -> int:
-    """Rank of this process on its node."""
+    """Return the rank of this process on its node."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_world_size() -> int:
-    """Processes on this node."""
+    """Return the number of processes on this node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size()))) if dist.is_initialized() else 1
 
 
 def host() -> str:
-    """Name of this node: Slurm's, if it gave one."""
+    """Return the name of this node: Slurm's, if there is one."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def who() -> str:
-    """This process, for messages: its rank and its node."""
+    """Return rank and node of this process, for messages."""
     return f"rank {os.environ.get('RANK', '0')} on {host()}"
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes files and logs."""
+    """Return whether this is the process that writes files and logs."""
     return rank() == 0
 
 
@@ -71,14 +71,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def all_reduce_max(tensor: Tensor) -> Tensor:
-    """Maximum over processes, in place."""
+    """Take the maximum over processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The picklable `value` of every process, in order of rank."""
+    """Return the picklable `value` of every process, in order of rank."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -87,7 +87,7 @@ def all_gather(value: Any) -> list[Any]:
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's picklable `value`, in every process."""
+    """Return the picklable `value` of the main process in every process."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -103,29 +103,29 @@ def broadcast_tensor(tensor: Tensor, source: int) -> Tensor:
 
 
 def on_main(function: Callable[[], Any]) -> Any:
-    """Call `function` in the main process only; every process waits for it and returns its picklable value.
+    """Call `function` in the main process only, and return its picklable value in every process.
 
     Raises:
         SharedError: it raised a ValueError.
-        Exception: what else it raised; in the other processes a RuntimeError.
+        Exception: any other error, as it is; in the other processes a RuntimeError.
     """
-    value, error, told = None, None, None
+    value, error = None, None
     if is_main():
         try:
             value = function()
         except Exception as caught:
-            error, told = caught, (isinstance(caught, ValueError), str(caught))
-    value, told = broadcast((value, told))
-    if told is None:
+            error = caught
+    wrong_input = isinstance(error, ValueError)
+    value, wrong_input, message = broadcast((value, wrong_input, None if error is None else str(error)))
+    if message is None:
         return value
-    by_user, message = told
-    if by_user:
+    if wrong_input:
         raise SharedError(message) from error
     raise error or RuntimeError(f"the main process failed: {message}")
 
 
 def device(num_gpus: int) -> torch.device:
-    """The device of this process: its GPU, or the CPU when `num_gpus` is 0."""
+    """Return the device of this process: its GPU, or the CPU when `num_gpus` is 0."""
     if num_gpus == 0:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank())

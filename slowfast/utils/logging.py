@@ -69,7 +69,7 @@ class _Handler(logging.Handler):
             self.lines.add(self.format(record))
 
 
-def setup_logging(output_dir: str | os.PathLike, main: bool) -> None:
+def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
     """Send the package's log to the terminal and `output_dir`/log.txt; processes other than the main one only warn.
 
     Args:
@@ -96,7 +96,7 @@ class MetricsLog:
         enabled: False (other ranks) writes nothing.
     """
 
-    def __init__(self, output_dir: str | os.PathLike, enabled: bool = True) -> None:
+    def __init__(self, output_dir: str | os.PathLike[str], enabled: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"
         self.enabled = enabled
         self.lines = _Lines(str(self.path), _append_to(self.path))
@@ -109,7 +109,7 @@ class MetricsLog:
             self.lines.add(to_json({"kind": kind, **values}))
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read a metrics.jsonl file, or the one in a folder, as one undisturbed history.
 
     A run that resumed at step s repeats the steps after s, and the end of an epoch that was not complete: records of

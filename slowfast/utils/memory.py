@@ -1,4 +1,4 @@
-"""Memory of processes that load, decoders among them: those start without PyTorch, in a fifth of the time."""
+"""Control the memory of processes that load; decoder processes import this without PyTorch, which takes long."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ KEPT = 128 << 20  # bytes; the arrays of a video of two clips take a fifth of it
 def keep_memory() -> None:
     """Let `malloc` keep what is freed in this process, for the next clip.
 
-    glibc gives arrays back to the system, and then gets them again page by page, each of them cleared and mapped anew:
-    1,600 pages for a video of two augmented clips. Of what is free at the end of its heap a process keeps `KEPT`; what
-    is free below something in use it keeps anyway, as glibc always does with smaller arrays.
+    By default glibc returns large arrays to the system, which must then clear and map each page again: 1,600 pages for
+    a video of two augmented clips. With this a process keeps up to `KEPT` bytes that are free at the end of its heap.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
@@ -24,7 +23,7 @@ def keep_memory() -> None:
 
 
 def memory_file(name: str) -> int:
-    """Descriptor of an empty file in memory; it does not count against the small /dev/shm of a container."""
+    """Return a descriptor of an empty file in memory, which does not use the small /dev/shm of a container."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, memory."""
+"""Count parameters and FLOPs of a model, and measure memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of trainable and frozen parameters, buffers not counted."""
+    """Return the number of trainable and frozen parameters; buffers do not count."""
     return sum(p.numel() for p in model.parameters())
 
 
@@ -33,11 +33,12 @@ _NORMS = {
 
 
 def count_flops(model: nn.Module, *input_shape: int) -> int:
-    """Multiply-adds of one forward pass in evaluation mode (fvcore's convention: one multiply-add is one FLOP).
+    """Return the multiply-adds of one forward pass in evaluation mode (in fvcore's convention: one is one FLOP).
 
     Nothing is computed: tensors on the meta device have shapes only.
 
     Args:
+        model: network to count; it is copied.
         input_shape: shape of the input, (B, C, T, H, W), or (B, C, H, W) for images.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which no run needs
@@ -49,9 +50,9 @@ def count_flops(model: nn.Module, *input_shape: int) -> int:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory in GiB: of the GPU since the last reset, or resident memory of this process on the CPU.
+    """Return the peak memory in GiB: of the GPU since the last reset, or resident memory of this process on the CPU.
 
-    It is 0 on Windows, which does not tell.
+    It is 0 on Windows, where it is not available.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of named coordinates: no stream is shared, so none has to be saved to resume."""
+"""Make random generators from named coordinates: no stream is shared, so a resume needs none."""
 
 import hashlib
 from numbers import Integral
@@ -11,7 +11,7 @@ def _seed_sequence(coords: tuple[int | str, ...]) -> np.random.SeedSequence:
     # every tuple of coordinates apart. `hash()` would differ between processes.
     parts = []
     for coord in coords:
-        if not isinstance(coord, (Integral, str)):
+        if not isinstance(coord, (Integral, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ValueError(f"a random coordinate is an integer or a string, not {coord!r}")
         parts.append(coord if isinstance(coord, str) else int(coord))
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
@@ -19,7 +19,7 @@ def _seed_sequence(coords: tuple[int | str, ...]) -> np.random.SeedSequence:
 
 
 def rng_for(*coords: int | str) -> np.random.Generator:
-    """A fresh generator that depends on nothing but `coords`, e.g. `rng_for(seed, epoch, index, "temporal")`.
+    """Return a new generator that depends only on `coords`, for example `rng_for(seed, epoch, index, "temporal")`.
 
     Args:
         coords: integers (NumPy's too) and strings; their order and number matter.
@@ -31,5 +31,5 @@ def rng_for(*coords: int | str) -> np.random.Generator:
 
 
 def random_state_for(*coords: int | str) -> np.random.RandomState:
-    """Like `rng_for`, with NumPy's legacy generator, whose draws reproduce the official mixup numbers."""
+    """Return NumPy's legacy generator for `coords`; its draws reproduce the official mixup numbers."""
     return np.random.RandomState(np.random.MT19937(_seed_sequence(coords)))
