@@ -6,6 +6,8 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # On a shared core, OpenMP's threads must sleep while they wait: they would spin many times longer than the work takes.
@@ -17,6 +19,9 @@ from fvcore.common.config import CfgNode
 from slowfast.config import check_variables, format_config, is_key, load_config_with_sources
 from slowfast.config.load import read_overrides
 from slowfast.run.interrupt import EXIT_REQUEUE, INTERRUPTED, Interruption, ignore, leave
+
+# fvcore calls it when it is imported, in each process.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -109,10 +114,12 @@ def execute(args: argparse.Namespace) -> int:
 def run_job(cfg: CfgNode, init_method: str) -> int:
     """Run the job; return its exit code."""
     # only now: importing PyTorch takes seconds, and --show does not need it
+    from slowfast.engine.test import test
+    from slowfast.engine.train import train
     from slowfast.run.launch import AlreadyReported, JobError, launch
 
     try:
-        launch(cfg, train_and_test, init_method)
+        launch(cfg, partial(train_and_test, train, test), init_method)
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -125,15 +132,13 @@ def run_job(cfg: CfgNode, init_method: str) -> int:
     return 0
 
 
-def train_and_test(cfg: CfgNode) -> None:
-    """Train and test as the configuration says, in one process of the job."""
-    from slowfast.run.lock import PATIENCE, hold
+def train_and_test(train: Callable[[CfgNode], object], test: Callable[[CfgNode], object], cfg: CfgNode) -> None:
+    """Train and test as the configuration says, in one process of the job.
 
-    with warnings.catch_warnings():
-        # fvcore calls it when it is imported
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
-        from slowfast.engine.test import test, test_folder
-        from slowfast.engine.train import train
+    The functions are arguments so that a spawned process imports the engine before it joins the others.
+    """
+    from slowfast.engine.test import test_folder
+    from slowfast.run.lock import PATIENCE, hold
 
     if cfg.TRAIN.ENABLE:
         train(cfg)

@@ -6,12 +6,12 @@ from numbers import Integral
 import numpy as np
 
 
-def _seed_sequence(coords: tuple[int | str, ...]) -> np.random.SeedSequence:
+def _seed_sequence(coords: tuple[object, ...]) -> np.random.SeedSequence:
     # SeedSequence([1]) equals SeedSequence([1, 0]), and 2**32 equals (0, 1): a hash of the spelled-out tuple keeps
     # every tuple of coordinates apart. `hash()` would differ between processes.
     parts = []
     for coord in coords:
-        if not isinstance(coord, (Integral, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(coord, (Integral, str)):
             raise ValueError(f"a random coordinate is an integer or a string, not {coord!r}")
         parts.append(coord if isinstance(coord, str) else int(coord))
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()
