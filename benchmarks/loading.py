@@ -57,38 +57,37 @@ from slowfast.config import load_config
 from slowfast.datasets.build import build_dataset, start_worker, usable_cores, use_one_thread
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.crops import resized_crop_box, short_side_size
+from slowfast.datasets.dataset import ImageEvalDataset, Key, TrainDataset, VideoEvalDataset, VideoReader, as_made
 from slowfast.datasets.lists import ListError
 from slowfast.datasets.rand_augment import GREY
 from slowfast.datasets.reader import read_frames
-from slowfast.datasets.sampling import annotated_indices, dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform, Views, normalize
-from slowfast.datasets.video import VideoDataset, collate
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.io import to_json
 from slowfast.utils.rng import rng_for
 
-Key = tuple[int, int]  # epoch and row of the list, as in `VideoDataset`
+VideoDataset = TrainDataset | VideoEvalDataset
+
+
+def reader_of(dataset: VideoDataset) -> VideoReader:
+    """Return the reader of a data set of videos."""
+    assert isinstance(dataset.reader, VideoReader)
+    return dataset.reader
 
 
 def frame_indices(dataset: VideoDataset, epoch: int, index: int, length: int, view: int) -> list[int]:
-    """The frames that `dataset` takes for temporal view `view` of a video (of a training clip, whatever `view`)."""
-    rng, number = None, view
-    if dataset.transform is not None:
-        rng, number = rng_for(dataset.seed, epoch, index, "temporal"), None
-        segment = dataset.samples[index].segment
-        if segment is not None:
-            return annotated_indices(length, dataset.num_frames, segment, rng)
-    if dataset.sampling == "dense":
-        rate, offset = dataset.sampling_rate, dataset.use_offset
-        return dense_indices(length, dataset.num_frames, rate, number, dataset.num_views, rng, offset)
-    return sparse_indices(length, dataset.num_frames, number, dataset.num_views, rng)
+    """Return the frames of temporal view `view` of a video (of a training clip, for any `view`)."""
+    if isinstance(dataset, TrainDataset):
+        rng = rng_for(dataset.seed, epoch, index, "temporal")
+        return reader_of(dataset).clip_indices(length, dataset.samples[index], rng)
+    return dataset.reader.sampler(length, view, None)
 
 
 def read_plainly(dataset: VideoDataset, index: int, choose: Callable[[int], list[int]]) -> np.ndarray:
     """The frames that `choose` names, (T, H, W, 3), as the official code reads them: by decord, in this process."""
     sample = dataset.samples[index]
     if os.path.isdir(sample.path):
-        options = {"num_frames": sample.num_frames, "image_template": dataset.image_template}
+        options = {"num_frames": sample.num_frames, "image_template": reader_of(dataset).image_template}
         return read_frames(sample.path, choose, **options)
     video = decord.VideoReader(sample.path, num_threads=1)
     return video.get_batch(choose(len(video))).asnumpy()
@@ -101,7 +100,7 @@ class Decode(Dataset[int]):
         self.dataset = dataset
 
     def __getitem__(self, key: Key) -> int:
-        views = 1 if self.dataset.transform else self.dataset.num_views
+        views = self.dataset.num_views if isinstance(self.dataset, VideoEvalDataset) else 1
 
         def choose(length: int) -> list[int]:
             return [i for view in range(views) for i in frame_indices(self.dataset, *key, length, view)]
@@ -124,13 +123,15 @@ class Plain(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Key) -> dict[str, list[Any]]:
         data = self.dataset
-        if data.transform is not None:
+        if isinstance(data, TrainDataset):
+            assert isinstance(data.transform, TrainTransform)
             frames = self._decode(key, 0)
             rngs = (rng_for(data.seed, *key, copy) for copy in range(data.num_copies))
             clips = [self._augment(frames, data.transform, rng) for rng in rngs]
         else:
             positions = (1,) if data.num_crops == 1 else range(data.num_crops)
-            clips = [self._view(key, view, position) for view in range(data.num_views) for position in positions]
+            views = range(data.num_views)
+            clips = [self._view(data, key, view, position) for view in views for position in positions]
         return {"video": clips, "label": [int(data.samples.labels[key[1]])] * len(clips)}
 
     def _decode(self, key: Key, view: int) -> np.ndarray:
@@ -142,12 +143,12 @@ class Plain(Dataset[dict[str, Any]]):
     def _normalize_floats(self, frames: Tensor) -> Tensor:
         return ((frames - self.mean) / self.std).permute(3, 0, 1, 2)
 
-    def _view(self, key: Key, view: int, position: int) -> Tensor:
+    def _view(self, dataset: VideoEvalDataset, key: Key, view: int, position: int) -> Tensor:
         clip = self._normalize(self._decode(key, view))
-        crop = self.dataset.crop
+        crop = dataset.crop
         height, width = clip.shape[2:]
-        if min(height, width) != self.dataset.scale:
-            height, width = short_side_size(height, width, self.dataset.scale)
+        if min(height, width) != dataset.scale:
+            height, width = short_side_size(height, width, dataset.scale)
             clip = interpolate(clip, size=(height, width), mode="bilinear", align_corners=False)
         y, x = -((crop - height) // 2), -((crop - width) // 2)
         if height > width:
@@ -288,7 +289,7 @@ def benchmark(
     """
     ways: dict[str, tuple[Dataset[Any], Callable[[Sequence[Any]], Any], Callable[[int], None]]] = {
         "decode": (Decode(dataset), sum, use_one_thread),
-        "ours": (dataset, collate, start_worker),
+        "ours": (dataset, as_made, start_worker),
         "plain": (Plain(dataset, mean, std), plain_collate, use_one_thread),
     }
     for index in range(min(len(dataset), videos)):
@@ -373,9 +374,9 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
     """
     key = "TEST.DATASET" if name == "test" else "TRAIN.DATASET"
     kind = cfg.TEST.DATASET if name == "test" else cfg.TRAIN.DATASET
-    if kind in CATALOG and CATALOG[kind].images:
+    if CATALOG[kind].images:
         raise ValueError(f"{key} {kind!r} is a data set of images: this benchmark is about videos")
-    if listed is None or kind not in CATALOG:
+    if listed is None:
         dataset = build_dataset(cfg, "test" if name == "test" else "train")
     else:
         spec = CATALOG[kind]
@@ -390,7 +391,7 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
                 dataset = build_dataset(cfg, "test" if name == "test" else "train")
             except ListError as error:
                 raise ValueError(str(error).replace(str(copy), str(listed))) from None
-    assert isinstance(dataset, VideoDataset)
+    assert not isinstance(dataset, ImageEvalDataset)
     return dataset
 
 
@@ -464,7 +465,7 @@ def main(argv: list[str] | None = None) -> int:
         use_one_thread()
         for job in (args.job,) if args.job else ("train", "test"):
             dataset = load_datasets(cfg, listed, job)
-            train = dataset.transform is not None
+            train = isinstance(dataset, TrainDataset)
             clips = dataset.num_copies if train else dataset.num_views * dataset.num_crops
             record[job] = {"clips": clips, "results": []}
             for workers in sorted({1, args.workers}):

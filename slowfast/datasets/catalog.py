@@ -14,7 +14,7 @@ class DatasetSpec:
     Args:
         about: the data sets, in one line.
         columns: of a row of the list, left to right; `rows.COLUMNS` explains the names.
-        sampling: "dense" takes a window of the video, "sparse" one frame from each of equal segments.
+        sampling: row of `SAMPLERS`: "dense" takes a window of the video, "sparse" a frame from each of equal parts.
         list_file: name of the list with {} for the split; None: the configuration names it.
         test_split: the split that a test reads.
         colors: order of the channels with which the released weights of this data set were trained.
@@ -25,7 +25,7 @@ class DatasetSpec:
 
     about: str
     columns: tuple[str, ...] = ("path", "label")
-    sampling: Literal["dense", "sparse"] = "sparse"
+    sampling: str = "sparse"
     list_file: str | None = "{}.csv"
     test_split: str = "test"
     colors: Literal["RGB", "BGR"] = "RGB"

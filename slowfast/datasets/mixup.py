@@ -1,4 +1,4 @@
-"""Mixup and CutMix of the clips or images of a batch (Zhang et al., 2018; Yun et al., 2019), with timm's choices."""
+"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) of the clips or images of a batch, with timm's choices."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> t
 
 
 def mixup_target(labels: torch.Tensor, num_classes: int, lam: float, smoothing: float = 0.0) -> torch.Tensor:
-    """Targets (B, K) of labels (B,), of which each keeps the share `lam` and gives the rest to its mirror image."""
+    """Return targets (B, K) of labels (B,): each keeps the share `lam`, and its mirror image gets the rest."""
     target = one_hot(labels, num_classes, smoothing)
     return target.flip(0).lerp_(target, lam)
 
 
 @dataclass(frozen=True)
 class MixUp:
-    """Mix every clip with its mirror image in the batch: the first with the last and so on.
+    """Mix every clip with its mirror image in the batch: the first with the last, and so on.
 
-    Each batch is either blended (mixup) or gets a box of its partner in all frames (CutMix); the mixing share is the
+    A batch is either blended (mixup), or each clip gets a box of its partner in all frames (CutMix); the share is the
     same for the whole batch and is drawn from Beta(alpha, alpha).
 
     Args:
@@ -33,9 +33,6 @@ class MixUp:
         switch_prob: probability of CutMix where both are on.
         smoothing: of the labels.
         num_classes: K.
-
-    Raises:
-        ValueError: both alphas are 0.
     """
 
     alpha: float
@@ -46,11 +43,7 @@ class MixUp:
     num_classes: int
 
     def __post_init__(self) -> None:
-        if self.alpha <= 0 and self.cutmix_alpha <= 0:
-            raise ValueError(
-                "MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA are both 0, so there is nothing to mix: raise one of them, or set "
-                "MIXUP.ENABLE False"
-            )
+        assert self.alpha > 0 or self.cutmix_alpha > 0, "nothing to mix"
 
     def __call__(
         self, video: torch.Tensor, label: torch.Tensor, rng: np.random.RandomState
@@ -58,9 +51,9 @@ class MixUp:
         """Mix one batch.
 
         Args:
-            video: (B, C, T, H, W), or images (B, C, H, W), floating point and normalized; it is left as it is.
+            video: (B, C, T, H, W), or images (B, C, H, W), floating point and normalized; it is not changed.
             label: (B,) classes.
-            rng: source of the draws; every process of a training takes its own.
+            rng: source of the draws; every rank has its own.
 
         Returns:
             The mixed video of the same shape, and targets (B, K).

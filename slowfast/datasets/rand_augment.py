@@ -384,6 +384,9 @@ class RandAugment:
     increasing: bool = False
     interpolation: str = "bicubic"
 
+    def __post_init__(self) -> None:
+        assert self.interpolation in INTERPOLATIONS, self.interpolation
+
     @classmethod
     def parse(cls, text: str, interpolation: str = "bicubic") -> "RandAugment":
         """Read timm's notation, for example `rand-m7-n4-mstd0.5-inc1`: magnitude, operations, noise, increasing set.
@@ -396,11 +399,9 @@ class RandAugment:
         right = values["m"] <= MAX_LEVEL and values["n"] >= 1 and values["n"] % 1 == 0 and values["inc"] in (0, 1)
         if not (right and re.fullmatch(f"rand({_NOTATION})*", text)):
             raise ValueError(
-                f"{text!r} is not understood: write 'rand', then any of -m<0 to 10>, -n<operations>, -mstd<noise>, "
-                "-inc<0 or 1>, for example 'rand-m7-n4-mstd0.5-inc1'"
+                f"RandAugment {text!r} is not understood: write 'rand', then any of -m<0 to 10>, -n<operations>, "
+                "-mstd<noise>, -inc<0 or 1>, for example 'rand-m7-n4-mstd0.5-inc1'"
             )
-        if interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation {interpolation!r} is unknown: use {' or '.join(INTERPOLATIONS)}")
         return cls(values["m"], int(values["n"]), values["mstd"], values["inc"] == 1, interpolation)
 
     def draw(self, rng: np.random.Generator) -> list[Op]:

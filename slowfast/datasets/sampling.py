@@ -1,8 +1,60 @@
-"""Which frames of a video make a clip: pure functions from a length to 0-based frame indices."""
+"""Choose the frames of a video that make a clip, as 0-based indices.
 
+A sampler is called as `sampler(length, view, rng)` and given to the data set. To add a rule, write a class and a row of
+`SAMPLERS`; a row of the catalog then names it.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class FrameSampler(ABC):
+    """Choose the frames of a clip.
+
+    Args:
+        num_frames: T, frames of a clip.
+        num_views: clips per video in an evaluation.
+        sampling_rate: frames of the video per frame of the clip, where the rule has such a rate.
+        use_offset: evaluation clips start at whole frames, where the rule has fractions.
+    """
+
+    num_frames: int
+    num_views: int = 1
+    sampling_rate: int = 1
+    use_offset: bool = True
+
+    @abstractmethod
+    def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
+        """Return `num_frames` indices.
+
+        Args:
+            length: frames in the video (>= 1).
+            view: 0..num_views-1, or None for a random clip.
+            rng: source of the draw, needed for `view` None only.
+        """
+
+
+class DenseSampler(FrameSampler):
+    """Take a window of the video; see `dense_indices`."""
+
+    def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
+        return dense_indices(
+            length, self.num_frames, self.sampling_rate, view, self.num_views, rng, use_offset=self.use_offset
+        )
+
+
+class SparseSampler(FrameSampler):
+    """Take one frame from each of equal segments; see `sparse_indices`."""
+
+    def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
+        return sparse_indices(length, self.num_frames, view, self.num_views, rng)
+
+
+SAMPLERS: dict[str, type[FrameSampler]] = {"dense": DenseSampler, "sparse": SparseSampler}
 
 
 def dense_indices(
@@ -16,14 +68,16 @@ def dense_indices(
 ) -> list[int]:
     """Take a window of `num_frames * sampling_rate` frames (SlowFast; Kinetics, UCF101 and HMDB51 of UniFormer).
 
+    A short video repeats its last frame.
+
     Args:
-        length: frames in the video (>= 1); a short video repeats its last frame.
+        length: frames in the video (>= 1).
         num_frames: frames of the clip.
         sampling_rate: frames of the video per frame of the clip.
         view: None draws a real-valued start; 0..num_views-1 spreads the windows evenly over the video.
         num_views: windows per video; a single one lies in the middle.
         rng: source of the draw, needed for `view` None only.
-        use_offset: starts are whole frames (DATA.USE_OFFSET_SAMPLING); False allows fractions.
+        use_offset: starts are whole frames; False allows fractions.
 
     Returns:
         `num_frames` non-decreasing indices in [0, length).
@@ -43,7 +97,7 @@ def dense_indices(
         start = slack // 2
     else:
         start = view * (slack // (num_views - 1))
-    # The window's both ends are sampled, so neighbours lie slightly further apart than sampling_rate. float32 is part
+    # Both ends of the window are sampled, so neighbours lie slightly further apart than sampling_rate. float32 is part
     # of the rule: it decides on which side of an integer a value is cut.
     ticks = np.linspace(start, start + span - 1, num_frames, dtype=np.float32)
     return ticks.clip(0, length - 1).astype(np.int64).tolist()
@@ -59,7 +113,7 @@ def sparse_indices(
     first: int = 0,
     last: int | None = None,
 ) -> list[int]:
-    """Pick one frame from each of `num_frames` equal segments (TSN; UniFormerV2, section 4).
+    """Pick one frame from each of `num_frames` equal segments (TSN, arXiv:1608.00859; UniFormerV2, section 4).
 
     Neighbouring segments share their border frame, so a draw can repeat a frame. Something-Something counts files
     from 1: its file numbers are these indices + 1.
@@ -115,8 +169,6 @@ def annotated_indices(
 
 
 def _check(length: float, num_frames: int, view: int | None, num_views: int) -> None:
-    if length < 1:
-        raise ValueError(f"a video of {length} frames has nothing to sample: it needs at least one")
-    if num_frames < 1:
-        raise ValueError(f"a clip of {num_frames} frames is empty: set DATA.NUM_FRAMES to 1 or more")
+    if length < 1 or num_frames < 1:
+        raise ValueError(f"a clip of {num_frames} frames of a video of {length}: both must be at least 1")
     assert view is None or 0 <= view < num_views, (view, num_views)

@@ -1,10 +1,10 @@
-"""Clips on their way from a worker to the process of its loader, in memory that is used again.
+"""Memory for the batches of a worker, which is used again.
 
 PyTorch makes a new file in /dev/shm for every tensor that a worker sends. The system has to find and clear its pages
-one by one, which takes longer than to fill them, and in a container /dev/shm is soon full: the worker then dies of a
-bus error. Here a worker keeps a few blocks of memory without a name, and fills one again when the last tensor that lies
-in it is gone from both processes. A worker has as many as batches of it were on their way at once, three or so, and
-keeps them as long as it lives.
+one by one, which takes longer than to fill them, and in a container /dev/shm is soon full: the worker then ends with a
+bus error. Here a worker keeps a few blocks of memory without a name, and fills one again when the last tensor in it is
+gone from both processes. A worker has as many blocks as batches of it were in use at once, about three, and keeps them
+until it ends.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import threading
 import weakref
 from collections.abc import Sequence
 from multiprocessing.reduction import DupFd
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,127 +23,75 @@ from torch.utils.data import get_worker_info
 
 from slowfast.utils.memory import memory_file
 
-# Bytes before the tensor of a block, so that it stays aligned; the first two of them tell who uses the block.
-HEAD = 64
-HERE, THERE = 0, 1
+Layout = tuple[torch.dtype, tuple[int, ...]]  # type and shape of a contiguous tensor
+
+ALIGNMENT = 64  # bytes between the starts of tensors; the first ones of a block hold its two marks
+WORKER, RECEIVER = 0, 1  # the byte of a block that is 1 while the worker, or the process that received it, uses it
 
 
-def reserve(count: int, like: torch.Tensor) -> None:
-    """Make room for a batch, side by side: `take` gives it out, and `stack` need not copy what was made there.
+def new_clips(shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
+    """Make memory for the clips of a batch, which are made where they are sent from.
 
     Args:
-        count: of tensors.
-        like: a tensor of their shape and type, and with dimensions in memory in their order; it may be on "meta".
+        shape: (B, ..., C).
+
+    Returns:
+        A uint8 array to be filled, and what the batch holds: its (B, C, ...) tensor; in a worker, a `Parcel` that
+        becomes that tensor on its way.
     """
-    _local.room = _Room(count, like)
+    if get_worker_info() is None:
+        clips = torch.empty(shape, dtype=torch.uint8)
+        return clips.numpy(), channels_second(clips)
+    parcel = Parcel([(torch.uint8, shape)], clips=True)
+    return parcel.tensors[0].numpy(), parcel
 
 
-def take(count: int, like: torch.Tensor) -> torch.Tensor:
-    """`count` tensors like `like`, to be filled, as one (count, ...); from what `reserve` made, as far as it goes."""
-    room: _Room | None = vars(_local).get("room")
-    layout = _layout(count, like)
-    if room is None or _layout(len(room.tensor), like) != room.layout or room.taken + count > len(room.tensor):
-        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype)
-    room.taken += count
-    return room.tensor[room.taken - count : room.taken]
-
-
-def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor | Parcel:
-    """Join tensors of one shape and type, with dimensions in memory in their order; in a worker, ready to be sent."""
-    first = tensors[0]
-    assert all(t.shape == first.shape and t.dtype == first.dtype for t in tensors), "clips of a batch differ"
-    room: _Room | None = vars(_local).pop("room", None)
-    if room is not None and room.holds(tensors):
-        return room.joined
-    room = _Room(len(tensors), first)
-    for target, tensor in zip(room.tensor, tensors, strict=True):
-        target.copy_(tensor)
-    return room.joined
-
-
-class _Room:
-    """Room for tensors side by side.
-
-    Attributes:
-        layout: of all of them.
-        tensor: (count, ...), not filled yet.
-        joined: `tensor`; in a worker, ready to be sent.
-        taken: how many of them have been given out.
-    """
-
-    def __init__(self, count: int, like: torch.Tensor) -> None:
-        self.layout = layout = _layout(count, like)
-        parcel = None if get_worker_info() is None else Parcel([layout], single=True)
-        self.tensor = (
-            parcel.tensors[0] if parcel else torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype)
-        )
-        self.joined = parcel or self.tensor
-        self.taken = 0
-
-    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the very tensors of this room, in order."""
-        return len(tensors) == len(self.tensor) and all(
-            a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-            for a, b in zip(tensors, self.tensor, strict=True)
-        )
-
-
-_local = threading.local()  # the room of the batch in the making
-os.register_at_fork(after_in_child=lambda: vars(_local).clear())
-
-
-def share(tensors: list[torch.Tensor]) -> list[torch.Tensor] | Parcel:
-    """In a worker, copy tensors to where they can be sent from; elsewhere, return them."""
+def share(tensors: list[torch.Tensor]) -> Any:
+    """Return contiguous tensors; in a worker, copy them to a `Parcel` that becomes the list on its way."""
     if get_worker_info() is None:
         return tensors
-    parcel = Parcel([_Layout(t.dtype, tuple(t.shape), _dense_stride(t)) for t in tensors])
+    parcel = Parcel([(t.dtype, tuple(t.shape)) for t in tensors])
     for target, tensor in zip(parcel.tensors, tensors, strict=True):
         target.copy_(tensor)
     return parcel
 
 
-def _layout(count: int, like: torch.Tensor) -> _Layout:
-    """Of `count` tensors like `like`, one after another."""
-    return _Layout(like.dtype, (count, *like.shape), (like.numel(), *_dense_stride(like)))
-
-
-def _dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Strides of a tensor without gaps whose dimensions lie in the same order."""
-    return torch.empty_like(tensor, device="meta").stride()
-
-
-class _Layout(NamedTuple):
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def room(self) -> int:
-        """Bytes, with those that keep the next tensor aligned."""
-        return -(-math.prod(self.shape) * self.dtype.itemsize // HEAD) * HEAD
+def channels_second(clips: torch.Tensor) -> torch.Tensor:
+    """View (B, ..., C) clips as (B, C, ...)."""
+    return clips.movedim(-1, 1)
 
 
 class Parcel:
-    """Tensors of a worker in one block of memory, to be filled and sent; who receives it gets a list of tensors.
+    """Tensors of a worker in one block of memory, to be filled and sent; the receiver gets a list of tensors.
 
     Args:
         layouts: of the tensors.
-        single: there is one, and it is received without a list.
+        clips: there is one tensor (B, ..., C), and it is received as (B, C, ...), without a list.
     """
 
-    def __init__(self, layouts: Sequence[_Layout], single: bool = False) -> None:
-        self.layouts, self.single = layouts, single
-        self.block = _take_block(HEAD + sum(layout.room() for layout in layouts))
-        content = np.frombuffer(self.block.mapped, np.uint8)
-        weakref.finalize(content, _release, self.block.mapped, HERE, os.getpid()).atexit = False
-        self.tensors = _lay_out(torch.from_numpy(content), layouts)
+    def __init__(self, layouts: Sequence[Layout], clips: bool = False) -> None:
+        self.layouts, self.clips = layouts, clips
+        self.block = _take_block(ALIGNMENT + sum(map(_padded_size, layouts)))
+        self.tensors = _map_tensors(self.block.mapped, layouts, WORKER)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self.block.mapped[THERE] = 1
-        return _receive, (DupFd(self.block.file), self.layouts, self.single)
+        self.block.mapped[RECEIVER] = 1
+        return _receive, (DupFd(self.block.file), self.layouts, self.clips)
+
+
+def _receive(handle: Any, layouts: Sequence[Layout], clips: bool) -> torch.Tensor | list[torch.Tensor]:
+    """Return what a worker has sent; the block is free again when nothing refers to any of it in either process."""
+    file = handle.detach()
+    try:
+        mapped = mmap.mmap(file, 0)
+    finally:
+        os.close(file)
+    tensors = _map_tensors(mapped, layouts, RECEIVER)
+    return channels_second(tensors[0]) if clips else tensors
 
 
 class _Block:
-    """Memory without a name; its bytes `HERE` and `THERE` are 1 while the worker, or who has received it, uses it."""
+    """Memory without a name."""
 
     def __init__(self, size: int) -> None:
         self.file = memory_file("clips")
@@ -158,42 +105,38 @@ os.register_at_fork(after_in_child=_blocks.clear)
 
 
 def _take_block(size: int) -> _Block:
-    """A block of `size` bytes or up to twice as many that nobody uses, marked as used."""
-    free = [block for block in _blocks if not (block.mapped[HERE] or block.mapped[THERE])]
+    """Return an unused block of `size` bytes or up to twice as many, marked as used."""
+    free = [block for block in _blocks if not (block.mapped[WORKER] or block.mapped[RECEIVER])]
     fitting = [block for block in free if size <= len(block.mapped) <= 2 * size]
     if fitting:
         block = min(fitting, key=lambda block: len(block.mapped))
     else:
-        for block in free:  # so that sizes which no longer come take no memory
+        for block in free:  # so that sizes which no longer occur take no memory
             _blocks.remove(block)
         block = _Block(size)
         _blocks.append(block)
-    block.mapped[HERE] = 1
+    block.mapped[WORKER] = 1
     return block
 
 
-def _receive(handle: Any, layouts: Sequence[_Layout], single: bool) -> torch.Tensor | list[torch.Tensor]:
-    """What a worker has sent; the block is free again when nothing refers to any of it, here or there."""
-    file = handle.detach()
-    try:
-        mapped = mmap.mmap(file, 0)
-    finally:
-        os.close(file)
+def _padded_size(layout: Layout) -> int:
+    """Return the bytes of a tensor, with those that keep the next one aligned."""
+    dtype, shape = layout
+    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def _map_tensors(mapped: mmap.mmap, layouts: Sequence[Layout], side: int) -> list[torch.Tensor]:
+    """Return the tensors in the memory of a block; when all of them are gone, the mark of `side` is cleared."""
     content = np.frombuffer(mapped, np.uint8)
-    weakref.finalize(content, _release, mapped, THERE, os.getpid()).atexit = False
-    tensors = _lay_out(torch.from_numpy(content), layouts)
-    return tensors[0] if single else tensors
-
-
-def _lay_out(content: torch.Tensor, layouts: Sequence[_Layout]) -> list[torch.Tensor]:
-    tensors, start = [], HEAD
-    for layout in layouts:
-        part = content[start : start + layout.room()]
-        tensors.append(part.view(layout.dtype).as_strided(layout.shape, layout.stride))
-        start += layout.room()
+    weakref.finalize(content, _clear_mark, mapped, side, os.getpid()).atexit = False
+    memory, start, tensors = torch.from_numpy(content), ALIGNMENT, []
+    for dtype, shape in layouts:
+        size = math.prod(shape) * dtype.itemsize
+        tensors.append(memory[start : start + size].view(dtype).view(shape))
+        start += _padded_size((dtype, shape))
     return tensors
 
 
-def _release(mapped: mmap.mmap, side: int, owner: int) -> None:
+def _clear_mark(mapped: mmap.mmap, side: int, owner: int) -> None:
     if os.getpid() == owner:  # and not a fork of it
         mapped[side] = 0

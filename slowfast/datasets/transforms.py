@@ -1,7 +1,7 @@
-"""What happens to the pixels of a clip; a clip is `(T, H, W, C)` uint8 until the device normalizes it.
+"""Transform the pixels of a clip, which is `(T, H, W, C)` uint8 until the device normalizes it.
 
 Training stays in uint8 and in OpenCV, the fastest way on the single core of a worker. Evaluation resizes in float32
-as the official code does, because released accuracies depend on it.
+like the official code, because released accuracies depend on it.
 """
 
 import math
@@ -24,9 +24,9 @@ def normalize(
     """Scale pixels from 0..255 to 0..1, subtract `mean` and divide by `std`, per channel.
 
     Args:
-        video: (B, C, T, H, W), uint8 or float in 0..255, on any device; it is left as it is.
+        video: (B, C, T, H, W), uint8 or float in 0..255, on any device; it is not changed.
         mean: C values; a tensor on the video's device is used without a copy.
-        std: C values, likewise.
+        std: C values, as `mean`.
 
     Returns:
         float32 tensor of the same shape.
@@ -41,15 +41,15 @@ def to_tensor(frames: np.ndarray) -> torch.Tensor:
     num_frames, height, width, channels = frames.shape
     clip = np.empty((channels, num_frames, height, width), frames.dtype)
     for t, frame in enumerate(frames):
-        cv2.split(frame, list(clip[:, t]))  # an order faster than a strided copy
+        cv2.split(frame, list(clip[:, t]))  # ten times faster than a strided copy
     return torch.from_numpy(clip)
 
 
 def resize_short_side(clip: torch.Tensor, scale: int) -> torch.Tensor:
     """Resize a (C, T, H, W) clip to a short side of `scale` pixels, on its device.
 
-    Bilinear without antialiasing, align_corners False, in float32 as the official code does it; a clip whose short side
-    already is `scale` is returned as it is.
+    Bilinear without antialiasing, align_corners False, in float32 like the official code; a clip whose short side is
+    `scale` already is returned unchanged.
     """
     height, width = clip.shape[2:]
     if min(height, width) == scale:
@@ -76,7 +76,7 @@ def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[in
         ValueError: the crop is larger than the resized frame.
     """
     if crop > scale:
-        raise ValueError(f"a crop of {crop} pixels does not fit a short side of {scale}: lower DATA.TEST_CROP_SIZE")
+        raise ValueError(f"a crop of {crop} pixels does not fit a short side of {scale}: lower the crop")
     clip = resize_short_side(clip, scale)
     height, width = clip.shape[2:]
     crops = []
@@ -107,7 +107,7 @@ def to_small_tensor(frames: np.ndarray, scale: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Views:
-    """The views of some videos before they are cut out: a worker sends the frames, and the device makes the clips.
+    """Views of videos before they are cut out: a worker sends the frames, and the device makes the clips.
 
     Args:
         frames: of each video, (C, V * T, H, W): V temporal views, one after another; uint8, or float in 0..255.
@@ -131,33 +131,30 @@ class Views:
                 yield from crop_views(clip, self.scale, self.crop, self.positions)
 
     def pin_memory(self) -> "Views":
-        """For the loader."""
+        """Copy the frames to page-locked memory; the loader calls this."""
         return replace(self, frames=[video.pin_memory() for video in self.frames])
 
 
 @lru_cache
 def _noise(mean: tuple[float, ...], std: tuple[float, ...], count: int) -> np.ndarray:
-    """(count, C) pixels of normal noise: to copy them from a random place takes a tenth of the time to draw them."""
+    """Return (count, C) pixels of normal noise; a copy from a random place takes a tenth of the time of a draw."""
     normal = np.random.default_rng(0).standard_normal((count, len(mean)), np.float32)
     return (255 * (normal * np.array(std, np.float32) + np.array(mean, np.float32)) + 0.5).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Replace boxes of a clip by noise, the same boxes in every frame (Zhong et al., 2020; timm's rule).
+    """Replace boxes of a clip by noise, the same boxes in every frame (arXiv:1708.04896; timm's rule).
 
     The noise is a standard normal in normalized space, brought back to the 0..255 of the clip and clipped there.
 
     Args:
-        prob: probability per clip (AUG.RE_PROB).
+        prob: probability per clip.
         mode: "pixel" takes a value per pixel, channel and frame, from a random place of a fixed field; "rand" one per
             channel, "const" the mean.
-        count: largest number of boxes; each gets its share of the area (AUG.RE_COUNT).
+        count: largest number of boxes; each gets its share of the area.
         mean: of the normalization, per channel.
         std: of the normalization, per channel.
-
-    Raises:
-        ValueError: an unknown mode.
     """
 
     prob: float
@@ -167,8 +164,7 @@ class RandomErasing:
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
 
     def __post_init__(self) -> None:
-        if self.mode not in ("pixel", "rand", "const"):
-            raise ValueError(f"AUG.RE_MODE {self.mode!r} is unknown: use pixel, rand or const")
+        assert self.mode in ("pixel", "rand", "const"), self.mode
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Erase in `frames`, (T, H, W, C) uint8, which is changed in place and returned."""
@@ -200,19 +196,19 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """One augmented copy of a clip: RandAugment, random crop, horizontal flip, random erasing.
+    """Augment a copy of a clip: RandAugment, random crop, horizontal flip, random erasing.
 
     Args:
-        crop: side of the square result in pixels (DATA.TRAIN_CROP_SIZE).
+        crop: side of the square result in pixels.
         jitter_scales: smallest and largest short side, used only without `area_range` and `aspect_range`.
-        area_range: share of the area of a random resized crop; None for the jitter instead.
-        aspect_range: width / height of a random resized crop; None for the jitter instead.
+        area_range: smallest and largest share of the area of a random resized crop; None for the jitter instead.
+        aspect_range: smallest and largest width / height of a random resized crop; None for the jitter instead.
         flip: mirror half of the clips.
         rand_augment: None for none.
         erase: None for none.
 
     Raises:
-        ValueError: only one of the two ranges is given, or the jitter cannot hold the crop.
+        ValueError: the jitter cannot hold the crop.
     """
 
     crop: int
@@ -224,15 +220,11 @@ class TrainTransform:
     erase: RandomErasing | None = None
 
     def __post_init__(self) -> None:
-        if (self.area_range is None) != (self.aspect_range is None):
-            raise ValueError(
-                "DATA.TRAIN_JITTER_SCALES_RELATIVE and DATA.TRAIN_JITTER_ASPECT_RELATIVE come together, but they are "
-                f"{self.area_range} and {self.aspect_range}: fill both, or neither"
-            )
+        assert (self.area_range is None) == (self.aspect_range is None), "a random resized crop needs both ranges"
         if self.area_range is None and self.jitter_scales[0] < self.crop:
             raise ValueError(
-                f"DATA.TRAIN_JITTER_SCALES {list(self.jitter_scales)} starts below DATA.TRAIN_CROP_SIZE {self.crop}: "
-                "raise the scales or lower the crop"
+                f"a crop of {self.crop} pixels does not fit a short side of {self.jitter_scales[0]}: lower the crop or "
+                "raise jitter_scales"
             )
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:

@@ -10,11 +10,12 @@ import pytest
 import torch
 from loading import Decode, Plain, benchmark, frame_indices, write_video
 
+from slowfast.datasets.dataset import TrainDataset, VideoEvalDataset, VideoReader
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import read_frames
+from slowfast.datasets.sampling import DenseSampler
 from slowfast.datasets.transforms import RandomErasing, TrainTransform, crop_views, normalize, to_tensor
-from slowfast.datasets.video import VideoDataset
 
 MEAN, STD = [0.45] * 3, [0.225] * 3
 ROOT = Path(__file__).parents[2]
@@ -28,19 +29,15 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / f"{seed}.mp4") for seed in range(2)]
 
 
-def training(videos: list[str], transform: TrainTransform) -> VideoDataset:
-    samples = VideoList(videos, [3, 1])
-    return VideoDataset(
-        samples, sampling="dense", num_frames=4, sampling_rate=3, transform=transform, num_copies=2, seed=5
-    )
+READER = VideoReader(DenseSampler(4, 3, 3))
 
 
-def evaluation(videos: list[str], *, crop: int = 48, **options) -> VideoDataset:
-    samples = VideoList(videos, [3, 1])
-    return VideoDataset(
-        samples, sampling="dense", num_frames=4, sampling_rate=3, num_views=3, num_crops=3, scale=crop, crop=crop,
-        **options,
-    )  # fmt: skip
+def training(videos: list[str], transform: TrainTransform) -> TrainDataset:
+    return TrainDataset(VideoList(videos, [3, 1]), READER, transform, num_copies=2, seed=5)
+
+
+def evaluation(videos: list[str], *, crop: int = 48) -> VideoEvalDataset:
+    return VideoEvalDataset(VideoList(videos, [3, 1]), READER, num_crops=3, scale=crop, crop=crop)
 
 
 def test_one_decode_gives_the_views_of_a_decode_each_bit_for_bit(videos):
@@ -69,7 +66,7 @@ def test_the_plain_training_has_the_same_frames_operations_and_boxes(videos, ran
     plain = Plain(dataset, MEAN, STD)
     differences = []
     for epoch in range(12):
-        ours, theirs = torch.stack(dataset[(epoch, 0)]["video"]), torch.stack(plain[(epoch, 0)]["video"])
+        ours, theirs = dataset[(epoch, 0)]["video"], torch.stack(plain[(epoch, 0)]["video"])
         assert theirs.shape == (2, 3, 4, 48, 48) and theirs.dtype == torch.float32
         differences += [(a - b).abs().mean().item() for a, b in zip(normalize(ours, MEAN, STD), theirs, strict=True)]
     assert np.median(differences) < 0.03 and max(differences) < 0.3  # a standard deviation is 1

@@ -161,16 +161,16 @@ def test_threads_and_forks_have_processes_of_their_own(video):
 LOADER = """
 import sys
 from torch.utils.data import DataLoader
-from slowfast.datasets.build import EpochBatchSampler
+from slowfast.datasets.batches import EpochBatchSampler
+from slowfast.datasets.dataset import VideoEvalDataset, VideoReader, as_made
 from slowfast.datasets.lists import VideoList
-from slowfast.datasets.video import VideoDataset, collate
+from slowfast.datasets.sampling import SparseSampler
 if __name__ == "__main__":
     paths = sys.argv[2:]
-    dataset = VideoDataset(
-        VideoList(paths, [0] * len(paths)), sampling="sparse", num_frames=2, scale=48, crop=48, decode_timeout=600
-    )
+    reader = VideoReader(SparseSampler(2), decode_timeout=600)
+    dataset = VideoEvalDataset(VideoList(paths, [0] * len(paths)), reader, scale=48, crop=48)
     sampler = EpochBatchSampler(len(paths), 1, train=False)
-    for _ in DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=int(sys.argv[1])):
+    for _ in DataLoader(dataset, batch_sampler=sampler, collate_fn=as_made, num_workers=int(sys.argv[1])):
         print("batch", flush=True)
 """
 

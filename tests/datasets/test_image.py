@@ -15,13 +15,14 @@ from torchvision.transforms.functional import InterpolationMode
 from slowfast.config import get_cfg
 from slowfast.config.rules import broken_rules
 from slowfast.datasets.build import build_dataset, build_loader
-from slowfast.datasets.image import ImageDataset, ImageTransform, centre_view, load_image_folder, read_image
+from slowfast.datasets.dataset import ImageEvalDataset, ImageReader, TrainDataset
+from slowfast.datasets.image import ImageTransform, centre_view, read_image
+from slowfast.datasets.image_folder import load_image_folder
 from slowfast.datasets.lists import ListError, VideoList
 from slowfast.datasets.mixup import MixUp
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.transforms import RandomErasing
-from slowfast.datasets.video import collate
 from slowfast.utils.rng import rng_for
 
 WHOLE = ImageTransform(32, (1.0, 1.0), (1.0, 1.0), flip=False)
@@ -87,9 +88,9 @@ def test_a_file_gives_the_folders_names(folder, name):
 
 
 def test_what_is_wrong_with_a_folder_is_told(folder, tmp_path):
-    with pytest.raises(ListError, match=r"no folder .*/nowhere/train .*DATA\.PATH_TO_DATA_DIR"):
+    with pytest.raises(ListError, match=r"no folder .*/nowhere/train "):
         load_image_folder(tmp_path / "nowhere", "train")
-    with pytest.raises(ListError, match=r"has 3 class folders \(cat, dog, eel\), but MODEL\.NUM_CLASSES is 1000"):
+    with pytest.raises(ListError, match=r"has 3 class folders \(cat, dog, eel\).* 1000 "):
         load_image_folder(folder, "train", num_classes=1000)
     (folder / "val/fox").mkdir()
     for split in ("train", "val"):
@@ -184,27 +185,27 @@ def test_augmentation_leaves_the_decoded_image_alone():
 
 def test_items_are_those_of_videos_without_time(folder):
     samples = load_image_folder(folder, "train")
-    dataset = ImageDataset(samples, transform=ImageTransform(32, (0.3, 1.0), (0.75, 1.3333)), num_copies=3)
+    dataset = TrainDataset(samples, ImageReader(), ImageTransform(32, (0.3, 1.0), (0.75, 1.3333)), num_copies=3)
     item = dataset[(0, 4)]
-    assert [(image.shape, image.dtype) for image in item["video"]] == [((3, 32, 32), torch.uint8)] * 3
+    assert item["video"].shape == (3, 3, 32, 32) and item["video"].dtype == torch.uint8
     assert item["label"].tolist() == [1] * 3 and item["index"].tolist() == [4] * 3
     assert item["view"].tolist() == [0, 1, 2] and item["bad"] == [] and len(dataset) == 6
-    assert all(torch.equal(a, b) for a, b in zip(item["video"], dataset[(0, 4)]["video"], strict=True))
+    assert torch.equal(item["video"], dataset[(0, 4)]["video"])
     assert len({dataset[(epoch, 4)]["video"][v].numpy().tobytes() for epoch in (0, 1) for v in range(3)}) == 6
 
-    centre = ImageDataset(samples, scale=36, crop=32)[(7, 4)]
+    centre = ImageEvalDataset(samples, scale=36, crop=32)[(7, 4)]
     expected = centre_view(read_image(samples.path(4)), 36, 32)
     assert np.array_equal(centre["video"][0].permute(1, 2, 0).numpy(), expected)
-    reverse = ImageDataset(samples, scale=36, crop=32, reverse_channels=True)[(0, 4)]
+    reverse = ImageEvalDataset(samples, scale=36, crop=32, reverse_channels=True)[(0, 4)]
     assert torch.equal(reverse["video"][0], centre["video"][0].flip(0))
-    batch = collate([ImageDataset(samples, scale=36, crop=32)[(0, index)] for index in range(6)])
+    batch = ImageEvalDataset(samples, scale=36, crop=32).__getitems__([(0, index) for index in range(6)])
     assert batch["video"].shape == (6, 3, 32, 32)
     assert batch["video"].is_contiguous(memory_format=torch.channels_last)
     assert batch["label"].tolist() == [0, 0, 0, 1, 1, 2]
 
 
 def test_a_broken_training_image_gives_way_to_another_and_is_reported(broken):
-    dataset = ImageDataset(load_image_folder(broken, "train"), transform=WHOLE)
+    dataset = TrainDataset(load_image_folder(broken, "train"), ImageReader(), WHOLE)
     rows = set()
     for epoch in range(20):
         item = dataset[(epoch, 1)]
@@ -218,18 +219,18 @@ def test_a_broken_training_image_gives_way_to_another_and_is_reported(broken):
 
 
 def test_training_stops_when_nothing_decodes(tmp_path):
-    dataset = ImageDataset(VideoList([str(tmp_path / f"{n}.jpg") for n in range(3)], [0] * 3), transform=WHOLE)
-    with pytest.raises(MediaError, match="10 images in a row"):
+    samples = VideoList([str(tmp_path / f"{n}.jpg") for n in range(3)], [0] * 3)
+    dataset = TrainDataset(samples, ImageReader(), WHOLE)
+    with pytest.raises(MediaError, match=r"\b10\b"):
         dataset[(0, 0)]
 
 
 def test_an_evaluation_never_substitutes(broken):
-    dataset = ImageDataset(load_image_folder(broken, "train"), scale=36, crop=32)
+    dataset = ImageEvalDataset(load_image_folder(broken, "train"), scale=36, crop=32)
     item = dataset[(0, 2)]
-    assert item["video"] == [] and item["bad"][0][0].endswith("cat/2.JPEG")
-    batch = collate([dataset[(0, index)] for index in range(6)])
-    assert batch["index"].tolist() == [0, 3, 4, 5] and len(batch["bad"]) == 2
-    assert len(collate([item])["video"]) == len(collate([item])["label"]) == 0
+    assert len(item["video"]) == len(item["label"]) == 0 and item["bad"][0][0].endswith("cat/2.JPEG")
+    batch = dataset.__getitems__([(0, index) for index in range(6)])
+    assert batch["index"].tolist() == [0, 3, 4, 5] and len(batch["bad"]) == 2 and len(batch["video"]) == 4
 
 
 def test_mixup_takes_images():
@@ -264,16 +265,16 @@ def make_cfg(folder):
 
 def test_the_configuration_is_followed(make_cfg, folder):
     dataset = build_dataset(make_cfg("DATA.RANDOM_FLIP", False), "train")
-    assert isinstance(dataset, ImageDataset) and dataset.num_copies == 3
+    assert isinstance(dataset, TrainDataset) and dataset.num_copies == 3
     assert dataset.transform == ImageTransform(
         32, (0.3, 1.0), (0.75, 1.3333), False, RandAugment.parse("rand-m9-mstd0.5-inc1"), RandomErasing(0.25)
     )
     plain = build_dataset(make_cfg("AUG.ENABLE", False), "train")
-    assert isinstance(plain, ImageDataset) and plain.num_copies == 1
+    assert isinstance(plain, TrainDataset) and plain.num_copies == 1
     assert plain.transform == ImageTransform(32, (0.3, 1.0), (0.75, 1.3333))
     for size, scale in ((28, 32), (224, 256), (160, 182), (384, 438)):
         test = build_dataset(make_cfg("DATA.TEST_CROP_SIZE", size), "test")
-        assert isinstance(test, ImageDataset) and (test.scale, test.crop) == (scale, size) and len(test) == 3
+        assert isinstance(test, ImageEvalDataset) and (test.scale, test.crop) == (scale, size) and len(test) == 3
     assert test.samples.prefix == str(folder / "val")
     jitter = ("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], "DATA.TRAIN_JITTER_ASPECT_RELATIVE", [])
     with pytest.raises(ValueError, match=r"random resized crops: set DATA\.TRAIN_JITTER_SCALES_RELATIVE"):

@@ -20,12 +20,14 @@ from av.stream import Disposition
 from torch.utils.data import DataLoader
 
 from slowfast.datasets import decode
-from slowfast.datasets.build import EpochBatchSampler, start_worker
+from slowfast.datasets.batches import EpochBatchSampler
+from slowfast.datasets.build import start_worker
+from slowfast.datasets.dataset import TrainDataset, VideoEvalDataset, VideoReader, as_made
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.sampling import SparseSampler
 from slowfast.datasets.transforms import TrainTransform
-from slowfast.datasets.video import VideoDataset, collate
 from slowfast.prepare.check import Media, check_media
 from slowfast.prepare.reencode import Settings, reencode
 
@@ -518,15 +520,17 @@ def test_no_reader_of_decord_outlives_its_read(zoo, name):
 
 def loader(zoo: Path, workers: int, context: str | None, transform: TrainTransform | None) -> DataLoader:
     names = [*ODD, *BROKEN]
-    dataset = VideoDataset(
-        VideoList([str(zoo / name) for name in names], range(len(names))),
-        sampling="sparse", num_frames=4, num_crops=3, scale=32, crop=32, transform=transform, decode_timeout=3,
-    )  # fmt: skip
+    samples = VideoList([str(zoo / name) for name in names], range(len(names)))
+    reader = VideoReader(SparseSampler(4), decode_timeout=3)
+    if transform is None:
+        dataset = VideoEvalDataset(samples, reader, num_crops=3, scale=32, crop=32)
+    else:
+        dataset = TrainDataset(samples, reader, transform)
     sampler = EpochBatchSampler(len(names), 8, train=transform is not None)
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=as_made,
         num_workers=workers,
         multiprocessing_context=context,
         worker_init_fn=start_worker,

@@ -13,24 +13,26 @@ from torch.utils.data import get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from slowfast.datasets import workers
-from slowfast.datasets.build import EpochBatchSampler, start_worker
+from slowfast.datasets.batches import EpochBatchSampler
+from slowfast.datasets.build import start_worker
+from slowfast.datasets.dataset import ClipDataset, TrainDataset, VideoEvalDataset, VideoReader, as_made
 from slowfast.datasets.lists import read_list
+from slowfast.datasets.sampling import SparseSampler
 from slowfast.datasets.transforms import TrainTransform
-from slowfast.datasets.video import VideoDataset, collate
 from slowfast.datasets.workers import VideoLoader
 
 ROWS = 12
 KILLER = 5
 
 
-class Killing(VideoDataset):
-    """A data set whose worker the system kills at some rows, because they need too much memory."""
+class Killing(VideoReader):
+    """A reader whose worker the system kills at some rows, because they need too much memory."""
 
     rows = (KILLER,)
 
-    def _read(self, row, sample, choose):
-        frames = super()._read(row, sample, choose)
-        if row in self.rows and get_worker_info():
+    def read(self, sample, choose):
+        frames = super().read(sample, choose)
+        if sample.label in self.rows and get_worker_info():  # labels are rows
             os.kill(os.getpid(), signal.SIGKILL)
         return frames
 
@@ -44,17 +46,18 @@ def folder(tmp_path_factory, write_video):
     return folder
 
 
-def dataset(folder, kind: type[VideoDataset], train: bool) -> VideoDataset:
-    transform = TrainTransform(crop=32, jitter_scales=(32, 40), area_range=None, aspect_range=None, flip=False,
-                               rand_augment=None, erase=None) if train else None  # fmt: skip
+def dataset(folder, kind: type[VideoReader], train: bool) -> ClipDataset:
     samples = read_list(folder / "list.csv", prefix=str(folder), num_classes=ROWS)
-    return kind(samples, sampling="sparse", num_frames=4, crop=32, scale=32, transform=transform)
+    reader = kind(SparseSampler(4))
+    if train:
+        return TrainDataset(samples, reader, TrainTransform(crop=32, jitter_scales=(32, 40), flip=False))
+    return VideoEvalDataset(samples, reader, crop=32, scale=32)
 
 
 def loader(data, train: bool, count: int = 2) -> VideoLoader:
     sampler = EpochBatchSampler(ROWS, 2, train=train)
     return VideoLoader(data, batch_sampler=sampler, num_workers=count, worker_init_fn=start_worker,
-                       collate_fn=collate, persistent_workers=count > 0,
+                       collate_fn=as_made, persistent_workers=count > 0,
                        multiprocessing_context="fork" if count else None)  # fmt: skip
 
 
@@ -63,7 +66,7 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder, monkeypatch):
     """The video counts as broken, and the batches after it are those of an undisturbed epoch."""
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     signal_handling._set_SIGCHLD_handler()  # as another loader of PyTorch in this process does
-    expected_data = dataset(folder, VideoDataset, train)
+    expected_data = dataset(folder, VideoReader, train)
     expected_data.killed[KILLER] = "known"
     data = dataset(folder, Killing, train)
     killed, expected = loader(data, train), loader(expected_data, train, count=0)
@@ -90,12 +93,12 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder, monkeypatch):
 class Vanishing(Killing):
     """The connections of a killed worker end before the worker does."""
 
-    def _read(self, row, sample, choose):
-        if row in self.rows and get_worker_info():
+    def read(self, sample, choose):
+        if sample.label in self.rows and get_worker_info():
             time.sleep(0.2)  # the batch before is in the queue, its memory is not fetched
             resource_sharer.stop()
             time.sleep(0.5)
-        return super()._read(row, sample, choose)
+        return super().read(sample, choose)
 
 
 def test_a_worker_may_die_while_it_hands_over_a_batch(folder):
@@ -109,7 +112,7 @@ def test_a_worker_may_die_while_it_hands_over_a_batch(folder):
 
 @pytest.mark.slow
 def test_a_worker_may_die_between_two_epochs(folder):
-    data = dataset(folder, VideoDataset, train=True)
+    data = dataset(folder, VideoReader, train=True)
     killed = loader(data, train=True, count=1)
     first = [batch["label"].tolist() for batch in killed]
     os.kill(killed._iterator._workers[0].pid, signal.SIGKILL)  # pyright: ignore
@@ -129,8 +132,8 @@ def test_workers_that_die_repeatedly_end_with_one_message(folder, monkeypatch):
 
 
 def test_other_errors_of_workers_are_raised_unchanged(folder):
-    class Broken(VideoDataset):
-        def _read(self, row, sample, choose):
+    class Broken(VideoReader):
+        def read(self, sample, choose):
             raise RuntimeError("another reason")
 
     with pytest.raises(RuntimeError, match="another reason"):

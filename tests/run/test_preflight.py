@@ -16,7 +16,7 @@ import torch
 from cluster import free_ports
 
 from slowfast.config import get_cfg
-from slowfast.datasets.image import load_image_folder
+from slowfast.datasets.image_folder import load_image_folder
 from slowfast.datasets.lists import VideoList, read_list
 from slowfast.run.preflight import SUMS, build_alike, code, data, differences, settings
 from slowfast.run.rendezvous import join_group

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from slowfast.datasets.dataset import TrainDataset, VideoEvalDataset, VideoReader, as_made
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.reader import MediaError
-from slowfast.datasets.sampling import dense_indices, sparse_indices
+from slowfast.datasets.sampling import DenseSampler, SparseSampler, dense_indices, sparse_indices
 from slowfast.datasets.transforms import TrainTransform
-from slowfast.datasets.video import VideoDataset, collate
 
 WHOLE = TrainTransform(48, (48, 48), flip=False)  # only a random position along the width
 
@@ -27,16 +27,18 @@ def some_broken(videos, tmp_path) -> VideoList:
     return VideoList([videos[0], str(tmp_path / "gone.mp4"), str(tmp_path / "text.mp4"), videos[3]], [5, 6, 7, 8])
 
 
+def sparse(num_frames: int, **options) -> VideoReader:
+    return VideoReader(SparseSampler(num_frames), **options)
+
+
 def numbers(frame_numbers, clip: torch.Tensor) -> list[int]:
     return frame_numbers(clip.permute(1, 2, 3, 0).numpy())
 
 
 def test_training_items_are_augmented_copies_of_the_same_frames(videos, frame_numbers):
-    dataset = VideoDataset(
-        VideoList(videos, [3, 1, 2, 0]), sampling="sparse", num_frames=4, transform=WHOLE, num_copies=5
-    )
+    dataset = TrainDataset(VideoList(videos, [3, 1, 2, 0]), sparse(4), WHOLE, num_copies=5)
     item = dataset[(0, 2)]
-    video = torch.stack(item["video"])
+    video = item["video"]
     assert video.shape == (5, 3, 4, 48, 48) and video.dtype == torch.uint8
     assert item["label"].tolist() == [2] * 5 and item["index"].tolist() == [2] * 5
     assert item["view"].tolist() == [0, 1, 2, 3, 4] and item["label"].dtype == item["index"].dtype == torch.int64
@@ -48,10 +50,9 @@ def test_training_items_are_augmented_copies_of_the_same_frames(videos, frame_nu
 
 
 def test_training_items_depend_on_their_coordinates_only(videos):
-    def dataset(seed: int = 0) -> VideoDataset:
-        return VideoDataset(
-            VideoList(videos, [0] * 4), sampling="dense", num_frames=4, sampling_rate=2, seed=seed, transform=WHOLE
-        )
+    def dataset(seed: int = 0) -> TrainDataset:
+        reader = VideoReader(DenseSampler(4, sampling_rate=2))
+        return TrainDataset(VideoList(videos, [0] * 4), reader, WHOLE, seed=seed)
 
     one, two = dataset(), dataset()
     for before in ((0, 3), (1, 1)):
@@ -68,18 +69,16 @@ def clips(batch: dict) -> torch.Tensor:
 
 def test_annotated_segments_bound_training_and_not_evaluation(videos, frame_numbers):
     samples = VideoList([videos[2]], [0], segments=[(4.0, 1.0, 2.0)])
-    training = VideoDataset(samples, sampling="sparse", num_frames=4, transform=WHOLE)
+    training = TrainDataset(samples, sparse(4), WHOLE)
     seen = {n for epoch in range(12) for n in numbers(frame_numbers, training[(epoch, 0)]["video"][0])}
     assert min(seen) >= 10 and max(seen) < 20
-    evaluation = VideoDataset(samples, sampling="sparse", num_frames=4, scale=48, crop=48)
+    evaluation = VideoEvalDataset(samples, sparse(4), scale=48, crop=48)
     assert numbers(frame_numbers, clips(evaluation[(0, 0)])[0]) == sparse_indices(40, 4, 0, 1, None)
 
 
 def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
-    dataset = VideoDataset(
-        VideoList(videos, [3, 1, 2, 0]), sampling="dense", num_frames=4, sampling_rate=3, num_views=3, num_crops=3,
-        scale=48, crop=48,
-    )  # fmt: skip
+    reader = VideoReader(DenseSampler(4, 3, 3))
+    dataset = VideoEvalDataset(VideoList(videos, [3, 1, 2, 0]), reader, num_crops=3, scale=48, crop=48)
     item = dataset[(0, 1)]
     video = clips(item)
     assert video.shape == (9, 3, 4, 48, 48) and item["view"].tolist() == list(range(9))
@@ -95,8 +94,8 @@ def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
 
 def test_a_single_crop_is_the_centre_and_resized_clips_are_float(videos):
     samples = VideoList(videos[:1], [0])
-    three = clips(VideoDataset(samples, sampling="sparse", num_frames=2, num_crops=3, scale=32, crop=32)[(0, 0)])
-    one = clips(VideoDataset(samples, sampling="sparse", num_frames=2, scale=32, crop=32)[(0, 0)])
+    three = clips(VideoEvalDataset(samples, sparse(2), num_crops=3, scale=32, crop=32)[(0, 0)])
+    one = clips(VideoEvalDataset(samples, sparse(2), scale=32, crop=32)[(0, 0)])
     assert one.shape == (1, 3, 2, 32, 32) and one.dtype == torch.float32 and one.max() > 2
     assert torch.equal(one[0], three[1])
 
@@ -104,8 +103,8 @@ def test_a_single_crop_is_the_centre_and_resized_clips_are_float(videos):
 def test_frame_folders_keep_their_colors_until_reversed(tmp_path, write_folder):
     samples = VideoList([write_folder(tmp_path / "clip", frames=12)], [0], num_frames=[12])
 
-    def clip(**options) -> torch.Tensor:
-        return clips(VideoDataset(samples, sampling="sparse", num_frames=2, scale=48, crop=48, **options)[(0, 0)])
+    def clip(colors: str, **options) -> torch.Tensor:
+        return clips(VideoEvalDataset(samples, sparse(2, colors=colors), scale=48, crop=48, **options)[(0, 0)])
 
     bgr, rgb = clip(colors="BGR"), clip(colors="RGB")
     assert (rgb[:, 0].float() - rgb[:, 2].float()).mean() > 30
@@ -113,9 +112,13 @@ def test_frame_folders_keep_their_colors_until_reversed(tmp_path, write_folder):
 
 
 def test_shuffled_frames_are_the_same_frames_in_another_order(videos, frame_numbers):
-    options = {"sampling": "sparse", "num_frames": 8, "num_views": 2, "num_crops": 3, "scale": 48, "crop": 48}
-    ordered = clips(VideoDataset(VideoList(videos, [0] * 4), **options)[(0, 1)])
-    dataset = VideoDataset(VideoList(videos, [0] * 4), **options, shuffle_frames=True)
+    reader = VideoReader(SparseSampler(8, 2))
+
+    def dataset_of(shuffle_frames: bool) -> VideoEvalDataset:
+        samples = VideoList(videos, [0] * 4)
+        return VideoEvalDataset(samples, reader, num_crops=3, scale=48, crop=48, shuffle_frames=shuffle_frames)
+
+    ordered, dataset = clips(dataset_of(False)[(0, 1)]), dataset_of(True)
     shuffled = clips(dataset[(0, 1)])
     orders = [numbers(frame_numbers, clip) for clip in shuffled]
     assert orders[0] == orders[1] == orders[2] != orders[3]
@@ -125,24 +128,22 @@ def test_shuffled_frames_are_the_same_frames_in_another_order(videos, frame_numb
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_clips_of_a_batch_are_made_side_by_side(videos, reverse):
-    options = {"sampling": "dense", "num_frames": 4, "transform": WHOLE, "num_copies": 2, "reverse_channels": reverse}
-    dataset = VideoDataset(VideoList(videos, [0] * 4), **options)
-    alone = [dataset[key] for key in ((3, 2), (3, 0), (4, 1))]
-    copied = collate(alone)["video"]
-    items = dataset.__getitems__([(3, 2), (3, 0), (4, 1)])
-    joined = collate(items)["video"]
-    assert joined.data_ptr() == items[0]["video"][0].data_ptr() and torch.equal(joined, copied)
-    assert joined.stride() == copied.stride()
-    batches = DataLoader(dataset, batch_sampler=[[(3, 2), (3, 0), (4, 1)]], collate_fn=collate, num_workers=1)
-    assert torch.equal(next(iter(batches))["video"], copied)
-    plain = VideoDataset(VideoList(videos, [0] * 4), **{**options, "reverse_channels": False})
-    straight = collate(plain.__getitems__([(3, 2), (3, 0), (4, 1)]))["video"]
-    assert torch.equal(joined, straight.flip(1) if reverse else straight)
+def test_a_batch_holds_the_clips_of_its_rows_in_order(videos, reverse):
+    keys = [(3, 2), (3, 0), (4, 1)]
+    samples, reader = VideoList(videos, [4, 5, 6, 7]), VideoReader(DenseSampler(4))
+    dataset = TrainDataset(samples, reader, WHOLE, num_copies=2, reverse_channels=reverse)
+    batch = dataset.__getitems__(keys)
+    assert torch.equal(batch["video"], torch.cat([dataset[key]["video"] for key in keys]))
+    assert batch["index"].tolist() == [2, 2, 0, 0, 1, 1] and batch["label"].tolist() == [6, 6, 4, 4, 5, 5]
+    assert batch["view"].tolist() == [0, 1] * 3
+    (sent,) = DataLoader(dataset, batch_sampler=[keys], collate_fn=as_made, num_workers=1)
+    assert torch.equal(sent["video"], batch["video"]) and sent["video"].stride() == batch["video"].stride()
+    straight = TrainDataset(samples, reader, WHOLE, num_copies=2).__getitems__(keys)["video"]
+    assert torch.equal(batch["video"], straight.flip(1) if reverse else straight)
 
 
 def test_a_broken_training_video_gives_way_to_another_and_is_reported(some_broken):
-    dataset = VideoDataset(some_broken, sampling="sparse", num_frames=2, transform=WHOLE)
+    dataset = TrainDataset(some_broken, sparse(2), WHOLE)
     rows, most = set(), 0
     for epoch in range(20):
         item = dataset[(epoch, 1)]
@@ -157,32 +158,25 @@ def test_a_broken_training_video_gives_way_to_another_and_is_reported(some_broke
 
 
 def test_training_stops_when_nothing_decodes(tmp_path):
-    dataset = VideoDataset(
-        VideoList([str(tmp_path / f"{n}.mp4") for n in range(3)], [0] * 3),
-        sampling="sparse",
-        num_frames=2,
-        transform=WHOLE,
-    )
-    with pytest.raises(MediaError, match="10 videos in a row") as caught:
+    dataset = TrainDataset(VideoList([str(tmp_path / f"{n}.mp4") for n in range(3)], [0] * 3), sparse(2), WHOLE)
+    with pytest.raises(MediaError, match=r"\b10\b") as caught:
         dataset[(0, 0)]
     assert str(caught.value).count("no such file") == 10
 
 
 def test_an_evaluation_never_substitutes(some_broken):
-    options = {"sampling": "sparse", "num_frames": 2, "num_crops": 3, "scale": 32, "crop": 32}
-    dataset = VideoDataset(some_broken, **options)
+    dataset = VideoEvalDataset(some_broken, sparse(2), num_crops=3, scale=32, crop=32)
     item = dataset[(0, 1)]
     assert item["video"].frames == [] and item["label"].shape == item["view"].shape == (0,)
     assert len(item["bad"]) == 1 and item["bad"][0][0].endswith("gone.mp4")
 
-    batch = collate([dataset[(0, index)] for index in range(4)])
+    batch = dataset.__getitems__([(0, index) for index in range(4)])
     assert clips(batch).shape == (6, 3, 2, 32, 32) and {frames.dtype for frames in batch["video"].frames} == {
         torch.uint8
     }
     assert batch["label"].tolist() == [5] * 3 + [8] * 3 and batch["index"].tolist() == [0] * 3 + [3] * 3
     assert batch["view"].tolist() == [0, 1, 2] * 2 and len(batch["bad"]) == 2
-    nothing = collate([item])
-    assert nothing["video"].frames == [] and nothing["index"].dtype == torch.int64
+    assert item["index"].dtype == item["label"].dtype == torch.int64
 
 
 def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
@@ -192,11 +186,10 @@ def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
     assert len(tests) > 20
     for row in tests:
         dense = row["dataset_class"] in ("Kinetics", "Hmdb")
-        dataset = VideoDataset(
-            VideoList([path], [0]), sampling="dense" if dense else "sparse", num_frames=8, sampling_rate=8,
-            num_views=row["num_ensemble_views"], num_crops=row["num_spatial_crops"], scale=32, crop=32,
-        )  # fmt: skip
-        chosen = [i for view in range(dataset.num_views) for i in dataset._clip_indices(100, view, 0)]
+        sampler = (DenseSampler if dense else SparseSampler)(8, row["num_ensemble_views"], 8)
+        options = {"num_crops": row["num_spatial_crops"], "scale": 32, "crop": 32}
+        dataset = VideoEvalDataset(VideoList([path], [0]), VideoReader(sampler), **options)
+        chosen = dataset.frame_indices(100, 0)
         clips = np.repeat(np.reshape(chosen, (-1, 8)), row["num_spatial_crops"], axis=0)
         shift = row["dataset_class"] in ("Sth", "Hmdb")  # which count files from 1
         assert (clips + shift).tolist() == [clip[3] for clip in row["clips"]], row["dataset_class"]
@@ -206,9 +199,9 @@ def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
 def test_a_video_that_hangs_is_a_broken_one(videos, tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     samples = VideoList([str(tmp_path / "pipe.mp4"), videos[0]], [1, 2])
-    options = {"sampling": "sparse", "num_frames": 2, "backend": "pyav", "decode_timeout": 2}
-    item = VideoDataset(samples, **options, transform=WHOLE)[(0, 0)]
+    reader = sparse(2, decode_timeout=2)
+    item = TrainDataset(samples, reader, WHOLE)[(0, 0)]
     assert item["index"].tolist() == [1] and item["label"].tolist() == [2]
     assert all(reason.startswith("decoding took longer than 2 s") for _, reason in item["bad"])
-    item = VideoDataset(samples, **options, scale=32, crop=32)[(0, 0)]
+    item = VideoEvalDataset(samples, reader, scale=32, crop=32)[(0, 0)]
     assert item["video"].frames == [] and len(item["bad"]) == 1

@@ -1,0 +1,311 @@
+"""Data sets that make whole batches: a video or an image is decoded once for all its clips.
+
+`dataset[(epoch, index)]` is the batch of one row of the list, and a loader asks for the batch of several rows at once:
+
+* "video": uint8 clips (B, C, T, H, W) or images (B, C, H, W); the evaluation of videos has the `Views` that B clips are
+  cut out of. In a worker, its memory is ready to be sent.
+* "label", "index" (row of the list), "view": (B,) int64.
+* "bad": list of (path, reason) of files that could not be decoded.
+
+Training takes augmented copies of one decoded clip, and replaces a broken file by another one, drawn by the same
+coordinates. An evaluation draws nothing and replaces nothing: a broken file has no clips and is named in "bad".
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from slowfast.datasets.guarded import read_frames_within
+from slowfast.datasets.image import ImageTransform, centre_view, read_image
+from slowfast.datasets.lists import Sample, VideoList
+from slowfast.datasets.reader import MediaError
+from slowfast.datasets.sampling import FrameSampler, annotated_indices
+from slowfast.datasets.shared import new_clips, share
+from slowfast.datasets.transforms import TrainTransform, Views, to_small_tensor
+from slowfast.datasets.workers import note_row
+from slowfast.utils.rng import rng_for
+
+Batch = dict[str, Any]
+Key = tuple[int, int]  # epoch and row of the list
+MAX_TRIES = 10
+
+
+def as_made(batch: Any) -> Any:
+    """Return a batch as its data set made it; the `collate_fn` of a loader."""
+    return batch
+
+
+@dataclass(frozen=True)
+class VideoReader:
+    """Decode the frames of videos that a sampler chooses.
+
+    Args:
+        sampler: chooses the frames of a clip.
+        image_template: name of image number k of a frame folder.
+        colors: order of the channels, "RGB" or "BGR".
+        backend: decoder of video files: "pyav", "decord" or "torchcodec".
+        decode_timeout: seconds after which the read of a video is given up; 0 for no limit.
+    """
+
+    sampler: FrameSampler
+    image_template: str = "img_{:05d}.jpg"
+    colors: str = "RGB"
+    backend: str = "pyav"
+    decode_timeout: float = 0
+
+    def clip_shape(self, crop: int) -> tuple[int, ...]:
+        """Return the shape of a training clip, (T, H, W, C)."""
+        return self.sampler.num_frames, crop, crop, 3
+
+    def clip_indices(self, length: int, sample: Sample, rng: np.random.Generator) -> list[int]:
+        """Draw the frames of a training clip, from the annotated segment if there is one."""
+        if sample.segment is not None:
+            return annotated_indices(length, self.sampler.num_frames, sample.segment, rng)
+        return self.sampler(length, None, rng)
+
+    def read_clip(self, sample: Sample, make_rng: Callable[[], np.random.Generator]) -> np.ndarray:
+        """Read the frames of a training clip, (T, H, W, C) uint8."""
+        return self.read(sample, lambda length: self.clip_indices(length, sample, make_rng()))
+
+    def read(self, sample: Sample, choose: Callable[[int], list[int]]) -> np.ndarray:
+        """Read the frames that `choose` names, as `read_frames` does."""
+        return read_frames_within(
+            self.decode_timeout,
+            sample.path,
+            choose,
+            num_frames=sample.num_frames,
+            image_template=self.image_template,
+            colors=self.colors,
+            backend=self.backend,
+        )
+
+
+class ImageReader:
+    """Decode images."""
+
+    def clip_shape(self, crop: int) -> tuple[int, ...]:
+        """Return the shape of a training image, (H, W, C)."""
+        return crop, crop, 3
+
+    def read_clip(self, sample: Sample, make_rng: Callable[[], np.random.Generator]) -> np.ndarray:
+        """Read an image, (H, W, C) uint8."""
+        return read_image(sample.path)
+
+
+class ClipDataset(Dataset[Batch], ABC):
+    """Batches of the rows of a list.
+
+    Args:
+        samples: the list.
+        seed: first coordinate of every draw.
+        reverse_channels: turn the order of the channels around at the very end.
+
+    Attributes:
+        killed: rows that a worker was reading when the system killed it, with the reason; they count as broken.
+    """
+
+    def __init__(self, samples: VideoList, *, seed: int = 0, reverse_channels: bool = False) -> None:
+        self.samples = samples
+        self.seed = seed
+        self.reverse_channels = reverse_channels
+        self.killed: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: Key) -> Batch:
+        return self.__getitems__([key])
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Return the batch of several rows; a loader passes it to its `collate_fn`."""
+        try:
+            return self._make_batch(keys)
+        finally:
+            note_row(None)
+
+    @abstractmethod
+    def _make_batch(self, keys: Sequence[Key]) -> Batch: ...
+
+    def _begin(self, row: int) -> Sample:
+        """Return the sample of a row that is read next.
+
+        Raises:
+            MediaError: the row is one of `killed`.
+        """
+        if row in self.killed:
+            raise MediaError(self.samples.path(row), self.killed[row])
+        note_row(row)
+        return self.samples[row]
+
+    def _batch(self, video: Any, rows: list[int], clips: int, bad: list[tuple[str, str]]) -> Batch:
+        """Describe a batch of `clips` clips of each row."""
+        index = torch.tensor(rows, dtype=torch.int64)
+        return {
+            "video": video,
+            "label": torch.from_numpy(self.samples.labels[rows]).repeat_interleave(clips),
+            "index": index.repeat_interleave(clips),
+            "view": torch.arange(clips).repeat(len(rows)),
+            "bad": bad,
+        }
+
+
+class TrainDataset(ClipDataset):
+    """Augmented clips of videos, or augmented images.
+
+    Args:
+        samples: the list.
+        reader: decodes its files.
+        transform: augmentation of a clip.
+        num_copies: augmented copies of each clip.
+        options: of `ClipDataset`.
+    """
+
+    def __init__(
+        self,
+        samples: VideoList,
+        reader: VideoReader | ImageReader,
+        transform: TrainTransform | ImageTransform,
+        *,
+        num_copies: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__(samples, **options)
+        self.reader = reader
+        self.transform = transform
+        self.num_copies = num_copies
+
+    def _make_batch(self, keys: Sequence[Key]) -> Batch:
+        clips, video = new_clips((len(keys) * self.num_copies, *self.reader.clip_shape(self.transform.crop)))
+        rows: list[int] = []
+        bad: list[tuple[str, str]] = []
+        for place, (epoch, index) in enumerate(keys):
+            row, frames = self._read(epoch, index, bad)
+            rows.append(row)
+            for copy in range(self.num_copies):
+                clip = clips[place * self.num_copies + copy]
+                self.transform(frames, rng_for(self.seed, epoch, index, copy), clip)
+                if self.reverse_channels:
+                    clip[...] = clip[..., ::-1].copy()
+        return self._batch(video, rows, self.num_copies, bad)
+
+    def _read(self, epoch: int, index: int, bad: list[tuple[str, str]]) -> tuple[int, np.ndarray]:
+        """Return the first row that can be decoded, and its frames; add the others to `bad`.
+
+        Raises:
+            MediaError: none of `MAX_TRIES` rows can be decoded.
+        """
+        row, before = index, len(bad)
+        for attempt in range(MAX_TRIES):
+            try:
+                return row, self.reader.read_clip(
+                    self._begin(row), lambda: rng_for(self.seed, epoch, index, "temporal")
+                )
+            except MediaError as error:
+                bad.append((error.path, error.reason))
+                step = rng_for(self.seed, epoch, index, "substitute", attempt).integers(max(len(self) - 1, 1))
+                row = (index + 1 + int(step)) % len(self)
+        listed = "".join(f"\n  {path}: {reason}" for path, reason in bad[before:])
+        raise MediaError(f"{MAX_TRIES} files in a row cannot be decoded:{listed}")
+
+
+class EvalDataset(ClipDataset):
+    """The views of videos or images, without any draw.
+
+    Args:
+        samples: the list.
+        scale: short side that frames are resized to, in pixels.
+        crop: side of the crops, in pixels.
+        options: of `ClipDataset`.
+    """
+
+    num_views = 1
+    num_crops = 1
+
+    def __init__(self, samples: VideoList, *, scale: int = 224, crop: int = 224, **options: Any) -> None:
+        super().__init__(samples, **options)
+        self.scale = scale
+        self.crop = crop
+
+    def _make_batch(self, keys: Sequence[Key]) -> Batch:
+        made: list[Any] = []
+        rows: list[int] = []
+        bad: list[tuple[str, str]] = []
+        for _, row in keys:
+            try:
+                made.append(self._read(self._begin(row), row))
+                rows.append(row)
+            except MediaError as error:
+                bad.append((error.path, error.reason))
+        return self._batch(self._join(made), rows, self.num_views * self.num_crops, bad)
+
+    @abstractmethod
+    def _read(self, sample: Sample, row: int) -> Any: ...
+
+    @abstractmethod
+    def _join(self, made: list[Any]) -> Any: ...
+
+
+class VideoEvalDataset(EvalDataset):
+    """The views of videos: clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`.
+
+    Args:
+        samples: the list.
+        reader: decodes its videos; its sampler has the temporal views.
+        num_crops: spatial crops of each temporal view, 1 (the centre) or 3.
+        shuffle_frames: give the frames of every clip in random order, which shows how a model uses motion.
+        options: of `EvalDataset`.
+    """
+
+    def __init__(
+        self,
+        samples: VideoList,
+        reader: VideoReader,
+        *,
+        num_crops: int = 1,
+        shuffle_frames: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(samples, **options)
+        assert num_crops in (1, 3), num_crops
+        self.reader = reader
+        self.num_views = reader.sampler.num_views
+        self.num_crops = num_crops
+        self.shuffle_frames = shuffle_frames
+
+    def frame_indices(self, length: int, row: int) -> list[int]:
+        """Return the frames of all views of a video of `length` frames, view by view."""
+        indices: list[int] = []
+        for view in range(self.num_views):
+            clip = self.reader.sampler(length, view, None)
+            if self.shuffle_frames:
+                rng_for(self.seed, row, view, "shuffle").shuffle(clip)
+            indices += clip
+        return indices
+
+    def _read(self, sample: Sample, row: int) -> torch.Tensor:
+        frames = self.reader.read(sample, lambda length: self.frame_indices(length, row))
+        video = to_small_tensor(frames, self.scale)
+        return video.flip(0) if self.reverse_channels else video
+
+    def _join(self, made: list[torch.Tensor]) -> Views:
+        positions = (1,) if self.num_crops == 1 else (0, 1, 2)
+        return Views(share(made), self.reader.sampler.num_frames, self.scale, self.crop, positions)
+
+
+class ImageEvalDataset(EvalDataset):
+    """The centre of each image."""
+
+    def _read(self, sample: Sample, row: int) -> np.ndarray:
+        image = centre_view(read_image(sample.path), self.scale, self.crop)
+        return image[..., ::-1] if self.reverse_channels else image
+
+    def _join(self, made: list[np.ndarray]) -> Any:
+        images, video = new_clips((len(made), self.crop, self.crop, 3))
+        for target, image in zip(images, made, strict=True):
+            target[...] = image
+        return video
