@@ -78,6 +78,8 @@ def read_file(
         return []
     if not os.path.isfile(path):
         what = "is a folder: name the YAML file in it" if os.path.isdir(path) else "does not exist"
+        if not parents and os.path.dirname(path) == "/":  # an official script: --cfg $work_path/config.yaml
+            what += ": set work_path=FOLDER if the script uses $work_path"
         start = f"the folder of {parents[-1]}" if parents else os.getcwd()
         notes.faults.append(f"{named_at}: configuration {path} {what} (relative paths begin in {start})")
         return []
