@@ -1,4 +1,4 @@
-"""Models by name, for use without any configuration file."""
+"""Create models by name, without a configuration file."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names for `create_model` that fit a shell pattern, e.g. "uniformerv2*"."""
+    """Return the names for `create_model` that match a shell pattern, for example "uniformerv2*"."""
     return sorted(name for name in VARIANTS if fnmatch(name, pattern))
 
 
@@ -114,7 +114,7 @@ def create_model(
     class_order: str = "auto",
     **options: Any,
 ) -> Network:
-    """A model of the zoo on the CPU, in training mode: (B, 3, T, H, W) -> logits (B, K); image models (B, 3, H, W).
+    """Return a model on the CPU, in training mode: (B, 3, T, H, W) -> logits (B, K); image models take (B, 3, H, W).
 
     Args:
         name: see `list_models`. uniformer_image_s_plus and uniformer_image_s_plus_dim64 differ in the channels of an
@@ -122,19 +122,19 @@ def create_model(
         num_frames: T of the clips it is for; the networks take any, so this only sets `model.input_shape`.
         num_classes: K; None is 400, for image models 1000; 0 returns features without a classifier, also for
             `weights` that have one.
-        weights: path or address of a file in any known layout (`models.convert`), a name in
+        weights: path or address of a file in any known layout (`slowfast.weights.layouts`), a name in
             `slowfast/weights/manifest.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps (B, C', T', H', W').
         out_indices: numbers of the stages (UniFormer) or blocks (UniFormerV2), from 0, or how many of the last ones.
-        reset_head: start a new classifier, whatever the one in `weights` is.
+        reset_head: start a new classifier, also if the one in `weights` fits.
         to_train: `weights` may lack temporal parts, which then start as the identity.
         class_names: classes of the model, in the order of its outputs; the rows of a released classifier are put into
             that order. None selects the sorted names; from Kinetics-710, those of Kinetics-400, 600 or 700.
         class_order: the class of each row of that classifier, if unknown or wrong by default: "sorted", "released",
             or a file of their class names.
         options: keyword arguments of the class, which are the lower-case names of its section in the configuration,
-            e.g. drop_depth_rate, no_lmhra, or for a UniFormerV2 backbone="timm/vit_base_patch16_224.dino".
+            for example drop_depth_rate, no_lmhra, or for a UniFormerV2 backbone="timm/vit_base_patch16_224.dino".
 
     Returns:
         The model, with `input_shape`, (3, T, H, W) or (3, H, W), with `class_names` (None if they are not known), and
@@ -145,41 +145,39 @@ def create_model(
         ValueError: an unknown name or option, or weights that do not fit or cannot be fetched.
     """
     if name not in VARIANTS:
-        raise ValueError(f"model {name!r} is not known{close_to(name, VARIANTS)}; choose from {list_models()}")
+        raise ValueError(f"model {name!r} is not known{close_to(name, VARIANTS)}: choose from {list_models()}")
     variant = VARIANTS[name]
     _check_options(name, options)
     if num_frames < 1:
-        raise ValueError(f"num_frames {num_frames} has to be at least 1")
+        raise ValueError(f"num_frames {num_frames} is not possible: give at least 1")
     start = weights == "start"
-    source = variant.start if start else weights
-    checkpoint = load_tensors(source) if source is not None else None
+    source = variant.start if start else str(weights)
+    checkpoint = None if weights is None else load_tensors(source)
     arguments = {**variant.options, **options}
     if checkpoint is not None and variant.network is UniFormer:
-        arguments |= _options_of(checkpoint, str(source), variant, options)
+        arguments |= _options_of(checkpoint, source, variant, options)
     classes = variant.num_classes if num_classes is None else num_classes
     if class_names and len(class_names) != classes:
         raise ValueError(f"{len(class_names)} class names for {classes} classes: give num_classes={len(class_names)}")
     model = variant.network(num_classes=classes, **arguments)
+    is_image = arguments.get("ndim") == 2
     size = model.tower.resolution if isinstance(model, UniFormerV2) else variant.size
-    frame = (arguments.get("in_channels", 3), size, size)
-    shape = frame if arguments.get("ndim") == 2 else (frame[0], num_frames, *frame[1:])
-    model.describe(name, shape, variant.num_classes)
+    time = () if is_image else (num_frames,)
+    model.describe(name, (arguments.get("in_channels", 3), *time, size, size), variant.num_classes)
     model.class_names = list(class_names) if class_names else None
     state_classes(model)
     if checkpoint is not None:
-        dataset = "imagenet" if arguments.get("ndim") == 2 else ""
-        order = None if reset_head else find_order(model, checkpoint, str(source), class_order, dataset, class_names)
+        dataset = "imagenet" if is_image else ""
+        order = None if reset_head else find_order(model, checkpoint, source, class_order, dataset, class_names)
         kind = "fresh" if reset_head else "fresh if mismatched" if start else "keep"
         head = HeadPolicy(kind, class_names or _names_of(order, classes), order, by_place=True)
         report = load_weights(model, checkpoint, head, to_train=to_train or start)
-        report.notes += [variant.note] * bool(variant.note and not identify(str(source)))
+        report.notes += [variant.note] * bool(variant.note and not identify(source))
         announce(f"weights of {name} from {source}: {report}")
         model.class_names = report.class_names
         if order and order.name:
             model.class_order = "sorted" if rows_of_places(order.name, classes) else order.name
-    if features_only:
-        return feature_getter(model, out_indices)
-    return model
+    return feature_getter(model, out_indices) if features_only else model
 
 
 def _names_of(order: ClassOrder | None, classes: int) -> Sequence[str] | None:

@@ -271,15 +271,12 @@ _parameters: dict[str, int] = {}
 
 
 @experiments
-def test_models_build_and_accept_their_input(official):
+def test_models_have_the_official_parameters(official):
     cfg = experiment_of(official).cfg
-    network, size = network_of(cfg), cfg.DATA.TEST_CROP_SIZE
+    network = network_of(cfg)
     if network not in _parameters:
-        with torch.device("meta"), torch.inference_mode():
-            model = build_model(cfg).eval()
-            logits = model(torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, size, size))
-        _parameters[network] = count_parameters(model)
-        assert logits.shape == (1, cfg.MODEL.NUM_CLASSES)
+        with torch.device("meta"):
+            _parameters[network] = count_parameters(build_model(cfg))
     assert _parameters[network] == OFFICIAL[official].get("parameters", _parameters[network])
 
 
