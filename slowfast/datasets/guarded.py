@@ -1,11 +1,11 @@
-"""Reading in a process of its own, which can be killed when a decoder hangs or crashes.
+"""Read videos in a separate process, which is killed when a decoder blocks or crashes.
 
-A decoder that hangs does so in C, where neither an exception nor a signal handler of Python reaches it, and a thread
-that hangs stays for ever: only a process can be ended. It must not be the loader's worker, whose death ends the run. So
-every thread that reads has one process beside it, started with the first read and again after a kill. It is a fresh
-interpreter, not a fork: that is right after CUDA was initialized, under every start method and in daemonic workers, and
-it inherits no open files. Requests and frame counts go through a socket; frames come back through memory that both
-processes map. It ends with the thread that started it, however that ends.
+A decoder that blocks does so in C, where neither an exception nor a signal handler of Python reaches it, and a thread
+cannot be ended: only a process can. It must not be the loader's worker, whose end would end the run. So every thread
+that reads has one decoder process, which starts with the first read and again after a kill. It is a fresh interpreter,
+not a fork: that is right after CUDA was initialized, under every start method and in daemonic workers, which cannot
+start processes by `multiprocessing`, and it inherits no open files. Requests and frame counts go through a socket;
+frames come back through memory that both processes map. It exits with the thread that started it.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ START = (
     "serve(sys.argv[1], *map(int, sys.argv[2:5]))"
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Seconds until a process that does not even begin is given up; importing from a busy network drive takes its time.
-START_LIMIT = 300.0
-SLOW = "every read decodes it from the beginning to the end ({}): prepare_data.py reencode makes a faster copy"
+START_LIMIT = 300.0  # seconds until the imports must be done; from a busy network drive they take long
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
-# Ctrl-C, and what a cluster sends to every process of a job that is to save its work and end.
+# Ctrl-C, and the signals that a cluster sends to every process of a job; the owner handles them.
 FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+_local = threading.local()
+os.register_at_fork(after_in_child=lambda: vars(_local).clear())
 
 
 def read_frames_within(seconds: float, path: str, choose: Callable[[int], Sequence[int]], **options: Any) -> np.ndarray:
-    """`read_frames` with a limit on the time it takes.
+    """Call `read_frames` with a limit on its time.
 
     Args:
         seconds: limit of one read; 0 reads in this process, without a limit.
@@ -63,7 +64,7 @@ def read_frames_within(seconds: float, path: str, choose: Callable[[int], Sequen
         options: the keyword arguments of `read_frames`.
 
     Returns:
-        As `read_frames`; with a limit, an array that must not be written to and is gone with the next read.
+        As `read_frames`; with a limit, a read-only array that is valid until the next read.
 
     Raises:
         MediaError: as `read_frames`; also, the time is over, or the decoder crashed.
@@ -71,18 +72,34 @@ def read_frames_within(seconds: float, path: str, choose: Callable[[int], Sequen
     if not seconds:
         return read_frames(path, choose, **options)
     backend = options.get("backend", "pyav")
-    reader = vars(_local).get(backend)
-    if reader is None or not reader.alive():
-        reader = vars(_local)[backend] = _Reader(backend)
-    return reader.read(seconds, path, choose, options)
+    decoder = vars(_local).get(backend)
+    if decoder is None or not decoder.alive():
+        decoder = vars(_local)[backend] = _Decoder(backend)
+    return decoder.read(seconds, path, choose, options)
 
 
-class _Reader:
-    """This side of the process."""
+class _Memory:
+    """Memory for frames, which two processes map; it grows to the largest video."""
+
+    def __init__(self, descriptor: int, protection: int) -> None:
+        self.descriptor = descriptor
+        self.protection = protection
+        self.mapped: mmap.mmap | None = None
+
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
+        size = math.prod(shape)
+        if self.mapped is None or len(self.mapped) < size:
+            if os.fstat(self.descriptor).st_size < size:
+                os.ftruncate(self.descriptor, size)
+            self.mapped = mmap.mmap(self.descriptor, 0, prot=self.protection)
+        return np.frombuffer(self.mapped, np.uint8, size).reshape(shape)
+
+
+class _Decoder:
+    """A decoder process, seen from its owner."""
 
     def __init__(self, backend: str) -> None:
-        self.memory = memory_file("frames")
-        self.mapped: mmap.mmap | None = None
+        self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
         self.poll = select.poll()
@@ -91,20 +108,20 @@ class _Reader:
         if parent is not None:
             self.poll.register(parent.sentinel, select.POLLIN)
         with theirs:
-            numbers = (theirs.fileno(), self.memory, os.getpid())
+            numbers = (theirs.fileno(), self.memory.descriptor, os.getpid())
             self.process = subprocess.Popen(
                 [sys.executable, "-c", START, backend, *map(str, numbers), *sys.path],
                 pass_fds=numbers[:2],
                 stdin=subprocess.DEVNULL,
             )
-        self.close = weakref.finalize(self, _end, self.connection, self.memory, self.process, os.getpid())
+        self.close = weakref.finalize(self, _end, self.connection, self.memory.descriptor, self.process, os.getpid())
         try:
             if not self.connection.poll(START_LIMIT):
-                raise RuntimeError(f"the process that decodes has not started within {START_LIMIT:g} s")
-            self.connection.recv()  # the imports are done
+                raise RuntimeError(f"the decoder process has not started within {START_LIMIT:g} s")
+            self.connection.recv()
         except (EOFError, ConnectionError):
             self.close()
-            raise RuntimeError("the process that decodes could not start; its message is above") from None
+            raise RuntimeError("the decoder process could not start; see its message above") from None
         except BaseException:
             self.close()
             raise
@@ -115,33 +132,44 @@ class _Reader:
     def read(
         self, seconds: float, path: str, choose: Callable[[int], Sequence[int]], options: dict[str, Any]
     ) -> np.ndarray:
-        end = time.monotonic() + seconds
-        slow = ""
         try:
-            self.connection.send((path, options))
-            while True:
-                if not self._wait(end):
-                    raise MediaError(path, _late(seconds, slow))
-                kind, value = self.connection.recv()
-                if kind == "length":
-                    self.connection.send([int(index) for index in choose(value)])
-                elif kind == "log":
-                    logger.info(value)
-                elif kind == "slow":
-                    slow = value
-                else:
-                    break
+            kind, value = self._request(seconds, path, choose, options)
         except (EOFError, ConnectionError):
             self.close()
             raise MediaError(path, _crash(path, self.process.returncode)) from None
-        except BaseException:  # also one of `choose`: what comes back later would be taken for the next answer
+        except BaseException:  # also one of `choose`: a later message would belong to this read
             self.close()
             raise
-        if kind == "frames":
-            return self._frames(path, value)
         if kind == "media error":
             raise MediaError(*value)
-        raise RuntimeError(f"{path} cannot be read:\n{value}")
+        if kind == "failure":
+            raise RuntimeError(f"{path} cannot be read:\n{value}")
+        try:
+            return self.memory.array(value)
+        except (OSError, MemoryError) as error:
+            raise MediaError(path, why_not(path, error, f"{value[0]} frames of {value[2]}x{value[1]}")) from None
+
+    def _request(
+        self, seconds: float, path: str, choose: Callable[[int], Sequence[int]], options: dict[str, Any]
+    ) -> tuple[str, Any]:
+        """Request frames, handle the messages of the decoder process, and return the last one."""
+        end, slow = time.monotonic() + seconds, ""
+        self.connection.send((path, options))
+        while True:
+            if not self._wait(end):
+                raise MediaError(path, f"decoding took longer than {seconds:g} s (decode_timeout){slow}")
+            kind, value = self.connection.recv()
+            if kind == "length":
+                self.connection.send([int(index) for index in choose(value)])
+            elif kind == "log":
+                logger.info(value)
+            elif kind == "slow":
+                slow = (
+                    f"; every read decodes it from the beginning to the end ({value}): "
+                    "prepare_data.py reencode makes a faster copy"
+                )
+            else:
+                return kind, value
 
     def _wait(self, end: float) -> bool:
         """Return whether the decoder process has sent something before the time `end`."""
@@ -151,19 +179,6 @@ class _Reader:
             sys.exit("the process that wanted the frames is gone")
         return bool(ready)
 
-    def _frames(self, path: str, shape: tuple[int, ...]) -> np.ndarray:
-        if self.mapped is None or len(self.mapped) < math.prod(shape):
-            try:
-                self.mapped = mmap.mmap(self.memory, 0, prot=mmap.PROT_READ)
-            except (OSError, MemoryError) as error:
-                raise MediaError(path, why_not(path, error, f"{shape[0]} frames of {shape[2]}x{shape[1]}")) from None
-        return np.frombuffer(self.mapped, np.uint8, math.prod(shape)).reshape(shape)
-
-
-def _late(seconds: float, slow: str) -> str:
-    reason = f"decoding took longer than {seconds:g} s (DATA_LOADER.DECODE_TIMEOUT)"
-    return f"{reason}; {SLOW.format(slow)}" if slow else reason
-
 
 def _crash(path: str, code: int) -> str:
     reason = f"the decoder crashed (exit code {code})"
@@ -172,8 +187,8 @@ def _crash(path: str, code: int) -> str:
     return reason
 
 
-def _end(connection: Connection, memory: int, process: subprocess.Popen, owner: int) -> None:
-    """End the process; a fork of its owner only lets go of it."""
+def _end(connection: Connection, memory: int, process: subprocess.Popen[bytes], owner: int) -> None:
+    """Close the connection, and kill the process unless this is a fork of its owner."""
     connection.close()
     os.close(memory)
     if os.getpid() == owner:
@@ -182,68 +197,57 @@ def _end(connection: Connection, memory: int, process: subprocess.Popen, owner: 
             process.wait(5)
 
 
-_local = threading.local()
-os.register_at_fork(after_in_child=lambda: vars(_local).clear())
-
-
-def serve(backend: str, socket_number: int, memory: int, owner: int) -> None:
-    """The other side: read for the process `owner` until it is gone.
+def serve(backend: str, socket_number: int, descriptor: int, owner: int) -> None:
+    """Read for the process `owner` until it exits; the main function of a decoder process.
 
     Args:
-        backend: to load before the first read, whose time counts.
+        backend: to import before the first read, whose time counts.
         socket_number: descriptor of the connection.
-        memory: descriptor of the memory for frames.
+        descriptor: of the memory for frames.
         owner: process id.
     """
     for number in FOR_THE_OWNER:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even while a decoder hangs
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even while a decoder blocks
     cv2.setNumThreads(0)
     keep_memory()
     check_backend(backend)
-    connection = Connection(socket_number)
+    connection, memory = Connection(socket_number), _Memory(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
     package = logging.getLogger("slowfast")
     package.setLevel(logging.INFO)
     package.addHandler(_ToOwner(connection))
     if os.getppid() != owner:
         return
     connection.send(("ready", None))
-    # What decoders remark about every odd packet; what matters is in the answers.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    mapped: mmap.mmap | None = None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # messages of decoders about odd packets
+    with contextlib.suppress(EOFError, ConnectionError):  # the owner exited
+        while True:
+            connection.send(_reply(connection, memory, *connection.recv()))
 
-    def allocate(shape: tuple[int, ...]) -> np.ndarray:
-        nonlocal mapped
-        size = math.prod(shape)
-        if mapped is None or len(mapped) < size:
-            os.ftruncate(memory, size)
-            mapped = mmap.mmap(memory, 0)
-        return np.frombuffer(mapped, np.uint8, size).reshape(shape)
+
+def _reply(connection: Connection, memory: _Memory, path: str, options: dict[str, Any]) -> tuple[str, Any]:
+    """Read a video, and return the last message to the owner."""
 
     def choose(length: int) -> Sequence[int]:
         connection.send(("length", length))
         return connection.recv()
 
-    arguments = {"allocate": allocate, "report_slow": lambda reason: connection.send(("slow", reason))}
-    with contextlib.suppress(EOFError, ConnectionError):  # the owner is gone
-        while True:
-            path, options = connection.recv()
-            try:
-                frames = read_frames(path, choose, **arguments, **options)
-            except MediaError as error:
-                connection.send(("media error", (error.path, error.reason)))
-                continue
-            except (EOFError, ConnectionError):
-                raise
-            except Exception:
-                connection.send(("failure", traceback.format_exc()))
-                continue
-            connection.send(("frames", frames.shape))
+    def report_slow(reason: str) -> None:
+        connection.send(("slow", reason))
+
+    try:
+        return "frames", read_frames(path, choose, allocate=memory.array, report_slow=report_slow, **options).shape
+    except MediaError as error:
+        return "media error", (error.path, error.reason)
+    except (EOFError, ConnectionError):
+        raise
+    except Exception:
+        return "failure", traceback.format_exc()
 
 
 class _ToOwner(logging.Handler):
-    """Sends what would be logged to the process that can."""
+    """Send log messages to the owner."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a video file or a folder of numbered images to the few frames a clip needs."""
+"""Read the frames of a clip from a video file or a folder of numbered images."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -25,21 +25,21 @@ def read_frames(
 ) -> np.ndarray:
     """Decode the frames that `choose` names, each of them once, in this process.
 
-    What a file is does not depend on the backend (`slowfast.datasets.decode` has the policy):
+    Every backend returns the same frames (see `slowfast.datasets.decode`):
 
-    * Frames are counted as they are shown, whatever the header says, and in the order of presentation: times, a late
+    * Frames are counted as they are shown, not as the header says, and in the order of presentation: times, a late
       start or a variable rate do not matter. Frames that an edit list hides do not exist.
     * Rotation and mirroring are applied, those of the first frame that is wanted. Pixels are not made square, fields
       not deinterlaced, alpha is left out; grey and 10-bit pictures become 8-bit RGB.
-    * Cover pictures are no videos; a single image is a video of one frame.
-    * A stream that ends early is a shorter video; an MP4 file that does, and one that cannot be decoded where frames
-      are needed, is damaged.
+    * Cover pictures are not videos; a single image is a video of one frame.
+    * A stream that ends early is a shorter video. An MP4 file whose frames are cut off is damaged, and so is a file
+      that cannot be decoded where frames are needed.
 
     Args:
         path: video file, or folder of images numbered from 1.
         choose: takes the number of frames of the video and returns 0-based indices, in any order and with repeats. It
-            is called again if that number was wrong, so it has to be a pure function.
-        num_frames: images in the folder if the list tells; None counts them. A video file is always asked.
+            is called again if that number was wrong, so it must be a pure function.
+        num_frames: images in the folder according to the list; None counts them. Those of a video file are counted.
         image_template: name of image number k of a folder, as in `image_template.format(k)`.
         colors: order of the channels, "RGB" or "BGR".
         backend: decoder of video files to try first: "pyav", "decord" or "torchcodec".
@@ -97,7 +97,7 @@ def _check_file(path: str) -> None:
             if file.read(1):
                 return
     except FileNotFoundError:
-        reason = "no such file or folder; set DATA.PATH_PREFIX to the folder the list starts from"
+        reason = "no such file or folder; the prefix must be the folder that the paths of the list start from"
     except OSError as error:
         reason = f"cannot be opened ({error.strerror})"
     else:
@@ -112,7 +112,7 @@ def _read_folder(
         start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
         num_frames = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
     if num_frames == 0:
-        raise MediaError(path, f"no image is named like DATA.IMAGE_TEMPLATE {image_template!r}")
+        raise MediaError(path, f"no image is named like image_template {image_template!r}")
     needed, order = np.unique(np.asarray(choose(num_frames)), return_inverse=True)
     return [_read_image(path, image_template.format(index + 1), num_frames) for index in needed], order.tolist()
 
@@ -121,9 +121,7 @@ def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:
     try:
         content = np.fromfile(os.path.join(folder, name), np.uint8)
     except OSError as error:
-        reason = (
-            f"{name} of {num_frames} images: {error.strerror}; check DATA.IMAGE_TEMPLATE and the list's frame count"
-        )
+        reason = f"{name} of {num_frames} images: {error.strerror}; check image_template and the list's frame count"
         raise MediaError(folder, reason) from None
     image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if image is None:

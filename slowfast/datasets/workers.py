@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 MAX_RESTARTS = 3  # in a row, without a batch
 MAX_WAIT = 5.0  # seconds from the end of a worker's connections to its own
 
-CURES = "lower DATA_LOADER.NUM_WORKERS, or re-encode large videos; in a test, lower TEST.NUM_ENSEMBLE_VIEWS"
+CURES = "lower the number of workers, or re-encode large videos; in a test, lower the number of temporal views"
 
 _place: tuple[Any, int] | None = None  # in a worker: the array of `VideoLoader`, and the number of the worker
 
@@ -39,7 +39,7 @@ def _start(places: Any, start_worker: Any, worker: int) -> None:
     start_worker(worker)
 
 
-class VideoLoader(DataLoader):
+class VideoLoader(DataLoader[dict[str, Any]]):
     """A `DataLoader` that restarts its workers after one was killed, and continues at the same batch.
 
     The video that the worker was reading counts as broken from then on: it is added to `killed` of the data set, a
@@ -109,7 +109,7 @@ class VideoLoader(DataLoader):
     def _killed(self, error: Exception) -> list[int]:
         """Return the process ids of workers that ended before their time, which may be the reason of an error.
 
-        PyTorch raises RuntimeError. A worker that dies while it hands over a batch shows first as an error of the
+        PyTorch raises RuntimeError. A worker that is killed while it sends a batch shows first as an error of the
         connection (reset, refused, its end, a socket that is gone, a message without file descriptors).
         """
         workers = getattr(self._iterator, "_workers", [])

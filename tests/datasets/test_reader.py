@@ -107,13 +107,13 @@ def _truncated(path, write_video):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path, _: None, r"no such file.*DATA\.PATH_PREFIX"),
+        (lambda path, _: None, r"no such file.*prefix"),
         (lambda path, _: path.touch(), "empty"),
         (lambda path, _: path.write_text("no video at all\n" * 50), "not a readable video"),
         (lambda path, _: _audio(path), "not a readable video.*stream"),
         (_damaged, "damaged, not all of it can be decoded"),
         (_truncated, "damaged, cut off after"),
-        (lambda path, _: path.mkdir(), r"DATA\.IMAGE_TEMPLATE"),
+        (lambda path, _: path.mkdir(), "image_template"),
     ],
     ids=["missing", "empty", "text", "audio", "damaged", "truncated", "empty folder"],
 )
@@ -127,7 +127,7 @@ def test_unreadable_media_are_named_with_their_reason(tmp_path, write_video, mak
 
 def test_broken_folders_are_named_with_the_image(tmp_path, write_folder):
     path = write_folder(tmp_path / "clip", frames=4)
-    with pytest.raises(MediaError, match=r"img_00005\.jpg of 6 images: No such file.*DATA\.IMAGE_TEMPLATE"):
+    with pytest.raises(MediaError, match=r"img_00005\.jpg of 6 images: No such file.*image_template"):
         read_frames(path, lambda length: range(length), num_frames=6)
     (tmp_path / "clip" / "img_00002.jpg").write_bytes(b"\xff\xd8 not much of a JPEG")
     with pytest.raises(MediaError, match=r"img_00002\.jpg is damaged"):

@@ -87,7 +87,7 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder, monkeypatch):
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
     assert list(data.killed) == [KILLER]
     size = os.path.getsize(folder / f"{KILLER}.mp4") / 1e6
-    assert f"{size:,.1f} MB" in data.killed[KILLER] and "DATA_LOADER.NUM_WORKERS" in data.killed[KILLER]
+    assert f"{size:,.1f} MB" in data.killed[KILLER] and "number of workers" in data.killed[KILLER]
 
 
 class Vanishing(Killing):
@@ -127,7 +127,9 @@ def test_workers_that_die_repeatedly_end_with_one_message(folder, monkeypatch):
     class AllKill(Killing):
         rows = range(ROWS)
 
-    with pytest.raises(ValueError, match=r"killed by the system .* while it read .*\.mp4 of .* MB: lower DATA_LOADER"):
+    with pytest.raises(
+        ValueError, match=r"killed by the system .* while it read .*\.mp4 of .* MB: .*number of workers"
+    ):
         list(loader(dataset(folder, AllKill, True), True, count=1))
 
 

@@ -137,7 +137,7 @@ def test_broken_videos_are_counted_alike_by_any_workers_processes_and_resumes(br
 
     expected = [
         [f"{broken}/cut.mp4", "not a readable video"],
-        [f"{broken}/hangs.mp4", "decoding took longer than 3 s (DATA_LOADER.DECODE_TIMEOUT)"],
+        [f"{broken}/hangs.mp4", "decoding took longer than 3 s (decode_timeout)"],
     ]
     for out in runs.values():
         rows = table(out)
