@@ -9,9 +9,10 @@ from torch import nn
 
 
 class ModelEma:
-    """A copy of a model that follows it slowly; buffers are copied. Nothing here waits for the device.
+    """A copy of a model whose parameters are a moving average of the model's, and whose buffers are the model's.
 
     Args:
+        model: to copy.
         decay: share of the average that stays at each step.
     """
 
@@ -21,12 +22,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move the average towards `model` by a share of 1 - decay."""
+        """Move the average towards `model` by a share of 1 - decay, without waiting for the device."""
         torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1.0 - self.decay)
-        self.copy_buffers(model)
-
-    @torch.no_grad()
-    def copy_buffers(self, model: nn.Module) -> None:
-        """Take over `model`'s BatchNorm statistics."""
         for mine, other in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(other)

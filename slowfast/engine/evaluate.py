@@ -57,7 +57,7 @@ class ViewEnsemble:
                 np.maximum(self.scores[i], row, out=self.scores[i])
 
     def reserve(self, rows: int, classes: int) -> None:
-        """Make room for the first `rows` of the list."""
+        """Allocate scores for the first `rows` of the list."""
         if not self.scores.size:
             self.scores = np.zeros((rows, classes), np.float32)
         elif rows > len(self.scores):

@@ -47,8 +47,8 @@ def train(cfg: CfgNode) -> None:
         Interruption: in every process, if one was interrupted; all is saved.
     """
     progress()
-    torch.manual_seed(cfg.RNG_SEED)
     device = distributed.device(cfg.NUM_GPUS)
+    torch.manual_seed(cfg.RNG_SEED)
     model = build_model(cfg)
     train_loader, val_loader = make_loader(cfg, "train", device), make_loader(cfg, "val", device)
     check_test(cfg)

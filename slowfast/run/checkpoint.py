@@ -246,7 +246,7 @@ class CheckpointWriter:
             reason = error if isinstance(error, OSError) else error.__context__ or error
             message = (
                 f"a checkpoint could not be written in {checkpoint_dir(self.output_dir)} ({reason}); the last good one "
-                "is still there. Make room, or make the folder writable again"
+                "is still there. Free disk space, or make the folder writable again"
             )
             if self.stop_on_error if stop_on_error is None else stop_on_error:
                 raise ValueError(f"{message}; the same command continues from there") from error
