@@ -26,7 +26,7 @@ import slowfast.visualization.plots  # noqa: F401
 def serve(address: str) -> None:
     """Wait for requests; returns in the process of each, which is to run what `sys.argv` says."""
     parent = os.getppid()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the keepers
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()

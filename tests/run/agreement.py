@@ -85,5 +85,5 @@ if __name__ == "__main__":
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         free = listener.getsockname()[1]
-    # forked: they need not import everything anew
+    # forked, so that they do not import everything again
     torch.multiprocessing.start_processes(process, (Path(sys.argv[1]), free), nprocs=2, start_method="fork")

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed and disturbed go on as if nothing had happened."""
+"""Runs that are stopped, killed and disturbed continue as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ def write(*_):
     print("writing", flush=True)
     time.sleep(600)
 
-def tell():
+def report():
     while not interrupt.received():
         time.sleep(0.01)
     print("heard", flush=True)
 
 CheckpointWriter._write = write
-threading.Thread(target=tell, daemon=True).start()
+threading.Thread(target=report, daemon=True).start()
 runpy.run_path("tools/run_net.py", run_name="__main__")
 """
 
@@ -136,7 +136,7 @@ def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == EXIT_INTERRUPTED and done.stdout == "went on\n"
     assert "from the last checkpoint" in done.stderr
-    # nobody reads what it prints, as after a Ctrl-C in `... 2>&1 | tee log`
+    # the reader of its output has exited, as after a Ctrl-C in `... 2>&1 | tee log`
     out, into = os.pipe()
     os.close(out)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=into, timeout=50)
@@ -208,17 +208,17 @@ def test_a_resume_with_another_list_says_so(experiment, run_net, videos, tmp_pat
     rows = (tmp_path / "train.csv").read_text().splitlines(keepends=True)
     (tmp_path / "train.csv").write_text("".join([rows[1], rows[0], *rows[2:]]))
     other = run_net(experiment, *common, "TRAIN.MAX_STEPS", 3)
-    told = "has changed since the checkpoint was written"
-    assert "resumed from" in same.stdout and told not in same.stdout
+    message = "has changed since the checkpoint was written"
+    assert "resumed from" in same.stdout and message not in same.stdout
     if workers <= 8:  # more than there are cores: said once, and with its key
         assert same.stdout.count(f"DATA_LOADER.NUM_WORKERS {workers} for each of 1 process is") == 1
     assert "This DataLoader" not in same.stdout + same.stderr
-    assert "resumed from" in other.stdout and f"{tmp_path / 'train.csv'} {told}" in other.stdout
+    assert "resumed from" in other.stdout and f"{tmp_path / 'train.csv'} {message}" in other.stdout
     rows = (tmp_path / "val.csv").read_text().splitlines(keepends=True)
     (tmp_path / "val.csv").write_text("".join(rows[1:]))
     other = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4)
-    assert f"{tmp_path / 'val.csv'} {told}" in other.stdout and "the best accuracy so far is of" in other.stdout
-    assert f"train.csv {told}" not in other.stdout
+    assert f"{tmp_path / 'val.csv'} {message}" in other.stdout and "the best accuracy so far is of" in other.stdout
+    assert f"train.csv {message}" not in other.stdout
 
 
 @pytest.fixture

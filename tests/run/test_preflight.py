@@ -1,4 +1,4 @@
-"""Processes that do not fit together are told apart before training, with rank and node."""
+"""Processes that do not fit together are named before training, with rank and node."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Cluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
+    """Return different ports on which no program listens."""
     listeners = [socket.socket() for _ in range(count)]
     for listener in listeners:
         listener.bind(("", 0))
