@@ -15,7 +15,7 @@ from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate, first_bad
 from slowfast.engine.results import log_results, test_folder, write_results
 from slowfast.engine.setup import clip_mover, listed, make_loader, place
-from slowfast.models.build import build_model, sums_softmax
+from slowfast.models.build import build_model, errors_name_keys, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
@@ -92,9 +92,10 @@ def load_model(
         ValueError: the file is missing, or its weights are not those of this network.
     """
     checkpoint, model = load_tensors(path), build_model(cfg)
-    check_head_width(model, checkpoint, path)
-    order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
-    report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order))
+    with errors_name_keys(model, path):
+        check_head_width(model, checkpoint, path)
+        order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
+        report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order))
     logger.info("testing %s: %s", path, report)
     return model, order, report.class_names
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from ast import literal_eval
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,7 @@ from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.weights.heads import HeadKind, HeadPolicy, rows_policy
 from slowfast.weights.load import check_head_width, load_weights
+from slowfast.weights.network import rules_of
 from slowfast.weights.released import find_order
 from slowfast.weights.tensors import load_tensors
 
@@ -204,14 +207,29 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
     if not path:
         return
     checkpoint = load_tensors(path)
-    check_head_width(model, checkpoint, path)
-    order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TRAIN.DATASET, class_names)
-    if cfg.MODEL.HEAD_ROWS:
-        head = rows_policy(cfg.MODEL.HEAD_ROWS, checkpoint, order, class_names)
-    else:
-        head = HeadPolicy("fresh" if cfg.MODEL.RESET_HEAD else kind, class_names, order)
-    report = load_weights(model, checkpoint, head, to_train=True)
+    with errors_name_keys(model, path):
+        check_head_width(model, checkpoint, path)
+        order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TRAIN.DATASET, class_names)
+        if cfg.MODEL.HEAD_ROWS:
+            head = rows_policy(cfg.MODEL.HEAD_ROWS, checkpoint, order, class_names)
+        else:
+            head = HeadPolicy("fresh" if cfg.MODEL.RESET_HEAD else kind, class_names, order)
+        report = load_weights(model, checkpoint, head, to_train=True)
     logger.info("initial weights from %s: %s", path, report)
+
+
+@contextmanager
+def errors_name_keys(model: nn.Module, path: str) -> Iterator[None]:
+    """Name the file, and keys of the configuration in place of arguments, in errors about weights."""
+    try:
+        yield
+    except ValueError as error:
+        text, rules = str(error), rules_of(model)
+        for name in ("num_classes", "reset_head", "head_rows", "class_order"):
+            text = re.sub(rf"\b{name}\b", f"MODEL.{name.upper()}", text)
+        for name in rules.options:
+            text = re.sub(rf"\b{name}\b", f"{rules.section}.{name.upper()}", text)
+        raise ValueError(f"{path}: {text}") from error
 
 
 def sums_softmax(cfg: CfgNode) -> bool:

@@ -198,7 +198,7 @@ def test_the_first_rows_of_kinetics_710_are_kinetics_400(tmp_path):
     for classes in (600, 400):  # of others, no rows are taken on a guess
         state = trained(classes)
         if classes == 600:
-            with pytest.raises(ValueError, match=r"600 classes and the model 400.*head_rows"):
+            with pytest.raises(ValueError, match=r"600 classes and the model 400.*MODEL.HEAD_ROWS"):
                 start(tmp_path, 400, state)
         else:
             assert torch.equal(start(tmp_path, 400, state).state_dict()[HEAD], state[HEAD])
@@ -208,7 +208,9 @@ def test_a_checkpoint_that_tells_its_classes_is_never_sliced(tmp_path):
     names = [f"class {i}" for i in range(400)]
     for count in (400, 710):
         checkpoint = {"model_state": trained(count), "class_names": [f"class {i}" for i in reversed(range(count))]}
-        with pytest.raises(ValueError, match=r"trained on other classes.*class 0 is 'class \d+' there.*head_rows"):
+        with pytest.raises(
+            ValueError, match=r"trained on other classes.*class 0 is 'class \d+' there.*MODEL.HEAD_ROWS"
+        ):
             start(tmp_path, 400, checkpoint, names)
         model = start(tmp_path, 400, checkpoint, names, MODEL__HEAD_ROWS="names")
         rows = list(reversed(range(count)))[:400]
@@ -242,7 +244,7 @@ def test_rows_by_the_class_names_of_the_weights(tmp_path, caplog):
 def test_rows_of_another_number_than_the_classes(delete, tmp_path):
     (tmp_path / "rows.txt").write_text("3\n1\n")
     options = {"MODEL__HEAD_ROWS": str(tmp_path / "rows.txt"), "UNIFORMERV2__DELETE_SPECIAL_HEAD": delete}
-    with pytest.raises(ValueError, match=r"head_rows gives 2 classes.* has 3"):
+    with pytest.raises(ValueError, match=r"MODEL.HEAD_ROWS gives 2 classes.* has 3"):
         start(tmp_path, 3, trained(5), **options)
     (tmp_path / "rows.txt").write_text("3\n1\n0\n")
     state = trained(5)

@@ -253,7 +253,7 @@ def test_a_configured_order_has_precedence(lists, tmp_path):
         load_model(cfg, path, [*names[:-1], "new"])
     cfg = configuration(V1, 12, "MODEL.CLASS_ORDER", "released")
     torch.save(numbered(V1, 12), path)
-    with pytest.raises(ValueError, match=r"class_order released: .* 12 classes"):
+    with pytest.raises(ValueError, match=r"MODEL.CLASS_ORDER released: .* 12 classes"):
         load_model(cfg, path, None)
     (tmp_path / "map.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="2 class names for the 12 rows"):

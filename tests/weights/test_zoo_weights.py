@@ -185,9 +185,9 @@ def test_a_run_refuses_known_weights_with_heads_of_another_width(tmp_path):
     keys = {"DEPTH": [1] * 4, "EMBED_DIM": [64] * 4, "AUX_HEAD": True, "HEAD_DIM": 64, "PRETRAIN_NAME": path}
     cfg.merge_from_list([item for key, value in keys.items() for item in (f"UNIFORMER.{key}", value)])
     cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformer_image", "MODEL.NUM_CLASSES", 7, "TEST.DATASET", "imagenet"])
-    with pytest.raises(ValueError, match=r"head_dim 32.* has 64"):
+    with pytest.raises(ValueError, match=r"uniformer_small_tl_224.*UNIFORMER.HEAD_DIM 32.* has 64"):
         load_model(cfg, path, None)
-    with pytest.raises(ValueError, match=r"head_dim 32.* has 64"):
+    with pytest.raises(ValueError, match=r"uniformer_small_tl_224.*UNIFORMER.HEAD_DIM 32.* has 64"):
         initialize(build_model(cfg), cfg)
     cfg.UNIFORMER.HEAD_DIM = 32
     initialize(build_model(cfg), cfg)
