@@ -135,7 +135,7 @@ def check_tower(tower: VisionTower, trained: Mapping[str, Any]) -> None:
 
 
 def check_activation(tower: VisionTower, layout: str, trained: str) -> list[str]:
-    """Compare the activation of an image ViT with that of weights; arguments, results as `WeightRules.check_image_vit`."""
+    """Compare the activation of an image ViT with that of weights; see `WeightRules.check_image_vit`."""
     exact = "backbone timm/<name of the ViT in timm>"
     if trained and trained != tower.activation:
         cure = exact if trained == "gelu" else "one of CLIP's own, such as uniformerv2_b16"
