@@ -2,12 +2,12 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_all_start_methods
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import torch
@@ -59,7 +59,7 @@ def build_loader(
     world_size: int = 1,
     local_world_size: int = 1,
     pin_memory: bool = False,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Build the loader of a split for one process; its `batch_sampler` is an `EpochBatchSampler`.
 
     TRAIN.BATCH_SIZE counts the videos of a node, for training (per micro-batch) and validation; TEST.BATCH_SIZE counts
@@ -212,7 +212,7 @@ def use_one_thread(_: int = 0) -> None:
 
 
 @contextmanager
-def _keys_of_arguments() -> Iterator[None]:
+def _keys_of_arguments() -> Generator[None]:
     """Add the configuration keys of the arguments that the last line of an error, its cure, names."""
     try:
         yield
@@ -286,7 +286,7 @@ def _build_transform(cfg: CfgNode, images: bool) -> TrainTransform | ImageTransf
     if aug.ENABLE and aug.RE_PROB > 0:
         erase = RandomErasing(aug.RE_PROB, aug.RE_MODE, aug.RE_COUNT, tuple(data.MEAN), tuple(data.STD))
     area, aspect = tuple(data.TRAIN_JITTER_SCALES_RELATIVE), tuple(data.TRAIN_JITTER_ASPECT_RELATIVE)
-    rest = {"flip": data.RANDOM_FLIP, "rand_augment": rand_augment, "erase": erase}
+    rest: dict[str, Any] = {"flip": data.RANDOM_FLIP, "rand_augment": rand_augment, "erase": erase}
     if not images:
         scales = tuple(data.TRAIN_JITTER_SCALES)
         return TrainTransform(data.TRAIN_CROP_SIZE, scales, area or None, aspect or None, **rest)

@@ -303,7 +303,7 @@ def _plan_map(
 
     def remap(part: np.ndarray) -> np.ndarray:
         whole_places, fractions = cv2.convertMaps(places[0] - box[1], places[1] - box[0], cv2.CV_16SC2)
-        result = np.empty((len(part), *outside.shape, part.shape[3]), np.uint8) if out is None else out
+        result = np.empty((len(part), *outside.shape, 3), np.uint8) if out is None else out
         for image, target in zip(part, result, strict=True):
             cv2.remap(image, whole_places, fractions, INTERPOLATIONS[interpolation], target, cv2.BORDER_CONSTANT, GREY)
         return result
@@ -384,9 +384,6 @@ class RandAugment:
     increasing: bool = False
     interpolation: str = "bicubic"
 
-    def __post_init__(self) -> None:
-        assert self.interpolation in INTERPOLATIONS, self.interpolation
-
     @classmethod
     def parse(cls, text: str, interpolation: str = "bicubic") -> "RandAugment":
         """Read timm's notation, for example `rand-m7-n4-mstd0.5-inc1`: magnitude, operations, noise, increasing set.
@@ -402,6 +399,7 @@ class RandAugment:
                 f"RandAugment {text!r} is not understood: write 'rand', then any of -m<0 to 10>, -n<operations>, "
                 "-mstd<noise>, -inc<0 or 1>, for example 'rand-m7-n4-mstd0.5-inc1'"
             )
+        assert interpolation in INTERPOLATIONS, interpolation
         return cls(values["m"], int(values["n"]), values["mstd"], values["inc"] == 1, interpolation)
 
     def draw(self, rng: np.random.Generator) -> list[Op]:

@@ -42,6 +42,7 @@ class DenseSampler(FrameSampler):
     """Take a window of the video; see `dense_indices`."""
 
     def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
+        """Return the frames of a window."""
         return dense_indices(
             length, self.num_frames, self.sampling_rate, view, self.num_views, rng, use_offset=self.use_offset
         )
@@ -51,6 +52,7 @@ class SparseSampler(FrameSampler):
     """Take one frame from each of equal segments; see `sparse_indices`."""
 
     def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
+        """Return one frame per segment."""
         return sparse_indices(length, self.num_frames, view, self.num_views, rng)
 
 
