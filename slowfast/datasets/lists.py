@@ -7,8 +7,9 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from slowfast.utils.class_names import read_class_names
 
 CLASS_FILES = ("classes.txt", "class_names.txt")
 SHOWN = 3  # faults and paths that an error shows
+KNOWN = 100_000  # parsed ends of rows that are kept
 
 T = TypeVar("T")
 
@@ -162,12 +164,12 @@ def read_list(
     Raises:
         ListError: the file is missing or empty, or rows are faulty; all are counted and the first three shown.
     """
-    form = RowFormat(columns, separator, num_classes, UNKNOWN if unknown else 0)
+    lowest = UNKNOWN if unknown else 0
     if "num_frames" in columns:
-        first = next((row for line in _lines(path) if (row := line.strip())), "")
-        blanks = replace(form, separator=" ")
-        if len(form.split(first)) < len(columns) == len(blanks.split(first)):
-            form = blanks
+        first = [row for _, row in islice(_rows(path), 1)]
+        fitting = (form for form in (separator, " ") if RowFormat(columns, form, lowest=lowest).fits(first))
+        separator = next(fitting, separator)
+    form = RowFormat(columns, separator, num_classes, lowest)
     listed, values = _read_rows(path, form)
     segments = [values[name] for name in ("total", "begin", "end")] if "total" in columns else None
     return VideoList(
@@ -184,26 +186,31 @@ def read_list(
 
 def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.ndarray]]:
     """Return the paths of a list, and one array of numbers per other column."""
-    blob, ends, numbers = bytearray(), array("q"), array("d")
+    cut, count = form.cut, len(form.columns) - 1
+    blob, ends, numbers = bytearray(), array("q"), bytearray()
+    known: dict[str, bytes] = {}  # end of a row -> its numbers; many rows of a list end alike
     faults: list[str] = []
-    parse = form.parse
-    for line, row in enumerate(_lines(path), 1):
-        row = row.strip()
-        if not row:
-            continue
-        name, values, fault = parse(row)
-        if fault:
-            faults.append(f"{path}:{line}: {row!r}: {fault}" if len(faults) < SHOWN else "")
-            continue
+    for line, row in _rows(path):
+        name = row.rsplit(cut, count)[0]
+        end = row[len(name) :]
+        name, values = name.strip(), known.get(end)
+        if values is None or not name or '"' in name:
+            name, parsed, fault = form.parse(row)
+            if fault:
+                faults.append(f"{path}:{line}: {row!r}: {fault}" if len(faults) < SHOWN else "")
+                continue
+            values = array("d", parsed).tobytes()
+            if len(known) < KNOWN:
+                known[end] = values
         blob += name.encode("utf-8", "surrogateescape")
         ends.append(len(blob))
-        numbers.extend(values)
+        numbers += values
     if faults:
-        cure = cure_rows([row for line in _lines(path) if (row := line.strip())], form)
+        cure = cure_rows([row for _, row in _rows(path)], form)
         raise ListError(f"{_report(faults, len(ends) + len(faults), path)}\n{cure}")
     if not ends:
         raise ListError(f"{path} has no rows: write one '{form.separator.join(form.columns)}' per line")
-    table = np.frombuffer(numbers).reshape(len(ends), -1)
+    table = np.frombuffer(numbers).reshape(-1, count)
     return Paths(blob, np.frombuffer(ends, np.int64)), dict(zip(form.columns[1:], table.T, strict=True))
 
 
@@ -262,6 +269,13 @@ def _lines(path: str | Path) -> Iterator[str]:
             yield from file
     except OSError as error:
         raise ListError(f"list {path} cannot be read ({error.strerror}): name an existing list") from None
+
+
+def _rows(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, without blanks at their ends, with their numbers."""
+    for number, line in enumerate(_lines(path), 1):
+        if row := line.strip():
+            yield number, row
 
 
 def _read_json(path: str | Path, kind: type[T]) -> T:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
 
 from slowfast.utils.class_names import unquoted
 
@@ -28,11 +27,10 @@ DIGITS = 15  # of a number, so that a float64 holds it exactly
 # Other forms that Python accepts, such as 1_000 and the digits of other scripts, are more likely a mistake.
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-KNOWN = 100_000  # parsed ends of rows that are kept
 LOOKS = 10  # rows checked to find the suffix of all
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class RowFormat:
     """The columns of a list, and the values that they may have.
 
@@ -48,43 +46,32 @@ class RowFormat:
     num_classes: int | None = None
     lowest: int = 0
 
-    @cached_property
-    def parse(self) -> Callable[[str], tuple[str, tuple[float, ...], str]]:
-        """The function from a row, without blanks at its ends, to its path, its numbers and its fault ("" for none)."""
-        cut, count = self._cut, len(self.columns) - 1
-        parse_numbers = lru_cache(KNOWN)(self._parse_numbers)  # many rows of a list end alike
-
-        def parse(row: str) -> tuple[str, tuple[float, ...], str]:
-            name = row.rsplit(cut, count)[0]
-            numbers, fault = parse_numbers(row[len(name) :])
-            path = unquoted(name) if '"' in name else name.strip()
-            return path, numbers, fault if path else "the path is empty"
-
-        return parse
+    @property
+    def cut(self) -> str | None:
+        """The separator as `str.split` takes it."""
+        return self.separator.strip(" ") or None
 
     def split(self, row: str) -> list[str]:
         """Return the fields of a row, which is split from the right: a path may contain the separator."""
-        return [unquoted(field) for field in row.rsplit(self._cut, len(self.columns) - 1)]
+        return [unquoted(field) for field in row.rsplit(self.cut, len(self.columns) - 1)]
+
+    def parse(self, row: str) -> tuple[str, list[float], str]:
+        """Return the path, the numbers and the fault ("" for none) of a row without blanks at its ends."""
+        path, *fields = self.split(row)
+        if not path:
+            return path, [], "the path is empty"
+        if len(fields) + 1 < len(self.columns):
+            held = f"{len(fields) + 1} of {len(self.columns)} columns ({', '.join(self.columns)})"
+            return path, [], f"{held} when split by {self.separator!r}"
+        for name, field in zip(self.columns[1:], fields, strict=True):
+            if fault := self._fault(name, field):
+                return path, [], fault
+        values = [float(field) for field in fields]
+        return path, values, _segment_fault(*values[:3]) if "total" in self.columns else ""
 
     def fits(self, rows: Sequence[str]) -> bool:
         """Return whether there are rows and none has a fault."""
         return bool(rows) and not any(self.parse(row)[2] for row in rows)
-
-    @property
-    def _cut(self) -> str | None:
-        return self.separator.strip(" ") or None
-
-    def _parse_numbers(self, rest: str) -> tuple[tuple[float, ...], str]:
-        fields = self.split(f"-{rest}")  # "-" in the place of the path
-        if len(fields) < len(self.columns):
-            held = f"{len(fields)} of {len(self.columns)} columns ({', '.join(self.columns)})"
-            return (), f"{held} when split by {self.separator!r}"
-        values: dict[str, float] = {}
-        for name, field in zip(self.columns[1:], fields[1:], strict=True):
-            if fault := self._fault(name, field):
-                return (), fault
-            values[name] = float(field)
-        return tuple(values.values()), _segment_fault(**values) if "total" in values else ""
 
     def _fault(self, name: str, field: str) -> str:
         form, kind = (WHOLE, "whole number") if name in ("label", "num_frames") else (NUMBER, "number")
@@ -103,7 +90,7 @@ def label_fault(label: int, num_classes: int | None, lowest: int = 0) -> str:
     return ""
 
 
-def _segment_fault(total: float, begin: float, end: float, **_: float) -> str:
+def _segment_fault(total: float, begin: float, end: float) -> str:
     if not 0 <= begin <= end:
         return f"begin {begin:g} must be 0 or more, and end {end:g} must not be before it"
     return f"begin {begin:g} is not before the end of the video at total {total:g}" if begin >= total else ""

@@ -56,6 +56,8 @@ def test_paths_that_are_not_unicode_survive(tmp_path):
 def test_frame_lists_may_always_use_blanks(tmp_path, separator):
     path = write(tmp_path / "a.txt", "78687 48 3\n42326 51 7\n")
     assert list(read_list(path, FRAMES, separator=separator)) == [Sample("78687", 3, 48), Sample("42326", 7, 51)]
+    blanks = write(tmp_path / "c.txt", "a,b,c 48 3\n")
+    assert list(read_list(blanks, FRAMES, separator=separator)) == [Sample("a,b,c", 3, 48)]
     commas = write(tmp_path / "b.txt", "a b,48,3\n")
     assert list(read_list(commas, FRAMES, separator=",")) == [Sample("a b", 3, 48)]
 
