@@ -130,7 +130,8 @@ def costs(experiments: Iterable[Experiment]) -> Iterator[tuple[int, int]]:
         shape = (1, *input_shape(cfg))
         network = (type(model), count_parameters(model), shape)
         if network not in flops:
-            flops[network] = count_flops(build_model(cfg), *shape)
+            with torch.device("meta"):
+                flops[network] = count_flops(build_model(cfg), *shape)
         yield parameters, flops[network]
 
 

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the experiments against the official networks and the papers' tables (a minute)."""
+"""Parameters and FLOPs of the experiments against the official networks and the papers' tables."""
 
 from __future__ import annotations
 
