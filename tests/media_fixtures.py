@@ -1,4 +1,4 @@
-"""Real media made on the spot: the brightness of a frame tells its number."""
+"""Real media made on the spot: the brightness of a frame shows its number."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def write_folder() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def frame_numbers() -> Callable[[np.ndarray], list[int]]:
-    """Numbers of decoded (T, H, W, 3) frames, whatever the order of their channels."""
+    """Read the numbers of decoded (T, H, W, 3) frames, RGB or BGR."""
 
     def read(frames: np.ndarray) -> list[int]:
         return np.round((np.median(frames[:, :, :8], axis=(1, 2)).min(axis=1) - 8.75) / 4).astype(int).tolist()

@@ -1,4 +1,4 @@
-"""A server that forks processes with all that runs import, which takes longer than most runs of the tests.
+"""A server that forks processes with all imports of a run done, because these take longer than most runs of the tests.
 
 It is a fresh interpreter without threads of Python: a run begins as it would from the command line, some seconds later.
 A request is the JSON of (arguments, environment, working directory), with the descriptors of stdout and stderr; the
@@ -24,7 +24,7 @@ import slowfast.visualization.plots  # noqa: F401
 
 
 def serve(address: str) -> None:
-    """Wait for requests; returns in the process of each, which is to run what `sys.argv` says."""
+    """Wait for requests; returns in the process of each with `sys.argv` set to the program that it must run."""
     parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the keepers
     with socket.socket(socket.AF_UNIX) as listener:

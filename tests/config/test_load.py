@@ -88,7 +88,7 @@ def test_plain_merges_follow_bases_and_accept_official_forms(write):
 @pytest.mark.parametrize(
     ("text", "value"), [("1e-6", 1e-6), ("'1e-4'", 1e-4), ("3", 3.0), ("2.5E-5", 2.5e-5), ("1.e-3", 1e-3)]
 )
-def test_numbers_that_yaml_takes_for_text(write, text, value):
+def test_numbers_that_yaml_reads_as_text_are_numbers(write, text, value):
     cfg = load_config(write("x.yaml", f"SOLVER: {{BASE_LR: {text}}}\n"))
     assert value == cfg.SOLVER.BASE_LR and isinstance(cfg.SOLVER.BASE_LR, float)
 
@@ -216,11 +216,11 @@ def test_training_rules_do_not_stop_a_test():
         ("NUM_GPU", "NUM_GPUS"),
     ],
 )
-def test_nearest_key(key, meant):
+def test_an_unknown_key_names_the_nearest_one(key, meant):
     assert f"did you mean {meant}" in fault(None, [key, "1"])
 
 
-def test_files_that_cannot_be_read(write, tmp_path):
+def test_files_that_cannot_be_read_are_named(write, tmp_path):
     assert "x.yaml does not exist" in fault("x.yaml") and str(tmp_path) in fault("x.yaml")
     assert "/proc/self/mem cannot be read" in fault("/proc/self/mem")
     os.mkdir("folder")
@@ -389,7 +389,7 @@ def test_a_loaded_configuration_stays_as_it_is():
     assert get_cfg().DATA.MEAN[0] == 0.45
 
 
-def test_changed_keys():
+def test_changed_keys_lists_the_differences():
     overrides = [
         "NUM_GPUS",
         "0",

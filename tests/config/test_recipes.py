@@ -28,7 +28,7 @@ from slowfast.weights.fetch import released_weights
 ROOT = Path(__file__).parents[2]
 OFFICIAL = json.loads(gzip.decompress((ROOT / "tests/golden/recipes.json.gz").read_bytes()))["experiments"]
 
-# Where the official files do not say what they mean: experiments, key, what is meant, why.
+# Where the official files are ambiguous: experiments, key, intended value, reason.
 EXCEPTIONS = (
     *(
         (f"exp/{data}/*", key, "anet", "'ant' is no data set, and 'kinetics_sparse' refuses lists of five columns")
@@ -144,7 +144,7 @@ def test_a_test_takes_the_views_of_the_reported_accuracy(official):
 
 
 @experiments
-def test_header_and_places(official):
+def test_headers_and_places_are_complete(official):
     experiment, entry, folder = experiment_of(official), OFFICIAL[official], folder_of(official)
     cfg, name = experiment.cfg, folder.name
     assert experiment.command == f"DATA_ROOT=/data bash exp/{name}/run.sh"
@@ -176,7 +176,7 @@ def test_scripts_are_the_same_everywhere(script):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_image_classification(name):
+def test_image_recipes_have_the_official_settings(name):
     folder = ROOT / "exp" / name
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,3 +1,5 @@
+"""Loaders of an epoch, a validation and a test, built from a configuration."""
+
 import itertools
 import json
 import logging
@@ -228,7 +230,7 @@ def scale_of(cfg) -> int:
     ("name", "crops", "scale"),
     [("kinetics", 1, 64), ("kinetics", 3, 48), ("kinetics_sparse", 1, 48), ("mit", 1, 48)],
 )
-def test_the_short_side_of_a_test(make_cfg, name, crops, scale):
+def test_test_frames_are_resized_to_the_short_side(make_cfg, name, crops, scale):
     cfg = make_cfg("TEST.DATASET", name, "TEST.NUM_SPATIAL_CROPS", crops, "DATA.TRAIN_JITTER_SCALES", [64, 80])
     dataset = build_dataset(cfg, "test")
     assert isinstance(dataset, VideoEvalDataset)

@@ -1,3 +1,5 @@
+"""Items of the video data sets: augmented copies, evaluation views, and broken videos."""
+
 import os
 
 import numpy as np

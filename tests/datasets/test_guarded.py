@@ -27,7 +27,7 @@ def video(tmp_path_factory, write_video) -> str:
 
 @pytest.fixture
 def pipe(tmp_path) -> str:
-    """Whoever opens it waits for a writer that never comes, inside the operating system."""
+    """Return a FIFO without a writer: a process that opens it blocks inside the operating system."""
     path = tmp_path / "pipe.mp4"
     os.mkfifo(path)
     return str(path)
@@ -100,7 +100,7 @@ def test_a_crash_of_the_decoder_is_a_fault_of_the_file(video):
     with pytest.raises(MediaError, match=rf"video\.mp4: .*memory.*{os.path.getsize(video):,} bytes"):
         read_frames_within(60, video, run_out_of_memory)
     assert len(read_frames_within(60, video, middle)) == 3
-    os.kill(process_id(), signal.SIGKILL)  # between two reads nobody is to blame
+    os.kill(process_id(), signal.SIGKILL)  # between two reads, so no video is at fault
     while vars(guarded._local)["pyav"].alive():  # a zombie may have threads that are not gone yet
         time.sleep(0.01)
     assert len(read_frames_within(60, video, middle)) == 3
@@ -126,7 +126,7 @@ def test_other_errors_pass_through_and_the_next_read_is_not_mixed_up(video, tmp_
     assert np.array_equal(read_frames_within(60, video, middle), read_frames(video, middle))
 
 
-def test_the_process_tells_what_it_would_log(tmp_path, write_video, caplog):
+def test_messages_of_the_process_are_logged(tmp_path, write_video, caplog):
     path = write_video(tmp_path / "narrow.mp4", height=46, width=72)
     with caplog.at_level("INFO", logger="slowfast"):
         for _ in range(2):

@@ -1,3 +1,5 @@
+"""Lists are read in every official form, and faulty rows are shown with file, line and cure."""
+
 import gc
 import json
 import pickle

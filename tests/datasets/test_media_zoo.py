@@ -357,7 +357,7 @@ def folder(path: Path) -> None:
 
 LATE = ("first_frames_cut_off.mp4", "no_key_frame_in_front.ts")  # whose first frames are not shown
 
-# file name -> (how it is made, what the error says)
+# file name -> (how it is made, words of the error)
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing.mp4": (lambda path: None, "no such file.*prefix"),
     "empty.mp4": (lambda path: path.touch(), "empty; download it again"),
@@ -434,7 +434,7 @@ def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
         if name not in ("grey.mp4", "animation.gif"):
             height, width = shown.shape[1:3]
             corner = shown[:, : height * 3 // 8, : width * 3 // 8].astype(int)
-            assert (corner[..., 0] - corner[..., 2]).mean() > 15  # red is up and left, whatever the rotation
+            assert (corner[..., 0] - corner[..., 2]).mean() > 15  # red is up and left in every rotation
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -1,3 +1,5 @@
+"""Mixup and CutMix against the official implementation."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""RandAugment against timm: operations, arguments, draws, and fused steps."""
+
 import random
 from collections import Counter, defaultdict
 

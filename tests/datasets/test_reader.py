@@ -1,3 +1,5 @@
+"""Frames of video files and of frame folders, from every decoder."""
+
 import contextlib
 import gc
 import os

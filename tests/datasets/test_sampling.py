@@ -1,3 +1,5 @@
+"""Frame indices of dense and sparse clips against the official ones."""
+
 from collections import Counter
 from collections.abc import Callable
 

@@ -1,3 +1,5 @@
+"""Crops, resizes, flips and erasing of clips, against the official numbers."""
+
 import resource
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

@@ -116,7 +116,7 @@ def test_a_block_of_commands_has_a_language(page):
         assert language or not re.search(r"^(\$|bash|python|pip|make|source|git|import|from) ", text, re.M), page
 
 
-def test_commands_that_are_not_run_exist():
+def test_excluded_commands_exist_on_a_page():
     lines = [line for page in PAGES for kind, text in blocks(page) if kind == "bash" for line in commands(text)]
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
 

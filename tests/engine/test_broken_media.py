@@ -118,7 +118,7 @@ def options(broken: Path, out: Path, *more: object) -> tuple:
 
 
 def failing(config: Path, *overrides: object) -> str:
-    """What run_net.py says when it refuses to go on."""
+    """Return the error with which run_net.py refuses to continue."""
     command = [sys.executable, "tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

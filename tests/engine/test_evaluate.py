@@ -1,4 +1,4 @@
-"""Accuracies and the ensemble of views against the official meters, and what they got wrong."""
+"""Accuracies and the ensemble of views match the official meters, whose faults are mended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def drawn(rule: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES["topk"])
-def test_topk(case):
+def test_topk_matches_the_official_meter(case):
     scores, labels = torch.from_numpy(drawn(case["preds"])), torch.tensor(case["labels"])
     assert [int(in_top(scores, labels, k).sum()) for k in case["ks"]] == case["topks_correct"]
 
@@ -76,7 +76,7 @@ def test_training_accuracy_of_mixed_samples():
 
 
 @pytest.mark.parametrize("case", [c for c in CASES["test_meter"] if "update_order" in c])
-def test_ensemble(case):
+def test_ensemble_of_views_matches_the_official_meter(case):
     ensemble = ViewEnsemble(case["method"], case["softmax_before_ensemble"])
     logits, views = torch.from_numpy(drawn(case["preds"])), case["num_clips"]
     for clips in torch.tensor(case["update_order"]).split(case["batch"]):
@@ -97,8 +97,8 @@ def test_accuracy_is_over_the_videos_whose_class_is_known():
     scores = np.array([[0.1, 0.9, 0.0], [0.8, 0.1, 0.1], [0.0, 0.0, 1.0]])
     metrics = Evaluation(np.arange(3), np.array([1, -1, 0]), scores).metrics()
     assert (metrics["top1"], metrics["num_labelled"], metrics["num_videos"]) == (50.0, 2, 3)
-    nobody = Evaluation(np.arange(3), np.full(3, -1), scores).metrics()
-    assert nobody["top1"] is nobody["top5"] is None and nobody["num_labelled"] == 0
+    unlabelled = Evaluation(np.arange(3), np.full(3, -1), scores).metrics()
+    assert unlabelled["top1"] is unlabelled["top5"] is None and unlabelled["num_labelled"] == 0
 
 
 def test_repeated_views_count_once():
@@ -134,7 +134,7 @@ def test_evaluate_splits_batches_and_restores_the_mode():
         evaluate(model, broken, lambda v: v, CPU, ViewEnsemble("sum", False), 4, "")
 
 
-def test_nothing_to_evaluate():
+def test_an_evaluation_of_no_videos_is_an_error():
     with pytest.raises(ValueError, match="no video could be evaluated"):
         evaluate(torch.nn.Identity(), [], lambda v: v, CPU, ViewEnsemble("sum", False), 1, "")
 
@@ -208,7 +208,7 @@ def test_scores_are_gathered_in_little_memory_and_bit_for_bit(tmp_path, monkeypa
         assert peak < 1.5
 
 
-def test_train_meter_means_and_state():
+def test_train_meter_restores_its_means():
     meter = TrainMeter(torch.device("cpu"))
     scores = torch.arange(6.0).flip(0).expand(2, 6)  # class 0 first, class 5 last
     meter.update(torch.tensor(2.0), scores, torch.tensor([0, 4]), waited=0.0)

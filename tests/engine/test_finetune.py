@@ -23,7 +23,7 @@ STILL = (
 )
 
 
-def test_other_classes(experiment, run_net, videos, tmp_path):
+def test_finetuning_replaces_the_classifier_of_other_classes(experiment, run_net, videos, tmp_path):
     run_net(experiment, "SOLVER.MAX_EPOCH", 1, "SOLVER.WARMUP_EPOCHS", 0, "TEST.ENABLE", False)
     trained_path = last_checkpoint(str(tmp_path / "out"))
     assert trained_path

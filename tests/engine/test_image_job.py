@@ -105,7 +105,7 @@ def experiment(images, tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_job_with_an_interruption(experiment, run_net, tmp_path):
+def test_an_interrupted_image_job_resumes_exactly(experiment, run_net, tmp_path):
     """Two steps, a resume within the epoch, a validation and a test; training as in one go."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     run_net(experiment, "OUTPUT_DIR", whole, "TEST.ENABLE", False)

@@ -31,7 +31,7 @@ def losses(output_dir: Path) -> list[float]:
     return [r["loss"] for r in read_metrics(output_dir) if r["kind"] == "train"]
 
 
-def test_train_and_test(experiment, run_net, tmp_path):
+def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, tmp_path):
     out = tmp_path / "out"
     done = run_net(experiment, "TENSORBOARD.ENABLE", True)
     assert "test: top1" in done.stdout and "7 videos x 6 views" in done.stdout
@@ -128,7 +128,7 @@ def test_two_nodes_train_like_one(experiment, run_net, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
 
 
-def test_number_of_processes_does_not_change_a_test(experiment, run_net, tmp_path):
+def test_the_number_of_processes_does_not_change_a_test(experiment, run_net, tmp_path):
     """Seven videos on one, two, three and five processes: no video twice, none missing, the same files."""
     run_net(experiment, "SOLVER.MAX_EPOCH", 2, "TRAIN.MAX_STEPS", 2, "TEST.ENABLE", False)
     tables, metrics = [], []
@@ -142,7 +142,7 @@ def test_number_of_processes_does_not_change_a_test(experiment, run_net, tmp_pat
     assert len(set(tables)) == 1 and all(other == metrics[0] for other in metrics)
 
 
-def test_precise_batch_norm_ema_and_sgd(experiment, run_net, tmp_path):
+def test_precise_batch_norm_updates_the_statistics_of_both_weights(experiment, run_net, tmp_path):
     run_net(
         experiment, "TRAIN.MAX_STEPS", 6, "BN.USE_PRECISE_STATS", True, "BN.NUM_BATCHES_PRECISE", 3,
         "SOLVER.OPTIMIZING_METHOD", "sgd", "EMA.ENABLE", True, "TEST.ENABLE", False,

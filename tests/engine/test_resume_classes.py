@@ -1,4 +1,4 @@
-"""A run goes on only where labels mean what they meant."""
+"""A run resumes only if its labels still mean the same classes."""
 
 from __future__ import annotations
 

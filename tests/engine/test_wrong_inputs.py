@@ -1,4 +1,4 @@
-"""Everything a user can get wrong ends in one clear line with the cure, early, and loses nothing."""
+"""Wrong inputs of a user end with exit code 2 and one line that names the cure, before work is lost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_list(folder: Path, text: str) -> tuple[str, str]:
     ],
     ids=["empty", "separator", "label out of range", "label not a number", "videos missing"],
 )
-def test_lists(rows, expected, experiment, fails, tmp_path):
+def test_faulty_list_rows_stop_a_run_with_file_and_line(rows, expected, experiment, fails, tmp_path):
     message = fails("--cfg", experiment, *write_list(tmp_path / "lists", rows))
     for part in expected:
         assert part in message
@@ -73,7 +73,7 @@ def test_the_checkpoint_to_test_is_looked_for_before_training(experiment, fails,
     assert "'nowhere.pyth' does not exist" in message and not checkpoint_dir(str(tmp_path / "out")).exists()
 
 
-def test_list_missing(experiment, fails, tmp_path):
+def test_a_missing_list_is_named(experiment, fails, tmp_path):
     message = fails("--cfg", experiment, "DATA.PATH_TO_DATA_DIR", tmp_path / "nowhere")
     assert "nowhere/train.csv" in message and "DATA.PATH_TO_DATA_DIR" in message
 
@@ -100,17 +100,17 @@ def test_initial_weights_are_not_tested(experiment, fails):
     assert "PRETRAIN" not in fails("--cfg", experiment, "TRAIN.ENABLE", False)
 
 
-def test_configuration_file_missing(fails):
+def test_a_missing_configuration_file_is_named(fails):
     assert "nothing.yaml" in fails("--cfg", "nothing.yaml")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_gpus_on_a_machine_without(experiment, fails):
+def test_gpus_are_refused_on_a_machine_without(experiment, fails):
     message = fails("--cfg", experiment, "NUM_GPUS", 8, "TRAIN.BATCH_SIZE", 8, "TEST.BATCH_SIZE", 8)
     assert "NUM_GPUS" in message and "8" in message and "NUM_GPUS 0" in message
 
 
-def test_checkpoints_of_others(experiment, fails, tmp_path):
+def test_checkpoints_of_another_model_are_refused(experiment, fails, tmp_path):
     test_only = ("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")
     assert "w.pth" in fails(*test_only) and not (tmp_path / "w.pth").exists()
     torch.save({"model_state": small_model(num_classes=12).state_dict()}, tmp_path / "w.pth")
@@ -123,7 +123,7 @@ def test_checkpoints_of_others(experiment, fails, tmp_path):
     assert "'not_there' does not exist" in fails("--cfg", experiment, "UNIFORMER.PRETRAIN_NAME", "not_there")
 
 
-def test_output_folder_of_another_run(experiment, fails, tmp_path, monkeypatch, capsys):
+def test_the_output_folder_of_another_run_is_refused(experiment, fails, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["run_net.py", "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
     )
@@ -145,7 +145,7 @@ def test_weights_cannot_be_resumed(experiment, fails, tmp_path):
     assert "format 99" in fails("--cfg", experiment)
 
 
-def test_classes_in_another_order(experiment, videos, fails, tmp_path):
+def test_classes_in_another_order_stop_a_resume(experiment, videos, fails, tmp_path):
     names = (videos / "class_names.txt").read_text().split()
     names[1], names[2] = names[2], names[1]
     torch.save({"model_state": small_model().state_dict(), "class_names": names}, tmp_path / "w.pth")
@@ -177,7 +177,7 @@ def test_undecodable_test_videos_are_named_and_the_rest_is_tested(experiment, vi
     assert program.main() == 0
 
 
-def test_list_that_changed_under_a_run(experiment, videos, fails, tmp_path, monkeypatch):
+def test_a_list_that_changed_stops_a_resume(experiment, videos, fails, tmp_path, monkeypatch):
     folder = write_list(tmp_path / "lists", (videos / "train.csv").read_text())
     run = ["--cfg", str(experiment), *folder, "TEST.ENABLE", "False"]
     monkeypatch.setattr(sys, "argv", ["run_net.py", *run, "TRAIN.MAX_STEPS", "1"])
@@ -201,10 +201,10 @@ def test_torn_checkpoints_are_passed_over(experiment, fails, tmp_path, monkeypat
     assert "none of the checkpoints" in fails(*run)
 
 
-def test_meeting_point_and_output_folder(experiment, fails):
+def test_a_wrong_address_and_an_unwritable_folder_are_named(experiment, fails):
     assert "tcp://HOST:PORT" in fails("--cfg", experiment, "--num_shards", 2, "--init_method", "tcp://localhost")
     assert "cannot be written" in fails("--cfg", experiment, "OUTPUT_DIR", "/proc/nothing/out")
 
 
-def test_batch_larger_than_the_list(experiment, fails):
+def test_a_batch_larger_than_the_list_is_refused(experiment, fails):
     assert "TRAIN.BATCH_SIZE" in fails("--cfg", experiment, "TRAIN.BATCH_SIZE", 64)

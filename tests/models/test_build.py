@@ -97,7 +97,7 @@ def test_without_weights_a_new_backbone_keeps_its_initial_values():
         ({"MODEL__MODEL_NAME": "Uniformerv2", "UNIFORMERV2__N_LAYERS": 3}, "UNIFORMERV2.N_LAYERS 3 .* 4"),
     ],
 )
-def test_options_that_a_network_does_not_have(options, named):
+def test_unknown_options_of_a_network_are_named(options, named):
     with pytest.raises(ValueError, match=named):
         build.build_model(config(**options))
 

@@ -38,7 +38,7 @@ def build(name: str) -> UniFormer:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_names_and_shapes(name):
+def test_names_and_shapes_are_the_official_ones(name):
     with torch.device("meta"):
         model = build(name)
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == VARIANTS[name]["keys"]
@@ -47,12 +47,12 @@ def test_names_and_shapes(name):
 
 
 @pytest.mark.parametrize("name", WITH_LOGITS)
-def test_logits_and_stages(name, golden, assert_golden):
+def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
     assert_golden(lambda: build(name), VARIANTS[name], golden("image_logits.npz")[name])
 
 
 @pytest.mark.parametrize("name", ["image_uniformer_small", "image_uniformer_small_plus"])
-def test_flops(name):
+def test_flops_match_the_official_count(name):
     variant = VARIANTS[name]
     with torch.device("meta"):
         model = build(name)
@@ -102,7 +102,7 @@ def test_auxiliary_head_adds_half_its_largest_position():
 
 
 @pytest.mark.parametrize("options", [{"overlapped_stem": True}, {"layer_scale": 0.1}, {"aux_head": True}])
-def test_video_from_image_weights(options):
+def test_video_network_starts_from_image_weights(options):
     image, video = small(ndim=2, **options), small(**options)
     report = load_weights(video, image.state_dict(), to_train=True)
     assert not (report.missing or report.unexpected or report.reshaped) and report.inflated
@@ -110,7 +110,7 @@ def test_video_from_image_weights(options):
     assert video.forward_features(torch.randn(1, 3, 4, 64, 96)).shape == (1, 64, 2, 2, 3)
 
 
-def test_options_that_exclude_each_other():
+def test_options_that_exclude_each_other_are_refused():
     with pytest.raises(ValueError, match="two kinds of patch embedding"):
         small(std=True, overlapped_stem=True)
     with pytest.raises(ValueError, match="divided attention has no layer scale"):

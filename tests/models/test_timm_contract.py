@@ -31,7 +31,7 @@ def empty(model: Any, batch: int = 2) -> torch.Tensor:
     return torch.zeros(batch, *model.input_shape, device="meta")
 
 
-def test_data_configuration(model):
+def test_data_configuration_is_read_by_timm(model):
     name = model.pretrained_cfg["architecture"]
     images = "_image_" in name
     assert name in list_models() and model.default_cfg == model.pretrained_cfg
@@ -47,7 +47,7 @@ def test_data_configuration(model):
         assert create_transform(**data)
 
 
-def test_features_and_head(model):
+def test_features_and_head_have_the_declared_sizes(model):
     features = model.forward_features(empty(model))
     assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
     assert model.forward_head(features).shape == (2, model.num_classes)
@@ -97,7 +97,7 @@ def test_recomputation_takes_the_keyword_of_timm(model):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_a_new_classifier(name):
+def test_reset_classifier_changes_width_and_pooling(name):
     model = meta(name, num_classes=11)
     features = model.forward_features(empty(model))
     width = (2, model.num_features)
@@ -125,7 +125,7 @@ def test_a_new_classifier_has_the_type_and_device_of_the_network():
     assert model(video_for("uniformer").double()).shape == (2, 7)
 
 
-def test_features_only(model):
+def test_features_only_gives_the_declared_maps(model):
     name, info = model.pretrained_cfg["architecture"], model.feature_info
     features = meta(name, features_only=True)
     assert isinstance(features, FeatureGetterNet)
@@ -180,7 +180,7 @@ def test_a_network_cut_to_its_features_trains_all_that_is_left(name, last):
     assert len(cut(video)) == 2
 
 
-def test_features_only_of_a_file_with_a_classifier(tmp_path):
+def test_features_only_reads_a_file_with_a_classifier(tmp_path):
     whole = create_model("uniformer_xxs", num_frames=4).eval()
     torch.save(whole.state_dict(), tmp_path / "w.pth")
     features: Any = create_model("uniformer_xxs", 4, weights=tmp_path / "w.pth", features_only=True, out_indices=(2, 3))

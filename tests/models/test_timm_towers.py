@@ -76,7 +76,7 @@ def assert_same_features(ours: UniFormerV2, theirs: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", FIT)
-def test_it_fits(name):
+def test_a_plain_vit_of_timm_is_accepted(name):
     """The facts are those of timm, and every tensor of timm's has its place."""
     tower = timm_tower(name)
     assert tower == FIT[name]
@@ -110,7 +110,7 @@ def test_features_are_those_of_timm(name, options):
     report = load_weights(ours, theirs.state_dict(), to_train=True)
     assert report.layout == "timm ViT" and not report.interpolated
     assert_same_features(ours, theirs)
-    # the comparison is fine enough to tell one activation from the other
+    # the comparison is fine enough to distinguish the two activations
     other = "gelu" if "quickgelu" in name else "quick_gelu"
     wrong = armed(VisionTower(**{**vars(ours.tower), "activation": other}))
     wrong.load_state_dict(ours.state_dict())
@@ -121,7 +121,7 @@ def test_features_are_those_of_timm(name, options):
 @pytest.mark.parametrize(
     "name", ["vit_tiny_patch16_224", pytest.param("vit_base_patch16_224.augreg_in21k", marks=pytest.mark.slow)]
 )
-def test_features_of_a_whole_one(name):
+def test_features_of_a_whole_vit_are_those_of_timm(name):
     theirs = timm.create_model(name).eval()
     ours = armed(f"timm/{name}", return_list=(11,))
     load_weights(ours, theirs.state_dict(), to_train=True)
@@ -145,18 +145,18 @@ def test_features_of_a_whole_one(name):
         ("efficientvit_m0", "the network is EfficientVitMsra"),  # its patch size is one number
     ],
 )
-def test_it_does_not_fit(name, reason):
+def test_other_networks_of_timm_are_refused_with_the_reason(name, reason):
     with pytest.raises(ValueError, match=rf"timm/{name} .*{reason}.*deit3_\*"):
         timm_tower(name)
 
 
-def test_names_and_sizes_that_are_wrong():
+def test_wrong_names_and_sizes_are_refused():
     with pytest.raises(ValueError, match=r"no such model \(meant timm/vit_base_patch16_224\?\)"):
         armed("timm/vit_base_patch_16_224")
     with pytest.raises(ValueError, match="no such model"):
         armed("timm/hf-hub:some/where")
     with pytest.raises(ValueError, match="timm refuses it"):
-        armed("timm/vit_base_patch16_224.nobody")
+        armed("timm/vit_base_patch16_224.unknown")
     for sizes in ({"img_size": (32, 64)}, {"patch_size": (16, 8)}):
         with torch.device("meta"), pytest.raises(ValueError, match="not squares"):
             tower_of(timm.create_model("vit_tiny_patch16_224", **{**SMALL, **sizes}))
@@ -180,7 +180,7 @@ def test_the_activation_has_to_match(caplog):
     assert "does not show its activation" in str(report)
 
 
-def test_a_checkpoint_knows_its_backbone():
+def test_a_checkpoint_of_another_backbone_is_refused():
     """Of two towers with the same shapes, a checkpoint of one is refused by the other."""
     exact, quick = (f"timm/vit_base_patch16_clip_{name}224" for name in ("", "quickgelu_"))
     with torch.device("meta"):
@@ -196,7 +196,7 @@ def test_a_checkpoint_knows_its_backbone():
         )
 
 
-def test_a_checkpoint_knows_its_custom_tower():
+def test_a_checkpoint_of_another_custom_tower_is_refused():
     """The number of heads is in no shape."""
     model = armed(VisionTower(64, 2, 4, 16, 32))
     checkpoint = {
@@ -217,7 +217,7 @@ def test_layer_scale_stays_a_parameter():
     assert torch.equal(scale, theirs.get_parameter("blocks.1.ls2.gamma")) and scale.requires_grad
 
 
-def test_python_api(tmp_path):
+def test_create_model_starts_from_a_vit_of_timm(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_384")
     save_file(theirs.state_dict(), tmp_path / "model.safetensors")
     model = create_model(
@@ -235,7 +235,7 @@ def test_python_api(tmp_path):
     assert torch.equal(model.backbone.conv1.weight[:, :, 0], theirs.get_parameter("patch_embed.proj.weight"))
 
 
-def test_configuration(tmp_path):
+def test_a_configured_vit_of_timm_needs_its_width_and_weights(tmp_path):
     cfg = get_cfg()
     values = ["MODEL.MODEL_NAME", "Uniformerv2", "MODEL.ARCH", "uniformerv2", "UNIFORMERV2.FROZEN", True]
     cfg.merge_from_list([*values, "UNIFORMERV2.BACKBONE", "timm/vit_tiny_patch16_224"])

@@ -32,14 +32,14 @@ def keys(name: str) -> list:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_names_and_shapes(name):
+def test_names_and_shapes_are_the_official_ones(name):
     with torch.device("meta"):
         model = build_model(config(VARIANTS[name]["config"]))
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == keys(name)
 
 
 @pytest.mark.parametrize("name", WITH_LOGITS)
-def test_logits_and_stages(name, golden, assert_golden):
+def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
     variant = VARIANTS[name]
     assert_golden(lambda: build_model(config(variant["config"])), variant, golden("uniformer_logits.npz")[name])
 
@@ -47,7 +47,7 @@ def test_logits_and_stages(name, golden, assert_golden):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", WITH_LOGITS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_logits_on_gpu(name, dtype, tolerance, golden, golden_state, golden_input):
+def test_logits_on_gpu_match_the_official_network(name, dtype, tolerance, golden, golden_state, golden_input):
     variant = VARIANTS[name]
     model = build_model(config(variant["config"])).eval()
     model.load_state_dict(golden_state(model.state_dict()))
@@ -59,7 +59,7 @@ def test_logits_on_gpu(name, dtype, tolerance, golden, golden_state, golden_inpu
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_training_mode_gradients(layout, golden, golden_state, golden_input):
+def test_gradients_match_the_official_network(layout, golden, golden_state, golden_input):
     case = golden("train_mode.json")
     model = build_model(config(VARIANTS[case["variant"]]["config"] | case["changes"])).train()
     model.load_state_dict(golden_state(model.state_dict()))
@@ -83,7 +83,7 @@ def test_training_mode_gradients(layout, golden, golden_state, golden_input):
 
 
 @pytest.mark.parametrize("name", ["uniformer_s_8x224_k400", "uniformer_s_16x224_split_k400"])
-def test_initial_values(name, golden):
+def test_initial_values_are_distributed_like_the_official_ones(name, golden):
     torch.manual_seed(0)
     model = build_model(config(VARIANTS[name]["config"]))
     for key, value in model.state_dict().items():
@@ -99,7 +99,7 @@ def test_initial_values(name, golden):
 
 
 @pytest.mark.parametrize("name", WITH_LOGITS)
-def test_parameters_and_flops(name):
+def test_parameters_and_flops_match_the_official_count(name):
     variant = VARIANTS[name]
     with torch.device("meta"):
         model = build_model(config(variant["config"]))
@@ -114,11 +114,11 @@ def small(**options) -> UniFormer:
 
 @pytest.mark.parametrize("options", [{}, {"split": True}, {"std": True}, {"qkv_bias": False, "qkv_scale": 0.1}])
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 64), (8, 70, 65), (5, 32, 32)])
-def test_any_frame_count_and_size(options, shape):
+def test_any_frame_count_and_size_is_accepted(options, shape):
     assert small(**options).eval()(torch.randn(2, 3, *shape)).shape == (2, 5)
 
 
-def test_image_network():
+def test_image_network_gives_a_map_of_features():
     model = small(ndim=2).eval()
     assert model.forward_features(torch.randn(2, 3, 64, 96)).shape == (2, 64, 2, 3)
 
@@ -153,7 +153,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     assert sorted(out.unique().tolist()) == pytest.approx([0.0, 4 / 3])
 
 
-def test_reset_classifier():
+def test_reset_classifier_changes_the_output_width():
     model = small().eval()
     model.reset_classifier(9)
     assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 9)
@@ -161,7 +161,7 @@ def test_reset_classifier():
     assert model(torch.randn(1, 3, 4, 32, 32)).shape == (1, 64)
 
 
-def test_wrong_inputs():
+def test_wrong_inputs_are_refused():
     with pytest.raises(ValueError, match="one pathway"):
         small()([torch.zeros(1), torch.zeros(1)])
     with pytest.raises(ValueError, match="head_dim 48 does not divide"):

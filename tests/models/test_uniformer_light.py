@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_names_and_shapes(name):
+def test_names_and_shapes_are_the_official_ones(name):
     with torch.device("meta"):
         model = UniFormerLight(**OPTIONS[name])
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == VARIANTS[name]["keys"]
@@ -49,14 +49,14 @@ def test_names_and_shapes(name):
 
 
 @pytest.mark.parametrize("name", WITH_LOGITS)
-def test_logits_and_stages(name, golden, assert_golden):
+def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
     assert_golden(lambda: UniFormerLight(**OPTIONS[name]), VARIANTS[name], golden("light_logits.npz")[name])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", WITH_LOGITS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_logits_on_gpu(name, dtype, golden, golden_state, golden_input):
+def test_logits_on_gpu_match_the_official_network(name, dtype, golden, golden_state, golden_input):
     variant = VARIANTS[name]
     model = UniFormerLight(**OPTIONS[name]).eval()
     model.load_state_dict(golden_state(model.state_dict()))
@@ -71,7 +71,7 @@ def test_logits_on_gpu(name, dtype, golden, golden_state, golden_input):
         assert np.sqrt(np.mean(difference**2)) <= 0.05 * expected.std()
 
 
-def test_training_mode_gradients(golden, golden_state, golden_input):
+def test_gradients_match_the_official_network(golden, golden_state, golden_input):
     case = LIGHT["train_mode"]
     model = UniFormerLight(**OPTIONS[case["variant"]]).train()
     model.load_state_dict(golden_state(model.state_dict()))
@@ -97,7 +97,7 @@ def test_training_mode_gradients(golden, golden_state, golden_input):
         assert buffer.std(correction=0).item() == pytest.approx(std, rel=1e-4, abs=1e-5), name
 
 
-def test_initial_values():
+def test_initial_values_are_distributed_like_the_official_ones():
     torch.manual_seed(0)
     for key, value in UniFormerLight(init_value=0.1).state_dict().items():
         if key.endswith("num_batches_tracked"):
@@ -111,7 +111,7 @@ def test_initial_values():
             assert low * (1 - slack) <= value.std(correction=0).item() <= high * (1 + slack), key
 
 
-def test_parameter_groups():
+def test_parameter_groups_match_the_official_ones():
     case = LIGHT["weight_decay"]
     groups = parameter_groups(UniFormerLight(init_value=0.1), weight_decay=0.1)
     assert [
@@ -121,14 +121,14 @@ def test_parameter_groups():
 
 
 @pytest.mark.parametrize("name", [XXS, IMAGE])
-def test_flops(name):
+def test_flops_match_the_official_count(name):
     # our scores add one row of attention a block to the official count
     with torch.device("meta"):
         model = UniFormerLight(**OPTIONS[name])
     assert count_flops(model, *VARIANTS[name]["input_shape"]) == pytest.approx(VARIANTS[name]["flops_fvcore"], rel=1e-3)
 
 
-def test_video_from_image_weights(golden, golden_state, golden_input):
+def test_video_network_starts_from_image_weights(golden, golden_state, golden_input):
     model = UniFormerLight(**OPTIONS[XXS]).eval()
     model.load_state_dict(golden_state(model.state_dict()))
     with torch.device("meta"):
@@ -149,7 +149,7 @@ def small(**options: Any) -> UniFormerLight:
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 64), (8, 70, 65), (5, 32, 32)])
-def test_any_frame_count_and_size(shape):
+def test_any_frame_count_and_size_is_accepted(shape):
     assert small().eval()(torch.randn(2, 3, *shape)).shape == (2, 5)
 
 
@@ -205,7 +205,7 @@ def test_training_gives_two_logits_and_a_test_one():
     assert torch.equal(model.forward_head(model.forward_features(video)), model(video))
 
 
-def test_mixed_precision():
+def test_bfloat16_gives_finite_gradients_and_float32_scores():
     model, video = small(init_value=0.1), torch.randn(2, 3, 4, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = torch.stack(model.train()(video)).float().logsumexp(2).sum()
@@ -231,7 +231,7 @@ def test_checkpointing_changes_memory_not_gradients():
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
 
 
-def test_reset_classifier():
+def test_reset_classifier_changes_both_output_widths():
     model = small()
     model.reset_classifier(9)
     assert [tuple(logits.shape) for logits in model.train()(torch.randn(2, 3, 4, 64, 64))] == [(2, 9), (2, 9)]
@@ -239,7 +239,7 @@ def test_reset_classifier():
     assert model.eval()(torch.randn(1, 3, 4, 32, 32)).shape == (1, 64)
 
 
-def test_wrong_pruning():
+def test_wrong_pruning_is_refused():
     with pytest.raises(ValueError, match=r"trade_off \[1.0, 0.5\] is for 3 blocks"):
         small(trade_off=((), (), (1.0, 0.5), (0.5,)))
     with pytest.raises(ValueError, match=r"prune_ratio \[1.0, 2.0, 0.5\] is for 3 blocks"):

@@ -35,7 +35,7 @@ def small(**options) -> UniFormerV2:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_names_and_shapes(name):
+def test_names_and_shapes_are_the_official_ones(name):
     with torch.device("meta"):
         model = configured(VARIANTS[name]["config"])
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == VARIANTS[name]["keys"]
@@ -44,12 +44,12 @@ def test_names_and_shapes(name):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if "x224" in name else []) for name in WITH_LOGITS]
 )
-def test_logits_and_stages(name, golden, assert_golden):
+def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
     assert_golden(lambda: configured(VARIANTS[name]["config"]), VARIANTS[name], golden("uniformerv2_logits.npz")[name])
 
 
 @pytest.mark.slow
-def test_training_mode_gradients(golden, golden_state, golden_input):
+def test_gradients_match_the_official_network(golden, golden_state, golden_input):
     case = golden("uniformerv2_train_mode.json")
     model = configured({**VARIANTS[case["variant"]]["config"], **case["changes"]}).train()
     model.load_state_dict(golden_state(model.state_dict()))
@@ -66,7 +66,7 @@ def test_training_mode_gradients(golden, golden_state, golden_input):
 
 @pytest.mark.parametrize("options", [{}, {"no_lmhra": True}, {"temporal_downsample": False}, {"double_lmhra": False}])
 @pytest.mark.parametrize("shape", [(1, 32, 32), (4, 48, 32), (7, 24, 40)])
-def test_any_frame_count_and_size(options, shape):
+def test_any_frame_count_and_size_is_accepted(options, shape):
     assert small(**options).eval()(torch.randn(2, 3, *shape)).shape == (2, 5)
 
 
@@ -80,7 +80,7 @@ def test_position_embedding_keeps_its_grid_and_its_class_token():
     assert torch.allclose(rows, rows[:1].expand(6, -1), atol=1e-5) and (rows[0].diff() > 0).all()
 
 
-def test_frozen_trains_only_what_is_new():
+def test_frozen_trains_only_new_parameters():
     model = small(frozen=True, no_lmhra=True)
     trained = {name.split(".")[2] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"temporal_cls_token", "dpe", "dec", "proj"}
@@ -120,7 +120,7 @@ def test_every_tower_is_built_with_the_default_crop_sizes():
             assert model(torch.zeros(1, 3, 2, 2 * tower.patch, 3 * tower.patch)).shape == (1, 400)
 
 
-def test_wrong_options():
+def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="'b32' is not known"):
         small(backbone="b32")
     with pytest.raises(ValueError, match=r"return_list \[1, 3\]"):

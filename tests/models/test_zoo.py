@@ -36,7 +36,7 @@ def test_parameters_are_those_of_the_official_models(name):
         assert sum(parameter.numel() for parameter in create_model(name).parameters()) == PARAMETERS[name]
 
 
-def test_options_are_those_of_the_class():
+def test_options_reach_the_class():
     with torch.device("meta"):
         model = create_model(
             "uniformerv2_b16", 16, 174, no_lmhra=False, temporal_downsample=True, return_list=range(4, 12)
@@ -45,7 +45,7 @@ def test_options_are_those_of_the_class():
         assert create_model("uniformer_image_s", in_channels=1).input_shape == (1, 224, 224)
 
 
-def test_list_models():
+def test_list_models_filters_by_pattern():
     assert list_models("uniformerv2*") == ["uniformerv2_b16", "uniformerv2_l14", "uniformerv2_l14_336"]
     assert list_models() == sorted(VARIANTS)
     assert list_models("nothing*") == []
@@ -64,7 +64,7 @@ def test_list_models():
         ({"name": "uniformer_s", "weights": "uniformer_s16x4"}, r"near ones: .*uniformer_s16x4_k400"),
     ],
 )
-def test_wrong_arguments(arguments, message):
+def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         create_model(**arguments)
 
@@ -74,7 +74,7 @@ NETWORKS = {"UNIFORMER": ("uniformer_s", "uniformer_xxs"), "UNIFORMERV2": ("unif
 
 @pytest.mark.parametrize("key", [key for key in DEFAULT_VALUES if key.startswith(("UNIFORMER.", "UNIFORMERV2."))])
 def test_options_are_the_names_of_the_configuration(key):
-    """Every key is an option of a network of its family, or a clear error says what takes its place."""
+    """Every key is an option of a network of its family, or an error names its replacement."""
     section, _, name = key.partition(".")
     option, value, taken = name.lower(), DEFAULT_VALUES[key], 0
     for model in NETWORKS[section]:
@@ -103,7 +103,7 @@ def test_options_are_the_names_of_the_configuration(key):
         ("uniformerv2_b16", "backbone", 16),
     ],
 )
-def test_options_of_another_type(name, option, value):
+def test_options_of_another_type_are_refused(name, option, value):
     with pytest.raises(ValueError, match=rf"{option} .*(must be|entries)"):
         create_model(name, **{option: value})
 
@@ -126,7 +126,7 @@ def test_one_way_to_ask_for_activation_checkpointing(name):
 SMALL: dict[str, Any] = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
 
 
-def test_a_new_classifier(tmp_path):
+def test_reset_head_replaces_only_the_classifier(tmp_path):
     torch.save(create_model("uniformer_s", **SMALL).state_dict(), tmp_path / "w.pth")
     old = create_model("uniformer_s", weights=tmp_path / "w.pth", **SMALL)
     new = create_model("uniformer_s", weights=tmp_path / "w.pth", reset_head=True, **SMALL)
@@ -135,7 +135,7 @@ def test_a_new_classifier(tmp_path):
     assert not torch.equal(new["head.weight"], old["head.weight"])
 
 
-def test_weights(tmp_path, monkeypatch):
+def test_weights_are_loaded_by_name_path_and_start(tmp_path, monkeypatch):
     small: dict[str, Any] = {
         "depth": (1, 1, 1, 1),
         "embed_dim": (64, 64, 64, 64),

@@ -27,7 +27,7 @@ def config(**options):
 
 
 @pytest.mark.parametrize("name", SCHEDULE["lr"])
-def test_learning_rate(name):
+def test_learning_rate_matches_the_official_schedule(name):
     case = SCHEDULE["lr"][name]
     # the golden solver values are those after the scaling by NUM_SHARDS
     cfg = config(**{f"SOLVER__{key}": value for key, value in case["solver"].items()})
@@ -42,7 +42,7 @@ def test_learning_rate_scales_with_shards():
         assert learning_rate(epoch, four) == pytest.approx(4 * learning_rate(epoch, one), rel=1e-12)
 
 
-def test_step_schedule():
+def test_step_schedule_changes_at_its_epochs():
     cfg = config(
         SOLVER__LR_POLICY="steps_with_relative_lrs",
         SOLVER__BASE_LR=0.1,
@@ -54,7 +54,7 @@ def test_step_schedule():
 
 
 @pytest.mark.parametrize("name", SCHEDULE["param_groups"])
-def test_parameter_groups(name, golden):
+def test_parameter_groups_match_the_official_ones(name, golden):
     case = SCHEDULE["param_groups"][name]
     variant = golden("uniformer.json")[name]
     model = build_model(config(**{key.replace(".", "__"): value for key, value in variant["config"].items()}))
@@ -84,7 +84,7 @@ def test_backbone_learning_rate_and_frozen_parameters():
 
 
 @pytest.mark.parametrize("case", SCHEDULE["targets_metrics"]["soft_cross_entropy"])
-def test_soft_cross_entropy(case):
+def test_soft_cross_entropy_matches_the_official_loss(case):
     seed, rows, classes = (int(n) for n in re.findall(r"\d+", case["logits"])[:3])
     logits = np.random.RandomState(seed).standard_normal((rows, classes)).astype(np.float32) * 3
     logits = torch.from_numpy(logits).requires_grad_()

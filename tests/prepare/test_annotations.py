@@ -23,7 +23,7 @@ def kinetics(folder: Path, rows: str) -> Path:
     return folder
 
 
-def test_kinetics(tmp_path):
+def test_kinetics_annotations_become_lists(tmp_path):
     annotations = kinetics(
         tmp_path / "annotations",
         "zumba,-abc_DEF,3,13,train,0\narchery,xyz,0,10,train,0\n\"playing, loud\",uvw,120,130,validate,0\n"
@@ -96,7 +96,7 @@ def something_csv(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("annotate", [something_json, something_csv])
-def test_something_something(tmp_path, write_folder, annotate):
+def test_something_something_annotations_become_lists(tmp_path, write_folder, annotate):
     annotate(tmp_path / "annotations")
     dataset = replace(DATASETS["sthv1"], num_classes=2)
     for number, frames in (("7", 3), ("12", 4), ("5", 2)):
@@ -121,7 +121,7 @@ def test_something_something(tmp_path, write_folder, annotate):
         write_lists(lists, tmp_path / "mixed", tmp_path / "webm", dataset)
 
 
-def test_ucf101(tmp_path):
+def test_ucf101_annotations_become_lists(tmp_path):
     files = [f"{name}/v_{name}_g0{group}_c01.avi" for name in ("Bowling", "Archery") for group in (1, 2, 3)]
     annotations = touch(tmp_path / "splits", "classInd.txt", content="1 Bowling\n2 Archery\n")
     touch(
@@ -139,7 +139,7 @@ def test_ucf101(tmp_path):
         lists_from_annotations(videos, annotations, DATASETS["ucf101"])
 
 
-def test_hmdb51(tmp_path):
+def test_hmdb51_annotations_become_lists(tmp_path):
     videos = touch(tmp_path / "videos", "run/a#(1)_run.avi", "run/b.avi", "walk/b.avi", "walk/c & d.avi", "walk/e.avi")
     annotations = touch(tmp_path / "splits", "run_test_split1.txt", content="a#(1)_run.avi 1 \nb.avi 2 \n")
     touch(annotations, "walk_test_split1.txt", content="b.avi 1 \nc & d.avi 2 \ne.avi 0 \n")

@@ -37,7 +37,7 @@ def work(task: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """A fork server that another test has started does not know this file: its processes have to find `work`."""
+    """A fork server that another test has started was started without this file: its processes must find `work`."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
@@ -123,7 +123,7 @@ def media(videos: Path) -> list[Media]:
     return [*(Media(path.relative_to(videos).as_posix()) for path in files + folders), Media("bad/missing.mp4")]
 
 
-def test_a_report_tells_good_from_bad(videos, tmp_path):
+def test_a_report_separates_good_files_from_bad(videos, tmp_path):
     rows = {row.path: row for row in check_media(videos, media(videos), tmp_path / "out", workers=2, timeout=2)}
     assert len(rows) == 12 and {path for path, row in rows.items() if not row.ok} == {
         "bad/empty.mp4", "bad/noise.mp4", "bad/torn.mp4", "bad/pipe.mp4", "bad/frames", "bad/missing.mp4",

@@ -205,7 +205,7 @@ def test_a_killed_check_goes_on(run, folder, tmp_path):
         }  # fmt: skip
 
 
-def test_small_copies(run, folder, tmp_path):
+def test_copies_are_small_and_listed(run, folder, tmp_path):
     arguments = ("reencode", "videos", "--out", tmp_path / "small", "--short-side", 48, "--measure", 2)
     code, out, err = run(*arguments)
     assert (code, err) == (1, "")
@@ -239,7 +239,7 @@ def test_lists_of_copies_name_the_originals_without_one(run, folder, tmp_path):
     assert any(line.endswith("left out: right/images") for line in out.splitlines() if "without a copy" in line)
 
 
-def test_official_annotations(run, folder, tmp_path):
+def test_official_annotations_become_lists(run, folder, tmp_path):
     for split, numbers in (("train", "012"), ("test", "34")):
         (tmp_path / f"{split}list01.txt").write_text(
             "".join(f"left/clip_{n}.avi 1\nright/clip_{n}.avi 2\n" for n in numbers)

@@ -93,7 +93,7 @@ def copy(path: Path, out: Path, **settings) -> Path:
     return out / path.name
 
 
-def test_pictures_times_and_sizes(tmp_path):
+def test_copies_keep_pictures_and_times_and_shrink(tmp_path):
     source = write(tmp_path / "in/a.mp4", size=(160, 120), audio=True)
     target = copy(source, tmp_path / "out", short_side=60, key_frames=5)
     (before, pictures, _), (after, small, encoded) = frames_of(source), frames_of(target)
@@ -137,7 +137,7 @@ def test_nothing_is_enlarged(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "pix_fmt"), [((75, 51), "yuv444p"), ((64, 48), "yuv420p10le"), ((64, 48), "gray")])
-def test_odd_sizes_and_formats(tmp_path, size, pix_fmt):
+def test_odd_sizes_and_formats_are_copied(tmp_path, size, pix_fmt):
     target = copy(write(tmp_path / "in/a.mp4", size=size, pix_fmt=pix_fmt), tmp_path / "out")
     times, pictures, encoded = frames_of(target)
     assert len(times) == 30 and encoded[1] == "yuv420p"

@@ -1,4 +1,4 @@
-"""Two processes of which one knows or fails what the other has to know: python agreement.py FOLDER."""
+"""Two processes, one of which fails or finds a fact that both need: python agreement.py FOLDER."""
 
 from __future__ import annotations
 

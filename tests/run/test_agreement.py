@@ -1,4 +1,4 @@
-"""What one process finds out, all processes do."""
+"""A fault or a fact that one process finds reaches all processes."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def names(folder: object) -> list[str]:
     return [path.name for path in list_checkpoints(str(folder))]
 
 
-def test_order_best_and_pruning(tmp_path):
+def test_checkpoints_are_ordered_and_pruned_and_the_best_stays(tmp_path):
     folder = str(tmp_path)
     assert last_checkpoint(folder) is None and resumable_checkpoint(folder) is None
     with CheckpointWriter(folder, keep=3) as writer:
@@ -147,7 +147,7 @@ def test_a_best_that_could_not_be_written_is_tried_again_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize(("offset", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"])
-def test_any_damage_is_damage(offset, value, tmp_path):
+def test_any_damage_is_detected(offset, value, tmp_path):
     save(tmp_path, 10, 20)
     path = list_checkpoints(str(tmp_path))[-1]
     content = bytearray(path.read_bytes())
@@ -157,7 +157,7 @@ def test_any_damage_is_damage(offset, value, tmp_path):
     assert resumable_checkpoint(str(tmp_path)) == list_checkpoints(str(tmp_path))[0]
 
 
-def test_a_step_that_cannot_be_told_is_damage(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_loaded_is_damaged(tmp_path, monkeypatch):
     save(tmp_path, 10)
 
     def load(*_, **__):
@@ -243,7 +243,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk(small_disk):
+def test_a_full_disk_keeps_the_old_checkpoints(small_disk):
     with CheckpointWriter(str(small_disk), keep=1, stop_on_error=False) as writer:
         writer.save(state(10, 100_000))
         writer.save(state(20, 200_000))  # 0.4 + 0.8 MB: goes on without it
@@ -258,7 +258,7 @@ def test_full_disk(small_disk):
     assert len(os.listdir(checkpoint_dir(str(small_disk)))) == 1  # no torn parts
 
 
-def test_read_only_disk(small_disk):
+def test_a_read_only_disk_is_an_error(small_disk):
     save(small_disk, 10)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(ValueError, match="Read-only"):
@@ -268,7 +268,7 @@ def test_read_only_disk(small_disk):
     assert len(names(small_disk)) == 2
 
 
-def test_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file is in the way")
     with pytest.raises(ValueError, match="could not be written"), CheckpointWriter(str(tmp_path)) as writer:
         writer.save(state(10))

@@ -124,7 +124,7 @@ def test_signals_save_and_a_second_ctrl_c_leaves(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_processes(start, tmp_path):
+def test_a_killed_process_ends_the_job(start, tmp_path):
     two = (*LONG, "NUM_PROCESSES", 2, "DATA_LOADER.NUM_WORKERS", 1)
     job = start(*two).trains()
     os.kill(job.ranks()[1], signal.SIGKILL)
@@ -154,7 +154,7 @@ def test_a_second_run_in_a_folder_is_refused(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_hung_processes(start, tmp_path):
+def test_a_hung_process_ends_the_job(start, tmp_path):
     job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.3).trains()
     os.kill(job.ranks()[1], signal.SIGSTOP)
     assert job.ends() == 1
@@ -249,7 +249,7 @@ def test_forked_children_end_with_their_parent(tmp_path):
             time.sleep(0.05)
 
 
-def test_show_into_a_closed_pipe(experiment):
+def test_show_into_a_closed_pipe_prints_no_error(experiment):
     command = f"{sys.executable} {RUN_NET} --cfg {experiment} --show | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.startswith("NUM_GPUS: 0")

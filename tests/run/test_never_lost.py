@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed and disturbed continue as if nothing had happened."""
+"""Runs that are stopped, killed or disturbed continue with the same results."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_a_run_goes_on_without_a_killed_worker_and_leaves_no_process(experiment,
 
 
 @pytest.mark.parametrize(("processes", "seed"), [(1, 16), (2, 18)])
-def test_torture(processes, seed, experiment, tmp_path):
+def test_a_run_killed_at_random_equals_an_undisturbed_one(processes, seed, experiment, tmp_path):
     """The short form of tools/torture.py; the seeds begin with a kill while a checkpoint is being written."""
     folder = tmp_path / "torture"
     folder.mkdir()
@@ -188,7 +188,7 @@ def test_a_job_stopped_in_validation_validates_when_it_goes_on(experiment, run_n
 
 
 def test_a_step_split_in_another_way_goes_on(experiment, run_net, tmp_path):
-    """8 videos a step, on one process in four parts, then on two at once: the log says what changed."""
+    """8 videos a step, on one process in four parts, then on two at once: the log names the change."""
     common = ("TEST.ENABLE", False, "MODEL.FROZEN_BN", True)
     run_net(experiment, *common, "TRAIN.MAX_STEPS", 2, "TRAIN.BATCH_SIZE", 2, "SOLVER.ACCUMULATION_STEPS", 4)
     done = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, "NUM_PROCESSES", 2)

@@ -41,7 +41,7 @@ def test_the_odd_one_is_named():
     assert "but rank 1 on node0: 2.4" in fault
 
 
-def test_sums_that_are_wrong_everywhere():
+def test_sums_that_are_wrong_everywhere_are_an_error():
     assert not list(differences(records([{SUMS: "right"}] * 2)))
     [fault] = differences(records([{SUMS: "wrong in 3 of 1024 sums"}] * 2))
     assert "3 of 1024 sums" in fault and "DIST_BACKEND" in fault
@@ -67,7 +67,7 @@ def test_code_is_compared_by_content(tmp_path):
     assert list(code(tmp_path / "a").values()) != list(code(tmp_path / "b").values())
 
 
-def test_data_is_looked_at(tmp_path):
+def test_lists_and_folders_are_checked_for_readability(tmp_path):
     cfg = get_cfg()
     cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.PATH_PREFIX = str(tmp_path), str(tmp_path / "nowhere")
     (tmp_path / "train.csv").write_text("a.mp4 0\n")

@@ -1,4 +1,4 @@
-"""A training on a real Slurm cluster of two nodes, interrupted twice, and what a submission says and refuses."""
+"""Runs on a real Slurm cluster of two nodes, interrupted twice; submissions that are accepted and refused."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_killed_process_ends_the_job(cluster, tmp_path):
     [job] = submit(cluster, sys.executable, "tools/run_net.py", *flags, *SHORT, "OUTPUT_DIR", out)
     log = out / "slurm" / f"{job}.log"
     wait_for(cluster, lambda: steps_in(log) >= 3)
-    # the processes of the second node, as Slurm's daemon there knows them
+    # the processes of the second node, as listed by the daemon of that node
     pids = cluster.run("scontrol", "listpids", f"{job}.0", NODES[1]).splitlines()[1:]
     task = next(int(line.split()[0]) for line in pids if line.split()[3] == "0" and line.split()[4] == "1")
     os.kill(task, signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_a_killed_process_ends_the_job(cluster, tmp_path):
     assert "node1: task 1: Killed" in log.read_text()
 
 
-def test_ways_to_write_a_time():
+def test_times_are_read_in_every_form_of_slurm():
     written = {"90": 90, "2:30": 3, "10:00:00": 600, "1-0": 1440, "2-12:30": 3630, "0:00:01": 1}
     assert {text: minutes(text) for text in written} == written
     for text in ("", "an hour", "1:2:3:4", "-5"):
@@ -144,7 +144,7 @@ def test_ways_to_write_a_time():
             minutes(text)
 
 
-def test_any_parameter_of_sbatch():
+def test_any_parameter_of_sbatch_is_accepted():
     assert sbatch_parameters(["qos=high", "--mail-user=a@b.c", "exclusive", "mem_per_cpu=2G"]) == {
         "qos": "high", "mail-user": "a@b.c", "exclusive": True, "mem-per-cpu": "2G",
     }  # fmt: skip
@@ -167,7 +167,7 @@ def test_any_parameter_of_sbatch():
         ([], ["no srun in PATH"]),
     ],
 )
-def test_submissions_that_are_refused(arguments, expected, monkeypatch, capsys):
+def test_faulty_submissions_are_refused(arguments, expected, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", "--slurm", *arguments])
@@ -176,7 +176,7 @@ def test_submissions_that_are_refused(arguments, expected, monkeypatch, capsys):
     assert message.startswith("error: ") and all(part in message for part in expected), message
 
 
-def test_options_that_need_slurm(monkeypatch, capsys):
+def test_options_of_slurm_need_the_flag(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", "--nodes", "2"])
     with pytest.raises(SystemExit):
         program.main()

@@ -1,4 +1,4 @@
-"""Demo videos: reproducible, resumable, and told apart by motion only."""
+"""Demo videos: reproducible, resumable, and with classes that differ by motion only."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo_data(tmp_path_factory.mktemp("demo") / "data", train=16, test=8, seed=3, workers=2)
 
 
-def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(demo: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(demo: Path, tmp_path: Path) -> None:
     again = contents(make_demo_data(tmp_path / "again", train=16, test=8, seed=3, workers=1))
     other = contents(make_demo_data(tmp_path / "other", train=16, test=8, seed=4, workers=2))
     assert again == contents(demo)
@@ -77,7 +77,7 @@ def test_only_the_factor_of_the_class_drifts(label: int) -> None:
         assert factors.max() <= 1
 
 
-def test_a_frame_does_not_tell_the_class() -> None:
+def test_a_frame_does_not_show_the_class() -> None:
     drawn = np.array([[draw_factors(np.random.default_rng([seed, c]), c, 36) for seed in range(1500)] for c in CLASSES])
     frames = drawn.transpose(0, 2, 1, 3).reshape(8, 4, -1)  # class, factor, every frame of every video
     for factor in range(4):
@@ -150,7 +150,7 @@ def test_other_arguments_for_a_folder_in_use_are_refused(demo: Path, tmp_path: P
         make_demo_data(tmp_path / "none", train=0)
 
 
-def test_command_line(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_makes_the_same_videos(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["make_demo_data.py", "--out", str(tmp_path / "cli"), "--train", "16", "--test", "8", "--seed", "3"]
     monkeypatch.setattr(sys, "argv", argv)
     make_demo_data_main()
@@ -194,7 +194,7 @@ def covered(image: np.ndarray) -> np.ndarray:
     return image.max(-1) > 150
 
 
-def test_colour_and_covered_area_do_not_tell_the_class_of_an_image_but_its_outline_does() -> None:
+def test_the_outline_shows_the_class_of_an_image_and_colour_and_area_do_not() -> None:
     def features(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         mask = covered(cv2.GaussianBlur(image, (3, 3), 0)).astype(np.uint8)
         contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
@@ -216,7 +216,7 @@ def test_colour_and_covered_area_do_not_tell_the_class_of_an_image_but_its_outli
         assert low <= np.mean(guesses == labels) <= high
 
 
-def test_command_line_of_images(stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_makes_the_same_images(stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["make_demo_data.py", "--images", "--out", str(tmp_path / "cli"), "--train", "32", "--test", "16"]
     monkeypatch.setattr(sys, "argv", [*argv, "--seed", "3"])
     make_demo_data_main()

@@ -1,4 +1,4 @@
-"""docs/OWN_VIDEOS.md, word for word: its three commands, in real processes, end in the accuracy of a tested model."""
+"""docs/OWN_VIDEOS.md, unchanged: its three commands, in real processes, end with the accuracy of a tested model."""
 
 from __future__ import annotations
 

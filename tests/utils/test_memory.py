@@ -1,4 +1,4 @@
-"""What a process keeps of its memory."""
+"""The memory that a process keeps."""
 
 import subprocess
 import sys

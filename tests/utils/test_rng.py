@@ -1,3 +1,5 @@
+"""Random streams are pure functions of their coordinates."""
+
 import subprocess
 import sys
 

@@ -102,7 +102,7 @@ def test_rows_follow_the_names_wherever_they_are_in_the_list(order):
     assert rows_of_names("k400", names[:-1]) is None
 
 
-def test_places_of_names():
+def test_places_follow_names():
     assert places_of_names(["b", "A", "a_c", '"a b"']) == [3, 0, 2, 1]
     # classInd.txt is sorted without regard to case
     names = ["Haircut", "HammerThrow", "Hammering", "JumpRope", "JumpingJack"]

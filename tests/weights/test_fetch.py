@@ -346,7 +346,7 @@ def test_released_weights_come_from_the_hub_and_then_from_elsewhere(site, monkey
     assert Path(fetch.fetch("some")).read_bytes() == b"mine"
 
 
-def test_google_drive(site, monkeypatch):
+def test_files_of_google_drive_are_downloaded(site, monkeypatch):
     release(drive={"google_drive": "abc123"})
     monkeypatch.setattr(fetch, "GOOGLE_DRIVE", f"{site.url}/drive?id={{}}")
     site.kind = "text/html"
@@ -356,7 +356,7 @@ def test_google_drive(site, monkeypatch):
     assert Path(fetch.fetch("drive")).read_bytes() == CONTENT
 
 
-def test_local_paths_and_tensors(site, tmp_path):
+def test_tensors_are_loaded_from_paths_and_addresses(site, tmp_path):
     assert fetch.fetch(tmp_path / "any.pth") == str(tmp_path / "any.pth")
     torch.save({"a": torch.arange(3)}, tmp_path / "a.pth")
     assert load_tensors(tmp_path / "a.pth")["a"].tolist() == [0, 1, 2]
@@ -370,7 +370,7 @@ def test_weights_that_were_never_released():
     assert "k710_uniformerv2_l14_8x336" in fetch.released_weights()
 
 
-def test_manifest():
+def test_released_weights_have_complete_rows():
     """Every row has one place and, where there is one, a checksum of hexadecimal digits; no file name is used twice."""
     entries = {entry["name"]: entry for entry in fetch.released_weights().values()}
     assert len(entries) == 140

@@ -24,7 +24,7 @@ def small_v1() -> UniFormer:
     return UniFormer(num_classes=5, depth=(1, 1, 1, 1), embed_dim=(8, 16, 32, 32), head_dim=16)
 
 
-def test_class_rows_by_names():
+def test_class_rows_are_found_by_names():
     trained = ["abseiling", "air drumming", '"hugging (not baby)"', "Yoga"]
     assert class_rows(trained, ["yoga", "air_drumming", "hugging (not baby)"]) == [3, 1, 2]
     assert class_rows(["Holding something", "Pushing something"], ["Pushing [something]"]) == [
@@ -101,7 +101,7 @@ def test_classes_that_the_checkpoint_lacks_get_new_rows(make, caplog):
         load_weights(model, checkpoint, HeadPolicy("by name", ["a", "b"]), to_train=True)
 
 
-def test_rows_from_a_file(tmp_path):
+def test_rows_are_read_from_a_file(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([3, 1, 2]))
     (tmp_path / "rows.txt").write_text("3\n1\n2\n")
     assert read_rows(str(tmp_path / "rows.json")) == read_rows(str(tmp_path / "rows.txt")) == ([3, 1, 2], [])

@@ -73,7 +73,7 @@ def tower_tokens(model: UniFormerV2, image: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["uniformerv2_b16_8x224_k400_from_clip", "uniformerv2_b16_16x224_ssv2_from_clip"])
-def test_clip_to_video(name, golden, golden_state, golden_input):
+def test_clip_weights_become_video_weights(name, golden, golden_state, golden_input):
     facts = golden("clip.json")
     case = facts["cases"][name]
     cfg = get_cfg()
@@ -110,7 +110,7 @@ def test_a_centred_kernel_sees_every_frame_as_an_image():
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_open_clip(activation):
+def test_open_clip_weights_load(activation):
     vision: Any = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
     text: Any = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
     quick = activation == "quick_gelu"
@@ -124,13 +124,13 @@ def test_open_clip(activation):
         ours = small(backbone=replace(TOWER, activation=activation))
         report = load_weights(ours, state, to_train=True)
         assert len(report.loaded) + len(report.inflated) == 5 + 2 * 12
-        assert bool(report.notes) == quick  # the file does not tell
+        assert bool(report.notes) == quick  # the file does not show its activation
         torch.testing.assert_close(tower_tokens(ours, image), expected[0], atol=1e-5, rtol=0)
     assert "transformer.resblocks.0.ln_1.weight" in load_weights(small(), theirs.state_dict(), to_train=True).left_out
 
 
 @pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel"])
-def test_hugging_face(kind, tmp_path):
+def test_hugging_face_weights_load(kind, tmp_path):
     sizes: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 256,
@@ -155,7 +155,7 @@ def test_hugging_face(kind, tmp_path):
 
 
 @pytest.mark.parametrize("trunk", ["", "visual.trunk."])
-def test_timm_clip(trunk):
+def test_timm_clip_weights_load(trunk):
     theirs = timm.create_model(
         "vit_base_patch16_clip_quickgelu_224", pretrained=False, depth=2, embed_dim=64, num_heads=2, img_size=32
     )
@@ -197,7 +197,7 @@ def test_timm_parts_without_a_counterpart_are_folded_in():
     assert "backbone.conv1.bias" in kept
 
 
-def test_timm_class_token_without_position():
+def test_a_timm_class_token_without_position_gets_zeros():
     theirs = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=1, img_size=32, no_embed_class=True)
     positions = convert(theirs.state_dict(), {}).state["backbone.positional_embedding"]
     assert positions.shape == (5, 192) and not positions[0].any()
@@ -283,7 +283,7 @@ class ScriptedClip(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-def test_openai_archive(tmp_path, monkeypatch):
+def test_openai_archives_load(tmp_path, monkeypatch):
     clip = ScriptedClip().half()
     torch.jit.script(clip).save(str(tmp_path / "clip.pt"))
     monkeypatch.setattr(torch.jit, "load", None)
@@ -335,7 +335,7 @@ def test_pickles_in_a_torchscript_archive_are_not_executed(data, tmp_path, monke
         ),
     ],
 )
-def test_mmaction2_in_both_directions(make, names):
+def test_mmaction2_names_convert_in_both_directions(make, names):
     model = randomize(make())
     state = model.state_dict()
     theirs = to_mmaction2(state)
@@ -356,7 +356,7 @@ def test_mmaction2_in_both_directions(make, names):
     assert moved.keys() != theirs.keys() and len(load_weights(make(), moved).loaded) == len(state)
 
 
-def test_mmaction2_of_a_checkpoint():
+def test_mmaction2_export_takes_averaged_weights():
     """Averaged weights are what was validated."""
     model, average = randomize(small_v1()), small_v1().state_dict()
     checkpoint = {
@@ -386,12 +386,12 @@ V1 = {"num_classes": 5, "depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "he
         (lambda: small(backbone=replace(TOWER, layer_scale=0.1)), "layer scale"),
     ],
 )
-def test_mmaction2_lacks_the_network(make, reason):
+def test_networks_that_mmaction2_lacks_are_refused(make, reason):
     with pytest.raises(ValueError, match=f"MMAction2's networks do not have .*{reason}"):
         to_mmaction2(make().state_dict())
 
 
-def test_mmaction2_of_another_network():
+def test_mmaction2_weights_of_another_network_are_refused():
     with pytest.raises(ValueError, match="neither"):
         to_mmaction2({"conv.weight": torch.zeros(1)})
     exact, quick = (f"UNIFORMERV2:\n  BACKBONE: timm/vit_base_patch16_clip_{name}224\n" for name in ("", "quickgelu_"))

@@ -36,7 +36,7 @@ def small(**options) -> UniFormer:
 
 
 @pytest.mark.parametrize("wrap", [lambda s: {"model": s}, lambda s: {"model_state": s, "epoch": 3}, lambda s: s])
-def test_layouts(wrap, tmp_path):
+def test_every_layout_of_a_checkpoint_loads(wrap, tmp_path):
     source, target = small(), small()
     state = {f"module.{name}": value for name, value in source.state_dict().items()}
     torch.save(wrap(state), tmp_path / "weights.pth")
@@ -63,7 +63,7 @@ def test_a_classifier_of_another_width_is_of_another_model(classes, width, class
 
 
 @pytest.mark.parametrize("name", INFLATE)
-def test_image_to_video(name, golden, golden_state, golden_input):
+def test_image_weights_are_inflated(name, golden, golden_state, golden_input):
     case = INFLATE[name]
     cfg = get_cfg()
     cfg.merge_from_list([item for pair in case["video_config"].items() for item in pair])
@@ -87,14 +87,14 @@ def test_missing_parts_that_start_as_the_identity_are_for_training_only():
         load_weights(small(split=True), checkpoint)
 
 
-def test_a_missing_classifier_starts_anew_when_asked():
+def test_a_missing_classifier_gets_initial_values_when_asked():
     checkpoint = {name: value for name, value in small().state_dict().items() if not name.startswith("head.")}
     assert load_weights(small(), checkpoint, FRESH).dropped == ["head.weight", "head.bias"]
     with pytest.raises(ValueError, match="of another model"):
         load_weights(small(), checkpoint)
 
 
-def test_reset_head_starts_the_classifiers_anew():
+def test_reset_head_gives_the_classifiers_initial_values():
     """Even where the class count is the same; the official rule keeps them then."""
     source = small(aux_head=True, ndim=2)
     model = small(aux_head=True, ndim=2)
@@ -156,7 +156,7 @@ def test_options_that_no_shape_shows_have_to_be_the_same(base, key, value):
     cfg, other = configuration(base), configuration(base, {key: value})
     checkpoint = {"model_state": build_model(cfg).state_dict(), "cfg": cfg.dump()}
     load_weights(build_model(cfg), checkpoint)
-    load_weights(build_model(other), checkpoint["model_state"])  # nothing tells
+    load_weights(build_model(other), checkpoint["model_state"])  # without a configuration, nothing shows the difference
     with pytest.raises(ValueError, match=re.escape(f"trained with {key.split('.')[1].lower()} {leaves(cfg)[key]}")):
         load_weights(build_model(other), checkpoint)
 
@@ -204,7 +204,7 @@ def test_the_first_rows_of_kinetics_710_are_kinetics_400(tmp_path):
             assert torch.equal(start(tmp_path, 400, state).state_dict()[HEAD], state[HEAD])
 
 
-def test_a_checkpoint_that_tells_its_classes_is_never_sliced(tmp_path):
+def test_a_checkpoint_with_class_names_is_never_sliced(tmp_path):
     names = [f"class {i}" for i in range(400)]
     for count in (400, 710):
         checkpoint = {"model_state": trained(count), "class_names": [f"class {i}" for i in reversed(range(count))]}
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_tells_its_classes_is_never_sliced(tmp_path):
         assert f"classifier rows {count} -> 400" in str(model.load_report)
 
 
-def test_rows_by_the_class_names_of_the_weights(tmp_path, caplog):
+def test_rows_follow_the_class_names_of_the_weights(tmp_path, caplog):
     state, names = trained(710), ["Class 3", "class_700", "new"]
     with pytest.raises(ValueError, match=r"710 classes and the model 3:.*file of the 710 class names.*label map"):
         start(tmp_path, 3, state, names)
@@ -241,7 +241,7 @@ def test_rows_by_the_class_names_of_the_weights(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("delete", [False, True])
-def test_rows_of_another_number_than_the_classes(delete, tmp_path):
+def test_rows_of_another_number_than_the_classes_are_refused(delete, tmp_path):
     (tmp_path / "rows.txt").write_text("3\n1\n")
     options = {"MODEL__HEAD_ROWS": str(tmp_path / "rows.txt"), "UNIFORMERV2__DELETE_SPECIAL_HEAD": delete}
     with pytest.raises(ValueError, match=r"MODEL.HEAD_ROWS gives 2 classes.* has 3"):
@@ -251,11 +251,11 @@ def test_rows_of_another_number_than_the_classes(delete, tmp_path):
     assert torch.equal(start(tmp_path, 3, state, **options).state_dict()[HEAD], state[HEAD][[3, 1, 0]])
 
 
-def test_reset_head_in_the_configuration(tmp_path):
+def test_reset_head_is_a_key_of_the_configuration(tmp_path):
     state = trained(5)
     kept = start(tmp_path, 5, state, UNIFORMERV2__DELETE_SPECIAL_HEAD=True).state_dict()[HEAD]
-    anew = start(tmp_path, 5, state, MODEL__RESET_HEAD=True).state_dict()[HEAD]
-    assert torch.equal(kept, state[HEAD]) and not torch.equal(anew, state[HEAD])
+    reset = start(tmp_path, 5, state, MODEL__RESET_HEAD=True).state_dict()[HEAD]
+    assert torch.equal(kept, state[HEAD]) and not torch.equal(reset, state[HEAD])
 
 
 def test_another_class_count_is_refused_unless_asked():
@@ -275,7 +275,7 @@ def test_another_model_is_refused(other):
         load_weights(before, small(**other).state_dict())
 
 
-def test_bad_files(tmp_path):
+def test_bad_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_tensors(tmp_path / "nothing.pth")
     (tmp_path / "text.pth").write_text("not a checkpoint")

@@ -182,7 +182,7 @@ class CfgNode(dict):
 
 
 @pytest.mark.parametrize("new_form", [True, False])
-def test_checkpoint_of_mmaction2(new_form, tmp_path, monkeypatch):
+def test_checkpoints_of_mmaction2_load(new_form, tmp_path, monkeypatch):
     module(monkeypatch, "mmengine.logging.history_buffer", HistoryBuffer)
     module(monkeypatch, "mmengine.config.config", Config)
     weights = {
@@ -220,7 +220,7 @@ def test_checkpoint_of_mmaction2(new_form, tmp_path, monkeypatch):
     assert vars(meta["object"]) == {"model": {"type": "Recognizer3D"}}
 
 
-def test_module_paths_of_old_and_new_numpy(tmp_path):
+def test_arrays_of_old_and_new_numpy_load(tmp_path):
     for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
         data = pickle.dumps({"n": np.float64(2.5), "a": np.arange(3)}, 2)
         for other in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
@@ -230,7 +230,7 @@ def test_module_paths_of_old_and_new_numpy(tmp_path):
         assert content["n"] == 2.5 and content["a"].tolist() == [0, 1, 2]
 
 
-def test_plain_contents_of_configurations(tmp_path, monkeypatch):
+def test_configurations_load_as_plain_values(tmp_path, monkeypatch):
     module(monkeypatch, "yacs.config", CfgNode)
     content = {"args": argparse.Namespace(lr=0.1, data="x"), "cfg": CfgNode({"A": CfgNode({"B": 1})})}
     torch.save({"model": {"w": torch.ones(1)}, **content}, tmp_path / "a.pth")
@@ -257,7 +257,7 @@ def test_pickled_modules_become_state_dicts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("new_form", [True, False])
-def test_types_views_and_attributes_of_tensors(new_form, tmp_path):
+def test_types_views_and_attributes_of_tensors_are_kept(new_form, tmp_path):
     base = torch.arange(12.0)
     named = torch.nn.Parameter(torch.ones(2))
     named.label = "an attribute"  # pyright: ignore[reportAttributeAccessIssue]
@@ -280,7 +280,7 @@ def test_types_views_and_attributes_of_tensors(new_form, tmp_path):
     assert all(shapes[k].is_meta and shapes[k].shape == content[k].shape for k in content)
 
 
-def test_archives_without_checksums(tmp_path):
+def test_archives_without_checksums_load(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
         torch.save({"w": torch.ones(1000)}, tmp_path / "a.pth")

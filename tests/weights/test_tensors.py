@@ -121,7 +121,7 @@ def test_damaged_weights_are_detected(tmp_path):
         load_tensors(tmp_path / "a.pth")
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_load(tmp_path):
     safetensors.save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors")
     assert load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])

@@ -72,8 +72,8 @@ def test_without_names_the_outputs_are_in_the_order_of_the_sorted_names(tmp_path
 
 @pytest.mark.parametrize("form", ["state_dict", "of a wrapper", "module", "module in a checkpoint"])
 @pytest.mark.parametrize("start", ["nothing", "released", "new classifier"])
-def test_what_was_saved_is_loaded_as_it_was(start, form, tmp_path):
-    """Also after a training on other classes of the same number, of which nothing says a name."""
+def test_a_saved_model_is_loaded_unchanged(start, form, tmp_path):
+    """Also after a training on other classes of the same number, without class names."""
     released = tmp_path / "uniformer_small_k400_8x8.pth"
     torch.save(numbered(400), released)
     model: Any = create_model("uniformer_s", weights=None if start == "nothing" else released, **SMALL)
