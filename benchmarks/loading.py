@@ -47,11 +47,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from slowfast.config import load_config
-from slowfast.datasets.build import build_dataset, start_worker, usable_cores, use_one_thread
+from slowfast.datasets.build import build_dataset
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.dataset import ImageEvalDataset, Key, TrainDataset, VideoReader, as_made
 from slowfast.datasets.lists import ListError
 from slowfast.datasets.transforms import Views, normalize
+from slowfast.datasets.workers import start_worker, usable_cores, use_one_thread
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.io import to_json
 

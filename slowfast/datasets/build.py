@@ -1,18 +1,12 @@
 """Build data sets and loaders from the configuration; the only module of this package that reads `cfg`."""
 
-import logging
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
-from functools import cache
-from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
-import torch
 from fvcore.common.config import CfgNode
-from torch.utils.data import DataLoader
 
 from slowfast.datasets.backends import check_backend
 from slowfast.datasets.batches import EpochBatchSampler
@@ -23,7 +17,6 @@ from slowfast.datasets.dataset import (
     TrainDataset,
     VideoEvalDataset,
     VideoReader,
-    as_made,
 )
 from slowfast.datasets.image import ImageTransform
 from slowfast.datasets.image_folder import load_image_folder
@@ -32,10 +25,7 @@ from slowfast.datasets.lists import ListError, VideoList, read_list, read_someth
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.sampling import SAMPLERS
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
-from slowfast.datasets.workers import VideoLoader
-from slowfast.utils.memory import keep_memory
-
-logger = logging.getLogger(__name__)
+from slowfast.datasets.workers import VideoLoader, warn_of_few_cores
 
 Split = Literal["train", "val", "test"]
 
@@ -59,7 +49,7 @@ def build_loader(
     world_size: int = 1,
     local_world_size: int = 1,
     pin_memory: bool = False,
-) -> DataLoader[Any]:
+) -> VideoLoader:
     """Build the loader of a split for one process; its `batch_sampler` is an `EpochBatchSampler`.
 
     TRAIN.BATCH_SIZE counts the videos of a node, for training (per micro-batch) and validation; TEST.BATCH_SIZE counts
@@ -97,19 +87,8 @@ def build_loader(
         )
     workers = cfg.DATA_LOADER.NUM_WORKERS
     if rank == 0:
-        _compare_with_cores(workers, local_world_size)
-    return VideoLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=as_made,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        # The default in a spawned process is to spawn workers, each of which would import everything again.
-        multiprocessing_context="fork" if workers and "fork" in get_all_start_methods() else None,
-        worker_init_fn=start_worker,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
-    )
+        warn_of_few_cores(workers, local_world_size)
+    return VideoLoader(dataset, sampler, workers, pin_memory=pin_memory)
 
 
 def build_dataset(cfg: CfgNode, split: Split) -> TrainDataset | VideoEvalDataset | ImageEvalDataset:
@@ -178,39 +157,6 @@ def _batch_size(cfg: CfgNode, split: Split, local_world_size: int) -> int:
     return batch_size
 
 
-def usable_cores() -> int:
-    """Return the cores that this process may use; a job or a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
-def _compare_with_cores(workers: int, processes: int) -> None:
-    """Warn, once, if a node has fewer cores than workers."""
-    cores = usable_cores()
-    if workers * processes > cores:
-        logger.warning(
-            "DATA_LOADER.NUM_WORKERS %d in each of %d processes is more than the %d usable cores: set it to %d, which "
-            "loads as fast and takes less memory",
-            workers, processes, cores, max(1, cores // processes),
-        )  # fmt: skip
-
-
-def start_worker(_: int) -> None:
-    """Make a process a worker of a loader: one thread, and memory that it keeps for the next clip."""
-    use_one_thread()
-    keep_memory()
-
-
-def use_one_thread(_: int = 0) -> None:
-    """Keep a worker to its own core, and off the thread pools of the process it was forked from.
-
-    OpenCV's pool can be forked while one of its locks is held, about once in 3,000 times; a call that uses it then
-    blocks for ever.
-    """
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
 @contextmanager
 def _keys_of_arguments() -> Generator[None]:
     """Add the configuration keys of the arguments that the last line of an error, its cure, names."""
@@ -250,17 +196,7 @@ def _read_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
 
 
 def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> Path:
-    """Return the list of a split; official files also use "validation" for "val".
-
-    Args:
-        folder: DATA.PATH_TO_DATA_DIR.
-        template: name of the list with {} for the split.
-        split: train, val or test.
-        configured: the template is DATA.LABEL_PATH_TEMPLATE; otherwise the data set has its own.
-
-    Raises:
-        ListError: there is no such list.
-    """
+    """Return the list of a split; `configured`: the template is DATA.LABEL_PATH_TEMPLATE, not the data set's own."""
     names = [split, "validation"] if split == "val" else [split]
     paths = [folder / template.format(name) for name in names]
     if found := next((path for path in paths if path.is_file()), None):

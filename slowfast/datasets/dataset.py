@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.image import ImageTransform, centre_view, read_image
@@ -27,12 +27,12 @@ from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import FrameSampler, annotated_indices
 from slowfast.datasets.shared import new_clips, share
 from slowfast.datasets.transforms import TrainTransform, Views, to_small_tensor
-from slowfast.datasets.workers import note_row
 from slowfast.utils.rng import rng_for
 
 Batch = dict[str, Any]
 Key = tuple[int, int]  # epoch and row of the list
 MAX_TRIES = 10
+NO_ROW = -1
 
 
 def as_made(batch: Any) -> Any:
@@ -107,7 +107,10 @@ class ClipDataset(Dataset[Batch], ABC):
 
     Attributes:
         killed: rows that a worker was reading when the system killed it, with the reason; they count as broken.
+        reading: memory that the loader shares with its workers: the row that each one reads, or `NO_ROW`.
     """
+
+    reading: Any = None
 
     def __init__(self, samples: VideoList, *, seed: int = 0, reverse_channels: bool = False) -> None:
         self.samples = samples
@@ -126,7 +129,7 @@ class ClipDataset(Dataset[Batch], ABC):
         try:
             return self._make_batch(keys)
         finally:
-            note_row(None)
+            self._note(NO_ROW)
 
     @abstractmethod
     def _make_batch(self, keys: Sequence[Key]) -> Batch: ...
@@ -139,8 +142,13 @@ class ClipDataset(Dataset[Batch], ABC):
         """
         if row in self.killed:
             raise MediaError(self.samples.path(row), self.killed[row])
-        note_row(row)
+        self._note(row)
         return self.samples[row]
+
+    def _note(self, row: int) -> None:
+        worker = get_worker_info()
+        if worker is not None and self.reading is not None:
+            self.reading[worker.id] = row
 
     def _batch(self, video: Any, rows: list[int], clips: int, bad: list[tuple[str, str]]) -> Batch:
         """Describe a batch of `clips` clips of each row."""

@@ -21,13 +21,13 @@ from torch.utils.data import DataLoader
 
 from slowfast.datasets import decode
 from slowfast.datasets.batches import EpochBatchSampler
-from slowfast.datasets.build import start_worker
 from slowfast.datasets.dataset import TrainDataset, VideoEvalDataset, VideoReader, as_made
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.reader import MediaError, read_frames
 from slowfast.datasets.sampling import SparseSampler
 from slowfast.datasets.transforms import TrainTransform
+from slowfast.datasets.workers import start_worker
 from slowfast.prepare.check import Media, check_media
 from slowfast.prepare.reencode import Settings, reencode
 

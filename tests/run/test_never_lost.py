@@ -16,7 +16,8 @@ import torch
 from torture import differences, result, torture
 
 from slowfast.config import load_config
-from slowfast.datasets.build import build_loader, usable_cores
+from slowfast.datasets.build import build_loader
+from slowfast.datasets.workers import usable_cores
 from slowfast.engine import step, train
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
