@@ -41,7 +41,7 @@ DATASETS = {
     "imagenet": "ImageNet-1K",
 }
 
-# The first lines of a config.yaml; the weights are a name in slowfast/weights/manifest.json.
+# The first lines of a config.yaml; the weights are a name in slowfast/weights/released.json.
 HEADER = re.compile(
     r"# Command:  (?P<command>\S.*)\n"
     r"# Hardware: (?P<gpus>\d+) GPUs(?: \((?P<nodes>\d+) nodes of \d+\))?\n"
@@ -53,7 +53,7 @@ HEADER = re.compile(
 INTRODUCTION = """\
 Accuracy is **as the authors report it**, with the given number of views (clips x crops) per video; `test.sh` in the
 folder of an experiment uses the same views. An asterisk is the authors'. Parameters and FLOPs are computed here, for
-one view; a multiply-add is one FLOP. Names of weights are those of `slowfast/weights/manifest.json`, and are accepted
+one view; a multiply-add is one FLOP. Names of weights are those of `slowfast/weights/released.json`, and are accepted
 in place of a weights file, for example in `TEST.CHECKPOINT_FILE_PATH`."""
 
 TITLE = """\
@@ -139,14 +139,14 @@ def row(experiment: Experiment, parameters: int, flops: int) -> str:
     """Return one line of a table.
 
     Raises:
-        ValueError: slowfast/weights/manifest.json does not contain the weights.
+        ValueError: slowfast/weights/released.json does not contain the weights.
     """
     cfg, gflops = experiment.cfg, flops / 1e9
     start = cfg.UNIFORMERV2.PRETRAIN or "CLIP" if cfg.MODEL.ARCH == "uniformerv2" else cfg.UNIFORMER.PRETRAIN_NAME
     released = released_weights().get(experiment.weights)
     if released is None:
         raise ValueError(
-            f"exp/{experiment.name}/config.yaml: no weights {experiment.weights} in slowfast/weights/manifest.json"
+            f"exp/{experiment.name}/config.yaml: no weights {experiment.weights} in slowfast/weights/released.json"
         )
     address = released.get("url") or f"https://drive.google.com/file/d/{released['google_drive']}/view"
     cells = (

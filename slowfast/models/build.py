@@ -93,7 +93,7 @@ def _uniformerv2_options(cfg: CfgNode) -> Mapping[str, Any]:
     return {"backbone": tower}
 
 
-# Initial weights of the image ViT of a UniFormerV2; names of slowfast/weights/manifest.json.
+# Initial weights of the image ViT of a UniFormerV2; names of slowfast/weights/released.json.
 CLIP_WEIGHTS = {
     "uniformerv2_b16": "clip_vit_b16",
     "uniformerv2_l14": "clip_vit_l14",

@@ -123,7 +123,7 @@ def create_model(
         num_classes: K; None is 400, for image models 1000; 0 returns features without a classifier, also for
             `weights` that have one.
         weights: path or address of a file in any known layout (`slowfast.weights.layouts`), a name in
-            `slowfast/weights/manifest.json`, or "start": the image weights that the recipes start from, as if with
+            `slowfast/weights/released.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps (B, C', T', H', W').
         out_indices: numbers of the stages (UniFormer) or blocks (UniFormerV2), from 0, or how many of the last ones.
@@ -223,7 +223,7 @@ NO_OPTIONS = {
     "tower": "give backbone=VisionTower(width, layers, heads, patch, resolution)",
     "pretrain": "give weights",
     "pretrain_name": "give weights",
-    "pretrained": "give weights, a file or a name in slowfast/weights/manifest.json",
+    "pretrained": "give weights, a file or a name in slowfast/weights/released.json",
     "delete_special_head": "give reset_head",
     "representation_size": "it is in no released model",
 }

@@ -26,7 +26,7 @@ from slowfast.utils.io import sha256, write_text
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = Path(__file__).with_name("manifest.json")
+RELEASED = Path(__file__).with_name("released.json")
 # Files that a user put into a checkout; downloads go to `home()`.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
@@ -212,18 +212,18 @@ def _fetch_from_hub(address: str) -> str:
         ) from error
 
 
-def _manifest(part: str) -> dict[str, Any]:
-    return json.loads(MANIFEST.read_text(encoding="utf-8")).get(part, {})
+def _table(part: str) -> dict[str, Any]:
+    return json.loads(RELEASED.read_text(encoding="utf-8")).get(part, {})
 
 
 def released_weights() -> dict[str, dict[str, Any]]:
-    """Return the rows of `manifest.json` by name of the weights; aliases are names too."""
-    named = {name: {"name": name, **entry} for name, entry in _manifest("weights").items()}
+    """Return the rows of `released.json` by name of the weights; aliases are names too."""
+    named = {name: {"name": name, **entry} for name, entry in _table("weights").items()}
     return {alias: entry for entry in named.values() for alias in (entry["name"], *entry.get("aliases", ()))}
 
 
 def _fetch_released(entry: dict[str, Any]) -> str:
-    """Return the file of a row of `manifest.json`, downloaded unless it is there.
+    """Return the file of a row of `released.json`, downloaded unless it is there.
 
     The file may have its name, an alias, or its publisher's file name. Google Drive, which often requires a browser,
     is tried after all other places.
@@ -276,7 +276,7 @@ def _check_once(path: Path, entry: dict[str, Any]) -> None:
 
 
 def fetch(address: str | os.PathLike[str]) -> str:
-    """Return the local path of a local file, a name in `manifest.json`, a web address, or hf://OWNER/NAME/FILE.
+    """Return the local path of a local file, a name in `released.json`, a web address, or hf://OWNER/NAME/FILE.
 
     A file that is not local is downloaded once. A local path is not checked and may not exist.
 
@@ -301,7 +301,7 @@ def fetch_checkpoint(address: str | os.PathLike[str]) -> str:
     """
     local = fetch(address)
     if not os.path.isfile(local):
-        if reason := _manifest("never_released").get(str(address)):
+        if reason := _table("never_released").get(str(address)):
             raise ValueError(f"checkpoint {str(address)!r} does not exist: {reason}")
         close = ", ".join(get_close_matches(str(address), released_weights(), n=3))
         near = f" (near ones: {close})" if close else ""

@@ -24,7 +24,7 @@ KINETICS = ("", "kinetics", "kinetics_sparse")
 
 
 def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the row of the manifest of released weights; None if they are not known.
+    """Return the row of released weights; None if they are not known.
 
     Args:
         address: a name or alias, a web address, or a path, whose file name or checksum is compared.

@@ -141,9 +141,9 @@ def test_weights_are_loaded_by_name_path_and_start(tmp_path, monkeypatch):
         "embed_dim": (64, 64, 64, 64),
     }  # heads as wide as in the released ones
     monkeypatch.setattr(fetch, "PRETRAINED", tmp_path)
-    monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
-    manifest = {"weights": {"uniformer_small_in1k": {"google_drive": "x"}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(fetch, "RELEASED", tmp_path / "released.json")
+    table = {"weights": {"uniformer_small_in1k": {"google_drive": "x"}}}
+    (tmp_path / "released.json").write_text(json.dumps(table))
     image = create_model("uniformer_image_s", **small)
     torch.save({"model": image.state_dict()}, tmp_path / "uniformer_small_in1k.pth")
     video = create_model("uniformer_s", num_classes=7, weights="start", **small)
@@ -158,7 +158,7 @@ def test_weights_are_loaded_by_name_path_and_start(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), image.parameters(), strict=True))
 
 
-def test_every_start_is_in_the_manifest():
+def test_every_start_is_released():
     assert {variant.start for variant in VARIANTS.values()} - {""} <= fetch.released_weights().keys()
 
 

@@ -21,7 +21,7 @@ from slowfast.weights.class_order import (
     rows_of_places,
 )
 
-# name in the manifest -> its class_order
+# released weights -> its class_order
 EXAMPLES = {
     "uniformer_s16x4_k400": "k400",
     "uniformer_xxs4_128_k400": "k400",
@@ -45,7 +45,7 @@ EXAMPLES = {
 }
 
 
-def test_every_row_of_the_manifest_names_an_order():
+def test_all_released_weights_name_an_order():
     released = fetch.released_weights()
     for entry in released.values():
         assert entry["class_order"] in {*ORDERS, *AS_LISTED, "k710", "sorted", "ucf101"}, entry["name"]

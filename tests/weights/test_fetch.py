@@ -99,7 +99,7 @@ def site(monkeypatch, tmp_path):
     (tmp_path / "pretrained").mkdir()
     monkeypatch.setenv("SLOWFAST_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(fetch, "PRETRAINED", tmp_path / "pretrained")
-    monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(fetch, "RELEASED", tmp_path / "released.json")
     release()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     here.url = f"http://127.0.0.1:{server.server_port}"
@@ -112,7 +112,7 @@ def site(monkeypatch, tmp_path):
 
 
 def release(**entries) -> None:
-    write_text(fetch.MANIFEST, json.dumps({"weights": entries}))
+    write_text(fetch.RELEASED, json.dumps({"weights": entries}))
 
 
 def test_a_file_is_downloaded_once(site):
@@ -384,7 +384,7 @@ def test_released_weights_have_complete_rows():
         [entry["hub"] for entry in entries.values() if "hub" in entry],
     ):
         assert len(set(places)) == len(places)
-    rows = json.loads(fetch.MANIFEST.read_text())["weights"]
+    rows = json.loads(fetch.RELEASED.read_text())["weights"]
     names = [alias for name, row in rows.items() for alias in (name, *row.get("aliases", ()))]
     assert len(set(names)) == len(names)
     clip = entries["clip_vit_b16"]

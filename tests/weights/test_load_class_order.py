@@ -102,9 +102,9 @@ def lists(tmp_path_factory):
             patch.chdir(folder)
             patch.setattr(sys, "argv", ["prepare_data.py", *command, "--out", f"k{classes}"])
             assert prepare_data.main() == 0
-        manifest = read_list(folder / f"k{classes}/val.csv", separator=",", num_classes=classes)
-        assert manifest.class_names == names_of(classes)
-        written[classes] = manifest.class_names
+        samples = read_list(folder / f"k{classes}/val.csv", separator=",", num_classes=classes)
+        assert samples.class_names == names_of(classes)
+        written[classes] = samples.class_names
     return written
 
 

@@ -40,9 +40,9 @@ def test_weights_are_known_by_their_checksum(kind, tmp_path, monkeypatch):
     (tmp_path / "my weights.pth").write_bytes(b"content")
     digest = hashlib.new(kind, b"content").hexdigest()
     entry = {"source": "x", "url": "https://x/y.pth", kind: digest[:8] if kind == "sha256" else digest}
-    (tmp_path / "manifest.json").write_text(json.dumps({"weights": {"known": entry}}))
+    (tmp_path / "released.json").write_text(json.dumps({"weights": {"known": entry}}))
     assert identify(tmp_path / "my weights.pth") is None
-    monkeypatch.setattr(fetch, "MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setattr(fetch, "RELEASED", tmp_path / "released.json")
     assert (identify(tmp_path / "my weights.pth") or {}).get("name") == "known"
     assert identify(tmp_path / "other.pth") is None
 
