@@ -206,7 +206,8 @@ def test_training_gives_two_logits_and_a_test_one():
 
 
 def test_bfloat16_gives_finite_gradients_and_float32_scores():
-    model, video = small(init_value=0.1), torch.randn(2, 3, 4, 64, 64)
+    # oneDNN reads uninitialised memory for the bfloat16 gradient of a depthwise kernel that is longer than the clip
+    model, video = small(init_value=0.1), torch.randn(2, 3, 10, 64, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = torch.stack(model.train()(video)).float().logsumexp(2).sum()
     loss.backward()
