@@ -10,16 +10,18 @@ python tools/prepare_data.py reencode my/videos --out my/small_videos
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from slowfast.datasets.catalog import DATASETS
 from slowfast.prepare.annotations import lists_from_annotations
-from slowfast.prepare.check import QUARANTINE, REPORT, Media, Row, check_media
-from slowfast.prepare.clean import ListFile, clean_lists, image_template_of, list_files, original_of
+from slowfast.prepare.check import QUARANTINE, REPORT, Row, check_media
+from slowfast.prepare.clean import clean_lists, image_template_of, list_files
 from slowfast.prepare.label_order import annotated_classes, order_by_labels
 from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode
 from slowfast.prepare.scan import describe, find_media
@@ -31,6 +33,7 @@ from slowfast.utils.io import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "exp" / "finetune" / "config.yaml"
+SHOWN = 10  # bad files
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,77 +41,80 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("lists", help="write train, val and test lists and class names")
-    one.set_defaults(run=make_lists)
-    one.add_argument("videos", help="folder of the videos; without annotations one folder per class")
-    one.add_argument("--out", required=True, help="folder of the lists")
-    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help=f"{', '.join(DATASETS)}")
-    one.add_argument("--annotations", help="folder (or file) of the data set's own annotations")
-    one.add_argument("--fold", type=int, choices=(1, 2, 3), default=1, help="official split of UCF101 and HMDB51")
-    one.add_argument("--subset", action="store_true", help="accept fewer classes than the data set has")
-    one.add_argument(
-        "--class-names", metavar="FILE", help="class names in the order of their labels, or with their numbers"
-    )
-    one.add_argument("--val-share", type=float, default=0.15, help="own videos to validate on (default: %(default)s)")
-    one.add_argument("--test-share", type=float, default=0.15, help="own videos to test on (default: %(default)s)")
-    one.add_argument("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
-    one.add_argument("--group", default="", metavar="REGEX", help="keep videos with the same match together")
-    one.add_argument("--unlabelled", action="store_true", help="write test.csv only, for predictions")
-    one.add_argument("--overwrite", action="store_true", help="replace lists that differ")
+    def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> Callable[..., Any]:
+        one = commands.add_parser(name, help=about)
+        one.set_defaults(run=run)
+        return one.add_argument
 
-    one = commands.add_parser("classes", help="write the class names of lists that were made elsewhere")
-    one.set_defaults(run=write_class_names)
-    one.add_argument("lists", help="folder of the lists")
-    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="data set of the lists")
-    one.add_argument("--annotations", default="", help="official annotations, or a file of class names")
-    one.add_argument("--overwrite", action="store_true", help="replace a class_names.txt that differs")
+    dataset = {"choices": DATASETS, "default": "own", "metavar": "NAME", "help": f"one of {', '.join(DATASETS)}"}
+    workers = {"type": within(int, 1), "default": os.cpu_count(), "help": "processes (default: one per core)"}
 
-    one = commands.add_parser("check", help="decode the ends and the middle of every file, or all of it")
-    one.set_defaults(run=check)
-    one.add_argument("videos", help="folder of the videos")
-    one.add_argument("--lists", metavar="DIR", help="check the videos of these lists (default: all videos)")
-    one.add_argument("--dataset", choices=DATASETS, default="own", metavar="NAME", help="data set of the lists")
-    one.add_argument("--out", help=f"folder of {REPORT} and {QUARANTINE} (default: check/ in the folder of the lists)")
-    one.add_argument(
-        "--clean", metavar="DIR", help="write the lists without the bad files; may be the lists' own folder"
-    )
-    one.add_argument(
+    add = command("lists", make_lists, "write train, val and test lists and class names")
+    add("videos", help="folder of the videos; without annotations one folder per class")
+    add("--out", required=True, help="folder of the lists")
+    add("--dataset", **dataset)
+    add("--annotations", default="", help="folder (or file) of the data set's own annotations")
+    add("--fold", type=int, choices=(1, 2, 3), default=1, help="official split of UCF101 and HMDB51")
+    add("--subset", action="store_true", help="accept fewer classes than the data set has")
+    add("--class-names", metavar="FILE", help="class names in the order of their labels, or with their numbers")
+    add("--val-share", type=float, default=0.15, help="own videos to validate on (default: %(default)s)")
+    add("--test-share", type=float, default=0.15, help="own videos to test on (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
+    add("--group", default="", metavar="REGEX", help="keep videos with the same match together")
+    add("--unlabelled", action="store_true", help="write test.csv only, for predictions")
+    add("--overwrite", action="store_true", help="replace lists that differ")
+
+    add = command("classes", write_class_names, "write the class names of lists that were made elsewhere")
+    add("lists", help="folder of the lists")
+    add("--dataset", **dataset)
+    add("--annotations", default="", help="official annotations, or a file of class names")
+    add("--overwrite", action="store_true", help="replace a class_names.txt that differs")
+
+    add = command("check", check, "decode the ends and the middle of every file, or all of it")
+    add("videos", help="folder of the videos")
+    add("--lists", metavar="DIR", help="check the videos of these lists (default: all videos)")
+    add("--dataset", **dataset)
+    add("--out", help=f"folder of {REPORT} and {QUARANTINE} (default: check/ in the folder of the lists)")
+    add("--clean", metavar="DIR", help="write the lists without the bad files; may be the lists' own folder")
+    add(
         "--max-bad-share",
-        type=float,
+        type=within(float, 0, 1),
         default=0.2,
-        metavar="X",
         help="clean nothing if more are bad (default: %(default)s)",
     )
-    one.add_argument("--recheck", action="store_true", help="check again files that were found bad")
-    one.add_argument("--full", action="store_true", help="decode every frame: finds damage between ends and middle")
-    one.add_argument("--timeout", type=float, help="seconds for one file (default: 60, with --full 3600)")
-    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    add("--recheck", action="store_true", help="check again files that were found bad")
+    add("--full", action="store_true", help="decode every frame: finds damage between ends and middle")
+    add("--timeout", type=within(float, 0.001), help="seconds for one file (default: 60, with --full 3600)")
+    add("--workers", **workers)
 
-    one = commands.add_parser("reencode", help="make small copies with close key frames")
-    one.set_defaults(run=make_copies)
-    one.add_argument("videos", help="folder of the videos")
-    one.add_argument("--out", required=True, help="folder of the copies, under the same paths")
-    one.add_argument("--short-side", type=int, default=320, help="pixels; never enlarges (default: %(default)s)")
-    one.add_argument("--key-frames", type=int, default=16, help="distance of key frames (default: %(default)s)")
-    one.add_argument("--crf", type=int, default=20, help="quality, 0 (best) to 51 (default: %(default)s)")
-    one.add_argument("--preset", default="fast", help="preset of libx264 (default: %(default)s)")
-    one.add_argument(
-        "--measure", type=int, default=20, metavar="N", help="files to time, 0 = none (default: %(default)s)"
+    add = command("reencode", make_copies, "make small copies with close key frames")
+    add("videos", help="folder of the videos")
+    add("--out", required=True, help="folder of the copies, under the same paths")
+    add("--short-side", type=within(int, 2), default=320, help="pixels; never enlarges (default: %(default)s)")
+    add("--key-frames", type=within(int, 1), default=16, help="distance of key frames (default: %(default)s)")
+    add("--crf", type=within(int, 0, 51), default=20, help="quality, 0 (best) to 51 (default: %(default)s)")
+    add("--preset", default="fast", help="preset of libx264 (default: %(default)s)")
+    add(
+        "--measure", type=within(int, 0), default=20, metavar="N", help="files to time, 0 = none (default: %(default)s)"
     )
-    one.add_argument("--timeout", type=float, default=3600, help="seconds for one file (default: %(default)s)")
-    one.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    add("--timeout", type=within(float, 0.001), default=3600, help="seconds for one file (default: %(default)s)")
+    add("--workers", **workers)
 
-    one = commands.add_parser("docs", help="write the tables of DATASET.md")
-    one.set_defaults(run=write_docs)
-    one.add_argument("--check", action="store_true", help="write nothing; exit with 1 if DATASET.md would change")
-    args = parser.parse_args(argv)
-    if "max_bad_share" in args and not 0 <= args.max_bad_share <= 1:
-        parser.error(f"--max-bad-share {args.max_bad_share:g} must be in 0 .. 1")
-    if "full" in args and args.timeout is None:
-        args.timeout = 3600 if args.full else 60
-    if "workers" in args and (args.workers < 1 or args.timeout <= 0):
-        parser.error(f"--workers {args.workers} must be at least 1, --timeout {args.timeout:g} above 0")
-    return args
+    add = command("docs", write_docs, "write the tables of DATASET.md")
+    add("--check", action="store_true", help="write nothing; exit with 1 if DATASET.md would change")
+    return parser.parse_args(argv)
+
+
+def within(kind: Callable[[str], float], low: float, high: float = math.inf) -> Callable[[str], float]:
+    """Return the type of an option whose value must be in low .. high."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is outside {low} .. {high}")
+        return value
+
+    return number
 
 
 def make_lists(args: argparse.Namespace) -> int:
@@ -117,19 +123,14 @@ def make_lists(args: argparse.Namespace) -> int:
         found = find_media(args.videos)
         target = write_unlabelled(args.out, found.sizes, found.notes, overwrite=args.overwrite)
         show(describe(found.notes))
-        cleaned = (
-            ", without bad ones that were removed (--overwrite writes all)" if original_of(target).exists() else ""
-        )
-        print(f"{target}: {len(found.sizes)} videos{cleaned}")
+        print(f"{target}: {len(found.sizes)} videos")
         return 0
     dataset = DATASETS[args.dataset]
     own = dataset.annotations == "folders"
     lists = find_lists(args)
-    written = write_lists(
-        lists, args.out, args.videos, dataset, recipe=RECIPE if own else None, overwrite=args.overwrite
-    )
-    show(describe(lists.notes))
-    show(count_rows(lists))
+    recipe = RECIPE if own else None
+    written = write_lists(lists, args.out, args.videos, dataset, recipe=recipe, overwrite=args.overwrite)
+    show([*describe(lists.notes), *count_rows(lists)])
     changes = "wrote " + ", ".join(path.name for path in written) if written else "unchanged"
     print(f"{args.out}: {len(lists.class_names)} classes; {changes}")
     if own:
@@ -155,7 +156,7 @@ def find_lists(args: argparse.Namespace) -> Lists:
     if dataset.annotations and not args.annotations:
         raise ValueError(f"--dataset {args.dataset} needs --annotations: the folder of its official files")
     return lists_from_annotations(
-        args.videos, args.annotations or "", dataset, fold=args.fold, class_names=names, subset=args.subset
+        args.videos, args.annotations, dataset, fold=args.fold, class_names=names, subset=args.subset
     )
 
 
@@ -172,8 +173,8 @@ def write_class_names(args: argparse.Namespace) -> int:
     print(f"{target}: {len(names)} classes" + (f"; their order is that of {shown} rows of the lists" if shown else ""))
     if not shown:
         print(
-            "warning: no row of the lists shows its class, so the names are in the order of the annotation. If the "
-            "labels are the numbers of another file, such as the authors' label file, give that file as --annotations",
+            "warning: no row of the lists shows its class, so the names are in the order of the annotation: if the "
+            "labels are numbers of another file, give it as --annotations",
             file=sys.stderr,
         )
     return 0
@@ -185,20 +186,20 @@ def check(args: argparse.Namespace) -> int:
         raise ValueError(f"--clean {args.clean} needs --lists: the lists to clean")
     if not (args.out or args.lists):
         raise ValueError("--out is needed without --lists: the folder of the report")
-    lists = list_files(Path(args.lists), DATASETS[args.dataset], args.videos) if args.lists else []
-    media, removed = media_of(lists) if lists else (media_below(args.videos), {})
     if not Path(args.videos).is_dir():
         raise ValueError(f"no folder {args.videos}: name the one that the paths start from")
-    out = Path(args.out or Path(args.lists) / "check")
+    if args.lists:
+        lists = list_files(Path(args.lists), DATASETS[args.dataset], args.videos)
+        media = {row.path: row.num_frames for file in lists for row in file.read()}
+        removed = {row.path: row.num_frames for file in lists for row in file.removed() or () if row.path not in media}
+        template, out = image_template_of(Path(args.lists)), Path(args.out or Path(args.lists, "check"))
+    else:
+        found = find_media(args.videos)
+        media = dict.fromkeys((*found.sizes, *found.unusable))
+        lists, removed, template, out = [], {}, "", Path(args.out)
+    limits = {"workers": args.workers, "timeout": args.timeout or (3600 if args.full else 60)}
     rows = check_media(
-        args.videos,
-        [*media.values(), *removed.values()],
-        out,
-        workers=args.workers,
-        timeout=args.timeout,
-        recheck=args.recheck,
-        template=image_template_of(Path(args.lists)) if args.lists else "",
-        full=args.full,
+        args.videos, media | removed, out, **limits, recheck=args.recheck, template=template, full=args.full
     )
     bad = show_check(rows, media, out)
     if args.clean:
@@ -209,7 +210,7 @@ def check(args: argparse.Namespace) -> int:
                 "start from it, or remove all bad files with --max-bad-share 1"
             )
         print("\n".join(clean_lists(lists, Path(args.clean), bad)))
-    if back := sorted(row.path for row in rows if row.ok and row.path in removed):
+    if back := [row.path for row in rows if row.ok and row.path in removed]:
         print(
             f"  {len(back)} files that can be read are in no list, only in the .orig beside one, such as {back[0]}: to "
             "have them back, rename it to the list and clean again"
@@ -217,26 +218,11 @@ def check(args: argparse.Namespace) -> int:
     return int(bool(bad))
 
 
-def media_below(videos: str) -> dict[str, Media]:
-    """Return all media in a folder by path, unusable ones included."""
-    found = find_media(videos)
-    return {path: Media(path) for path in (*found.sizes, *found.unusable)}
-
-
-def media_of(lists: Iterable[ListFile]) -> tuple[dict[str, Media], dict[str, Media]]:
-    """Return the media of the lists by path, and those that cleaning the lists in their place has removed."""
-    now, before = {}, {}
-    for file in lists:
-        now |= {row.path: Media(row.path, row.num_frames) for row in file.read()}
-        before |= {row.path: Media(row.path, row.num_frames) for row in file.removed() or ()}
-    return now, {path: media for path, media in before.items() if path not in now}
-
-
-def show_check(rows: Iterable[Row], media: dict[str, Media], out: Path) -> set[str]:
+def show_check(rows: Iterable[Row], media: Mapping[str, object], out: Path) -> set[str]:
     """Print the results of a check; return the paths of bad media."""
     reasons = {row.path: row.reason for row in rows if not row.ok}
     bad = [path for path in reasons if path in media]
-    show(f"{path}: {reasons[path]}" for path in bad[:10])
+    show(f"{path}: {reasons[path]}" for path in bad[:SHOWN])
     more = f", and {len(reasons) - len(bad)} that the lists had before" if len(reasons) > len(bad) else ""
     print(f"{len(bad)} of {len(media)} files are bad{more}; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
     if slow := [row for row in rows if row.ok and row.reason and row.path in media]:
@@ -249,20 +235,15 @@ def show_check(rows: Iterable[Row], media: dict[str, Media], out: Path) -> set[s
 
 def make_copies(args: argparse.Namespace) -> int:
     """Re-encode videos; return 1 if some cannot be decoded."""
-    if args.short_side < 2 or args.key_frames < 1 or not 0 <= args.crf <= 51:
-        raise ValueError(
-            f"--short-side {args.short_side}, --key-frames {args.key_frames} or --crf {args.crf} is out of range: at "
-            "least 2 and 1, and 0 to 51"
-        )
     found = find_media(args.videos)
     paths = [path for path, size in found.sizes.items() if size is not None] + found.unusable
-    if folders := [path for path, size in found.sizes.items() if size is None]:
-        print(f"{len(folders)} folders of images are not encoded")
+    folders = [path for path, size in found.sizes.items() if size is None]
     settings = Settings(args.short_side, args.key_frames, args.crf, args.preset)
-    outcome = reencode(
-        args.videos, paths, args.out, settings, workers=args.workers, timeout=args.timeout, folders=folders
-    )
-    show(f"{path}: {reason}" for path, reason in list(outcome.broken.items())[:10])
+    limits = {"workers": args.workers, "timeout": args.timeout}
+    outcome = reencode(args.videos, paths, args.out, settings, **limits, folders=folders)
+    if folders:
+        print(f"{len(folders)} folders of images are not encoded")
+    show(f"{path}: {reason}" for path, reason in list(outcome.broken.items())[:SHOWN])
     broken = f"{len(outcome.broken)} broken, see {Path(args.out, WITHOUT_COPY)}" if outcome.broken else "none is broken"
     print(f"{len(outcome.done)} copies in {args.out}; {broken}")
     if outcome.done:
@@ -271,10 +252,9 @@ def make_copies(args: argparse.Namespace) -> int:
         print(f"size: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after ({after / before:.0%}){larger}")
     timed = outcome.done[:: max(1, len(outcome.done) // args.measure)][: args.measure] if args.measure else []
     if times := access_times([args.videos, args.out], timed):
-        slower = "; the copies are slower to read: train on the original videos" if times[1] > times[0] else ""
-        print(
-            f"16 random frames: {times[0]:.1f} ms before, {times[1]:.1f} ms after ({times[0] / times[1]:.1f} x){slower}"
-        )
+        before, after = times
+        slower = "; the copies are slower to read: train on the original videos" if after > before else ""
+        print(f"16 random frames: {before:.1f} ms before, {after:.1f} ms after ({before / after:.1f} x){slower}")
     return int(bool(outcome.broken))
 
 
@@ -283,12 +263,11 @@ def write_docs(args: argparse.Namespace) -> int:
     path = ROOT / "DATASET.md"
     old = path.read_text(encoding="utf-8")
     new = update_tables(old)
-    if args.check:
-        if new != old:
-            print("DATASET.md is not up to date: run python tools/prepare_data.py docs", file=sys.stderr)
-        return int(new != old)
-    write_text(path, new)
-    return 0
+    if not args.check:
+        write_text(path, new)
+    elif new != old:
+        print("DATASET.md is not up to date: run python tools/prepare_data.py docs", file=sys.stderr)
+    return int(args.check and new != old)
 
 
 def show(lines: Iterable[str]) -> None:

@@ -5,36 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 import av
-from tqdm import tqdm
 
 from slowfast.datasets.container import MediaError, open_container, packets, video_stream
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
 from slowfast.prepare.scan import image_template
-from slowfast.utils.io import write_text
+from slowfast.utils.io import csv_text, write_text
 
 REPORT, QUARANTINE = "report.csv", "quarantine.txt"
-
-
-@dataclass(frozen=True)
-class Media:
-    """A file or frame folder to check.
-
-    Args:
-        path: as lists name it, below the folder of the videos.
-        num_frames: images of a frame folder, if a list gives them.
-    """
-
-    path: str
-    num_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 def check_media(
     videos: str | Path,
-    media: Iterable[Media],
+    media: Mapping[str, int | None],
     out: str | Path,
     *,
     workers: int,
@@ -91,7 +76,7 @@ def check_media(
 
     Args:
         videos: folder that the paths start from.
-        media: the files and folders to check.
+        media: path of each file and folder to check -> images of a frame folder, if a list gives them.
         out: folder of the report.
         workers: processes.
         timeout: limit for one file in seconds, after which its process is killed.
@@ -106,40 +91,41 @@ def check_media(
         ValueError: `out` contains another report.csv.
     """
     videos, out = Path(videos), Path(out)
-    wanted = {item.path: item for item in media}
     rows = {
         row.path: row
         for row in _read_report(out / REPORT)
-        if row.path in wanted
+        if row.path in media
         and ((not full or row.full) if row.ok else not recheck)
         and (row.size, row.modified) == _state(videos / row.path)
     }
-    todo = [item for path, item in wanted.items() if path not in rows]
-    bad = sum(not row.ok for row in rows.values())
-    outcomes = run_killable(partial(_look, str(videos), template, full), todo, workers=workers, timeout=timeout)
-    bar = tqdm(total=len(wanted), initial=len(rows), desc="check", unit="file", disable=None)
     _write_report(out, rows.values())
-    with bar, closing(outcomes), _text_file(out / REPORT, "a") as file:  # pyright: ignore[reportArgumentType]
-        for item, row in outcomes:
+    outcomes = run_killable(
+        partial(_look, str(videos), template, full),
+        [item for item in media.items() if item[0] not in rows],
+        workers=workers, timeout=timeout, title="check", done=len(rows),
+    )  # fmt: skip
+    with closing(outcomes), open(out / REPORT, "a", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for (path, _), row in outcomes:
             if isinstance(row, Failure):
-                row = Row(item.path, 0, row.reason)
-            size, modified = _state(videos / item.path)
-            row = replace(row, reason=" ".join(row.reason.split()), size=size, modified=modified)
-            file.write(_line(row))
+                row = Row(path, 0, row.reason)
+            size, modified = _state(videos / path)
+            rows[path] = replace(row, reason=" ".join(row.reason.split()), size=size, modified=modified)
+            file.write(csv_text([astuple(rows[path])]))
             file.flush()
-            rows[item.path] = row
-            bad += not row.ok
-            bar.set_postfix(bad=bad, refresh=False)
-            bar.update()
     found = [rows[path] for path in sorted(rows)]
     _write_report(out, found)
     write_text(out / QUARANTINE, "".join(f"{row.path}\n" for row in found if not row.ok))
     return found
 
 
-def _look(videos: str, template: str, full: bool, item: Media) -> Row:
-    """Decode the ends and the middle of one file, or all of it, in a separate process."""
-    path = os.path.join(videos, item.path)
+def _look(videos: str, template: str, full: bool, item: tuple[str, int | None]) -> Row:
+    """Decode the ends and the middle of one file, or all of it, in a separate process.
+
+    Raises:
+        MediaError: the file is bad.
+    """
+    name, num_frames = item
+    path = os.path.join(videos, name)
     length, slow = 0, [""]
 
     def choose(number: int) -> list[int]:
@@ -150,14 +136,11 @@ def _look(videos: str, template: str, full: bool, item: Media) -> Row:
     named = image_template(Path(path)) if os.path.isdir(path) else ""
     if template and named and named != template:
         raise ValueError(f"its images are named {named!r}, but the image template is {template!r}: rename them")
-    try:
-        frames = read_frames(path, choose, num_frames=item.num_frames, image_template=named, report_slow=slow.append)
-        if full:
-            _decode_all(path, length, named)
-    except MediaError as error:
-        return Row(item.path, 0, error.reason or str(error))
+    frames = read_frames(path, choose, num_frames=num_frames, image_template=named, report_slow=slow.append)
+    if full:
+        _decode_all(path, length, named)
     height, width = frames.shape[1:3]
-    row = Row(item.path, 1, slow[-1], frames=length, width=width, height=height, codec="images", full=1 if full else "")
+    row = Row(name, 1, slow[-1], frames=length, width=width, height=height, codec="images", full=1 if full else "")
     if os.path.isdir(path):
         return row
     try:
@@ -207,18 +190,8 @@ def _state(path: Path) -> tuple[str, str]:
     return str(stat.st_size), str(stat.st_mtime_ns)
 
 
-def _text_file(path: Path, mode: str) -> IO[str]:
-    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
-
-
-def _line(row: Row) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(asdict(row).values())
-    return text.getvalue()
-
-
 def _write_report(out: Path, rows: Iterable[Row]) -> None:
-    write_text(out / REPORT, ",".join(COLUMNS) + "\n" + "".join(map(_line, rows)))
+    write_text(out / REPORT, csv_text([COLUMNS, *(astuple(row) for row in rows)]))
 
 
 def _read_report(path: Path) -> list[Row]:

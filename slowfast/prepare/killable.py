@@ -6,13 +6,17 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from slowfast.datasets.container import MediaError
 
 Task = TypeVar("Task")
 
@@ -28,8 +32,14 @@ class Failure:
 
 
 def run_killable(
-    function: Callable[[Task], Any], tasks: Sequence[Task], *, workers: int, timeout: float
-) -> Iterator[tuple[Task, Any]]:
+    function: Callable[[Task], Any],
+    tasks: Sequence[Task],
+    *,
+    workers: int,
+    timeout: float,
+    title: str = "",
+    done: int = 0,
+) -> Generator[tuple[Task, Any]]:
     """Call a function on every task in a pool of processes, and kill the process of a task that takes too long.
 
     Args:
@@ -37,6 +47,8 @@ def run_killable(
         tasks: arguments of the calls.
         workers: number of processes.
         timeout: limit of one call in seconds.
+        title: of the progress bar.
+        done: tasks of an earlier call, which the bar counts too.
 
     Yields:
         (task, result or `Failure`) in the order in which the calls end. Closing the iterator kills the processes.
@@ -46,6 +58,7 @@ def run_killable(
     waiting = iter(tasks)
     free: list[_Process] = []
     busy: list[_Process] = []
+    bar = tqdm(total=done + len(tasks), initial=done, desc=title, unit="file", disable=None)
     try:
         while True:
             for task in islice(waiting, workers - len(busy)):
@@ -60,8 +73,10 @@ def run_killable(
                 busy.remove(process)
                 if not process.connection.closed:
                     free.append(process)
+                bar.update()
                 yield process.task, outcome
     finally:
+        bar.close()
         for process in busy + free:
             process.kill()
 
@@ -109,6 +124,8 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
             task = connection.recv()
             try:
                 outcome = function(task)
+            except MediaError as error:
+                outcome = Failure(error.reason or str(error))
             except ValueError as error:
                 outcome = Failure(str(error))
             except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -18,13 +17,12 @@ from typing import Any
 
 import av
 from av.filter import Graph
-from tqdm import tqdm
 
-from slowfast.datasets.container import MediaError, every_frame, open_container, video_stream
+from slowfast.datasets.container import every_frame, open_container, video_stream
 from slowfast.datasets.decode import orientation
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
-from slowfast.utils.io import write_text
+from slowfast.utils.io import csv_text, write_text
 from slowfast.utils.rng import rng_for
 
 SETTINGS, WITHOUT_COPY = "reencode.json", "without_copy.csv"
@@ -112,19 +110,17 @@ def reencode(
     broken: dict[str, str] = {}
     left = dict.fromkeys(folders, "a folder of images, which is not encoded")
     _record(out, left | dict.fromkeys(todo, "not encoded yet"))
-    outcomes = run_killable(partial(_encode, str(videos), str(out), settings), todo, workers=workers, timeout=timeout)
-    bar = tqdm(total=len(paths), initial=len(paths) - len(todo), desc="reencode", unit="file", disable=None)
-    with bar, closing(outcomes):  # pyright: ignore[reportArgumentType]
+    encode = partial(_encode, str(videos), str(out), settings)
+    done = len(paths) - len(todo)
+    with closing(run_killable(encode, todo, workers=workers, timeout=timeout, title="reencode", done=done)) as outcomes:
         for path, outcome in outcomes:
             if isinstance(outcome, Failure):
                 broken[path] = " ".join(outcome.reason.split())
                 _part(out / path).unlink(missing_ok=True)
-            bar.set_postfix(broken=len(broken), refresh=False)
-            bar.update()
     _record(out, left | broken)
-    done = [path for path in paths if path not in broken]
-    sizes = [sum(_size(folder / path) for path in done) for folder in (videos, out)]
-    return Outcome(done, broken, *sizes)
+    whole = [path for path in paths if path not in broken]
+    sizes = [sum(_size(folder / path) for path in whole) for folder in (videos, out)]
+    return Outcome(whole, broken, *sizes)
 
 
 def without_copy(copies: str | Path) -> list[str]:
@@ -138,9 +134,7 @@ def without_copy(copies: str | Path) -> list[str]:
 
 
 def _record(out: Path, reasons: dict[str, str]) -> None:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("path", "reason"), *sorted(reasons.items())])
-    write_text(out / WITHOUT_COPY, table.getvalue())
+    write_text(out / WITHOUT_COPY, csv_text([("path", "reason"), *sorted(reasons.items())]))
 
 
 def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats: int = 3) -> list[float]:
@@ -150,12 +144,10 @@ def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats
     """
     tasks = [(str(folder), path, turn) for turn in range(repeats) for path in paths for folder in folders]
     times: dict[tuple[str, str], list[float]] = {}
-    outcomes = run_killable(_time_access, tasks, workers=1, timeout=60)
-    with closing(outcomes), tqdm(total=len(tasks), desc="measure", unit="file", disable=None) as bar:  # pyright: ignore[reportArgumentType]
+    with closing(run_killable(_time_access, tasks, workers=1, timeout=60, title="measure")) as outcomes:
         for (folder, path, _), seconds in outcomes:
             if not isinstance(seconds, Failure):
                 times.setdefault((folder, path), []).append(seconds)
-            bar.update()
     whole = [path for path in paths if all((str(folder), path) in times for folder in folders)]
     if not whole:
         return []
@@ -205,8 +197,6 @@ def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
             os.fsync(file.fileno())
         os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
         part.replace(target)
-    except MediaError as error:
-        raise ValueError(error.reason) from None
     except av.FFmpegError as error:
         raise ValueError(f"it does not decode to the end ({error.strerror})") from None
     finally:
@@ -223,15 +213,12 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
         rate = video.average_rate or Fraction(25)
         graph: Graph | None = None
         stream: Any = None
-        first: int | None = None
-        last = -1
-        count = 0
-        for frame in every_frame(reader, video):
-            if graph is None:
-                graph = _graph(frame, video, time_base, settings.short_side)
+        count, first, last = 0, 0, -1
+        for count, frame in enumerate(every_frame(reader, video), 1):
             # some containers have no times
-            time: int = frame.pts if frame.pts is not None else round(count / rate / time_base)
-            first = time if first is None else first
+            time: int = frame.pts if frame.pts is not None else round((count - 1) / rate / time_base)
+            if graph is None:
+                graph, first = _graph(frame, video, time_base, settings.short_side), time
             frame.pts = last = max(time - first, last + 1)
             frame.time_base = time_base
             graph.push(frame)
@@ -240,12 +227,11 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
                 stream = _add_stream(writer, image, rate, time_base, settings)
             image.pict_type = 0  # the key frames of the source do not matter
             writer.mux(stream.encode(image))
-            count += 1
         whole = reader.duration / av.time_base if reader.duration and len(reader.streams) == 1 else 0.0
         promised = float(video.duration * time_base) if video.duration else whole
         end = float((last + 1) * time_base + 1 / rate)
         # Matroska, WebM and ASF count a duration from time 0, the others from the first frame.
-        if not count or end + max(0.0, float((first or 0) * time_base)) < MIN_SHARE * promised:
+        if not count or end + max(0.0, float(first * time_base)) < MIN_SHARE * promised:
             raise ValueError(f"it ends after {count} frames, {end if count else 0:.2f} of {promised:.2f} s")
         writer.mux(stream.encode())
 

@@ -1,12 +1,14 @@
-"""Write files atomically, write JSON, and compute checksums."""
+"""Write files atomically, write JSON and CSV, and compute checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +36,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))  # file names need not be UTF-8
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV text with line feeds."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

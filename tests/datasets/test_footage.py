@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from slowfast.datasets.container import MediaError
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.reader import read_frames
-from slowfast.prepare.check import Media, check_media
+from slowfast.prepare.check import check_media
 from slowfast.prepare.reencode import Settings, reencode
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +183,7 @@ def test_packets_without_content_are_no_end(tmp_path, backend):
         (frame,) = read_frames(str(EMPTY), lambda length, number=number: [number] * (length > 0), backend=backend)
         assert np.array_equal(frame, whole)
     for full in (False, True):
-        (row,) = check_media(tmp_path, [Media(EMPTY.name)], tmp_path / f"{full}", workers=1, timeout=30, full=full)
+        (row,) = check_media(tmp_path, {EMPTY.name: None}, tmp_path / f"{full}", workers=1, timeout=30, full=full)
         assert (row.ok, row.frames) == (1, len(shown))
     assert reencode(tmp_path, [EMPTY.name], tmp_path.with_name("copies"), Settings(), workers=1).broken == {}
 

@@ -28,7 +28,7 @@ from slowfast.datasets.reader import MediaError, read_frames
 from slowfast.datasets.sampling import SparseSampler
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.workers import start_worker
-from slowfast.prepare.check import Media, check_media
+from slowfast.prepare.check import check_media
 from slowfast.prepare.reencode import Settings, reencode
 
 
@@ -453,7 +453,7 @@ def test_every_single_frame_equals_that_of_a_full_decode(zoo, name, backend):
 def test_a_cover_picture_is_neither_reported_nor_copied(zoo, tmp_path):
     with av.open(str(zoo / "cover_first.mp4")) as container:
         assert container.streams.video[0].disposition & Disposition.attached_pic
-    (row,) = check_media(zoo, [Media("cover_first.mp4")], tmp_path / "out", workers=1, timeout=30)
+    (row,) = check_media(zoo, {"cover_first.mp4": None}, tmp_path / "out", workers=1, timeout=30)
     assert (row.frames, row.width, row.codec, row.fps) == (24, 64, "h264", 25.0)
     outcome = reencode(zoo, ["cover_first.mp4"], tmp_path / "copies", Settings(), workers=1, timeout=30)
     assert outcome.done == ["cover_first.mp4"]

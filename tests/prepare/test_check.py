@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import av
 import numpy as np
 import pytest
 
-from slowfast.prepare.check import COLUMNS, QUARANTINE, REPORT, Media, check_media
+from slowfast.prepare.check import COLUMNS, QUARANTINE, REPORT, check_media
 from slowfast.prepare.killable import Failure, run_killable
 from slowfast.prepare.reencode import Settings, reencode
 
@@ -117,10 +118,9 @@ def videos(tmp_path, write_video, write_folder) -> Path:
     return folder
 
 
-def media(videos: Path) -> list[Media]:
-    files = [path for path in videos.rglob("*.mp4")]
-    folders = [path for path in videos.rglob("frames")]
-    return [*(Media(path.relative_to(videos).as_posix()) for path in files + folders), Media("bad/missing.mp4")]
+def media(videos: Path) -> dict[str, int | None]:
+    found = [*videos.rglob("*.mp4"), *videos.rglob("frames")]
+    return dict.fromkeys([*(path.relative_to(videos).as_posix() for path in found), "bad/missing.mp4"])
 
 
 def test_a_report_separates_good_files_from_bad(videos, tmp_path):
@@ -147,7 +147,7 @@ def test_a_report_separates_good_files_from_bad(videos, tmp_path):
 
 def test_a_check_goes_on_where_it_was(videos, tmp_path):
     out, everything = tmp_path / "out", media(videos)
-    check_media(videos, everything[:5], out, workers=1, timeout=2)
+    check_media(videos, dict(islice(everything.items(), 5)), out, workers=1, timeout=2)
     report = out / REPORT
     # what a killed call leaves: whole lines, and one that is torn
     lines = report.read_text().splitlines(keepends=True)
@@ -186,8 +186,8 @@ def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, nam
             image = np.ascontiguousarray(scene[t : t + 96, t : t + 128])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    good = Media(name)
-    [row] = check_media(path.parent, [good], tmp_path / "good", workers=1, full=True)
+    good = {name: None}
+    [row] = check_media(path.parent, good, tmp_path / "good", workers=1, full=True)
     assert (row.ok, row.frames, row.full) == (1, 80, 1)
 
     content = bytearray(path.read_bytes())
@@ -195,22 +195,22 @@ def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, nam
     content[start : start + 600] = rng.integers(0, 256, 600, np.uint8).tobytes()
     path.write_bytes(content)
     out = tmp_path / "out"
-    [row] = check_media(path.parent, [good], out, workers=1)
+    [row] = check_media(path.parent, good, out, workers=1)
     assert (row.ok, row.full) == (1, "")
-    [row] = check_media(path.parent, [good], out, workers=1, full=True)
+    [row] = check_media(path.parent, good, out, workers=1, full=True)
     assert row.ok == 0 and 10 <= int(re.findall(r"\d+", row.reason)[0]) <= 40
     # the row of a full check is good enough for a quick one, and a bad row is bad for both
-    [row] = check_media(path.parent, [good], out, workers=1)
+    [row] = check_media(path.parent, good, out, workers=1)
     assert row.ok == 0 and (out / QUARANTINE).read_text() == f"{name}\n"
 
 
 def test_a_slow_file_is_good_and_the_report_contains_the_reason(tmp_path):
     folder, out = Path(__file__).parents[1] / "golden", tmp_path / "out"
-    [row] = check_media(folder, [Media("packed_xvid.avi")], out, workers=1)
+    [row] = check_media(folder, {"packed_xvid.avi": None}, out, workers=1)
     assert row.ok and row.reason and (out / QUARANTINE).read_text() == ""
     copies = tmp_path / "copies"
     reencode(folder, ["packed_xvid.avi"], copies, Settings(), workers=1)
-    [row] = check_media(copies, [Media("packed_xvid.avi")], out, workers=1)
+    [row] = check_media(copies, {"packed_xvid.avi": None}, out, workers=1)
     assert row.ok and not row.reason
 
 
@@ -218,20 +218,20 @@ def test_a_full_check_decodes_every_image(tmp_path, write_folder):
     folder = tmp_path / "videos"
     write_folder(folder / "frames", frames=8)
     (folder / "frames/img_00003.jpg").write_bytes(b"no image")
-    assert check_media(folder, [Media("frames")], tmp_path / "out", workers=1)[0].ok
-    [row] = check_media(folder, [Media("frames")], tmp_path / "out", workers=1, full=True)
+    assert check_media(folder, {"frames": None}, tmp_path / "out", workers=1)[0].ok
+    [row] = check_media(folder, {"frames": None}, tmp_path / "out", workers=1, full=True)
     assert not row.ok and row.reason.startswith("img_00003.jpg")
 
 
 def test_a_report_of_an_earlier_version_is_continued(videos, tmp_path):
     """The old report lacks the last column: its files were not decoded in full."""
-    out, item = tmp_path / "out", Media("a/0.mp4")
-    check_media(videos, [item], out, workers=1)
+    out, item = tmp_path / "out", {"a/0.mp4": None}
+    check_media(videos, item, out, workers=1)
     lines = (out / REPORT).read_text().splitlines()
     (out / REPORT).write_text("".join(line.rpartition(",")[0].replace(",24,", ",99,") + "\n" for line in lines))
-    [row] = check_media(videos, [item], out, workers=1)
+    [row] = check_media(videos, item, out, workers=1)
     assert row.frames == "99" and (out / REPORT).read_text().startswith(",".join(COLUMNS) + "\n")
-    [row] = check_media(videos, [item], out, workers=1, full=True)
+    [row] = check_media(videos, item, out, workers=1, full=True)
     assert (row.frames, row.full) == (24, 1)
 
 
@@ -245,7 +245,7 @@ def test_a_foreign_report_is_not_touched(videos, tmp_path):
 def test_folders_that_the_template_does_not_name_are_bad(tmp_path, write_folder):
     write_folder(tmp_path / "one", frames=3, template="img_{:05d}.jpg")
     write_folder(tmp_path / "two", frames=3, template="{:d}.jpg")
-    both = [Media("one"), Media("two")]
+    both = {"one": None, "two": None}
     rows = check_media(tmp_path, both, tmp_path / "a", workers=1, timeout=30, template="img_{:05d}.jpg")
     assert [row.ok for row in rows] == [1, 0] and "'img_{:05d}.jpg'" in rows[1].reason
     assert all(row.ok for row in check_media(tmp_path, both, tmp_path / "b", workers=1, timeout=30))
@@ -253,6 +253,6 @@ def test_folders_that_the_template_does_not_name_are_bad(tmp_path, write_folder)
 
 def test_an_interrupted_check_leaves_no_process(pipe, tmp_path):
     outcomes = run_killable(work, [pipe, pipe], workers=2, timeout=1)
-    with closing(outcomes):  # pyright: ignore[reportArgumentType]
+    with closing(outcomes):
         next(outcomes)
     assert not multiprocessing.active_children()
