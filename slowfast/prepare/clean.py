@@ -36,11 +36,7 @@ class ListFile:
     videos: str
 
     def read(self, path: Path | None = None) -> VideoList:
-        """Return the rows, their paths relative to the folder of the videos, with the suffix that the files have.
-
-        Args:
-            path: of another file in the same format.
-        """
+        """Return the rows of the list or of another file `path` like it, with the suffix that the videos have."""
         faults: list[ListError] = []
         for separator in dict.fromkeys((self.separator, ",", " ")):
             try:

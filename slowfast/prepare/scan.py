@@ -24,6 +24,7 @@ UNUSUAL = {
     "a leading dash": re.compile("(^|/)-"),
 }
 LINE_BREAK = re.compile(r"[\r\n]")
+LEFT_OUT = {"hidden": re.compile(r"^\."), "with a line break in the name, which no list can hold": LINE_BREAK}
 
 # What the user should see: a text -> the files or classes that it is about.
 Notes = dict[str, list[str]]
@@ -69,7 +70,7 @@ def find_media(videos: str | Path) -> Found:
 
 
 def _walk(root: Path, notes: Notes) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder once, as the beginning of its paths ("" or "a/b/"), and its files, without hidden ones."""
+    """Yield every folder once, as the beginning of its paths ("" or "a/b/"), and the files in it that may be media."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         where = Path(folder).relative_to(root).as_posix()
@@ -80,9 +81,13 @@ def _walk(root: Path, notes: Notes) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         seen.add(real)
-        notes["hidden, left out"] += [f"{prefix}{name}" for name in (*folders, *files) if name.startswith(".")]
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield prefix, sorted(name for name in files if not name.startswith(".") and name not in RECORDS)
+        kept = {*folders, *files} - set(RECORDS)
+        for what, pattern in LEFT_OUT.items():
+            left_out = sorted(name for name in kept if pattern.search(name))
+            notes[f"{what}, left out"] += [f"{prefix}{name}" for name in left_out]
+            kept.difference_update(left_out)
+        folders[:] = sorted(kept.intersection(folders))
+        yield prefix, sorted(kept.intersection(files))
 
 
 def _add_files(found: Found, root: Path, prefix: str, files: list[str]) -> None:
@@ -92,23 +97,16 @@ def _add_files(found: Found, root: Path, prefix: str, files: list[str]) -> None:
     known = {*videos, *images}
     found.notes["of an unknown type, left out"] += [path for name in files if (path := f"{prefix}{name}") not in known]
     if images and not videos and prefix:
-        _add(found, prefix.rstrip("/"), None)
+        found.sizes[prefix.rstrip("/")] = None
         return
     found.notes["images beside videos, left out"] += images
     for path in videos:
         fault, size = _look_at(root / path)
-        if not fault or LINE_BREAK.search(path):
-            _add(found, path, size)
-        else:
+        if fault:
             found.notes[f"{fault}, left out"].append(path)
             found.unusable.append(path)
-
-
-def _add(found: Found, path: str, size: int | None) -> None:
-    if LINE_BREAK.search(path):
-        found.notes["with a line break in the name, which no list can hold, left out"].append(path)
-    else:
-        found.sizes[path] = size
+        else:
+            found.sizes[path] = size
 
 
 def _look_at(path: Path) -> tuple[str, int]:

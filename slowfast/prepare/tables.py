@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from html import escape
 
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset, DatasetSpec
@@ -33,13 +33,8 @@ def update_tables(page: str) -> str:
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    def lines() -> Iterator[str]:
-        yield f"| {' | '.join(header)} |"
-        yield "|" + "---|" * len(header)
-        for row in rows:
-            yield f"| {' | '.join(row)} |"
-
-    return "\n".join(lines())
+    head, *body = [f"| {' | '.join(row)} |" for row in (header, *rows)]
+    return "\n".join([head, "|" + "---|" * len(header), *body])
 
 
 def _kind_row(kind: str, spec: DatasetSpec) -> tuple[str, ...]:

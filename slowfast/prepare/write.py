@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from tqdm import tqdm
@@ -23,6 +24,9 @@ SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,12 @@ def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
     """
     splits = {split: sorted(rows) for split, rows in lists.splits.items() if rows}
     if tested_on == "val" and "val" in splits and "test" in splits:
-        splits["official_test"] = splits.pop("test")
+        splits |= {"test": splits["val"], "official_test": splits["test"]}
         lists.notes["published accuracies are of the validation videos, so test is the same list as val"].append("")
     elif ("val" in splits) != ("test" in splits):
         there = "val" if "val" in splits else "test"
+        splits |= {"val": splits[there], "test": splits[there]}
         lists.notes[f"there are no others, so val and test are both the {there} videos"].append("")
-    for split, other in (("val", "test"), ("test", "val")):
-        if split not in splits and other in splits:
-            splits[split] = splits[other]
     if missing := [split for split in ("train", "val", "test") if split not in splits]:
         there = ", ".join(f"{len(rows)} for {split}" for split, rows in splits.items()) or "none at all"
         notes = "".join(f"; {note}" for note in describe(lists.notes))
@@ -115,11 +117,9 @@ def write_lists(
     texts = {}
     if folders and dataset.frame_list_file:
         if len(folders) < len(paths):
-            raise ValueError(
-                f"{videos} has {len(folders)} frame folders and {len(paths) - len(folders)} video files, and one list "
-                "cannot hold both: move one kind away"
-            )
-        counts = _count_frames(videos, folders)
+            mixed = f"{len(folders)} frame folders and {len(paths) - len(folders)} video files"
+            raise ValueError(f"{videos} has {mixed}, and one list cannot hold both: move one kind away")
+        counts = _of_each(lambda folder: len(images_of(folder)), videos, folders, "count frames")
         columns, template = CATALOG[dataset.kinds[0]].columns, dataset.frame_list_file
     else:
         counts, columns, template = {}, ("path", "label"), "{}.csv"
@@ -161,10 +161,7 @@ def _write(out: Path, texts: Mapping[str, str], overwrite: bool, notes: Notes) -
     cleaned = [name for name in changed if _content(original_of(out / name)) == contents[name]]
     differ = [name for name in changed if (out / name).exists() and name not in cleaned]
     if differ and not overwrite:
-        raise ValueError(
-            f"{out} contains other lists ({', '.join(differ)} would change): choose another folder, or replace them "
-            "with --overwrite"
-        )
+        raise ValueError(f"{out} contains other lists ({', '.join(differ)}): replace them with --overwrite")
     if not overwrite:
         changed = [name for name in changed if name not in cleaned]
         notes["without their bad files, left as they are (--overwrite writes the bad files, too)"] += cleaned
@@ -183,11 +180,8 @@ def _content(path: Path) -> bytes | None:
 def _list_text(
     rows: Iterable[tuple[str, int]], columns: Sequence[str], separator: str, counts: Mapping[str, int]
 ) -> str:
-    lines = []
-    for path, label in rows:
-        fields = {"path": _quoted(path), "num_frames": str(counts.get(path, "")), "label": str(label)}
-        lines.append(separator.join(fields[column] for column in columns) + "\n")
-    return "".join(lines)
+    fields = ({"path": _quoted(path), "num_frames": str(counts.get(path)), "label": str(label)} for path, label in rows)
+    return "".join(separator.join(row[column] for column in columns) + "\n" for row in fields)
 
 
 def _quoted(path: str) -> str:
@@ -196,10 +190,10 @@ def _quoted(path: str) -> str:
     return '"' + path.replace('"', '""') + '"' if strange else path
 
 
-def _count_frames(videos: Path, folders: Sequence[str]) -> dict[str, int]:
+def _of_each(function: Callable[[Path], T], videos: Path, folders: Sequence[str], title: str) -> dict[str, T]:
     with ThreadPoolExecutor() as pool:
-        counts = pool.map(lambda path: len(images_of(videos / path)), folders)
-        return dict(zip(folders, tqdm(counts, "count frames", len(folders), disable=None), strict=True))
+        results = pool.map(lambda path: function(videos / path), folders)
+        return dict(zip(folders, tqdm(results, title, len(folders), disable=None), strict=True))
 
 
 def _common_template(videos: Path, folders: Sequence[str]) -> str:
@@ -208,18 +202,14 @@ def _common_template(videos: Path, folders: Sequence[str]) -> str:
     Raises:
         ValueError: two folders have different ones, or one has none.
     """
-    first: dict[str, str] = {}  # template -> a folder
-    with ThreadPoolExecutor() as pool:
-        templates = pool.map(lambda path: image_template(videos / path), folders)
-        for path, template in zip(folders, tqdm(templates, "look at names", len(folders), disable=None), strict=True):
-            first.setdefault(template, path)
-    if len(first) > 1:
-        (one, here), (other, there) = list(first.items())[:2]
+    templates = _of_each(image_template, videos, folders, "look at names")
+    here = folders[0]
+    if there := next((path for path in folders if templates[path] != templates[here]), ""):
         raise ValueError(
-            f"images are named {one!r} in {here}, but {other!r} in {there}, and all must have the same template: "
-            "rename them, or make lists of each kind"
+            f"images are named {templates[here]!r} in {here}, but {templates[there]!r} in {there}: rename them, or "
+            "make lists of each kind"
         )
-    return next(iter(first))
+    return templates[here]
 
 
 def _experiment(out: Path, recipe: Path) -> str:
