@@ -1,0 +1,178 @@
+"""One optimizer step of a small network, against the same numbers computed by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from slowfast.config import get_cfg
+from slowfast.engine.ema import ModelEma
+from slowfast.engine.meters import TrainMeter
+from slowfast.engine.start import prepare_run
+from slowfast.engine.state import TrainState
+from slowfast.engine.step import Run, agree, train_step, unmixed_target
+from slowfast.optim.losses import LOSSES
+
+CPU = torch.device("cpu")
+CLASSES = 3
+
+
+@pytest.fixture
+def make(tmp_path) -> Callable[..., tuple[TrainState, Run]]:
+    """Return a function of configuration options, which makes a linear model with SGD, and its run."""
+
+    def make_run(network: nn.Module | None = None, **options: Any) -> tuple[TrainState, Run]:
+        torch.manual_seed(0)
+        cfg = get_cfg()
+        defaults = {"OUTPUT_DIR": str(tmp_path), "NUM_GPUS": 0, "MODEL.NUM_CLASSES": CLASSES, "MIXUP.ENABLE": False}
+        defaults |= {"MODEL.LOSS_FUNC": "cross_entropy", "SOLVER.CLIP_GRADIENT": None}
+        options = defaults | {name.replace("__", "."): value for name, value in options.items()}
+        cfg.merge_from_list([item for pair in options.items() for item in pair])
+        model = network or nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
+        scaler = torch.amp.GradScaler("cpu", enabled=False)  # pyright: ignore[reportPrivateImportUsage]
+        state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.5), scaler, TrainMeter(CPU), 10)
+        run = prepare_run(cfg, state, 24, {}, CPU)
+        run.to_device = lambda video: video
+        return state, run
+
+    return make_run
+
+
+def batches(count: int, clips: int = 2) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    videos = torch.randn(count, clips, 3, 1, 2, 2, generator=generator)
+    labels = torch.randint(CLASSES, (count, clips), generator=generator)
+    return [{"video": video, "label": label, "bad": []} for video, label in zip(videos, labels, strict=True)]
+
+
+def parameters(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_micro_batches_make_the_step_of_one_large_batch(make):
+    parts = batches(3)
+    whole = {name: torch.cat([part[name] for part in parts]) for name in ("video", "label")} | {"bad": []}
+    one, one_run = make()
+    outcome = train_step(one, one_run, iter([whole]))
+    three, three_run = make(SOLVER__ACCUMULATION_STEPS=3)
+    assert train_step(three, three_run, iter(parts)).grad_norm == pytest.approx(outcome.grad_norm, rel=1e-5)
+    torch.testing.assert_close(parameters(three.model), parameters(one.model))
+    torch.testing.assert_close(three.meter.sums, one.meter.sums)
+    assert all(parameter.grad is None for parameter in three.model.parameters())  # nothing is left for the next step
+
+
+@pytest.mark.parametrize("limit", [None, 0.01, 100.0])
+def test_the_gradient_is_clipped_and_its_norm_is_that_before(make, limit):
+    state, run = make(SOLVER__CLIP_GRADIENT=limit)
+    (batch,) = batches(1)
+    before = parameters(state.model)
+    nn.functional.cross_entropy(state.model(batch["video"]), batch["label"]).backward()
+    norm = torch.stack([parameter.grad.norm() for parameter in state.model.parameters()]).norm().item()
+    state.optimizer.zero_grad()
+    assert train_step(state, run, iter([batch])).grad_norm == pytest.approx(norm, rel=1e-5)
+    moved = (parameters(state.model) - before).norm().item()
+    assert moved == pytest.approx(0.5 * min(norm, limit or math.inf), rel=1e-3)
+
+
+def test_the_average_follows_the_weights_after_each_step(make):
+    state, run = make()
+    state.ema = ModelEma(state.model, 0.75)
+    expected = parameters(state.model)
+    for batch in batches(2):
+        train_step(state, run, iter([batch]))
+        expected = 0.75 * expected + 0.25 * parameters(state.model)
+    torch.testing.assert_close(parameters(state.ema.module), expected)
+
+
+def test_two_classifiers_have_the_same_weight_and_the_first_one_gives_the_scores(make):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(12, CLASSES), nn.Linear(12, CLASSES)
+
+        def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+            return self.first(video.flatten(1)), self.second(video.flatten(1))
+
+    state, run = make(Two())
+    (batch,) = batches(1, clips=6)
+    first, second = state.model(batch["video"])
+    losses = [nn.functional.cross_entropy(logits, batch["label"]).item() for logits in (first, second)]
+    train_step(state, run, iter([batch]))
+    values = state.meter.epoch_values()
+    assert values["loss"] == pytest.approx(sum(losses) / 2, rel=1e-6)
+    assert values["top1"] == pytest.approx(100 * (first.argmax(1) == batch["label"]).double().mean().item())
+
+
+def test_random_draws_depend_on_the_seed_the_step_the_rank_and_the_micro_batch(make, monkeypatch):
+    def draws(step: int = 0, rank: int = 0, **options: Any) -> list[tuple[int, float]]:
+        state, run = make(SOLVER__ACCUMULATION_STEPS=2, **options)
+        made = []
+
+        def mix(video: Tensor, label: Tensor, rng: Any) -> tuple[Tensor, Tensor]:
+            made.append((torch.initial_seed(), rng.rand()))
+            return video, nn.functional.one_hot(label, CLASSES).float()
+
+        run.mixup, state.step = mix, step  # pyright: ignore[reportAttributeAccessIssue]
+        monkeypatch.setattr("slowfast.utils.distributed.rank", lambda: rank)
+        train_step(state, run, iter(batches(2)))
+        return made
+
+    first = draws()
+    assert first == draws()
+    others = [draws(step=1), draws(rank=1), draws(RNG_SEED=7)]
+    assert len({seed for seed, _ in first}) == 1
+    assert len({seed for made in (first, *others) for seed, _ in made}) == 4
+    assert len({share for made in (first, *others) for _, share in made}) == 8
+
+
+def test_the_loss_decides_what_unmixed_logits_are_compared_with():
+    cfg = get_cfg()
+    cfg.MODEL.NUM_CLASSES, cfg.MIXUP.LABEL_SMOOTH_VALUE = 4, 0.2
+    label = torch.tensor([1, 3])
+    hot = torch.eye(4)[label]
+    for cfg.MODEL.LOSS_FUNC in LOSSES:
+        expected = {"cross_entropy": label, "soft_cross_entropy": 0.8 * hot + 0.05}.get(cfg.MODEL.LOSS_FUNC, hot)
+        torch.testing.assert_close(unmixed_target(cfg, label), expected)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "passed", "main", "save"),
+    [(0.0, 1e6, True, False), (2.0, 119.9, True, False), (2.0, 120.0, True, True), (2.0, 1e6, False, False)],
+)
+def test_a_checkpoint_is_due_after_the_minutes_of_the_main_process(make, monkeypatch, minutes, passed, main, save):
+    _, run = make(TRAIN__CHECKPOINT_MINUTES=minutes)
+    monkeypatch.setattr(run.writer, "seconds_since_save", lambda: passed)
+    monkeypatch.setattr("slowfast.utils.distributed.is_main", lambda: main)
+    outcome = agree(torch.ones(2), torch.tensor(1.5), run)
+    assert (outcome.losses_finite, outcome.stop, outcome.save, outcome.grad_norm) == (True, False, save, 1.5)
+    assert not agree(torch.tensor([1.0, math.inf]), torch.tensor(1.5), run).losses_finite
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def test_processes_exchange_gradients_in_the_last_micro_batch_only(make, group, monkeypatch):
+    state, run = make(SOLVER__ACCUMULATION_STEPS=3)
+    run.network = DistributedDataParallel(state.model)
+    calls = []
+
+    @contextlib.contextmanager
+    def no_sync() -> Iterator[None]:
+        calls.append(None)
+        yield
+
+    monkeypatch.setattr(run.network, "no_sync", no_sync)
+    train_step(state, run, iter(batches(3)))
+    assert len(calls) == 2
