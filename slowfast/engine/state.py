@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -15,6 +16,25 @@ from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
 
 FORMAT = 1  # of the checkpoint file; a file with a higher number was written by newer code
+# Entries of a checkpoint that are read in a resume, and their types. Files of older code lack the optional ones.
+REQUIRED: dict[str, Any] = {
+    "model_state": Mapping,
+    "optimizer_state": Mapping,
+    "step": int,
+    "meter_state": Mapping,
+    "scaler_state": (Mapping, NoneType),
+    "ema_state": (Mapping, NoneType),
+    "steps_per_epoch": int,
+    "best": (int, float),
+}
+OPTIONAL: dict[str, Any] = {
+    "epochs_closed": int,
+    "nonfinite": int,
+    "format": int,
+    "class_names": (list, NoneType),
+    "lists": Mapping,
+    "world": Mapping,
+}
 
 
 @dataclass
@@ -57,22 +77,22 @@ class TrainState:
         """The network and, if there is one, its average, which is the one to evaluate."""
         return [self.model, self.ema.module] if self.ema else [self.model]
 
+    def _buffers(self) -> Iterator[Tensor]:
+        return (buffer for model in self.models for buffer in model.buffers())
+
     def copy_statistics(self) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Copy what the end of an epoch changes: the statistics of BatchNorm and the sums of the meter."""
-        return [buffer.clone() for model in self.models for buffer in model.buffers()], self.meter.state_dict()
+        return [buffer.clone() for buffer in self._buffers()], self.meter.state_dict()
 
-    def restore_statistics(self, copy: tuple[list[Tensor], dict[str, Tensor]]) -> None:
+    def restore_statistics(self, before: tuple[list[Tensor], dict[str, Tensor]]) -> None:
         """Return to the state when `copy_statistics` made the copy."""
-        buffers, sums = copy
-        for buffer, before in zip((b for model in self.models for b in model.buffers()), buffers, strict=True):
-            buffer.copy_(before)
+        buffers, sums = before
+        for buffer, old in zip(self._buffers(), buffers, strict=True):
+            buffer.copy_(old)
         self.meter.load_state_dict(sums)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the entries of a checkpoint: the official names, then those of an exact resume.
-
-        It must be called by every process.
-        """
+        """Return the entries of a checkpoint, the official ones first; must be called by every process."""
         return {
             "epoch": self.epoch - 1,  # the last complete one, counted from 0
             "model_state": self.model.state_dict(),
@@ -99,7 +119,14 @@ class TrainState:
             ValueError: it is of newer code or of a list of another length, contains weights only, or has an entry that
                 a run of this configuration does not write.
         """
-        check_entries(state, source)
+        if isinstance(state.get("format"), int) and state["format"] > FORMAT:
+            raise ValueError(f"{source} has format {state['format']}, this code reads {FORMAT}; update the code")
+        if absent := [key for key in REQUIRED if key not in state]:
+            raise ValueError(
+                f"{source} cannot be resumed, it lacks {', '.join(absent)}; to start a new run from its weights, give "
+                "it as TRAIN.CHECKPOINT_FILE_PATH with another OUTPUT_DIR"
+            )
+        _require_none(_entry_faults(state), source)
         if state["steps_per_epoch"] != self.steps_per_epoch:
             raise ValueError(
                 f"an epoch had {state['steps_per_epoch']} steps when {source} was written and now has "
@@ -111,84 +138,25 @@ class TrainState:
                 f"EMA.ENABLE is True, and {source} has no averaged weights: set it False, or use another OUTPUT_DIR"
             )
         scaling = bool(state["scaler_state"]) and self.scaler.is_enabled()  # only if both train in float16
-        faults = [
-            *_weight_faults("model_state", state["model_state"], self.model.state_dict()),
-            *(_weight_faults("ema_state", state["ema_state"], self.ema.module.state_dict()) if self.ema else ()),
-            *_optimizer_faults(state["optimizer_state"], self.optimizer),
-        ]
+        loaded = [(self.model, "model_state"), *([(self.ema.module, "ema_state")] if self.ema else [])]
+        faults = [fault for model, name in loaded for fault in _weight_faults(name, state[name], model.state_dict())]
+        faults += _optimizer_faults(state["optimizer_state"], self.optimizer)
         if scaling and not self.scaler.state_dict().keys() <= state["scaler_state"].keys():
             faults.append(f"scaler_state contains {', '.join(state['scaler_state'])}")
-        _raise_faults(faults, source)
+        _require_none(faults, source)
 
-        self.model.load_state_dict(state["model_state"])
+        for model, name in loaded:
+            model.load_state_dict(state[name])
         self.optimizer.load_state_dict(dict(state["optimizer_state"]))
         if scaling:
             self.scaler.load_state_dict(state["scaler_state"])
-        if self.ema:
-            self.ema.module.load_state_dict(state["ema_state"])
         self.meter.load_state_dict(state["meter_state"])
         self.step, self.best = state["step"], state["best"]
         self.nonfinite = state.get("nonfinite", 0)
         self.epochs_closed = state.get("epochs_closed", self.epoch)
 
 
-# Entry of a checkpoint -> its types. Files of older code lack those that are not in `REQUIRED`.
-ENTRIES: dict[str, type | tuple[type, ...]] = {
-    "model_state": Mapping,
-    "optimizer_state": Mapping,
-    "step": int,
-    "meter_state": Mapping,
-    "scaler_state": (Mapping, NoneType),
-    "ema_state": (Mapping, NoneType),
-    "steps_per_epoch": int,
-    "best": (int, float),
-    "epochs_closed": int,
-    "nonfinite": int,
-    "format": int,
-    "class_names": (list, NoneType),
-    "lists": Mapping,
-    "world": Mapping,
-}
-REQUIRED = tuple(ENTRIES)[: tuple(ENTRIES).index("best") + 1]
-
-
-def check_entries(state: Mapping[str, Any], source: str) -> None:
-    """Check the entries of a checkpoint as far as possible without the run that resumes from it.
-
-    Raises:
-        ValueError: an entry is absent, of newer code or another type, or contradicts another.
-    """
-    written_as = state.get("format")
-    if isinstance(written_as, int) and written_as > FORMAT:
-        raise ValueError(f"{source} has format {written_as}, this code reads {FORMAT}; update the code")
-    if absent := [key for key in REQUIRED if key not in state]:
-        raise ValueError(
-            f"{source} cannot be resumed, it lacks {', '.join(absent)}; to start a new run from its weights, give it "
-            "as TRAIN.CHECKPOINT_FILE_PATH with another OUTPUT_DIR"
-        )
-    kinds = {key: kind for key, kind in ENTRIES.items() if key in state}
-    faults = [f"{key} is {_shown(state[key])}" for key, kind in kinds.items() if not _fits(state[key], kind)]
-    _raise_faults(faults, source)
-    sums, steps, per_epoch = state["meter_state"].get("sums"), state["step"], state["steps_per_epoch"]
-    closed = state.get("epochs_closed", steps // max(1, per_epoch))
-    if not isinstance(sums, Tensor) or sums.ndim != 2:
-        faults.append(f"meter_state has the sums {_shown(sums)}")
-    # an epoch is closed before the next one begins
-    if per_epoch == 0 or not 0 <= steps // per_epoch - closed <= 1:
-        faults.append(f"step is {steps}, steps_per_epoch {per_epoch} and epochs_closed {closed}")
-    _raise_faults(faults, source)
-
-
-def _fits(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Return whether a value is of a type, or of one of several; integers are counts, so not negative."""
-    return isinstance(value, kind) and not isinstance(value, bool) and not (kind is int and value < 0)
-
-
-def _shown(value: Any) -> str:
-    return reprlib.repr(value) if isinstance(value, (int, float, str)) else f"a {type(value).__name__}"
-
-
-def _raise_faults(faults: Sequence[str], source: str) -> None:
+def _require_none(faults: Sequence[str], source: str) -> None:
     if faults:
         raise ValueError(
             f"{source} cannot be resumed: {'; '.join(faults)}. Move it away to continue without it, or choose another "
@@ -196,37 +164,54 @@ def _raise_faults(faults: Sequence[str], source: str) -> None:
         )
 
 
-def _weight_faults(name: str, theirs: Mapping[str, Any], mine: Mapping[str, Tensor]) -> list[str]:
-    """Describe how weights differ from those of this run in names and shapes, in one line or none."""
-    wrong = [f"has {key}, which the model lacks" for key in theirs if key not in mine]
-    for key, expected in mine.items():
-        found = theirs.get(key)
-        if not isinstance(found, Tensor):
-            wrong.append(f"lacks the tensor {key}")
-        elif found.shape != expected.shape:
-            wrong.append(f"has {key} of shape {tuple(found.shape)} instead of {tuple(expected.shape)}")
-        elif not found.isfinite().all():
-            wrong.append(f"has numbers in {key} that are not finite")
-    return [f"{name} {', '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}"] if wrong else []
+def _entry_faults(state: Mapping[str, Any]) -> list[str]:
+    """Return the entries of another type than a run writes, or else the counters that contradict each other."""
+    types = {**REQUIRED, **OPTIONAL}
+    if wrong := [
+        f"{key} is {_shown(state[key])}"
+        for key in types.keys() & state.keys()
+        if not isinstance(state[key], types[key]) or isinstance(state[key], bool)
+    ]:
+        return wrong
+    sums, step, per_epoch = state["meter_state"].get("sums"), state["step"], state["steps_per_epoch"]
+    done = step // per_epoch if per_epoch > 0 else -1
+    closed = state.get("epochs_closed", done)
+    if not isinstance(sums, Tensor) or sums.ndim != 2:
+        return [f"meter_state has the sums {_shown(sums)}"]
+    if not 0 <= closed <= done <= closed + 1:  # an epoch is closed before the next one begins
+        return [f"step is {step}, steps_per_epoch {per_epoch} and epochs_closed {closed}"]
+    return []
 
 
-def _optimizer_faults(theirs: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
-    """Describe how the state of an optimizer differs from `optimizer` in groups, entries and shapes."""
-    expected = [len(group["params"]) for group in optimizer.param_groups]
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}" + ", not finite" * (not value.isfinite().all())
+    return reprlib.repr(value) if isinstance(value, (int, float, str)) else f"a {type(value).__name__}"
+
+
+def _weight_faults(name: str, found: Mapping[str, Any], expected: Mapping[str, Tensor]) -> list[str]:
+    """Compare weights with those of this run in names and shapes; return one line or none."""
+    wrong = [f"{key}, which the model lacks" for key in found.keys() - expected.keys()]
+    for key, tensor in expected.items():
+        shown, shape = _shown(found.get(key)), f"a tensor of shape {tuple(tensor.shape)}"
+        if shown != shape:
+            wrong.append(f"{key} as {shown} instead of {shape}")
+    return [f"{name} has {', '.join(wrong[:3])}" + f" and {len(wrong) - 3} more" * (len(wrong) > 3)] if wrong else []
+
+
+def _optimizer_faults(found: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
+    """Take a step with a state in a copy of the optimizer, whose own checks then apply; return one line or none."""
+    trial = object.__new__(type(optimizer))
+    trial.__dict__.update(copy.deepcopy(optimizer.__dict__))
     try:
-        sizes = [len(group["params"]) for group in theirs["param_groups"] if "lr" in group]
-        numbers = [number for group in theirs["param_groups"] for number in group["params"]]
-        kinds = {tuple(sorted(entry)) for entry in theirs["state"].values()}
-    except (LookupError, TypeError, AttributeError) as error:
-        return [f"optimizer_state is not the state of an optimizer ({error!r})"]
-    if sizes != expected or len(numbers) != sum(expected):
-        return [f"optimizer_state has groups of {sizes} parameters instead of {expected}"]
-    if len(kinds) > 1:
-        return [f"optimizer_state has different entries for its parameters: {sorted(kinds)}"]
-    parameters = dict(zip(numbers, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
-    for number, entry in theirs["state"].items():
-        shape = parameters[number].shape if number in parameters else None
-        for key, value in entry.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != shape:
-                return [f"optimizer_state has {key} of shape {tuple(value.shape)} for parameter {number} of {shape}"]
+        trial.load_state_dict(copy.deepcopy(dict(found)))  # a step changes tensors in place
+        parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
+        if surplus := [key for key in trial.state if not isinstance(key, Tensor)]:
+            raise ValueError(f"there is no parameter {surplus[0]}")
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        trial.step()
+    except Exception as error:  # an optimizer may raise any for a state that is not its own
+        reason = str(error).partition("\n")[0][:200]
+        return [f"optimizer_state does not fit this optimizer ({type(error).__name__}: {reason})"]
     return []

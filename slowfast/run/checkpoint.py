@@ -146,7 +146,9 @@ def snapshot(value: Any) -> Any:
         return {key: snapshot(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(snapshot(item) for item in value)
-    assert value is None or type(value) in (bool, int, float, str), f"{type(value)} would not be loaded again"
+    assert value is None or type(value) in (bool, int, float, str, torch.dtype), (
+        f"{type(value)} would not be loaded again"
+    )
     return value
 
 

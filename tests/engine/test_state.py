@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from slowfast.config import load_config
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
-from slowfast.engine.state import ENTRIES, REQUIRED, TrainState
+from slowfast.engine.state import OPTIONAL, REQUIRED, TrainState
+from slowfast.optim.build import build_optimizer
 from slowfast.run.checkpoint import CheckpointWriter, list_checkpoints
 from slowfast.weights.tensors import load_tensors
 
@@ -31,8 +33,52 @@ def make(width: int = 3, scaling: bool = True) -> TrainState:
 
 @pytest.fixture
 def content() -> dict:
-    facts = {"class_names": ["a", "b"], "lists": {"train": "x"}, "world": {"processes": 1}, "cfg": "A: 1\n"}
-    return copy.deepcopy(make().state_dict()) | facts
+    description = {"class_names": ["a", "b"], "lists": {"train": "x"}, "world": {"processes": 1}, "cfg": "A: 1\n"}
+    return copy.deepcopy(make().state_dict()) | description
+
+
+def train(state: TrainState, steps: int) -> None:
+    for _ in range(steps):
+        torch.manual_seed(state.step)
+        state.model(torch.randn(4, 3, 2, 4, 4)).square().mean().backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        state.step += 1
+
+
+def make_with(method: str) -> TrainState:
+    """Return the state of a run with parameters of 1, 2 and 5 dimensions."""
+    torch.manual_seed(0)
+    layers = nn.Conv3d(3, 8, (1, 3, 3)), nn.Flatten(), nn.Linear(64, 5)
+    model = nn.Sequential(*layers)
+    cfg = load_config(None, ["SOLVER.OPTIMIZING_METHOD", method])
+    scaler = torch.amp.GradScaler("cpu", enabled=False)  # pyright: ignore[reportPrivateImportUsage]
+    return TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(torch.device("cpu")), STEPS)
+
+
+# Their states are factored, scalar, different for each parameter, of a group, or of another type than the parameter.
+METHODS = ("sgd", "adam", "adamw", *(f"timm/{name}" for name in ("adafactor", "adafactorbv", "lamb", "lion", "muon")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_optimizer_continues_bit_for_bit(method, tmp_path):
+    state, resumed = make_with(method), make_with(method)
+    train(state, 3)
+    with CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(state.state_dict())
+    resumed.load_state_dict(load_tensors(list_checkpoints(str(tmp_path))[0]))
+    assert resumed.step == 3
+    train(state, 2)
+    train(resumed, 2)
+    for ours, theirs in zip(state.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    state, other = make_with("timm/adafactor"), make_with("timm/muon")
+    train(state, 1)
+    with pytest.raises(ValueError, match="optimizer_state"):
+        other.load_state_dict(state.state_dict())
 
 
 def weights(content: dict) -> dict:
@@ -49,7 +95,7 @@ def first_state(content: dict) -> dict:
 
 FAULTS = {
     **{f"no {key}": lambda c, key=key: c.pop(key) for key in REQUIRED},
-    **{f"{key} of another type": lambda c, key=key: c.update({key: "text"}) for key in ENTRIES},
+    **{f"{key} of another type": lambda c, key=key: c.update({key: "text"}) for key in {**REQUIRED, **OPTIONAL}},
     "steps per epoch 0": lambda c: c.update(steps_per_epoch=0),
     "step -1": lambda c: c.update(step=-1),
     "step 10^9": lambda c: c.update(step=10**9),

@@ -123,6 +123,14 @@ def test_checkpoints_of_another_model_are_refused(experiment, fails, tmp_path):
     assert "'not_there' does not exist" in fails("--cfg", experiment, "UNIFORMER.PRETRAIN_NAME", "not_there")
 
 
+def test_a_validation_without_labels_is_refused_before_the_training(experiment, videos, fails, tmp_path):
+    folder = write_list(tmp_path / "lists", (videos / "train.csv").read_text())
+    (tmp_path / "lists" / "val.csv").write_text("val_0.mp4 -1\nval_1.mp4 -1\n")
+    message = fails("--cfg", experiment, *folder)
+    assert "val.csv:1" in message and "label -1" in message
+    assert not checkpoint_dir(str(tmp_path / "out")).exists()
+
+
 def test_the_output_folder_of_another_run_is_refused(experiment, fails, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "argv", ["run_net.py", "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
