@@ -43,18 +43,13 @@ RATE = number(0, below=1)  # a drop path of 1 would divide by 0
 NUMBERS = several(number(0))
 
 
-def section(name: str, title: str) -> None:
-    """Begin a section of the table."""
-    SECTIONS[name] = title
-
-
 def key(name: str, default: Any, kind: Kind, help: str, *, may_differ: bool = False) -> None:
     """Add a row to the table."""
     KEYS[name] = Key(name, default, kind, help, may_differ)
 
 
 # fmt: off
-section("", "The run")
+SECTIONS[""] = "The run"
 key("NUM_GPUS", 1, integer(0),
     "GPUs per node; 0 runs on the CPU.", may_differ=True)
 key("NUM_PROCESSES", 0, integer(0),
@@ -74,7 +69,7 @@ key("RNG_SEED", 1, integer(0),
 key("LOG_PERIOD", 10, integer(1),
     "Optimizer steps between two log lines.", may_differ=True)
 
-section("TRAIN", "Training")
+SECTIONS["TRAIN"] = "Training"
 key("TRAIN.ENABLE", True, FLAG,
     "Train; if False, only the test runs.", may_differ=True)
 key("TRAIN.DATASET", "kinetics", one_of(*CATALOG),
@@ -112,7 +107,7 @@ key("TRAIN.MAX_STEPS", 0, integer(0),
     "Stop with a checkpoint after this number of optimizer steps; the schedule does not change. 0 never stops.",
     may_differ=True)
 
-section("TEST", "Test")
+SECTIONS["TEST"] = "Test"
 key("TEST.ENABLE", True, FLAG,
     "Test after the training, or only test if TRAIN.ENABLE is False.", may_differ=True)
 key("TEST.DATASET", "kinetics", one_of(*CATALOG),
@@ -137,7 +132,7 @@ key("TEST.SKIP_BAD", False, FLAG,
 key("TEST.SHUFFLE_FRAMES", False, FLAG,
     "Control experiment: put the frames of each test clip in random order.", may_differ=True)
 
-section("DATA", "Data")
+SECTIONS["DATA"] = "Data"
 key("DATA.PATH_TO_DATA_DIR", "", TEXT,
     "Folder of the lists: train.csv, val.csv and test.csv, or those of DATA.LABEL_PATH_TEMPLATE.", may_differ=True)
 key("DATA.PATH_PREFIX", "", TEXT,
@@ -171,12 +166,12 @@ key("DATA.REVERSE_INPUT_CHANNEL", False, FLAG,
     "Reverse the channel order of the data set, which is RGB, but BGR for sth and hmdb, as released weights expect.")
 key("DATA.TRAIN_CROP_SIZE", 224, integer(1),
     "Side of a training crop, pixels.")
-key("DATA.TRAIN_JITTER_SCALES", [256, 320], several(integer(1), 2),
+key("DATA.TRAIN_JITTER_SCALES", [256, 320], several(integer(1), 2, rising=True),
     "Smallest and largest short side before a training crop, pixels; unused if the relative ranges are given. The "
     "first is also the short side of a test of kinetics by a UniFormer with one crop.")
-key("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], several(SHARE, 0, 2),
+key("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], several(SHARE, 0, 2, rising=True),
     "Random resized crop: smallest and largest share of the area; [] turns it off.")
-key("DATA.TRAIN_JITTER_ASPECT_RELATIVE", [], several(POSITIVE, 0, 2),
+key("DATA.TRAIN_JITTER_ASPECT_RELATIVE", [], several(POSITIVE, 0, 2, rising=True),
     "Random resized crop: smallest and largest width / height; [] turns it off.")
 key("DATA.RANDOM_FLIP", True, FLAG,
     "Flip half of the training clips horizontally; False if left and right are different classes.")
@@ -185,7 +180,7 @@ key("DATA.TEST_CROP_SIZE", 256, integer(1),
 key("DATA.ENSEMBLE_METHOD", "sum", one_of("sum", "max"),
     "How the scores of the views become the score of a video.", may_differ=True)
 
-section("DATA_LOADER", "Loading")
+SECTIONS["DATA_LOADER"] = "Loading"
 key("DATA_LOADER.NUM_WORKERS", 8, integer(0),
     "Workers per process; 0 decodes in the process itself.", may_differ=True)
 key("DATA_LOADER.DECODE_TIMEOUT", 60.0, number(0),
@@ -194,7 +189,7 @@ key("DATA_LOADER.DECODE_TIMEOUT", 60.0, number(0),
 key("DATA_LOADER.PIN_MEMORY", True, FLAG,
     "Copy batches to page-locked memory, for a faster transfer to a GPU.", may_differ=True)
 
-section("AUG", "Augmentation of training clips")
+SECTIONS["AUG"] = "Augmentation of training clips"
 key("AUG.ENABLE", False, FLAG,
     "Apply RandAugment, random erasing and repeated augmentation besides crop and flip.")
 key("AUG.NUM_SAMPLE", 1, integer(1),
@@ -211,7 +206,7 @@ key("AUG.RE_MODE", "pixel", one_of("pixel", "rand", "const"),
 key("AUG.RE_COUNT", 1, integer(1),
     "Erased boxes per clip.")
 
-section("MIXUP", "Mixup and CutMix")
+SECTIONS["MIXUP"] = "Mixup and CutMix"
 key("MIXUP.ENABLE", False, FLAG,
     "Mix the clips of a batch; it needs MODEL.LOSS_FUNC soft_cross_entropy.")
 key("MIXUP.ALPHA", 0.8, number(0),
@@ -225,7 +220,7 @@ key("MIXUP.SWITCH_PROB", 0.5, SHARE,
 key("MIXUP.LABEL_SMOOTH_VALUE", 0.1, SHARE,
     "Label smoothing: share of the target that is spread over all classes.")
 
-section("SOLVER", "Optimization")
+SECTIONS["SOLVER"] = "Optimization"
 key("SOLVER.OPTIMIZING_METHOD", "sgd", one_of("sgd", "adam", "adamw", "timm/*"),
     "Optimizer; timm/NAME is one of timm, for example timm/lamb.")
 key("SOLVER.BASE_LR", 0.1, number(0),
@@ -265,7 +260,7 @@ key("SOLVER.DAMPENING", 0.0, number(),
 key("SOLVER.NESTEROV", True, FLAG,
     "sgd: Nesterov momentum.")
 
-section("BN", "Batch normalization")
+SECTIONS["BN"] = "Batch normalization"
 key("BN.NORM_TYPE", "batchnorm", one_of("batchnorm", "sync_batchnorm"),
     "sync_batchnorm computes the statistics over all processes.")
 key("BN.WEIGHT_DECAY", 0.0, number(0),
@@ -275,13 +270,13 @@ key("BN.USE_PRECISE_STATS", False, FLAG,
 key("BN.NUM_BATCHES_PRECISE", 200, integer(1),
     "Batches for BN.USE_PRECISE_STATS.")
 
-section("EMA", "Moving average of the weights")
+SECTIONS["EMA"] = "Moving average of the weights"
 key("EMA.ENABLE", False, FLAG,
     "Keep an exponential moving average of the weights, which is validated, tested and saved besides them.")
 key("EMA.DECAY", 0.9999, RATE,
     "Share of the old average that is kept at each step.")
 
-section("MODEL", "Network")
+SECTIONS["MODEL"] = "Network"
 key("MODEL.MODEL_NAME", "Uniformer", TEXT,
     "Network: Uniformer, Uniformer_image, Uniformer_light, Uniformer_light_image, Uniformer_light_fp32, "
     "Uniformer_light_ls_fp32 or Uniformerv2; see MODELS in slowfast/models/build.py.")
@@ -312,7 +307,7 @@ key("MODEL.CLASS_ORDER", "auto", TEXT,
 key("MODEL.FROZEN_BN", False, FLAG,
     "Keep the running statistics of BatchNorm in training.")
 
-section("UNIFORMER", "UniFormer")
+SECTIONS["UNIFORMER"] = "UniFormer"
 key("UNIFORMER.DEPTH", [3, 4, 8, 3], several(integer(1), 4),
     "Blocks of each stage.")
 key("UNIFORMER.EMBED_DIM", [64, 128, 320, 512], several(integer(1), 4),
@@ -355,7 +350,7 @@ key("UNIFORMER.TRADE_OFF", [[], [], [1.0, *[0.5] * 7], [0.5] * 3], several(NUMBE
 key("UNIFORMER.INIT_VALUE", 0.1, POSITIVE,
     "Light networks with layer scale: its initial value.")
 
-section("UNIFORMERV2", "UniFormerV2")
+SECTIONS["UNIFORMERV2"] = "UniFormerV2"
 key("UNIFORMERV2.BACKBONE", "uniformerv2_b16", TEXT,
     "Image ViT: uniformerv2_b16, uniformerv2_l14, uniformerv2_l14_336 (those of CLIP), timm/NAME (a plain ViT of timm, "
     "for example timm/vit_base_patch16_224.dino, started from UNIFORMERV2.PRETRAIN) or custom (UNIFORMERV2.TOWER).")
@@ -396,7 +391,7 @@ key("UNIFORMERV2.DELETE_SPECIAL_HEAD", False, FLAG,
 key("UNIFORMERV2.FROZEN", False, FLAG,
     "Train only the global blocks and the classifier.")
 
-section("TENSORBOARD", "TensorBoard")
+SECTIONS["TENSORBOARD"] = "TensorBoard"
 key("TENSORBOARD.ENABLE", False, FLAG,
     "Write curves of training and validation for TensorBoard.", may_differ=True)
 key("TENSORBOARD.LOG_DIR", "", TEXT,

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -99,16 +100,13 @@ def check_variables(cfg: CfgNode) -> None:
     Raises:
         ConfigError: one fault per variable.
     """
-    users: dict[str, list[str]] = {}
-    for key, value in leaves(cfg).items():
-        for name in _unset(value):
-            users.setdefault(name, []).append(key)
-    faults = [
-        f"{name} is not set, but used in {', '.join(dict.fromkeys(keys))}: set it, for example "
-        + ("DATA_ROOT=/data bash exp/NAME/run.sh" if name == "DATA_ROOT" else f"export {name}=VALUE")
-        for name, keys in users.items()
-    ]
-    _report(Notes(faults))
+    notes = Notes()
+    unset = {key: names for key, value in leaves(cfg).items() if (names := _unset(value))}
+    for name in dict.fromkeys(chain(*unset.values())):
+        example = "DATA_ROOT=/data bash exp/NAME/run.sh" if name == "DATA_ROOT" else f"export {name}=VALUE"
+        used = ", ".join(key for key, names in unset.items() if name in names)
+        notes.faults.append(f"{name} is not set, but used in {used}: set it, for example {example}")
+    _report(notes)
 
 
 def dump_config(cfg: CfgNode) -> str:

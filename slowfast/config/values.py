@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from ast import literal_eval
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +60,14 @@ def number(
         below: exclusive upper bound.
         whole: only integers; 8.0 is one.
     """
-    named = {">=": least, ">": above, "<=": most, "<": below}
-    bounds = " and ".join(f"{name} {bound}" for name, bound in named.items() if bound is not None)
+    named = {
+        ">=": (operator.ge, least),
+        ">": (operator.gt, above),
+        "<=": (operator.le, most),
+        "<": (operator.lt, below),
+    }
+    bounds = {name: bound for name, bound in named.items() if bound[1] is not None}
+    words = " and ".join(f"{name} {limit}" for name, (_, limit) in bounds.items())
 
     def read(value: Any) -> Any:
         value = literal(value)
@@ -68,13 +75,11 @@ def number(
         finite = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 1023
         if not finite or (whole and value != int(value)):
             raise ValueError
-        if (least is not None and value < least) or (most is not None and value > most):
-            raise ValueError
-        if (above is not None and value <= above) or (below is not None and value >= below):
+        if not all(fits(value, limit) for fits, limit in bounds.values()):
             raise ValueError
         return int(value) if whole else float(value)
 
-    return Kind(f"{'an integer' if whole else 'a number'} {bounds}".strip(), read)
+    return Kind(f"{'an integer' if whole else 'a number'} {words}".strip(), read)
 
 
 def integer(least: int | None = None) -> Kind:
@@ -97,18 +102,24 @@ def one_of(*choices: str | int) -> Kind:
     return Kind(f"one of {', '.join(by_text)}", read)
 
 
-def several(kind: Kind, *lengths: int) -> Kind:
-    """Return the lists of values of a kind, of one of the lengths if any is given; one value is a list of length 1."""
+def several(kind: Kind, *lengths: int, rising: bool = False) -> Kind:
+    """Return the lists of values of a kind; one value is a list of length 1.
+
+    Args:
+        kind: of each value.
+        lengths: accepted ones; any if none is given.
+        rising: no value may be below the one before.
+    """
 
     def read(value: Any) -> list[Any]:
         value = literal(value)
         items = [kind.read(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
-        if lengths and len(items) not in lengths:
+        if (lengths and len(items) not in lengths) or (rising and items != sorted(items)):
             raise ValueError
         return items
 
     length = f" of length {' or '.join(map(str, lengths))}" if lengths else ""
-    return Kind(f"a list{length}, each {kind.words}", read)
+    return Kind(f"a list{length}{', the smallest first' * rising}, each {kind.words}", read)
 
 
 def _instance(wanted: type, words: str) -> Kind:
