@@ -60,7 +60,7 @@ def number(
         below: exclusive upper bound.
         whole: only integers; 8.0 is one.
     """
-    named = {
+    named: dict[str, tuple[Callable[..., bool], Any]] = {
         ">=": (operator.ge, least),
         ">": (operator.gt, above),
         "<=": (operator.le, most),
