@@ -87,16 +87,14 @@ key("TRAIN.KEEP_CHECKPOINTS", 2, integer(0),
 key("TRAIN.KEEP_EVERY", 0, integer(0),
     "Also keep the checkpoints of every n-th epoch; 0 keeps no others.", may_differ=True)
 key("TRAIN.ON_SAVE_ERROR", "continue", one_of("continue", "stop"),
-    "What to do if a checkpoint cannot be written, for example on a full disk; the last one is always an error.",
-    may_differ=True)
+    "What to do if a checkpoint cannot be written (full disk); the last one is always an error.", may_differ=True)
 key("TRAIN.NONFINITE", "skip", one_of("skip", "stop"),
     "What to do if loss or gradient is not finite: skip the step, or stop. The batch is written to "
     "OUTPUT_DIR/nonfinite.", may_differ=True)
 key("TRAIN.MAX_NONFINITE", 20, integer(1),
     "Stop after this number of skipped steps in a row.", may_differ=True)
 key("TRAIN.AUTO_RESUME", True, FLAG,
-    "Continue from the newest checkpoint in OUTPUT_DIR; if False, a folder with a checkpoint is an error.",
-    may_differ=True)
+    "Resume from the newest checkpoint in OUTPUT_DIR; if False, a checkpoint in it is an error.", may_differ=True)
 key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
     "Weights (path or address) to start from if OUTPUT_DIR has no checkpoint; empty for none.")
 key("TRAIN.MIXED_PRECISION", True, FLAG,
@@ -104,8 +102,7 @@ key("TRAIN.MIXED_PRECISION", True, FLAG,
 key("TRAIN.AMP_DTYPE", "auto", one_of("auto", "bfloat16", "float16"),
     "Number format of mixed precision on a GPU; auto is bfloat16 where the GPU has it, else float16.", may_differ=True)
 key("TRAIN.MAX_STEPS", 0, integer(0),
-    "Stop with a checkpoint after this number of optimizer steps; the schedule does not change. 0 never stops.",
-    may_differ=True)
+    "Stop with a checkpoint after this number of optimizer steps, on the same schedule; 0 is off.", may_differ=True)
 
 SECTIONS["TEST"] = "Test"
 key("TEST.ENABLE", True, FLAG,
@@ -116,8 +113,7 @@ key("TEST.BATCH_SIZE", 8, integer(1),
     "Clips per node and step, divided over its processes; at least one video per process, with all its views.",
     may_differ=True)
 key("TEST.CHECKPOINT_FILE_PATH", "", TEXT,
-    "Weights (path or address) to test; empty for those of OUTPUT_DIR, else TRAIN.CHECKPOINT_FILE_PATH.",
-    may_differ=True)
+    "Weights (path or address) to test; empty: OUTPUT_DIR, else TRAIN.CHECKPOINT_FILE_PATH.", may_differ=True)
 key("TEST.TEST_BEST", False, FLAG,
     "Test the best validated checkpoint of OUTPUT_DIR in place of the last one.", may_differ=True)
 key("TEST.NUM_ENSEMBLE_VIEWS", 10, integer(1),
