@@ -27,6 +27,7 @@ from torchvision.models._meta import _KINETICS400_CATEGORIES
 import slowfast
 from slowfast.config import load_config
 from slowfast.models.build import build_model
+from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -89,6 +90,8 @@ for pattern, flags, pairs in {smaller!r}:
         new = [text for key, value in pairs.items() if key not in given for text in (key, value)]
         arguments += flags + new
         break
+if not {address!r}:
+    os.execv({executable!r}, [{executable!r}, *arguments])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [json.dumps((arguments, dict(os.environ), os.getcwd())).encode()], [1, 2])
@@ -112,7 +115,7 @@ def commands(block: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_block_of_commands_has_a_language(page):
     for language, text in blocks(page):
-        assert language in ("bash", "python", ""), f"{page}: blocks of {language} are not run"
+        assert language in ("bash", "python", "diff", "shell", ""), f"{page}: blocks of {language} are not run"
         assert language or not re.search(r"^(\$|bash|python|pip|make|source|git|import|from) ", text, re.M), page
 
 
@@ -231,7 +234,31 @@ LEFT: dict[str, tuple[str, ...]] = {
     "README.md": ("output/demo/test/metrics.json", "output/lr5e-4/test/metrics.json"),
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
     "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
+    "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
 }
+
+
+def apply_changes(page: str, folder: Path) -> None:
+    """Apply the diffs of a page; the old lines of a hunk must occur once in the file."""
+    diffs = "".join(text for language, text in blocks(page) if language == "diff")
+    for name, hunks in re.findall(r"^\+\+\+ b/(\S+)\n((?:(?!--- ).*\n)*)", diffs, re.M):
+        path = folder / name
+        content = path.read_text() if path.exists() else ""
+        for hunk in re.split(r"^@@.*\n", hunks, flags=re.M):
+            old = "".join(line[1:] for line in hunk.splitlines(True) if line[0] != "+")
+            new = "".join(line[1:] for line in hunk.splitlines(True) if line[0] != "-")
+            assert not hunk or content.count(old) == 1 or not content, (name, old)
+            content = content.replace(old, new, 1)
+        path.unlink(missing_ok=True)
+        path.write_text(content)
+
+
+def new_parts_were_used(folder: Path) -> None:
+    records = read_metrics(folder / "output/extended")
+    assert all("confidence" in record for record in records if record["kind"] in ("train", "val"))
+    state = load_tensors(folder / "output/extended/checkpoints/best.pyth")["model_state"]
+    assert "layers.0.weight" in state and len(state["head.weight"]) == 8
+    assert '"confidence"' in (folder / "output/extended/test/metrics.json").read_text()
 
 
 def scores_are_probabilities(folder: Path) -> None:
@@ -256,14 +283,19 @@ def only_the_head_learned(folder: Path) -> None:
 RESULTS: dict[str, Callable[[Path], None]] = {
     "docs/OWN_VIDEOS.md": scores_are_probabilities,
     "docs/FINETUNING.md": only_the_head_learned,
+    "docs/EXTENDING.md": new_parts_were_used,
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(kind for kind, _ in blocks(page))])
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(kind in ("bash", "python") for kind, _ in blocks(page))]
+)
 def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
     folder = tmp_path / "checkout"
-    make_checkout(folder, inputs, warm)
+    changed = any(kind == "diff" for kind, _ in blocks(page))
+    make_checkout(folder, inputs, "" if changed else warm)  # a process with all imports done has the old modules
+    apply_changes(page, folder)
     if page in AFTER_DEMO:
         trained: Path = request.getfixturevalue("demo")
         for name in ("data", "output"):
