@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -112,7 +114,7 @@ def several(kind: Kind, *lengths: int, rising: bool = False) -> Kind:
     """
 
     def read(value: Any) -> list[Any]:
-        value = literal(value)
+        value = _unquoted(literal(value))
         items = [kind.read(item) for item in (value if isinstance(value, (list, tuple)) else [value])]
         if (lengths and len(items) not in lengths) or (rising and items != sorted(items)):
             raise ValueError
@@ -120,6 +122,16 @@ def several(kind: Kind, *lengths: int, rising: bool = False) -> Kind:
 
     length = f" of length {' or '.join(map(str, lengths))}" if lengths else ""
     return Kind(f"a list{length}{', the smallest first' * rising}, each {kind.words}", read)
+
+
+def _unquoted(value: Any) -> Any:
+    """Read "[width=64, pool=max]", a list of texts without quotes, as YAML does."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError from error
 
 
 def _instance(wanted: type, words: str) -> Kind:

@@ -454,3 +454,10 @@ def test_variables_that_are_not_set_are_one_fault_each_before_a_run(write, monke
     other, root = error.value.faults
     assert "NO_SUCH" in other and "OUTPUT_DIR" in other
     assert all(part in root for part in ("DATA_ROOT", "DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "run.sh"))
+
+
+def test_lists_of_texts_need_no_quotes_on_the_command_line():
+    cfg = load_config(None, ["MODEL.OPTIONS", "[width=64, pool=max]"])
+    assert cfg.MODEL.OPTIONS == ["width=64", "pool=max"]
+    with pytest.raises(ConfigError, match=r"MODEL\.OPTIONS"):
+        load_config(None, ["MODEL.OPTIONS", "[width=64"])
