@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -70,13 +69,14 @@ class Holder:
     attempt: int = field(default_factory=lambda: int(os.environ.get("SLURM_RESTART_COUNT", "0")))
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    def is_alive(self) -> bool | None:
-        """Return whether the process runs; None if this process cannot see it."""
-        mine = Holder()
-        if self.machine == mine.machine:
-            now = _started(self.pid)
-            return now is not None and (not now or now == self.started)
-        if self.job and self.job == mine.job and self.attempt < mine.attempt:
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    def is_alive(self, me: Holder) -> bool | None:
+        """Return whether the process runs; None if the process `me` cannot see it."""
+        if self.machine == me.machine:
+            return _started(self.pid) in (self.started, "")
+        if self.job and self.job == me.job and self.attempt < me.attempt:
             return False  # Slurm ends an attempt before it begins the next one
         return None
 
@@ -105,8 +105,7 @@ def _read(path: Path) -> tuple[Holder, float] | None:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            renewed = os.fstat(file.fileno()).st_mtime
-            text = file.read()
+            renewed, text = os.fstat(file.fileno()).st_mtime, file.read()
     except FileNotFoundError:
         return None
     try:
@@ -115,21 +114,23 @@ def _read(path: Path) -> tuple[Holder, float] | None:
         return UNREADABLE, renewed
 
 
-def _age(path: Path, renewed: float) -> float:
-    """Return the seconds since a time of the file system."""
+def _is_dead(path: Path, lease: tuple[Holder, float], me: Holder) -> bool:
+    alive = lease[0].is_alive(me)
+    if alive is not None:
+        return not alive
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".now.") as file:
-        return os.fstat(file.fileno()).st_mtime - renewed
+        return os.fstat(file.fileno()).st_mtime - lease[1] > STALE
 
 
-def _take_over(path: Path, dead: Holder, holder: Holder) -> bool:
+def _take_over(path: Path, dead: Holder, me: Holder) -> bool:
     """Replace the lease of a dead holder; return False if another process does so.
 
     The file of the claim is named after the dead holder, so that a single process can replace each lease.
     """
     claim = path.with_name(f"{path.name}.{dead.token}")
-    if not _create(claim, holder):
+    if not _create(claim, me):
         other = _read(claim)
-        if other and (other[0].is_alive() is False or _age(path, other[1]) > STALE):
+        if other and _is_dead(path, other, me):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(claim, path)  # complete an interrupted replacement
         return False
@@ -141,92 +142,67 @@ def _take_over(path: Path, dead: Holder, holder: Holder) -> bool:
     return True
 
 
-class Lease:
-    """The right to run in a folder, renewed by a thread until it is released.
+def _take(path: Path, me: Holder, patience: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun, noticed = time.monotonic(), False
+    first_seen: dict[str, float] = {}  # renewals by holder
+    while not _create(path, me):
+        progress()
+        if (lease := _read(path)) is None:
+            continue
+        holder, renewed = lease
+        if _is_dead(path, lease, me) and _take_over(path, holder, me):
+            return
+        waited = time.monotonic() - begun
+        alive = holder.is_alive(me) or renewed > first_seen.setdefault(holder.token, renewed)
+        if alive and waited > patience:
+            raise ValueError(
+                f"OUTPUT_DIR {str(path.parent)!r} is in use: {holder} has held {path.name} since {holder.since}; wait "
+                "until it ends, stop it, or choose another OUTPUT_DIR"
+            )
+        if not noticed and waited > 2 * PATIENCE:
+            noticed = True
+            logger.warning("waiting for %s, which has held %s since %s", holder, path, holder.since)
+        time.sleep(0.2)
+
+
+def _renew(path: Path, me: Holder, released: threading.Event) -> None:
+    while not released.wait(BEAT):
+        with contextlib.suppress(OSError):  # a disk that is unavailable for a while
+            lease = _read(path)
+            if lease is None:  # the folder was deleted
+                _create(path, me)
+            elif lease[0].token == me.token:
+                os.utime(path)
+            elif lease[0] is not UNREADABLE:
+                message = f"error: {path} was taken over by {lease[0]}, since {me} did not renew it for {STALE:g} s"
+                print(message, file=sys.stderr, flush=True)
+                os._exit(1)  # otherwise two runs would write the same files
+
+
+@contextlib.contextmanager
+def hold(path: Path, patience: float = PATIENCE) -> Generator[None]:
+    """Hold a lease in the main process of the group, which renews it; call it in every process.
 
     Args:
         path: of the lease file; its folder is made.
         patience: seconds to wait for a running holder to exit.
 
     Raises:
-        ValueError: another process holds the lease.
+        ValueError: in every process: another one holds the lease.
     """
-
-    def __init__(self, path: Path, patience: float = PATIENCE) -> None:
-        self.path, self.holder = path, Holder()
-        self.released = threading.Event()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._take(patience)
-        self.thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self.thread.start()
-
-    def _take(self, patience: float) -> None:
-        begun, noticed = time.monotonic(), False
-        first_seen: dict[str, float] = {}  # renewals by holder
-        while not _create(self.path, self.holder):
-            progress()
-            if (lease := _read(self.path)) is None:
-                continue
-            holder, renewed = lease
-            alive = holder.is_alive()
-            if alive is None and renewed > first_seen.setdefault(holder.token, renewed):
-                alive = True
-            elif alive is None and _age(self.path, renewed) > STALE:
-                alive = False
-            if alive is False and _take_over(self.path, holder, self.holder):
-                return
-            waited, name = time.monotonic() - begun, f"process {holder.pid} on {holder.host}"
-            if alive and waited > patience:
-                raise ValueError(
-                    f"OUTPUT_DIR {str(self.path.parent)!r} is in use: {name} has held {self.path.name} since "
-                    f"{holder.since}; wait until it ends, stop it, or choose another OUTPUT_DIR"
-                )
-            if not noticed and waited > 2 * PATIENCE:
-                noticed = True
-                logger.warning("waiting for %s, which has held %s since %s", name, self.path, holder.since)
-            time.sleep(0.2)
-
-    def _renew(self) -> None:
-        while not self.released.wait(BEAT):
-            with contextlib.suppress(OSError):  # a disk that is unavailable for a while
-                lease = _read(self.path)
-                if lease is None:  # the folder was deleted
-                    _create(self.path, self.holder)
-                elif lease[0].token == self.holder.token:
-                    os.utime(self.path)
-                elif lease[0] is not UNREADABLE:
-                    print(
-                        f"error: {self.path} was taken over by process {lease[0].pid} on {lease[0].host}, since this "
-                        f"process, {self.holder.pid} on {self.holder.host}, did not renew it for {STALE:g} s",
-                        file=sys.stderr, flush=True,
-                    )  # fmt: skip
-                    os._exit(1)  # otherwise two runs would write the same files
-
-    def release(self) -> None:
-        """Release the lease, so that another run can begin."""
-        self.released.set()
-        self.thread.join(1)
-        with contextlib.suppress(OSError):
-            lease = _read(self.path)
-            if lease and lease[0].token == self.holder.token:
-                self.path.unlink()
-
-
-@contextmanager
-def hold(path: Path, patience: float = PATIENCE) -> Generator[None]:
-    """Hold a lease in the main process of the group; call it in every process.
-
-    Args:
-        path: as that of `Lease`.
-        patience: as that of `Lease`.
-
-    Raises:
-        ValueError: in every process, as `Lease`.
-    """
-    leases: list[Lease] = []
-    distributed.on_main(lambda: leases.append(Lease(path, patience)))
+    me, released, main = Holder(), threading.Event(), distributed.is_main()
+    distributed.on_main(lambda: _take(path, me, patience))
+    thread = threading.Thread(target=_renew, args=(path, me, released), name="lease", daemon=True)
+    if main:
+        thread.start()
     try:
         yield
     finally:
-        for lease in leases:
-            lease.release()
+        released.set()
+        if main:
+            thread.join(1)
+            with contextlib.suppress(OSError):
+                lease = _read(path)
+                if lease and lease[0].token == me.token:
+                    path.unlink()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slowfast.run import lock
-from slowfast.run.lock import Holder, Lease, hold
+from slowfast.run.lock import Holder, hold
 
 FORK = multiprocessing.get_context("fork")
 
@@ -36,7 +36,7 @@ def held_elsewhere(path: Path, age: float = 0.0, **changes: object) -> Holder:
 def wins(path: Path) -> bool:
     """Return whether a lease can be taken; it is not released."""
     try:
-        Lease(path, patience=0)
+        lock._take(path, Holder(), patience=0)
     except ValueError:
         return False
     return True
