@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -17,6 +17,10 @@ from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.rng import rng_for
+
+with warnings.catch_warnings():  # fvcore calls the deprecated torch.jit.script when it is imported
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn.precise_bn import update_bn_stats
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
