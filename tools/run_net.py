@@ -20,12 +20,18 @@ from slowfast.config import check_variables, format_config, is_key, load_config_
 from slowfast.config.load import read_overrides
 from slowfast.run.interrupt import EXIT_REQUEUE, INTERRUPTED, Interruption, ignore, leave
 
-# fvcore calls it when it is imported, in each process.
-warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+# Options that set a key: of PySlowFast, and for Slurm.
+KEYS = {
+    "--num_shards": "NUM_SHARDS",
+    "--shard_id": "SHARD_ID",
+    "--nodes": "NUM_SHARDS",
+    "--gpus-per-node": "NUM_GPUS",
+    "--tasks-per-node": "NUM_PROCESSES",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; --num_shards and --shard_id are the official spelling of NUM_SHARDS and SHARD_ID."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and where it came from")
@@ -42,13 +48,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     slurm.add_argument("--partition", metavar="P")
     slurm.add_argument("--account", metavar="A")
     slurm.add_argument("--time", default="1-00:00:00", metavar="T", help="limit of one attempt: minutes, or HH:MM:SS")
-    slurm.add_argument(
-        "--signal", type=int, default=120, metavar="S", help="save and requeue S seconds before the limit"
-    )
+    slurm.add_argument("--signal", type=int, default=120, metavar="S", help="save and requeue S s before the limit")
     slurm.add_argument("--max-timeouts", type=int, default=100, metavar="N", help="give up after so many limits")
-    slurm.add_argument(
-        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any other option of sbatch, repeatable"
-    )
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="other options of sbatch")
     args = parser.parse_intermixed_args(argv)
     for name, value in vars(args).items():
         if is_key(value):  # for example when a variable of a script is empty
@@ -82,19 +84,13 @@ def main() -> int:
 
 def execute(args: argparse.Namespace) -> int:
     """Show, submit or run the configuration of a command line; return the exit code."""
-    overrides = list(args.overrides)
-    for key, value in (("NUM_SHARDS", args.num_shards), ("SHARD_ID", args.shard_id)):
-        if value is not None:
-            overrides += [key, value]
-    if args.slurm:
-        overrides += slurm_overrides(args, overrides)
-    cfg, sources = load_config_with_sources(args.cfg, overrides)
+    cfg, sources = load_config_with_sources(args.cfg, all_overrides(args))
     if args.show:
         show(format_config(cfg, sources))
         return 0
     check_variables(cfg)
     if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
-        raise ValueError("TRAIN.ENABLE and TEST.ENABLE are both False, so there is nothing to do; set one of them True")
+        raise ValueError("TRAIN.ENABLE and TEST.ENABLE are both False: set one of them True")
     if args.slurm:
         from slowfast.run.slurm import submit
 
@@ -149,23 +145,20 @@ def train_and_test(train: Callable[[CfgNode], object], test: Callable[[CfgNode],
             test(cfg)
 
 
-def slurm_overrides(args: argparse.Namespace, overrides: list[str]) -> list[str]:
-    """Return the KEY VALUE pairs that the options for Slurm set.
+def all_overrides(args: argparse.Namespace) -> list[str]:
+    """Return the KEY VALUE pairs of a command line, with those of `KEYS`.
 
     Raises:
-        ValueError: the command line contains another value for the same key.
+        ValueError: two values for the same key.
     """
-    if args.shard_id is not None or args.init_method:
+    if args.slurm and (args.shard_id is not None or args.init_method):
         raise ValueError("--shard_id and --init_method are for machines without Slurm; leave them out")
-    given = {key: str(value) for key, value, _ in read_overrides(overrides, [])}
-    pairs: list[str] = []
-    for key, option, value in (
-        ("NUM_SHARDS", "--nodes", args.nodes),
-        ("NUM_GPUS", "--gpus-per-node", args.gpus_per_node),
-        ("NUM_PROCESSES", "--tasks-per-node", args.tasks_per_node),
-    ):
+    given = {key: str(value) for key, value, _ in read_overrides(args.overrides, [])}
+    pairs = list(args.overrides)
+    for option, key in KEYS.items():
+        value = getattr(args, option[2:].replace("-", "_"))
         if value is not None:
-            if given.get(key, str(value)) != str(value):
+            if given.setdefault(key, str(value)) != str(value):
                 raise ValueError(f"{option} {value} and {key} {given[key]} differ; leave {key} out")
             pairs += [key, str(value)]
     return pairs

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -109,10 +109,7 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
     with _own_signal_handlers(), tempfile.TemporaryDirectory(prefix="slowfast-") as folder:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: until they listen, only this process handles Ctrl-C
         arguments = (cfg, job, place, first_rank, folder, os.getpid())
-        context = torch.multiprocessing.start_processes(
-            _process, arguments, nprocs=local, join=False, start_method="spawn"
-        )
-        processes: list[BaseProcess] = context.processes  # pyright: ignore
+        processes: list[BaseProcess] = torch.multiprocessing.spawn(_process, arguments, local, join=False).processes  # pyright: ignore
         interrupt.listen()
         try:
             codes = _supervise(processes)
@@ -145,8 +142,7 @@ def _process(
 def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
     """Wait until all processes exit, at most `GRACE` seconds after one fails; forward requests to stop.
 
-    torch's `ProcessContext.join` does not serve: it takes every exit code but 0 for a failure, also that of a process
-    which has saved and exits first.
+    torch's `ProcessContext.join` takes every exit code but 0 for a failure, also that of a process which has saved.
 
     Returns:
         The exit code of each process; None for one that still runs.
@@ -163,38 +159,33 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def _raise_outcome(codes: dict[int, int | None], folder: Path) -> None:
+def _raise_outcome(codes: Mapping[int, int | None], folder: Path) -> None:
     """Raise the cause of exit codes by rank: a signal, a hang, the first error, a request to stop, in this order."""
-    failures = {rank: code for rank, code in codes.items() if code not in (None, 0, *STOPPED)}
-    killed = {rank: signal.Signals(-code).name for rank, code in failures.items() if code and code < 0}
-    if killed:
-        memory = {"SIGKILL": " (out of memory?)"}
-        raise JobError(
-            "; ".join(f"process {r} was killed by {name}{memory.get(name, '')}" for r, name in killed.items())
-        )
-    if EXIT_HUNG in failures.values():
-        hung = _name([rank for rank, code in failures.items() if code == EXIT_HUNG])
-        silent = [rank for rank, code in codes.items() if code is None]
-        more = f"; {_name(silent)} did not respond: stopped, or blocked in a system call" if silent else ""
-        raise JobError(f"{hung} made no progress for DIST_TIMEOUT (see above){more}")
+    failures = {rank: code for rank, code in codes.items() if code and code not in STOPPED}
+    killed = [rank for rank, code in failures.items() if code < 0]
+    silent = [rank for rank, code in codes.items() if code in (None, EXIT_HUNG)]
+    hung = silent if EXIT_HUNG in failures.values() else []
+    file = folder / FIRST_ERROR
+    if failures and not killed and not hung and file.is_file() and (text := file.read_text()):
+        first = json.loads(text)
+        if first["user"]:
+            raise ValueError(first["message"])
+        raise JobError(f"process {first['rank']} failed:\n{first['message']}")
     if failures:
-        file = folder / FIRST_ERROR
-        if not file.is_file() or not file.stat().st_size:
-            rank, code = min(failures.items())
-            raise JobError(f"process {rank} exited with code {code} and without a message")
-        first = json.loads(file.read_text())
-        raise (
-            ValueError(first["message"])
-            if first["user"]
-            else JobError(f"process {first['rank']} failed:\n{first['message']}")
-        )
-    stopped = [rank for rank, code in codes.items() if code]
-    if stopped:
+        ranks = killed or hung or [min(failures)]
+        raise JobError("; ".join(f"process {rank} {_failure(codes[rank])}" for rank in ranks))
+    if stopped := [rank for rank, code in codes.items() if code]:
         raise Interruption(f"process {min(stopped)} was asked to stop", EXIT_INTERRUPTED not in codes.values())
 
 
-def _name(ranks: Sequence[int]) -> str:
-    return f"process{'es' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+def _failure(code: int | None) -> str:
+    if code is None:
+        return "did not respond: stopped, or blocked in a system call"
+    if code == EXIT_HUNG:
+        return "made no progress for DIST_TIMEOUT (see above)"
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}{' (out of memory?)' * (code == -signal.SIGKILL)}"
+    return f"exited with code {code} and without a message"
 
 
 @contextmanager
@@ -228,15 +219,14 @@ def run(cfg: CfgNode, job: Job) -> None:
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if several and interrupt.received() and isinstance(error, RuntimeError):
                 # most likely the others have exited; whether they have saved is unknown here
-                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                logger.warning("%s was asked to stop, and failed before it did: %s", distributed.who(), reason)
-                raise Interruption(f"asked to stop, but failed before: {reason}", saved=False) from error
+                reason = f"asked to stop, but failed before: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                logger.warning("%s was %s", distributed.who(), reason)
+                raise Interruption(reason, saved=False) from error
             # before the group breaks, which makes the others fail too
             if not report_error(error):
                 raise AlreadyReported from error
             raise
-        else:
-            distributed.destroy_process_group()
+        distributed.destroy_process_group()
 
 
 def report_error(error: Exception) -> bool:
@@ -268,7 +258,8 @@ def _join_and_run(cfg: CfgNode, job: Job) -> None:
     distributed.on_main(lambda: require_writable(cfg.OUTPUT_DIR))
     # a test writes into its own folder, so it may run at the same time as a training
     with hold(Path(cfg.OUTPUT_DIR, "train.lock")) if cfg.TRAIN.ENABLE else nullcontext():
-        prepare_output_dir(cfg)
+        if cfg.TRAIN.ENABLE:
+            distributed.on_main(lambda: prepare_output_dir(cfg))
         setup_logging(cfg.OUTPUT_DIR, main=distributed.is_main())
         logger.info("torch %s, %s, output in %s", torch.__version__, agreement, cfg.OUTPUT_DIR)
         try:
@@ -292,12 +283,12 @@ def _check_group(cfg: CfgNode) -> None:
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world != local * cfg.NUM_SHARDS:
         raise ValueError(
-            f"{world} processes, {local} on this machine, are not those of NUM_SHARDS {cfg.NUM_SHARDS}; set it to the "
-            "number of machines (torchrun's --nnodes)"
+            f"{world} processes, {local} on this machine, do not fit NUM_SHARDS {cfg.NUM_SHARDS}: set it to the number "
+            "of machines (torchrun's --nnodes)"
         )
-    if cfg.NUM_GPUS and local != cfg.NUM_GPUS:
+    if cfg.NUM_GPUS not in (0, local):
         raise ValueError(
-            f"{local} processes on this machine and NUM_GPUS {cfg.NUM_GPUS} differ; start one process per GPU "
+            f"{local} processes on this machine and NUM_GPUS {cfg.NUM_GPUS} differ: start one process per GPU "
             "(torchrun's --nproc_per_node)"
         )
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -46,30 +47,25 @@ def require_writable(output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output_dir).close()
     except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written ({error}); choose another") from error
+        raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written ({error}): choose another") from error
 
 
 def prepare_output_dir(cfg: CfgNode) -> None:
-    """Write the resolved configuration of a training into OUTPUT_DIR; call it in every process.
+    """Write the resolved configuration of a training into OUTPUT_DIR, in the main process.
 
     Raises:
         ValueError: the folder contains a run of another configuration, or one that may not be resumed.
     """
-    if cfg.TRAIN.ENABLE:  # a test writes into its own folder
-        distributed.on_main(lambda: _prepare_output_dir(cfg))
-
-
-def _prepare_output_dir(cfg: CfgNode) -> None:
     if last_checkpoint(cfg.OUTPUT_DIR):
         if not cfg.TRAIN.AUTO_RESUME:
             raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run and TRAIN.AUTO_RESUME is False; choose another "
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run and TRAIN.AUTO_RESUME is False: choose another "
                 "OUTPUT_DIR, or set it True to continue that run"
             )
         if changed := _changes(newest_entries(cfg.OUTPUT_DIR), cfg):
             differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())
             raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run of another configuration ({differences}); choose another "
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run of another configuration ({differences}): choose another "
                 "OUTPUT_DIR, or undo the change to continue that run"
             )
     write_resolved(cfg, Path(cfg.OUTPUT_DIR))
@@ -116,18 +112,15 @@ def warn_of_weights_only(cfg: CfgNode) -> None:
     entries = peek(Path(fetch_checkpoint(path)))
     if "optimizer_state" not in entries:
         return
-    epochs, cure = epochs_done(entries), ""
-    if is_official(entries) and _num_classes(entries) == cfg.MODEL.NUM_CLASSES:
-        copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
-        cure = f"; to resume from its epoch {epochs:g} instead, copy it to {copy} and start again"
+    epochs, cure, recorded = epochs_done(entries), "", entries.get("cfg")
+    if is_official(entries) and isinstance(recorded, str):
+        config, _ = recorded_config(recorded)
+        if config.MODEL.NUM_CLASSES == cfg.MODEL.NUM_CLASSES:
+            copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
+            cure = f"; to resume from its epoch {epochs:g} instead, copy it to {copy} and start again"
     logger.warning(
         "only the weights of TRAIN.CHECKPOINT_FILE_PATH %s are used, not its optimizer state and epoch%s", path, cure
     )
-
-
-def _num_classes(entries: Mapping[str, Any]) -> int | None:
-    text = entries.get("cfg")
-    return recorded_config(text)[0].MODEL.NUM_CLASSES if isinstance(text, str) else None
 
 
 def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, Any]:
@@ -164,37 +157,32 @@ def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, 
     _check_classes(cfg, checkpoint.get("class_names"), train.class_names)
     if not distributed.is_main():
         return
-    lists = checkpoint.get("lists", {})
-    world = describe_run(cfg, train, val)["world"]
-    _log_other_world(checkpoint.get("world", {}), world, lists.get("train") == train.fingerprint)
-    for split, videos, effect in (
-        ("train", train, ""),
-        ("val", val, ": the best accuracy so far is of other videos"),
+    now = describe_run(cfg, train, val)
+    before = {part: now[part] | checkpoint.get(part, {}) for part in ("world", "lists")}
+    if changed := [key for key, value in now["world"].items() if before["world"][key] != value]:
+        effect = ""
+        if checkpoint.get("lists", {}).get("train") == train.fingerprint:
+            effect = ": the samples and their order stay the same"
+            if not {"processes", "torch"}.isdisjoint(changed):
+                effect += "; dropout, mixup partners and BatchNorm batches, or rounding, do not"
+        there = (f"{now['world'][key]} {key} instead of {before['world'][key]}" for key in changed)
+        logger.warning("%s%s", ", ".join(there), effect)
+    for videos, split, effect in (
+        (train, "train", ""),
+        (val, "val", ": the best accuracy so far is of other videos"),
     ):
-        if lists.get(split, videos.fingerprint) != videos.fingerprint:
-            logger.warning(
-                "%s has changed since the checkpoint was written (rows, labels, or their order)%s",
-                videos.source, effect,
-            )  # fmt: skip
+        if before["lists"][split] != videos.fingerprint:
+            change = "has changed since the checkpoint was written (rows, labels, or their order)"
+            logger.warning("%s %s%s", videos.source, change, effect)
 
 
 def _check_classes(cfg: CfgNode, before: Sequence[str] | None, now: Sequence[str] | None) -> None:
     if not before or not now or list(before) == list(now):
         return
-    at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), min(len(before), len(now)))
-    there, here = (repr(names[at]) if at < len(names) else "missing" for names in (before, now))
+    at, names = next((i, pair) for i, pair in enumerate(zip_longest(before, now)) if pair[0] != pair[1])
+    there, here = ("missing" if name is None else repr(name) for name in names)
     raise ValueError(
-        f"the checkpoints in OUTPUT_DIR {cfg.OUTPUT_DIR} were trained on other classes: class {at} is {there} there "
-        f"and {here} here. Undo the change of class_names.txt and of the labels, or start a new run in another "
+        f"the checkpoints in OUTPUT_DIR {cfg.OUTPUT_DIR} were trained on other classes (class {at} is {there} there "
+        f"and {here} here): undo the change of class_names.txt and of the labels, or start a new run in another "
         "OUTPUT_DIR (TRAIN.CHECKPOINT_FILE_PATH with MODEL.HEAD_ROWS names reuses the classes by their names)"
     )
-
-
-def _log_other_world(before: Mapping[str, Any], now: Mapping[str, Any], same_list: bool) -> None:
-    changed = [f"{now[key]} {key} instead of {before[key]}" for key in now if before.get(key, now[key]) != now[key]]
-    if not changed:
-        return
-    exact = all(before.get(key, now[key]) == now[key] for key in ("processes", "torch"))
-    same = ": the samples and their order stay the same" if same_list else ""
-    others = "dropout, mixup partners and BatchNorm batches, or rounding, do not"
-    logger.warning("%s%s%s", ", ".join(changed), same, f"; {others}" if same and not exact else "")

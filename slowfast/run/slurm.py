@@ -11,7 +11,9 @@ import socket
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fvcore.common.config import CfgNode
 from submitit import SlurmExecutor
@@ -33,10 +35,7 @@ ASK_TO_SAVE = signal.SIGUSR2
 
 
 def minutes(text: str) -> int:
-    """Return the minutes, rounded up, of a time as Slurm writes it.
-
-    Args:
-        text: MINUTES, MINUTES:SECONDS, HH:MM:SS, DAYS-HH, DAYS-HH:MM or DAYS-HH:MM:SS.
+    """Return the minutes, rounded up, of a time as Slurm writes it: MINUTES[:SECONDS], HH:MM:SS or DAYS-HH[:MM[:SS]].
 
     Raises:
         ValueError: it is not a time.
@@ -67,19 +66,16 @@ def sbatch_parameters(pairs: list[str]) -> dict[str, str | bool]:
     return parameters
 
 
+@dataclass
 class Job:
     """Run the program in a task of Slurm, as one process of the group that Slurm's variables describe.
 
     submitit pickles it, and once more when the job is requeued; the run continues from its checkpoint.
-
-    Args:
-        program: path of run_net.py.
-        config: path of the complete configuration of the job.
-        folder: of the logs.
     """
 
-    def __init__(self, program: str, config: str, folder: str) -> None:
-        self.program, self.config, self.folder = program, config, folder
+    program: str
+    config: str
+    folder: str
 
     def __call__(self) -> None:
         """Run one process of the job; requeue the job after a time limit or a preemption."""
@@ -115,14 +111,13 @@ def group_environment(environment: JobEnvironment) -> dict[str, str]:
     The meeting point is the first node of Slurm's list, and a port derived from the number of the job, so that jobs
     on the same node use different ones.
     """
-    local = environment.num_tasks // environment.num_nodes
     return {
         "MASTER_ADDR": address(environment.hostnames[0]),
         "MASTER_PORT": str(PORTS[int(environment.raw_job_id) % len(PORTS)]),
         "RANK": str(environment.global_rank),
         "WORLD_SIZE": str(environment.num_tasks),
         "LOCAL_RANK": str(environment.local_rank),
-        "LOCAL_WORLD_SIZE": str(local),
+        "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
     }
 
 
@@ -130,14 +125,13 @@ def address(node: str) -> str:
     """Return the name of a node, or the address by which Slurm reaches it, if the name has no address."""
     try:
         socket.getaddrinfo(node, None)
+        return node
     except OSError:
-        shown = _output("scontrol", "show", "node", "--oneliner", node)
-        if found := re.search(r"\bNodeAddr=(\S+)", shown):
-            return found[1]
-    return node
+        found = re.search(r"\bNodeAddr=(\S+)", _output("scontrol", "show", "node", "--oneliner", node))
+        return found[1] if found else node
 
 
-def submit(cfg: CfgNode, options: Namespace) -> str:
+def submit(cfg: CfgNode, options: Namespace) -> None:
     """Submit the job of the configuration, and print how to follow it.
 
     A second job of an OUTPUT_DIR starts after the first one has succeeded, so a training and the tests of its result
@@ -147,17 +141,22 @@ def submit(cfg: CfgNode, options: Namespace) -> str:
         cfg: configuration of the job.
         options: of the command line: partition, account, time, signal, max_timeouts, sbatch.
 
-    Returns:
-        The number of the job.
-
     Raises:
         ValueError: there is no Slurm here, or it refuses.
     """
     folder = Path(cfg.OUTPUT_DIR, "slurm").absolute()
     if "%" in str(folder) or not str(folder).isprintable():
-        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be a folder of Slurm's logs; use no % in it")
-    log = str(folder / "%j.log")
-    executor, previous = _executor(cfg, options, folder, log)
+        raise ValueError(f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} cannot be a folder of Slurm's logs: use no % in it")
+    parameters = _parameters(cfg, options, str(folder / "%j.log"))
+    try:
+        executor = SlurmExecutor(folder, max_num_timeout=options.max_timeouts)
+    except RuntimeError as error:
+        raise ValueError("--slurm needs a Slurm cluster, and there is no srun in PATH: use its login node") from error
+    extra: dict[str, str | bool] = parameters["additional_parameters"]
+    previous = _unfinished(folder)
+    if previous and "dependency" not in extra:
+        extra.update({"dependency": f"afterok:{previous}", "kill-on-invalid-dep": "yes"} | extra)
+    executor.update_parameters(**parameters)
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
     config = folder / f"config_{os.urandom(4).hex()}.yaml"
@@ -168,57 +167,42 @@ def submit(cfg: CfgNode, options: Namespace) -> str:
         for path in set(folder.iterdir()) - before:
             path.unlink()
         raise ValueError(f"Slurm refused the job: {str(error).strip()}") from None
-    path, local = log.replace("%j", job.job_id), num_local_processes(cfg)
+    log = folder / f"{job.job_id}.log"
     print(
-        f"submitted job {job.job_id}{f', to follow job {previous},' if previous else ''} on {cfg.NUM_SHARDS} "
-        f"node{'s' * (cfg.NUM_SHARDS > 1)} x {local} process{'es' * (local > 1)}, {minutes(options.time)} minutes at a "
-        f"time\n"
-        f"  log     {path}\n"
+        f"submitted job {job.job_id}{f', to follow job {previous}' if previous else ''}: nodes {cfg.NUM_SHARDS}, "
+        f"processes per node {parameters['ntasks_per_node']}, minutes per attempt {parameters['time']}\n"
+        f"  log     {log}\n"
         f"  output  {cfg.OUTPUT_DIR}\n"
-        f"  follow  tail -F {shlex.quote(path)}\n"
+        f"  follow  tail -F {shlex.quote(str(log))}\n"
         f"  state   squeue -j {job.job_id}\n"
         f"  stop    scancel {job.job_id}"
     )
-    return job.job_id
 
 
-def _executor(cfg: CfgNode, options: Namespace, folder: Path, log: str) -> tuple[SlurmExecutor, str]:
-    """Return an executor with the resources of the job, and the job that it follows, or ""."""
-    extra = sbatch_parameters(options.sbatch)
+def _parameters(cfg: CfgNode, options: Namespace, log: str) -> dict[str, Any]:
+    """Return the parameters of submitit for the resources of the job."""
     limit = minutes(options.time)
     if limit * 60 <= options.signal:
-        raise ValueError(
-            f"--time {options.time} is not longer than --signal {options.signal} s before its end: lower --signal, or "
-            "raise --time"
-        )
-    try:
-        executor = SlurmExecutor(folder, max_num_timeout=options.max_timeouts)
-    except RuntimeError as error:
-        raise ValueError("--slurm needs a Slurm cluster, and there is no srun in PATH; use its login node") from error
-    previous = _unfinished(folder)
+        raise ValueError(f"--time {options.time} is not longer than --signal {options.signal} s: raise --time")
     # one log for all processes, to which requeued attempts append
-    defaults: dict[str, str | bool] = {"requeue": True, "output": log}
-    if previous and "dependency" not in extra:
-        defaults |= {"dependency": f"afterok:{previous}", "kill-on-invalid-dep": "yes"}
-    extra = defaults | extra
+    extra = {"requeue": True, "output": log} | sbatch_parameters(options.sbatch)
     named = {"partition": options.partition, "account": options.account}
     if cfg.NUM_GPUS and not {"gres", "gpus", "gpus-per-task"} & set(extra):
         named["gpus_per_node"] = cfg.NUM_GPUS
     if "cpus-per-task" not in extra:
         named["cpus_per_task"] = 1 + cfg.DATA_LOADER.NUM_WORKERS
-    executor.update_parameters(
-        job_name=extra.pop("job-name", Path(cfg.OUTPUT_DIR).name or "slowfast"),
-        nodes=cfg.NUM_SHARDS,
-        ntasks_per_node=num_local_processes(cfg),
-        time=limit,
-        signal_delay_s=options.signal,
-        stderr_to_stdout=True,
-        additional_parameters=extra,
+    return {
+        "job_name": extra.pop("job-name", Path(cfg.OUTPUT_DIR).name or "slowfast"),
+        "nodes": cfg.NUM_SHARDS,
+        "ntasks_per_node": num_local_processes(cfg),
+        "time": limit,
+        "signal_delay_s": options.signal,
+        "stderr_to_stdout": True,
+        "additional_parameters": extra,
         # a process that fails ends the others
-        srun_args=["--kill-on-bad-exit=1", "--open-mode=append", "--output", log],
+        "srun_args": ["--kill-on-bad-exit=1", "--open-mode=append", "--output", log],
         **{key: value for key, value in named.items() if value is not None},
-    )
-    return executor, previous
+    }
 
 
 def _unfinished(folder: Path) -> str:
