@@ -130,16 +130,7 @@ def prepare_run(
     device: torch.device,
     resumed: bool = False,
 ) -> Run:
-    """Return the parts of a training that no step replaces, such as the distributed network, the loss and the logs.
-
-    Args:
-        cfg: the configuration.
-        state: to begin with.
-        num_videos: length of the training list.
-        description: of the run, for its checkpoints.
-        device: of this process.
-        resumed: whether the state is that of a checkpoint.
-    """
+    """Return the parts of a training that no step replaces, such as the distributed network, the loss and the logs."""
     network = state.model
     if distributed.world_size() > 1:
         # channels last lays 1x1x1 kernels out in another, equally good order; it is only a matter of speed

@@ -28,35 +28,20 @@ from slowfast.utils.rng import random_state_for, rng_for
 
 @dataclass
 class Run:
-    """The parts of a training that no step replaces.
-
-    Attributes:
-        cfg: the configuration.
-        device: of this process.
-        network: the model in its distributed wrapper.
-        to_device: moves clips to the device and normalizes them.
-        loss: of logits (B, K) and labels (B,) or soft targets (B, K).
-        mixup: None to train on samples as they are.
-        amp: type of autocast; None for float32.
-        log: for people and programs.
-        bad: videos that cannot be decoded.
-        writer: of checkpoints.
-        description: of the run, for its checkpoints.
-        last_step: to stop after.
-    """
+    """The parts of a training that no step replaces."""
 
     cfg: CfgNode
     device: torch.device
-    network: nn.Module
-    to_device: Callable[[Tensor], Tensor]
-    loss: Callable[[Tensor, Tensor], Tensor]
+    network: nn.Module  # the model in its distributed wrapper
+    to_device: Callable[[Tensor], Tensor]  # moves clips to the device and normalizes them
+    loss: Callable[[Tensor, Tensor], Tensor]  # of logits (B, K) and labels (B,) or soft targets (B, K)
     mixup: MixUp | None
-    amp: torch.dtype | None
+    amp: torch.dtype | None  # of autocast; None for float32
     log: RunLog
     bad: BadVideos
     writer: CheckpointWriter
-    description: dict[str, Any]
-    last_step: int
+    description: dict[str, Any]  # of the run, for its checkpoints
+    last_step: int  # to stop after
 
 
 @dataclass
@@ -123,17 +108,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
 
 
 def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Add the gradient of a micro-batch.
-
-    Args:
-        state: whose gradient it is.
-        run: how to compute it.
-        batch: from the loader.
-        micro: number of the batch in the step.
-
-    Returns:
-        Its loss, and scores (B, K) and labels (B,) for the metrics.
-    """
+    """Add the gradient of micro-batch number `micro`; return loss, scores (B, K) and labels (B,) for the metrics."""
     accumulation = run.cfg.SOLVER.ACCUMULATION_STEPS
     video = run.to_device(batch["video"])
     label = batch["label"].to(run.device, non_blocking=True)
