@@ -17,9 +17,7 @@ import math
 import mmap
 import multiprocessing
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -27,7 +25,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import cv2
@@ -40,6 +38,8 @@ from slowfast.utils.memory import keep_memory, memory_file
 
 logger = logging.getLogger(__name__)
 
+Choose = Callable[[int], Sequence[int]]
+
 START = (
     "import sys; sys.path[:] = sys.argv[5:]; from slowfast.datasets.guarded import serve; "
     "serve(sys.argv[1], *map(int, sys.argv[2:5]))"
@@ -47,6 +47,7 @@ START = (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 START_LIMIT = 300.0  # seconds until the imports must be done; from a busy network drive they take long
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
+ENDED = (EOFError, ConnectionError)  # the process at the other end of a connection exited
 # Ctrl-C, and the signals that a cluster sends to every process of a job; the owner handles them.
 FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -54,7 +55,7 @@ _local = threading.local()
 os.register_at_fork(after_in_child=lambda: vars(_local).clear())
 
 
-def read_frames_within(seconds: float, path: str, choose: Callable[[int], Sequence[int]], **options: Any) -> np.ndarray:
+def read_frames_within(seconds: float, path: str, choose: Choose, **options: Any) -> np.ndarray:
     """Call `read_frames` with a limit on its time.
 
     Args:
@@ -100,13 +101,7 @@ class _Decoder:
 
     def __init__(self, backend: str) -> None:
         self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
-        ours, theirs = socket.socketpair()
-        self.connection = Connection(ours.detach())
-        self.poll = select.poll()
-        self.poll.register(self.connection, select.POLLIN)
-        parent = multiprocessing.parent_process()  # of a worker; None in the main process
-        if parent is not None:
-            self.poll.register(parent.sentinel, select.POLLIN)
+        self.connection, theirs = multiprocessing.Pipe()
         with theirs:
             numbers = (theirs.fileno(), self.memory.descriptor, os.getpid())
             self.process = subprocess.Popen(
@@ -116,30 +111,28 @@ class _Decoder:
             )
         self.close = weakref.finalize(self, _end, self.connection, self.memory.descriptor, self.process, os.getpid())
         try:
-            if not self.connection.poll(START_LIMIT):
+            if self._receive(time.monotonic() + START_LIMIT) is None:
                 raise RuntimeError(f"the decoder process has not started within {START_LIMIT:g} s")
-            self.connection.recv()
-        except (EOFError, ConnectionError):
+        except BaseException as error:
             self.close()
-            raise RuntimeError("the decoder process could not start; see its message above") from None
-        except BaseException:
-            self.close()
+            if isinstance(error, ENDED):
+                raise RuntimeError("the decoder process could not start; see its message above") from None
             raise
 
     def alive(self) -> bool:
         return self.close.alive and self.process.poll() is None
 
-    def read(
-        self, seconds: float, path: str, choose: Callable[[int], Sequence[int]], options: dict[str, Any]
-    ) -> np.ndarray:
+    def read(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> np.ndarray:
         try:
             kind, value = self._request(seconds, path, choose, options)
-        except (EOFError, ConnectionError):
+        except BaseException as error:  # also one of `choose`: a later message would belong to this read
             self.close()
-            raise MediaError(path, _crash(path, self.process.returncode)) from None
-        except BaseException:  # also one of `choose`: a later message would belong to this read
-            self.close()
-            raise
+            if not isinstance(error, ENDED):
+                raise
+            code, why = self.process.returncode, ""
+            if code == -signal.SIGKILL:
+                why = f": killed, most likely because memory ran out ({size_of(path)})"
+            raise MediaError(path, f"the decoder crashed (exit code {code}){why}") from None
         if kind == "media error":
             raise MediaError(*value)
         if kind == "failure":
@@ -149,42 +142,30 @@ class _Decoder:
         except (OSError, MemoryError) as error:
             raise MediaError(path, why_not(path, error, f"{value[0]} frames of {value[2]}x{value[1]}")) from None
 
-    def _request(
-        self, seconds: float, path: str, choose: Callable[[int], Sequence[int]], options: dict[str, Any]
-    ) -> tuple[str, Any]:
+    def _request(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> tuple[str, Any]:
         """Request frames, handle the messages of the decoder process, and return the last one."""
         end, slow = time.monotonic() + seconds, ""
         self.connection.send((path, options))
-        while True:
-            if not self._wait(end):
-                raise MediaError(path, f"decoding took longer than {seconds:g} s (decode_timeout){slow}")
-            kind, value = self.connection.recv()
+        while message := self._receive(end):
+            kind, value = message
             if kind == "length":
                 self.connection.send([int(index) for index in choose(value)])
             elif kind == "log":
                 logger.info(value)
             elif kind == "slow":
-                slow = (
-                    f"; every read decodes it from the beginning to the end ({value}): "
-                    "prepare_data.py reencode makes a faster copy"
-                )
+                slow = f"; every read decodes the whole file ({value}): prepare_data.py reencode makes a faster copy"
             else:
-                return kind, value
+                return message
+        raise MediaError(path, f"decoding took longer than {seconds:g} s (decode_timeout){slow}")
 
-    def _wait(self, end: float) -> bool:
-        """Return whether the decoder process has sent something before the time `end`."""
-        left = min(max(end - time.monotonic(), 0), MAX_POLL)
-        ready = dict(self.poll.poll(1000 * left))
-        if ready and self.connection.fileno() not in ready:
+    def _receive(self, end: float) -> tuple[str, Any] | None:
+        """Return the next message of the decoder process, or None after the time `end`."""
+        parent = multiprocessing.parent_process()  # of a worker; None in the main process
+        sources = [self.connection, *([parent.sentinel] if parent else [])]
+        ready = wait(sources, min(max(end - time.monotonic(), 0), MAX_POLL))
+        if ready and self.connection not in ready:
             sys.exit("the process that wanted the frames is gone")
-        return bool(ready)
-
-
-def _crash(path: str, code: int) -> str:
-    reason = f"the decoder crashed (exit code {code})"
-    if code == -signal.SIGKILL:
-        reason += f": killed, most likely because memory ran out ({size_of(path)})"
-    return reason
+        return self.connection.recv() if ready else None
 
 
 def _end(connection: Connection, memory: int, process: subprocess.Popen[bytes], owner: int) -> None:
@@ -198,14 +179,7 @@ def _end(connection: Connection, memory: int, process: subprocess.Popen[bytes], 
 
 
 def serve(backend: str, socket_number: int, descriptor: int, owner: int) -> None:
-    """Read for the process `owner` until it exits; the main function of a decoder process.
-
-    Args:
-        backend: to import before the first read, whose time counts.
-        socket_number: descriptor of the connection.
-        descriptor: of the memory for frames.
-        owner: process id.
-    """
+    """Read for the process `owner` until it exits, into the memory `descriptor`."""
     for number in FOR_THE_OWNER:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -214,14 +188,16 @@ def serve(backend: str, socket_number: int, descriptor: int, owner: int) -> None
     keep_memory()
     check_backend(backend)
     connection, memory = Connection(socket_number), _Memory(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
+    handler = logging.Handler()
+    handler.emit = lambda record: connection.send(("log", record.getMessage()))
     package = logging.getLogger("slowfast")
     package.setLevel(logging.INFO)
-    package.addHandler(_ToOwner(connection))
+    package.addHandler(handler)
     if os.getppid() != owner:
         return
     connection.send(("ready", None))
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # messages of decoders about odd packets
-    with contextlib.suppress(EOFError, ConnectionError):  # the owner exited
+    with contextlib.suppress(*ENDED):
         while True:
             connection.send(_reply(connection, memory, *connection.recv()))
 
@@ -240,18 +216,7 @@ def _reply(connection: Connection, memory: _Memory, path: str, options: dict[str
         return "frames", read_frames(path, choose, allocate=memory.array, report_slow=report_slow, **options).shape
     except MediaError as error:
         return "media error", (error.path, error.reason)
-    except (EOFError, ConnectionError):
+    except ENDED:
         raise
     except Exception:
         return "failure", traceback.format_exc()
-
-
-class _ToOwner(logging.Handler):
-    """Send log messages to the owner."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self.connection = connection
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.connection.send(("log", self.format(record)))
