@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from media_zoo import assert_single_frames, encode
 from PIL import Image, ImageOps
 
 from slowfast.datasets.container import MediaError
@@ -43,18 +45,9 @@ def write(
     codec: str = "libx264",
     count: int = 40,
     size: tuple[int, int] = (48, 64),
-    muxer: dict[str, str] | None = None,
-    file_format: str | None = None,
-    empty_first: bool = False,
+    **how: Any,
 ) -> Path:
-    with av.open(str(path), "w", format=file_format, options=muxer or {}) as container:
-        for _ in range(1 + empty_first):
-            stream = container.add_stream(codec, rate=25, options={"threads": "1", **options})
-            assert isinstance(stream, av.VideoStream)
-            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        for image in moving(count, *size):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    encode(path, np.stack(moving(count, *size)), codec, options=options, **how)
     return path
 
 
@@ -161,13 +154,7 @@ def test_every_single_frame_equals_that_of_a_full_decode(footage, name, backend)
     path, count = str(footage / name), GOOD[name][1]
     with av.open(path) as container:
         shown = [upright(frame) for frame in container.decode(video=int("bit_rates" in name))]
-    assert len(shown) == count
-    lengths = []
-    for indices in ([number] for number in range(len(shown))):
-        (frame,) = read_frames(path, lambda n, i=indices: lengths.append(n) or i, backend=backend)
-        difference = np.abs(frame.astype(int) - shown[indices[0]])
-        assert frame.shape == shown[0].shape and difference.max() <= (0 if backend == "pyav" else 16), indices
-    assert {*lengths[-len(shown) :]} == {len(shown)}
+    assert_single_frames(path, shown, count, backend, limit=0 if backend == "pyav" else 16)
     frames = read_frames(path, lambda n: [n - 1, 3, 0, 3], backend=backend)
     assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
 
