@@ -11,13 +11,7 @@ from fvcore.common.config import CfgNode
 from slowfast.datasets.backends import check_backend
 from slowfast.datasets.batches import EpochBatchSampler
 from slowfast.datasets.catalog import CATALOG, DatasetSpec
-from slowfast.datasets.dataset import (
-    ImageEvalDataset,
-    ImageReader,
-    TrainDataset,
-    VideoEvalDataset,
-    VideoReader,
-)
+from slowfast.datasets.dataset import ImageEvalDataset, ImageReader, TrainDataset, VideoEvalDataset, VideoReader
 from slowfast.datasets.image import ImageTransform
 from slowfast.datasets.image_folder import load_image_folder
 from slowfast.datasets.list_checks import check_files, check_frame_counts

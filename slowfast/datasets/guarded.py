@@ -17,6 +17,7 @@ import math
 import mmap
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any
 
 import cv2
@@ -102,6 +103,10 @@ class _Decoder:
     def __init__(self, backend: str) -> None:
         self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
         self.connection, theirs = multiprocessing.Pipe()
+        parent = multiprocessing.parent_process()  # of a worker; None in the main process
+        self.poll = select.poll()
+        for source in (self.connection, *([parent.sentinel] if parent else [])):
+            self.poll.register(source, select.POLLIN)
         with theirs:
             numbers = (theirs.fileno(), self.memory.descriptor, os.getpid())
             self.process = subprocess.Popen(
@@ -160,10 +165,9 @@ class _Decoder:
 
     def _receive(self, end: float) -> tuple[str, Any] | None:
         """Return the next message of the decoder process, or None after the time `end`."""
-        parent = multiprocessing.parent_process()  # of a worker; None in the main process
-        sources = [self.connection, *([parent.sentinel] if parent else [])]
-        ready = wait(sources, min(max(end - time.monotonic(), 0), MAX_POLL))
-        if ready and self.connection not in ready:
+        left = min(max(end - time.monotonic(), 0), MAX_POLL)
+        ready = dict(self.poll.poll(1000 * left))
+        if ready and self.connection.fileno() not in ready:
             sys.exit("the process that wanted the frames is gone")
         return self.connection.recv() if ready else None
 
