@@ -206,12 +206,6 @@ def count_classes(state: Mapping[str, Tensor], heads: Sequence[str]) -> int:
     return max((len(state[f"{layer}weight"]) for layer in classifiers(state, heads)), default=0)
 
 
-def without_classifiers(state: Mapping[str, Tensor], heads: Sequence[str]) -> StateDict:
-    """Return the tensors outside the classifiers."""
-    layers = tuple(classifiers(state, heads))
-    return {name: value for name, value in state.items() if not name.startswith(layers)}
-
-
 def select_classes(
     state: Mapping[str, Tensor],
     heads: Sequence[str],

@@ -174,8 +174,6 @@ class Layout:
         parts: parts of names and ours, replaced after the prefixes, one after the other.
         finish: for what is left: (renamed tensors, tensors of the network) -> tensors by the names of this package.
         left_out: pattern of names that have no counterpart, and need none.
-        is_image_vit: an image ViT, whose 2D kernels become the middle slices of 3D kernels.
-        sorts_classes: its released classifiers of Kinetics have the classes in the order of their sorted names.
     """
 
     name: str
@@ -184,32 +182,24 @@ class Layout:
     parts: Names = ()
     finish: Callable[[StateDict, Mapping[str, Tensor]], StateDict] | None = None
     left_out: str = r"(?!)"
-    is_image_vit: bool = False
-    sorts_classes: bool = False
 
     @property
-    def inflate(self) -> Callable[[Tensor, torch.Size], Tensor]:
-        """Return the function that makes 3D kernels of 2D kernels."""
-        return inflate_centre if self.is_image_vit else inflate
+    def is_image_vit(self) -> bool:
+        """Return whether the layout is of an image ViT."""
+        return self in IMAGE_VITS
+
+    def inflate(self, kernel: Tensor, shape: torch.Size) -> Tensor:
+        """Return a 2D kernel as a 3D kernel; those of an image ViT become middle slices."""
+        return (inflate_centre if self.is_image_vit else inflate)(kernel, shape)
 
 
 OWN = Layout("own")
 PIXELS = r"data_preprocessor\..*"  # mean and standard deviation
+_V2_SIGNATURE = r"(backbone\.transformer\.norm|cls_head\.fc_cls)\.weight"
+# Their released classifiers of Kinetics have the classes in the order of the sorted names.
 MMACTION2 = (
-    Layout(
-        "MMAction2 UniFormer",
-        r"backbone\.patch_embed1\..*",
-        MMACTION2_UNIFORMER,
-        left_out=PIXELS,
-        sorts_classes=True,
-    ),
-    Layout(
-        "MMAction2 UniFormerV2",
-        r"(backbone\.transformer\.norm|cls_head\.fc_cls)\.weight",
-        MMACTION2_UNIFORMERV2,
-        left_out=PIXELS,
-        sorts_classes=True,
-    ),
+    Layout("MMAction2 UniFormer", r"backbone\.patch_embed1\..*", MMACTION2_UNIFORMER, left_out=PIXELS),
+    Layout("MMAction2 UniFormerV2", _V2_SIGNATURE, MMACTION2_UNIFORMERV2, left_out=PIXELS),
 )
 IMAGE_VITS = (
     Layout(
@@ -217,15 +207,8 @@ IMAGE_VITS = (
         r"visual\.conv1\.weight",
         (("visual.", "backbone."),),
         left_out=r"(?!visual\.).*|visual\.(proj|ln_post\..*)",
-        is_image_vit=True,
     ),
-    Layout(
-        "visual tower of CLIP",
-        r"class_embedding",
-        (("", "backbone."),),
-        left_out=r"proj|ln_post\..*",
-        is_image_vit=True,
-    ),
+    Layout("visual tower of CLIP", r"class_embedding", (("", "backbone."),), left_out=r"proj|ln_post\..*"),
     Layout(
         "Hugging Face CLIP",
         r"(vision_model\.)?embeddings\.patch_embedding\.weight",
@@ -233,7 +216,6 @@ IMAGE_VITS = (
         HUGGING_FACE,
         join_attention,
         left_out=r"(text_model|text_projection|visual_projection|logit_scale).*|.*(post_layernorm\..*|position_ids)",
-        is_image_vit=True,
     ),
     Layout(
         "timm ViT in open_clip",
@@ -242,7 +224,6 @@ IMAGE_VITS = (
         TIMM,
         fold_into_neighbours,
         left_out=r"(?!visual\.).*|visual\.head\..*|visual\.trunk\.(norm|fc_norm|head|attn_pool)\..*",
-        is_image_vit=True,
     ),
     Layout(
         "timm ViT",
@@ -251,7 +232,6 @@ IMAGE_VITS = (
         TIMM,
         fold_into_neighbours,
         left_out=r"(norm|fc_norm|head|attn_pool)\..*|decoder_.*|mask_token",
-        is_image_vit=True,
     ),
 )
 

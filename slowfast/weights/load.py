@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from slowfast.weights.heads import HeadPolicy, count_classes, select_classes, without_classifiers
+from slowfast.weights.heads import HeadPolicy, classifiers, count_classes, select_classes
 from slowfast.weights.layouts import Converted, Layout, StateDict, convert, extract_state_dict, trained_activation
 from slowfast.weights.network import WeightRules, rules_of
 from slowfast.weights.released import identify
@@ -134,8 +134,9 @@ def _recorded_options(checkpoint: Mapping[str, Any], section: str) -> dict[str, 
 
 
 def _without_classifiers(converted: Converted, heads: Sequence[str], is_left_out: bool) -> Converted:
-    state = without_classifiers(converted.state, heads)
-    removed = [name for name in converted.state if name not in state]
+    layers = tuple(classifiers(converted.state, heads))
+    removed = [name for name in converted.state if name.startswith(layers)]
+    state = {name: value for name, value in converted.state.items() if name not in removed}
     return replace(converted, state=state, left_out=[*converted.left_out, *removed * is_left_out])
 
 
@@ -182,7 +183,9 @@ def fit(
     report = LoadReport(converted.layout.name, left_out=[*converted.left_out])
     fitted: StateDict = {}
     for name, value in initial.items():
-        kind, tensor = _adapt(name, state[name], value.shape, converted.layout, rules) if name in state else MISSING
+        kind, tensor = "missing", None
+        if name in state:
+            kind, tensor = _adapt(name, state[name], value.shape, converted.layout, rules)
         if tensor is not None:
             fitted[name] = tensor
         elif name in optional:
@@ -194,9 +197,6 @@ def fit(
             report.reshaped[i] += f" {tuple(state[name].shape)} -> {tuple(initial[name].shape)}"
         raise ValueError(f"weights do not fit: {report}\n  " + "\n  ".join(faults))
     return fitted, report
-
-
-MISSING = ("missing", None)
 
 
 def _adapt(

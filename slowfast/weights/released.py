@@ -15,7 +15,7 @@ from slowfast.utils.class_names import read_class_names
 from slowfast.weights.class_order import ORDERS, ClassOrder, looks_like_kinetics, places_of_names
 from slowfast.weights.fetch import fetch, released_weights
 from slowfast.weights.heads import count_classes, stated_classes
-from slowfast.weights.layouts import convert, extract_state_dict
+from slowfast.weights.layouts import MMACTION2, convert, extract_state_dict
 from slowfast.weights.network import rules_of
 
 SUFFIXES = (".pyth", ".pth", ".pt", ".bin", ".safetensors")
@@ -34,19 +34,17 @@ def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:
     if entry := released.get(address):
         return entry
     by_name = {_stem(known): entry for known, entry in released.items()}
-    by_name |= {_stem(entry["url"]): entry for entry in released.values() if "url" in entry}
     if entry := by_name.get(_stem(address)):
         return entry
     for entry in released.values():
         if "google_drive" in entry and entry["google_drive"] in address:
             return entry
-    if not os.path.isfile(address):
-        return None
-    status = os.stat(address)
-    digests = _digests(address, status.st_size, status.st_mtime_ns)
-    for entry in released.values():
-        if any(entry.get(name) and digest.startswith(entry[name]) for name, digest in digests.items()):
-            return entry
+    if os.path.isfile(address):
+        status = os.stat(address)
+        digests = _digests(address, status.st_size, status.st_mtime_ns)
+        for entry in released.values():
+            if any(entry.get(kind) and digest.startswith(entry[kind]) for kind, digest in digests.items()):
+                return entry
     return None
 
 
@@ -94,6 +92,7 @@ def find_order(
         ValueError: no order of that choice is known for such a classifier.
     """
     converted = convert(extract_state_dict(checkpoint), model.state_dict())
+    layout = converted.layout
     rows = count_classes(converted.state, rules_of(model).head_names)
     if not rows:
         return None
@@ -111,26 +110,19 @@ def find_order(
     known = entry.get("class_order")
     if known and (choice == "auto" or entry["source"] != "MMAction2"):
         return ClassOrder(known, f"class order {known} of {entry['name']}")
-    name = "" if converted.layout.is_image_vit else _order_of_classes(model, rows, dataset, class_names)
+    name = "" if layout.is_image_vit else _order_of_classes(model, rows, dataset, class_names)
+    if choice == "auto" and not name:
+        return ClassOrder(why="the order of its classes is not known: read in that of the list; class_order sets one")
     if choice == "auto":
-        return _assumed(
-            "sorted" if converted.layout.sorts_classes and name in ORDERS else name, converted.layout.name, rows
-        )
+        name = "sorted" if layout in MMACTION2 and name in ORDERS else name
+        why = f"class order {name} assumed from the layout ({layout.name}) and {rows} classes; class_order sets another"
+        return ClassOrder(name, why)
     if not name:
         raise ValueError(
             f"class_order released: no classifier of {rows} classes of this network was released: give a file of the "
             "class names of its rows"
         )
     return ClassOrder(name, f"class order {name}, as set")
-
-
-def _assumed(name: str, layout: str, rows: int) -> ClassOrder:
-    why = (
-        f"class order {name} assumed from the layout ({layout}) and {rows} classes"
-        if name
-        else "the order of its classes is not known: read in the order of the list"
-    )
-    return ClassOrder(name, f"{why}; class_order sets another")
 
 
 def _order_of_classes(model: nn.Module, rows: int, dataset: str, class_names: Sequence[str] | None) -> str:
