@@ -74,10 +74,9 @@ def download(url: str, path: Path, checksum: str = "") -> None:
                 part.unlink()
                 raise ValueError(f"it has SHA-256 {digest} instead of {checksum}... and was removed")
         except (OSError, HTTPException, ValueError) as error:
-            raise ValueError(
-                f"{without_secrets(url)} cannot be downloaded ({error or type(error).__name__}): check the address, or "
-                f"download it in another way and save it as {path}"
-            ) from None
+            reason = str(error) or type(error).__name__
+            cure = f"check the address, or download it in another way and save it as {path}"
+            raise ValueError(f"{without_secrets(url)} cannot be downloaded ({reason}): {cure}") from None
         os.replace(part, path)
 
 
@@ -88,8 +87,7 @@ def _size(path: Path) -> int:
 def _download_rest(url: str, part: Path) -> bool:
     """Append the missing bytes of `url` to `part`; return whether it is complete.
 
-    Raises:
-        ValueError: the address has no file, or the connection brought too few bytes.
+    A connection that breaks after less than STALL_BYTES is an error.
     """
     offset = _size(part)
     try:
@@ -154,14 +152,9 @@ def _restart(url: str, part: Path) -> bool:
 
 
 def _copy(response: Any, file: IO[bytes], total: int | None) -> None:
-    """Copy the body of a response to the end of `file`.
-
-    Raises:
-        TimeoutError: it is slower than STALL_BYTES in STALL_SECONDS.
-    """
-    bar = tqdm(total=total, initial=file.tell(), unit="B", unit_scale=True, desc=Path(file.name).stem, disable=None)
+    """Copy the body of a response to the end of `file`, at least STALL_BYTES in STALL_SECONDS."""
     checked, since = file.tell(), time.monotonic()
-    with bar:
+    with tqdm(total=total, initial=checked, unit="B", unit_scale=True, desc=Path(file.name).stem, disable=None) as bar:
         while chunk := response.read1(1 << 20):
             file.write(chunk)
             bar.update(len(chunk))
@@ -173,9 +166,6 @@ def _copy(response: Any, file: IO[bytes], total: int | None) -> None:
 
 def _fetch_url(url: str) -> str:
     """Return the local path of a web address, downloaded once to `home()`/HOST/FOLDERS/FILE."""
-    for entry in released_weights().values():
-        if entry.get("url") == url:
-            return _fetch_released(entry)
     parts = urlsplit(url)
     names = [unquote(name) for name in (parts.netloc.rpartition("@")[2], *parts.path.split("/"))]
     names = [quote(name, safe=" +@") for name in names if name not in ("", ".", "..")]
@@ -191,11 +181,7 @@ def _fetch_url(url: str) -> str:
 
 
 def _fetch_from_hub(address: str) -> str:
-    """Return the local path of `hf://OWNER/NAME[@REVISION]/FILE`, downloaded into the cache of huggingface_hub.
-
-    Raises:
-        ValueError: the address has another form, or the file cannot be downloaded.
-    """
+    """Return the local path of `hf://OWNER/NAME[@REVISION]/FILE`, downloaded into the cache of huggingface_hub."""
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", address)
     if not match:
         raise ValueError(f"{address} is not an address of the Hugging Face Hub: write hf://OWNER/NAME/FILE")
@@ -207,8 +193,7 @@ def _fetch_from_hub(address: str) -> str:
     except Exception as error:  # exceptions are those of its HTTP client, which differ between versions
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{address} cannot be downloaded ({first}): check the address, or download the file in another way and "
-            "give its path"
+            f"{address} cannot be downloaded ({first}): check the address, or give a local path"
         ) from error
 
 
@@ -217,9 +202,9 @@ def _table(part: str) -> dict[str, Any]:
 
 
 def released_weights() -> dict[str, dict[str, Any]]:
-    """Return the rows of `released.json` by name of the weights; aliases are names too."""
-    named = {name: {"name": name, **entry} for name, entry in _table("weights").items()}
-    return {alias: entry for entry in named.values() for alias in (entry["name"], *entry.get("aliases", ()))}
+    """Return the rows of `released.json` by name of the weights; aliases and web addresses are names too."""
+    rows: list[dict[str, Any]] = [{"name": name, "aliases": [], **row} for name, row in _table("weights").items()]
+    return {alias: row for row in rows for alias in (row["name"], *row["aliases"], row.get("url")) if alias}
 
 
 def _fetch_released(entry: dict[str, Any]) -> str:
@@ -230,7 +215,7 @@ def _fetch_released(entry: dict[str, Any]) -> str:
     """
     published = [entry[place] for place in ("hub", "url") if place in entry]
     suffix = Path(published[0] if published else ".pth").suffix or ".pth"
-    names = [Path(name).name.removesuffix(suffix) + suffix for name in (entry["name"], *entry.get("aliases", ()))]
+    names = [Path(name).name.removesuffix(suffix) + suffix for name in (entry["name"], *entry["aliases"])]
     names += [unquote(address.rpartition("/")[2]) for address in published]
     for path in (folder / name for name in dict.fromkeys(names) for folder in (PRETRAINED, home())):
         if path.is_file():
@@ -254,11 +239,7 @@ def _fetch_released(entry: dict[str, Any]) -> str:
 
 
 def _check_once(path: Path, entry: dict[str, Any]) -> None:
-    """Compare a file with the checksum of its row; store the result beside it, as NAME.sha256, until it changes.
-
-    Raises:
-        ValueError: it has another.
-    """
+    """Compare a file with the checksum of its row; store its own beside it, as NAME.sha256, until it changes."""
     checksum = entry.get("sha256", "").lower()
     if not checksum:
         return
@@ -270,9 +251,8 @@ def _check_once(path: Path, entry: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # a read-only folder: the next process computes it again
             write_text(record, " ".join([digest, *version]) + "\n")
     if not digest.startswith(checksum):
-        raise ValueError(
-            f"{path} has SHA-256 {digest} instead of {checksum}... of {entry['name']}: remove it, and download it again"
-        )
+        wrong = f"{digest} instead of {checksum}... of {entry['name']}"
+        raise ValueError(f"{path} has SHA-256 {wrong}: remove it, and download it again")
 
 
 def fetch(address: str | os.PathLike[str]) -> str:
@@ -304,8 +284,6 @@ def fetch_checkpoint(address: str | os.PathLike[str]) -> str:
         if reason := _table("never_released").get(str(address)):
             raise ValueError(f"checkpoint {str(address)!r} does not exist: {reason}")
         close = ", ".join(get_close_matches(str(address), released_weights(), n=3))
-        near = f" (near ones: {close})" if close else ""
-        raise ValueError(
-            f"checkpoint {str(address)!r} does not exist, and no released weights have this name{near}: check the path"
-        )
+        reason = "no released weights have this name" + (f" (near ones: {close})" if close else "")
+        raise ValueError(f"checkpoint {str(address)!r} does not exist, and {reason}: check the path")
     return local
