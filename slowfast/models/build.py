@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 from ast import literal_eval
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,10 +65,6 @@ class Row:
     fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _start_of_uniformer(cfg: CfgNode) -> tuple[str, HeadKind]:
-    return cfg.UNIFORMER.PRETRAIN_NAME, "fresh if mismatched"
-
-
 def _start_of_uniformerv2(cfg: CfgNode) -> tuple[str, HeadKind]:
     v2 = cfg.UNIFORMERV2
     path = v2.PRETRAIN or CLIP_WEIGHTS.get(v2.BACKBONE, "")
@@ -99,7 +95,7 @@ CLIP_WEIGHTS = {
     "uniformerv2_l14": "clip_vit_l14",
     "uniformerv2_l14_336": "clip_vit_l14_336",
 }
-UNIFORMER = Family("UNIFORMER", start=_start_of_uniformer)
+UNIFORMER = Family("UNIFORMER", start=lambda cfg: (cfg.UNIFORMER.PRETRAIN_NAME, "fresh if mismatched"))
 UNIFORMERV2 = Family("UNIFORMERV2", True, _uniformerv2_options, _start_of_uniformerv2)
 
 # A new backbone is a row; names of networks for images end in _image.
@@ -196,6 +192,8 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
     the checkpoint does not have keep their initial value.
 
     Args:
+        model: the network, with its initial values.
+        cfg: the configuration.
         class_names: of the training list, for MODEL.HEAD_ROWS and MODEL.CLASS_ORDER.
 
     Raises:
@@ -219,7 +217,7 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
 
 
 @contextmanager
-def errors_name_keys(model: nn.Module, path: str) -> Iterator[None]:
+def errors_name_keys(model: nn.Module, path: str) -> Generator[None, None, None]:
     """Name the file, and keys of the configuration in place of arguments, in errors about weights."""
     try:
         yield

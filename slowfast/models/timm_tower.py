@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import nn
+
+from slowfast.models.options import close_to
 
 
 @dataclass(frozen=True)
@@ -62,23 +64,23 @@ def _foreign_parts(vit: nn.Module) -> list[str]:
         found.append("rotary position embeddings")
     elif "pos_embed" not in names:
         found.append("no learned position embedding")
-    parts = dict(vit.named_modules())
+    parts: dict[str, Any] = dict(vit.named_modules())
     for part, known in (
-        ("", ("VisionTransformer",)),
-        ("patch_embed", ("PatchEmbed",)),
-        ("blocks.0", ("Block",)),
-        ("blocks.0.attn", ("Attention",)),
-        ("blocks.0.mlp", ("Mlp",)),
-        ("blocks.0.mlp.act", ("GELU", "QuickGELU")),
-        ("blocks.0.norm1", ("LayerNorm",)),
+        ("", "VisionTransformer"),
+        ("patch_embed", "PatchEmbed"),
+        ("blocks.0", "Block"),
+        ("blocks.0.attn", "Attention"),
+        ("blocks.0.mlp", "Mlp"),
+        ("blocks.0.mlp.act", "GELU or QuickGELU"),
+        ("blocks.0.norm1", "LayerNorm"),
     ):
         kind = type(parts[part]).__name__ if part in parts else "missing"
-        if kind not in known:
-            found.append(f"{part or 'the network'} is {kind}, not {' or '.join(known)}")
+        if kind not in known.split(" or "):
+            found.append(f"{part or 'the network'} is {kind}, not {known}")
             break
     else:  # its patch embedding has both sizes
-        patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size  # pyright: ignore
-        if len({*patch}) > 1 or len({*grid}) > 1:  # pyright: ignore
+        patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size
+        if len({*patch}) > 1 or len({*grid}) > 1:
             found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
     return found
 
@@ -93,20 +95,14 @@ def timm_tower(name: str) -> VisionTower:
     import timm  # takes a second and is rarely needed
 
     if not timm.is_model(name.split(".")[0]):
-        near = get_close_matches(name.split(".")[0], timm.list_models(), n=1)
-        raise ValueError(
-            f"backbone timm/{name} is not known: timm {timm.__version__} has no such model"
-            + (f" (meant timm/{near[0]}?)" if near else "")
-        )
+        near = close_to(f"timm/{name.split('.')[0]}", [f"timm/{model}" for model in timm.list_models()])
+        raise ValueError(f"backbone timm/{name} is not known: timm {timm.__version__} has no such model{near}")
     try:
         with torch.device("meta"):
             vit: nn.Module = timm.create_model(name, pretrained=False)
-    except RuntimeError as error:
-        raise ValueError(f"backbone timm/{name} is not possible: timm refuses it ({error})") from error
-    try:
         return tower_of(vit)
-    except ValueError as error:
-        raise ValueError(f"backbone timm/{name} does not fit: {error}") from None
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"backbone timm/{name} does not fit: {error}") from error
 
 
 def tower_of(vit: nn.Module) -> VisionTower:
@@ -121,18 +117,18 @@ def tower_of(vit: nn.Module) -> VisionTower:
             "and square patches: vit_*_patch*_224 (with any of its weights: .augreg_in21k, .dino, .mae, ...), "
             "vit_*_clip_*, deit_*, deit3_*, and vit_*_patch14_dinov2 without registers"
         )
-    block, embedding = vit.get_submodule("blocks.0"), vit.get_submodule("patch_embed")
-    fc1, scale = block.get_submodule("mlp.fc1"), block.get_submodule("ls1")
-    quick = type(block.get_submodule("mlp.act")).__name__ == "QuickGELU"
+    embedding: Any = vit.get_submodule("patch_embed")
+    blocks: Any = vit.get_submodule("blocks")
+    block, fc1 = blocks[0], blocks[0].mlp.fc1
     return VisionTower(
-        width=fc1.in_features,  # pyright: ignore[reportArgumentType]
-        layers=len(vit.get_submodule("blocks")),  # pyright: ignore[reportArgumentType]
-        heads=block.get_submodule("attn").num_heads,  # pyright: ignore[reportArgumentType]
-        patch=embedding.patch_size[0],  # pyright: ignore
-        resolution=embedding.grid_size[0] * embedding.patch_size[0],  # pyright: ignore
-        mlp_width=fc1.out_features,  # pyright: ignore[reportArgumentType]
-        activation="quick_gelu" if quick else "gelu",
-        eps=block.get_submodule("norm1").eps,  # pyright: ignore[reportArgumentType]
+        width=fc1.in_features,
+        layers=len(blocks),
+        heads=block.attn.num_heads,
+        patch=embedding.patch_size[0],
+        resolution=embedding.grid_size[0] * embedding.patch_size[0],
+        mlp_width=fc1.out_features,
+        activation="quick_gelu" if type(block.mlp.act).__name__ == "QuickGELU" else "gelu",
+        eps=block.norm1.eps,
         pre_norm=isinstance(vit.get_submodule("norm_pre"), nn.LayerNorm),
-        layer_scale=None if isinstance(scale, nn.Identity) else getattr(scale, "init_values", 1e-5),
+        layer_scale=None if isinstance(block.ls1, nn.Identity) else getattr(block.ls1, "init_values", 1e-5),
     )
