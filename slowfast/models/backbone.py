@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from slowfast.models.layers import single_input
+from slowfast.models.layers import classifier, single_input
 from slowfast.weights.class_order import AS_LISTED
 from slowfast.weights.network import WeightRules
 
@@ -41,7 +41,7 @@ class Backbone(Protocol):
 class TimmBackbone(WeightRules, nn.Module):
     """A network of stages or blocks and one or more classifiers, with the interface of timm's models.
 
-    A subclass sets these attributes and defines `forward_stages`, `forward_head`, `new_classifier`, `group_matcher`,
+    A subclass sets these attributes and defines `forward_stages`, `forward_head`, `group_matcher`,
     `set_grad_checkpointing` and `prune_intermediate_layers`.
 
     Attributes:
@@ -85,8 +85,14 @@ class TimmBackbone(WeightRules, nn.Module):
         raise NotImplementedError
 
     def new_classifier(self, num_classes: int) -> nn.Module:
-        """Return a classifier with initial values; the identity for 0 classes."""
-        raise NotImplementedError
+        """Return a linear classifier with initial values; the identity for 0 classes."""
+        return classifier(self.num_features, num_classes)
+
+    def take_indices(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
+        """Return the numbers of the stages or blocks `indices`, and the last of them; see `forward_intermediates`."""
+        from timm.models._features import feature_take_indices
+
+        return feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
 
     def forward_features(self, video: Tensor) -> Tensor:
         """Return the features of a video (B, C, T, H, W) or of images (B, C, H, W); see the class for their shape."""
@@ -111,12 +117,10 @@ class TimmBackbone(WeightRules, nn.Module):
             output_fmt: "NCHW", channels first, is the only one.
             intermediates_only: return the maps alone.
         """
-        from timm.models._features import feature_take_indices
-
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r} is not supported: use 'NCHW', channels first")
         depth = len(self.feature_info)
-        wanted, last = feature_take_indices(depth, indices)  # pyright: ignore[reportArgumentType]
+        wanted, last = self.take_indices(indices)
         taps: dict[int, Any] = dict.fromkeys(wanted)
         features = self.forward_stages(video, taps, last + 1 if stop_early else None)
         if norm and depth - 1 in taps and isinstance(final := getattr(self, "norm", None), nn.Module):

@@ -156,6 +156,11 @@ class Attention(nn.Module):
         return self.attend(*self.project(x))
 
 
+def classifier(dim: int, num_classes: int) -> nn.Module:
+    """Return a linear classifier; the identity for 0 classes."""
+    return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+
 def recompute(block: nn.Module, *inputs: Any) -> Any:
     """Run `block` without keeping its activations: the backward pass computes them again, BatchNorm statistics once."""
     if torch.compiler.is_compiling() or not _batch_norms(block):  # a compiled block updates its buffers only once

@@ -23,6 +23,7 @@ from slowfast.models.layers import (
     Mlp,
     OverlapPatchEmbed,
     PatchEmbed,
+    classifier,
     depthwise_conv,
     layer_scales,
     recompute,
@@ -97,11 +98,15 @@ class AttentionBlock(nn.Module):
     """Layers of a block with attention over tokens."""
 
     attention_kind = Attention
+    divided = False  # attention over time before that over space
 
     def __init__(self, options: BlockOptions) -> None:
         super().__init__()
         self.gamma_1, self.gamma_2 = layer_scales(options.layer_scale, options.dim)
         self.pos_embed = depthwise_conv(options.dim, 3, options.ndim)
+        if self.divided:
+            self.t_norm = nn.LayerNorm(options.dim, eps=1e-6)
+            self.t_attn = options.attention()
         self.norm1 = nn.LayerNorm(options.dim, eps=1e-6)
         self.attn = options.attention(self.attention_kind)
         self.norm2 = nn.LayerNorm(options.dim, eps=1e-6)
@@ -120,23 +125,14 @@ class GlobalBlock(AttentionBlock):
         return to_grid(tokens, x.shape[2:])
 
 
-class SplitGlobalBlock(nn.Module):
+class SplitGlobalBlock(AttentionBlock):
     """Global block that attends over time, then over space (divided attention).
 
     The residual added after the spatial attention is the block's input, not the temporal result: released weights were
     trained that way.
     """
 
-    def __init__(self, options: BlockOptions) -> None:
-        super().__init__()
-        self.pos_embed = depthwise_conv(options.dim, 3, ndim=3)
-        self.t_norm = nn.LayerNorm(options.dim, eps=1e-6)
-        self.t_attn = options.attention()
-        self.norm1 = nn.LayerNorm(options.dim, eps=1e-6)
-        self.attn = options.attention()
-        self.norm2 = nn.LayerNorm(options.dim, eps=1e-6)
-        self.mlp = options.mlp()
-        self.drop_path = DropPath(options.drop_path)
+    divided = True
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
@@ -156,11 +152,6 @@ def init_linear(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if "bias" in dict(module.named_parameters()):
             nn.init.zeros_(module.bias)
-
-
-def classifier(dim: int, num_classes: int) -> nn.Module:
-    """Return a linear classifier; the identity for 0 classes."""
-    return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
 
 def per_stage(name: str, value: Any) -> list[Any]:
@@ -267,7 +258,7 @@ class FourStages(TimmBackbone):
 
     def new_classifier(self, num_classes: int) -> nn.Module:
         """Return a linear classifier with initial values; the identity for 0 classes."""
-        return classifier(self.num_features, num_classes).apply(init_linear)
+        return super().new_classifier(num_classes).apply(init_linear)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns of parameter names for `timm.models.group_parameters`, from input to output.
@@ -284,9 +275,7 @@ class FourStages(TimmBackbone):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers that the feature maps of the stages `indices` do not need; return the stages from 0."""
-        from timm.models._features import feature_take_indices
-
-        wanted, last = feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
+        wanted, last = self.take_indices(indices)
         for stage in range(last + 2, len(self.feature_info) + 1):
             delattr(self, f"patch_embed{stage}")
             delattr(self, f"blocks{stage}")

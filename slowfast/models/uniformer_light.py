@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.layers import BATCH_NORM, Attention, scaled, single_input, to_grid, to_tokens
+from slowfast.models.layers import BATCH_NORM, Attention, classifier, scaled, single_input, to_grid, to_tokens
 from slowfast.models.uniformer import (
     AttentionBlock,
     BlockOptions,
     FourStages,
     LocalBlock,
-    classifier,
     init_linear,
     per_stage,
 )
@@ -166,13 +165,11 @@ class UniFormerLight(FourStages):
             for blocks, given in zip(self.depth[2:], per_stage(name, shares)[2:], strict=True):
                 if len(given) < blocks or not all(0 <= share <= 1 for share in given):
                     raise ValueError(f"{name} {list(given)} is for {blocks} blocks: give each a number from 0 to 1")
-        for name, value, right in (("prune_ratio", prune_ratio[2][0], prune_ratio[2][0] == 1),
-                                   ("trade_off", trade_off[2][0], trade_off[2][0] > 0)):  # fmt: skip
-            if not right:
-                raise ValueError(
-                    f"{name} of stage 3 starts with {value}, but its first block has no scores to choose by: let it "
-                    "start with 1"
-                )
+        if prune_ratio[2][0] != 1 or not trade_off[2][0]:
+            raise ValueError(
+                f"prune_ratio of stage 3 starts with {prune_ratio[2][0]} and trade_off with {trade_off[2][0]}, but its "
+                "first block has no scores to choose by: let both start with 1"
+            )
         ratios = per_stage("mlp_ratio", mlp_ratio)
 
         def block(stage: int, index: int, rate: float) -> nn.Module:

@@ -8,8 +8,7 @@ released weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -153,8 +152,8 @@ class VideoTransformer(nn.Module):
     Args:
         dim: channels C of a token.
         return_list: numbers of the local blocks after which a global block reads all tokens.
-        local_blocks: functions that make the local blocks; they are called in the order of the parameters.
-        global_blocks: functions that make the global blocks.
+        local_blocks: the local blocks, taken one by one: random initial values depend on the order of the layers.
+        global_blocks: the global blocks, taken after the local ones.
         cls_dropout: rate before the classifier.
         frozen: leave the class tokens of the frames out of the feature.
     """
@@ -165,8 +164,8 @@ class VideoTransformer(nn.Module):
         self,
         dim: int,
         return_list: Sequence[int],
-        local_blocks: Sequence[Callable[[], LocalUniBlock]],
-        global_blocks: Sequence[Callable[[], GlobalUniBlock]],
+        local_blocks: Iterable[LocalUniBlock],
+        global_blocks: Iterable[GlobalUniBlock],
         cls_dropout: float,
         frozen: bool,
     ) -> None:
@@ -174,9 +173,9 @@ class VideoTransformer(nn.Module):
         self.return_list = tuple(return_list)
         self.temporal_cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_parameter("balance", None if frozen else nn.Parameter(torch.zeros(dim)))
-        self.resblocks = nn.ModuleList(make() for make in local_blocks)
+        self.resblocks = nn.ModuleList(local_blocks)
         self.dpe = nn.ModuleList(depthwise_conv(dim, 3, ndim=3) for _ in return_list)
-        self.dec = nn.ModuleList(make() for make in global_blocks)
+        self.dec = nn.ModuleList(global_blocks)
         self.proj = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(cls_dropout), nn.Identity())
         for dpe in self.dpe:
             nn.init.zeros_(dpe.get_parameter("bias"))
@@ -214,9 +213,9 @@ class VideoTransformer(nn.Module):
 class VisionTransformer(nn.Module):
     """The embeddings of the image ViT in front of `VideoTransformer`: (B, 3, T, H, W) -> features (B, C)."""
 
-    def __init__(
-        self, tower: VisionTower, temporal_downsample: bool, in_channels: int, blocks: Callable[[], VideoTransformer]
-    ) -> None:
+    transformer: VideoTransformer  # set by `UniFormerV2`
+
+    def __init__(self, tower: VisionTower, temporal_downsample: bool, in_channels: int) -> None:
         super().__init__()
         dim, patch = tower.width, tower.patch
         self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
@@ -226,7 +225,6 @@ class VisionTransformer(nn.Module):
             in_channels, dim, (kernel, patch, patch), (stride, patch, patch), (padding, 0, 0), bias=False
         )
         self.ln_pre = nn.LayerNorm(dim, eps=tower.eps) if tower.pre_norm else nn.Identity()
-        self.transformer = blocks()
 
     def forward(self, video: Tensor, taps: dict[int, Any], stop: int | None) -> Tensor:
         """Return features; see `TimmBackbone.forward_stages`."""
@@ -308,19 +306,19 @@ class UniFormerV2(TimmBackbone):
             {"num_chs": backbone.width, **strides, "module": f"backbone.transformer.resblocks.{i}"}
             for i in range(backbone.layers)
         ]
-        local_blocks = [
-            partial(LocalUniBlock, backbone, not no_lmhra, double_lmhra, dw_reduction, rate)
+        local_blocks = (
+            LocalUniBlock(backbone, not no_lmhra, double_lmhra, dw_reduction, rate)
             for rate in torch.linspace(0, backbone_drop_path_rate, backbone.layers, device="cpu").tolist()
-        ]
-        rates = torch.linspace(0, drop_path_rate, len(return_list), device="cpu").tolist()
-        global_blocks = [
-            partial(GlobalUniBlock, backbone.width, n_head, mlp_factor, dropout, rate)
-            for dropout, rate in zip(dropouts, rates, strict=True)
-        ]
-        blocks = partial(
-            VideoTransformer, backbone.width, return_list, local_blocks, global_blocks, cls_dropout, frozen
         )
-        self.backbone = VisionTransformer(backbone, temporal_downsample, in_channels, blocks)
+        rates = torch.linspace(0, drop_path_rate, len(return_list), device="cpu").tolist()
+        global_blocks = (
+            GlobalUniBlock(backbone.width, n_head, mlp_factor, dropout, rate)
+            for dropout, rate in zip(dropouts, rates, strict=True)
+        )
+        self.backbone = VisionTransformer(backbone, temporal_downsample, in_channels)
+        self.backbone.transformer = VideoTransformer(
+            backbone.width, return_list, local_blocks, global_blocks, cls_dropout, frozen
+        )
         self.reset_classifier(num_classes)
         if frozen:
             trained = ("temporal_cls_token", "dpe", "dec", "proj")
@@ -354,10 +352,6 @@ class UniFormerV2(TimmBackbone):
         """Return the name of the linear layer of the classifier."""
         return ("backbone.transformer.proj.2",)
 
-    def new_classifier(self, num_classes: int) -> nn.Module:
-        """Return a classifier with initial values; the identity for 0 classes."""
-        return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return patterns of parameter names for `timm.models.group_parameters`, from input to output.
 
@@ -378,9 +372,7 @@ class UniFormerV2(TimmBackbone):
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Remove the layers that the feature maps after the blocks `indices` do not need; return the blocks from 0."""
-        from timm.models._features import feature_take_indices
-
-        wanted, last = feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
+        wanted, last = self.take_indices(indices)
         transformer = self.backbone.transformer
         transformer.resblocks = transformer.resblocks[: last + 1]
         self.feature_info = self.feature_info[: last + 1]
