@@ -1,4 +1,4 @@
-"""Golden numbers (tests/golden/README.md) and the deterministic weights they were measured with."""
+"""Threads, order of the tests, golden numbers (tests/golden/README.md) and the weights they were measured with."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the test processes share the cores
-cv2.setNumThreads(0)  # workers are forked, and a fork of OpenCV's pool of threads may hang
+# Tests fork, and a fork of a process with a pool of threads may hang; test processes also share the cores.
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
 
 GOLDEN = Path(__file__).parent / "golden"
 pytest_plugins = ["media_fixtures", "run_fixtures"]
