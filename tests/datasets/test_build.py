@@ -97,7 +97,7 @@ def test_evaluation_reads_every_row_once():
 
 
 def test_a_list_shorter_than_a_batch_is_refused(make_cfg):
-    with pytest.raises(ValueError, match=r"10 videos, fewer than one batch of 16 x 1 .*TRAIN\.BATCH_SIZE"):
+    with pytest.raises(ValueError, match=r"\b10\b.*\b16\b.*TRAIN\.BATCH_SIZE"):
         build_loader(make_cfg("TRAIN.BATCH_SIZE", 16), "train")
 
 
@@ -152,7 +152,7 @@ def test_world_size_does_not_change_the_clips(make_cfg):
     parts = [list(build_loader(cfg, "train", rank=r, world_size=2, local_world_size=2)) for r in range(2)]
     for batch, left, right in zip(whole, *parts, strict=True):
         assert torch.equal(batch["video"], torch.cat([left["video"], right["video"]]))
-    with pytest.raises(ValueError, match=r"TRAIN\.BATCH_SIZE 4 cannot be divided over the 3 processes"):
+    with pytest.raises(ValueError, match=r"TRAIN\.BATCH_SIZE 4 .*\b3\b"):
         build_loader(cfg, "train", world_size=3, local_world_size=3)
 
 
@@ -296,7 +296,7 @@ def test_official_frame_lists_with_validation_in_their_name_are_found(make_cfg, 
 def test_a_missing_list_names_a_key_that_has_an_effect(make_cfg, tmp_path):
     (tmp_path / "train.csv").write_text("1.mp4 2\n")
     cfg = make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path))
-    with pytest.raises(ListError, match=r"val\.csv .* train\.csv\): set DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
+    with pytest.raises(ListError, match=r"val\.csv .* train\.csv.*DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
         build_dataset(cfg, "val")
     (tmp_path / "kinetics400_val_list_videos.txt").write_text("1.mp4 2\n")  # as MMAction2 names it
     with pytest.raises(ListError, match=r"copy it to val\.csv$"):

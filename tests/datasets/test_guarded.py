@@ -79,7 +79,7 @@ def test_a_process_serves_many_reads_and_is_replaced_when_it_hangs(video, pipe):
     first = process_id()
     read_frames_within(60, video, middle)
     assert process_id() == first
-    with pytest.raises(MediaError, match=r"pipe\.mp4: decoding took longer than 0\.3 s \(decode_timeout"):
+    with pytest.raises(MediaError, match=r"pipe\.mp4: .*0\.3 s .*decode_timeout"):
         read_frames_within(0.3, pipe, middle)
     assert is_gone(first)
     assert len(read_frames_within(60, video, middle)) == 3 and process_id() != first
@@ -90,7 +90,7 @@ def test_a_crash_of_the_decoder_is_a_fault_of_the_file(video):
         os.kill(process_id(), signal.SIGSEGV)
         return [0]
 
-    with pytest.raises(MediaError, match=r"video\.mp4: the decoder crashed \(exit code -11\)$"):
+    with pytest.raises(MediaError, match=r"video\.mp4: .*-11"):
         read_frames_within(60, video, crash)
 
     def run_out_of_memory(length: int) -> list[int]:

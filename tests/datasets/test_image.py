@@ -83,7 +83,7 @@ def test_a_file_gives_the_folders_names(folder, name):
     (folder / name).write_text("eel Anguilla anguilla\ncat Felis catus, house cat\n\ndog\nfox Vulpes\n")
     assert load_image_folder(folder, "train").class_names == ["Felis catus, house cat", "dog", "Anguilla anguilla"]
     (folder / name).write_text("cat Felis catus\neel Anguilla anguilla\n")
-    with pytest.raises(ListError, match=rf"{name} names 2 of 3 class folders, not dog"):
+    with pytest.raises(ListError, match=rf"{name} .*2 of 3 .*dog"):
         load_image_folder(folder, "train")
 
 
@@ -97,7 +97,7 @@ def test_a_wrong_folder_is_refused(folder, tmp_path):
         with pytest.raises(ListError, match=r"differ in 1 class folders \(fox\)"):
             load_image_folder(folder, split)
     (folder / "train/fox").mkdir()
-    with pytest.raises(ListError, match=r"1 of 4 class folders in .*/train hold no images \(fox\)"):
+    with pytest.raises(ListError, match=r"1 of 4 .*/train .*fox"):
         load_image_folder(folder, "train")
     (folder / "empty").mkdir()
     with pytest.raises(ListError, match="empty holds no images"):
@@ -277,7 +277,7 @@ def test_the_configuration_is_followed(make_cfg, folder):
         assert isinstance(test, ImageEvalDataset) and (test.scale, test.crop) == (scale, size) and len(test) == 3
     assert test.samples.prefix == str(folder / "val")
     jitter = ("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], "DATA.TRAIN_JITTER_ASPECT_RELATIVE", [])
-    with pytest.raises(ValueError, match=r"random resized crops: set DATA\.TRAIN_JITTER_SCALES_RELATIVE"):
+    with pytest.raises(ValueError, match=r"DATA\.TRAIN_JITTER_SCALES_RELATIVE"):
         build_dataset(make_cfg(*jitter), "train")
 
 

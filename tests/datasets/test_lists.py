@@ -165,10 +165,10 @@ def test_faulty_something_something_files(tmp_path, something):
     with pytest.raises(ListError, match=r"entry 2: .*label 1 is outside"):
         read_something_something(path, labels, num_classes=1)
     write(path, json.dumps([*entries, {"id": "3", "template": "Eating [something]"}]))
-    with pytest.raises(ListError, match=r"1 of 3 rows(.|\n)*entry 3: .*template is not in .*labels\.json"):
+    with pytest.raises(ListError, match=r"1 of 3 rows(.|\n)*entry 3: .*labels\.json"):
         read_something_something(path, labels)
     write(labels, '{"Holding something": "many"}')
-    with pytest.raises(ListError, match=r"labels\.json: a class is not a number .*many"):
+    with pytest.raises(ListError, match=r"labels\.json: .*many"):
         read_something_something(path, labels)
     write(labels, "[]")
     with pytest.raises(ListError, match=r"^\S*labels\.json .*list.*dict"):

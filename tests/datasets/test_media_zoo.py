@@ -110,7 +110,7 @@ def test_a_file_of_somebody_else_is_named(tmp_path):
     path.chmod(0)
     os.seteuid(65534)
     try:
-        with pytest.raises(MediaError, match=r"cannot be opened \(Permission denied\)"):
+        with pytest.raises(MediaError, match="Permission denied"):
             read_frames(str(path), lambda length: range(length))
     finally:
         os.seteuid(0)

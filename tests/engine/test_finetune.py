@@ -61,5 +61,5 @@ def test_finetuning_replaces_the_classifier_of_other_classes(experiment, run_net
                 assert torch.equal(tensor, fresh[name])
         assert not torch.equal(fresh["norm.weight"], trained["norm.weight"])  # it was a training
         loaded = len(start) - 2 * (not by_names)
-        assert f"initial weights from {trained_path}: layout own, loaded {loaded}" in done.stdout
+        assert f"{trained_path}: layout own, loaded {loaded}" in done.stdout
         assert ("new rows: zigzag" in done.stdout) == by_names

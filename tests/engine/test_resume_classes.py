@@ -30,8 +30,8 @@ def test_renamed_classes_are_not_resumed(experiment, videos, tmp_path, monkeypat
     kept = sorted(path.read_bytes() for path in Path(checkpoint_dir(str(tmp_path / "out"))).iterdir())
     assert run(2) == 2
     message = capsys.readouterr().err
-    assert f"OUTPUT_DIR {tmp_path / 'out'} were trained on other classes" in message
-    assert f"class 1 is {names[1]!r} there and {names[2]!r} here" in message and "MODEL.HEAD_ROWS names" in message
+    assert f"OUTPUT_DIR {tmp_path / 'out'}" in message
+    assert repr(names[1]) in message and repr(names[2]) in message and "MODEL.HEAD_ROWS names" in message
     assert kept == sorted(path.read_bytes() for path in Path(checkpoint_dir(str(tmp_path / "out"))).iterdir())
     (lists / "class_names.txt").unlink()  # nothing to compare with
     assert run(2) == 0

@@ -167,12 +167,12 @@ def test_the_activation_has_to_match(caplog):
     plain, clip = (
         timm.create_model(name, **SMALL).state_dict() for name in ("vit_base_patch16_224", "vit_base_patch16_clip_224")
     )
-    with pytest.raises(ValueError, match=r"trained with the activation gelu.*computes quick_gelu.*backbone timm/"):
+    with pytest.raises(ValueError, match=r"\bgelu\b.* quick_gelu.*timm/"):
         load_weights(armed(VisionTower(64, 2, 4, 16, 32)), plain, to_train=True)
     exact = VisionTower(64, 2, 4, 16, 32, activation="gelu")
     openai = {f"visual.{name}": value for name, value in armed(exact).backbone.state_dict().items()}
     openai["input_resolution"] = torch.tensor(32)
-    with pytest.raises(ValueError, match=r"trained with the activation quick_gelu.*computes gelu.*uniformerv2_b16"):
+    with pytest.raises(ValueError, match=r" quick_gelu.* gelu\b.*uniformerv2_b16"):
         load_weights(armed(exact), openai, to_train=True)
     # CLIP's towers in timm's names have one or the other; the name of the backbone says which
     assert not load_weights(armed(exact), clip, to_train=True).notes
@@ -243,7 +243,7 @@ def test_a_configured_vit_of_timm_needs_its_width_and_weights(tmp_path):
         build_model(cfg)
     cfg.merge_from_list(["UNIFORMERV2.N_DIM", 192])
     model = build_model(cfg)
-    with pytest.raises(ValueError, match=r"FROZEN True .* timm/vit_tiny_patch16_224 at random values"):
+    with pytest.raises(ValueError, match=r"FROZEN True .* timm/vit_tiny_patch16_224"):
         initialize(model, cfg)
     theirs = timm.create_model("vit_tiny_patch16_224")
     torch.save(theirs.state_dict(), tmp_path / "tiny.pth")

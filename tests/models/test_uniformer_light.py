@@ -241,9 +241,9 @@ def test_reset_classifier_changes_both_output_widths():
 
 
 def test_wrong_pruning_is_refused():
-    with pytest.raises(ValueError, match=r"trade_off \[1.0, 0.5\] is for 3 blocks"):
+    with pytest.raises(ValueError, match=r"trade_off \[1.0, 0.5\] .*\b3\b"):
         small(trade_off=((), (), (1.0, 0.5), (0.5,)))
-    with pytest.raises(ValueError, match=r"prune_ratio \[1.0, 2.0, 0.5\] is for 3 blocks"):
+    with pytest.raises(ValueError, match=r"prune_ratio \[1.0, 2.0, 0.5\] .*\b3\b"):
         small(prune_ratio=((), (), (1.0, 2.0, 0.5), (0.5,)))
     with pytest.raises(ValueError, match=r"prune_ratio of stage 3 starts with 0\.5"):
         small(prune_ratio=((), (), (0.5, 0.5, 0.5), (0.5,)))

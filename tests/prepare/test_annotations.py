@@ -58,7 +58,7 @@ def test_kinetics_annotations_become_lists(tmp_path):
 def test_faulty_kinetics_annotations_are_refused(tmp_path):
     videos = touch(tmp_path / "videos", "xyz_000000_000010.mp4")
     annotations = kinetics(tmp_path / "annotations", "archery,xyz,0,10,train,0\n")
-    with pytest.raises(ValueError, match=r"names 1 classes, but Kinetics-400 has 3.*--subset"):
+    with pytest.raises(ValueError, match=r"\b1\b.*Kinetics-400.*\b3\b.*--subset"):
         lists_from_annotations(videos, annotations, K3)
     with pytest.raises(ValueError, match=r"no videos for val and test \(1 for train\S*\): \S+/annotations must name"):
         lists_from_annotations(videos, annotations, K3, subset=True)
@@ -151,5 +151,5 @@ def test_hmdb51_annotations_become_lists(tmp_path):
     with pytest.raises(ValueError, match=r"<class>_test_split3\.txt"):
         lists_from_annotations(videos, annotations, dataset, fold=3)
     touch(annotations, "walk_test_split1.txt", content="b.avi 7\n")
-    with pytest.raises(ValueError, match=r"walk_test_split1.txt:1: .* does not end in 0, 1 or 2"):
+    with pytest.raises(ValueError, match=r"walk_test_split1.txt:1: .* 0, 1 or 2"):
         lists_from_annotations(videos, annotations, dataset)

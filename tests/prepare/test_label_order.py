@@ -45,7 +45,7 @@ def test_a_part_of_the_classes_cannot_show_another_order():
     names, classes = annotated_classes("", DATASETS["k400"])
     few = VideoList([f"{K400[n]}/x.mp4" for n in (0, 1)], [0, 1])
     assert order_by_labels([few], names, classes) == (K400, 2)
-    with pytest.raises(ValueError, match=r"label 0 is 'air drumming' .* only 2 of 400 labels"):
+    with pytest.raises(ValueError, match=r"'air drumming' .*2 of 400"):
         order_by_labels([VideoList([f"{K400[n]}/x.mp4" for n in (0, 1)], [1, 0])], names, classes)
     with pytest.raises(ValueError, match="there are 400 classes"):
         order_by_labels([VideoList([f"{K400[0]}/x.mp4"], [400])], names, classes)

@@ -135,7 +135,7 @@ def test_lists_are_not_cleaned_of_unreachable_videos(run, folder, tmp_path):
     for target in (lists, tmp_path / "clean"):
         code, out, err = run(*arguments, target)
         assert code == 2 and "16 of 16 files are bad" in out
-        assert f"16 of 16 files below {tmp_path / 'unmounted'} are bad, more than --max-bad-share 0.2" in err
+        assert f"16 of 16 files below {tmp_path / 'unmounted'}" in err and "--max-bad-share 0.2" in err
         code, _, err = run(*arguments, target, "--max-bad-share", 1)
         assert code == 2 and "no row would be left" in err
     assert {path: path.read_bytes() for path in lists.iterdir()} == before and not (tmp_path / "clean").exists()

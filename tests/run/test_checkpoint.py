@@ -250,7 +250,7 @@ def test_a_full_disk_keeps_the_old_checkpoints(small_disk):
         writer.wait()
         assert names(small_disk) == ["checkpoint_epoch_00001.pyth"]
         writer.save(state(30, 200_000))
-        with pytest.raises(ValueError, match=r"could not be written.*No space left.*last good one"):
+        with pytest.raises(ValueError, match=r"No space left"):
             writer.wait(stop_on_error=True)
         writer.save(state(40, 100_000))
     assert names(small_disk) == ["checkpoint_epoch_00004.pyth"]

@@ -51,7 +51,7 @@ def test_head_of_710_classes_becomes_one_of_400(make):
         assert torch.equal(model.state_dict()[f"{head}.{kind}"], checkpoint[f"{head}.{kind}"][rows])
     with pytest.raises(ValueError, match=r"reach from 0 to 710.*has 710 classes"):
         load_weights(model, checkpoint, HeadPolicy("rows", rows=[*rows[:-1], 710]))
-    with pytest.raises(ValueError, match=r"710 classes and the model 400.*reset_head.*head_rows"):
+    with pytest.raises(ValueError, match=r"\b710\b.*\b400\b.*reset_head.*head_rows"):
         load_weights(model, checkpoint)
     with pytest.raises(ValueError, match="no classifier"):
         select_classes({"norm.weight": torch.zeros(3)}, ("head",), rows, {})
@@ -61,7 +61,7 @@ def test_class_names_decide():
     source = small_v1()
     checkpoint = {"model_state": source.state_dict(), "class_names": ["a", "b", "c", "d", "e"]}
     wanted = ["e", "d", "c", "b", "a"]
-    with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*head_rows.*reset_head"):
+    with pytest.raises(ValueError, match=r"'a' .*'e' .*head_rows.*reset_head"):
         load_weights(small_v1(), checkpoint, HeadPolicy(class_names=wanted), to_train=True)
     with pytest.raises(ValueError, match=r"class 0 is 'a' there and 'e' here.*as in training"):
         load_weights(small_v1(), checkpoint, HeadPolicy(class_names=wanted))

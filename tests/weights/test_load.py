@@ -198,7 +198,7 @@ def test_the_first_rows_of_kinetics_710_are_kinetics_400(tmp_path):
     for classes in (600, 400):  # of others, no rows are taken on a guess
         state = trained(classes)
         if classes == 600:
-            with pytest.raises(ValueError, match=r"600 classes and the model 400.*MODEL.HEAD_ROWS"):
+            with pytest.raises(ValueError, match=r"\b600\b.*\b400\b.*MODEL.HEAD_ROWS"):
                 start(tmp_path, 400, state)
         else:
             assert torch.equal(start(tmp_path, 400, state).state_dict()[HEAD], state[HEAD])
@@ -208,9 +208,7 @@ def test_a_checkpoint_with_class_names_is_never_sliced(tmp_path):
     names = [f"class {i}" for i in range(400)]
     for count in (400, 710):
         checkpoint = {"model_state": trained(count), "class_names": [f"class {i}" for i in reversed(range(count))]}
-        with pytest.raises(
-            ValueError, match=r"trained on other classes.*class 0 is 'class \d+' there.*MODEL.HEAD_ROWS"
-        ):
+        with pytest.raises(ValueError, match=r"class 0 .*'class \d+'.*MODEL.HEAD_ROWS"):
             start(tmp_path, 400, checkpoint, names)
         model = start(tmp_path, 400, checkpoint, names, MODEL__HEAD_ROWS="names")
         rows = list(reversed(range(count)))[:400]
@@ -220,7 +218,7 @@ def test_a_checkpoint_with_class_names_is_never_sliced(tmp_path):
 
 def test_rows_follow_the_class_names_of_the_weights(tmp_path, caplog):
     state, names = trained(710), ["Class 3", "class_700", "new"]
-    with pytest.raises(ValueError, match=r"710 classes and the model 3:.*file of the 710 class names.*label map"):
+    with pytest.raises(ValueError, match=r"\b710\b.*\b3\b.*710 class names"):
         start(tmp_path, 3, state, names)
     with pytest.raises(ValueError, match=r"no class names in the checkpoint.*a file of them"):
         start(tmp_path, 3, state, names, MODEL__HEAD_ROWS="names")
@@ -231,7 +229,7 @@ def test_rows_follow_the_class_names_of_the_weights(tmp_path, caplog):
     report = str(model.load_report)
     assert "fresh classes 1 (new)" in report and "new rows: new" in caplog.text
     assert "classifier rows 710 -> 3" in report
-    with pytest.raises(ValueError, match=r"no class names in the data set.*class_names\.txt"):
+    with pytest.raises(ValueError, match=r"class_names\.txt"):
         start(tmp_path, 3, state, None, MODEL__HEAD_ROWS=str(path))
     with pytest.raises(ValueError, match=r"other class names than .*k710\.txt"):
         start(tmp_path, 3, {"model": state, "class_names": ["a"] * 710}, names, MODEL__HEAD_ROWS=str(path))

@@ -279,7 +279,7 @@ def test_rows_without_a_known_order_keep_it(lists, tmp_path):
     cfg = configuration(V1, 400, "TEST.DATASET", "kinetics")
     assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
     assert load_model(cfg, path, None)[2] == lists[400]
-    with pytest.raises(ValueError, match="class 0 is 'abseiling' there and 'zumba' here"):
+    with pytest.raises(ValueError, match=r"'abseiling' .*'zumba'"):
         load_model(cfg, path, lists[400][::-1])
     torch.save({"model_state": numbered(V1, 400), "class_names": None}, path)  # of a training on a list without names
     assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
