@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from slowfast.models.zoo import create_model, list_models
 
 __all__ = ["create_model", "list_models"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

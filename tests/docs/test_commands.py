@@ -124,6 +124,10 @@ def test_excluded_commands_exist_on_a_page():
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
 
 
+def test_the_page_of_public_names_is_up_to_date():
+    assert subprocess.run([sys.executable, "docs/make_api.py", "--check"], cwd=ROOT).returncode == 0
+
+
 def not_in_a_checkout(folder: str, names: list[str]) -> list[str]:
     made = ("data", "output", "pretrained") if Path(folder) == ROOT else ()
     return [name for name in names if name.startswith(".") or name in ("__pycache__", *made)]
