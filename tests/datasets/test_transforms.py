@@ -259,3 +259,19 @@ def test_impossible_training_crops_are_refused():
         TrainTransform(224, (256, 320), area_range=AREA)
     with pytest.raises(ValueError, match=r"224.*128"):
         TrainTransform(224, (128, 320))
+
+
+def test_a_box_of_the_whole_width_lies_anywhere():
+    boxes = [resized_crop_box(200, 100, (0.5, 0.5), (1.0, 1.0), np.random.default_rng(seed)) for seed in range(20)]
+    assert {(x, h, w) for _, x, h, w in boxes} == {(0, 100, 100)} and len({y for y, *_ in boxes}) > 10
+
+
+def test_erased_boxes_reach_every_border():
+    frames = np.full((1, 12, 12, 3), 255, np.uint8)
+    changed = np.any([erased(frames, RandomErasing(1.0, "const"), seed)[1][0] for seed in range(300)], axis=0)
+    assert changed[0].any() and changed[-1].any() and changed[:, 0].any() and changed[:, -1].any()
+
+
+def test_erasing_noise_is_clipped_at_black_and_white():
+    out, changed = erased(np.full((8, 112, 112, 3), 3, np.uint8), RandomErasing(1.0), 1)
+    assert (out[:, changed[0]].min(), out[:, changed[0]].max()) == (0, 255)

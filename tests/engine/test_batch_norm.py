@@ -69,6 +69,16 @@ def test_drops_of_precise_statistics_depend_on_seed_and_epoch():
     assert not torch.equal(mean(), mean(epoch=5)) and not torch.equal(mean(), mean(seed=1))
 
 
+def test_every_process_gets_the_statistics_of_rank_0(monkeypatch):
+    calls: list[tuple[torch.Tensor, int]] = []
+    monkeypatch.setattr("slowfast.utils.distributed.broadcast_tensor", lambda *call: calls.append(call))
+    state, run = setting()
+    update_statistics(state, run, Loader(1))  # pyright: ignore[reportArgumentType]
+    buffers = [buffer for model in state.models for buffer in model.buffers()]
+    assert [id(buffer) for buffer, _ in calls] == [id(buffer) for buffer in buffers]
+    assert {rank for _, rank in calls} == {0}
+
+
 def test_frozen_statistics_stay_while_the_rest_trains():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
     freeze_batch_norm(model)
@@ -89,13 +99,13 @@ def test_a_request_to_stop_ends_the_statistics_before_the_next_batch(monkeypatch
 
 def test_an_average_of_weights_moves_by_its_share_and_copies_buffers():
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5)).train()
-    ema = ModelEma(model, 0.75)
+    ema = ModelEma(model, 0.25)
     assert not ema.module.training and model.training
-    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
     with torch.no_grad():
         model.get_parameter("0.weight").fill_(5.0)
     model(torch.randn(4, 2) + 3)
     ema.update(model)
-    assert ema.module.get_parameter("0.weight").tolist() == [2.0, 2.0]  # 0.75 * 1 + 0.25 * 5
+    assert ema.module.get_parameter("0.weight").tolist() == [4.0, 4.0]  # 0.25 * 1 + 0.75 * 5
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
     for name in ("0.running_mean", "0.num_batches_tracked"):
         assert torch.equal(ema.module.get_buffer(name), model.get_buffer(name))

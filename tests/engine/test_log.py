@@ -71,7 +71,10 @@ def test_other_processes_write_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("call", ["add_scalar", "close"])
 def test_a_full_disk_ends_the_curves_and_not_the_training(call, tmp_path, monkeypatch):
+    calls = []
+
     def fail(*_: Any) -> None:
+        calls.append(call)
         raise OSError("no space left on device")
 
     with make(tmp_path) as run:
@@ -79,4 +82,5 @@ def test_a_full_disk_ends_the_curves_and_not_the_training(call, tmp_path, monkey
         run.train(5, 0.5, VALUES)
         run.train(6, 0.5, VALUES)
         assert (run.board is None) == (call == "add_scalar")
+    assert calls == [call]
     assert [record["step"] for record in read_metrics(tmp_path)] == [5, 6]

@@ -26,3 +26,7 @@ def test_speed_is_that_of_all_processes_and_waiting_is_a_share_of_the_time(proce
     meter.update(torch.tensor(1.0), SCORES, torch.tensor([5] * 4), waited=0.0)
     now += 1.0
     assert meter.log_values()["data_wait"] == 0.0  # every period starts from zero
+
+
+def test_an_epoch_without_a_finite_step_has_means_of_zero():
+    assert set(meters.TrainMeter(torch.device("cpu")).epoch_values().values()) == {0.0}

@@ -176,3 +176,39 @@ def test_processes_exchange_gradients_in_the_last_micro_batch_only(make, group, 
     monkeypatch.setattr(run.network, "no_sync", no_sync)
     train_step(state, run, iter(batches(3)))
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_leaves_weights_average_statistics_and_sums(make, fault):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, CLASSES))
+    state, run = make(model)
+    state.ema = ModelEma(model, 0.5)
+    loss = run.loss
+
+    def broken(logits: Tensor, target: Tensor) -> Tensor:
+        # the gradient of an added constant is finite, and that of a root at 0 is not
+        wrong = math.inf if fault == "loss" else 0 * torch.sqrt(logits.sum() - logits.sum().detach())
+        return loss(logits, target) + wrong
+
+    run.loss = broken
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    outcome = train_step(state, run, iter(batches(1)))
+    assert (outcome.losses_finite, math.isfinite(outcome.grad_norm)) == (fault != "loss", fault == "loss")
+    for after in (model.state_dict(), state.ema.module.state_dict()):
+        assert all(torch.equal(value, before[name]) for name, value in after.items())
+    assert state.nonfinite == 1 and not state.meter.sums.any()
+    run.loss = loss
+    train_step(state, run, iter(batches(1)))
+    assert state.nonfinite == 0 and not torch.equal(model.state_dict()["2.weight"], before["2.weight"])
+
+
+def test_an_overflow_of_float16_is_no_fault_while_the_scale_is_at_least_one(make):
+    state, run = make()
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # pyright: ignore[reportPrivateImportUsage]
+    loss = run.loss
+    run.loss = lambda logits, target: loss(logits, target) + 0 * torch.sqrt(logits.sum() - logits.sum().detach())
+    counts = []
+    for batch in batches(3):
+        train_step(state, run, iter([batch]))
+        counts.append((state.scaler.get_scale(), state.nonfinite))
+    assert counts == [(2.0, 0), (1.0, 0), (0.5, 1)]

@@ -145,3 +145,33 @@ def test_binary_cross_entropy_takes_logits(name):
     logits, target = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]])
     expected = (np.log(2) + np.log(1 + np.exp(2))) / 2
     assert build_loss(config(MODEL__LOSS_FUNC=name))(logits, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_step_schedule_scales_with_shards():
+    options = {"SOLVER__LR_POLICY": "steps_with_relative_lrs", "SOLVER__STEPS": [0, 10], "SOLVER__LRS": [1, 0.1]}
+    options |= {"SOLVER__BASE_LR": 0.1, "SOLVER__WARMUP_EPOCHS": 0.0, "SOLVER__BASE_LR_SCALE_NUM_SHARDS": True}
+    assert learning_rate(10, config(NUM_SHARDS=4, **options)) == pytest.approx(0.04)
+
+
+def test_batch_norm_has_its_own_weight_decay():
+    model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
+    optimizer = build_optimizer(model, config(BN__WEIGHT_DECAY=0.01, SOLVER__WEIGHT_DECAY=0.3))
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
+    assert decay == {"0.weight": 0.3, "0.bias": 0.3, "1.weight": 0.01, "1.bias": 0.01}
+
+
+def test_an_optimizer_of_timm_takes_our_momentum():
+    options = {"SOLVER__OPTIMIZING_METHOD": "timm/sgd", "SOLVER__MOMENTUM": 0.3}
+    optimizer = build_optimizer(nn.Linear(1, 1), config(**options))
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.3}
+
+
+def test_a_module_of_the_class_batch_norm_keeps_its_submodules_apart():
+    class Outer(nn.BatchNorm1d):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.inner = nn.Linear(2, 2)
+
+    groups = parameter_groups(nn.Sequential(Outer()), weight_decay=0.3, bn_weight_decay=0.01)
+    decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    assert decay == {"0.weight": 0.01, "0.bias": 0.01, "0.inner.weight": 0.3, "0.inner.bias": 0.0}
