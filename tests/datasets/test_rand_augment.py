@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 from timm.data import auto_augment as timm_ops
 
 from slowfast.datasets.crops import ResizedCrop
@@ -316,3 +316,12 @@ def test_augmented_pixels_are_distributed_like_timms():
     limits = 0.02 * theirs.mean(0)
     limits[3] = 0.002  # of grey: theirs is blended with the picture at its edge, where crop and operation are two steps
     assert (np.abs(ours.mean(0) - theirs.mean(0)) < limits).all()
+
+
+@pytest.mark.parametrize("name", ["Color", "Sharpness"])
+def test_filters_are_neither_brighter_nor_darker_than_pillows(name):
+    frame = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+    for factor in (0.3, 0.7):  # a blend, so that no value is clipped
+        theirs = np.asarray(getattr(ImageEnhance, name)(Image.fromarray(frame)).enhance(factor)).astype(float)
+        ours = augmented_crop(frame[None], [(name, factor)], None)[0].astype(float)
+        assert abs((ours - theirs).mean()) < 0.2

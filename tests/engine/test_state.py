@@ -151,3 +151,16 @@ def test_what_is_written_is_accepted(content, tmp_path):
     content["scaler_state"] = {}  # trained in bfloat16
     make().load_state_dict(content)
     make(scaling=False).load_state_dict({**content, "scaler_state": None})
+
+
+def test_an_epoch_has_begun_after_its_first_step_and_is_complete_after_its_last():
+    state = make()
+    found = []
+    for state.step in (0, 1, STEPS - 1, STEPS, STEPS + 1):
+        found.append((state.epoch, state.within_epoch))
+    assert found == [(0, False), (0, True), (0, True), (1, False), (1, True)]
+
+
+def test_checkpoints_of_older_code_lack_the_later_entries_only():
+    later = {"epochs_closed", "nonfinite", "format", "class_names", "lists", "world"}
+    assert set(ENTRIES) - set(REQUIRED) == later

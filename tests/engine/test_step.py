@@ -212,3 +212,18 @@ def test_an_overflow_of_float16_is_no_fault_while_the_scale_is_at_least_one(make
         train_step(state, run, iter([batch]))
         counts.append((state.scaler.get_scale(), state.nonfinite))
     assert counts == [(2.0, 0), (1.0, 0), (0.5, 1)]
+
+
+def test_the_time_until_a_batch_arrives_is_counted(make, monkeypatch):
+    now = 2.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    state, run = make(SOLVER__ACCUMULATION_STEPS=2)
+
+    def slow() -> Iterator[dict[str, Any]]:
+        nonlocal now
+        for batch in batches(2):
+            now += 3.0
+            yield batch
+
+    train_step(state, run, slow())
+    assert state.meter.waited == 6.0
