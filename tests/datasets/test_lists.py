@@ -15,7 +15,7 @@ from slowfast.datasets.lists import (
     read_list,
     read_something_something,
 )
-from slowfast.datasets.rows import RowFormat
+from slowfast.datasets.rows import RowFormat, find_suffix
 
 FRAMES = ("path", "num_frames", "label")
 SEGMENTS = ("path", "total", "begin", "end", "label")
@@ -271,3 +271,16 @@ def test_workers_hold_no_object_per_row():
     held = [samples.listed.blob, samples.listed.ends, samples.labels]
     assert [type(part) for part in held] == [bytearray, np.ndarray, np.ndarray]
     assert samples[999] == Sample("999.mp4", 999, 1000, (3.0, 1.0, 2.0))
+
+
+def test_the_first_path_of_a_file_a_folder_or_with_a_suffix_decides_about_the_suffix(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for name in ("frames.webm", "video.webm"):
+        (tmp_path / name).touch()
+    for paths, suffix in (
+        (["missing", "video"], ".webm"),
+        (["missing.mp4", "video"], ""),
+        (["frames", "video"], ""),
+        (["missing"], ""),
+    ):
+        assert find_suffix(str(tmp_path), paths) == suffix, paths

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from slowfast.datasets import shared
 from slowfast.datasets.shared import new_clips, share
 
 
@@ -174,3 +175,11 @@ def test_many_videos_of_a_batch_take_few_files():
     for batch in DataLoader(Clips(same=True), batch_sampler=order, collate_fn=join_one, **options):
         assert [int(clip.max()) for clip in batch["each"]] == list(range(200))
         assert len(os.listdir(f"/proc/{batch['worker']}/fd")) < 60
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"),
+    [(torch.uint8, (64,), 64), (torch.uint8, (5, 13), 128), (torch.float32, (2, 8), 64), (torch.float32, (17,), 128)],
+)
+def test_a_tensor_takes_its_bytes_up_to_the_next_multiple_of_the_alignment(dtype, shape, size):
+    assert shared._padded_size((dtype, shape)) == size
