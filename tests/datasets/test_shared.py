@@ -183,3 +183,15 @@ def test_many_videos_of_a_batch_take_few_files():
 )
 def test_a_tensor_takes_its_bytes_up_to_the_next_multiple_of_the_alignment(dtype, shape, size):
     assert shared._padded_size((dtype, shape)) == size
+
+
+def test_blocks_of_sizes_that_no_longer_occur_are_given_up(monkeypatch):
+    monkeypatch.setattr(shared, "_blocks", [])
+    small = shared._take_block(100)
+    small.mapped[shared.WORKER] = 0
+    assert shared._take_block(150) is small
+    used = shared._take_block(5000)
+    assert shared._blocks == [small, used]  # both are in use
+    small.mapped[shared.WORKER] = 0
+    large = shared._take_block(20000)
+    assert shared._blocks == [used, large]
