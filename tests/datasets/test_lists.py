@@ -284,3 +284,8 @@ def test_the_first_path_of_a_file_a_folder_or_with_a_suffix_decides_about_the_su
         (["missing"], ""),
     ):
         assert find_suffix(str(tmp_path), paths) == suffix, paths
+
+
+def test_the_fingerprint_of_a_list_stays_since_checkpoints_contain_it():
+    assert VideoList(["a.mp4", "b/c.mp4"], [1, 0]).fingerprint == "e8b16065f958"
+    assert VideoList(["a"], [0], [7]).fingerprint == "f7cf03256894"
