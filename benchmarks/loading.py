@@ -181,13 +181,15 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
     """Return the data set of a configuration for "train" or "test", with the videos of the list `listed` if given.
 
     Raises:
-        ValueError: `build_dataset` fails.
+        ValueError: the data set has images, or `build_dataset` fails.
     """
     kind = cfg.TEST.DATASET if name == "test" else cfg.TRAIN.DATASET
+    spec = CATALOG[kind]
+    if spec.images:
+        raise ValueError(f"{name}: {kind!r} is a data set of images: choose an experiment with videos")
     if listed is None:
         dataset = build_dataset(cfg, "test" if name == "test" else "train")
     else:
-        spec = CATALOG[kind]
         with tempfile.TemporaryDirectory() as folder:
             template = spec.list_file or "{}.csv"
             copy = Path(folder) / template.format(spec.test_split if name == "test" else "train")
@@ -199,8 +201,7 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
                 dataset = build_dataset(cfg, "test" if name == "test" else "train")
             except ListError as error:
                 raise ValueError(str(error).replace(str(copy), str(listed))) from None
-    if isinstance(dataset, ImageEvalDataset) or not isinstance(dataset.reader, VideoReader):
-        raise ValueError(f"{name}: {kind!r} is a data set of images: choose an experiment with videos")
+    assert not isinstance(dataset, ImageEvalDataset) and isinstance(dataset.reader, VideoReader)
     return dataset
 
 
