@@ -206,8 +206,8 @@ def _optimizer_faults(found: Mapping[str, Any], optimizer: torch.optim.Optimizer
     try:
         trial.load_state_dict(copy.deepcopy(dict(found)))  # a step changes tensors in place
         parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
-        if surplus := [key for key in trial.state if not isinstance(key, Tensor)]:
-            raise ValueError(f"there is no parameter {surplus[0]}")
+        if surplus := trial.state.keys() - set(parameters):
+            raise ValueError(f"there is no parameter {surplus.pop()}")
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         trial.step()
