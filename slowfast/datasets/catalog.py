@@ -97,7 +97,7 @@ class Dataset:
     separator: str = " "
     frame_list_file: str | None = None
     lists_in: str = ""
-    tested_on: Literal["val", "test"] = "test"
+    tested_on: Literal["val", "test"] = "val"
 
 
 UPLOADED = "videos belong to those who uploaded them"
@@ -114,7 +114,6 @@ DATASETS: dict[str, Dataset] = {
             class_names="the CSV files, sorted",
             annotations="kinetics",
             separator=",",
-            tested_on="val",
         )
         for number in (400, 600, 700)
     },
@@ -126,7 +125,6 @@ DATASETS: dict[str, Dataset] = {
         licence="as Kinetics, of whose videos it is made",
         class_names="the lists' page",
         separator=",",
-        tested_on="val",
     ),
     **{
         f"sthv{version}": Dataset(
@@ -139,7 +137,6 @@ DATASETS: dict[str, Dataset] = {
             annotations="something",
             flip=False,
             frame_list_file=f"somesomev{version}_rgb_{{}}_split.txt",
-            tested_on="val",
         )
         for version, class_names in ((1, "`labels.json` or `labels.csv`"), (2, "`labels.json`"))
     },
@@ -151,7 +148,6 @@ DATASETS: dict[str, Dataset] = {
         licence="non-commercial research, after a form",
         class_names="`moments_categories.txt`",
         separator=",",
-        tested_on="val",
     ),
     "anet": Dataset(
         "ActivityNet 1.3",
@@ -160,7 +156,6 @@ DATASETS: dict[str, Dataset] = {
         page="http://activity-net.org/download.html",
         licence=UPLOADED,
         class_names="the annotation's taxonomy",
-        tested_on="val",
     ),
     "hacs": Dataset(
         "HACS Clips",
@@ -169,7 +164,6 @@ DATASETS: dict[str, Dataset] = {
         page="http://hacs.csail.mit.edu",
         licence=UPLOADED,
         class_names="the CSV file",
-        tested_on="val",
     ),
     "ucf101": Dataset(
         "UCF101",
@@ -180,6 +174,7 @@ DATASETS: dict[str, Dataset] = {
         class_names="`classInd.txt`",
         annotations="ucf101",
         lists_in="split1",
+        tested_on="test",
     ),
     "hmdb51": Dataset(
         "HMDB51",
@@ -191,6 +186,7 @@ DATASETS: dict[str, Dataset] = {
         annotations="hmdb51",
         frame_list_file="{}.txt",
         lists_in="split1",
+        tested_on="test",
     ),
     "imagenet": Dataset(
         "ImageNet-1K",
@@ -199,7 +195,6 @@ DATASETS: dict[str, Dataset] = {
         page="https://www.image-net.org/download.php",
         licence="non-commercial research, after registration",
         class_names="`LOC_synset_mapping.txt`, or folder names, sorted",
-        tested_on="val",
     ),
     "own": Dataset(
         "your own folder",
