@@ -64,8 +64,8 @@ def lists_from_annotations(
     if not taken:
         example = next((name for pairs in annotated.values() for name, _ in pairs), "none")
         raise ValueError(
-            f"none of the videos of {annotations} is below {videos}: the annotations name {example!r} and others, the "
-            f"folder contains {next(iter(found.sizes))!r} and others"
+            f"none of the videos of {annotations}, such as {example!r}, is below {videos}, which contains "
+            f"{next(iter(found.sizes))!r}: name the folder of these videos"
         )
     notes["that no annotation names, left out"] += [path for path in found.sizes if path not in taken]
     cure = f"{annotations} must name videos of these splits, and the videos must be below {videos}"
@@ -134,15 +134,13 @@ def _read_kinetics(path: Path, fold: int, notes: Notes) -> tuple[Annotations, li
 
 def _read_something(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
     """Read *train, *validation and *labels, all JSON (V2) or all CSV (V1: "id;template", and one template per line)."""
-    if not path.is_dir():
-        raise ValueError(f"{path} is no folder: name the one with the files *train, *validation and *labels")
     for suffix, read in ((".json", _something_json), (".csv", _something_csv)):
         files = [sorted(path.glob(f"*{part}{suffix}")) for part in ("train", "validation", "labels")]
         if all(files):
             train, validation, labels = (paths[0] for paths in files)
             (pairs, names), (others, _) = read(train, labels), read(validation, labels)
             return {"train": pairs, "val": others}, names
-    raise ValueError(f"{path} lacks one of *train, *validation and *labels (all .json or all .csv)")
+    raise ValueError(f"{path} is no folder with *train, *validation and *labels, all .json or all .csv: name that one")
 
 
 def _something_json(file: Path, labels: Path) -> tuple[list[tuple[str, str]], list[str]]:
@@ -159,8 +157,6 @@ def _something_csv(file: Path, labels: Path) -> tuple[list[tuple[str, str]], lis
 
 def _read_ucf101(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
     """Read classInd.txt, trainlistNN.txt and testlistNN.txt."""
-    if not path.is_dir():
-        raise ValueError(f"{path} is no folder: name the one with classInd.txt, trainlist01.txt and testlist01.txt")
     numbered = [line.split(maxsplit=1) for line in file_lines(path / "classInd.txt") if line.strip()]
     names = [name.strip() for _, name in sorted(numbered, key=lambda pair: int(pair[0]))]
     splits: Annotations = {}
