@@ -30,7 +30,5 @@ test: lint ## all tests
 test-unit: dev ## the quick part of the tests
 	$(RUN) pytest -n $(JOBS) --dist worksteal -m "not slow"
 
-lint: dev
-	$(RUN) ruff check .
-	$(RUN) ruff format --check .
-	$(RUN) pyright
+lint: dev ## the checks that pre-commit also runs
+	$(RUN) pre-commit run --all-files --show-diff-on-failure

@@ -63,7 +63,7 @@ def golden() -> Callable[[str], Any]:
 
 
 def golden_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
-    """The deterministic value of the state_dict entry `key`: one seed a name, scaled by the kind of parameter."""
+    """Return the value of the state_dict entry `key`: one seed per name, scaled by the kind of parameter."""
     z = np.asarray(np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF).standard_normal(shape))
     if key.endswith("num_batches_tracked"):
         value = np.zeros(shape)
@@ -90,7 +90,7 @@ def golden_state() -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
 
 @pytest.fixture(scope="session")
 def golden_input() -> Callable[..., Tensor]:
-    """Standard normal input of a seed and a shape."""
+    """Draw standard normal input from a seed and a shape."""
     return lambda seed, shape: torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 

@@ -70,7 +70,7 @@ def _play(container: Any, stream: Any) -> None:
 
 
 def _add_cover(container: Any) -> None:
-    """A picture as players show it beside music: a stream of one frame with its own disposition."""
+    """Make a picture as players show it beside music: a stream of one frame with its own disposition."""
     stream = container.add_stream("mjpeg", rate=1)
     stream.width, stream.height, stream.pix_fmt = 320, 320, "yuvj420p"
     stream.disposition = Disposition.attached_pic
@@ -130,7 +130,7 @@ def rotated(degrees: int) -> Callable[[Path], None]:
 
 
 def first_frames_cut_off(path: Path) -> None:
-    """An edit list that starts at frame 5, between two key frames."""
+    """Make an edit list that starts at frame 5, between two key frames."""
     h264(path, options=NO_B)
     data = bytearray(path.read_bytes())
     at = data.index(b"elst") + 4
@@ -142,7 +142,7 @@ def first_frames_cut_off(path: Path) -> None:
 
 
 def matrix(a: int, b: int, c: int, d: int) -> Callable[[Path], None]:
-    """An MP4 whose header sends column and row (x, y) of the picture to (a x + c y, b x + d y)."""
+    """Make an MP4 whose header sends column and row (x, y) of the picture to (a x + c y, b x + d y)."""
 
     def make(path: Path) -> None:
         h264(path, height=64)  # square, so that swapped sides are no excuse
@@ -163,7 +163,7 @@ def without_presentation_times(path: Path) -> None:
 
 
 def cover_first(path: Path) -> None:
-    """A cover picture that is the first stream: the box that holds it stands in front of the track."""
+    """Make a cover picture that is the first stream: the box that holds it stands in front of the track."""
     h264(path, cover=True)
     data = path.read_bytes()
     moov, end = next((start, end) for kind, start, end in boxes(data) if kind == b"moov")
@@ -172,7 +172,7 @@ def cover_first(path: Path) -> None:
 
 
 def header_counts(count: int) -> Callable[[Path], None]:
-    """An AVI whose main and stream header count other frames than the file has."""
+    """Make an AVI whose main and stream header count other frames than the file has."""
 
     def make(path: Path) -> None:
         encode(path, numbered(24), "mpeg4", options={"bf": "0"})
@@ -186,7 +186,7 @@ def header_counts(count: int) -> Callable[[Path], None]:
 
 
 def no_key_frame_in_front(path: Path) -> None:
-    """A recording that begins in the middle of a group of pictures: the frames up to the next key frame are lost."""
+    """Make a recording that begins within a group of pictures, whose frames up to the next key frame are lost."""
     h264(path, file_format="mpegts", options=NO_B)
     with av.open(str(path)) as container:
         starts = [packet.pos for packet in container.demux(video=0) if packet.size]
@@ -194,7 +194,7 @@ def no_key_frame_in_front(path: Path) -> None:
 
 
 def no_index(codec: str) -> Callable[[Path], None]:
-    """A recording that was broken off; things move, so that a picture made from the wrong one is seen."""
+    """Make a recording that was broken off; things move, so that a picture made from the wrong one is seen."""
 
     def make(path: Path) -> None:
         frames = numbered(36, 96, 128)
@@ -312,7 +312,7 @@ def frames_cut_off(path: Path) -> None:
 
 
 def no_samples(path: Path) -> None:
-    """An index without a single entry."""
+    """Write an index without an entry."""
     h264(path, muxer=FRAGMENTS)
     cut(path, lambda data: data[: next(end for kind, _, end in boxes(data) if kind == b"moov")])
 
@@ -382,7 +382,7 @@ MIRRORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def upright(name: str, frames: np.ndarray) -> np.ndarray:
-    """What was put in: players turn by the angle in the name, against the clock."""
+    """Return the picture that was put in; players turn it counterclockwise by the angle in the name."""
     if name in MIRRORS:
         return MIRRORS[name](frames)
     angle = int(name.split("_")[1].split(".")[0]) if name.startswith("rotated") else 0

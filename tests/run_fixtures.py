@@ -50,7 +50,7 @@ def videos(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def experiment(videos, tmp_path) -> Path:
-    """The path of a small experiment; its output goes to <tmp_path>/out."""
+    """Return the path of a small experiment; its output goes to <tmp_path>/out."""
     path = tmp_path / "config.yaml"
     path.write_text(EXPERIMENT.format(data=videos, out=tmp_path / "out"))
     return path

@@ -209,7 +209,7 @@ def _decode_packets(
 def _number_frames(
     frames: Iterator[Any], listed: FrameList, number: int, passed: set[int]
 ) -> Iterator[tuple[int, Any]]:
-    """Number the frames of a decoder from key frame `number` on, and compare their times with the list.
+    """Count the frames of a decoder from key frame `number` on, and compare their times with the list.
 
     Frames are missing if their packets were passed; with a settled list, also if decoding ended before their packets.
     """

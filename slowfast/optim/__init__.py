@@ -1,0 +1,1 @@
+"""Build optimizers, schedules and losses."""

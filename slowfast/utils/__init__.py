@@ -1,0 +1,1 @@
+"""Provide logging, randomness, files and process groups."""

@@ -259,7 +259,7 @@ def test_scripts_report_a_fault_once(tmp_path):
 
 
 def network_of(cfg) -> str:
-    """What the network is, however it is trained and started."""
+    """Describe the network, without its training and start."""
     chosen = {key: value for key, value in leaves(cfg).items() if key.startswith(("MODEL.", "UNIFORMER"))}
     for key in list(chosen):
         if re.search(r"PRETRAIN|RATE$|DROPOUT|LOSS_FUNC|DELETE_SPECIAL_HEAD|CHECKPOINT", key):

@@ -65,7 +65,7 @@ def test_training_items_depend_on_their_coordinates_only(videos):
 
 
 def clips(batch: dict) -> torch.Tensor:
-    """The clips of an evaluation, (V, C, T, H, W)."""
+    """Return the clips of an evaluation, (V, C, T, H, W)."""
     return torch.stack([*batch["video"].cut()])
 
 

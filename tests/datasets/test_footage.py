@@ -32,7 +32,7 @@ REFRESH = {"x264-params": "intra-refresh=1:keyint=12:scenecut=0:bframes=0"}
 
 
 def moving(count: int, height: int, width: int) -> list[np.ndarray]:
-    """A camera moves over a scene; no two pictures are alike."""
+    """Draw pictures of a camera that moves over a scene; each is different."""
     scene = np.random.default_rng(0).integers(0, 256, (height // 8 + 40, width // 8, 3), np.uint8).repeat(8, 0)
     scene = scene.repeat(8, 1)
     return [np.ascontiguousarray(scene[5 * t : 5 * t + height]) for t in range(count)]

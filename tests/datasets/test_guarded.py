@@ -176,7 +176,7 @@ if __name__ == "__main__":
 
 
 def family(mark: str) -> list[int]:
-    """Processes with `mark` in their command line."""
+    """Return the processes with `mark` in their command line."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid() and not is_gone(int(entry.name)):

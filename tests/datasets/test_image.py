@@ -50,7 +50,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def broken(folder) -> Path:
-    """The same, with the second cat of the training set cut short and the third one no image."""
+    """Return the same, with the second cat of the training set cut short and the third one no image."""
     path = folder / "train/cat/1.JPEG"
     path.write_bytes(path.read_bytes()[:-200])
     (folder / "train/cat/2.JPEG").write_text("no image")

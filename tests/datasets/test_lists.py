@@ -137,7 +137,7 @@ def test_class_names_beside_the_list(tmp_path):
 
 @pytest.fixture
 def something(tmp_path):
-    """The official files of Something-Something: annotation and labels."""
+    """Return the official files of Something-Something: annotation and labels."""
     entries = [
         {"id": "78687", "label": "holding potato", "template": "Holding [something]", "placeholders": ["potato"]},
         {"id": "42326", "label": "x", "template": "Moving [something] and [something]", "placeholders": ["x", "y"]},

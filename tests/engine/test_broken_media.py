@@ -91,7 +91,7 @@ def test_a_single_broken_video_never_stops_a_run(make_bad):
 
 @pytest.fixture(scope="module")
 def broken(videos, tmp_path_factory) -> Path:
-    """Lists of 40 videos to train on, of which one is cut off and one hangs, and of 7 to test on, one of them empty."""
+    """Return lists of 40 training videos, one cut off and one that hangs, and of 7 test videos, one empty."""
     folder = tmp_path_factory.mktemp("broken")
     content = (videos / "train_0.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(content[: len(content) // 2])

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def overrides(tmp_path, monkeypatch):
-    """Settings for a test on 20 videos of Kinetics-400, each of another class."""
+    """Return settings for a test on 20 videos of Kinetics-400, each of another class."""
     (tmp_path / "videos").mkdir()
     (tmp_path / "annotations").mkdir()
     names = np.random.default_rng(0).permutation(kinetics400_names()).tolist()

@@ -28,7 +28,7 @@ CASES = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read
 
 
 def drawn(rule: str) -> np.ndarray:
-    """The array of a rule such as 'RandomState(800).standard_normal((12,6)).astype(float32)*2'."""
+    """Return the array of a rule such as 'RandomState(800).standard_normal((12,6)).astype(float32)*2'."""
     seed, rows, columns = (int(n) for n in re.findall(r"\d+", rule)[:3])
     factor = 2 if "*2" in rule else 1
     return np.random.RandomState(seed).standard_normal((rows, columns)).astype(np.float32) * factor

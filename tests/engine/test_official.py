@@ -65,7 +65,7 @@ def official_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def official_checkpoint(cfg, epoch: int = 6) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """A checkpoint after some steps, and the first moment of every parameter by name."""
+    """Make a checkpoint after some steps, and the first moment of every parameter by name."""
     torch.manual_seed(0)
     model = build_model(cfg)
     optimizer = official_optimizer(model)

@@ -157,7 +157,7 @@ def test_a_checkpoint_is_due_after_the_minutes_of_the_main_process(make, monkeyp
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    """A group of this process alone."""
+    """Make a group of this process alone."""
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()

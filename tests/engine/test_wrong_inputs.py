@@ -29,7 +29,7 @@ def fails(monkeypatch, capsys):
 
 
 def small_model(**options) -> UniFormer:
-    """The network of the experiment, or another one."""
+    """Return the network of the experiment, or another one."""
     return UniFormer(
         **{"num_classes": 8, "depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16, **options}
     )

@@ -32,7 +32,7 @@ SMALL: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 
 
 def small(name: str, **options: Any) -> Any:
-    """A network of `SMALL` in evaluation mode, with random values, because initial zeros would hide faults."""
+    """Make a network of `SMALL` in evaluation mode, with random values, because initial zeros would hide faults."""
     network, given = SMALL[name]
     torch.manual_seed(0)
     model = network(**{**given, **options}).eval()

@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 64, "num_heads": 4, "img_size"
 
 
 def armed(tower: VisionTower | str, **options) -> UniFormerV2:
-    """A UniFormerV2 without temporal parts inside the tower, which reads every frame alone."""
+    """Make a UniFormerV2 without temporal parts inside the tower, which reads every frame alone."""
     options = {"num_classes": 5, "return_list": (0, 1), "n_head": 2, "frozen": True, **options}
     return UniFormerV2(backbone=tower, no_lmhra=True, temporal_downsample=False, **options).eval()
 

@@ -25,7 +25,7 @@ from slowfast.prepare.reencode import Settings, reencode
 
 
 def work(task: Any) -> Any:
-    """Runs in a worker: a path is opened (a pipe hangs for ever), a number is a signal to die of."""
+    """Open a path (a pipe blocks forever), or end by the signal of a number."""
     if isinstance(task, str):
         with open(task) as file:
             return file.read()
@@ -38,7 +38,7 @@ def work(task: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """A fork server that another test has started was started without this file: its processes must find `work`."""
+    """Let the processes of a fork server that another test has started import this file."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 

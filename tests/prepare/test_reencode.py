@@ -71,7 +71,7 @@ def write(
 
 
 def frames_of(path: Path) -> tuple[list[float], np.ndarray, tuple[str, str, object]]:
-    """Times, pictures, and the codec, its pixels and its rate."""
+    """Return times, pictures, codec, pixel format and rate."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))

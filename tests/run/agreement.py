@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def raised(function: Callable[[], Any]) -> Exception:
-    """What `function` raises; it has to."""
+    """Return the error that `function` raises."""
     try:
         function()
     except Exception as error:

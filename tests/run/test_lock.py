@@ -24,7 +24,7 @@ def path(tmp_path) -> Path:
 
 
 def held_elsewhere(path: Path, age: float = 0.0, **changes: object) -> Holder:
-    """A lease of a process on another machine that was renewed `age` seconds ago."""
+    """Make a lease of a process on another machine that was renewed `age` seconds ago."""
     holder = dataclasses.replace(Holder(), host="node7", machine="node7 another start", token="t0", **changes)  # pyright: ignore
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(holder)))

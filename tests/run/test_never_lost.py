@@ -238,7 +238,7 @@ def training(experiment, tmp_path):
 
 @pytest.fixture
 def good() -> dict:
-    """A batch."""
+    """Make a batch."""
     video = torch.rand(4, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 255
     return {"video": video, "label": torch.arange(4), "index": torch.arange(4), "view": torch.zeros(4), "bad": []}
 

@@ -112,7 +112,7 @@ class Cluster:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *command: str, check: bool = True) -> str:
-        """What a program prints that runs on the login node of this cluster, so to speak."""
+        """Return the output of a program on the login node of the cluster."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")

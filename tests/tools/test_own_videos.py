@@ -25,7 +25,7 @@ TINY = (
 
 
 def commands(section: str) -> list[str]:
-    """The commands that start with "python" of the first block after `section`; a backslash joins lines."""
+    """Return the commands that start with "python" of the first block after `section`; a backslash joins lines."""
     text = (ROOT / "docs/OWN_VIDEOS.md").read_text(encoding="utf-8")
     block = text[text.index(section) :].split("```bash\n")[1].split("```")[0]
     return [line for line in block.replace("\\\n", " ").split("\n") if line.startswith("python")]

@@ -174,7 +174,7 @@ def test_the_same_network_written_in_another_way():
 
 
 def start(tmp_path, classes: int, checkpoint: dict, names: list[str] | None = None, **options: object) -> nn.Module:
-    """A UniFormerV2 of so many classes, started from UNIFORMERV2.PRETRAIN."""
+    """Make a UniFormerV2 of so many classes, started from UNIFORMERV2.PRETRAIN."""
     torch.save(checkpoint, tmp_path / "weights.pth")
     pretrain = {"UNIFORMERV2.PRETRAIN": str(tmp_path / "weights.pth"), "MODEL.NUM_CLASSES": classes}
     cfg = configuration(V2_CFG, pretrain, {key.replace("__", "."): value for key, value in options.items()})

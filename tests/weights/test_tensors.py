@@ -23,7 +23,7 @@ class _Evil:
 
 
 def _tar(path: Path) -> None:
-    """A checkpoint of PyTorch before 0.4, and a member that wants to be written elsewhere."""
+    """Make a checkpoint of PyTorch before 0.4, and a member that wants to be written elsewhere."""
     with tarfile.open(path, "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors", "../evil"):
             data = pickle.dumps(_Evil())
