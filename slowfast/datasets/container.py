@@ -34,7 +34,7 @@ class MediaError(ValueError):
 
 
 def open_container(path: str) -> Any:
-    """Open a file with PyAV, whatever the encoding of its titles; av.FFmpegError if it is not a video."""
+    """Open a file with PyAV, for any encoding of its titles; av.FFmpegError if it is not a video."""
     return av.open(path, **TITLES)
 
 

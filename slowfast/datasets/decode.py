@@ -1,7 +1,7 @@
 """Decode frames of a video file by their numbers; every decoder returns the same.
 
 A video is the frames that FFmpeg shows from the beginning to the end of its first video stream that has packets and is
-not a cover picture, in this order. Frame numbers follow the order of presentation, whatever the times of the frames.
+not a cover picture, in this order. Frame numbers follow the order of presentation, not the times of the frames.
 First the packets are read, without decoding, to list the frames (`frame_list`); the count in the header is not used.
 The frames that the decoder returns are compared with the list: if they have other times, or another order, the whole
 file is decoded and counted. Only if that fails too, the file is broken. The optional decoders (`backends`) are used

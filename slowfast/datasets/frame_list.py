@@ -14,7 +14,7 @@ from slowfast.datasets.container import MediaError, packets
 # Containers that keep the times of presentation, and in which decord and torchcodec find frames by their number. In
 # transport streams, and in AVI without an index, they return other frames.
 FAST_FORMATS = ("mp4", "matroska")
-# Codecs whose decoders order frames by fields of the pictures themselves, whatever the times of the packets.
+# Codecs whose decoders order frames by fields of the pictures, not by the times of the packets.
 MODERN_CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
 # Codecs of which every packet that `_read_packets` accepts is one frame. Others may repeat or omit frames in ways that
 # only the decoder sees.
