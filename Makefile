@@ -21,7 +21,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@
 
-demo: install ## the main job on made-up videos: data, training, multi-view test, control
+demo: install ## the main job on synthetic videos: data, training, multi-view test, control
 	$(RUN) bash exp/demo/run.sh
 
 test: lint ## all tests

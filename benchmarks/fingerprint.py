@@ -49,7 +49,7 @@ def start(program: str, *arguments: str) -> None:
 
 
 def job(folder: Path, run: str, overrides: str) -> None:
-    """Run an experiment on the made data, with its output in <folder>/<run>."""
+    """Run an experiment on the demo data, with its output in <folder>/<run>."""
     experiment = RUNS[run][0]
     data = folder / ("images" if experiment == "demo_image" else "videos")
     paths = ("DATA.PATH_TO_DATA_DIR", str(data), "DATA.PATH_PREFIX", str(data), "OUTPUT_DIR", str(folder / run))

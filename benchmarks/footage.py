@@ -53,7 +53,7 @@ def write_video(
 
 
 def make_videos(folder: Path, count: int, key_frames: int) -> Path:
-    """Write the missing ones of `count` videos and their list; return the path of the list."""
+    """Write `count` videos, except those that exist, and their list; return the path of the list."""
     folder = folder / f"key_frames_{key_frames}"
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{number:04d}.mp4" for number in range(count)]

@@ -41,7 +41,7 @@ def frame_indices(dataset: VideoDataset, epoch: int, index: int, length: int, vi
 
 
 def read_plainly(dataset: VideoDataset, index: int, choose: Callable[[int], list[int]]) -> np.ndarray:
-    """Return the frames (T, H, W, 3) that `choose` names, read as in the official code: by decord, in this process."""
+    """Return the frames (T, H, W, 3) that `choose` selects, read as in the official code: by decord in this process."""
     sample = dataset.samples[index]
     if os.path.isdir(sample.path):
         options = {"num_frames": sample.num_frames, "image_template": reader_of(dataset).image_template}

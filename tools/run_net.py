@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     slurm.add_argument("--account", metavar="A")
     slurm.add_argument("--time", default="1-00:00:00", metavar="T", help="limit of one attempt: minutes, or HH:MM:SS")
     slurm.add_argument("--signal", type=int, default=120, metavar="S", help="save and requeue S s before the limit")
-    slurm.add_argument("--max-timeouts", type=int, default=100, metavar="N", help="give up after so many limits")
+    slurm.add_argument("--max-timeouts", type=int, default=100, metavar="N", help="times to requeue after the limit")
     slurm.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="other options of sbatch")
     args = parser.parse_intermixed_args(argv)
     for name, value in vars(args).items():
@@ -70,7 +70,7 @@ def main() -> int:
         interrupted and has saved. Ctrl-C twice exits with 130.
     """
     args = parse_args()
-    # the position in the code of a warning means nothing to users
+    # users do not need the source line of a warning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return execute(args)

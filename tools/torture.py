@@ -1,6 +1,6 @@
 """Kill a training repeatedly and check that nothing is lost: python tools/torture.py --cfg exp/demo/config.yaml.
 
-An uninterrupted run is the reference. Every trial starts a new training, kills it by SIGKILL at random moments, half of
+An uninterrupted run is the reference. Every trial starts a new training, kills it with SIGKILL at random times, half of
 them while a checkpoint is being written, and repeats the same command until it ends. Its last checkpoint and the losses
 in its log must equal those of the reference bit for bit.
 """
@@ -85,7 +85,7 @@ def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, ki
         folder: an empty folder for all outputs.
         trials: number of runs to interrupt.
         kills: number of kills per run.
-        seed: seed of the moments.
+        seed: seed of the times of the kills.
 
     Returns:
         The number of kills.
@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
     parser.add_argument("--trials", type=int, default=50, help="number of runs (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=3, help="kills per run (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
     args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory(prefix="torture_") as folder:

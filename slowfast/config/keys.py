@@ -83,9 +83,9 @@ key("TRAIN.CHECKPOINT_PERIOD", 10, integer(1),
 key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),
     "Minutes between two checkpoints within an epoch; 0 writes none.", may_differ=True)
 key("TRAIN.KEEP_CHECKPOINTS", 2, integer(0),
-    "Newest checkpoints to keep besides the best one; 0 keeps all.", may_differ=True)
+    "Number of newest checkpoints to keep, in addition to the best one; 0 keeps all.", may_differ=True)
 key("TRAIN.KEEP_EVERY", 0, integer(0),
-    "Also keep the checkpoints of every n-th epoch; 0 keeps no others.", may_differ=True)
+    "Also keep the checkpoints of every n-th epoch; 0 turns this off.", may_differ=True)
 key("TRAIN.ON_SAVE_ERROR", "continue", one_of("continue", "stop"),
     "What to do if a checkpoint cannot be written (full disk); the last one is always an error.", may_differ=True)
 key("TRAIN.NONFINITE", "skip", one_of("skip", "stop"),
@@ -100,7 +100,7 @@ key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
 key("TRAIN.MIXED_PRECISION", True, FLAG,
     "Use automatic mixed precision in training; evaluation is in float32.", may_differ=True)
 key("TRAIN.AMP_DTYPE", "auto", one_of("auto", "bfloat16", "float16"),
-    "Number format of mixed precision on a GPU; auto is bfloat16 where the GPU has it, else float16.", may_differ=True)
+    "Number format of mixed precision on a GPU; auto is bfloat16 if the GPU has it, else float16.", may_differ=True)
 key("TRAIN.MAX_STEPS", 0, integer(0),
     "Stop with a checkpoint after this number of optimizer steps, on the same schedule; 0 is off.", may_differ=True)
 
@@ -115,7 +115,7 @@ key("TEST.BATCH_SIZE", 8, integer(1),
 key("TEST.CHECKPOINT_FILE_PATH", "", TEXT,
     "Weights (path or address) to test; empty: OUTPUT_DIR, else TRAIN.CHECKPOINT_FILE_PATH.", may_differ=True)
 key("TEST.TEST_BEST", False, FLAG,
-    "Test the best validated checkpoint of OUTPUT_DIR in place of the last one.", may_differ=True)
+    "Test the best validated checkpoint of OUTPUT_DIR instead of the last one.", may_differ=True)
 key("TEST.NUM_ENSEMBLE_VIEWS", 10, integer(1),
     "Clips per video, along time.", may_differ=True)
 key("TEST.NUM_SPATIAL_CROPS", 3, one_of(1, 3),
@@ -142,9 +142,9 @@ key("DATA.IMAGE_TEMPLATE", "{:05d}.jpg", TEXT,
 key("DATA.DECODING_BACKEND", "pyav", one_of("pyav", "decord", "torchcodec"),
     "Decoder of video files; all give the same frames, pyav is the fastest.", may_differ=True)
 key("DATA.CHECK_FILES", True, FLAG,
-    "Look for missing files of the whole list before the start.", may_differ=True)
+    "Check before the start that all files of the list exist.", may_differ=True)
 key("DATA.MAX_BAD_SHARE", 0.01, SHARE,
-    "Stop if more than this share of the videos, and more than one, cannot be decoded.", may_differ=True)
+    "Stop if more than one video, and more than this share of the list, cannot be decoded.", may_differ=True)
 key("DATA.NUM_FRAMES", 8, integer(1),
     "Frames per clip.")
 key("DATA.SAMPLING_RATE", 8, integer(1),
@@ -153,13 +153,13 @@ key("DATA.USE_OFFSET_SAMPLING", False, FLAG,
     "Dense sampling in a test: clips begin at whole frame numbers, and the last one ends with the video.",
     may_differ=True)
 key("DATA.INPUT_CHANNEL_NUM", [3], several(integer(1), 1),
-    "Channels of the input; a list for the pathways of SlowFast, of which there is one.")
+    "Channels of the input; a list with one number, as in SlowFast, which has one per pathway.")
 key("DATA.MEAN", [0.45, 0.45, 0.45], several(number()),
     "Mean of each channel on a scale from 0 to 1, in the order of the network's input.")
 key("DATA.STD", [0.225, 0.225, 0.225], several(POSITIVE),
     "Standard deviation of each channel on the same scale.")
 key("DATA.REVERSE_INPUT_CHANNEL", False, FLAG,
-    "Reverse the channel order of the data set, which is RGB, but BGR for sth and hmdb, as released weights expect.")
+    "Reverse the channel order of the data set: RGB, or BGR for sth and hmdb, as released weights expect.")
 key("DATA.TRAIN_CROP_SIZE", 224, integer(1),
     "Side of a training crop, pixels.")
 key("DATA.TRAIN_JITTER_SCALES", [256, 320], several(integer(1), 2, rising=True),
@@ -187,7 +187,7 @@ key("DATA_LOADER.PIN_MEMORY", True, FLAG,
 
 SECTIONS["AUG"] = "Augmentation of training clips"
 key("AUG.ENABLE", False, FLAG,
-    "Apply RandAugment, random erasing and repeated augmentation besides crop and flip.")
+    "Apply RandAugment, random erasing and repeated augmentation in addition to crop and flip.")
 key("AUG.NUM_SAMPLE", 1, integer(1),
     "Augmented clips per training video; the batch of the network is larger by this factor.")
 key("AUG.AA_TYPE", "rand-m9-mstd0.5-inc1", TEXT,
@@ -268,7 +268,7 @@ key("BN.NUM_BATCHES_PRECISE", 200, integer(1),
 
 SECTIONS["EMA"] = "Moving average of the weights"
 key("EMA.ENABLE", False, FLAG,
-    "Keep an exponential moving average of the weights, which is validated, tested and saved besides them.")
+    "Keep an exponential moving average of the weights, which is validated, tested and saved in addition.")
 key("EMA.DECAY", 0.9999, RATE,
     "Share of the old average that is kept at each step.")
 
@@ -291,7 +291,7 @@ key("MODEL.USE_CHECKPOINT", False, FLAG,
 key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),
     "Blocks to recompute: one number per stage (UniFormer), or one for the image ViT (UniFormerV2).", may_differ=True)
 key("MODEL.RESET_HEAD", False, FLAG,
-    "Start with a new classifier in place of the loaded one.")
+    "Start with a new classifier instead of the loaded one.")
 key("MODEL.HEAD_ROWS", "", TEXT,
     "Rows of a trained classifier to keep. names: by the class names in the checkpoint; in training, other classes get "
     "new rows. Otherwise a file with the class names of the checkpoint, one per line, or with one row number per "
@@ -311,7 +311,7 @@ key("UNIFORMER.EMBED_DIM", [64, 128, 320, 512], several(integer(1), 4),
 key("UNIFORMER.HEAD_DIM", 64, integer(1),
     "Channels of an attention head (stages 3 and 4).")
 key("UNIFORMER.MLP_RATIO", 4.0, POSITIVE | several(POSITIVE, 4),
-    "Hidden over input channels of the feed-forward layers; one number, or one per stage.")
+    "Ratio of hidden to input channels in the feed-forward layers; one number, or one per stage.")
 key("UNIFORMER.QKV_BIAS", True, FLAG,
     "Add a bias to the projections to queries, keys and values.")
 key("UNIFORMER.QKV_SCALE", None, number() | NONE,
@@ -359,7 +359,7 @@ key("UNIFORMERV2.N_DIM", 768, integer(1),
 key("UNIFORMERV2.N_HEAD", 12, integer(1),
     "Attention heads of the global blocks.")
 key("UNIFORMERV2.MLP_FACTOR", 4.0, POSITIVE,
-    "Hidden over input channels of the feed-forward layers of the global blocks.")
+    "Ratio of hidden to input channels in the feed-forward layers of the global blocks.")
 key("UNIFORMERV2.BACKBONE_DROP_PATH_RATE", 0.0, RATE,
     "Drop-path rate of the last block of the image ViT; it grows linearly from 0 at the first block.")
 key("UNIFORMERV2.DROP_PATH_RATE", 0.0, RATE,
@@ -373,7 +373,7 @@ key("UNIFORMERV2.RETURN_LIST", [8, 9, 10, 11], several(integer(0)),
 key("UNIFORMERV2.TEMPORAL_DOWNSAMPLE", True, FLAG,
     "Halve the number of frames in the stem.")
 key("UNIFORMERV2.DW_REDUCTION", 1.5, POSITIVE,
-    "Input over inner channels of the local blocks.")
+    "Ratio of input to inner channels in the local blocks.")
 key("UNIFORMERV2.NO_LMHRA", False, FLAG,
     "Leave out the local blocks.")
 key("UNIFORMERV2.DOUBLE_LMHRA", True, FLAG,

@@ -1,4 +1,4 @@
-"""From defaults, `_BASE_` files, experiment file and command line to one checked, frozen configuration, and back."""
+"""Load defaults, `_BASE_` files, experiment file and command line into one checked, frozen configuration; dump it."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def load_config_with_sources(
 
 
 def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
-    """Return the configuration that a checkpoint recorded, and those of its keys that this version has."""
+    """Return the configuration in a checkpoint, and those of its keys that this version has."""
     cfg, notes = get_cfg(), Notes()
     sources, _ = merge(cfg, read_text(text, "the checkpoint", notes), notes)
     return cfg, set(sources)
@@ -166,7 +166,7 @@ def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignme
                 continue
             value = tokens.popleft()
         if isinstance(literal(value), (str, type(None))):
-            value = literal(value)  # the text in quotes, or None, even where a text is wanted
+            value = literal(value)  # quoted text without its quotes; None even if the key takes a text
         assignments.append(Assignment(key, value, "command line"))
     return assignments
 
@@ -240,7 +240,7 @@ def _report(notes: Notes) -> None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes lists on one line."""
+    """Write lists on one line."""
 
 
 _Dumper.add_representer(list, lambda dumper, v: dumper.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))

@@ -90,7 +90,7 @@ def integer(least: int | None = None) -> Kind:
 
 
 def one_of(*choices: str | int) -> Kind:
-    """Return the values that are listed; "timm/*" stands for all texts that begin with timm/."""
+    """Return the values that are listed; "timm/*" means all texts that begin with timm/."""
     by_text = {str(choice): choice for choice in choices}
     prefixes = tuple(text[:-1] for text in by_text if text.endswith("*"))
 

@@ -1,4 +1,4 @@
-"""BatchNorm in training: frozen, exchanged between processes, and with statistics recomputed at the end of an epoch."""
+"""BatchNorm in training: frozen, exchanged between processes, or with statistics recomputed at the end of an epoch."""
 
 from __future__ import annotations
 

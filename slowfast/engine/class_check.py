@@ -41,7 +41,7 @@ class Permutation:
 def find_permutation(
     predicted: np.ndarray, label: np.ndarray, classes: int, class_names: Sequence[str] | None, taken_as: str = ""
 ) -> Permutation | None:
-    """Return the permutation of classes that a test's predictions show; None if they are right, or only weak.
+    """Return the permutation of classes in the predictions of a test; None if there is none, or the model is weak.
 
     Known orders are tried first. Any other permutation is fitted to one half of the videos of each class and
     judged on the other half, where a fit to chance gains nothing.
@@ -70,7 +70,7 @@ def find_permutation(
 
 
 def _explains(moved: np.ndarray, right: np.ndarray, label: np.ndarray) -> bool:
-    """Return whether predictions that are right where `moved` are far better than those right where `right`."""
+    """Return whether predictions that are right in `moved` are far more accurate than those right in `right`."""
     gained, lost = int((moved & ~right).sum()), int((right & ~moved).sum())
     if gained - lost < DEVIATIONS * np.sqrt(gained + lost) or not gained:
         return False
@@ -80,7 +80,7 @@ def _explains(moved: np.ndarray, right: np.ndarray, label: np.ndarray) -> bool:
 
 
 def _match(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Return the true class of each predicted class in the best one-to-one matching, if in doubt the same class."""
+    """Return the true class of each predicted class in the best one-to-one matching; on a tie, the same class."""
     from scipy.optimize import linear_sum_assignment  # imports half of SciPy, which only a test with labels needs
 
     confusion = 0.001 * np.eye(classes)
@@ -89,7 +89,7 @@ def _match(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray
 
 
 def _held_out(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Return (N,) where a matching is right that was fitted to the other half of the videos of each class."""
+    """Return (N,) whether each video is right in a matching fitted to the other half of the videos of each class."""
     by_class = np.argsort(label, kind="stable")
     half = np.zeros(len(label), bool)
     half[by_class[1::2]] = True
@@ -101,7 +101,7 @@ def _held_out(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndar
 
 
 def _known_orders(classes: int, class_names: Sequence[str] | None, taken_as: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each possible confusion in words, with the true class of each predicted class in that case."""
+    """Yield a description of each possible confusion, with the true class of each predicted class."""
     listed = np.arange(classes)
     places = np.array(places_of_names(class_names)) if class_names else listed
     class_at = np.argsort(places)

@@ -13,7 +13,7 @@ class ModelEma:
 
     Args:
         model: to copy.
-        decay: share of the average that stays at each step.
+        decay: share of the average that is kept at each step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

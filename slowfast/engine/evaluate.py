@@ -125,12 +125,12 @@ def evaluate(
         loader: yields batches of this process's videos.
         to_device: moves and normalizes a batch of clips.
         device: where views are cut out of frames.
-        ensemble: without any scores; it is filled.
+        ensemble: empty; receives the scores.
         max_clips: clips in one forward pass.
         description: title of the progress bar.
 
     Returns:
-        Scores of all videos that could be decoded, and the names of the others; nothing takes their place.
+        Scores of all videos that could be decoded, and the names of the others, which are not replaced.
 
     Raises:
         SharedError: no video could be evaluated, or a score is not a finite number.
@@ -179,7 +179,7 @@ def first_bad(bad: Sequence[tuple[str, str]]) -> str:
 
 
 def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Exchange the scores of all processes, in the memory of `ensemble` and a few megabytes.
+    """Exchange the scores of all processes, with a few megabytes beyond the memory of `ensemble`.
 
     Args:
         ensemble: the scores of this process.

@@ -1,4 +1,4 @@
-"""The log of a training: a progress bar and lines for people, records in metrics.jsonl, curves for TensorBoard."""
+"""Log a training: a progress bar and text, records in metrics.jsonl, curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writes the numbers of a run; only the main process does. Leave the `with` block to close it.
+    """Write the numbers of a run, in the main process only. Leave the `with` block to close it.
 
     Args:
         cfg: of the run.
-        step: number of steps that the run has done before.
+        step: number of steps that the run has already done.
         last_step: of the run.
     """
 

@@ -30,13 +30,13 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"top1": partial(in_top
 
 
 def metrics_text(values: Mapping[str, float], num_classes: int) -> str:
-    """Return the metrics for people, such as "top1 50.00  top5 75.00"; for K < 5 classes, top5 is called topK."""
+    """Return the metrics as text, such as "top1 50.00  top5 75.00"; for K < 5 classes, top5 is called topK."""
     names = {"top5": f"top{min(5, num_classes)}"}
     return "  ".join(f"{names.get(name, name)} {values[name]:.2f}" for name in METRICS)
 
 
 def merge_mixed(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scores (N, K) and labels (N,) of mixed samples with soft targets (N, K), to compute metrics from.
+    """Return scores (N, K) and labels (N,) for the metrics of mixed samples with soft targets (N, K).
 
     The label is the class of the largest target. The score of the second largest one is added to its score, as in the
     released training logs.
@@ -62,7 +62,7 @@ class TrainMeter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Start the period's clock, without the time and the waiting for data so far."""
+        """Restart the clock of the period; time and waiting for data before it do not count."""
         self.clips, self.waited, self.started = 0, 0.0, time.perf_counter()
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The results of a test: files in its folder, a record in metrics.jsonl, and lines for people."""
+"""The results of a test: files in its folder, a record in metrics.jsonl, and log lines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_results(
 ) -> None:
     """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
 
-    The scores of predictions.csv are means over the views, so that those of summed probabilities lie between 0 and 1;
+    The scores of predictions.csv are means over the views, so means of probabilities lie between 0 and 1;
     scores.npz has the sums.
 
     Args:

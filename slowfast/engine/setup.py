@@ -1,4 +1,4 @@
-"""What training and testing prepare alike: loaders, precision, and the way of clips to the device."""
+"""Set up what training and testing share: loaders, precision, and the transfer of clips to the device."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def listed(loader: DataLoader[Any]) -> VideoList:
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type of training: bfloat16 where the GPU has it, else float16; None (float32) on the CPU."""
+    """Return the autocast type of training: bfloat16 if the GPU has it, else float16; None (float32) on the CPU."""
     if not cfg.TRAIN.MIXED_PRECISION or device.type != "cuda":
         return None
     if cfg.TRAIN.AMP_DTYPE != "auto":

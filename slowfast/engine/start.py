@@ -45,7 +45,7 @@ class Lists(NamedTuple):
 
 
 def check_test(cfg: CfgNode) -> None:
-    """Find faults of the test that follows the training now, not after days.
+    """Check the test that follows the training before the training starts, not days later.
 
     Raises:
         ValueError: its list or its weights cannot be read.
@@ -79,7 +79,7 @@ def count_steps(cfg: CfgNode, loader: DataLoader[Any]) -> int:
 def prepare_state(
     cfg: CfgNode, model: nn.Module, steps_per_epoch: int, lists: Lists, device: torch.device
 ) -> tuple[TrainState, bool]:
-    """Return the state to begin with, and whether it is that of a checkpoint in OUTPUT_DIR."""
+    """Return the initial state, and whether it comes from a checkpoint in OUTPUT_DIR."""
     # the main process decides for all: the machines of a job need not see the same disk
     source = distributed.on_main(lambda: resumable_checkpoint(cfg.OUTPUT_DIR)) if cfg.TRAIN.AUTO_RESUME else None
     progress()

@@ -39,7 +39,7 @@ OPTIONAL: dict[str, Any] = {
 
 @dataclass
 class TrainState:
-    """The moving parts of a run. Random streams are functions of (seed, step), so `step` represents all of them.
+    """The mutable state of a run. Random streams are functions of (seed, step), so `step` represents all of them.
 
     Attributes:
         model: the unwrapped network.
@@ -85,7 +85,7 @@ class TrainState:
         return [buffer.clone() for buffer in self._buffers()], self.meter.state_dict()
 
     def restore_statistics(self, before: tuple[list[Tensor], dict[str, Tensor]]) -> None:
-        """Return to the state when `copy_statistics` made the copy."""
+        """Restore the copy that `copy_statistics` made."""
         buffers, sums = before
         for buffer, old in zip(self._buffers(), buffers, strict=True):
             buffer.copy_(old)
@@ -200,7 +200,7 @@ def _weight_faults(name: str, found: Mapping[str, Any], expected: Mapping[str, T
 
 
 def _optimizer_faults(found: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
-    """Take a step with a state in a copy of the optimizer, whose own checks then apply; return one line or none."""
+    """Check an optimizer state by a step of a copy of the optimizer; return one line or none."""
     trial = object.__new__(type(optimizer))
     trial.__dict__.update(copy.deepcopy(optimizer.__dict__))
     try:

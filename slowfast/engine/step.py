@@ -91,7 +91,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     if finite or state.scaler.is_enabled():
         state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    # float16 overflows in the gradient now and then, which is no fault while there is a scale to lower
+    # gradients overflow in float16 occasionally, which is not a fault as long as the loss scale can be lowered
     overflow = outcome.losses_finite and not finite and state.scaler.is_enabled() and state.scaler.get_scale() >= 1
     if finite or overflow:
         for result in results:
@@ -133,7 +133,7 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
 
 
 def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
-    """Return what the loss compares logits with: labels (B,), or (B, K) where it takes soft targets."""
+    """Return the targets of the loss: labels (B,), or soft targets (B, K) if the loss takes them."""
     if cfg.MODEL.LOSS_FUNC == "cross_entropy":
         return label
     smoothing = cfg.MIXUP.LABEL_SMOOTH_VALUE if cfg.MODEL.LOSS_FUNC == "soft_cross_entropy" else 0.0

@@ -67,7 +67,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         log_results(folder, metrics, named=names is not None, cfg=cfg)
 
     progress()
-    distributed.on_main(publish)  # no process exits before: a launcher would take it for the end of the job
+    distributed.on_main(publish)  # no process exits earlier, because a launcher would treat that as the end of the job
     progress()
     if evaluation.bad and not cfg.TEST.SKIP_BAD:
         raise ValueError(
@@ -118,7 +118,10 @@ def _check_classes(evaluation: Evaluation, class_names: Sequence[str] | None, or
 
 
 def find_checkpoint(cfg: CfgNode) -> str:
-    """TEST.CHECKPOINT_FILE_PATH, else the best (TEST.TEST_BEST) or last one of OUTPUT_DIR, else TRAIN's start.
+    """Return the path of the checkpoint to test.
+
+    It is TEST.CHECKPOINT_FILE_PATH, else the best (TEST.TEST_BEST) or last one in OUTPUT_DIR, else
+    TRAIN.CHECKPOINT_FILE_PATH.
 
     Raises:
         ValueError: there is none, or the best one is damaged; random weights are never tested.

@@ -40,7 +40,7 @@ SAVE_WHILE_FAILING = {
 
 
 def train(cfg: CfgNode) -> None:
-    """Train as the configuration says; a run found unfinished in OUTPUT_DIR continues.
+    """Train as the configuration says, or continue an unfinished run in OUTPUT_DIR.
 
     Raises:
         ValueError: data, weights or an output folder that do not belong to this configuration.
@@ -86,7 +86,7 @@ def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_l
 
 
 def train_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
-    """Train to the end of the epoch, or to the last step of the run; return whether the run is interrupted before."""
+    """Train to the end of the epoch, or to the last step of the run; return whether it was interrupted before that."""
     cfg = run.cfg
     first = state.step % state.steps_per_epoch
     loader.batch_sampler.set_position(state.epoch, first * cfg.SOLVER.ACCUMULATION_STEPS)  # pyright: ignore
@@ -166,7 +166,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
 
 
 def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:
-    """Write a checkpoint in the background; must be called by every process, the main one writes.
+    """Write a checkpoint in the background; every process must call this, the main process writes.
 
     Args:
         state: to write.
@@ -193,7 +193,7 @@ def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:
 
 
 def wait_for_all(run: Run, stop_on_error: bool) -> None:
-    """Wait until every process is here and the last checkpoint is written.
+    """Wait until every process has arrived and the last checkpoint is written.
 
     A launcher may kill the processes that run longer than the first one.
 

@@ -46,7 +46,7 @@ def list_checkpoints(output_dir: str) -> list[Path]:
 
 
 def _progress(path: Path) -> tuple[int, int]:
-    """Return epochs and steps after them, by the name of a checkpoint."""
+    """Return the epochs, and the steps after them, that are in the name of a checkpoint."""
     match = _NAME.match(path.name)
     assert match
     return int(match[1]), int(match[2] or 0)
@@ -58,7 +58,7 @@ def last_checkpoint(output_dir: str) -> Path | None:
 
 
 def resumable_checkpoint(output_dir: str) -> Path | None:
-    """Return the checkpoint of most epochs that is whole, the best ones included; None if there is none.
+    """Return the undamaged checkpoint with the most epochs, the best ones included; None if there is none.
 
     The content of the files decides, not their names or times. One that cannot be resumed is skipped with a
     warning; every byte of the chosen one has been compared with its checksum.
@@ -108,7 +108,7 @@ def peek(path: Path) -> Mapping[str, Any]:
     """Return the entries of a checkpoint without reading its tensors; {} if it cannot be opened."""
     try:
         return load_tensors(path, shapes_only=True)
-    except Exception:  # a damaged file can lead to any
+    except Exception:  # a damaged file can raise any error
         return {}
 
 
@@ -128,13 +128,13 @@ def epochs_done(entries: Mapping[str, Any]) -> float:
 
 
 def is_whole(path: Path) -> bool:
-    """Compare every record of the file with the CRC-32 that `torch.save` wrote beside it; before 1.6 it wrote none."""
+    """Compare every record of the file with the CRC-32 that `torch.save` wrote beside it (since PyTorch 1.6)."""
     try:
         if not zipfile.is_zipfile(path):
             return bool(peek(path))
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # a damaged file can lead to any
+    except Exception:  # a damaged file can raise any error
         return False
 
 
@@ -173,7 +173,7 @@ def _link(path: Path, name: Path) -> None:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread: a training step waits for the copy to memory, not for the disk.
+    """Write checkpoints in a thread: a training step waits for the copy to memory, not for the disk.
 
     A file appears complete, flushed and with checksums, or not at all, and older ones are removed only after that; so a
     full or vanished disk costs the new checkpoint and never the last good one. A best one that could not be written
@@ -183,7 +183,7 @@ class CheckpointWriter:
     Args:
         output_dir: of the run.
         keep: number of the newest to keep; 0 keeps all.
-        keep_every: keep those of every so many epochs too; 0 for none.
+        keep_every: also keep those of every n-th epoch; 0 for none.
         stop_on_error: fail if a checkpoint cannot be written; otherwise log the error and continue.
     """
 
@@ -260,7 +260,7 @@ class CheckpointWriter:
         regular = checkpoint_dir(self.output_dir) / name
         if best:
             self.best = state
-            self._write_best()  # first: a run that resumes from the regular one takes the best for written
+            self._write_best()  # first: a run that resumes from the regular one assumes that this is done
             _link(best_checkpoint(self.output_dir), regular)
             self._prune(regular)
             return
@@ -279,7 +279,7 @@ class CheckpointWriter:
         """Remove old checkpoints, now that `newest` is written."""
         if not self.keep:
             return
-        # those of more steps are damaged, or this run would have begun there; they must not push out good ones
+        # those of more steps are damaged (else this run would have resumed there) and must not displace good ones
         found = [path for path in list_checkpoints(self.output_dir) if _progress(path) <= _progress(newest)]
         for old in found[: -self.keep]:
             epoch, step = _progress(old)

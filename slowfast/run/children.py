@@ -47,7 +47,7 @@ def end_with_this_process() -> Generator[None]:
         _active = False
         watched = signal.signal(
             signal.SIGCHLD, signal.SIG_DFL
-        )  # PyTorch's handler takes the exit of a worker for an error
+        )  # PyTorch's handler treats the exit of a worker as an error
         for child in set(multiprocessing.active_children()) - before:
             child.kill()  # one that blocks in a read handles nothing else
             child.join(5)

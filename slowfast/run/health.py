@@ -22,10 +22,10 @@ DUMPS = 3  # steps that are not finite whose batches each process keeps
 
 
 class BadVideos:
-    """Counts the videos that training had to replace, and lists them in bad_videos.csv.
+    """Count the videos that training had to replace, and list them in bad_videos.csv.
 
-    The list (path, reason) is that of the whole job, in order of the paths. It depends on the steps that were taken,
-    not on how many processes or workers took them, nor on resumes in between.
+    The list (path, reason) covers the whole job, in order of the paths. It depends only on the steps that were taken,
+    not on the number of processes, workers or resumes.
 
     Args:
         output_dir: folder of the list.
@@ -86,7 +86,7 @@ class BadVideos:
     def _write(self, parts: Sequence[Sequence[tuple[int, str, str]]]) -> dict[str, str]:
         """Write the known videos and the records of all processes; return them together."""
         known = dict(self.known)
-        # batch by batch, and in a batch process by process: the order of the videos in one process that takes all
+        # sorted by batch, then by process: the order in which a single process would read the videos
         for _, path, reason in sorted((entry for part in parts for entry in part), key=lambda entry: entry[0]):
             known.setdefault(path, reason)
         if distributed.is_main():

@@ -58,9 +58,9 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """Ignore requests to stop to the end of the process, because the job is complete.
+    """Ignore requests to stop until the process exits, because the job is complete.
 
-    Python restores the default handlers while it exits, with which a late signal would make a success a failure.
+    With the default handlers, which Python restores while it exits, a late signal would turn a success into a failure.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -76,7 +76,7 @@ def _handle(number: int, _: FrameType | None) -> None:
     _received.append(signal.Signals(number))
     if number == signal.SIGINT and not again and "RANK" not in os.environ:  # one process of a job prints
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{ASKED}\n".encode())  # print may be what was interrupted
+            os.write(2, f"\n{ASKED}\n".encode())  # the signal may have interrupted a print
     if again:
         signal.signal(signal.SIGALRM, _leave_anyway)
         signal.alarm(PATIENCE)

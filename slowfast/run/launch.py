@@ -142,7 +142,7 @@ def _process(
 def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
     """Wait until all processes exit, at most `GRACE` seconds after one fails; forward requests to stop.
 
-    torch's `ProcessContext.join` takes every exit code but 0 for a failure, also that of a process which has saved.
+    torch's `ProcessContext.join` treats every exit code except 0 as a failure, even that of a process that has saved.
 
     Returns:
         The exit code of each process; None for one that still runs.
@@ -230,7 +230,7 @@ def run(cfg: CfgNode, job: Job) -> None:
 
 
 def report_error(error: Exception) -> bool:
-    """Write the error where the starter of this process reads it; return whether it is the first one of the job."""
+    """Write the error to the file that the parent process reads; return whether it is the first one of the job."""
     if ERROR_FILE not in os.environ:
         return True
     file = Path(os.environ[ERROR_FILE])

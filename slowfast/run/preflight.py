@@ -33,10 +33,10 @@ def preflight(cfg: CfgNode) -> str:
     """Compare the processes of the group; a single process has nothing to compare.
 
     Returns:
-        How many processes on how many nodes agree, in words.
+        A text with the number of processes and nodes that agree.
 
     Raises:
-        ValueError: in every process: which ranks on which nodes differ from the others, in what.
+        ValueError: in every process: it names the ranks and nodes that differ from the others, and the values.
     """
     if distributed.world_size() == 1:
         return "1 process"

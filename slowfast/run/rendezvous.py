@@ -1,4 +1,4 @@
-"""Connect the processes of a job; a failure ends each of them with its cause, within seconds.
+"""Connect the processes of a job; a failure ends each of them within seconds, with an error that names the cause.
 
 Each attempt is a session in a store. A process registers in the newest session, and takes part only after rank 0 has
 counted it. Entries of an earlier attempt in a store that outlives it (that of torchrun) are thus ignored.
@@ -165,7 +165,7 @@ class _Meeting:
         raise _NotYetError(missing, "choose another MASTER_PORT (--init_method)", PATIENCE)
 
     def _connect(self, seconds: float) -> Store | None:
-        """Connect in a thread, since PyTorch waits without limit for the first answer of a listener."""
+        """Connect in a thread, since PyTorch waits without limit for the first response of a listener."""
         stores: list[Store] = []
 
         def connect() -> None:

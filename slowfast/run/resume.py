@@ -126,8 +126,8 @@ def warn_of_weights_only(cfg: CfgNode) -> None:
 def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, Any]:
     """Return what each checkpoint contains about its run, beside its state.
 
-    The entries are the configuration, the class names, fingerprints of the lists, and the "world": what may differ from
-    one attempt to the next.
+    The entries are the configuration, the class names, fingerprints of the lists, and the "world": values that may
+    differ between attempts.
     """
     return {
         "cfg": cfg.dump(),

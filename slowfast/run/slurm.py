@@ -27,7 +27,7 @@ from slowfast.run.interrupt import EXIT_REQUEUE
 from slowfast.run.launch import ERROR_FILE
 from slowfast.utils.io import write_text
 
-# Ports of the meeting point: below those that Linux gives to outgoing connections (32768 and above).
+# Ports of the meeting point: below those that Linux assigns to outgoing connections (32768 and above).
 PORTS = range(20000, 32768)
 
 # submitit's signal for a time limit or a preemption.
@@ -142,7 +142,7 @@ def submit(cfg: CfgNode, options: Namespace) -> None:
         options: of the command line: partition, account, time, signal, max_timeouts, sbatch.
 
     Raises:
-        ValueError: there is no Slurm here, or it refuses.
+        ValueError: Slurm is not available, or rejects the job.
     """
     folder = Path(cfg.OUTPUT_DIR, "slurm").absolute()
     if "%" in str(folder) or not str(folder).isprintable():

@@ -1,4 +1,4 @@
-"""End a process that makes no progress, after a report of where it is."""
+"""End a process that makes no progress, after writing a report of its position."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write logs: lines for people, JSON lines for programs; and read those."""
+"""Write logs as text and as JSON lines, and read the JSON lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slowfast.utils.io import to_json
 
 
 class _Lines:
-    """Write lines to an output; while it fails, for example on a full disk, lose them and print one message.
+    """Write lines to an output; while it fails, for example on a full disk, drop them and print one message.
 
     Args:
         name: name of the output, for the message.
@@ -70,7 +70,7 @@ class _Handler(logging.Handler):
 
 
 def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
-    """Send the package's log to the terminal and `output_dir`/log.txt; processes other than the main one only warn.
+    """Send the package's log to the terminal and `output_dir`/log.txt; log only warnings in other processes.
 
     Args:
         output_dir: an existing folder.
@@ -89,7 +89,7 @@ def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
 
 
 class MetricsLog:
-    """Append JSON objects, one per line, to `output_dir`/metrics.jsonl; a full disk costs lines, never the run.
+    """Append JSON objects, one per line, to `output_dir`/metrics.jsonl; a full disk loses lines, never the run.
 
     Args:
         output_dir: of the run.

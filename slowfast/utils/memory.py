@@ -1,4 +1,4 @@
-"""Control the memory of processes that load; decoder processes import this without PyTorch, which takes long."""
+"""Control the memory of processes that load; decoder processes import this without PyTorch, which is slow to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make random generators from named coordinates: no stream is shared, so a resume needs none."""
+"""Make random generators from named coordinates; a resume does not need to restore any state of them."""
 
 import hashlib
 from numbers import Integral

@@ -1,4 +1,4 @@
-"""Curves of a run as a picture."""
+"""Draw the curves of a run as a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slowfast.utils.logging import read_metrics
 def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Draw loss, accuracy and learning rate over epochs from `output_dir`/metrics.jsonl into the PNG `path`.
 
-    Of several tests the last one of each kind is shown. A run that only tested has no curves.
+    If there are several tests of a kind, the last one is shown. A run that only tested has no curves.
     """
     records = read_metrics(output_dir)
     train = _rows(records, "train", "epoch", "loss", "top1", "lr")
