@@ -20,6 +20,8 @@ from slowfast.datasets.container import MediaError
 
 Task = TypeVar("Task")
 
+START_LIMIT = 300.0  # seconds until a process must be ready; imports from a busy network drive take long
+
 # A fork server imports the decoders once, so a killed process is replaced at once.
 _CONTEXT: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
 
@@ -52,6 +54,9 @@ def run_killable(
 
     Yields:
         (task, result or `Failure`) in the order in which the calls end. Closing the iterator kills the processes.
+
+    Raises:
+        RuntimeError: a process cannot start, which is no fault of its task.
     """
     if _CONTEXT.get_start_method() == "forkserver":
         _CONTEXT.set_forkserver_preload([getattr(function, "func", function).__module__])
@@ -68,7 +73,7 @@ def run_killable(
                 return
             nearest = min(process.deadline for process in busy)
             wait([process.connection for process in busy], max(0.0, nearest - monotonic()))
-            for process in [process for process in busy if process.is_done()]:
+            for process in [process for process in busy if process.is_done(timeout)]:
                 outcome = process.outcome(timeout)
                 busy.remove(process)
                 if not process.connection.closed:
@@ -82,21 +87,40 @@ def run_killable(
 
 
 class _Process:
-    """A process, its pipe, its task and the time at which it is killed."""
+    """A process, its pipe, its task and the time at which it is killed.
+
+    Its first message says that it is ready: the time of a task does not include the imports.
+    """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.connection, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends with the process
+        self.ready = False
 
     def start(self, task: Any, timeout: float) -> None:
-        self.task, self.deadline = task, monotonic() + timeout
+        self.task, self.deadline = task, monotonic() + (timeout if self.ready else START_LIMIT)
         with contextlib.suppress(OSError):  # it was killed: `outcome` returns the reason
             self.connection.send(task)
 
-    def is_done(self) -> bool:
+    def is_done(self, timeout: float) -> bool:
+        if not self.ready and (self.connection.poll() or monotonic() >= self.deadline):
+            self._await_start()
+            self.deadline = monotonic() + timeout
         return self.connection.poll() or monotonic() >= self.deadline
+
+    def _await_start(self) -> None:
+        reason = f"is not ready after {START_LIMIT:g} s"
+        try:
+            self.ready = self.connection.poll() and self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            reason = f"ended with exit code {self.process.exitcode} before its first task, see its message above"
+        if not self.ready:
+            raise RuntimeError(
+                f"a process {reason}: a script that calls this must do so under if __name__ == '__main__'"
+            )
 
     def outcome(self, timeout: float) -> Any:
         reason = f"timed out after {timeout:g} s"
@@ -119,6 +143,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which kills this process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of decoders; results contain the reasons
+    connection.send(True)
     with contextlib.suppress(EOFError):
         while True:
             task = connection.recv()

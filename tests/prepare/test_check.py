@@ -75,6 +75,18 @@ def test_no_tasks_start_no_process():
     assert list(run_killable(work, [], workers=2, timeout=1)) == []
 
 
+def test_a_process_that_cannot_start_is_an_error_and_no_fault_of_a_file(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from slowfast.prepare.check import check_media\n"
+        f"check_media({str(tmp_path)!r}, {{'a.mp4': None, 'b.mp4': None}}, {str(tmp_path / 'report')!r}, workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1 and "RuntimeError: a process ended with exit code 1" in done.stderr
+    assert (tmp_path / "report" / REPORT).read_text().splitlines() == [",".join(COLUMNS)]
+    assert not (tmp_path / "report" / QUARANTINE).exists()
+
+
 def test_workers_end_with_the_process_that_started_them(pipe, tmp_path):
     """Also a worker that is blocked in the middle of a file, after a kill that no handler sees."""
     command = (
