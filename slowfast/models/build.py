@@ -8,7 +8,7 @@ import re
 from ast import literal_eval
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -210,6 +210,7 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
         order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TRAIN.DATASET, class_names)
         if cfg.MODEL.HEAD_ROWS:
             head = rows_policy(cfg.MODEL.HEAD_ROWS, checkpoint, order, class_names)
+            head = replace(head, allow_missing=kind == "fresh if mismatched")
         else:
             head = HeadPolicy("fresh" if cfg.MODEL.RESET_HEAD else kind, class_names, order)
         report = load_weights(model, checkpoint, head, to_train=True)

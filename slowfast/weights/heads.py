@@ -49,6 +49,7 @@ class HeadPolicy:
             and without those leaves them as they are.
         rows: row of each class of the network.
         by_place: without `class_names`, "keep" puts rows into the order of the sorted names.
+        allow_missing: a classifier that the checkpoint lacks keeps its initial values, as with the kinds "fresh".
     """
 
     kind: HeadKind = "keep"
@@ -56,6 +57,7 @@ class HeadPolicy:
     order: ClassOrder | None = None
     rows: Sequence[int] = ()
     by_place: bool = False
+    allow_missing: bool = False
 
     def choose(self, checkpoint: Mapping[str, Any], count: int, classes: int, to_train: bool) -> Choice:
         """Return the part of the classifier in `checkpoint` that a network takes.

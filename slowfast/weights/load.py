@@ -114,7 +114,8 @@ def load_weights(
         notes.append(f"classifier rows {count} -> {len(choice.rows)}")
         fresh = _fresh_classes(choice.rows, head.class_names, to_train)
 
-    fitted, report = fit(converted, initial, rules, reset_head=head.kind.startswith("fresh"), to_train=to_train)
+    reset_head = head.allow_missing or head.kind.startswith("fresh")
+    fitted, report = fit(converted, initial, rules, reset_head=reset_head, to_train=to_train)
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
     report.fresh_classes, report.notes = fresh, notes
     known = choice.class_names if len(choice.class_names or ()) == classes and not report.dropped else None

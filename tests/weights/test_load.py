@@ -249,6 +249,22 @@ def test_rows_of_another_number_than_the_classes_are_refused(delete, tmp_path):
     assert torch.equal(start(tmp_path, 3, state, **options).state_dict()[HEAD], state[HEAD][[3, 1, 0]])
 
 
+def test_a_second_classifier_that_start_weights_lack_stays_fresh_beside_chosen_rows(tmp_path):
+    """Like without rows; a checkpoint that is not one of the start weights must contain both."""
+    source, rows = small(num_classes=9).state_dict(), [3, 1, 0, 8, 2]
+    torch.save(source, tmp_path / "weights.pth")
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    chosen = {"UNIFORMER.AUX_HEAD": True, "MODEL.HEAD_ROWS": str(tmp_path / "rows.json")}
+    cfg = configuration(V1_CFG, chosen, {"UNIFORMER.PRETRAIN_NAME": str(tmp_path / "weights.pth")})
+    model = build_model(cfg)
+    initialize(model, cfg)
+    assert torch.equal(model.state_dict()["head.weight"], source["head.weight"][rows])
+    assert model.load_report.dropped == ["aux_head.weight", "aux_head.bias"]  # pyright: ignore
+    cfg = configuration(V1_CFG, chosen, {"TRAIN.CHECKPOINT_FILE_PATH": str(tmp_path / "weights.pth")})
+    with pytest.raises(ValueError, match="aux_head"):
+        initialize(build_model(cfg), cfg)
+
+
 def test_reset_head_is_a_key_of_the_configuration(tmp_path):
     state = trained(5)
     kept = start(tmp_path, 5, state, UNIFORMERV2__DELETE_SPECIAL_HEAD=True).state_dict()[HEAD]
