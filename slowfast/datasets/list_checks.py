@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from slowfast.datasets.catalog import DATASETS
-from slowfast.datasets.list_cures import cure_paths
+from slowfast.datasets.list_cures import cure_paths, names_in
 from slowfast.datasets.lists import SHOWN, ListError, VideoList
 
 logger = logging.getLogger(__name__)
@@ -65,13 +65,9 @@ def _cure(samples: VideoList, lost: Sequence[int]) -> str:
         )
     if all(map(os.path.isabs, missing)):
         return "The listed paths are absolute, so prefix has no effect: make them relative to it."
-    names = _names(samples.prefix or ".")
-    content = f"contains {', '.join(names[:SHOWN])}" if names else "is not a folder, or is empty"
+    names = names_in(samples.prefix or ".")
+    content = f"contains {', '.join(names[:SHOWN])}" if names else "is not a folder that can be read, or is empty"
     return f"prefix {samples.prefix!r} {content}: set it to the folder that the listed paths start from."
-
-
-def _names(folder: str) -> list[str]:
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def _spread(count: int) -> list[int]:
@@ -88,7 +84,7 @@ def check_frame_counts(samples: VideoList, template: str) -> None:
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(samples))
     for sample in (samples[row] for row in rows if samples[row].num_frames):
-        names, listed = set(_names(sample.path)), sample.num_frames or 0
+        names, listed = set(names_in(sample.path)), sample.num_frames or 0
         held = listed + sum(template.format(number) in names for number in range(listed + 1, len(names) + 1))
         if listed < FULL * held:
             short.append((sample.path, listed, held))

@@ -81,6 +81,14 @@ def _cure_last_field(rows: Sequence[str], form: RowFormat) -> str:
     return f"A row must have {named}, with separator {form.separator!r} between them."
 
 
+def names_in(folder: str) -> list[str]:
+    """Return the sorted names in a folder; none if it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
 def kinds_with(columns: Sequence[str]) -> str:
     """Return the rows of `CATALOG` whose lists have these columns."""
     return " or ".join(kind for kind, spec in CATALOG.items() if spec.columns == tuple(columns) and not spec.images)
@@ -131,8 +139,8 @@ def _suffixes(paths: Sequence[str], prefix: str) -> Ways:
 
 
 def _folders(paths: Sequence[str], prefix: str, suffix: str, source: str) -> Ways:
-    names = sorted(os.listdir(prefix or ".")) if os.path.isdir(prefix or ".") else []
-    below = [Path(prefix) / name for name in names if os.path.splitext(name)[1] not in VIDEO_SUFFIXES][:MANY]
+    names = [name for name in names_in(prefix or ".") if os.path.splitext(name)[1] not in VIDEO_SUFFIXES]
+    below = [Path(prefix) / name for name in names[:MANY]]
     for folder in (*list(Path(prefix).absolute().parents)[:3], Path(source).parent, *below):
         yield [os.path.join(folder, path + suffix) for path in paths], f"They are below {folder}: set prefix to it."
     for depth in range(1, 4):

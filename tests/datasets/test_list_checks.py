@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from slowfast.datasets.list_checks import check_frame_counts, log_labels
-from slowfast.datasets.lists import VideoList
+from slowfast.datasets.list_checks import check_files, check_frame_counts, log_labels
+from slowfast.datasets.lists import ListError, VideoList
 
 
 @pytest.mark.parametrize(("listed", "warns"), [(96, False), (97, False), (94, False), (48, True), (1, True)])
@@ -29,6 +29,18 @@ def test_video_lists_have_no_frame_counts(tmp_path, caplog):
     check_frame_counts(VideoList(["a.mp4"], [0], prefix=str(tmp_path)), "{:05d}.jpg")
     check_frame_counts(VideoList(["a"], [0], [5], prefix=str(tmp_path), suffix=".webm"), "{:05d}.jpg")
     assert not caplog.records
+
+
+def test_folders_that_cannot_be_listed_count_as_empty(tmp_path, caplog, monkeypatch):
+    def refuse(folder: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", folder)
+
+    samples = VideoList(["a"], [0], [5], prefix=str(tmp_path))
+    monkeypatch.setattr("slowfast.datasets.list_cures.os.listdir", refuse)
+    check_frame_counts(samples, "img_{:05d}.jpg")
+    assert not caplog.records
+    with pytest.raises(ListError, match="1 of 1"):
+        check_files(samples)
 
 
 def labels_of(caplog, num_classes, **lists):
