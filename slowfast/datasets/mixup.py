@@ -33,6 +33,9 @@ class MixUp:
         switch_prob: probability of CutMix where both are on.
         smoothing: of the labels.
         num_classes: K.
+
+    Raises:
+        ValueError: both alphas are 0.
     """
 
     alpha: float
@@ -43,7 +46,8 @@ class MixUp:
     num_classes: int
 
     def __post_init__(self) -> None:
-        assert self.alpha > 0 or self.cutmix_alpha > 0, "nothing to mix"
+        if self.alpha <= 0 and self.cutmix_alpha <= 0:
+            raise ValueError("alpha and cutmix_alpha are both 0, so nothing is mixed: raise one of them")
 
     def __call__(
         self, video: torch.Tensor, label: torch.Tensor, rng: np.random.RandomState

@@ -399,7 +399,8 @@ class RandAugment:
                 f"RandAugment {text!r} is not understood: write 'rand', then any of -m<0 to 10>, -n<operations>, "
                 "-mstd<noise>, -inc<0 or 1>, for example 'rand-m7-n4-mstd0.5-inc1'"
             )
-        assert interpolation in INTERPOLATIONS, interpolation
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"unknown interpolation {interpolation!r}: use one of {', '.join(INTERPOLATIONS)}")
         return cls(values["m"], int(values["n"]), values["mstd"], values["inc"] == 1, interpolation)
 
     def draw(self, rng: np.random.Generator) -> list[Op]:

@@ -155,6 +155,9 @@ class RandomErasing:
         count: largest number of boxes; each gets its share of the area.
         mean: of the normalization, per channel.
         std: of the normalization, per channel.
+
+    Raises:
+        ValueError: an unknown mode.
     """
 
     prob: float
@@ -164,7 +167,8 @@ class RandomErasing:
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
 
     def __post_init__(self) -> None:
-        assert self.mode in ("pixel", "rand", "const"), self.mode
+        if self.mode not in ("pixel", "rand", "const"):
+            raise ValueError(f"unknown mode {self.mode!r} of random erasing: use pixel, rand or const")
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Erase in `frames`, (T, H, W, C) uint8, which is changed in place and returned."""
@@ -208,7 +212,7 @@ class TrainTransform:
         erase: None for none.
 
     Raises:
-        ValueError: the jitter cannot hold the crop.
+        ValueError: only one of the two ranges is given, or the jitter cannot hold the crop.
     """
 
     crop: int
@@ -220,7 +224,10 @@ class TrainTransform:
     erase: RandomErasing | None = None
 
     def __post_init__(self) -> None:
-        assert (self.area_range is None) == (self.aspect_range is None), "a random resized crop needs both ranges"
+        if (self.area_range is None) != (self.aspect_range is None):
+            raise ValueError(
+                f"area_range {self.area_range} with aspect_range {self.aspect_range}: give both, or neither"
+            )
         if self.area_range is None and self.jitter_scales[0] < self.crop:
             raise ValueError(
                 f"a crop of {self.crop} pixels does not fit a short side of {self.jitter_scales[0]}: lower the crop or "

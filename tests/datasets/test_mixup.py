@@ -61,5 +61,5 @@ def test_one_alpha_alone_never_switches():
 
 
 def test_nothing_to_mix_is_refused():
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="alpha"):
         MixUp(0.0, 0.0, 1.0, 0.5, 0.1, 4)

@@ -163,7 +163,7 @@ def test_other_strings_are_refused_with_an_example(text):
 
 
 def test_unknown_interpolation_is_refused():
-    with pytest.raises(AssertionError, match="lanczos"):
+    with pytest.raises(ValueError, match="lanczos"):
         RandAugment.parse("rand", "lanczos")
 
 
