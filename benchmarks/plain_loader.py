@@ -1,4 +1,4 @@
-"""The usual ways to load clips, which `loading.py` compares with ours: decoding alone, and the official steps."""
+"""Load clips in the usual ways, which `loading.py` compares with ours: decoding alone, and the official steps."""
 
 from __future__ import annotations
 

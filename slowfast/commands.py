@@ -1,4 +1,4 @@
-"""The console commands, which run the programs of tools/."""
+"""Provide the console commands, which run the programs of tools/."""
 
 from __future__ import annotations
 

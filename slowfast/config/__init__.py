@@ -1,4 +1,4 @@
-"""The configuration: a table of keys; loading, checking, comparing and writing it."""
+"""Load, check, compare and write configurations."""
 
 from slowfast.config.keys import MAY_DIFFER
 from slowfast.config.load import (

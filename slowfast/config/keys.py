@@ -1,4 +1,4 @@
-"""The table of configuration keys: name, default, accepted values and meaning of each.
+"""Define the table of configuration keys: name, default, accepted values and meaning of each.
 
 Names, meanings and defaults are those of SlowFast and UniFormer, so that their YAML files load. A key with `may_differ`
 does not change what is learned, so a resumed run may have another value. docs/CONFIG.md is made from this table.

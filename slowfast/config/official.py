@@ -1,4 +1,4 @@
-"""Keys and values of the official YAML files that this package reads in another way than as a key of its table."""
+"""List the keys and values of the official YAML files that differ from those of this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules between keys: each is a function from a configuration to its faults, with their cures."""
+"""Check rules between keys: each rule is a function from a configuration to its faults, with their cures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of values: how a value of YAML or of the command line is read, and which values a key accepts."""
+"""Define kinds of values: how YAML or the command line spells a value, and which values a key accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BatchNorm in training: frozen, exchanged between processes, or with statistics recomputed at the end of an epoch."""
+"""Control BatchNorm in training: freeze it, exchange its statistics between processes, or recompute them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exponential moving average of weights."""
+"""Keep an exponential moving average of weights."""
 
 from __future__ import annotations
 

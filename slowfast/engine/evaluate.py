@@ -1,4 +1,4 @@
-"""The evaluation loop: a validation is a test with one view."""
+"""Evaluate a model on a list; a validation is a test with one view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of training, validation and test, and their running means in training."""
+"""Compute the metrics of training, validation and test, and their running means in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of a test: files in its folder, a record in metrics.jsonl, and log lines."""
+"""Write the results of a test: files in its folder, a record in metrics.jsonl, and log lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a training: the state to begin with, from initial weights or a checkpoint, and the parts that a step uses."""
+"""Start a training: make its initial state, from weights or a checkpoint, and the parts that a step uses."""
 
 from __future__ import annotations
 

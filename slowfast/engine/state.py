@@ -1,4 +1,4 @@
-"""All that a training run resumes from, in one place."""
+"""Keep everything that a training run resumes from in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, gradient, agreement of all processes, update."""
+"""Take one optimizer step: micro-batches, gradient, agreement of all processes, update."""
 
 from __future__ import annotations
 

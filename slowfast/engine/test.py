@@ -1,4 +1,4 @@
-"""Multi-view testing: find the checkpoint, evaluate every view of every video, write the results."""
+"""Test with several views: find the checkpoint, evaluate every view of every video, write the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training, from top to bottom: prepare, start or resume, run the epochs, validate, save."""
+"""Train, from top to bottom: prepare, start or resume, run the epochs, validate, save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoint files of a run: written atomically in the background, found by their content, pruned."""
+"""Write the checkpoints of a run atomically in the background, find them by their content, and prune them."""
 
 from __future__ import annotations
 

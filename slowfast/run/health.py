@@ -1,4 +1,4 @@
-"""Faults that a training survives up to a limit: videos that cannot be decoded, and steps that are not finite."""
+"""Count faults that a training survives up to a limit: videos that cannot be decoded, and steps that are not finite."""
 
 from __future__ import annotations
 
