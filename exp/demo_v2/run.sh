@@ -1,2 +1,2 @@
 #!/usr/bin/env bash
-EXPERIMENT=demo_v2 exec bash "$(dirname "$0")/../demo/run.sh" "$@"
+exec bash "$(dirname "$0")/../demo.sh" "$(basename "$(cd "$(dirname "$0")" && pwd)")" "$@"

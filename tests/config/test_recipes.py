@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -167,6 +168,21 @@ def test_every_base_is_used():
 
     used = set().union(*(bases(path) for path in (ROOT / "exp").glob("*/*.yaml")))
     assert set((ROOT / "configs").rglob("*.yaml")) <= used
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_v2", "demo_image"])
+def test_a_copied_demo_runs_its_own_configuration(name, tmp_path):
+    for source in (*(ROOT / "exp").glob("*.sh"), *(ROOT / "exp" / name).iterdir()):
+        folder = tmp_path / "exp" / ("mine" if source.parent.name == name else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, folder)
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "EXPERIMENT": "other"}
+    command = ["bash", str(tmp_path / "exp" / "mine" / "run.sh"), "LOG_PERIOD", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    trained = [line for line in done.stdout.splitlines() if "run_net" in line]
+    assert trained and all("--cfg exp/mine/config.yaml" in line and "LOG_PERIOD 1" in line for line in trained)
 
 
 @pytest.mark.parametrize("script", ["run.sh", "test.sh"])
