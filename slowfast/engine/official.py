@@ -84,6 +84,8 @@ def _optimizer_state(
     if [name for name in weights if name in parameters] != list(parameters):
         raise ValueError("its parameters have other names, or another order")
     by_name = {}
+    if cfg.SOLVER.OPTIMIZING_METHOD.startswith("timm/"):
+        raise ValueError(f"it is not one of {cfg.SOLVER.OPTIMIZING_METHOD}")
     wanted = {"momentum_buffer"} if cfg.SOLVER.OPTIMIZING_METHOD == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
     for number, name in zip(numbers, names, strict=True):
         shape = parameters[name].shape

@@ -211,6 +211,8 @@ def _optimizer_faults(found: Mapping[str, Any], optimizer: torch.optim.Optimizer
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         trial.step()
+    except torch.OutOfMemoryError:
+        raise  # no fault of the state, which must not be moved away for it
     except Exception as error:  # an optimizer may raise any for a state that is not its own
         reason = str(error).partition("\n")[0][:200]
         return [f"optimizer_state does not fit this optimizer ({type(error).__name__}: {reason})"]

@@ -161,6 +161,18 @@ def test_an_optimizer_that_cannot_be_mapped_starts_without_a_state(cfg, kind, ca
     assert "optimizer starts without" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["adafactor", "lion"])
+def test_an_optimizer_of_timm_starts_without_a_state(cfg, name, caplog):
+    checkpoint, _ = official_checkpoint(cfg)
+    other = cfg.clone()
+    other.defrost()
+    other.SOLVER.OPTIMIZING_METHOD = f"timm/{name}"
+    state = fresh(other)
+    adopt(checkpoint, state, other, None)
+    assert state.step == 35 and not state.optimizer.state
+    assert "optimizer starts without" in caplog.text
+
+
 def test_the_newest_checkpoint_is_resumed_whatever_wrote_it(tmp_path):
     folder = checkpoint_dir(str(tmp_path))
     folder.mkdir()

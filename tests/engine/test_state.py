@@ -81,6 +81,16 @@ def test_the_state_of_another_optimizer_is_refused():
         other.load_state_dict(state.state_dict())
 
 
+def test_a_lack_of_memory_is_not_a_fault_of_the_checkpoint(content, monkeypatch):
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    state = make()
+    monkeypatch.setattr(type(state.optimizer), "step", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        state.load_state_dict(content)
+
+
 def weights(content: dict) -> dict:
     return content["model_state"]
 
