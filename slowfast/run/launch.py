@@ -154,8 +154,10 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
             forwarded = True
             for process in running:
                 process.terminate()  # not SIGINT: a Ctrl-C reaches them too, and a second one ends them at once
-        if any(process.exitcode not in (None, 0, *STOPPED) for process in processes):
-            deadline = min(deadline, time.monotonic() + GRACE)
+        # without a request, one that did not save leaves the others waiting for it
+        expected = (None, 0, *STOPPED) if forwarded else (None, 0, EXIT_REQUEUE)
+        failed = any(process.exitcode not in expected for process in processes)
+        deadline = min(deadline, time.monotonic() + GRACE) if failed else math.inf
     return [process.exitcode for process in processes]
 
 

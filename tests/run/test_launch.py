@@ -318,6 +318,16 @@ def test_requests_to_stop_are_forwarded(monkeypatch):
     assert launch._supervise([process(code) for code in codes]) == asked == codes  # pyright: ignore
 
 
+@pytest.mark.parametrize("code", [-signal.SIGTERM, EXIT_INTERRUPTED])
+def test_processes_do_not_wait_for_one_that_was_stopped_alone(code, monkeypatch):
+    monkeypatch.setattr(interrupt, "_received", [])
+    monkeypatch.setattr(launch, "wait", lambda *_, **__: None)
+    monkeypatch.setattr(launch, "GRACE", 0.01)
+    stopped = SimpleNamespace(is_alive=lambda: False, exitcode=code, sentinel=0)
+    waiting = SimpleNamespace(is_alive=lambda: True, exitcode=None, sentinel=1)
+    assert launch._supervise([stopped, waiting]) == [code, None]  # pyright: ignore
+
+
 @pytest.mark.parametrize(("codes", "saved"), [((75, -15), True), ((75, 130), False)])
 def test_processes_that_were_stopped_say_if_all_is_saved(codes, saved, tmp_path):
     with pytest.raises(Interruption) as stop:
