@@ -100,8 +100,9 @@ class MetricsLog:
         self.path = Path(output_dir) / "metrics.jsonl"
         self.enabled = enabled
         self.lines = _Lines(str(self.path), _append_to(self.path))
-        if enabled and self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
-            self.lines.add("")  # the last process was killed in the middle of a line
+        with contextlib.suppress(OSError):  # `write` reports it
+            if enabled and self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+                self.lines.add("")  # the last process was killed in the middle of a line
 
     def write(self, kind: str, **values: Any) -> None:
         """Append a record; `kind` is "start", "train", "nonfinite", "epoch", "val" or "test"."""

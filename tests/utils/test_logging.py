@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from pathlib import Path
 
 from slowfast.utils.logging import MetricsLog, read_metrics, setup_logging
 from slowfast.visualization.plots import plot_curves
@@ -64,6 +65,17 @@ def test_a_full_disk_with_the_output_costs_lines_only(tmp_path, package_logger, 
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert capsys.readouterr().err.count("No space left") == 1
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 20
+
+
+def test_a_log_that_cannot_be_read_does_not_end_the_run(tmp_path, monkeypatch):
+    def fail(_: Path) -> bytes:
+        raise OSError("stale file handle")
+
+    (tmp_path / "metrics.jsonl").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        MetricsLog(tmp_path).write("train", step=1)
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_disabled_log_writes_nothing(tmp_path):
