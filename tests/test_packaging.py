@@ -51,6 +51,14 @@ def test_decord_is_required_only_where_it_has_wheels():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", re.findall(r"= slowfast\.commands:(\w+)", (ROOT / "setup.py").read_text()))
+def test_a_console_command_runs_its_program(command, tmp_path):
+    code = f"import sys; from slowfast.commands import {command}; sys.exit({command}())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, "--help"], cwd=tmp_path, env=environment, check=True)
+
+
+@pytest.mark.slow
 def test_no_import_of_the_package_imports_an_optional_decoder():
     code = (
         "import pkgutil, sys, slowfast\n"
