@@ -10,6 +10,7 @@ HEAD = """\
 Set a key in a YAML file, as `KEY: VALUE` below its section, or on the command line, as `SECTION.KEY VALUE`:
 
 ```bash
+source .venv/bin/activate
 python tools/run_net.py --cfg exp/demo/config.yaml --show SOLVER.MAX_EPOCH 2
 ```
 
