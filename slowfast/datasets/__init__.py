@@ -1,1 +1,1 @@
-"""Make batches of clips from a list; `build` reads the configuration, other modules take plain arguments."""
+"""Make batches of clips from a list; only `build` reads the configuration, all other modules take plain arguments."""

@@ -1,4 +1,4 @@
-"""The optional decoders decord and torchcodec. PyAV (`decode`) reads the files whose frames these do not find."""
+"""Read frames with the optional decoders decord and torchcodec; for files that they cannot read, `decode` uses PyAV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slowfast.datasets.frame_list import FrameList
 
 
 class Unsure(Exception):
-    """A decoder cannot read a file, or not in this way; another one may."""
+    """A decoder cannot read the file, or cannot read it in this way; another decoder may be able to."""
 
 
 def check_backend(name: str) -> None:
@@ -21,7 +21,7 @@ def check_backend(name: str) -> None:
         name: pyav, decord or torchcodec.
 
     Raises:
-        ValueError: it is unknown or cannot be imported; the message says how to install it.
+        ValueError: the backend is unknown or cannot be imported; the message contains the command that installs it.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown decoding backend {name!r}: use one of {', '.join(BACKENDS)}")
@@ -53,8 +53,8 @@ def _decord(path: str, listed: FrameList, stream: Any, needed: list[int]) -> lis
             reason = f"it counts {len(video)} frames instead of {len(listed.times)}"
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError, UnicodeError) as error:
         reason = first_line(error).replace(path, "...")
-    # Delete the reader here, not with the traceback of an exception: one that is destroyed in a fork of this process
-    # waits for its threads, which are not there.
+    # Delete the reader here: the traceback of an exception would keep it alive. A reader that is destroyed in a fork of
+    # this process blocks, because it waits for threads that the fork does not have.
     del video
     if frames is None:
         raise Unsure(reason)
@@ -79,7 +79,7 @@ def _torchcodec(path: str, listed: FrameList, stream: Any, needed: list[int]) ->
     return list(frames.data.numpy())
 
 
-# From (path, list, stream, sorted numbers of frames) to one (H, W, 3) array per number.
+# Name -> function of (path, frame list, stream, sorted frame numbers) that returns one (H, W, 3) array per number.
 LIBRARIES: dict[str, Callable[[str, FrameList, Any, list[int]], list[Any]]] = {
     "decord": _decord,
     "torchcodec": _torchcodec,

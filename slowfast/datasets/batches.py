@@ -1,4 +1,4 @@
-"""Which rows of a list make the batches of a process."""
+"""Choose the rows of a list that make up the batches of a process."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,12 @@ from slowfast.utils.rng import rng_for
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index) for one process; the whole state is the position.
+    """Yield batches of (epoch, index) for one process; the position is the only state.
 
-    Training: batch g of an epoch, over all processes, is the g-th part of a permutation that depends on the seed and
-    the epoch only; a process takes its contiguous part, and the incomplete last batch is dropped. Evaluation: process
-    r of W takes rows r, r + W, r + 2W, ...; none is repeated, so processes may differ by one in length.
+    In training, the global batch g of an epoch is the g-th part of a permutation that depends on the seed and the epoch
+    only; each process takes a contiguous part of it, and the incomplete last batch is dropped. In an evaluation,
+    process r of n takes the rows r, r + n, r + 2n, ...; no row is repeated, so the numbers of rows of two processes may
+    differ by one.
 
     Args:
         num_videos: rows of the list.
@@ -35,12 +36,12 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.set_position(0)
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Let the next iteration begin at `batch` of `epoch`."""
+        """Make the next iteration begin at `batch` of `epoch`."""
         self.epoch = epoch
         self.batch = batch
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch in this process, independent of the position."""
+        """Return the number of batches of a whole epoch in this process; it does not depend on the position."""
         if self.train:
             return self.num_videos // (self.batch_size * self.world_size)
         return -(-len(range(self.rank, self.num_videos, self.world_size)) // self.batch_size)

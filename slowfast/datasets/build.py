@@ -23,7 +23,7 @@ from slowfast.datasets.workers import VideoLoader, warn_of_few_cores
 
 Split = Literal["train", "val", "test"]
 
-# Argument that the error of a layer below names -> its keys.
+# Argument named in an error message of another module -> configuration keys that set it.
 KEYS = {
     "data folder": "DATA.PATH_TO_DATA_DIR",
     "data set": "TRAIN.DATASET and TEST.DATASET",
@@ -58,9 +58,9 @@ def build_loader(
         pin_memory: copy batches to page-locked memory.
 
     Raises:
-        ValueError: as `build_dataset`; or a batch cannot be divided over the processes, or is larger than the list.
+        ValueError: see `build_dataset`; also, a batch cannot be divided over the processes, or exceeds the list.
     """
-    cv2.setNumThreads(0)  # no pool of threads that a worker would inherit, see `use_one_thread`
+    cv2.setNumThreads(0)  # a worker would inherit the thread pool, see `use_one_thread`
     dataset = build_dataset(cfg, split)
     if cfg.DATA.CHECK_FILES and rank == 0 and not _spec(cfg, split).images:  # images were just listed
         with _keys_of_arguments():
@@ -86,7 +86,7 @@ def build_loader(
 
 
 def build_dataset(cfg: CfgNode, split: Split) -> TrainDataset | VideoEvalDataset | ImageEvalDataset:
-    """Read the list of a split and describe its clips.
+    """Build the data set of a split: read its list, and set how its clips are made.
 
     Training and validation use TRAIN.DATASET, a test TEST.DATASET. Validation is the test with one view and one crop.
 
@@ -138,7 +138,7 @@ def _views_and_crops(cfg: CfgNode, split: Split) -> tuple[int, int]:
 
 
 def _batch_size(cfg: CfgNode, split: Split, local_world_size: int) -> int:
-    """Return the videos in a batch of one process."""
+    """Return the number of videos in a batch of one process."""
     if split == "test":
         views, crops = _views_and_crops(cfg, split)
         return max(1, cfg.TEST.BATCH_SIZE // local_world_size // (views * crops))
@@ -153,7 +153,7 @@ def _batch_size(cfg: CfgNode, split: Split, local_world_size: int) -> int:
 
 @contextmanager
 def _keys_of_arguments() -> Generator[None]:
-    """Add the configuration keys of the arguments that the last line of an error, its cure, names."""
+    """Append to an error the configuration keys of the arguments named in its last line, the cure."""
     try:
         yield
     except ValueError as error:
@@ -190,7 +190,7 @@ def _read_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
 
 
 def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> Path:
-    """Return the list of a split; `configured`: the template is DATA.LABEL_PATH_TEMPLATE, not the data set's own."""
+    """Return the list of a split; `configured`: the template is DATA.LABEL_PATH_TEMPLATE."""
     names = [split, "validation"] if split == "val" else [split]
     paths = [folder / template.format(name) for name in names]
     if found := next((path for path in paths if path.is_file()), None):

@@ -1,6 +1,7 @@
-"""The known data sets, one row each. All differences between two data sets are here, not in code.
+"""Describe the known data sets, one row each. All differences between data sets are here, not in code.
 
-`CATALOG` has the ways in which lists and videos are read, `DATASETS` the public data sets, each with the ways that fit.
+A row of `CATALOG` is a way to read lists and videos; a row of `DATASETS` is a public data set, with the rows of
+`CATALOG` that can read it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ class DatasetSpec:
 
     Args:
         about: the data sets, in one line.
-        columns: of a row of the list, left to right; `rows.COLUMNS` explains the names.
+        columns: names of the columns of the list, left to right; see `rows.COLUMNS`.
         sampling: row of `SAMPLERS`: "dense" takes a window of the video, "sparse" a frame from each of equal parts.
         list_file: name of the list with {} for the split; None: the configuration names it.
         test_split: the split that a test reads.
@@ -73,12 +74,12 @@ class Dataset:
 
     Args:
         name: as its authors write it.
-        kinds: the rows of `CATALOG` that read it, that of the recipes first.
+        kinds: the rows of `CATALOG` that can read it; the one that the recipes use is first.
         num_classes: None for any number.
         page: download page.
-        licence: what to know before using it, in a few words; its page is authoritative.
-        class_names: where they come from.
-        annotations: key of `READERS` in `slowfast.prepare.annotations`, or "folders"; None: there is no reader.
+        licence: conditions of use, in a few words; the download page is authoritative.
+        class_names: source of the class names.
+        annotations: key of `READERS` in `slowfast.prepare.annotations`, or "folders"; None if there is no reader.
         flip: whether a mirrored video keeps its class.
         separator: between the columns of its lists.
         frame_list_file: name of lists of frame folders with {} for the split; None if there are none.

@@ -12,7 +12,7 @@ import av
 import av.logging
 from av.stream import Disposition
 
-# Before version 19, PyAV by default refuses a file with titles that are not UTF-8.
+# Before version 19, PyAV by default refuses a file whose metadata (titles) are not UTF-8.
 TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 HELD_FRAMES = 16  # maximum of reference frames in H.264 and HEVC
 NO_MEMORY = r"Errno 12\]|Cannot allocate|[Ii]nsufficient memory"
@@ -34,12 +34,12 @@ class MediaError(ValueError):
 
 
 def open_container(path: str) -> Any:
-    """Open a file with PyAV, for any encoding of its titles; av.FFmpegError if it is not a video."""
+    """Open a file with PyAV, with titles in any encoding; raise av.FFmpegError if it is not a video."""
     return av.open(path, **TITLES)
 
 
 def open_video(path: str) -> Any:
-    """Open a file with PyAV; MediaError if it is not a video."""
+    """Open a file with PyAV; raise MediaError if it is not a video."""
     try:
         return open_container(path)
     except av.FFmpegError as error:
@@ -49,7 +49,7 @@ def open_video(path: str) -> Any:
 
 
 def video_stream(path: str, container: Any) -> Any:
-    """Return the first video stream that has packets and is not a cover picture, set to decode in this thread alone.
+    """Return the first video stream that has packets and is not a cover picture, with decoding in this thread only.
 
     Raises:
         MediaError: there is no such stream, or FFmpeg has no decoder for it.
@@ -69,9 +69,10 @@ def video_stream(path: str, container: Any) -> Any:
 
 
 def packets(container: Any, streams: Any) -> Iterator[Any]:
-    """Yield the packets of streams that are not empty.
+    """Yield the packets of streams, without empty packets.
 
-    An empty one repeats a picture, in Ogg for example. A decoder takes it for the end, and refuses those that follow.
+    An empty packet repeats a picture, for example in Ogg. A decoder interprets it as the end of the stream, and refuses
+    all later packets.
     """
     return (packet for packet in container.demux(streams) if packet.size)
 
@@ -95,7 +96,7 @@ def _first_with_packets(path: str, streams: list[Any]) -> Any:
 
 
 def _codec_name(path: str, stream: Any) -> str:
-    """Return the codec of a stream as FFmpeg prints it, which also has a name for those that it cannot decode."""
+    """Return the codec of a stream as FFmpeg prints it; FFmpeg also names codecs that it cannot decode."""
     level = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)  # the description is written to the log
     try:
@@ -113,8 +114,8 @@ def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> 
     Args:
         path: the file.
         error: what was raised.
-        picture: size and codec of its frames, for example "3840x2160 hevc".
-        pixels: of a frame; some decoders report a damaged frame if memory runs out.
+        picture: size of the frames and codec, for example "3840x2160 hevc".
+        pixels: number of pixels of a frame; it is needed because some decoders report damage when memory runs out.
     """
     text = first_line(error)
     by_ffmpeg = isinstance(error, av.FFmpegError)
@@ -135,7 +136,7 @@ def size_of(path: str) -> str:
 
 
 def _is_free(pixels: int) -> bool:
-    """Return whether there is memory for the frames that a decoder holds, at 12 bits per pixel."""
+    """Return whether there is enough memory for the frames that a decoder keeps, at 12 bits per pixel."""
     try:
         bytearray(HELD_FRAMES * pixels * 3 // 2)
     except MemoryError:

@@ -1,4 +1,4 @@
-"""Boxes of a frame, and the crop that is resized."""
+"""Compute boxes in a frame, and resize the crops that they select."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Box = tuple[int, int, int, int]  # y, x, height, width
 
 
 def cut(part: np.ndarray, box: Box, inner: Box) -> np.ndarray:
-    """Return a view of `inner` in `part`, (T, h, w, C), which holds `box`; both are in pixels of the frame."""
+    """Return a view of the pixels of `inner` in `part`, the (T, h, w, C) pixels of `box`, which contains `inner`."""
     y, x = inner[0] - box[0], inner[1] - box[1]
     return part[:, y : y + inner[2], x : x + inner[3]]
 
@@ -28,7 +28,7 @@ def swap(box: Box) -> Box:
 
 
 def transpose(frames: np.ndarray) -> np.ndarray:
-    """Exchange the axes of (T, H, W, C) uint8 frames, in new ones."""
+    """Return new frames (T, W, H, C) with the axes of (T, H, W, C) uint8 frames exchanged."""
     t, height, width, channels = frames.shape
     out = np.empty((t, width, height, channels), np.uint8)
     for frame, target in zip(frames, out, strict=True):
@@ -37,7 +37,7 @@ def transpose(frames: np.ndarray) -> np.ndarray:
 
 
 def short_side_size(height: int, width: int, scale: int) -> tuple[int, int]:
-    """Return (height, width) after the short side became `scale`; the long side is rounded down."""
+    """Return (height, width) after a resize of the short side to `scale`; the long side is rounded down."""
     if height < width:
         return scale, math.floor(width / height * scale)
     return math.floor(height / width * scale), scale
@@ -50,7 +50,7 @@ def resized_crop_box(
     aspect_range: tuple[float, float],
     rng: np.random.Generator,
 ) -> Box:
-    """Draw the box of a random resized crop (Inception, arXiv:1409.4842; torchvision's rule with ten tries).
+    """Draw the box of a random resized crop (Inception, arXiv:1409.4842, section 6; ten tries, as in torchvision).
 
     Args:
         height: of the frame.
@@ -60,7 +60,7 @@ def resized_crop_box(
         rng: source of the draws.
 
     Returns:
-        (y, x, height, width) of the box; without a fitting draw, the largest centred box with a legal aspect ratio.
+        (y, x, height, width) of the box; if no draw fits, the largest centred box whose aspect ratio is in the range.
     """
     log_narrow, log_wide = map(math.log, aspect_range)
     for _ in range(10):
@@ -93,7 +93,7 @@ class ResizedCrop:
     flip: bool = False
 
     def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows and columns of the frame where the square samples, from the centre of the first pixel."""
+        """Return the rows and columns of the frame at which the square is sampled; 0 is the centre of a first pixel."""
         y, x = (
             start + ((np.arange(corner, corner + self.side) + 0.5) * length / size - 0.5).clip(0, length - 1)
             for start, length, size, corner in zip(self.box[:2], self.box[2:], self.size, self.corner, strict=True)
@@ -101,7 +101,7 @@ class ResizedCrop:
         return y, x[::-1] if self.flip else x
 
     def __call__(self, part: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Turn `part`, the (T, h, w, 3) pixels of the box, into a (T, side, side, 3) clip, in `out` or new."""
+        """Return a (T, side, side, 3) clip, in `out` or new, of `part`, the (T, h, w, 3) pixels of the box."""
         if out is None:
             out = np.empty((len(part), self.side, self.side, part.shape[3]), part.dtype)
         y, x = self.corner

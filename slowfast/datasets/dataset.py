@@ -1,14 +1,16 @@
-"""Data sets that make whole batches: a video or an image is decoded once for all its clips.
+"""Make whole batches of the rows of a list; a video or an image is decoded once for all its clips.
 
-`dataset[(epoch, index)]` is the batch of one row of the list, and a loader asks for the batch of several rows at once:
+`dataset[(epoch, index)]` is the batch of one row of the list; a loader requests the batch of several rows at once. The
+entries of a batch are:
 
-* "video": uint8 clips (B, C, T, H, W) or images (B, C, H, W); the evaluation of videos has the `Views` that B clips are
-  cut out of. In a worker, its memory is ready to be sent.
+* "video": uint8 clips (B, C, T, H, W) or images (B, C, H, W); in an evaluation of videos, the `Views` from which the B
+  clips are cut. In a worker, they are in memory that is ready to be sent.
 * "label", "index" (row of the list), "view": (B,) int64.
 * "bad": list of (path, reason) of files that could not be decoded.
 
-Training takes augmented copies of one decoded clip, and replaces a broken file by another one, drawn by the same
-coordinates. An evaluation draws nothing and replaces nothing: a broken file has no clips and is named in "bad".
+In training, one decoded clip gives one or more augmented copies, and a broken file is replaced by another one, which
+is drawn from the same seed, epoch and row. An evaluation draws nothing and replaces nothing: a broken file has no clips
+and is named in "bad".
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +38,7 @@ NO_ROW = -1
 
 
 def as_made(batch: Any) -> Any:
-    """Return a batch as its data set made it; the `collate_fn` of a loader."""
+    """Return the batch unchanged; this is the `collate_fn` of a loader."""
     return batch
 
 
@@ -49,7 +51,7 @@ class VideoReader:
         image_template: name of image number k of a frame folder.
         colors: order of the channels, "RGB" or "BGR".
         backend: decoder of video files: "pyav", "decord" or "torchcodec".
-        decode_timeout: seconds after which the read of a video is given up; 0 for no limit.
+        decode_timeout: limit for the read of a video in seconds; 0 for no limit.
     """
 
     sampler: FrameSampler
@@ -98,16 +100,16 @@ class ImageReader:
 
 
 class ClipDataset(Dataset[Batch], ABC):
-    """Batches of the rows of a list.
+    """Make batches of the rows of a list.
 
     Args:
         samples: the list.
         seed: first coordinate of every draw.
-        reverse_channels: turn the order of the channels around at the very end.
+        reverse_channels: reverse the order of the channels as the last step.
 
     Attributes:
         killed: rows that a worker was reading when the system killed it, with the reason; they count as broken.
-        reading: memory that the loader shares with its workers: the row that each one reads, or `NO_ROW`.
+        reading: memory that the loader shares with its workers; the row that each worker reads, or `NO_ROW`.
     """
 
     reading: Any = None
@@ -135,7 +137,7 @@ class ClipDataset(Dataset[Batch], ABC):
     def _make_batch(self, keys: Sequence[Key]) -> Batch: ...
 
     def _begin(self, row: int) -> Sample:
-        """Return the sample of a row that is read next.
+        """Return the sample of the row that is read next, and record that it is being read.
 
         Raises:
             MediaError: the row is one of `killed`.
@@ -163,14 +165,14 @@ class ClipDataset(Dataset[Batch], ABC):
 
 
 class TrainDataset(ClipDataset):
-    """Augmented clips of videos, or augmented images.
+    """Make batches of augmented clips of videos, or of augmented images.
 
     Args:
         samples: the list.
         reader: decodes its files.
         transform: augmentation of a clip.
         num_copies: augmented copies of each clip.
-        options: of `ClipDataset`.
+        options: keyword arguments of `ClipDataset`.
     """
 
     def __init__(
@@ -222,13 +224,13 @@ class TrainDataset(ClipDataset):
 
 
 class EvalDataset(ClipDataset):
-    """The views of videos or images, without any draw.
+    """Make batches of the views of videos or images, without random draws.
 
     Args:
         samples: the list.
         scale: short side that frames are resized to, in pixels.
         crop: side of the crops, in pixels.
-        options: of `ClipDataset`.
+        options: keyword arguments of `ClipDataset`.
     """
 
     num_views = 1
@@ -259,14 +261,14 @@ class EvalDataset(ClipDataset):
 
 
 class VideoEvalDataset(EvalDataset):
-    """The views of videos: clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`.
+    """Make batches of the views of videos: clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`.
 
     Args:
         samples: the list.
         reader: decodes its videos; its sampler has the temporal views.
-        num_crops: spatial crops of each temporal view, 1 (the centre) or 3.
-        shuffle_frames: give the frames of every clip in random order, which shows how a model uses motion.
-        options: of `EvalDataset`.
+        num_crops: number of spatial crops per temporal view, 1 (the centre) or 3.
+        shuffle_frames: put the frames of every clip into random order, which shows whether a model uses motion.
+        options: keyword arguments of `EvalDataset`.
     """
 
     def __init__(
@@ -306,7 +308,7 @@ class VideoEvalDataset(EvalDataset):
 
 
 class ImageEvalDataset(EvalDataset):
-    """The centre of each image."""
+    """Make batches of the centre of each image."""
 
     def _read(self, sample: Sample, row: int) -> np.ndarray:
         image = centre_view(read_image(sample.path), self.scale, self.crop)

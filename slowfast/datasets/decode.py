@@ -1,14 +1,15 @@
-"""Decode frames of a video file by their numbers; every decoder returns the same.
+"""Decode frames of a video file by their numbers; every decoder returns the same frames.
 
-A video is the frames that FFmpeg shows from the beginning to the end of its first video stream that has packets and is
-not a cover picture, in this order. Frame numbers follow the order of presentation, not the times of the frames.
+The frames of a video are those that FFmpeg shows when it plays the first video stream that has packets and is not a
+cover picture. They are numbered in the order of presentation; their times do not matter.
+
 First the packets are read, without decoding, to list the frames (`frame_list`); the count in the header is not used.
-The frames that the decoder returns are compared with the list: if they have other times, or another order, the whole
-file is decoded and counted. Only if that fails too, the file is broken. The optional decoders (`backends`) are used
-only for files whose frames they are known to find; PyAV reads the others.
+The frames that the decoder returns are compared with the list. If they have other times, or another order, the whole
+file is decoded and its frames are counted. If that fails too, the file is broken. The optional decoders (`backends`)
+are used only for files whose frames they are known to find; PyAV reads the others.
 
-PyAV is the default because it can skip frames: before a wanted frame, those that no other frame depends on. In H.264
-from x264, that is every second one.
+PyAV is the default because it can skip frames on the way to a wanted frame: those to which no other frame refers. In
+files that x264 has written, that is every second frame.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from slowfast.datasets.frame_list import FrameList, is_progressive, list_frames,
 
 logger = logging.getLogger(__name__)
 
-# A seek empties the decoder and costs as much as decoding about this many frames: it has to save more than that.
+# A seek empties the decoder and takes as long as decoding about this many frames, so it must save more frames.
 SEEK_FRAMES = 16
-# Codecs that mark pictures which no other one refers to, and mean it. HEVC's marks hold within a temporal layer only.
+# Codecs that mark pictures to which no other one refers, reliably. In HEVC a mark is valid in its temporal layer only.
 MARKED_CODECS = ("h264",)
-NOT_REFERRED_TO = 0x01  # first byte of a unit with a part of such a picture
+NOT_REFERRED_TO = 0x01  # first byte of a unit that contains a part of such a picture
 SLOW = "prepare_data.py reencode makes faster copies of videos that every read decodes from beginning to end"
 UPRIGHT = (False, False, False)
 
@@ -71,7 +72,7 @@ def read_video(
     _free_frames()
     picture, pixels = "", 0
     try:
-        # Opened once where that is safe, as FFmpeg decodes the beginning to learn what a file holds.
+        # Open the file once where that is safe: FFmpeg decodes its beginning to find the properties of its streams.
         with open_video(path) as container:
             stream = video_stream(path, container)
             codec = stream.codec_context
@@ -96,15 +97,15 @@ def read_video(
 def _read_listed(
     path: str, container: Any, stream: Any, listed: FrameList, needed: list[int], backend: str
 ) -> list[np.ndarray]:
-    """Read the frames of a list without decoding all; Unsure if none of the ways returns the frames of the list."""
+    """Read the frames of a list without decoding the whole file; raise Unsure if no method returns these frames."""
     if backend != "pyav":
         try:
             return _read_by_library(path, container, stream, listed, needed, backend)
         except Unsure as error:
             _log_once(f"{backend} cannot read some videos, PyAV reads them ({error}), for example", path)
-    # Other demuxers than that of MP4, for example AVI's, may take passed packets for key frames: open the file again.
+    # Demuxers other than MP4's (for example AVI's) may treat packets already read as key frames: open the file again.
     again = "mp4" not in container.format.name or backend != "pyav"
-    # With periodic intra refresh, a picture is drawn over many frames: it is complete only from the beginning on.
+    # With periodic intra refresh, a picture builds up over many frames: decoding must start at the first key frame.
     reason = ""
     for keys in (listed.keys, listed.keys[:1]):
         try:
@@ -133,7 +134,7 @@ def _read_by_library(
 
 
 def _decode_all(path: str, choose: Callable[[int], Sequence[int]], length: int) -> tuple[list[np.ndarray], list[int]]:
-    """Decode from the beginning to the end; once more if there are not `length` frames."""
+    """Decode from the beginning to the end; repeat it with the new count if there are not `length` frames."""
     while True:
         needed, order = np.unique(np.asarray(choose(length) if length else []), return_inverse=True)
         wanted, rgb, images, count = set(needed.tolist()), _Rgb(), [], 0
@@ -150,7 +151,7 @@ def _decode_all(path: str, choose: Callable[[int], Sequence[int]], length: int) 
 
 
 def _decode_listed(container: Any, stream: Any, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
-    """Decode forward, and seek where a key frame lies ahead."""
+    """Decode forward, and seek to a key frame where that saves enough frames."""
     rgb, images = _Rgb(), []
     runs: list[tuple[int, int, list[int]]] = []  # key frame, the time to seek to, wanted frames
     for number in needed:
@@ -169,7 +170,7 @@ def _decode_listed(container: Any, stream: Any, listed: FrameList, needed: list[
 def _decode_run(
     container: Any, stream: Any, listed: FrameList, key: int, start: int, wanted: list[int]
 ) -> Iterator[Any]:
-    """Decode from a key frame on, and yield the wanted frames; a frame that is not in its place makes it `Unsure`."""
+    """Decode from a key frame on, and yield the wanted frames; raise Unsure if a frame is not in its place."""
     rest, passed = set(wanted), set[int]()
     frames = _decode_packets(container, stream, listed, start, {listed.times[number] for number in wanted}, passed)
     for number, frame in _number_frames(frames, listed, key, passed):
@@ -185,7 +186,7 @@ def _decode_run(
 def _decode_packets(
     container: Any, stream: Any, listed: FrameList, start: int, wanted: set[int], passed: set[int]
 ) -> Iterator[Any]:
-    """Decode from time `start` on as few packets as the times `wanted` need; add the times of skipped ones to `passed`.
+    """Decode from time `start` on only the packets that `wanted` needs; add the times of skipped packets to `passed`.
 
     A settled list needs no packet after the wanted ones.
     """
@@ -203,7 +204,7 @@ def _decode_packets(
         wanted.discard(packet.pts)
         if listed.settled and not wanted:
             break
-    yield from codec.decode(None)  # the frames that it holds back to put pictures in order
+    yield from codec.decode(None)  # frames that the decoder still holds because it reorders them
 
 
 def _number_frames(
@@ -211,13 +212,13 @@ def _number_frames(
 ) -> Iterator[tuple[int, Any]]:
     """Count the frames of a decoder from key frame `number` on, and compare their times with the list.
 
-    Frames are missing if their packets were passed; with a settled list, also if decoding ended before their packets.
+    Frames of skipped packets are missing; with a settled list, so are frames whose packets were not read any more.
     """
     times, settled, ordered = listed.times, listed.settled, listed.ordered
     begun = ordered
     for frame in frames:
         if not begun and frame.pts is not None and frame.pts < times[number]:
-            continue  # not every seek leads to the key frame, some lead to frames before it
+            continue  # some seeks lead to frames before the key frame
         begun = True
         if settled and frame.pts is not None:
             number = bisect_left(times, frame.pts, lo=number)
@@ -234,7 +235,7 @@ def _number_frames(
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
     """Return how FFmpeg turns a frame upright: swap rows and columns, then mirror left-right, then top-bottom.
 
-    A display matrix sends column and row (x, y) to (a x + c y, b x + d y); angles between quarter turns are rounded.
+    A display matrix maps column and row (x, y) to (a x + c y, b x + d y); angles are rounded to quarter turns.
     """
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -258,12 +259,12 @@ def _without_side_data(frame: Any, kind: str) -> Any:
 
 
 def _free_frames() -> None:
-    """Free frames whose side data was read: PyAV ties the two in a cycle, which waits for the garbage collector."""
+    """Free frames whose side data was read: PyAV makes the two refer to each other, so they are garbage."""
     gc.collect(0)
 
 
 class _Rgb:
-    """From decoded frames to (H, W, 3), upright; one converter for all frames of a video, as making one takes time."""
+    """Convert decoded frames to upright (H, W, 3) arrays; make one per video, because a new converter takes time."""
 
     def __init__(self) -> None:
         self.converter = VideoReformatter()
@@ -281,7 +282,7 @@ class _Rgb:
 
 
 def _log_once(message: str, path: str) -> None:
-    """Log a message of a kind once; numbers do not make another kind."""
+    """Log a message once per process; messages that differ only in numbers count as the same."""
     kind = re.sub(r"\d+", "", message)
     if kind not in _LOGGED:
         _LOGGED.add(kind)

@@ -1,4 +1,4 @@
-"""List the frames of a video from its packets, without decoding them, and find out how far the list can be trusted."""
+"""List the frames of a video from its packets, without decoding them, and determine whether the list is reliable."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 from slowfast.datasets.container import MediaError, packets
 
-# Containers that keep the times of presentation, and in which decord and torchcodec find frames by their number. In
-# transport streams, and in AVI without an index, they return other frames.
+# Containers that store the times of presentation, and in which decord and torchcodec find frames by their number. In
+# transport streams, and in AVI files without an index, they return wrong frames.
 FAST_FORMATS = ("mp4", "matroska")
 # Codecs whose decoders order frames by fields of the pictures, not by the times of the packets.
 MODERN_CODECS = ("h264", "hevc", "vp8", "vp9", "av1")
-# Codecs of which every packet that `_read_packets` accepts is one frame. Others may repeat or omit frames in ways that
-# only the decoder sees.
+# Codecs in which every packet that `_read_packets` accepts is one frame. Other codecs may repeat or omit frames in ways
+# that only the decoder detects.
 COUNTED_CODECS = (*MODERN_CODECS, "mpeg4", "mpeg1video", "mpeg2video", "png", "ffv1")
-# First bytes of units of IDR and BLA pictures, at which decoding can start at once. Key frames of periodic intra
-# refresh are not such pictures: the picture is complete only many frames later.
+# First bytes of units of IDR and BLA pictures, at which decoding can start. Key frames of periodic intra refresh are
+# not such pictures: a picture is complete only many frames later.
 START_UNITS = {"h264": {0x25, 0x45, 0x65}, "hevc": {2 * kind for kind in range(16, 21)}}
-MAX_SKIPPED = 19  # an MPEG-4 packet of at most so many bytes may only repeat the picture; the limit is FFmpeg's
+MAX_SKIPPED = 19  # bytes; an MPEG-4 packet up to this size may only repeat a picture (FFmpeg's limit)
 PROGRESSIVE = (0, 1)  # AVFieldOrder; 0 is unknown
 
 
@@ -33,7 +33,7 @@ class Packet(NamedTuple):
     start: int | None  # time to seek to
     key: bool
     shown: bool
-    instant: bool  # a key picture, and no later picture refers to one before it
+    instant: bool  # a key picture such that no later picture refers to an earlier one
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class FrameList:
 
     Attributes:
         times: times of the frames in order of presentation, in units of the stream.
-        keys: (number of the first frame that decoding from here shows, the time to seek to), in order.
-        count: number of frames according to the packets; the length of `times` if these are known.
-        doubt: reason why the list does not lead to the frames, which must then be decoded from the beginning to the
-            end and counted; "" if the list is exact.
-        settled: packets hold the times of presentation: a frame is identified by its time, even if later packets
+        keys: for each key frame (number of the first frame that decoding from it shows, time to seek to), in order.
+        count: number of frames according to the packets; the length of `times` if the times are known.
+        doubt: reason why frames cannot be found by the list, so that the file must be decoded from the beginning to
+            the end and its frames counted; "" if the list is exact.
+        settled: packets contain the times of presentation, so a frame is identified by its time even if later packets
             are never decoded.
         ordered: times are those of decoding, and frames are counted from a key frame on.
-        plain: decord and torchcodec find the frames as well.
+        plain: decord and torchcodec also find the frames.
     """
 
     times: list[int]
@@ -83,7 +83,7 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     count = sum(packet.shown for packet in read[first:])
     decoded = [packet.time for packet in read if packet.shown]
     times = sorted(time for time in decoded if time is not None)
-    # Without times of presentation in the file, as in AVI, FFmpeg guesses those of H.264 from the order of decoding.
+    # If the file has no times of presentation, as in AVI, FFmpeg guesses those of H.264 from the order of decoding.
     ordered = codec.has_b_frames and decoded == times
     keys = _instant_keys(read) if ordered else _seek_targets(read, times)
     doubt = _doubt(codec, read, whole, times, keys, ordered)
@@ -92,15 +92,15 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     # A four-letter code in Matroska marks a stream stored as in AVI, with times of decoding only.
     fast = any(name in kind for name in FAST_FORMATS) and not ("matroska" in kind and codec.codec_tag.strip("\0"))
     settled = fast and codec.codec.canonical_name in MODERN_CODECS and is_progressive(codec)
-    # decord and torchcodec select among several streams by other rules. A seek to a key frame loses frames of the group
-    # before that come after it.
+    # decord and torchcodec select a stream by other rules. A seek to a key frame loses frames of the group before it
+    # whose packets come after the key frame.
     plain = settled and len(container.streams.video) == 1 and len(read) == len(times) > 1
     plain = plain and all(p.instant and p.time == times[at] for at, p in enumerate(read) if p.key)
     return FrameList(times, keys, count, settled=settled or codec.codec.intra_only, plain=plain)
 
 
 def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet], bool]:
-    """Read the packets in order of decoding, and find out whether each of them is one picture."""
+    """Read the packets in order of decoding; return them, and whether each of them is one picture."""
     name, in_mp4 = stream.codec_context.codec.canonical_name, "mp4" in container.format.name
     units, starts = unit_reader(stream.codec_context), START_UNITS.get(name)
     found: list[Packet] = []
@@ -130,7 +130,7 @@ def _check_end(path: str, stream: Any) -> None:
 def _doubt(
     codec: Any, read: list[Packet], whole: bool, times: list[int], keys: list[tuple[int, int]], ordered: bool
 ) -> str:
-    """Return the reason why times and key frames do not lead to the frames, or ""."""
+    """Return the reason why frames cannot be found by times and key frames; "" if they can."""
     name = codec.codec.canonical_name
     shown = sum(packet.shown for packet in read)
     # An IDR picture of H.264 separates pictures, so its place in the order of decoding is its number.
@@ -152,7 +152,7 @@ def _instant_keys(read: list[Packet]) -> list[tuple[int, int]]:
 
 
 def _seek_targets(read: list[Packet], times: list[int]) -> list[tuple[int, int]]:
-    """Return key frames, hidden ones too, except those after which no frame is shown up to the next one."""
+    """Return the key frames, also hidden ones, without those that have no shown frame before the next key frame."""
     places = [at for at, packet in enumerate(read) if packet.key]
     targets: list[tuple[int, int]] = []
     for at, end in pairwise([*places, len(read)]):

@@ -1,11 +1,13 @@
 """Read videos in a separate process, which is killed when a decoder blocks or crashes.
 
-A decoder that blocks does so in C, where neither an exception nor a signal handler of Python reaches it, and a thread
-cannot be ended: only a process can. It must not be the loader's worker, whose end would end the run. So every thread
-that reads has one decoder process, which starts with the first read and again after a kill. It is a fresh interpreter,
-not a fork: that is right after CUDA was initialized, under every start method and in daemonic workers, which cannot
-start processes by `multiprocessing`, and it inherits no open files. Requests and frame counts go through a socket;
-frames come back through memory that both processes map. It exits with the thread that started it.
+A decoder that blocks does so in C code, which neither a Python exception nor a Python signal handler can interrupt. A
+thread cannot be killed, but a process can. It must not be the loader's worker, because the run would end with it.
+Therefore every thread that reads has one decoder process, which starts with the first read and again after a kill.
+
+The decoder process is a new interpreter, not a fork. This works after CUDA was initialized, with every start method,
+and in daemonic workers, which cannot start processes with `multiprocessing`; and it inherits no open files.
+Requests and frame counts go through a socket; frames return through memory that both processes map. The process exits
+with the thread that started it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ START = (
     "serve(sys.argv[1], *map(int, sys.argv[2:5]))"
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-START_LIMIT = 300.0  # seconds until the imports must be done; from a busy network drive they take long
+START_LIMIT = 300.0  # limit of the imports in seconds; they are slow from a busy network drive
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
 ENDED = (EOFError, ConnectionError)  # the process at the other end of a connection exited
 # Ctrl-C, and the signals that a cluster sends to every process of a job; the owner handles them.
@@ -66,10 +68,10 @@ def read_frames_within(seconds: float, path: str, choose: Choose, **options: Any
         options: the keyword arguments of `read_frames`.
 
     Returns:
-        As `read_frames`; with a limit, a read-only array that is valid until the next read.
+        The frames, as `read_frames`; with a limit, in a read-only array that is valid until the next read.
 
     Raises:
-        MediaError: as `read_frames`; also, the time is over, or the decoder crashed.
+        MediaError: see `read_frames`; also, the limit was exceeded, or the decoder crashed.
     """
     if not seconds:
         return read_frames(path, choose, **options)
@@ -81,7 +83,7 @@ def read_frames_within(seconds: float, path: str, choose: Choose, **options: Any
 
 
 class _Memory:
-    """Memory for frames, which two processes map; it grows to the largest video."""
+    """Memory for frames that two processes map; it grows to the size of the largest video."""
 
     def __init__(self, descriptor: int, protection: int) -> None:
         self.descriptor = descriptor
@@ -98,7 +100,7 @@ class _Memory:
 
 
 class _Decoder:
-    """A decoder process, seen from its owner."""
+    """Handle of a decoder process in the process that owns it."""
 
     def __init__(self, backend: str) -> None:
         self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
@@ -130,7 +132,7 @@ class _Decoder:
     def read(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> np.ndarray:
         try:
             kind, value = self._request(seconds, path, choose, options)
-        except BaseException as error:  # also one of `choose`: a later message would belong to this read
+        except BaseException as error:  # of `choose` too: the next read must not get a message of this one
             self.close()
             if not isinstance(error, ENDED):
                 raise
@@ -178,7 +180,7 @@ def _end(connection: Connection, memory: int, process: subprocess.Popen[bytes], 
     os.close(memory)
     if os.getpid() == owner:
         process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a file server that is gone
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it may block on a file server that is gone
             process.wait(5)
 
 

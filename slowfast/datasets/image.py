@@ -1,4 +1,4 @@
-"""Decode, resize and augment still images by Pillow's rules, on which released accuracies depend."""
+"""Decode, resize and augment still images as Pillow does, because the published accuracies depend on it."""
 
 from dataclasses import dataclass
 
@@ -14,8 +14,8 @@ from slowfast.datasets.transforms import RandomErasing
 def read_image(path: str) -> np.ndarray:
     """Decode an image into (H, W, 3) uint8 RGB, exactly as `PIL.Image.open(path).convert("RGB")` does.
 
-    Grey, CMYK, palettes and alpha become RGB by Pillow's rules, 16-bit grey is cut off at 255, and an orientation in
-    the EXIF data is not applied.
+    Grey, CMYK, palettes and alpha are converted to RGB by Pillow's rules, 16-bit grey is clipped at 255, and the
+    orientation in the EXIF data is not applied.
 
     Raises:
         MediaError: the file is missing, damaged, cut short or not an image.
@@ -23,19 +23,19 @@ def read_image(path: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except Exception as error:  # of any type: the parsers raise many types for damaged files
+    except Exception as error:  # any type: for damaged files the parsers raise exceptions of many types
         raise MediaError(path, f"not a readable image ({error})") from None
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize an (H, W, 3) uint8 image with Pillow's bicubic filter, which averages where it makes smaller."""
+    """Resize an (H, W, 3) uint8 image with Pillow's bicubic filter, which antialiases when it reduces the size."""
     if image.shape[:2] == (height, width):
         return image.copy()
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def centre_view(image: np.ndarray, scale: int, crop: int) -> np.ndarray:
-    """Resize the short side to `scale` and cut the centre: torchvision's Resize and CenterCrop of a Pillow image.
+    """Resize the short side to `scale` and cut out the centre, as torchvision's Resize and CenterCrop of Pillow images.
 
     Args:
         image: (H, W, 3) uint8.
@@ -55,15 +55,15 @@ def centre_view(image: np.ndarray, scale: int, crop: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Augment a copy of an image: random resized crop, flip, RandAugment, random erasing, in timm's order.
+    """Augment a copy of an image in timm's order: random resized crop, flip, RandAugment, random erasing.
 
     Args:
         crop: side of the square result in pixels.
         area_range: smallest and largest share of the area.
         aspect_range: smallest and largest width / height.
         flip: mirror half of the images.
-        rand_augment: None for none.
-        erase: None for none.
+        rand_augment: the RandAugment; None to leave it out.
+        erase: the random erasing; None to leave it out.
     """
 
     crop: int

@@ -1,4 +1,4 @@
-"""List the images of a folder per class."""
+"""List the images in a folder that contains one folder per class."""
 
 import os
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ NAME_FILES = (*CLASS_FILES, "LOC_synset_mapping.txt")
 
 
 def load_image_folder(root: str | Path, split: str, *, num_classes: int | None = None, threads: int = 16) -> VideoList:
-    """List the images `root/split/<class>/*`; a label is the place of its folder in the sorted names.
+    """List the images `root/split/<class>/*`; the label is the index of the class folder among the sorted folder names.
 
-    Classes are named after their folders, unless a file `class_names.txt`, `classes.txt` or ImageNet's own
-    `LOC_synset_mapping.txt` in `root` gives each folder a name, with a row `<folder> <name>` per class.
+    The class names are the names of the folders, unless a file `class_names.txt`, `classes.txt` or ImageNet's
+    `LOC_synset_mapping.txt` in `root` contains other names, with a row `<folder> <name>` per class.
 
     Args:
         root: folder that holds train/ and val/.
         split: "train" or "val".
-        num_classes: number of class folders there must be; None does not check.
-        threads: folders that are listed at the same time, which helps with a remote disk.
+        num_classes: required number of class folders; None does not check it.
+        threads: number of folders that are listed at the same time, which helps with a network drive.
 
     Raises:
         ListError: a folder is missing or empty, the number of classes is wrong, training and validation differ in their

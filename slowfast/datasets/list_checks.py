@@ -24,16 +24,16 @@ FULL = 0.95  # share of the images of a folder that a list must name
 
 
 def check_files(samples: VideoList, threads: int = 16) -> None:
-    """Look for every video of a list, one folder at a time: one request per file takes several times as long.
+    """Check that every video of a list exists, folder by folder: a request per file would take several times as long.
 
     Raises:
-        ListError: videos are missing; with their number, the first three paths, and a cure that was checked.
+        ListError: videos are missing; the message contains their number, the first three paths, and a checked cure.
     """
 
     def entries(folder: str) -> frozenset[str]:
         try:
             with os.scandir(os.path.join(samples.prefix, folder) or ".") as found:
-                return frozenset(entry.name for entry in found if not entry.is_symlink())  # it may lead nowhere
+                return frozenset(entry.name for entry in found if not entry.is_symlink())  # its target may not exist
         except OSError:
             return frozenset()
 
@@ -78,8 +78,8 @@ def check_frame_counts(samples: VideoList, template: str) -> None:
     """Warn if a list names fewer images than the folders contain: only the first part of each video would be used.
 
     Args:
-        samples: a list of frame folders; SAMPLE of them are checked.
-        template: of the names of the images, which count from 1, such as "img_{:05d}.jpg".
+        samples: a list of frame folders, of which at most SAMPLE are checked.
+        template: template of the image names, which are numbered from 1, for example "img_{:05d}.jpg".
     """
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(samples))
@@ -98,14 +98,14 @@ def check_frame_counts(samples: VideoList, template: str) -> None:
 
 
 def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
-    """Log which classes occur in the lists, as a warning if labels look wrong.
+    """Log which classes occur in the lists; log a warning instead if labels look wrong.
 
     Labels look wrong if the training list has less than half of the classes, if a label occurs in another list only, or
     if all labels occur, but not 0, as when classes are counted from 1.
 
     Args:
-        lists: train and val, or test -> the list.
-        num_classes: of the network.
+        lists: name of a split (train and val, or test) -> the list.
+        num_classes: number of classes of the network.
     """
     present = {split: np.unique(samples.labels[samples.labels >= 0]) for split, samples in lists.items()}
     names = {split: os.path.basename(samples.source) for split, samples in lists.items()}

@@ -1,6 +1,6 @@
-"""Find the cure of a list that cannot be used: of its rows, or of paths that do not exist.
+"""Find a cure for a list that cannot be used, because of its rows or of paths that do not exist.
 
-A cure is named only if it was found to help: the rows can be read with it, or most of the missing files exist.
+A cure is returned only if a check shows that it helps: the rows can be read, or most of the missing files exist.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOREIGN = {
 
 
 def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
-    """Return a sentence with the cure for all rows of a list or, if there is no simple one, with the columns."""
+    """Return a sentence with a cure for all rows of a list or, if there is none, with the columns that are needed."""
     num_classes, form = form.num_classes, replace(form, num_classes=None)
     if form.fits(rows):
         return _cure_labels([int(form.parse(row)[1][-1]) for row in rows], num_classes)
@@ -45,7 +45,7 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
 
 
 def _cure_format(rows: Sequence[str], form: RowFormat) -> str:
-    """Return the cure of rows with another separator or the columns of another data set; "" if they have neither."""
+    """Return the cure for rows with another separator or with the columns of another data set; "" for other rows."""
     if not all(form.split(row)[0].lower().endswith(VIDEO_SUFFIXES) for row in rows):
         for separator in SEPARATORS:
             if _fits_well(rows, RowFormat(form.columns, separator, lowest=UNKNOWN)):
@@ -60,7 +60,7 @@ def _cure_format(rows: Sequence[str], form: RowFormat) -> str:
 
 
 def _fits_well(rows: Sequence[str], form: RowFormat) -> bool:
-    """Return whether the rows can be read, and not all paths end in a number that must be another column."""
+    """Return whether the rows can be read and are plausible: if all paths end in a number, it is another column."""
     return form.fits(rows) and not all(SURPLUS.search(form.split(row)[0]) for row in rows)
 
 
@@ -90,7 +90,7 @@ def names_in(folder: str) -> list[str]:
 
 
 def kinds_with(columns: Sequence[str]) -> str:
-    """Return the rows of `CATALOG` whose lists have these columns."""
+    """Return the names of the rows of `CATALOG` whose lists have these columns."""
     return " or ".join(kind for kind, spec in CATALOG.items() if spec.columns == tuple(columns) and not spec.images)
 
 
@@ -99,8 +99,8 @@ def cure_paths(paths: Sequence[str], prefix: str, suffix: str, source: str) -> s
 
     Args:
         paths: some of those that are missing, as listed.
-        prefix: folder before the paths.
-        suffix: after the paths.
+        prefix: folder that is put before the paths.
+        suffix: suffix that is put after the paths.
         source: the list file.
     """
     for ways in (_surplus_columns(paths, prefix), _suffixes(paths, prefix), _folders(paths, prefix, suffix, source)):
@@ -110,7 +110,7 @@ def cure_paths(paths: Sequence[str], prefix: str, suffix: str, source: str) -> s
     return ""
 
 
-# Each of the following yields places where the files may be instead, and the cure if most of them are there.
+# Each of the following functions yields other paths at which the files may be, and the cure if most of them exist.
 Ways = Iterator[tuple[list[str], str]]
 
 

@@ -1,4 +1,4 @@
-"""Read lists: which videos there are, with which labels. An error names the file, the line and the cure."""
+"""Read lists, which name videos and their labels. An error names the file, the line and the cure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from slowfast.utils.class_names import read_class_names
 
 CLASS_FILES = ("classes.txt", "class_names.txt")
 SHOWN = 3  # faults and paths that an error shows
-KNOWN = 100_000  # parsed ends of rows that are kept
+KNOWN = 100_000  # limit of the parsed ends of rows that are kept for reuse
 
 T = TypeVar("T")
 
@@ -41,11 +41,11 @@ class Sample:
 
 
 class Paths(Sequence[str]):
-    """Strings end to end in one piece of memory, so that a million of them are one object.
+    """A sequence of strings in one block of memory, so that a million strings are one object.
 
     Args:
-        blob: their bytes, UTF-8 where they are text.
-        ends: (N,) where each ends.
+        blob: the bytes of the strings, one after the other; UTF-8 where they are text.
+        ends: (N,) position in `blob` at which each string ends.
     """
 
     def __init__(self, blob: bytes | bytearray, ends: np.ndarray) -> None:
@@ -75,15 +75,15 @@ class Paths(Sequence[str]):
 
 
 class VideoList(Sequence[Sample]):
-    """The samples of one list, in a few arrays: workers share them, and nothing is copied or counted per row.
+    """The samples of one list, in a few arrays that workers share: without objects per row, no memory is copied.
 
     Args:
-        paths: as listed; they are kept in `listed`.
+        paths: paths as in the file; they are kept in `listed`.
         labels: one per path.
         num_frames: one per path, or None if the list has no such column.
         segments: (total, begin, end) per path, or None.
-        prefix: folder put before every path that is not absolute.
-        suffix: put after every path.
+        prefix: folder that is put before every path that is not absolute.
+        suffix: suffix that is put after every path.
         source: the list file, for messages.
         class_names: in the order of the labels, or None if unknown.
     """
@@ -149,9 +149,9 @@ def read_list(
     """Read a list with one video per line.
 
     Rows are split from the right, so a path may contain the separator; a field may be quoted. A blank as the separator
-    means any run of blanks and tabs. A list of frame folders may always use blanks, because the released recipes name a
-    comma where the lists have blanks. Blank lines, a byte order mark and Windows line ends do not matter. Class names
-    are read from `classes.txt` or `class_names.txt` beside the list, if there is one.
+    means any run of blanks and tabs. A list of frame folders may always use blanks, because the official recipes set a
+    comma although the lists have blanks. Blank lines, a byte order mark and Windows line ends are ignored. Class names
+    are read from `classes.txt` or `class_names.txt` beside the list, if one of them exists.
 
     Args:
         path: the list file.
@@ -162,7 +162,7 @@ def read_list(
         unknown: also accept the label `UNKNOWN`.
 
     Raises:
-        ListError: the file is missing or empty, or rows are faulty; all are counted and the first three shown.
+        ListError: the file is missing or empty, or has faulty rows; the message shows their number and the first three.
     """
     lowest = UNKNOWN if unknown else 0
     if "num_frames" in columns:
@@ -188,7 +188,7 @@ def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.n
     """Return the paths of a list, and one array of numbers per other column."""
     cut, count = form.cut, len(form.columns) - 1
     blob, ends, numbers = bytearray(), array("q"), bytearray()
-    known: dict[str, bytes] = {}  # end of a row -> its numbers; many rows of a list end alike
+    known: dict[str, bytes] = {}  # end of a row -> its numbers; many rows of a list have the same end
     faults: list[str] = []
     for line, row in _rows(path):
         name = row.rsplit(cut, count)[0]
@@ -222,11 +222,11 @@ def read_something_something(
     Args:
         path: JSON list of {"id", "template", ...}.
         labels_path: JSON object from each template, without its brackets, to its class.
-        prefix: folder of the frame folders or of the videos, which have the id as their name.
+        prefix: folder of the frame folders or of the videos; their names are the ids.
         num_classes: labels must be below it; None does not check.
 
     Raises:
-        ListError: a file is missing or malformed, or entries are faulty; all are counted and the first three shown.
+        ListError: a file is missing or malformed, or has faulty entries; the message shows their number and the first.
     """
     classes = _read_json(labels_path, dict)
     try:
@@ -272,7 +272,7 @@ def _lines(path: str | Path) -> Iterator[str]:
 
 
 def _rows(path: str | Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, without blanks at their ends, with their numbers."""
+    """Yield the number and the stripped text of each line that is not blank."""
     for number, line in enumerate(_lines(path), 1):
         if row := line.strip():
             yield number, row

@@ -1,4 +1,4 @@
-"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) of the clips or images of a batch, with timm's choices."""
+"""Apply mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899) to the clips or images of a batch, as timm does."""
 
 from dataclasses import dataclass
 
@@ -14,25 +14,25 @@ def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> t
 
 
 def mixup_target(labels: torch.Tensor, num_classes: int, lam: float, smoothing: float = 0.0) -> torch.Tensor:
-    """Return targets (B, K) of labels (B,): each keeps the share `lam`, and its mirror image gets the rest."""
+    """Return targets (B, K) of labels (B,): share `lam` of the own label, the rest of that in the flipped batch."""
     target = one_hot(labels, num_classes, smoothing)
     return target.flip(0).lerp_(target, lam)
 
 
 @dataclass(frozen=True)
 class MixUp:
-    """Mix every clip with its mirror image in the batch: the first with the last, and so on.
+    """Mix every clip with its partner in the flipped batch: the first with the last, and so on.
 
-    A batch is either blended (mixup), or each clip gets a box of its partner in all frames (CutMix); the share is the
-    same for the whole batch and is drawn from Beta(alpha, alpha).
+    Either the clips are blended (mixup), or each clip gets a box of its partner in all frames (CutMix). The share is
+    drawn from Beta(alpha, alpha), once per batch.
 
     Args:
-        alpha: of the Beta distribution of mixup; 0 for CutMix only.
-        cutmix_alpha: of the Beta distribution of CutMix; 0 for mixup only.
-        prob: probability to mix a batch at all.
-        switch_prob: probability of CutMix where both are on.
-        smoothing: of the labels.
-        num_classes: K.
+        alpha: parameter of the Beta distribution of mixup; 0 for CutMix only.
+        cutmix_alpha: parameter of the Beta distribution of CutMix; 0 for mixup only.
+        prob: probability that a batch is mixed.
+        switch_prob: probability of CutMix if both are on.
+        smoothing: label smoothing.
+        num_classes: K, number of classes.
 
     Raises:
         ValueError: both alphas are 0.
@@ -57,7 +57,7 @@ class MixUp:
         Args:
             video: (B, C, T, H, W), or images (B, C, H, W), floating point and normalized; it is not changed.
             label: (B,) classes.
-            rng: source of the draws; every rank has its own.
+            rng: source of the draws; each rank has its own.
 
         Returns:
             The mixed video of the same shape, and targets (B, K).
@@ -71,7 +71,7 @@ class MixUp:
             y0, y1, x0, x1 = _box(height, width, lam, rng)
             mixed = video.clone()
             mixed[..., y0:y1, x0:x1] = video[..., y0:y1, x0:x1].flip(0)
-            lam = 1.0 - (y1 - y0) * (x1 - x0) / (height * width)  # the box may have been cut off at the border
+            lam = 1.0 - (y1 - y0) * (x1 - x0) / (height * width)  # the border may have cut the box
         else:
             mixed = video.flip(0).lerp_(video, lam)
         return mixed, mixup_target(label, self.num_classes, lam, self.smoothing)
@@ -85,7 +85,7 @@ class MixUp:
 
 
 def _box(height: int, width: int, lam: float, rng: np.random.RandomState) -> tuple[int, int, int, int]:
-    """Draw a box of share `1 - lam`, centred anywhere and cut off at the border: (y0, y1, x0, x1)."""
+    """Return (y0, y1, x0, x1) of a box of area share `1 - lam` with a random centre, cut at the border."""
     side = np.sqrt(1.0 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     y, x = rng.randint(height), rng.randint(width)

@@ -1,19 +1,19 @@
 """Apply RandAugment (arXiv:1909.13719) to whole clips, with timm's operations, magnitudes and notation.
 
-One draw of operations serves every frame. The arithmetic is that of Pillow, on which timm builds, in OpenCV: tables are
-exact except Contrast, which is within one grey level, like filters, shears and translations. A map (a rotation, or
-several geometric operations in a row) differs by OpenCV's bicubic kernel (-0.75, not -1), its grid of 1/32 pixel, and
-within a pixel of the border.
+All frames of a clip get the same operations. timm uses Pillow; here OpenCV computes the same results. Look-up tables
+are exact except Contrast, which is within one grey level, as are filters, shears and translations. A map (a rotation,
+or several geometric operations in a row) differs by OpenCV's bicubic kernel (-0.75 instead of -1), by its grid of 1/32
+pixel, and within one pixel of the border.
 
 `augmented_crop` applies the operations and the resized crop after them in few passes:
 
 * Tables in a row become one look-up table; the histogram of a frame passes through the tables before it.
-* Geometric operations in a row become one map. What leaves the frame in any of them is grey, as it is step by step.
+* Geometric operations in a row become one map. What leaves the frame in any of them is grey, as in single steps.
 * Geometric operations directly before the crop join it: the result is sampled once, bilinearly.
 * Only the part of the frame that the crop can see is computed, except where statistics of the whole frame are needed.
 
-The order never changes, so the result differs from that of single steps by their repeated interpolation only. To add an
-operation, write its function and a row of `OPERATIONS`.
+The order never changes, so the result differs from that of single steps only by the repeated interpolation of the
+latter. To add an operation, write its function and a row of `OPERATIONS`.
 """
 
 import math
@@ -29,14 +29,14 @@ import numpy as np
 from slowfast.datasets.crops import Box, ResizedCrop, cut, grow, swap, transpose
 
 Op = tuple[str, float]  # name and argument
-Step = tuple[Box, Callable[[np.ndarray], np.ndarray]]  # the box of the frame that a function takes
+Step = tuple[Box, Callable[[np.ndarray], np.ndarray]]  # a function of pixels, and the box of the frame that it takes
 MAX_LEVEL = 10.0
 GREY = (128, 128, 128)
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-REACH = 2  # pixels that a bicubic kernel reaches beyond the pixel below its place
+REACH = 2  # pixels: how far a bicubic kernel extends beyond the pixel before the sampled place
 LUMA = np.array([19595, 38470, 7471]) / 65536  # ITU-R 601, of red, green and blue
-CUT = -0.499  # added before OpenCV rounds to the nearest integer, it cuts the fraction, as Pillow does
-_OUTSIDE = -9999.0  # a place that no frame reaches; OpenCV holds places as int16
+CUT = -0.499  # added before OpenCV rounds to the nearest integer, so that the fraction is cut off, as in Pillow
+_OUTSIDE = -9999.0  # a place outside of any frame; OpenCV stores places as int16
 _VALUES = np.arange(256)
 _NOTATION = r"-(mstd|inc|m|n)(\d+(?:\.\d+)?)"
 
@@ -51,7 +51,7 @@ def _blend(grey: np.ndarray | int, factor: float) -> np.ndarray:
 
 
 def _histograms(frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
-    """Count the values of (T, H, W, 3) frames after `table`, (T or 1, 3 or 1, 256) or None, as (T, 3, 256)."""
+    """Return (T, 3, 256) counts of the values of (T, H, W, 3) frames after `table`, (T or 1, 3 or 1, 256) or None."""
     counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
     counts = np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
     if table is None:
@@ -63,7 +63,7 @@ def _histograms(frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
 
 def _contrast(factor: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
     if table is None:
-        means = np.array([cv2.mean(frame)[:3] for frame in frames])  # faster than to count
+        means = np.array([cv2.mean(frame)[:3] for frame in frames])  # faster than histograms
     else:
         counts = _histograms(frames, table)
         means = counts @ _VALUES / counts.sum(-1)
@@ -71,7 +71,7 @@ def _contrast(factor: float, frames: np.ndarray, table: np.ndarray | None) -> np
 
 
 def _auto_contrast(_: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
-    if table is None:  # faster than to count
+    if table is None:  # faster than histograms
         t, h, w, c = frames.shape
         low, high = (
             extreme.reduce(extreme.reduce(frames.reshape(t, h, w * c), 1).reshape(t, w, c), 1)[..., None].astype(int)
@@ -113,7 +113,7 @@ def _sharpness(factor: float, frames: np.ndarray) -> np.ndarray:
 
 
 def _rotate(degrees: float, height: int, width: int) -> np.ndarray:
-    """Return the matrix that finds the source of an output pixel; the frame's corner is (0, 0)."""
+    """Return the matrix from an output pixel to its source; the corner of the frame is (0, 0)."""
     turn = math.radians(degrees)
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     centre = np.array([[width / 2], [height / 2]])
@@ -136,11 +136,11 @@ class Operation(NamedTuple):
     """An operation of RandAugment.
 
     Attributes:
-        kind: neighbours of one kind are applied together.
-        make: function of the argument; for a table also of the frames and the table before it, for a filter of the
-            frames, for a geometric operation of their height and width.
+        kind: "table", "filter" or "geometric"; operations of the same kind in a row are applied together.
+        make: function of the argument and, for a table, of the frames and the table before it; for a filter, of the
+            frames; for a geometric operation, of their height and width.
         argument: function of (level / 10, sign, increasing), which returns the argument.
-        whole: a table that needs statistics of the whole frame.
+        whole: whether a table needs statistics of the whole frame.
     """
 
     kind: Literal["table", "filter", "geometric"]
@@ -149,7 +149,7 @@ class Operation(NamedTuple):
     whole: bool = False
 
 
-OPERATIONS: dict[str, Operation] = {  # draws are numbers of these rows: add new ones at the end
+OPERATIONS: dict[str, Operation] = {  # a draw is the number of a row: add new rows at the end
     "AutoContrast": Operation("table", _auto_contrast, whole=True),
     "Equalize": Operation("table", _equalize, whole=True),
     "Invert": Operation("table", lambda *_: 255 - _VALUES),
@@ -171,7 +171,7 @@ OPERATIONS: dict[str, Operation] = {  # draws are numbers of these rows: add new
     "TranslateYRel": Operation("geometric", lambda s, h, w: np.array([[1, 0, 0], [0, 1, s * h]]), _signed(0.45)),
 }
 OP_NAMES = tuple(OPERATIONS)
-# All pixels of a row, or of a column, move equally far along it: filters do that several times faster than a map.
+# All pixels of a row or column move equally far along it: a filter does this several times faster than a map.
 TURNED_SLIDES = {"ShearY": "ShearX", "TranslateYRel": "TranslateXRel"}
 SLIDES = (*TURNED_SLIDES, *TURNED_SLIDES.values())
 
@@ -195,13 +195,13 @@ def augmented_crop(
     interpolation: str = "bicubic",
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Apply `ops`, as `RandAugment.draw` returns them, then `crop`, in as few passes as the order of `ops` allows.
+    """Apply `ops` (see `RandAugment.draw`), then `crop`, in as few passes as the order of `ops` allows.
 
     Args:
-        frames: (T, H, W, 3) uint8; they are not changed.
+        frames: (T, H, W, 3) uint8; not changed.
         ops: (name, argument) in order.
         crop: None returns whole frames.
-        interpolation: "bilinear" or "bicubic", of geometric operations that do not come right before the crop.
+        interpolation: "bilinear" or "bicubic", for geometric operations that are not directly before the crop.
         out: contiguous array for the result of `crop`; None makes a new one.
 
     Returns:
@@ -240,7 +240,7 @@ def _plan_tables(ops: Sequence[Op], wanted: Box, whole: Box) -> Step:
 
 
 def _build_tables(frames: np.ndarray, ops: Sequence[Op]) -> np.ndarray:
-    """Chain tables into one, (T or 1, 3 or 1, 256) uint8; statistics are those of `frames`."""
+    """Combine tables into one, (T or 1, 3 or 1, 256) uint8, with the statistics of `frames`."""
     table = None
     for name, argument in ops:
         step = np.array(OPERATIONS[name].make(argument, frames, table), np.uint8, ndmin=3)
@@ -253,7 +253,7 @@ def _build_tables(frames: np.ndarray, ops: Sequence[Op]) -> np.ndarray:
 
 
 def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Replace the values of (T, H, W, 3) frames by those of the tables, in new frames."""
+    """Return new (T, H, W, 3) frames with the values replaced by those of the tables."""
     out = np.empty(frames.shape, np.uint8)
     _, height, width, channels = frames.shape
     tables = np.broadcast_to(tables, (len(frames), *tables.shape[1:]))
@@ -312,7 +312,7 @@ def _plan_map(
 
 
 def _plan_slide(name: str, argument: float, wanted: Box, whole: Box, interpolation: str) -> Step:
-    """Plan a shear or a translation; a vertical one is a horizontal one of turned frames."""
+    """Plan a shear or a translation; a vertical one is computed as a horizontal one of transposed frames."""
     if name in TURNED_SLIDES:
         box, slide = _plan_slide(TURNED_SLIDES[name], argument, swap(wanted), swap(whole), interpolation)
         return swap(box), lambda part: transpose(slide(transpose(part)))
@@ -331,18 +331,18 @@ def _slide(
     """Move pixels along x by filters of four pixels.
 
     Args:
-        part: (T, h, w, 3) pixels to take.
-        left: its first column in the frame.
+        part: (T, h, w, 3) source pixels.
+        left: column of the frame at which `part` begins.
         wanted: first column and number of columns of the result.
-        shifts: how far to the right each row of the result finds its source; one number is for all rows.
-        width: of the frame.
+        shifts: distance in pixels, to the right, from a pixel to its source, per row; one number for all rows.
+        width: width of the frame.
         interpolation: "bilinear" or "bicubic".
     """
     (first, count), part = wanted, np.ascontiguousarray(part)
     out = np.full((*part.shape[:2], count, part.shape[3]), GREY[0], np.uint8)
     if len(shifts) == 1:
         images = zip(part, out, shifts.repeat(len(part)), strict=True)
-    else:  # the same row of all frames is an image, too
+    else:  # the same row of all frames is treated as one image
         images = zip(part.swapaxes(0, 1), out.swapaxes(0, 1), shifts, strict=True)
     for image, target, shift in images:
         whole, d = math.floor(shift), shift - math.floor(shift)
@@ -360,7 +360,7 @@ def _slide(
 
 
 def _weights(d: float, interpolation: str) -> np.ndarray:
-    """Return Pillow's weights of the pixels -1, 0, 1 and 2 for a place that lies d after pixel 0."""
+    """Return Pillow's weights of the pixels -1, 0, 1 and 2 for a place at distance d after pixel 0."""
     cubic = [-d + 2 * d**2 - d**3, 1 - 2 * d**2 + d**3, d + d**2 - d**3, -(d**2) + d**3]
     return np.array(cubic if interpolation == "bicubic" else [0, 1 - d, d, 0])
 
@@ -372,10 +372,10 @@ class RandAugment:
     Args:
         magnitude: mean level, 0 to 10.
         num_ops: operations drawn per clip.
-        std: of the Gaussian noise on the level, which is clipped to 0..10; above 100 the level is drawn uniformly
-            between 0 and `magnitude`.
+        std: standard deviation of the Gaussian noise on the level, which is clipped to 0..10; above 100, the level is
+            drawn uniformly between 0 and `magnitude`.
         increasing: use the set in which a higher level always means a stronger effect.
-        interpolation: "bilinear" or "bicubic", of the geometric operations.
+        interpolation: "bilinear" or "bicubic", for the geometric operations.
     """
 
     magnitude: float = MAX_LEVEL
@@ -416,5 +416,5 @@ class RandAugment:
         return ops
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw and apply to `frames`, (T, H, W, 3) uint8, and return new ones of the same size."""
+        """Draw operations, apply them to (T, H, W, 3) uint8 frames, and return new frames of the same size."""
         return augmented_crop(frames, self.draw(rng), None, self.interpolation)

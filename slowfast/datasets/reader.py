@@ -23,29 +23,29 @@ def read_frames(
     allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
     report_slow: Callable[[str], None] = lambda reason: None,
 ) -> np.ndarray:
-    """Decode the frames that `choose` names, each of them once, in this process.
+    """Decode the frames that `choose` returns, each of them once, in this process.
 
     Every backend returns the same frames (see `slowfast.datasets.decode`):
 
-    * Frames are counted as they are shown, not as the header says, and in the order of presentation: times, a late
-      start or a variable rate do not matter. Frames that an edit list hides do not exist.
-    * Rotation and mirroring are applied, those of the first frame that is wanted. Pixels are not made square, fields
-      not deinterlaced, alpha is left out; grey and 10-bit pictures become 8-bit RGB.
+    * Frames are numbered in the order of presentation and counted as they are shown; the count in the header, times, a
+      late start and a variable rate do not matter. Frames that an edit list hides are not counted.
+    * The rotation and mirroring of the first wanted frame are applied. Pixels are not made square, fields are not
+      deinterlaced, alpha is left out; grey and 10-bit pictures become 8-bit RGB.
     * Cover pictures are not videos; a single image is a video of one frame.
-    * A stream that ends early is a shorter video. An MP4 file whose frames are cut off is damaged, and so is a file
-      that cannot be decoded where frames are needed.
+    * A stream that ends early is a shorter video. An MP4 file that is cut off is an error, and so is a file that cannot
+      be decoded at a wanted frame.
 
     Args:
         path: video file, or folder of images numbered from 1.
-        choose: takes the number of frames of the video and returns 0-based indices, in any order and with repeats. It
-            is called again if that number was wrong, so it must be a pure function.
-        num_frames: images in the folder according to the list; None counts them. Those of a video file are counted.
+        choose: function of the number of frames of the video that returns 0-based indices, in any order and with
+            repeats. It is called again if that number was wrong, so it must be a pure function.
+        num_frames: number of images in the folder according to the list; None counts them. Ignored for a video file.
         image_template: name of image number k of a folder, as in `image_template.format(k)`.
         colors: order of the channels, "RGB" or "BGR".
         backend: decoder of video files to try first: "pyav", "decord" or "torchcodec".
-        allocate: returns the uint8 array of a shape for the frames.
-        report_slow: called with the reason before a file is decoded from the beginning to the end because its frames
-            cannot be found in another way.
+        allocate: function of a shape that returns the uint8 array for the frames.
+        report_slow: function that is called with the reason before a file is decoded from the beginning to the end
+            because its frames cannot be found in another way.
 
     Returns:
         (T, H, W, 3) uint8, one frame per index, in the order of the indices.

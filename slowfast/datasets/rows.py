@@ -23,16 +23,16 @@ VIDEO_SUFFIXES = (
     ".wmv",
 )  # fmt: skip
 UNKNOWN = -1  # label of a video in a test list whose class is not known
-DIGITS = 15  # of a number, so that a float64 holds it exactly
+DIGITS = 15  # most digits of a number that a float64 represents exactly
 # Other forms that Python accepts, such as 1_000 and the digits of other scripts, are more likely a mistake.
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-LOOKS = 10  # rows checked to find the suffix of all
+LOOKS = 10  # number of rows checked to find the suffix
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of a list, and the values that they may have.
+    """The columns of a list, and the values that are allowed in them.
 
     Args:
         columns: names from `COLUMNS`, in the order of the row.
@@ -48,7 +48,7 @@ class RowFormat:
 
     @property
     def cut(self) -> str | None:
-        """The separator as `str.split` takes it."""
+        """The separator as an argument of `str.split`."""
         return self.separator.strip(" ") or None
 
     def split(self, row: str) -> list[str]:
@@ -56,7 +56,7 @@ class RowFormat:
         return [unquoted(field) for field in row.rsplit(self.cut, len(self.columns) - 1)]
 
     def parse(self, row: str) -> tuple[str, list[float], str]:
-        """Return the path, the numbers and the fault ("" for none) of a row without blanks at its ends."""
+        """Return the path, the numbers and the fault ("" for none) of a stripped row."""
         path, *fields = self.split(row)
         if not path:
             return path, [], "the path is empty"
@@ -97,9 +97,9 @@ def _segment_fault(total: float, begin: float, end: float) -> str:
 
 
 def find_suffix(prefix: str, paths: Sequence[str]) -> str:
-    """Return the suffix that files have and listed names lack, such as `.webm` of `78687.webm`; "" for none.
+    """Return the suffix of the files that the listed paths lack, for example `.webm` of `78687.webm`; "" for none.
 
-    Extracted frames are in a folder of the listed name. The first path for which a file or folder exists decides.
+    A folder of frames has the listed name itself. The first path for which a file or folder exists decides.
     """
     for place in range(min(len(paths), LOOKS)):
         path = os.path.join(prefix, paths[place])

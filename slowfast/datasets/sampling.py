@@ -1,7 +1,7 @@
-"""Choose the frames of a video that make a clip, as 0-based indices.
+"""Choose the frames of a clip, as 0-based indices of the frames of a video.
 
-A sampler is called as `sampler(length, view, rng)` and given to the data set. To add a rule, write a class and a row of
-`SAMPLERS`; a row of the catalog then names it.
+A sampler is an argument of the data set and is called as `sampler(length, view, rng)`. To add a rule, write a class and
+a row of `SAMPLERS`; a row of the catalog can then name it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,9 +17,9 @@ class FrameSampler(ABC):
 
     Args:
         num_frames: T, frames of a clip.
-        num_views: clips per video in an evaluation.
-        sampling_rate: frames of the video per frame of the clip, where the rule has such a rate.
-        use_offset: evaluation clips start at whole frames, where the rule has fractions.
+        num_views: temporal views per video in an evaluation.
+        sampling_rate: frames of the video per frame of the clip; used by dense sampling only.
+        use_offset: start evaluation clips at whole frames; used by dense sampling only.
     """
 
     num_frames: int
@@ -34,7 +34,7 @@ class FrameSampler(ABC):
         Args:
             length: frames in the video (>= 1).
             view: 0..num_views-1, or None for a random clip.
-            rng: source of the draw, needed for `view` None only.
+            rng: source of the draw; needed only if `view` is None.
         """
 
 
@@ -77,9 +77,9 @@ def dense_indices(
         num_frames: frames of the clip.
         sampling_rate: frames of the video per frame of the clip.
         view: None draws a real-valued start; 0..num_views-1 spreads the windows evenly over the video.
-        num_views: windows per video; a single one lies in the middle.
-        rng: source of the draw, needed for `view` None only.
-        use_offset: starts are whole frames; False allows fractions.
+        num_views: windows per video; a single one is in the middle, or at the beginning without `use_offset`.
+        rng: source of the draw; needed only if `view` is None.
+        use_offset: start the windows of the views at whole frames; False allows fractions.
 
     Returns:
         `num_frames` non-decreasing indices in [0, length).
@@ -99,8 +99,8 @@ def dense_indices(
         start = slack // 2
     else:
         start = view * (slack // (num_views - 1))
-    # Both ends of the window are sampled, so neighbours lie slightly further apart than sampling_rate. float32 is part
-    # of the rule: it decides on which side of an integer a value is cut.
+    # Both ends of the window are sampled, so the step is slightly larger than sampling_rate. float32 is part of the
+    # rule: its rounding decides to which integer a value is cut.
     ticks = np.linspace(start, start + span - 1, num_frames, dtype=np.float32)
     return ticks.clip(0, length - 1).astype(np.int64).tolist()
 
@@ -115,18 +115,18 @@ def sparse_indices(
     first: int = 0,
     last: int | None = None,
 ) -> list[int]:
-    """Pick one frame from each of `num_frames` equal segments (TSN, arXiv:1608.00859; UniFormerV2, section 4).
+    """Take one frame from each of `num_frames` equal segments (TSN, arXiv:1608.00859; UniFormerV2, arXiv:2211.09552).
 
-    Neighbouring segments share their border frame, so a draw can repeat a frame. Something-Something counts files
-    from 1: its file numbers are these indices + 1.
+    Neighbouring segments share their border frame, so a draw can repeat a frame. The files of Something-Something are
+    numbered from 1: a file number is an index + 1.
 
     Args:
         length: frames to spread over (>= 1 for a whole video; an annotated segment may have any real length).
         num_frames: segments, and frames of the clip.
-        view: None draws inside each segment; 0..num_views-1 is a fixed offset, the middle for a single view.
-        num_views: clips per video.
-        rng: source of the draw, needed for `view` None only.
-        first: frame where the segments begin.
+        view: None draws inside each segment; 0..num_views-1 takes a fixed offset, the middle if there is one view.
+        num_views: temporal views per video.
+        rng: source of the draw; needed only if `view` is None.
+        first: frame at which the segments begin.
         last: highest frame that exists; None for `length - 1`.
 
     Returns:
@@ -150,12 +150,14 @@ def sparse_indices(
 def annotated_indices(
     length: int, num_frames: int, segment: Sequence[float], rng: np.random.Generator | None
 ) -> list[int]:
-    """Draw sparsely inside the annotated part of an untrimmed video (training on ActivityNet and HACS).
+    """Draw one frame from each of `num_frames` equal parts of the annotated segment of an untrimmed video.
+
+    Training on ActivityNet and HACS uses this rule.
 
     Args:
         length: frames in the video (>= 1).
         num_frames: frames of the clip.
-        segment: (total, begin, end) in seconds: duration of the video, and where the action is.
+        segment: (total, begin, end) in seconds: duration of the video, begin and end of the action.
         rng: source of the draw.
 
     Returns:

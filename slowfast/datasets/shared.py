@@ -1,10 +1,10 @@
-"""Memory for the batches of a worker, which is used again.
+"""Send the batches of a worker in shared memory that is used again.
 
-PyTorch makes a new file in /dev/shm for every tensor that a worker sends. The system has to find and clear its pages
-one by one, which takes longer than to fill them, and in a container /dev/shm is soon full: the worker then ends with a
-bus error. Here a worker keeps a few blocks of memory without a name, and fills one again when the last tensor in it is
-gone from both processes. A worker has as many blocks as batches of it were in use at once, about three, and keeps them
-until it ends.
+PyTorch makes a new file in /dev/shm for every tensor that a worker sends. The system must find and clear its pages one
+by one, which takes longer than filling them. In a container /dev/shm is often small; when it is full, the worker exits
+with a bus error. Here a worker keeps a few anonymous blocks of shared memory, and uses a block again when the last
+tensor in it was freed in both processes. A worker has as many blocks as its batches in use at the same time, about
+three, and keeps them until it exits.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from slowfast.utils.memory import memory_file
 
 Layout = tuple[torch.dtype, tuple[int, ...]]  # type and shape of a contiguous tensor
 
-ALIGNMENT = 64  # bytes between the starts of tensors; the first ones of a block hold its two marks
-WORKER, RECEIVER = 0, 1  # the byte of a block that is 1 while the worker, or the process that received it, uses it
+ALIGNMENT = 64  # bytes, of the start of each tensor; the first bytes of a block are its two marks
+WORKER, RECEIVER = 0, 1  # byte of a block that is 1 while the worker, or the receiving process, uses the block
 
 
 def new_clips(shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
-    """Make memory for the clips of a batch, which are made where they are sent from.
+    """Allocate memory for the clips of a batch, from which they are sent without a copy.
 
     Args:
         shape: (B, ..., C).
 
     Returns:
-        A uint8 array to be filled, and what the batch holds: its (B, C, ...) tensor; in a worker, a `Parcel` that
-        becomes that tensor on its way.
+        A uint8 array to be filled, and the entry of the batch: the (B, C, ...) tensor of the array or, in a worker, a
+        `Parcel` that becomes this tensor when it is received.
     """
     if get_worker_info() is None:
         clips = torch.empty(shape, dtype=torch.uint8)
@@ -47,7 +47,7 @@ def new_clips(shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
 
 
 def share(tensors: list[torch.Tensor]) -> Any:
-    """Return contiguous tensors; in a worker, copy them to a `Parcel` that becomes the list on its way."""
+    """Return contiguous tensors; in a worker, a `Parcel` of copies that becomes the list when it is received."""
     if get_worker_info() is None:
         return tensors
     parcel = Parcel([(t.dtype, tuple(t.shape)) for t in tensors])
@@ -57,16 +57,16 @@ def share(tensors: list[torch.Tensor]) -> Any:
 
 
 def channels_second(clips: torch.Tensor) -> torch.Tensor:
-    """View (B, ..., C) clips as (B, C, ...)."""
+    """Return a view (B, C, ...) of (B, ..., C) clips."""
     return clips.movedim(-1, 1)
 
 
 class Parcel:
-    """Tensors of a worker in one block of memory, to be filled and sent; the receiver gets a list of tensors.
+    """Tensors in one block of memory that a worker fills and sends; the receiver gets a list of tensors.
 
     Args:
-        layouts: of the tensors.
-        clips: there is one tensor (B, ..., C), and it is received as (B, C, ...), without a list.
+        layouts: layouts of the tensors.
+        clips: True for a single tensor (B, ..., C), which is received as a tensor (B, C, ...) instead of a list.
     """
 
     def __init__(self, layouts: Sequence[Layout], clips: bool = False) -> None:
@@ -80,7 +80,7 @@ class Parcel:
 
 
 def _receive(handle: Any, layouts: Sequence[Layout], clips: bool) -> torch.Tensor | list[torch.Tensor]:
-    """Return what a worker has sent; the block is free again when nothing refers to any of it in either process."""
+    """Return the tensors of a `Parcel`; its block is free again when no process refers to any of them."""
     file = handle.detach()
     try:
         mapped = mmap.mmap(file, 0)
@@ -91,7 +91,7 @@ def _receive(handle: Any, layouts: Sequence[Layout], clips: bool) -> torch.Tenso
 
 
 class _Block:
-    """Memory without a name."""
+    """A block of shared memory without a file name."""
 
     def __init__(self, size: int) -> None:
         self.file = memory_file("clips")
@@ -111,7 +111,7 @@ def _take_block(size: int) -> _Block:
     if fitting:
         block = min(fitting, key=lambda block: len(block.mapped))
     else:
-        for block in free:  # so that sizes which no longer occur take no memory
+        for block in free:  # otherwise sizes that no longer occur would keep their memory
             _blocks.remove(block)
         block = _Block(size)
         _blocks.append(block)
@@ -120,13 +120,13 @@ def _take_block(size: int) -> _Block:
 
 
 def _padded_size(layout: Layout) -> int:
-    """Return the bytes of a tensor, with those that keep the next one aligned."""
+    """Return the bytes of a tensor, with the padding that aligns the next one."""
     dtype, shape = layout
     return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
 def _map_tensors(mapped: mmap.mmap, layouts: Sequence[Layout], side: int) -> list[torch.Tensor]:
-    """Return the tensors in the memory of a block; when all of them are gone, the mark of `side` is cleared."""
+    """Return the tensors in the memory of a block; when all of them are freed, the mark of `side` is cleared."""
     content = np.frombuffer(mapped, np.uint8)
     weakref.finalize(content, _clear_mark, mapped, side, os.getpid()).atexit = False
     memory, start, tensors = torch.from_numpy(content), ALIGNMENT, []

@@ -1,7 +1,7 @@
-"""Transform the pixels of a clip, which is `(T, H, W, C)` uint8 until the device normalizes it.
+"""Transform the pixels of clips, which are uint8 until they are normalized on the device.
 
-Training stays in uint8 and in OpenCV, the fastest way on the single core of a worker. Evaluation resizes in float32
-like the official code, because released accuracies depend on it.
+Training uses uint8 and OpenCV, which is fastest on the single core of a worker. An evaluation resizes in float32 as the
+official code does, because the published accuracies depend on it.
 """
 
 import math
@@ -48,20 +48,20 @@ def to_tensor(frames: np.ndarray) -> torch.Tensor:
 def resize_short_side(clip: torch.Tensor, scale: int) -> torch.Tensor:
     """Resize a (C, T, H, W) clip to a short side of `scale` pixels, on its device.
 
-    Bilinear without antialiasing, align_corners False, in float32 like the official code; a clip whose short side is
-    `scale` already is returned unchanged.
+    The resize is bilinear without antialiasing, with align_corners False, in float32 as in the official code. A clip
+    whose short side is already `scale` is returned unchanged.
     """
     height, width = clip.shape[2:]
     if min(height, width) == scale:
         return clip
-    # OpenCV's float resize places its samples in double precision and is 1e-4 off the official numbers. Contiguous
-    # planes, here C images of T channels, are resized several times faster than interleaved ones.
+    # OpenCV's float resize computes sample positions in double precision; its result differs from the official numbers
+    # by 1e-4. Contiguous planes, here C images of T channels, are resized several times faster than interleaved ones.
     size = short_side_size(height, width, scale)
     return interpolate(clip.float(), size=size, mode="bilinear", align_corners=False)
 
 
 def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[int]) -> list[torch.Tensor]:
-    """Resize the short side to `scale` once and cut square crops along the long side; they share its memory.
+    """Resize the short side to `scale` once, and return square crops along the long side, which share memory.
 
     Args:
         clip: (C, T, H, W), uint8, or float in 0..255, on any device.
@@ -70,7 +70,7 @@ def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[in
         positions: 0 for the start (left or top), 1 for the centre, 2 for the end.
 
     Returns:
-        One (C, T, crop, crop) view per position, of the type of `clip` if nothing was resized, else float32 in 0..255.
+        One (C, T, crop, crop) tensor per position, with the type of `clip` if nothing was resized, else float32.
 
     Raises:
         ValueError: the crop is larger than the resized frame.
@@ -91,7 +91,7 @@ def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[in
 
 
 def to_small_tensor(frames: np.ndarray, scale: int) -> torch.Tensor:
-    """Return `to_tensor` of frames, with the short side resized to `scale` if that takes fewer bytes.
+    """Return frames as by `to_tensor`, with the short side resized to `scale` if that takes fewer bytes.
 
     Large frames are resized one by one: 64 frames of 4K at once would take 8 GB.
     """
@@ -107,14 +107,14 @@ def to_small_tensor(frames: np.ndarray, scale: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Views:
-    """Views of videos before they are cut out: a worker sends the frames, and the device makes the clips.
+    """Views of videos that are not cut out yet: a worker sends whole frames, and clips are made on the device.
 
     Args:
-        frames: of each video, (C, V * T, H, W): V temporal views, one after another; uint8, or float in 0..255.
+        frames: (C, V * T, H, W) per video, with V temporal views one after the other; uint8, or float in 0..255.
         num_frames: T.
-        scale: short side that they are resized to, in pixels.
+        scale: short side of the resized frames in pixels.
         crop: side of the crops in pixels.
-        positions: of the crops of each temporal view, as in `crop_views`.
+        positions: positions of the crops in each temporal view, see `crop_views`.
     """
 
     frames: Sequence[torch.Tensor]
@@ -137,27 +137,27 @@ class Views:
 
 @lru_cache
 def _noise(mean: tuple[float, ...], std: tuple[float, ...], count: int) -> np.ndarray:
-    """Return (count, C) pixels of normal noise; a copy from a random place takes a tenth of the time of a draw."""
+    """Return (count, C) pixels of normal noise: a copy from a random place is ten times as fast as a draw."""
     normal = np.random.default_rng(0).standard_normal((count, len(mean)), np.float32)
     return (255 * (normal * np.array(std, np.float32) + np.array(mean, np.float32)) + 0.5).clip(0, 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """Replace boxes of a clip by noise, the same boxes in every frame (arXiv:1708.04896; timm's rule).
+    """Replace boxes of a clip by noise, the same boxes in every frame (random erasing, arXiv:1708.04896, as in timm).
 
-    The noise is a standard normal in normalized space, brought back to the 0..255 of the clip and clipped there.
+    The noise is standard normal in normalized space; it is converted to the 0..255 of the clip and clipped.
 
     Args:
         prob: probability per clip.
-        mode: "pixel" takes a value per pixel, channel and frame, from a random place of a fixed field; "rand" one per
-            channel, "const" the mean.
-        count: largest number of boxes; each gets its share of the area.
-        mean: of the normalization, per channel.
-        std: of the normalization, per channel.
+        mode: "pixel" uses one value per pixel, channel and frame, from a random place of a fixed field of noise; "rand"
+            uses one value per channel; "const" uses the mean.
+        count: largest number of boxes, which share the area.
+        mean: mean of the normalization, per channel.
+        std: standard deviation of the normalization, per channel.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: the mode is unknown.
     """
 
     prob: float
@@ -208,11 +208,11 @@ class TrainTransform:
         area_range: smallest and largest share of the area of a random resized crop; None for the jitter instead.
         aspect_range: smallest and largest width / height of a random resized crop; None for the jitter instead.
         flip: mirror half of the clips.
-        rand_augment: None for none.
-        erase: None for none.
+        rand_augment: the RandAugment; None to leave it out.
+        erase: the random erasing; None to leave it out.
 
     Raises:
-        ValueError: only one of the two ranges is given, or the jitter cannot hold the crop.
+        ValueError: only one of the two ranges is given, or the crop exceeds the smallest short side of the jitter.
     """
 
     crop: int

@@ -1,4 +1,4 @@
-"""Load with workers of one thread, and go on after the system kills one, usually because memory runs out."""
+"""Load with single-threaded workers, and continue after the system kills one, usually because memory runs out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slowfast.utils.memory import keep_memory
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # in a row, without a batch
-MAX_WAIT = 5.0  # seconds from the end of a worker's connections to its own
+MAX_WAIT = 5.0  # seconds between the end of a worker's connections and its exit
 KILLED = "a worker was killed by the system"
 CURES = "lower the number of workers, or re-encode large videos; in a test, lower the number of temporal views"
 
@@ -47,10 +47,10 @@ def warn_of_few_cores(workers: int, processes: int) -> None:
 
 
 def start_worker(_: int) -> None:
-    """Make a process a worker of a loader: one thread, and memory that it keeps for the next clip.
+    """Prepare a worker of a loader: limit it to one thread, and keep freed memory for the next clip.
 
-    What the process inherited as garbage must not be collected here: a decoder with threads would wait for them for
-    ever, because a fork has none of them.
+    Objects that the process inherited must not be garbage-collected here: a decoder with threads would block for ever,
+    because a fork does not have its threads.
     """
     gc.freeze()
     use_one_thread()
@@ -58,10 +58,10 @@ def start_worker(_: int) -> None:
 
 
 def use_one_thread(_: int = 0) -> None:
-    """Keep a worker to its own core, and off the thread pools of the process it was forked from.
+    """Limit a worker to one thread, so that it does not use the thread pools of the process that forked it.
 
-    OpenCV's pool can be forked while one of its locks is held, about once in 3,000 times; a call that uses it then
-    blocks for ever.
+    About one fork in 3,000 happens while a lock of OpenCV's pool is held; a call that uses the pool then blocks for
+    ever.
     """
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -70,11 +70,11 @@ def use_one_thread(_: int = 0) -> None:
 class VideoLoader(DataLoader[Batch]):
     """A `DataLoader` that restarts its workers after one was killed, and continues at the same batch.
 
-    The video that the worker was reading counts as broken from then on: it is added to `killed` of the data set.
+    From then on, the video that the worker was reading counts as broken: its row is added to `killed` of the data set.
 
     Args:
-        dataset: makes the batches.
-        sampler: their rows.
+        dataset: data set that makes the batches.
+        sampler: source of their rows.
         num_workers: number of workers.
         pin_memory: copy batches to page-locked memory.
     """
@@ -89,15 +89,15 @@ class VideoLoader(DataLoader[Batch]):
             collate_fn=as_made,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            # The default in a spawned process is to spawn workers, each of which would import everything again.
+            # In a spawned process, workers would by default be spawned too, and each would import everything again.
             multiprocessing_context="fork" if num_workers and "fork" in get_all_start_methods() else None,
             worker_init_fn=start_worker,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # the loader draws a seed for its workers: not from the model's stream
+            generator=torch.Generator(),  # its draw for the workers must not advance the global one
         )
 
     def check_worker_number_rationality(self) -> None:
-        """Leave the warning about too many workers to `warn_of_few_cores`, which counts all processes of a node."""
+        """Do nothing: `warn_of_few_cores`, which counts all processes of a node, warns of too many workers."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Yield the batches from the position of the sampler to the end of its epoch."""
@@ -133,20 +133,20 @@ class VideoLoader(DataLoader[Batch]):
         try:
             return super().__iter__()
         finally:
-            if self.num_workers:  # workers begin at once
+            if self.num_workers:  # workers have requested batches already
                 sampler.set_position(*position)
                 # PyTorch's handler raises the error anywhere in the main thread, also in the middle of a step
                 if threading.current_thread() is threading.main_thread():
                     signal.signal(signal.SIGCHLD, before)
 
     def _killed(self, error: Exception) -> list[int]:
-        """Return the numbers of workers that ended before their time, which may be the reason of an error.
+        """Return the numbers of the workers that exited too early, which may be the reason for an error.
 
-        PyTorch raises RuntimeError. A worker that is killed while it sends a batch shows first as an error of the
-        connection (reset, refused, its end, a socket that is gone, a message without file descriptors).
+        PyTorch raises RuntimeError. If a worker is killed while it sends a batch, there is an error of the connection
+        first (reset, refused, end of file, missing socket, message without file descriptors).
         """
         workers = getattr(self._iterator, "_workers", [])
-        passed_on = str(error).startswith("Caught ")  # by PyTorch, from the code of a worker
+        passed_on = str(error).startswith("Caught ")  # PyTorch passes on an error of the worker's code
         ended = connection.wait([w.sentinel for w in workers], MAX_WAIT if workers and not passed_on else 0)
         for worker in workers:
             if worker.sentinel in ended:
@@ -154,7 +154,7 @@ class VideoLoader(DataLoader[Batch]):
         return [number for number, worker in enumerate(workers) if worker.exitcode]
 
     def _bury(self, killed: list[int], restarts: int) -> None:
-        """Record the videos that killed workers were reading as broken; ValueError if there were too many in a row."""
+        """Record the videos that killed workers were reading as broken; ValueError after too many kills in a row."""
         data: Any = self.dataset
         reading = data.reading
         rows = {reading[number] for number in killed} - {NO_ROW}
