@@ -1,4 +1,4 @@
-"""Build the optimizer, the learning rate of an epoch and the loss of a configuration."""
+"""Build the optimizer and the loss of a configuration, and compute its learning rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Groups = list[dict[str, Any]]
 
 
 def _adam(kind: type[torch.optim.Adam], groups: Groups, solver: CfgNode) -> Optimizer:
-    # fused: with a loss scaler, the other implementations read from the GPU at every step
+    # fused, because with a loss scaler the other implementations synchronize with the GPU at every step
     fused = groups[0]["params"][0].is_cuda
     return kind(groups, lr=solver.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
@@ -37,7 +37,7 @@ OPTIMIZERS: dict[str, Callable[[Groups, CfgNode], Optimizer]] = {
 
 
 def _timm_optimizer(name: str, groups: Groups, solver: CfgNode) -> Optimizer:
-    """Return an optimizer of timm with SOLVER.BASE_LR, SOLVER.MOMENTUM where it has one, and timm's other defaults."""
+    """Return an optimizer of timm with SOLVER.BASE_LR, SOLVER.MOMENTUM if it has a momentum, and timm's defaults."""
     from timm.optim import create_optimizer_v2, list_optimizers  # slow to import, and most runs do not need it
 
     try:
@@ -49,7 +49,7 @@ def _timm_optimizer(name: str, groups: Groups, solver: CfgNode) -> Optimizer:
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer:
-    """Return the optimizer of the configuration, over groups of parameters by weight decay and learning-rate factor.
+    """Return the optimizer of the configuration; its parameter groups have a weight decay and a learning-rate factor.
 
     Raises:
         ValueError: SOLVER.OPTIMIZING_METHOD is unknown.
@@ -72,7 +72,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer:
 
 
 def learning_rate(epoch: float, cfg: CfgNode) -> float:
-    """Return the learning rate at a fractional epoch: warm-up, then the schedule; in proportion to the nodes if set."""
+    """Return the learning rate at a fractional epoch: warm-up, then the schedule; scaled by the node count if set."""
     solver = cfg.SOLVER
     shards = cfg.NUM_SHARDS if solver.BASE_LR_SCALE_NUM_SHARDS else 1
 
@@ -95,5 +95,5 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def build_loss(cfg: CfgNode) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss MODEL.LOSS_FUNC over logits and targets."""
+    """Return the loss function MODEL.LOSS_FUNC of logits (B, K) and targets."""
     return LOSSES[cfg.MODEL.LOSS_FUNC]

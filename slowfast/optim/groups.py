@@ -22,9 +22,9 @@ def parameter_groups(
 
     Args:
         model: the network.
-        weight_decay: of the parameters that no other rule is for.
-        bn_weight_decay: of the parameters of BatchNorm.
-        zero_wd_1d: no weight decay for one-dimensional parameters.
+        weight_decay: weight decay of the parameters to which no other rule applies.
+        bn_weight_decay: weight decay of the parameters of BatchNorm.
+        zero_wd_1d: whether one-dimensional parameters and `model.no_weight_decay()` get no weight decay.
         backbone_lr_ratio: factor of the learning rate of everything outside `model.head_names`, ("head",) by default.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Compute losses over logits (B, K)."""
+"""Compute losses of logits (B, K)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
-# Each takes (logits (B, K), target) and returns a scalar; targets are class numbers (B,) for the hard cross entropy and
+# A loss takes logits (B, K) and targets, and returns a scalar. Targets are class numbers (B,) for "cross_entropy" and
 # class probabilities (B, K) for the others.
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,

@@ -1,4 +1,4 @@
-"""Make lists of public data sets from their official annotations: one reader per format, one row per reader."""
+"""Make lists of public data sets from their official annotations; each format has a reader, a row of `READERS`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def lists_from_annotations(
         videos: folder of the videos or frame folders.
         annotations: folder of the official files, or one file.
         dataset: row of `catalog.DATASETS`.
-        fold: which of the three official splits of UCF101 and HMDB51.
+        fold: number of the official split of UCF101 or HMDB51, 1 to 3.
         class_names: the classes in the order of their labels; None takes the order of the annotations.
-        subset: accept another number of classes than the data set has.
+        subset: accept a number of classes that differs from that of the data set.
 
     Raises:
-        ValueError: annotations are missing or malformed, or no video is there.
+        ValueError: annotations are missing or malformed, or none of the videos exists.
     """
     if dataset.annotations not in READERS:
         raise ValueError(f"the annotations of {dataset.name} cannot be read: write its lists as DATASET.md describes")
@@ -75,8 +75,8 @@ def lists_from_annotations(
 def _match(annotated: Annotations, paths: Iterable[str], notes: Notes) -> Annotations:
     """Return the annotations with the path of each video in place of its name.
 
-    Names are compared without folders and suffixes; of several files, one in the folder that the annotation names is
-    preferred.
+    Names are compared without folders and suffixes. If several files match, one in the folder that the annotation names
+    is preferred.
     """
     of_stem: dict[str, list[str]] = defaultdict(list)
     for path in paths:
@@ -195,8 +195,8 @@ def file_lines(path: Path) -> list[str]:
         raise ValueError(f"{path} cannot be read ({error.strerror}): name the folder of the official files") from None
 
 
-# Value of `Dataset.annotations` -> the reader. It takes the folder or file, the fold, and notes to add to; it returns
-# the annotations, and the class names in the order of their labels.
+# Value of `Dataset.annotations` -> reader. A reader takes the folder or file, the fold, and the notes, to which it may
+# add; it returns the annotations, and the class names in the order of their labels.
 READERS: dict[str, Callable[[Path, int, Notes], tuple[Annotations, list[str]]]] = {
     "kinetics": _read_kinetics,
     "something": _read_something,

@@ -1,4 +1,4 @@
-"""Check that every file decodes: write a report, and a list of the files that do not."""
+"""Check that every file decodes; write a report, and a list of the files that do not decode."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Row:
     """A row of the report.
 
     Args:
-        path: as lists name it.
-        ok: whether the file is good: 1 or 0.
-        reason: the fault; for a good file, why every read decodes it from the beginning to the end, if it does.
-        frames: of the video, as the reader counts them.
-        width: of the decoded frames, pixels.
-        height: of the decoded frames, pixels.
+        path: path as in a list.
+        ok: 1 for a good file, 0 for a bad one.
+        reason: fault of a bad file; for a good one, the reason if every read decodes it from the beginning to the end.
+        frames: number of frames of the video, as the reader counts them.
+        width: width of the decoded frames in pixels.
+        height: height of the decoded frames in pixels.
         fps: average frame rate of the file.
-        codec: of the file; "images" for a folder.
+        codec: codec of the file; "images" for a folder.
         seconds: duration.
-        size: bytes.
-        modified: time of the last change, nanoseconds; a row holds as long as it and the size are the same.
+        size: size in bytes.
+        modified: time of the last change in nanoseconds; the row is valid while this and the size stay the same.
         full: 1 if every frame was decoded, not only the two ends and the middle.
     """
 
@@ -71,21 +71,21 @@ def check_media(
 ) -> list[Row]:
     """Decode the first, middle and last frame of every file, or all frames, and write a report.
 
-    The files are `out`/report.csv and `out`/quarantine.txt. The report grows as files are done. A repeated call
-    continues where an interrupted one stopped, and does not decode files again that have not changed.
+    The files are `out`/report.csv and `out`/quarantine.txt. A row is written when its file is done. A
+    repeated call continues where an interrupted one stopped, and does not decode unchanged files again.
 
     Args:
         videos: folder that the paths start from.
-        media: path of each file and folder to check -> images of a frame folder, if a list gives them.
+        media: path of each file and folder to check -> number of images of a frame folder, if a list contains it.
         out: folder of the report.
-        workers: processes.
+        workers: number of processes.
         timeout: limit for one file in seconds, after which its process is killed.
-        recheck: decode the files again that were found bad.
-        template: of the names of images in all frame folders; "" accepts any.
+        recheck: decode the files that were bad again.
+        template: template of the image names in all frame folders; "" accepts any.
         full: decode every frame; good files that were not checked in full are decoded again.
 
     Returns:
-        The rows of `media`, sorted by path.
+        The rows of the report for `media`, sorted by path.
 
     Raises:
         ValueError: `out` contains another report.csv.
@@ -153,7 +153,7 @@ def _look(videos: str, template: str, full: bool, item: tuple[str, int | None]) 
                 fps=round(float(rate), 3) if rate else "",
                 seconds=round(seconds / av.time_base, 3) if seconds else "",
             )
-    except (av.FFmpegError, MediaError):  # frames were decoded: a poor header is no fault of the file
+    except (av.FFmpegError, MediaError):  # frames were decoded, so a bad header does not make the file bad
         return replace(row, codec="")
 
 
@@ -161,7 +161,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
     """Decode every frame of a file, or every image of a folder, one at a time.
 
     Raises:
-        MediaError: a frame cannot be decoded, or the decoder invented a part of it.
+        MediaError: a frame cannot be decoded, or the decoder concealed damage in it.
     """
     if os.path.isdir(path):
         for number in range(length):
@@ -182,7 +182,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
 
 
 def _state(path: Path) -> tuple[str, str]:
-    """Return size and time of the last change, as the report has them; blank if there is no such file."""
+    """Return size and time of the last change, as strings of the report; empty strings if the file does not exist."""
     try:
         stat = path.stat()
     except OSError:
@@ -195,7 +195,7 @@ def _write_report(out: Path, rows: Iterable[Row]) -> None:
 
 
 def _read_report(path: Path) -> list[Row]:
-    """Return the rows of an earlier call, without a last line that a killed call left unfinished."""
+    """Return the rows of an earlier call, without an incomplete last line that a killed call left."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "surrogateescape")

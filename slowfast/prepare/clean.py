@@ -1,4 +1,4 @@
-"""Read lists that exist, and remove the rows of bad files from them; a list cleaned in its place is kept as .orig."""
+"""Read existing lists, and remove the rows of bad files; the original of a list cleaned in place is kept as .orig."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slowfast.utils.io import atomic_write, write_text
 
 
 def original_of(path: Path) -> Path:
-    """Return the file that holds a list as it was before it was cleaned in its place."""
+    """Return the path of the copy of a list that was made before the list was cleaned in place."""
     return path.with_name(f"{path.name}.orig")
 
 
@@ -25,8 +25,8 @@ class ListFile:
 
     Args:
         path: the file.
-        columns: of its rows.
-        separator: between the columns; a comma and a blank are tried if it does not fit.
+        columns: columns of its rows.
+        separator: separator of the columns; if it does not fit, a comma and a blank are tried.
         videos: folder that the paths start from.
     """
 
@@ -36,7 +36,7 @@ class ListFile:
     videos: str
 
     def read(self, path: Path | None = None) -> VideoList:
-        """Return the rows of the list or of another file `path` like it, with the suffix that the videos have."""
+        """Return the rows of the list, or of a file `path` of the same format, with the suffix of the videos."""
         faults: list[ListError] = []
         for separator in dict.fromkeys((self.separator, ",", " ")):
             try:
@@ -49,7 +49,7 @@ class ListFile:
         raise faults[0]
 
     def without(self, bad: set[str]) -> tuple[str, int, list[int]]:
-        """Return the text without the rows of some paths, how many those are, and labels that no row has any more.
+        """Return the text without the rows of the paths `bad`, their number, and the labels without a row that is left.
 
         Raises:
             ValueError: no row would be left.
@@ -66,7 +66,7 @@ class ListFile:
         return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), sorted(lost)
 
     def removed(self) -> list[Sample] | None:
-        """Return the rows that cleaning the list in its place has removed; None if .orig is missing or another list."""
+        """Return the rows that were removed when the list was cleaned in place; None without a .orig of this list."""
         if not original_of(self.path).exists():
             return None
         now = self.read()
@@ -104,10 +104,10 @@ def list_files(folder: Path, dataset: Dataset, videos: str = "") -> list[ListFil
 def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[str]:
     """Write the lists and their class names without the rows of bad files; return one line per list.
 
-    A list that is cleaned in its place is kept as .orig, as it was at first.
+    The first version of a list that is cleaned in place is kept as .orig.
 
     Raises:
-        ValueError: a list would be empty, or there is a .orig of another list; nothing has been written.
+        ValueError: a list would be empty, or there is a .orig of another list; then nothing is written.
     """
     cleaned = [(file, *file.without(bad)) for file in lists]
     in_place = folder.resolve() == lists[0].path.parent.resolve()

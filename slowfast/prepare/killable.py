@@ -1,4 +1,4 @@
-"""Run tasks in processes that can be killed: a file that blocks or crashes its decoder costs one timeout."""
+"""Run tasks in processes that can be killed: a file that blocks or crashes its decoder takes at most one timeout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Task = TypeVar("Task")
 
 START_LIMIT = 300.0  # seconds until a process must be ready; imports from a busy network drive take long
 
-# A fork server imports the decoders once, so a killed process is replaced at once.
+# A fork server imports the decoders only once, so a killed process is replaced quickly.
 _CONTEXT: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
 
 
@@ -42,15 +42,15 @@ def run_killable(
     title: str = "",
     done: int = 0,
 ) -> Generator[tuple[Task, Any]]:
-    """Call a function on every task in a pool of processes, and kill the process of a task that takes too long.
+    """Call a function with every task in a pool of processes, and kill the process of a task that takes too long.
 
     Args:
         function: importable, or a `functools.partial` of an importable one; an exception becomes a `Failure`.
         tasks: arguments of the calls.
         workers: number of processes.
         timeout: limit of one call in seconds.
-        title: of the progress bar.
-        done: tasks of an earlier call, which the bar counts too.
+        title: title of the progress bar.
+        done: number of tasks of an earlier call, which the bar counts too.
 
     Yields:
         (task, result or `Failure`) in the order in which the calls end. Closing the iterator kills the processes.
@@ -135,7 +135,7 @@ class _Process:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join(1)  # not even a kill ends a process that waits for an unreachable network drive
+        self.process.join(1)  # even a killed process does not exit while it waits for an unreachable network drive
         self.connection.close()
 
 

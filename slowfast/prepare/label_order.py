@@ -1,4 +1,4 @@
-"""Find the class names of lists that were made elsewhere, in the order of their labels."""
+"""Find the class names of lists from other programs, in the order of their labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], di
     if path:
         names, videos = _read(Path(path), dataset)
     elif dataset.num_classes == 400:
-        from torchvision.models.video import R3D_18_Weights  # imports for seconds
+        from torchvision.models.video import R3D_18_Weights  # the import takes seconds
 
         names, videos = sorted(R3D_18_Weights.DEFAULT.meta["categories"]), []
     else:
@@ -49,13 +49,13 @@ def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], di
 def order_by_labels(
     lists: Sequence[VideoList], names: Sequence[str], classes: Mapping[str, str]
 ) -> tuple[list[str], int]:
-    """Return `names` in the order of the labels of `lists`, and how many rows show it.
+    """Return `names` in the order of the labels of `lists`, and the number of rows that show this order.
 
-    A row shows the class of its label by its video, if `classes` contains it, or by its folder. If no row shows a
-    class, the order is that of `names`.
+    A row shows the class of its label if `classes` contains its video, or if its folder has the name of a class. If no
+    row shows a class, the order is that of `names`.
 
     Raises:
-        ValueError: the rows contradict the order of `names`, and do not show that of all classes.
+        ValueError: the rows contradict the order of `names`, but do not show the labels of all classes.
     """
     folders: dict[str, str | None] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Make copies of videos that decode fast: only short side and distance of key frames change."""
+"""Make copies of videos that decode fast, with another short side and another distance of key frames."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from slowfast.utils.rng import rng_for
 SETTINGS, WITHOUT_COPY = "reencode.json", "without_copy.csv"
 RECORDS = (SETTINGS, WITHOUT_COPY)
 ACCESS_FRAMES = 16
-MIN_SHARE = 0.9  # of the duration that the header promises; headers are often a little wrong
+MIN_SHARE = 0.9  # of the duration in the header, which is often slightly wrong
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to encode, by H.264 (libx264).
+    """The settings of the encoder, H.264 (libx264).
 
     Args:
-        short_side: pixels; smaller videos keep their size, except for an odd pixel, which H.264 cannot have.
-        key_frames: largest distance between key frames, in frames: at most so many are decoded to reach one.
+        short_side: pixels; smaller videos keep their size, except for the even sides that H.264 needs.
+        key_frames: largest distance between key frames: at most this number of frames is decoded to reach any frame.
         crf: constant rate factor; 18 hardly differs from the original, 23 is the encoder's default.
-        preset: of the encoder: slower ones make smaller files.
-        b_frames: pictures in a row to which no other one refers; a reader skips those that it does not need.
+        preset: preset of the encoder; slower presets make smaller files.
+        b_frames: number of consecutive pictures to which no other picture refers; a reader can skip them.
     """
 
     short_side: int = 320
@@ -55,7 +55,7 @@ class Outcome:
     """The result of `reencode`.
 
     Args:
-        done: files of `out` that are whole.
+        done: complete files of `out`.
         broken: path of an input without a copy -> reason.
         bytes_before: size of the inputs of `done`.
         bytes_after: size of `done`.
@@ -77,21 +77,22 @@ def reencode(
     timeout: float = 3600,
     folders: Sequence[str] = (),
 ) -> Outcome:
-    """Encode every file under the same path below `out`, so that lists stay valid; it is MP4 with any suffix.
+    """Encode every file to the same path below `out`, so that lists stay valid; copies are MP4, with any suffix.
 
-    Frames and the distances of their times stay, the first time becomes 0; sound and other streams are removed; a
-    rotation or mirroring in the header is applied. A file appears complete or not at all, with the modification time of
-    its source, and is made again only if that has changed, so a repeated call continues an interrupted one. The same
-    source and settings give the same bytes. `out`/without_copy.csv names the videos without a copy, also after a kill.
+    Frames and the differences of their times stay the same, and the first time becomes 0. Sound and other streams are
+    removed. A rotation or mirroring in the header is applied. A file appears complete or not at all, with the
+    modification time of its source, and is made again only if this time has changed, so a repeated call continues an
+    interrupted one. The same source and settings give the same bytes. `out`/without_copy.csv names the videos without a
+    copy, also after a kill.
 
     Args:
         videos: folder that the paths start from.
-        paths: of the videos.
+        paths: paths of the videos.
         out: folder of the copies.
-        settings: of all files of that folder.
-        workers: processes.
+        settings: settings of the encoder, for all files in `out`.
+        workers: number of processes.
         timeout: limit for one file in seconds, after which its process is killed.
-        folders: of images, which are not encoded; they are only recorded as without a copy.
+        folders: folders of images, which are not encoded, but recorded as videos without a copy.
 
     Raises:
         ValueError: `out` is in `videos` or the reverse, or contains copies made with other settings.
@@ -124,7 +125,7 @@ def reencode(
 
 
 def without_copy(copies: str | Path) -> list[str]:
-    """Return the originals that have no copy in a folder, as `reencode` recorded them; none for another folder."""
+    """Return the originals without a copy in a folder of `reencode`, as recorded there; none for any other folder."""
     try:
         with open(Path(copies, WITHOUT_COPY), encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -138,9 +139,9 @@ def _record(out: Path, reasons: dict[str, str]) -> None:
 
 
 def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats: int = 3) -> list[float]:
-    """Return the milliseconds to open a video and decode 16 random frames on one core, as a median per folder.
+    """Return, per folder, the median time in milliseconds to open a video and decode 16 random frames on one core.
 
-    The folders alternate, file by file, so that their conditions are the same.
+    The folders alternate file by file, so that they are measured under the same conditions.
     """
     tasks = [(str(folder), path, turn) for turn in range(repeats) for path in paths for folder in folders]
     times: dict[tuple[str, str], list[float]] = {}
@@ -225,7 +226,7 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
             image: Any = graph.pull()
             if stream is None:
                 stream = _add_stream(writer, image, rate, time_base, settings)
-            image.pict_type = 0  # the key frames of the source do not matter
+            image.pict_type = 0  # otherwise key frames of the source would become key frames of the copy
             writer.mux(stream.encode(image))
         whole = reader.duration / av.time_base if reader.duration and len(reader.streams) == 1 else 0.0
         promised = float(video.duration * time_base) if video.duration else whole
@@ -237,7 +238,7 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
 
 
 def _graph(frame: av.VideoFrame, video: Any, time_base: Fraction, short_side: int) -> Graph:
-    """Build the filters: upright, at most `short_side` pixels on the shorter side, even sides, 8-bit 4:2:0."""
+    """Build the filters: turn upright, limit the short side to `short_side` pixels, make sides even, 8-bit 4:2:0."""
     graph = Graph()
     nodes = [graph.add_buffer(template=video, time_base=time_base)]
     height, width = frame.height, frame.width
@@ -264,13 +265,13 @@ def _add_stream(writer: Any, image: Any, rate: Fraction, time_base: Fraction, se
     stream.time_base = stream.codec_context.time_base = time_base
     for name in ("colorspace", "color_range", "color_primaries", "color_trc"):
         setattr(stream.codec_context, name, getattr(image, name))
-    # The reader does not rely on the times of a stream that declares B-frames and has none, and decodes all of it. So
-    # none are declared if the distance of key frames is too small for any.
+    # If a stream declares B-frames but has none, the reader does not trust its times and decodes all of it. So no
+    # B-frames are declared if the distance of key frames is too small for them.
     b_frames = max(0, min(settings.b_frames, settings.key_frames - 2))
     stream.options = {
         "preset": settings.preset, "crf": str(settings.crf), "g": str(settings.key_frames),
         "bf": str(b_frames), "b_strategy": "0", "b-pyramid": "none",
         "threads": "1",  # there is one process per core
-        "x264-params": "cpu-independent=1",  # otherwise it reads beyond odd sides: files differ
+        "x264-params": "cpu-independent=1",  # otherwise it reads beyond odd sides, and bytes of copies differ
     }  # fmt: skip
     return stream

@@ -26,7 +26,7 @@ UNUSUAL = {
 LINE_BREAK = re.compile(r"[\r\n]")
 LEFT_OUT = {"hidden": re.compile(r"^\."), "with a line break in the name, which no list can hold": LINE_BREAK}
 
-# What the user should see: a text -> the files or classes that it is about.
+# Messages for the user: text -> the files or classes that it concerns.
 Notes = dict[str, list[str]]
 
 
@@ -37,7 +37,7 @@ class Found:
     Args:
         sizes: path below the folder, with "/" -> bytes of a video file; None for a folder of images.
         unusable: files with the name of a video that are empty, broken links, pipes and the like.
-        notes: what else is there.
+        notes: messages about other files.
     """
 
     sizes: dict[str, int | None] = field(default_factory=dict)
@@ -49,7 +49,7 @@ def find_media(videos: str | Path) -> Found:
     """Find video files and folders of images, links included.
 
     Raises:
-        ValueError: there is no such folder, or no video in it.
+        ValueError: the folder does not exist, or contains no video.
     """
     root = Path(videos)
     if not root.is_dir():
@@ -70,7 +70,7 @@ def find_media(videos: str | Path) -> Found:
 
 
 def _walk(root: Path, notes: Notes) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder once, as the beginning of its paths ("" or "a/b/"), and the files in it that may be media."""
+    """Yield every folder once: the prefix of its paths ("" or "a/b/"), and the files in it that may be media."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         where = Path(folder).relative_to(root).as_posix()
@@ -110,7 +110,7 @@ def _add_files(found: Found, root: Path, prefix: str, files: list[str]) -> None:
 
 
 def _look_at(path: Path) -> tuple[str, int]:
-    """Return the fault of a file, seen from outside ("" for none), and its size in bytes."""
+    """Return the fault of a file, found without reading it ("" for none), and its size in bytes."""
     try:
         status = path.stat()
     except OSError:
@@ -121,7 +121,7 @@ def _look_at(path: Path) -> tuple[str, int]:
 
 
 def describe(notes: Notes) -> Iterator[str]:
-    """Yield one line per note: how many, of what kind, and the first ones."""
+    """Yield one line per note: the number of files or classes, the text, and the first of them."""
     for what, names in notes.items():
         if names == [""]:
             yield what
@@ -136,7 +136,7 @@ def images_of(folder: Path) -> list[str]:
 
 
 def image_template(folder: Path) -> str:
-    """Return the template of the names of images: img_00001.jpg is number 1 of "img_{:05d}.jpg".
+    """Return the template of the image names: img_00001.jpg is number 1 of "img_{:05d}.jpg".
 
     Raises:
         ValueError: there are no images, or they are not numbered from 1.

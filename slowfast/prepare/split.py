@@ -1,4 +1,4 @@
-"""Make lists of a folder that contains a folder of videos for each class: draw training, validation and test videos."""
+"""Make lists of a folder that contains one folder of videos per class: draw training, validation and test videos."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def lists_from_folders(
     seed: int = 0,
     group: str = "",
 ) -> Lists:
-    """Make lists of a folder with a folder of videos for each class, or with such folders below train, val and test.
+    """Make lists of a folder with one folder of videos per class, or with such folders below train, val and test.
 
-    Without folders for the splits the split of a video is a function of its path and the seed, so adding or removing
-    videos does not move others. Every class with at least three videos has one in each list; only for this, a video may
-    move when the first others of its class arrive.
+    Without folders for the splits, the split of a video is a function of its path and the seed, so other videos do not
+    move when videos are added or removed. The exception are small classes: every class with at least three videos has
+    one in each list, for which a video may move to another list when its class gets its first videos.
 
     Args:
         videos: the folder.
         class_names: the classes in the order of their labels; None sorts the folders.
-        val_share: share of the videos (0 .. 1) to validate on; 0 validates on the test videos.
-        test_share: share of the videos to test on; 0 tests on the validation videos.
-        seed: other seeds, other splits.
-        group: regular expression; videos for which its first group (or the whole match) is the same stay together.
+        val_share: share of the videos (0 .. 1) for validation; if 0, the test videos are used for it.
+        test_share: share of the videos (0 .. 1) for the test; if 0, the validation videos are used for it.
+        seed: seed of the draw.
+        group: regular expression; videos with the same first group (or whole match) are in the same split.
 
     Raises:
-        ValueError: an argument out of range, or fewer than two classes.
+        ValueError: an argument is out of range, or there are fewer than two classes.
     """
     if not (val_share >= 0 and test_share >= 0 and 0 < val_share + test_share < 1):
         raise ValueError(
@@ -76,7 +76,7 @@ def lists_from_folders(
 
 
 def _given_splits(paths: Mapping[str, object]) -> dict[str, str]:
-    """Return folder -> split if all top folders have the names of splits, one of them of the training split."""
+    """Return folder -> split if all top folders have names of splits, and one is the training split; else nothing."""
     tops = {path.split("/")[0] for path in paths if "/" in path}
     given = {top: SPLIT_NAMES[top.lower()] for top in tops if top.lower() in SPLIT_NAMES}
     return given if len(given) == len(tops) and "train" in given.values() else {}
@@ -100,7 +100,7 @@ def _class_names(
     """Return the classes in the order of their labels.
 
     Raises:
-        ValueError: there are fewer than two, or folders that are not among the names.
+        ValueError: there are fewer than two classes, or folders that are not among the names.
     """
     present = {of_class for _, of_class in rows.values()}
     names = sorted(present) if class_names is None else list(class_names)
@@ -120,7 +120,7 @@ def _class_names(
 
 
 def _drop_duplicates(videos: Path, rows: Rows, sizes: Mapping[str, int | None], notes: Notes) -> dict[str, str]:
-    """Drop files of equal content from the rows of a class; return a key per path, equal for equal content."""
+    """Remove duplicate files of a class from its rows; return a key per path, equal for files of equal content."""
     of_size: dict[int | None, list[str]] = defaultdict(list)
     for path in rows:
         of_size[sizes[path]].append(path)
@@ -139,15 +139,15 @@ def _drop_duplicates(videos: Path, rows: Rows, sizes: Mapping[str, int | None], 
 
 
 def draw_splits(media: Mapping[str, tuple[str, str]], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Draw a split for each medium. Media with the same key stay together, also across classes.
+    """Draw a split for each medium; media with the same key are in the same split, also across classes.
 
-    The split follows from a number in [0, 1) that depends on key and seed only. A class that is missing in a split then
-    gives it the key whose number is nearest: training comes before the others, and test before validation.
+    The split follows from a number in [0, 1) that depends on key and seed only. If a class is then missing in a split,
+    its key with the nearest number moves there; training is filled first, then test, then validation.
 
     Args:
         media: path -> key, class.
         shares: split -> share of the keys; the others are for training.
-        seed: other seeds, other splits.
+        seed: seed of the draw.
 
     Returns:
         path -> split.
@@ -159,7 +159,7 @@ def draw_splits(media: Mapping[str, tuple[str, str]], shares: Mapping[str, float
         classes[key].add(of_class)
     numbers = {key: rng_for(seed, "split", key).random() for key in classes}
     split_of = {key: _split_at(number, shares) for key, number in numbers.items()}
-    order = ["train", *(split for split, share in shares.items() if share)]  # the most needed first
+    order = ["train", *(split for split, share in shares.items() if share)]  # in this order, splits are filled
 
     def count(of_class: str, split: str) -> int:
         return sum(split_of[key] == split for key in keys[of_class])

@@ -14,7 +14,7 @@ SEPARATORS = {",": "comma", " ": "blank"}
 
 
 def update_tables(page: str) -> str:
-    """Return the page with new tables between its two marks.
+    """Return the page with the tables between its two marks replaced.
 
     Raises:
         ValueError: a mark is missing.

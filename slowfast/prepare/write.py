@@ -1,4 +1,4 @@
-"""Write lists, class names, and an experiment for own videos; replace different ones only with `overwrite`."""
+"""Write lists, class names, and an experiment for own videos; replace existing files only with `overwrite`."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Lists:
     """The lists to write.
 
     Args:
-        splits: train, val, test and perhaps others -> (path, label), sorted by path.
-        class_names: in the order of the labels.
-        notes: what was left out, and what is unusual.
+        splits: train, val, test and others, if any -> (path, label), sorted by path.
+        class_names: class names in the order of the labels.
+        notes: messages about videos that were left out, and about unusual ones.
     """
 
     splits: dict[str, list[tuple[str, int]]]
@@ -45,12 +45,12 @@ class Lists:
 
 
 def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
-    """Sort the lists, and use validation and test for each other if one of them is missing.
+    """Sort the lists; if the validation or the test list is missing, use the other one for both.
 
     Args:
         lists: the videos that were found.
         tested_on: the split of the published accuracies.
-        cure: how to get videos for a missing list.
+        cure: cure for a missing list, for the error.
 
     Raises:
         ValueError: a list would have no videos.
@@ -71,7 +71,7 @@ def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
 
 
 def count_rows(lists: Lists) -> Iterator[str]:
-    """Yield one line per list: its rows, and those of its smallest and largest class."""
+    """Yield one line per list: the number of rows, in all and of the smallest and the largest class."""
     for split, rows in lists.splits.items():
         counts = Counter(label for _, label in rows)
         sizes = [counts[label] for label in range(len(lists.class_names))]
@@ -87,15 +87,15 @@ def write_lists(
     recipe: Path | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the lists and class_names.txt; for own videos an experiment, too.
+    """Write the lists and class_names.txt; for own videos, also write an experiment.
 
-    Frame folders of a data set whose recipe reads frame folders get "path num_frames label" rows under the recipe's
-    file names, everything else gets "path label" rows in train.csv, val.csv and test.csv. With `recipe`, data.yaml has
-    the keys that describe the videos, and config.yaml, which is written once, makes them an experiment. A list from
-    which `check --clean` has removed bad files stays, while the list before that (.orig) is the same.
+    If the recipe of the data set reads frame folders, their lists have rows "path num_frames label" and the file names
+    of the recipe. All other lists are train.csv, val.csv and test.csv with rows "path label". With `recipe`, data.yaml
+    contains the keys that describe the videos, and config.yaml, which is never replaced, is an experiment on them. A
+    list that `check --clean` has cleaned is kept if its original (.orig) has the content to be written.
 
     Args:
-        lists: what to write.
+        lists: the lists to write.
         out: folder to write to.
         videos: folder that the paths start from.
         dataset: row of `catalog.DATASETS`.
@@ -103,11 +103,11 @@ def write_lists(
         overwrite: replace lists that differ.
 
     Returns:
-        The files that were written; files with the same content are left alone.
+        The files that were written; files that already have the same content are not written.
 
     Raises:
-        ValueError: lists that differ are there, files and frame folders are mixed, images of folders have different
-            templates, or a class name has a line break.
+        ValueError: different lists exist, files and frame folders are mixed, the image names of folders have different
+            templates, or a class name contains a line break.
     """
     out, videos = Path(out), Path(videos)
     if name := next(filter(LINE_BREAK.search, lists.class_names), ""):
@@ -147,7 +147,7 @@ def write_unlabelled(out: str | Path, paths: Iterable[str], notes: Notes, *, ove
     """Write test.csv of videos whose classes are unknown, for predictions.
 
     Raises:
-        ValueError: another test.csv is there.
+        ValueError: a different test.csv exists.
     """
     text = _list_text(((path, UNKNOWN) for path in paths), ("path", "label"), " ", {})
     _write(Path(out), {"test.csv": text}, overwrite, notes)
@@ -155,7 +155,7 @@ def write_unlabelled(out: str | Path, paths: Iterable[str], notes: Notes, *, ove
 
 
 def _write(out: Path, texts: Mapping[str, str], overwrite: bool, notes: Notes) -> list[Path]:
-    """Write the files that are not there with the same content, now or before bad files were removed."""
+    """Write the files, except those that have the same content, now or before bad files were removed."""
     contents = {name: text.encode("utf-8", "surrogateescape") for name, text in texts.items()}
     changed = [name for name, content in contents.items() if _content(out / name) != content]
     cleaned = [name for name in changed if _content(original_of(out / name)) == contents[name]]
@@ -185,7 +185,7 @@ def _list_text(
 
 
 def _quoted(path: str) -> str:
-    """Return a path as a list holds it: in quotes if blanks or quotes at its ends would be lost."""
+    """Return a path as a field of a list: in quotes if blanks or quotes at its ends would be lost."""
     strange = path != path.strip() or path.startswith("\ufeff") or (path[0] == path[-1] == '"')
     return '"' + path.replace('"', '""') + '"' if strange else path
 
@@ -200,7 +200,7 @@ def _common_template(videos: Path, folders: Sequence[str]) -> str:
     """Return the template of all folders.
 
     Raises:
-        ValueError: two folders have different ones, or one has none.
+        ValueError: two folders have different templates, or a folder has none.
     """
     templates = _of_each(image_template, videos, folders, "look at names")
     here = folders[0]
