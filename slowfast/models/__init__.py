@@ -1,4 +1,4 @@
-"""Backbones, their weights, and how a configuration becomes one."""
+"""Define the backbones, and build them by name or from a configuration."""
 
 from slowfast.models.build import build_model
 from slowfast.models.uniformer import UniFormer

@@ -1,4 +1,4 @@
-"""Define the interface of backbones, and the one of timm's models, which programs written for timm use."""
+"""Define the interface of backbones, and that of timm's models, for programs that were written for timm."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ KINETICS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225), "interpola
 class Backbone(Protocol):
     """An `nn.Module` that training and testing can use.
 
-    The class takes keyword arguments: `num_classes`, `in_channels` and options of its own. These attributes are
-    optional: `no_weight_decay()`, the names of parameters without weight decay; `set_grad_checkpointing(blocks)`; and
-    those of `slowfast.weights.network.WeightRules`, by which weights are adapted or refused. Layers are called, never
-    read (`layer.weight`), and sizes are read as `x.shape[0]`, so that layers can be wrapped and networks exported.
+    The class takes the keyword arguments `num_classes`, `in_channels` and options of its own. These attributes are
+    optional: `no_weight_decay()`, which returns the names of parameters without weight decay;
+    `set_grad_checkpointing(blocks)`; and those of `slowfast.weights.network.WeightRules`, by which weights are adapted
+    or refused. `forward` must call layers instead of reading `layer.weight`, so that layers can be wrapped, and read
+    sizes as `x.shape[0]`, so that the network can be exported.
 
     Attributes:
         head_names: prefixes of the parameter names of the classifiers.
@@ -33,7 +34,7 @@ class Backbone(Protocol):
     def forward(self, video: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return logits (B, K) of a video (B, C, T, H, W) or of images (B, C, H, W).
 
-        In training it may return several; the loss is the mean of their losses.
+        In training it may return several logits; the loss is then the mean of their losses.
         """
         ...
 
@@ -45,12 +46,13 @@ class TimmBackbone(WeightRules, nn.Module):
     `set_grad_checkpointing` and `prune_intermediate_layers`.
 
     Attributes:
-        pools: values of `global_pool`: "avg" over positions, "token" of the network, "" for the feature map.
+        pools: allowed values of `global_pool`: "avg" is the mean over positions, "token" a token of the network, "" no
+            pooling (feature maps).
         num_features: number of features that the classifiers take.
-        feature_info: of every stage or block its width, its strides in space and time, and its module.
-        input_shape: (C, T, H, W) or (C, H, W) of the data that a model of the zoo is for.
-        class_names: of the outputs; None if they are not known.
-        class_order: of the outputs without `class_names`, see `slowfast.weights.class_order`.
+        feature_info: per stage or block, its width, its strides in space and time, and its module.
+        input_shape: (C, T, H, W) or (C, H, W) of the input for which a model of the zoo is made.
+        class_names: class names of the outputs; None if they are not known.
+        class_order: order of the outputs without `class_names`, see `slowfast.weights.class_order`.
         load_report: the `slowfast.weights.load.LoadReport` of the last load.
     """
 
@@ -75,8 +77,9 @@ class TimmBackbone(WeightRules, nn.Module):
 
         Args:
             video: (B, C, T, H, W), or images (B, C, H, W).
-            taps: filled with the feature map (B, C', T', H', W') after each stage or block that is a key.
-            stop: how many stages or blocks to run; None is all.
+            taps: dictionary whose keys are numbers of stages or blocks; it gets the feature map (B, C', T', H', W')
+                after each of them.
+            stop: number of stages or blocks to run; None runs all.
         """
         raise NotImplementedError
 
@@ -89,7 +92,7 @@ class TimmBackbone(WeightRules, nn.Module):
         return classifier(self.num_features, num_classes)
 
     def take_indices(self, indices: int | Sequence[int] | None) -> tuple[list[int], int]:
-        """Return the numbers of the stages or blocks `indices`, and the last of them; see `forward_intermediates`."""
+        """Return the numbers of the stages or blocks in `indices`, and the last number; see `forward_intermediates`."""
         from timm.models._features import feature_take_indices
 
         return feature_take_indices(len(self.feature_info), indices)  # pyright: ignore[reportArgumentType]
@@ -107,15 +110,15 @@ class TimmBackbone(WeightRules, nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return the features and the feature maps (B, C', T', H', W') after chosen stages or blocks of `feature_info`.
+        """Return the features, and the feature maps (B, C', T', H', W') after some stages or blocks of `feature_info`.
 
         Args:
             video: as for `forward_features`.
-            indices: numbers of stages or blocks, or how many of the last ones; None is all.
+            indices: numbers of stages or blocks, or one number n for the last n; None is all.
             norm: normalize the map of the last stage, in networks that have a norm for it.
-            stop_early: stop after the last of them; the features are then those of that part of the network.
-            output_fmt: "NCHW", channels first, is the only one.
-            intermediates_only: return the maps alone.
+            stop_early: stop after the last of them; the features are then its output.
+            output_fmt: must be "NCHW", channels first.
+            intermediates_only: return only the feature maps.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r} is not supported: use 'NCHW', channels first")
@@ -146,7 +149,7 @@ class TimmBackbone(WeightRules, nn.Module):
 
         Args:
             num_classes: number of outputs; 0 removes the classifiers.
-            global_pool: one of `pools`; None keeps it. "" leaves feature maps, which no classifier takes.
+            global_pool: one of `pools`; None keeps it. "" returns feature maps and needs `num_classes` 0.
         """
         pool = self.global_pool if global_pool is None else global_pool
         if pool not in self.pools or (num_classes and not pool):
@@ -159,11 +162,11 @@ class TimmBackbone(WeightRules, nn.Module):
             self.set_submodule(name, self.new_classifier(num_classes).to(like))
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters of several dimensions without weight decay: none in the released recipes."""
+        """Return the names of multi-dimensional parameters without weight decay: none in the released recipes."""
         return set()
 
     def describe(self, name: str, input_shape: tuple[int, ...], num_classes: int) -> None:
-        """Set `pretrained_cfg`, as timm calls it, for a model of that name and of released weights."""
+        """Set timm's attribute `pretrained_cfg` for a model of this name with released weights."""
         self.input_shape = input_shape
         convolutions = (name for name, part in self.named_modules() if isinstance(part, (nn.Conv2d, nn.Conv3d)))
         layers = self.classifier_names()
@@ -180,10 +183,10 @@ class TimmBackbone(WeightRules, nn.Module):
 
 
 def feature_getter(model: TimmBackbone, out_indices: int | Sequence[int]) -> Any:
-    """Return a `FeatureGetterNet` of timm with the maps after some stages or blocks of `model`, which is truncated.
+    """Return timm's `FeatureGetterNet`, which returns the maps after some stages or blocks; `model` is truncated.
 
     Raises:
-        ValueError: a stage or block that the network does not have.
+        ValueError: the network does not have a stage or block.
     """
     from timm.models._features import FeatureGetterNet
 

@@ -1,4 +1,4 @@
-"""Build the network of a configuration and start it from weights."""
+"""Build the network of a configuration, and initialize it with weights."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Family:
-    """Rules that the networks of one paper share.
+    """Rules that apply to all networks of one paper.
 
     Args:
         section: section of the configuration whose lower-case keys are keyword arguments of the networks; "" for
             networks that take MODEL.OPTIONS.
         sums_softmax: add up class probabilities over the views of a test; False adds up logits.
-        options: cfg -> keyword arguments that are not plain values of the section. It checks the section.
-        start: cfg -> name or address of the weights to start from, "" for none, and the rule for their classifier.
+        options: cfg -> keyword arguments that are not plain values of the section; it also checks the section.
+        start: cfg -> name or address of the initial weights ("" for none), and the rule for their classifier.
     """
 
     section: str = ""
@@ -52,10 +52,10 @@ class Row:
     """A value of MODEL.MODEL_NAME.
 
     Args:
-        network: the class. It takes `num_classes`, `in_channels` and the options of the family, see
+        network: the class; it takes `num_classes`, `in_channels` and the options of the family, see
             `slowfast.models.backbone`.
-        family: rules that it shares with others.
-        is_image: it takes (B, C, H, W) in place of (B, C, T, H, W).
+        family: the family of the network.
+        is_image: whether it takes (B, C, H, W) instead of (B, C, T, H, W).
         fixed: keyword arguments that override those of the family.
     """
 
@@ -98,7 +98,7 @@ CLIP_WEIGHTS = {
 UNIFORMER = Family("UNIFORMER", start=lambda cfg: (cfg.UNIFORMER.PRETRAIN_NAME, "fresh if mismatched"))
 UNIFORMERV2 = Family("UNIFORMERV2", True, _uniformerv2_options, _start_of_uniformerv2)
 
-# A new backbone is a row; names of networks for images end in _image.
+# Add a row for a new backbone; names of networks for images end in _image.
 MODELS: dict[str, Row] = {
     "Uniformer": Row(UniFormer, UNIFORMER),
     "Uniformer_image": Row(UniFormer, UNIFORMER, is_image=True),
@@ -108,7 +108,7 @@ MODELS: dict[str, Row] = {
     "Uniformer_light_ls_fp32": Row(UniFormerLight, UNIFORMER),
     "Uniformerv2": Row(UniFormerV2, UNIFORMERV2),
 }
-# Keys of networks that do not share all options of their section; unset by default.
+# Keys that only some networks of their section have; unset by default.
 OPTIONAL = ("REPRESENTATION_SIZE", "SPLIT", "STD", "OVERLAPPED_STEM", "LAYER_SCALE", "AUX_HEAD")
 
 
@@ -116,7 +116,7 @@ def model_row(cfg: CfgNode) -> Row:
     """Return the row of MODEL.MODEL_NAME.
 
     Raises:
-        ValueError: it is unknown.
+        ValueError: the name is unknown.
     """
     name = cfg.MODEL.MODEL_NAME
     if name not in MODELS:
@@ -125,10 +125,10 @@ def model_row(cfg: CfgNode) -> Row:
 
 
 def _options(cfg: CfgNode, row: Row) -> dict[str, Any]:
-    """Return the keyword arguments of the network besides `num_classes` and `in_channels`.
+    """Return the keyword arguments of the network other than `num_classes` and `in_channels`.
 
     Raises:
-        ValueError: options that the network does not have.
+        ValueError: the network does not have an option.
     """
     name, section = cfg.MODEL.MODEL_NAME, row.family.section
     known = inspect.signature(row.network).parameters
@@ -160,7 +160,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     """Return the network of the configuration with its initial values, unwrapped and on the CPU.
 
     Raises:
-        ValueError: an unknown MODEL.MODEL_NAME, or options that the network does not have or that exclude each other.
+        ValueError: MODEL.MODEL_NAME is unknown, the network does not have an option, or options exclude each other.
     """
     row = model_row(cfg)
     options = _options(cfg, row)
@@ -176,28 +176,28 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def input_shape(cfg: CfgNode) -> tuple[int, ...]:
-    """Return the shape of what the network takes in a test, (C, T, H, W), or (C, H, W) for images."""
+    """Return the shape of the input of the network in a test: (C, T, H, W), or (C, H, W) for images."""
     size, channels = cfg.DATA.TEST_CROP_SIZE, cfg.DATA.INPUT_CHANNEL_NUM[0]
     return (channels, size, size) if model_row(cfg).is_image else (channels, cfg.DATA.NUM_FRAMES, size, size)
 
 
 def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None = None) -> None:
-    """Start `model` from TRAIN.CHECKPOINT_FILE_PATH, or else from the weights that its family starts from, if any.
+    """Load TRAIN.CHECKPOINT_FILE_PATH into `model`, or else the initial weights of its family, if it has any.
 
     As in the official code, a UniFormerV2 on an image ViT of CLIP starts from CLIP by default, and
     UNIFORMER.PRETRAIN_NAME and UNIFORMERV2.DELETE_SPECIAL_HEAD drop a classifier with another number of classes. The
-    rows of a released classifier are put into the order of the list's classes (MODEL.CLASS_ORDER); from Kinetics-710,
-    those of 400, 600 and 700 classes are selected. Any other checkpoint is loaded whole. MODEL.RESET_HEAD always starts
-    new classifiers. MODEL.HEAD_ROWS selects rows of the classifier instead; if they are found by names, classes that
-    the checkpoint does not have keep their initial value.
+    rows of a released classifier are put into the order of the classes of the list (MODEL.CLASS_ORDER); of a classifier
+    of Kinetics-710, the rows of 400, 600 or 700 classes are selected. Any other checkpoint is loaded unchanged.
+    MODEL.RESET_HEAD always starts new classifiers. MODEL.HEAD_ROWS selects rows of the classifier instead; if they are
+    selected by class names, classes that the checkpoint lacks keep their initial values.
 
     Args:
         model: the network, with its initial values.
         cfg: the configuration.
-        class_names: of the training list, for MODEL.HEAD_ROWS and MODEL.CLASS_ORDER.
+        class_names: class names of the training list, for MODEL.HEAD_ROWS and MODEL.CLASS_ORDER.
 
     Raises:
-        ValueError: the file is missing, or its weights are not those of this model.
+        ValueError: the file is missing, or its weights do not fit this model.
     """
     path, kind = cfg.TRAIN.CHECKPOINT_FILE_PATH, "keep"
     if not path:
@@ -219,7 +219,7 @@ def initialize(model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None
 
 @contextmanager
 def errors_name_keys(model: nn.Module, path: str) -> Generator[None, None, None]:
-    """Name the file, and keys of the configuration in place of arguments, in errors about weights."""
+    """Add the file to errors about weights, and replace names of arguments by configuration keys."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The image ViT inside UniFormerV2: its layers by CLIP's names, and checks of the weights that it starts from."""
+"""Define the layers of the image ViT inside UniFormerV2, with CLIP's names, and check its initial weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ TOWERS = {
 
 
 def vision_tower(name: str) -> VisionTower:
-    """Return the image ViT of a name in `TOWERS`, or of "timm/<name>".
+    """Return the architecture of the image ViT with a name in `TOWERS`, or "timm/<name>".
 
     Raises:
-        ValueError: an unknown name, or a network of another kind; see `timm_tower`.
+        ValueError: the name is unknown, or the network is not a plain ViT; see `timm_tower`.
     """
     if name.startswith("timm/"):
         return timm_tower(name.removeprefix("timm/"))
@@ -37,7 +37,7 @@ def vision_tower(name: str) -> VisionTower:
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), CLIP's approximation of the GELU."""
+    """Activation x * sigmoid(1.702 x), CLIP's approximation of the GELU (arXiv:1606.08415)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
@@ -48,7 +48,7 @@ ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
 def feed_forward(dim: int, hidden: int, dropout: float = 0.0, activation: str = "quick_gelu") -> nn.Sequential:
-    """Return two linear layers with an activation between them, by CLIP's names."""
+    """Return two linear layers with an activation between them, with CLIP's parameter names."""
     layers = (("c_fc", nn.Linear(dim, hidden)), ("gelu", ACTIVATIONS[activation]()), ("dropout", nn.Dropout(dropout)))
     return nn.Sequential(OrderedDict((*layers, ("c_proj", nn.Linear(hidden, dim)))))
 
@@ -56,7 +56,8 @@ def feed_forward(dim: int, hidden: int, dropout: float = 0.0, activation: str = 
 class MultiheadAttention(nn.Module):
     """Multi-head attention over tokens (L, B, C), with the parameter names and initial values of PyTorch's module.
 
-    `nn.MultiheadAttention` reads `out_proj.weight`, which bypasses wrappers of that layer (LoRA); here it is called.
+    `nn.MultiheadAttention` reads `out_proj.weight`, which bypasses wrappers of that layer (LoRA); here the layer is
+    called.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -69,7 +70,7 @@ class MultiheadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Attend from (Q, B, C) to `tokens` (L, B, C), or to the query's own tokens: -> (Q, B, C)."""
+        """Return (Q, B, C) after attention of Q query tokens (Q, B, C) over `tokens` (L, B, C), or over themselves."""
         if tokens is None:
             q, k, v = _unpack(F.linear(query, self.in_proj_weight, self.in_proj_bias), 3)
         else:
@@ -84,12 +85,12 @@ class MultiheadAttention(nn.Module):
 
 
 def _unpack(x: Tensor, parts: int) -> Tensor:
-    """Split (L, B, parts * C) into (parts, L, B, C), contiguous because the fused kernels read whole rows."""
+    """Split (L, B, parts * C) into (parts, L, B, C), contiguous as the fused kernels need."""
     return x.unflatten(2, (parts, -1)).permute(2, 0, 1, 3).contiguous()
 
 
 def resize_position_embedding(embedding: Tensor, grid: Sequence[Any]) -> Tensor:
-    """Return the position embedding (1 + S*S, C) of a square grid for a grid (H, W): bicubic, class token kept."""
+    """Resize the position embedding (1 + S*S, C) of a square grid to a grid (H, W): bicubic, class token kept."""
     side = math.isqrt(len(embedding) - 1)
     if all(isinstance(size, int) and size == side for size in grid):  # symbolic sizes always use the general path
         return embedding
@@ -102,7 +103,7 @@ def resize_position_embedding(embedding: Tensor, grid: Sequence[Any]) -> Tensor:
 
 
 def fit_position_embedding(embedding: Tensor, shape: torch.Size) -> Tensor | None:
-    """Return the position embedding of one square grid as that of another; None if they are not (1 + S*S, C)."""
+    """Resize the position embedding of a square grid to another one; return None for other shapes than (1 + S*S, C)."""
     sides = [math.isqrt(length - 1) for length in (len(embedding), shape[0])]
     if [(1 + side**2, shape[-1]) for side in sides] != [tuple(embedding.shape), tuple(shape)]:
         return None
@@ -110,12 +111,12 @@ def fit_position_embedding(embedding: Tensor, shape: torch.Size) -> Tensor | Non
 
 
 def check_tower(tower: VisionTower, trained: Mapping[str, Any]) -> None:
-    """Compare an image ViT with that of weights.
+    """Check that an image ViT is the one of the weights.
 
     Args:
-        tower: the image ViT here.
-        trained: arguments that the weights were trained with; `backbone` is a name, or "custom" with `tower` for the
-            values of a `VisionTower`.
+        tower: the image ViT of the network.
+        trained: arguments with which the weights were trained; `backbone` is a name, or "custom", with the values of a
+            `VisionTower` in `tower`.
 
     Raises:
         ValueError: they differ.
@@ -127,7 +128,7 @@ def check_tower(tower: VisionTower, trained: Mapping[str, Any]) -> None:
         option, value, there = "backbone", name, vision_tower(name)
     else:
         return
-    # position embeddings follow another resolution, and shapes show the hidden width
+    # position embeddings are resized to another resolution, and a wrong hidden width shows in the shapes
     if replace(there, resolution=tower.resolution, mlp_width=tower.mlp_width) != tower:
         raise ValueError(
             f"the checkpoint was trained with {option} {value}, which is another image ViT than {tower}: set it"
@@ -135,7 +136,7 @@ def check_tower(tower: VisionTower, trained: Mapping[str, Any]) -> None:
 
 
 def check_activation(tower: VisionTower, layout: str, trained: str) -> list[str]:
-    """Compare the activation of an image ViT with that of weights; see `WeightRules.check_image_vit`."""
+    """Check that the activation of an image ViT is that of the weights; see `WeightRules.check_image_vit`."""
     exact = "backbone timm/<name of the ViT in timm>"
     if trained and trained != tower.activation:
         cure = exact if trained == "gelu" else "one of CLIP's own, such as uniformerv2_b16"

@@ -1,4 +1,4 @@
-"""Define layers shared by the backbones: convolution and BatchNorm by dimension, attention, MLP, patch embedding."""
+"""Define the layers that the backbones share: convolutions, attention, MLP, patch embedding, stochastic depth."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ class PatchEmbed(nn.Module):
 
 
 class OverlapPatchEmbed(nn.Module):
-    """Overlapping 3x3 (x3) convolutions with BatchNorm, a GELU between two of them: (B, C_in, ...) -> (B, C_out, ...).
+    """Overlapping 3x3 (x3) convolutions with BatchNorm and GELUs in between: (B, C_in, ...) -> (B, C_out, ...).
 
     Args:
-        channels: of the input and of every convolution's output.
-        strides: of every convolution, one number per axis.
+        channels: channels of the input and of the output of every convolution.
+        strides: strides of every convolution, one number per axis.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[Sequence[int]]) -> None:
@@ -74,7 +74,7 @@ class OverlapPatchEmbed(nn.Module):
 
 
 def layer_scales(initial: float | None, *shape: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
-    """Return factors of the two residual branches of a block (arXiv 2103.17239, equation 3); None is no layer scale."""
+    """Return the layer scales of the two residual branches of a block (arXiv:2103.17239, section 2); None for none."""
     if initial is None:
         return None, None
     return nn.Parameter(torch.full(shape, initial)), nn.Parameter(torch.full(shape, initial))
@@ -86,7 +86,7 @@ def scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between: linear ones, or 1x1x1 convolutions of `conv_ndim` dimensions."""
+    """Two layers with a GELU in between: linear layers, or convolutions of size 1 in `conv_ndim` dimensions."""
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0, conv_ndim: int | None = None) -> None:
         super().__init__()
@@ -101,13 +101,13 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drop the residual branch of whole samples (arXiv 1603.09382).
+    """Stochastic depth: drop the residual branch of whole samples (arXiv:1603.09382).
 
     timm and torchvision have the same layer, but importing either takes longer than importing PyTorch.
 
     Args:
         rate: share of samples that are dropped.
-        batch_dim: dimension of the input that counts samples.
+        batch_dim: batch dimension of the input.
     """
 
     def __init__(self, rate: float = 0.0, batch_dim: int = 0) -> None:
@@ -123,7 +123,7 @@ class DropPath(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over tokens (B, L, C) (UniFormer, equation 6: global MHRA)."""
+    """Multi-head self-attention over tokens (B, L, C), the global MHRA of UniFormer (arXiv:2201.04676, section 3.2)."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class Attention(nn.Module):
         return self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend: queries, keys and values -> tokens (B, L, C)."""
+        """Return tokens (B, L, C) after attention with queries, keys and values."""
         dropout = self.attention_dropout if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=self.scale)
         return self.drop(self.proj(x.transpose(1, 2).flatten(2)))
@@ -162,18 +162,19 @@ def classifier(dim: int, num_classes: int) -> nn.Module:
 
 
 def recompute(block: nn.Module, *inputs: Any) -> Any:
-    """Run `block` without keeping its activations: the backward pass computes them again, BatchNorm statistics once."""
+    """Run `block`; recompute its activations in the backward pass, but update BatchNorm statistics only once."""
     if torch.compiler.is_compiling() or not _batch_norms(block):  # a compiled block updates its buffers only once
         return checkpoint(block, *inputs, use_reentrant=False)
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
 
 
 def recomputed_blocks(blocks: Any, depth: Sequence[int]) -> tuple[int, ...]:
-    """Return how many blocks recompute their activations in each part of a network.
+    """Return the number of blocks that recompute their activations, per part of a network.
 
     Args:
-        blocks: True for all, False for none, or the first n of each part; a network of one part takes the first number.
-        depth: blocks of each part.
+        blocks: True for all, False for none, or per part the number of the first blocks that do; a network of one part
+            uses the first number.
+        depth: number of blocks per part.
 
     Raises:
         ValueError: `blocks` is anything else.
@@ -199,7 +200,7 @@ def _statistics_kept(module: nn.Module) -> Generator[None, None, None]:
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
         yield
-    finally:  # PyTorch leaves a recomputation by an exception as soon as it has what it needs
+    finally:  # PyTorch ends a recomputation early, by an exception
         with torch.no_grad():
             for norm, buffers in zip(norms, kept, strict=True):
                 for name, value in buffers.items():
@@ -207,7 +208,7 @@ def _statistics_kept(module: nn.Module) -> Generator[None, None, None]:
 
 
 def single_input(video: Tensor | Sequence[Tensor]) -> Tensor:
-    """Accept a tensor or, by SlowFast's convention of one tensor per pathway, a list of exactly one."""
+    """Return the input tensor; by SlowFast's convention of a tensor per pathway, a list of exactly one is accepted."""
     if torch.is_tensor(video):
         return video
     if len(video) != 1:

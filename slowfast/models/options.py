@@ -1,4 +1,4 @@
-"""Check the keyword arguments that users give for a network."""
+"""Check the keyword arguments of a network that come from users."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import nn
 def check_options(
     name: str, network: Callable[..., nn.Module], options: Mapping[str, Any], others: Iterable[str] = ()
 ) -> None:
-    """Check that a network has the options, and that their values are of the annotated types.
+    """Check that a network has the options, and that their values have the annotated types.
 
     Args:
-        name: of the network, for messages.
-        network: its class.
+        name: name of the network, for messages.
+        network: class of the network.
         options: keyword arguments other than `num_classes`.
-        others: names that a misspelt option may have meant.
+        others: further names to suggest in place of a misspelt option.
 
     Raises:
-        ValueError: an unknown option, or a value of another type.
+        ValueError: an option is unknown, or a value has another type.
     """
     parameters = inspect.signature(network).parameters
     kinds = get_type_hints(network.__init__ if inspect.isclass(network) else network)
@@ -44,7 +44,7 @@ def close_to(name: str, known: Iterable[str]) -> str:
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Return whether a value is of an annotated type: numbers of any library, sequences of any kind."""
+    """Return whether a value has an annotated type; numbers may be of any library, sequences of any kind."""
     if kind is Any:
         return True
     if get_origin(kind) in (Union, types.UnionType):

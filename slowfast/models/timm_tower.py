@@ -1,4 +1,4 @@
-"""Describe the image ViT of a UniFormerV2, also from the plain ViTs of timm."""
+"""Describe the image ViT of a UniFormerV2, and read its architecture from plain ViTs of timm."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class VisionTower:
     """Architecture of the image ViT; the defaults are those of CLIP.
 
     Args:
-        width: channels of a token.
-        layers: blocks.
-        heads: attention heads of a block.
+        width: number of channels C of a token.
+        layers: number of blocks.
+        heads: number of attention heads per block.
         patch: height and width of a patch in pixels.
-        resolution: height and width in pixels of the images that its position embedding is for.
+        resolution: height and width in pixels of the images for which the position embedding is made.
         mlp_width: hidden channels of the feed-forward layers; 0 is 4 x width.
         activation: name in `ACTIVATIONS`.
-        eps: of the LayerNorms.
-        pre_norm: a LayerNorm between embeddings and blocks.
+        eps: epsilon of the LayerNorms.
+        pre_norm: whether there is a LayerNorm between embeddings and blocks.
         layer_scale: initial value of learned factors of the residual branches; None for no factor.
     """
 
@@ -42,7 +42,7 @@ class VisionTower:
     layer_scale: float | None = None
 
 
-# Parts of ViTs that this tower does not have: pattern of a parameter's name -> description.
+# Parts of ViTs that a `VisionTower` cannot have: pattern of a parameter's name -> description.
 FOREIGN_PARTS = {
     r"rel_pos|relative_position": "a relative position bias",
     r"reg_token": "register tokens",
@@ -55,7 +55,7 @@ FOREIGN_PARTS = {
 
 
 def _foreign_parts(vit: nn.Module) -> list[str]:
-    """Return the parts of a network of timm that this tower does not have; empty if its parameters fit."""
+    """Return the parts of a network of timm that a `VisionTower` cannot have; empty if its parameters fit."""
     names = [name for name, _ in vit.named_parameters()]
     found = [words for part, words in FOREIGN_PARTS.items() if any(re.search(part, name) for name in names)]
     if "cls_token" not in names:
@@ -90,7 +90,7 @@ def timm_tower(name: str) -> VisionTower:
     """Return the architecture of a plain ViT of timm, such as "vit_base_patch16_224.dino", without any weights.
 
     Raises:
-        ValueError: timm does not have the name, or the network has parts that this tower does not have.
+        ValueError: timm does not have the name, or the network has parts that a `VisionTower` cannot have.
     """
     import timm  # takes a second and is rarely needed
 
@@ -109,7 +109,7 @@ def tower_of(vit: nn.Module) -> VisionTower:
     """Return the architecture of a VisionTransformer of timm.
 
     Raises:
-        ValueError: it has parts that this tower does not have.
+        ValueError: it has parts that a `VisionTower` cannot have.
     """
     if foreign := _foreign_parts(vit):
         raise ValueError(

@@ -1,7 +1,7 @@
-"""UniFormer: Unified Transformer for Efficient Spatiotemporal Representation Learning (arXiv 2201.04676).
+"""Define UniFormer: Unified Transformer for Efficient Spatiotemporal Representation Learning (arXiv:2201.04676).
 
-Four stages. The first two aggregate locally with depthwise convolutions, the last two globally with attention over all
-space-time tokens (section 3.2). Parameter names are those of the released weights.
+There are four stages. The first two aggregate locally with depthwise convolutions, the last two globally with attention
+over all space-time tokens (section 3.2). Parameter names are those of the released weights.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class BlockOptions:
 
     Args:
         dim: channels C.
-        mlp_ratio: hidden over input width of the feed-forward layers.
-        dropout: rate after projections and feed-forward layers.
+        mlp_ratio: ratio of hidden to input width of the feed-forward layers.
+        dropout: dropout rate after projections and feed-forward layers.
         drop_path: rate of stochastic depth.
         ndim: 3 for video, 2 for images.
         layer_scale: initial value of learned factors of the residual branches; None for no factor.
-        head_dim: channels of an attention head.
-        qkv_bias: bias of the query, key and value projections.
+        head_dim: number of channels of an attention head.
+        qkv_bias: whether the query, key and value projections have a bias.
         qkv_scale: factor of the attention logits; None is head_dim ** -0.5.
-        attention_dropout: rate on attention weights.
+        attention_dropout: dropout rate of attention weights.
     """
 
     dim: int
@@ -63,7 +63,7 @@ class BlockOptions:
     attention_dropout: float = 0.0
 
     def mlp(self, conv_ndim: int | None = None) -> Mlp:
-        """Return feed-forward layers, or those of 1x1 convolutions for `conv_ndim` dimensions."""
+        """Return the feed-forward layers; with `conv_ndim`, they are convolutions of size 1 in so many dimensions."""
         return Mlp(self.dim, int(self.dim * self.mlp_ratio), self.dropout, conv_ndim)
 
     def attention(self, kind: type[Attention] = Attention) -> Attention:
@@ -73,7 +73,7 @@ class BlockOptions:
 
 
 class LocalBlock(nn.Module):
-    """Dynamic position embedding, local MHRA and feed-forward, all convolutional (section 3.2, equations 1-5)."""
+    """Dynamic position embedding, local MHRA and feed-forward layers, all convolutional (sections 3.1 to 3.3)."""
 
     def __init__(self, options: BlockOptions) -> None:
         super().__init__()
@@ -95,10 +95,10 @@ class LocalBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Layers of a block with attention over tokens."""
+    """Base class of the blocks with attention over tokens."""
 
     attention_kind = Attention
-    divided = False  # attention over time before that over space
+    divided = False  # whether attention over time comes before attention over space
 
     def __init__(self, options: BlockOptions) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class AttentionBlock(nn.Module):
 
 
 class GlobalBlock(AttentionBlock):
-    """Dynamic position embedding, global MHRA over T*H*W tokens and feed-forward (section 3.2, equation 6)."""
+    """Dynamic position embedding, global MHRA over L = T*H*W tokens and feed-forward layers (sections 3.1 to 3.3)."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
@@ -128,8 +128,8 @@ class GlobalBlock(AttentionBlock):
 class SplitGlobalBlock(AttentionBlock):
     """Global block that attends over time, then over space (divided attention).
 
-    The residual added after the spatial attention is the block's input, not the temporal result: released weights were
-    trained that way.
+    The residual that is added after the spatial attention is the input of the block, not the result of the temporal
+    attention, because the released weights were trained in this way.
     """
 
     divided = True
@@ -147,7 +147,7 @@ class SplitGlobalBlock(AttentionBlock):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialize linear layers with a truncated normal; other layers keep the defaults of PyTorch (section 4)."""
+    """Initialize linear layers with a truncated normal, as the official code; other layers keep PyTorch's defaults."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if "bias" in dict(module.named_parameters()):
@@ -155,7 +155,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 def per_stage(name: str, value: Any) -> list[Any]:
-    """Return one value per stage, from one for all or a sequence of four; ValueError for another number of them."""
+    """Return one value per stage, given one value for all or a sequence of four; raise ValueError for other lengths."""
     values = list(value) if isinstance(value, Sequence) else [value] * 4
     if len(values) != 4:
         raise ValueError(f"{name} {values} has {len(values)} entries: give one for each of the four stages")
@@ -163,12 +163,12 @@ def per_stage(name: str, value: Any) -> list[Any]:
 
 
 class FourStages(TimmBackbone):
-    """Common base of UniFormer and UniFormer-light: four stages with activation checkpointing, mean over positions.
+    """Base class of UniFormer and UniFormer-light: four stages with activation checkpointing, mean over positions.
 
     A subclass calls `add_embeddings` and `add_blocks`, and sets `norm`, `head_drop` and its classifiers.
     """
 
-    section = "UNIFORMER"  # of the configuration
+    section = "UNIFORMER"  # section of the configuration
     kinetics_orders = {400: "k400", 600: "k600_uniformer"}  # noqa: RUF012
     head: nn.Module
     head_drop: nn.Module
@@ -193,10 +193,10 @@ class FourStages(TimmBackbone):
         """Add patch embeddings: the first halves time and quarters space, the others halve space (section 3.4).
 
         Args:
-            in_channels: channels of the input.
-            dropout: rate after the first.
-            overlapped: how many of the first ones are overlapping convolutions with BatchNorm.
-            std: kernels over three frames in the last three.
+            in_channels: number of channels of the input.
+            dropout: dropout rate after the first patch embedding.
+            overlapped: number of the first patch embeddings that are overlapping convolutions with BatchNorm.
+            std: use kernels over three frames in the last three patch embeddings.
         """
         axes = slice(-self.ndim, None)
         halve, quarter = (1, 2, 2)[axes], (2, 4, 4)[axes]
@@ -220,7 +220,7 @@ class FourStages(TimmBackbone):
 
         Args:
             drop_depth_rate: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
-            block: (stage from 0, number in the stage, rate) -> block.
+            block: function (stage from 0, number in the stage, rate) -> block.
         """
         rates = torch.linspace(0, drop_depth_rate, sum(self.depth), device="cpu").split(self.depth)
         for stage in range(4):
@@ -229,14 +229,14 @@ class FourStages(TimmBackbone):
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Of `options`, those that the shapes of tensors do not show, equal where the networks are."""
+        """Return values of `options` that tensor shapes do not show; they are equal if the networks are equal."""
         return {
             "head_dim": options["head_dim"],
             "qkv_scale": options["qkv_scale"] or options["head_dim"] ** -0.5,
         }
 
     def blocks(self, stage: int) -> Iterator[Callable[..., Any]]:
-        """Yield the blocks of a stage (1 to 4) as functions; those that `set_grad_checkpointing` chose recompute."""
+        """Yield the blocks of a stage (1 to 4) as functions, with recomputation as set by `set_grad_checkpointing`."""
         for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
             yield partial(recompute, block) if self.training and i < self.checkpointed[stage - 1] else block
 
@@ -266,7 +266,7 @@ class FourStages(TimmBackbone):
         Args:
             coarse: one group per stage instead of one per block.
         """
-        first = () if coarse else (0,)  # layers before a stage are in the group of its first block
+        first = () if coarse else (0,)  # layers before the blocks of a stage are in the group of its first block
         blocks = r"^(?:blocks|patch_embed)(\d)" if coarse else r"^blocks(\d)\.(\d+)"
         entries = [(blocks, None), (r"^patch_embed(\d)", first), (r"^cls_token", (3, *first))]
         return {"stem": r"^patch_embed1", "blocks": [*entries, (r"^cls_upsample", (4, *first)), (r"^norm", (99999,))]}
@@ -288,33 +288,33 @@ class FourStages(TimmBackbone):
 
 
 class UniFormer(FourStages):
-    """The four-stage network: (B, C, T, H, W) -> logits (B, K), or with ndim=2 (B, C, H, W) -> logits (B, K).
+    """UniFormer: (B, C, T, H, W) -> logits (B, K), or with ndim=2 (B, C, H, W) -> logits (B, K).
 
     Args:
-        num_classes: K; 0 leaves features without a classifier.
-        depth: blocks of each of the four stages.
-        embed_dim: channels of each stage.
-        head_dim: channels of one attention head in stages 3 and 4.
-        mlp_ratio: hidden over input width of the feed-forward layers; one number or one per stage.
-        qkv_bias: bias of the query, key and value projections.
+        num_classes: K; 0 returns features, without a classifier.
+        depth: number of blocks of each of the four stages.
+        embed_dim: number of channels of each stage.
+        head_dim: number of channels of an attention head in stages 3 and 4.
+        mlp_ratio: ratio of hidden to input width of the feed-forward layers; one number, or one per stage.
+        qkv_bias: whether the query, key and value projections have a bias.
         qkv_scale: factor of the attention logits; None means head_dim ** -0.5.
-        dropout_rate: after projections and feed-forward layers.
-        attention_dropout_rate: on attention weights.
-        drop_depth_rate: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
-        head_dropout_rate: before the classifier.
+        dropout_rate: dropout rate after projections and feed-forward layers.
+        attention_dropout_rate: dropout rate of attention weights.
+        drop_depth_rate: rate of stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+        head_dropout_rate: dropout rate before the classifier.
         split: attend over time, then space, in stages 3 and 4.
-        std: 3x2x2 instead of 1x2x2 kernels in the patch embeddings 2 to 4.
+        std: use 3x2x2 instead of 1x2x2 kernels in the patch embeddings 2 to 4.
         overlapped_stem: patch embeddings of overlapping 3x3 (x3) convolutions and BatchNorm instead of disjoint patches
             and LayerNorm (the image models "plus").
-        layer_scale: initial value of learned factors of the residual branches, one or one per stage; 0 and None are
-            no factor.
-        aux_head: a second classifier of every position, whose maximum over positions counts half (token labelling,
-            arXiv 2104.10858). Its own dense labels in training are not implemented.
-        in_channels: channels of the input.
+        layer_scale: initial value of learned factors of the residual branches, one number, or one per stage; 0 and None
+            mean no factor.
+        aux_head: add a second classifier of every position; half of its maximum over positions is added to the logits
+            (token labelling, arXiv:2104.10858). The dense labels of its training are not implemented.
+        in_channels: number of channels of the input.
         ndim: 3 for video, 2 for images.
 
     Raises:
-        ValueError: a width that the head width does not divide, or options that exclude each other.
+        ValueError: `head_dim` does not divide the width of stage 3 or 4, or options exclude each other.
     """
 
     # the temporal half of divided attention starts as the identity, so weights without it are complete

@@ -1,7 +1,7 @@
-"""UniFormer-light: a small UniFormer that spends attention on the tokens that matter (arXiv 2201.09450).
+"""Define UniFormer-light, a small UniFormer with attention among selected tokens only (arXiv:2201.09450).
 
-In stages 3 and 4 a class token travels along and scores every position by how much it attends to it. A block attends
-only among the best-scored tokens and one merged token that stands for all others (Evo-ViT, arXiv 2108.01390).
+Stages 3 and 4 have a class token, whose attention to a position is the score of that position. A block computes
+attention only among the tokens with the best scores and one token merged from all others (Evo-ViT, arXiv:2108.01390).
 Parameter names are those of the released weights.
 """
 
@@ -58,12 +58,11 @@ def shrunk(scores: Tensor, size: Sequence[int]) -> Tensor:
 class PruningBlock(AttentionBlock):
     """Dynamic position embedding, then global MHRA and feed-forward of the class token and the best-scored tokens.
 
-    The tokens left out are merged, weighted by their scores, into one that takes part in their place; they all receive
-    its update.
+    The other tokens are replaced by one token, their mean weighted by the scores; its update is added to all of them.
 
     Args:
         options: see `BlockOptions`.
-        keep: share of tokens that take part one by one; 1 is all.
+        keep: share of the tokens that are not merged; 1 is all.
         trade_off: weight of the new scores in the running average of scores.
     """
 
@@ -74,7 +73,7 @@ class PruningBlock(AttentionBlock):
         self.keep, self.trade_off = keep, trade_off
 
     def attend(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute attention and feed-forward: (B, 1 + L, C) -> tokens of the same shape, scores (B, L)."""
+        """Return tokens (B, 1 + L, C) after attention and feed-forward layers, and scores (B, L)."""
         update, scores = self.attn(self.norm1(tokens))
         tokens = tokens + self.drop_path(scaled(update, self.gamma_1))
         return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), scores
@@ -88,7 +87,7 @@ class PruningBlock(AttentionBlock):
             scores: running average of the scores of the L = T*H*W positions (B, L).
 
         Returns:
-            The same three, updated; positions left out keep their score.
+            The three inputs, updated; positions of merged tokens keep their scores.
         """
         x = x + self.pos_embed(x)
         grid = x.shape[2:]
@@ -100,7 +99,7 @@ class PruningBlock(AttentionBlock):
         count = share_of(tokens.shape[1], self.keep)
         kept = scores.topk(count, 1, sorted=False).indices
         index = kept.unsqueeze(2).expand(-1, -1, tokens.shape[2])
-        weight = scores.scatter(1, kept, 0.0)  # of the tokens left out
+        weight = scores.scatter(1, kept, 0.0)  # scores of the tokens to merge
         merged = (weight / weight.sum(1, keepdim=True)).unsqueeze(1) @ tokens
         out, new = self.attend(torch.cat([cls_token, tokens.gather(1, index), merged], 1))
         tokens = (tokens + out[:, -1:] - merged).scatter(1, index, out[:, 1:-1])
@@ -109,32 +108,32 @@ class PruningBlock(AttentionBlock):
 
 
 class UniFormerLight(FourStages):
-    """The light network: (B, C, T, H, W) -> logits (B, K), or with ndim=2 (B, C, H, W) -> logits (B, K).
+    """UniFormer-light: (B, C, T, H, W) -> logits (B, K), or with ndim=2 (B, C, H, W) -> logits (B, K).
 
-    In training it returns a pair of logits: of the mean over positions, and of the class token. The loss is the mean of
-    both losses, so that the class token learns which positions matter; a test uses the first only.
+    In training it returns two logits, of the mean over positions and of the class token. The loss is the mean of both
+    losses, so that the scores of the class token are trained; a test uses the first logits only.
 
     Args:
-        num_classes: K; 0 leaves features without classifiers.
-        depth: blocks of each of the four stages.
-        embed_dim: channels of each stage.
-        head_dim: channels of one attention head in stages 3 and 4.
-        mlp_ratio: hidden over input width of the feed-forward layers; one number or one per stage.
-        qkv_bias: bias of the query, key and value projections.
+        num_classes: K; 0 returns features, without classifiers.
+        depth: number of blocks of each of the four stages.
+        embed_dim: number of channels of each stage.
+        head_dim: number of channels of an attention head in stages 3 and 4.
+        mlp_ratio: ratio of hidden to input width of the feed-forward layers; one number, or one per stage.
+        qkv_bias: whether the query, key and value projections have a bias.
         qkv_scale: factor of the attention logits; None means head_dim ** -0.5.
-        dropout_rate: after projections and feed-forward layers.
-        attention_dropout_rate: on attention weights.
-        drop_depth_rate: stochastic depth of the last block; rates rise linearly from 0 over all blocks.
-        head_dropout_rate: before the classifier.
-        prune_ratio: share of positions that every block attends to one by one, a list per stage. Only those of stages 3
-            and 4 are read; entries beyond the depth of a stage have no effect (released configurations have such).
-        trade_off: weight of a block's own scores in the running average, same layout.
-        init_value: of learned factors of the residual branches (layer scale); 0 and None are no factor.
-        in_channels: channels of the input.
+        dropout_rate: dropout rate after projections and feed-forward layers.
+        attention_dropout_rate: dropout rate of attention weights.
+        drop_depth_rate: rate of stochastic depth of the last block; rates rise linearly from 0 over all blocks.
+        head_dropout_rate: dropout rate before the classifiers.
+        prune_ratio: share of the tokens that each block does not merge, a list per stage. Only the lists of stages 3
+            and 4 are used. Extra entries are ignored, because released configurations have some.
+        trade_off: weight of the block's own scores in the running average; a list per stage, as `prune_ratio`.
+        init_value: initial value of learned factors of the residual branches (layer scale); 0 and None mean no factor.
+        in_channels: number of channels of the input.
         ndim: 3 for video, 2 for images.
 
     Raises:
-        ValueError: a width that the head width does not divide, or pruning that does not fit the depth.
+        ValueError: `head_dim` does not divide the width of stage 3 or 4, or the pruning does not fit the depth.
     """
 
     head_names = ("head", "head_cls")
@@ -196,7 +195,7 @@ class UniFormerLight(FourStages):
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Of `options`, those that the shapes of tensors do not show, equal where the networks are."""
+        """Return values of `options` that tensor shapes do not show; they are equal if the networks are equal."""
         shares = {
             name: [list(given[:blocks]) for blocks, given in zip(options["depth"][2:], options[name][2:], strict=False)]
             for name in ("prune_ratio", "trade_off")
@@ -245,7 +244,7 @@ class UniFormerLight(FourStages):
         return wanted
 
     def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        """Return logits (B, K); in training, those of the mean over positions and of the class token."""
+        """Return logits (B, K); in training, two logits, of the mean over positions and of the class token."""
         features, cls_token = self.forward_tokens(single_input(video), {})
         logits = self.forward_head(features)
         if not self.training or cls_token is None or not self.global_pool:

@@ -1,8 +1,8 @@
-"""UniFormerV2: Spatiotemporal Learning by Arming Image ViTs with Video UniFormer (Li et al., arXiv:2211.09552).
+"""Define UniFormerV2: Spatiotemporal Learning by Arming Image ViTs with Video UniFormer (arXiv:2211.09552).
 
-A pre-trained image ViT reads every frame. Local blocks add short-range temporal convolutions to it; global blocks let
-one query token attend over all tokens of all frames; the result is fused with the class tokens of the frames (section
-3). Tokens have the shape (1 + H*W, B*T, C), class token first, as in CLIP. Names of parameters are those of the
+A pre-trained image ViT processes every frame. Local blocks add short-range temporal convolutions to it. In global
+blocks, one query token attends over all tokens of all frames. The result is fused with the class tokens of the frames
+(section 3). Tokens have the shape (1 + H*W, B*T, C), class token first, as in CLIP. Parameter names are those of the
 released weights.
 """
 
@@ -37,13 +37,13 @@ from slowfast.models.timm_tower import VisionTower
 
 
 def to_video(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Return tokens (1+HW, B*T, C) without their class tokens as (B, C, T, H, W); `grid` is (T, H, W)."""
+    """Return the patch tokens of tokens (1 + H*W, B*T, C) as (B, C, T, H, W); `grid` is (T, H, W)."""
     T, H, W = grid
     return tokens[1:].unflatten(1, (-1, T)).unflatten(0, (H, W)).permute(2, 4, 3, 0, 1)
 
 
 def from_video(video: Tensor) -> Tensor:
-    """Return (B, C, T, H, W) as patch tokens (HW, B*T, C)."""
+    """Return (B, C, T, H, W) as patch tokens (H*W, B*T, C)."""
     return video.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
 
 
@@ -51,13 +51,13 @@ def from_video(video: Tensor) -> Tensor:
 
 
 def zero_(layer: nn.Module) -> None:
-    """Set all parameters of a layer to zero: a residual branch that ends in it changes nothing at first."""
+    """Set all parameters of a layer to zero, so that a residual branch that ends in it is initially zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
 
 
 class LocalMHRA(nn.Module):
-    """Local temporal relation aggregation on (B, C, T, H, W): the last layer starts at zero."""
+    """Local temporal MHRA on (B, C, T, H, W); the last layer is initially zero."""
 
     def __init__(self, dim: int, reduction: float) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class LocalUniBlock(nn.Module):
 
     Args:
         tower: architecture of the image ViT.
-        local: aggregate; False is a plain block of the image ViT.
-        double: aggregate once more between attention and feed-forward.
-        reduction: factor between the widths outside and inside the aggregation.
+        local: whether to aggregate; False is a plain block of the image ViT.
+        double: aggregate again between attention and feed-forward layers.
+        reduction: ratio of the width outside to the width inside the aggregation.
         drop_path: rate of stochastic depth.
     """
 
@@ -106,11 +106,11 @@ class LocalUniBlock(nn.Module):
         return torch.cat([x[:1], from_video(video + self.drop_path(mhra(video)))])
 
     def _drop(self, branch: Tensor, T: int) -> Tensor:
-        """Apply stochastic depth to whole videos: (1 + HW, B*T, C)."""
+        """Apply stochastic depth to whole videos in a branch (1 + H*W, B*T, C)."""
         return self.drop_path(branch.unflatten(1, (-1, T)).transpose(0, 1)).transpose(0, 1).flatten(1, 2)
 
     def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
-        """Return tokens (1 + HW, B*T, C) of such tokens; `grid` is (T, H, W)."""
+        """Return the updated tokens (1 + H*W, B*T, C); `grid` is (T, H, W)."""
         if self.local:
             x = self._aggregate(x, self.lmhra1, grid)
         y = self.ln_1(x)
@@ -121,7 +121,7 @@ class LocalUniBlock(nn.Module):
 
 
 class GlobalUniBlock(nn.Module):
-    """One query token attends over all tokens of all frames; the last layers of both branches start at zero."""
+    """Attention of one query token over all tokens of all frames; the last layers of both branches start at zero."""
 
     def __init__(self, dim: int, heads: int, mlp_factor: float, mlp_dropout: float, drop_path: float) -> None:
         super().__init__()
@@ -152,9 +152,9 @@ class VideoTransformer(nn.Module):
     Args:
         dim: channels C of a token.
         return_list: numbers of the local blocks after which a global block reads all tokens.
-        local_blocks: the local blocks, taken one by one: random initial values depend on the order of the layers.
-        global_blocks: the global blocks, taken after the local ones.
-        cls_dropout: rate before the classifier.
+        local_blocks: the local blocks; they are made one by one, because random initial values depend on the order.
+        global_blocks: the global blocks, made after the local ones.
+        cls_dropout: dropout rate before the classifier.
         frozen: leave the class tokens of the frames out of the feature.
     """
 
@@ -179,7 +179,7 @@ class VideoTransformer(nn.Module):
         self.proj = nn.Sequential(nn.LayerNorm(dim), nn.Dropout(cls_dropout), nn.Identity())
         for dpe in self.dpe:
             nn.init.zeros_(dpe.get_parameter("bias"))
-        self.checkpointed = 0  # so many blocks recompute their activations in the backward pass
+        self.checkpointed = 0  # number of blocks that recompute their activations in the backward pass
 
     def forward(self, x: Tensor, grid: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
         """Return features (B, C) of (1 + H*W, B*T, C); `grid` is (T, H, W); see also `TimmBackbone.forward_stages`."""
@@ -237,34 +237,34 @@ class VisionTransformer(nn.Module):
 
 
 class UniFormerV2(TimmBackbone):
-    """The armed image ViT: (B, C, T, H, W) -> logits (B, K), for any frame count and any size of whole patches.
+    """UniFormerV2: (B, C, T, H, W) -> logits (B, K), for any T and any H and W that are multiples of the patch size.
 
     Args:
-        num_classes: K; 0 leaves features without a classifier.
+        num_classes: K; 0 returns features, without a classifier.
         backbone: name in `TOWERS`, "timm/<name>" for a plain ViT of timm, or a `VisionTower`.
         return_list: blocks of the image ViT after which a global block reads all tokens.
-        n_head: heads of the global blocks.
-        mlp_factor: hidden over input width of the global blocks.
-        mlp_dropout: rate in each global block.
-        cls_dropout: rate before the classifier.
+        n_head: number of attention heads of the global blocks.
+        mlp_factor: ratio of hidden to input width of the global blocks.
+        mlp_dropout: dropout rate in the global blocks; one number, or one per block.
+        cls_dropout: dropout rate before the classifier.
         backbone_drop_path_rate: stochastic depth of the last block of the image ViT; rates rise linearly from 0.
         drop_path_rate: the same for the global blocks.
-        no_lmhra: leave local temporal aggregation out.
+        no_lmhra: leave out the local temporal aggregation.
         double_lmhra: aggregate twice in each block.
-        dw_reduction: factor between the widths outside and inside local aggregation.
-        temporal_downsample: a first convolution over 3 frames with stride 2 in time.
-        frozen: train only the global blocks and the classifier; the feature is their token alone.
-        in_channels: channels of the input.
+        dw_reduction: ratio of the width outside to the width inside the local aggregation.
+        temporal_downsample: use a first convolution over 3 frames with stride 2 in time.
+        frozen: train only the global blocks and the classifier, without the class tokens of the frames in the feature.
+        in_channels: number of channels of the input.
 
     Raises:
-        ValueError: an unknown backbone, or lists that do not fit each other.
+        ValueError: the backbone is unknown, or lists do not fit each other.
     """
 
     head_names = ("backbone.transformer.proj",)
     pools = ("token",)
-    section = "UNIFORMERV2"  # of the configuration
+    section = "UNIFORMERV2"  # section of the configuration
     kinetics_orders = {400: "k400", 600: "k600_v2", 700: "k700_v2", 710: "k710"}  # noqa: RUF012
-    # what an image ViT does not have; local and global blocks start as nothing
+    # parts that an image ViT does not have; the residual branches of local and global blocks are initially zero
     identity_at_start = ("temporal_cls_token", "balance", ".dpe.", ".dec.", "transformer.proj.", "lmhra")
 
     def __init__(
@@ -327,20 +327,20 @@ class UniFormerV2(TimmBackbone):
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of `options` that the shapes of tensors do not show; the image ViT is compared as a whole."""
+        """Return values of `options` that tensor shapes do not show; the image ViT is compared separately."""
         return {"n_head": options["n_head"], "return_list": list(options["return_list"])}
 
     def check_options(self, trained: Mapping[str, Any]) -> None:
-        """Raise ValueError if weights trained with these arguments compute another result here."""
+        """Raise ValueError if weights that were trained with these arguments give another result in this network."""
         check_tower(self.tower, trained)
         super().check_options(trained)
 
     def check_image_vit(self, layout: str, activation: str) -> Sequence[str]:
-        """Compare the activation of weights for the image ViT with the one here."""
+        """Check that the activation of the image ViT is that of the weights."""
         return check_activation(self.tower, layout, activation)
 
     def resize_parameter(self, name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
-        """Return a position embedding at the resolution here; None for another tensor."""
+        """Return a position embedding, resized to the resolution of this network; None for any other tensor."""
         return fit_position_embedding(value, shape) if name.endswith("positional_embedding") else None
 
     def set_grad_checkpointing(self, enable: bool | Sequence[int] = True) -> None:
@@ -379,7 +379,7 @@ class UniFormerV2(TimmBackbone):
         if prune_head:
             transformer.return_list, transformer.proj = (), nn.Sequential(nn.Identity(), nn.Identity(), nn.Identity())
             transformer.dpe, transformer.dec = nn.ModuleList(), nn.ModuleList()
-            transformer.temporal_cls_token.requires_grad_(False)  # no output depends on it any more
+            transformer.temporal_cls_token.requires_grad_(False)  # no output depends on it after the cut
             transformer.register_parameter("balance", None)
             self.num_classes = 0
         return wanted
@@ -391,7 +391,7 @@ class UniFormerV2(TimmBackbone):
             ValueError: height or width is not a multiple of the patch size.
         """
         height, width, patch = video.shape[3], video.shape[4], self.patch
-        if torch.jit.is_tracing():  # tracing would freeze a comparison; this fails for other sizes too
+        if torch.jit.is_tracing():  # a trace would fix the result of a comparison; this also fails for wrong sizes
             video = video.unflatten(4, (-1, patch)).flatten(4, 5).unflatten(3, (-1, patch)).flatten(3, 4)
         elif height % patch or width % patch:
             raise ValueError(

@@ -30,11 +30,11 @@ class Variant:
 
     Args:
         network: the class.
-        start: name of the released image weights that its recipes start from; for an image model its own.
-        size: height and width in pixels that it was made for.
+        start: name of the released image weights from which its recipes start; for an image model, its own weights.
+        size: height and width in pixels of the input for which it is made.
         num_classes: default number of outputs.
-        options: keyword arguments of the class where they differ from its defaults.
-        note: what the report of loaded weights adds.
+        options: keyword arguments of the class that differ from its defaults.
+        note: text that is added to the report of loaded weights.
     """
 
     network: type[Network]
@@ -68,7 +68,7 @@ _LARGE_LS = {
     **{"depth": (5, 10, 24, 7), "embed_dim": (128, 192, 448, 640), "head_dim": 64},
     **{"layer_scale": 1e-6, "aux_head": True},
 }
-# UniFormerV2 as on Kinetics: no local blocks, no temporal downsampling, global blocks on the last four of the tower
+# UniFormerV2 as on Kinetics: no local blocks, no temporal downsampling, global blocks on the last four blocks
 _V2 = {"no_lmhra": True, "temporal_downsample": False}
 _V2_LARGE = {**_V2, "n_head": 16, "return_list": (20, 21, 22, 23)}
 
@@ -119,30 +119,30 @@ def create_model(
     Args:
         name: see `list_models`. uniformer_image_s_plus and uniformer_image_s_plus_dim64 differ in the channels of an
             attention head only, which the shapes of weights do not show: each loads those of the other.
-        num_frames: T of the clips it is for; the networks take any, so this only sets `model.input_shape`.
+        num_frames: T of the clips; it only sets `model.input_shape`, because the networks accept any T.
         num_classes: K; None is 400, for image models 1000; 0 returns features without a classifier, also for
             `weights` that have one.
         weights: path or address of a file in any known layout (`slowfast.weights.layouts`), a name in
             `slowfast/weights/released.json`, or "start": the image weights that the recipes start from, as if with
             `to_train`, and without their classifier if it has another class count. None leaves the initial values.
         features_only: return timm's `FeatureGetterNet`, which gives a list of feature maps (B, C', T', H', W').
-        out_indices: numbers of the stages (UniFormer) or blocks (UniFormerV2), from 0, or how many of the last ones.
-        reset_head: start a new classifier, also if the one in `weights` fits.
-        to_train: `weights` may lack temporal parts, which then start as the identity.
+        out_indices: numbers of the stages (UniFormer) or blocks (UniFormerV2), from 0, or one number n for the last n.
+        reset_head: start a new classifier, even if the one in `weights` fits.
+        to_train: accept `weights` without temporal parts, which then start as the identity.
         class_names: classes of the model, in the order of its outputs; the rows of a released classifier are put into
             that order. None selects the sorted names; from Kinetics-710, those of Kinetics-400, 600 or 700.
-        class_order: the class of each row of that classifier, if unknown or wrong by default: "sorted", "released",
+        class_order: order of the rows of that classifier, if the default is unknown or wrong: "sorted", "released",
             or a file of their class names.
-        options: keyword arguments of the class, which are the lower-case names of its section in the configuration,
-            for example drop_depth_rate, no_lmhra, or for a UniFormerV2 backbone="timm/vit_base_patch16_224.dino".
+        options: keyword arguments of the class, which are the lower-case keys of its section in the configuration, for
+            example drop_depth_rate, no_lmhra, or for a UniFormerV2 backbone="timm/vit_base_patch16_224.dino".
 
     Returns:
         The model, with `input_shape`, (3, T, H, W) or (3, H, W), with `class_names` (None if they are not known), and
-        with `load_report` if weights were loaded; that is also logged, or printed on the standard error stream if no
-        log is set up.
+        with `load_report` if weights were loaded. The report is also logged, or printed on the standard error stream if
+        no log is set up.
 
     Raises:
-        ValueError: an unknown name or option, or weights that do not fit or cannot be fetched.
+        ValueError: a name or option is unknown, or the weights do not fit or cannot be fetched.
     """
     if name not in VARIANTS:
         raise ValueError(f"model {name!r} is not known{close_to(name, VARIANTS)}: choose from {list_models()}")
@@ -216,7 +216,7 @@ def _options_of(
     return {**found, **options}
 
 
-# Keys of the configuration that no network takes, and timm's argument; what says the same here.
+# Configuration keys that are no option of a network, and an argument of timm -> reason, or what to use instead.
 NO_OPTIONS = {
     "n_dim": "it is the width of the backbone",
     "n_layers": "it is the number of blocks in return_list",
