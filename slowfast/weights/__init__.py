@@ -1,1 +1,1 @@
-"""Files of weights: fetch, read, convert, load."""
+"""Fetch, read, convert and load files of weights."""

@@ -1,8 +1,8 @@
-"""Return the class of each row of a released classifier.
+"""Find the class of each row of a released classifier.
 
-The authors of released weights numbered their classes in orders of their own. `class_orders.json` holds these orders as
-numbers only: entry r is the place of row r's class among the class names of the data set, sorted as Python sorts
-strings. So an order and the class names of a list, in any order, give the row of every class.
+The authors of released weights numbered their classes in different orders. `class_orders.json` contains these orders as
+numbers only: entry r is the place of the class of row r among the class names of the data set, sorted as Python sorts
+strings. An order and the class names of a list, in any order, therefore give the row of every class.
 
 An order has a name: a key of that file, "sorted" (rows in the order of the sorted names), "ucf101" (sorted without
 regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows keep their order.
@@ -20,7 +20,7 @@ from typing import Any
 
 FIGURES = Path(__file__).with_name("class_orders.json")
 ORDERS = ("k400", "k600_uniformer", "k600_v2", "k700_v2")
-# The order of the official annotation, which is that of the lists made from it; image folders; no classifier.
+# Order of the official annotation, and of lists made from it; order of image folders; no classifier.
 AS_LISTED = ("annotation", "imagenet", "none")
 # Orders of UniFormerV2 that Kinetics-710 contains, by the number of their classes.
 PARTS_OF_K710 = {400: "k400", 600: "k600_v2", 700: "k700_v2"}
@@ -34,15 +34,15 @@ def _figures() -> dict[str, Any]:
 @cache
 def kinetics400_names() -> list[str]:
     """Return the class names of Kinetics-400, sorted, as torchvision lists them for its own weights."""
-    from torchvision.models.video import R3D_18_Weights  # takes longer to import than the rest of this package
+    from torchvision.models.video import R3D_18_Weights  # slower to import than the rest of this package
 
     return sorted(R3D_18_Weights.DEFAULT.meta["categories"])
 
 
 def places_of_rows(order: str, classes: int) -> list[int | None] | None:
-    """Return the place of each row's class among the sorted class names; None for another number of classes.
+    """Return the place of the class of each row among the sorted class names; None for another number of classes.
 
-    A class that the figures do not identify is None, unless it is the only one: then it has the remaining place.
+    A class that the figures do not identify is None. If there is only one, it gets the remaining place.
     """
     if order == "sorted":
         return [*range(classes)]
@@ -56,9 +56,9 @@ def places_of_rows(order: str, classes: int) -> list[int | None] | None:
 
 
 def rows_of_places(order: str, classes: int) -> list[int | None] | None:
-    """Return the row of the class at each place of the sorted class names of a data set with this number of classes.
+    """Return the row of each class, in the order of the sorted class names of a data set with this number of classes.
 
-    The order k710 gives those of Kinetics-400, 600 and 700. None if the order is of another data set.
+    The order k710 gives the rows for Kinetics-400, 600 and 700. The result is None if the order is of another data set.
     """
     if order == "k710":
         part, rows = rows_of_k710(classes), rows_of_places(PARTS_OF_K710.get(classes, ""), classes)
@@ -77,7 +77,7 @@ def rows_of_k710(classes: int) -> list[int] | None:
 
 
 def places_of_names(names: Sequence[str], order: str = "sorted") -> list[int]:
-    """Return the place of each name among the sorted names; underscores are blanks and quotes are ignored."""
+    """Return the place of each name among the sorted names; underscores count as blanks, and quotes are ignored."""
 
     def key(name: str) -> str:
         name = name.replace("_", " ").strip('" ')
@@ -98,7 +98,7 @@ def rows_of_names(order: str, names: Sequence[str]) -> list[int | None] | None:
 def names_of_rows(order: str, classes: int) -> list[str] | None:
     """Return the class name of each row of a classifier of Kinetics-400; None for those of other data sets.
 
-    Those of k710 are the names of the rows that a network with this number of classes takes from it.
+    For k710, they are the names of the rows that a network with this number of classes takes.
     """
     order = PARTS_OF_K710.get(classes, "") if order == "k710" else order
     places = places_of_rows(order, classes) if classes == 400 else None
@@ -106,7 +106,7 @@ def names_of_rows(order: str, classes: int) -> list[str] | None:
 
 
 def looks_like_kinetics(names: Sequence[str]) -> bool:
-    """Return whether half of the names of Kinetics-400 are among `names`, as in all its successors."""
+    """Return whether at least half of the names of Kinetics-400 are in `names`, as in Kinetics-600, 700 and 710."""
     known = {_plain(name) for name in kinetics400_names()}
     return 2 * len(known & {_plain(name) for name in names}) >= len(known)
 
@@ -116,15 +116,15 @@ def _plain(name: str) -> str:
 
 
 def class_rows(trained: Sequence[str], wanted: Sequence[str], partly: bool = False) -> list[int | None]:
-    """Return the row of each of the `wanted` classes; case, quotes, brackets and underscores are ignored.
+    """Return the row of each class in `wanted`; case, quotes, brackets and underscores are ignored.
 
     Args:
         trained: class name of each row.
         wanted: class names to find.
-        partly: a class without a row becomes None, provided that another one has a row.
+        partly: a class without a row becomes None if at least one class has a row.
 
     Raises:
-        ValueError: a class has several rows, or none.
+        ValueError: a class has several rows, or no row.
     """
     found: dict[str, list[int]] = {}
     for row, name in enumerate(trained):
@@ -153,10 +153,10 @@ class ClassOrder:
     """The class of each row of a classifier.
 
     Attributes:
-        name: an order; "" if none is known.
+        name: name of an order; "" if the order is not known.
         why: how the order was found, for the report.
-        names: class name of each row, if a file contains them.
-        is_kinetics: whether 400 classes are those of Kinetics-400.
+        names: class name of each row, if a file contains it.
+        is_kinetics: whether a classifier of 400 classes is one of Kinetics-400.
     """
 
     name: str = ""
@@ -186,10 +186,10 @@ class ClassOrder:
             classes: number of classes of the network.
             count: number of rows of the classifier.
             partly: a class that `names` lacks becomes None.
-            by_place: without `class_names`, the network's classes are in the order of their sorted names.
+            by_place: without `class_names`, the classes of the network are in the order of their sorted names.
 
         Raises:
-            ValueError: `names` has another number of names than there are rows, or lacks classes.
+            ValueError: the number of `names` is not that of the rows, or `names` lacks classes.
         """
         if self.names:
             check_names(count, self.names)

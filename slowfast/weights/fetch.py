@@ -27,7 +27,7 @@ from slowfast.utils.io import sha256, write_text
 logger = logging.getLogger(__name__)
 
 RELEASED = Path(__file__).with_name("released.json")
-# Files that a user put into a checkout; downloads go to `home()`.
+# Folder for files that users put into a checkout; downloads go to `home()`.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
 # A download with fewer than STALL_BYTES in STALL_SECONDS fails.
@@ -48,10 +48,10 @@ def without_secrets(url: str) -> str:
 
 
 def download(url: str, path: Path, checksum: str = "") -> None:
-    """Download a file, which appears whole or not at all; keep an existing one.
+    """Download a file, which appears complete or not at all; an existing file is kept.
 
-    After an interruption the received bytes stay beside it as `.part`, and the next call continues from there. If
-    several processes request the same file, one of them downloads it.
+    After an interruption, the received bytes stay in a file `.part` beside it, and the next call continues from
+    there. If several processes request the same file, only one of them downloads it.
 
     Args:
         url: web address.
@@ -59,7 +59,7 @@ def download(url: str, path: Path, checksum: str = "") -> None:
         checksum: the SHA-256 of the file or its first digits; "" if unknown.
 
     Raises:
-        ValueError: the address has no file, the connection broke and could not be resumed, or the checksum differs.
+        ValueError: there is no file at the address, the connection broke and was not resumed, or the checksum differs.
     """
     part = path.with_name(path.name + ".part")
     with file_lock(str(path)):
@@ -113,9 +113,9 @@ class _WebOnly(HTTPRedirectHandler):
 
 
 def _request(url: str, part: Path, offset: int) -> bool:
-    """Request the bytes of `url` from `offset` on, the size of `part`, and append them; return whether it is complete.
+    """Append the bytes of `url` from `offset`, the size of `part`, to `part`; return whether it is complete.
 
-    A `part` that is not of the file at the address is replaced.
+    A `part` of another file is replaced.
     """
     parts = urlsplit(url)
     secret, _, place = parts.netloc.rpartition("@")
@@ -190,7 +190,7 @@ def _fetch_from_hub(address: str) -> str:
     repository, revision, file = match.groups()
     try:
         return huggingface_hub.hf_hub_download(repository, file, revision=revision)
-    except Exception as error:  # exceptions are those of its HTTP client, which differ between versions
+    except Exception as error:  # any type: the exceptions come from its HTTP client, which differs between versions
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{address} cannot be downloaded ({first}): check the address, or give a local path"
@@ -202,16 +202,16 @@ def _table(part: str) -> dict[str, Any]:
 
 
 def released_weights() -> dict[str, dict[str, Any]]:
-    """Return the rows of `released.json` by name of the weights; aliases and web addresses are names too."""
+    """Return the rows of `released.json` by name of the weights, by alias and by web address."""
     rows: list[dict[str, Any]] = [{"name": name, "aliases": [], **row} for name, row in _table("weights").items()]
     return {alias: row for row in rows for alias in (row["name"], *row["aliases"], row.get("url")) if alias}
 
 
 def _fetch_released(entry: dict[str, Any]) -> str:
-    """Return the file of a row of `released.json`, downloaded unless it is there.
+    """Return the path of the file of a row of `released.json`; download the file if it does not exist.
 
-    The file may have its name, an alias, or its publisher's file name. Google Drive, which often requires a browser,
-    is tried after all other places.
+    The file may have the name of the row, an alias, or the file name of its publisher. Google Drive, which often
+    requires a browser, is tried last.
     """
     published = [entry[place] for place in ("hub", "url") if place in entry]
     suffix = Path(published[0] if published else ".pth").suffix or ".pth"
@@ -239,7 +239,7 @@ def _fetch_released(entry: dict[str, Any]) -> str:
 
 
 def _check_once(path: Path, entry: dict[str, Any]) -> None:
-    """Compare a file with the checksum of its row; store its own beside it, as NAME.sha256, until it changes."""
+    """Compare a file with the checksum of its row; its own checksum is stored in NAME.sha256 until the file changes."""
     checksum = entry.get("sha256", "").lower()
     if not checksum:
         return

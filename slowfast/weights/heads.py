@@ -1,4 +1,4 @@
-"""Choose the rows of a checkpoint's classifier that the classes of a network take."""
+"""Choose the row of a checkpoint's classifier for each class of a network."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class Choice:
     """The part of a classifier that a network takes.
 
     Attributes:
-        takes: False: nothing, the classifier of the network keeps its initial values.
-        rows: row of each class of the network, None for a class with initial values; `rows` None: all rows in place.
+        takes: whether rows are taken; if False, the classifier of the network keeps its initial values.
+        rows: row of each class of the network, or None for a class that keeps its initial values; None instead of a
+            list takes all rows in their order.
         class_names: class names of the rows, if `HeadPolicy.class_names` does not contain them.
         notes: remarks for the report.
     """
@@ -37,7 +38,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class HeadPolicy:
-    """The rule for the classifier when weights are loaded.
+    """The rule for the classifier when weights are loaded into a network.
 
     Attributes:
         kind: "keep": take all rows, which must be those of the network's classes; "fresh": start a new classifier;
@@ -45,8 +46,8 @@ class HeadPolicy:
             "rows": take `rows`; "by name": take the rows of `class_names`, and in a training start new rows for
             classes that the checkpoint lacks.
         class_names: class names of the network's outputs; None if they are not known.
-        order: class of each row of the checkpoint's classifier; "keep" puts the rows into the order of `class_names`,
-            and without those leaves them as they are.
+        order: class of each row of the checkpoint's classifier; "keep" puts the rows into the order of `class_names`;
+            without class names, rows keep their order.
         rows: row of each class of the network.
         by_place: without `class_names`, "keep" puts rows into the order of the sorted names.
         allow_missing: a classifier that the checkpoint lacks keeps its initial values, as with the kinds "fresh".
@@ -69,7 +70,7 @@ class HeadPolicy:
             to_train: classes may get new rows.
 
         Raises:
-            ValueError: the classes of the network cannot be found.
+            ValueError: the rows of the network's classes cannot be found.
         """
         if not classes or self.kind == "fresh":
             return Choice(takes=False)
@@ -107,7 +108,7 @@ class HeadPolicy:
 def rows_policy(
     head_rows: str, checkpoint: Mapping[str, Any], order: ClassOrder | None, class_names: Sequence[str] | None
 ) -> HeadPolicy:
-    """Return the policy that takes rows of a checkpoint's classifier.
+    """Return the policy that selects rows of a checkpoint's classifier.
 
     Args:
         head_rows: "names", to find the rows by the class names that `order` or the checkpoint contain, or a file, see
@@ -133,11 +134,11 @@ def rows_policy(
 def read_rows(path: str) -> tuple[list[int], list[str]]:
     """Return the row of each class of a network, or the class names of all rows, from a file or address.
 
-    A JSON list of numbers, or one number per line, is the row of each class, counted from 0; any other file contains
-    class names, see `read_class_names`. The other list is empty.
+    A JSON list of numbers, or a file with one number per line, contains the row of each class, counted from 0. Any
+    other file contains class names, see `read_class_names`. One of the two returned lists is empty.
 
     Raises:
-        ValueError: the file is missing or has another content.
+        ValueError: the file is missing or contains neither.
     """
     local = Path(fetch(path))
     text = local.read_text(encoding="utf-8-sig", errors="replace").strip() if local.is_file() else ""
@@ -153,14 +154,14 @@ def read_rows(path: str) -> tuple[list[int], list[str]]:
 
 
 def stated_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the information of a checkpoint about its classes: the entries "class_names" and "class_order".
+    """Return the statements of a checkpoint about its classes, the entries "class_names" and "class_order".
 
-    A checkpoint of a training has the first; the state_dict of a model of the zoo has them in its metadata.
+    A checkpoint of a training has the first entry; the state_dict of a model of the zoo has both in its metadata.
     """
     if "class_names" in checkpoint and _are_names(checkpoint["class_names"]):
         return {"class_names": checkpoint["class_names"]}
     for state in (checkpoint.get("model_state"), checkpoint.get("model"), checkpoint.get("state_dict"), checkpoint):
-        for stated in getattr(state, "_metadata", {}).values():  # by module: a wrapper has the model as one of its own
+        for stated in getattr(state, "_metadata", {}).values():  # per module, as the model may be inside a wrapper
             if isinstance(stated, Mapping) and isinstance(stated.get("class_order"), str):
                 names = stated.get("class_names")
                 return {"class_order": stated["class_order"], "class_names": names if _are_names(names) else None}
@@ -174,7 +175,7 @@ def _are_names(value: Any) -> bool:
 def state_classes(model: nn.Module) -> None:
     """Add the `class_names` and `class_order` of `model` to every state_dict of it.
 
-    Otherwise its tensors, saved and loaded again, would be treated as released weights.
+    Otherwise saved tensors that are loaded again would be treated as released weights.
     """
     model.register_state_dict_post_hook(_state_classes)
 
@@ -214,16 +215,16 @@ def select_classes(
     rows: Sequence[int | None],
     initial: Mapping[str, Tensor],
 ) -> StateDict:
-    """Return `state` with these rows of the classifiers: a Kinetics-710 head becomes one of 400, 600 or 700 classes.
+    """Return `state` with selected rows of the classifiers, for example 400 of the 710 classes of Kinetics-710.
 
     Args:
-        state: tensors by the names of this package.
-        heads: names of the modules that hold the classifiers.
-        rows: row of each class; None is a class that the checkpoint lacks.
-        initial: tensors of the network, whose rows such classes keep.
+        state: tensors with the names of this package.
+        heads: names of the modules that contain the classifiers.
+        rows: row of each class; None for a class that the checkpoint lacks.
+        initial: tensors of the network, from which such classes keep their rows.
 
     Raises:
-        ValueError: there is no classifier, a row is beyond its classes, or the network has another number of classes.
+        ValueError: there is no classifier, a row does not exist, or the network has another number of classes.
     """
     layers, classes = classifiers(state, heads), count_classes(initial, heads)
     if not layers:
@@ -240,7 +241,7 @@ def select_classes(
             )
         for name in (f"{layer}weight", f"{layer}bias"):
             selected[name] = state[name][[row or 0 for row in rows]]
-            # a classifier of another shape is for `load.fit` to refuse
+            # `load.fit` refuses a classifier of another shape
             if fresh and name in initial and initial[name].shape == selected[name].shape:
                 selected[name][fresh] = initial[name][fresh].to(selected[name].dtype)
     if len(rows) != classes:

@@ -1,7 +1,7 @@
-"""Weights of other programs: pure functions from dictionary to dictionary that end in the names of this package.
+"""Convert weights of other programs to the names of this package, by pure functions from dictionary to dictionary.
 
-Each known layout is a row of `LAYOUTS`, recognised by a name that only it has. Tensors that a row does not mention keep
-their names, so that `load.fit` reports them.
+Each known layout is a row of `LAYOUTS`, which is recognised by a tensor name that only it has. Tensors that a row does
+not mention keep their names, so that `load.fit` reports them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ Names = Sequence[tuple[str, str]]  # theirs and ours
 
 
 def extract_state_dict(checkpoint: object) -> StateDict:
-    """Return the tensors of a checkpoint: of its entry `model_state`, `model` or `state_dict`, or of itself.
+    """Return the tensors in the entry `model_state`, `model` or `state_dict` of a checkpoint, or in the checkpoint itself.
 
-    Averaged weights (`ema_state`) come first, because they were validated. A prefix `module.` of a wrapper is removed.
+    Averaged weights (`ema_state`) have precedence, because they were validated. The prefix `module.` of a wrapper is
+    removed.
 
     Raises:
         ValueError: there are no tensors.
@@ -51,7 +52,7 @@ def extract_state_dict(checkpoint: object) -> StateDict:
 def inflate(kernel: Tensor, shape: torch.Size) -> Tensor:
     """Return a 2D kernel (O, I, h, w) as the 3D kernel `shape` (O, I, t, h, w): repeated over time, divided by t.
 
-    A video of one repeated frame gets the response of the image (Carreira & Zisserman, arXiv:1705.07750, section 2.4).
+    A video of one repeated frame gets the response of the image (I3D, arXiv:1705.07750, section 2.4).
     """
     return (kernel.unsqueeze(2) / shape[2]).expand(shape).clone()
 
@@ -59,7 +60,7 @@ def inflate(kernel: Tensor, shape: torch.Size) -> Tensor:
 def inflate_centre(kernel: Tensor, shape: torch.Size) -> Tensor:
     """Return a 2D kernel (O, I, h, w) as the middle slice of the 3D kernel `shape` (O, I, t, h, w), zeros around it.
 
-    Every frame gets the response it had as an image (the first convolution of UniFormerV2).
+    Every frame gets the response that it has as an image (used for the first convolution of UniFormerV2).
     """
     video = kernel.new_zeros(shape)
     video[:, :, shape[2] // 2] = kernel
@@ -70,7 +71,7 @@ def inflate_centre(kernel: Tensor, shape: torch.Size) -> Tensor:
 
 
 def replace_prefixes(state: Mapping[str, Tensor], prefixes: Names) -> StateDict:
-    """Replace the first prefix (old, new) that fits a name; a name that none fits stays."""
+    """Replace the first prefix (old, new) that fits a name; names without a fitting prefix stay."""
 
     def renamed(name: str) -> str:
         old, new = next((pair for pair in prefixes if name.startswith(pair[0])), ("", ""))
@@ -80,13 +81,13 @@ def replace_prefixes(state: Mapping[str, Tensor], prefixes: Names) -> StateDict:
 
 
 def replace_parts(state: Mapping[str, Tensor], parts: Names) -> StateDict:
-    """Replace every part (old, new) of the names, one pair after the other."""
+    """Replace the parts (old, new) of the names, pair by pair."""
     for old, new in parts:
         state = {name.replace(old, new): value for name, value in state.items()}
     return dict(state)
 
 
-# The last pair of ours is for reading only: for names from here the first fitting pair counts.
+# (name in MMAction2, name here). The last pair is used for reading only: for writing, an earlier pair fits first.
 MMACTION2_UNIFORMER = (("cls_head.fc_cls.", "head."), ("backbone.", ""), ("cls_head.norm.", "norm."))
 MMACTION2_UNIFORMERV2 = (
     ("cls_head.fc_cls.", "backbone.transformer.proj.2."),
@@ -135,11 +136,11 @@ def join_attention(state: StateDict, target: Mapping[str, Tensor]) -> StateDict:
 
 
 def fold_into_neighbours(state: StateDict, target: Mapping[str, Tensor]) -> StateDict:
-    """Fold parts of timm's ViT that the network here has no tensors for into their neighbours, exactly.
+    """Fold parts of timm's ViT for which the network has no tensors exactly into neighbouring tensors.
 
-    Layer scale, if `target` has none, goes into the projection before it; the bias of the patch embedding into the
-    position embedding of the patches, which is added right after it. A class token without a position, and queries,
-    keys and values without a bias, get zeros.
+    If `target` has no layer scale, it is multiplied into the projection before it. The bias of the patch embedding is
+    added to the position embedding of the patches, which comes directly after it. A class token without a position gets
+    position zero, and queries, keys and values without a bias get biases of zero.
     """
     token, position, bias = (f"backbone.{name}" for name in ("class_embedding", "positional_embedding", "conv1.bias"))
     for name in {token, position} & state.keys():
@@ -168,12 +169,12 @@ class Layout:
     """The names that one program gives its tensors.
 
     Attributes:
-        name: for reports.
-        signature: pattern of a name that only this layout has.
-        prefixes: prefixes of names and ours; the first that fits is replaced.
-        parts: parts of names and ours, replaced after the prefixes, one after the other.
-        finish: for what is left: (renamed tensors, tensors of the network) -> tensors by the names of this package.
-        left_out: pattern of names that have no counterpart, and need none.
+        name: name of the layout, for reports.
+        signature: pattern of a tensor name that only this layout has.
+        prefixes: pairs (prefix there, prefix here); the first that fits is replaced.
+        parts: pairs (part there, part here), replaced after the prefixes, pair by pair.
+        finish: last step: (renamed tensors, tensors of the network) -> tensors with the names of this package.
+        left_out: pattern of the names of tensors that have no counterpart and are not needed.
     """
 
     name: str
@@ -196,7 +197,7 @@ class Layout:
 OWN = Layout("own")
 PIXELS = r"data_preprocessor\..*"  # mean and standard deviation
 _V2_SIGNATURE = r"(backbone\.transformer\.norm|cls_head\.fc_cls)\.weight"
-# Their released classifiers of Kinetics have the classes in the order of the sorted names.
+# MMAction2's released classifiers of Kinetics have the classes in the order of the sorted names.
 MMACTION2 = (
     Layout("MMAction2 UniFormer", r"backbone\.patch_embed1\..*", MMACTION2_UNIFORMER, left_out=PIXELS),
     Layout("MMAction2 UniFormerV2", _V2_SIGNATURE, MMACTION2_UNIFORMERV2, left_out=PIXELS),
@@ -238,7 +239,7 @@ IMAGE_VITS = (
 
 @dataclass(frozen=True)
 class Converted:
-    """Tensors by the names of this package, the layout they came in, and the names that were left out."""
+    """Tensors with the names of this package, their original layout, and the names that were left out."""
 
     state: StateDict
     layout: Layout
@@ -246,12 +247,12 @@ class Converted:
 
 
 def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Converted:
-    """Give the tensors of a known layout the names of this package.
+    """Rename the tensors of a known layout to the names of this package.
 
     Args:
-        state: the tensors by their names there.
-        target: tensors of the network; a state that shares names with them has the layout of this package, like one
-            that no layout fits.
+        state: the tensors with their original names.
+        target: tensors of the network; a state that shares names with them, or fits no layout, is treated as one of
+            this package.
     """
     layout = _recognise(state, target)
     left_out = [name for name in state if re.fullmatch(layout.left_out, name)]
@@ -269,8 +270,8 @@ def _recognise(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Lay
 
 
 def trained_activation(state: Mapping[str, Tensor]) -> str:
-    """Return the activation of an image ViT that the names in its file show: "quick_gelu", "gelu", or ""."""
-    if "input_resolution" in state:  # only in OpenAI's own archives
+    """Return the activation of an image ViT according to its tensor names: "quick_gelu", "gelu", or "" if unknown."""
+    if "input_resolution" in state:  # only in the archives of OpenAI
         return "quick_gelu"
     if any(name.endswith("patch_embed.proj.weight") for name in state) and not any("norm_pre." in n for n in state):
         return "gelu"  # timm's, and not of CLIP
@@ -290,14 +291,14 @@ NOT_IN_MMACTION2 = {
 
 
 def to_mmaction2(checkpoint: Mapping[str, Any]) -> StateDict:
-    """Return the tensors of a UniFormer or UniFormerV2 by the names that MMAction2 1.x gives them.
+    """Return the tensors of a UniFormer or UniFormerV2 with the names of MMAction2 1.x.
 
     Args:
-        checkpoint: one written here, or a state_dict, which does not show the activation of an image ViT: it must be
-            CLIP's own.
+        checkpoint: a checkpoint of this package, or a state_dict; as the latter does not show the activation of an
+            image ViT, this must be that of CLIP.
 
     Raises:
-        ValueError: another network than the two, or parts that MMAction2's do not have.
+        ValueError: it is another network, or has parts that the networks of MMAction2 do not have.
     """
     state = extract_state_dict(checkpoint)
     lacking = {words for part, words in NOT_IN_MMACTION2.items() if any(re.fullmatch(part, name) for name in state)}

@@ -1,7 +1,7 @@
-"""Load the weights of a checkpoint into a network, and report on every tensor.
+"""Load the weights of a checkpoint into a network, and report every tensor.
 
-A tensor without an explanation is an error, so that no checkpoint is silently loaded wrongly. `layouts` has the names
-of other programs, `heads` the rules for classifiers.
+A tensor that cannot be accounted for is an error, so that no checkpoint is loaded wrongly without notice. `layouts`
+contains the names of other programs, `heads` the rules for classifiers.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class LoadReport:
-    """The outcome of a load: names of tensors in the network; in `left_out` and `unexpected`, in the checkpoint.
+    """The result of a load. Names are those in the network; in `left_out` and `unexpected`, those in the checkpoint.
 
     Attributes:
-        layout: program whose names the checkpoint has.
-        loaded: taken as they are.
-        inflated: 2D kernels that became 3D.
-        interpolated: resized to the resolution here.
-        dropped: kept at their initial values on purpose.
+        layout: name of the layout of the checkpoint.
+        loaded: tensors that were copied unchanged.
+        inflated: 2D kernels that were converted to 3D.
+        interpolated: tensors that were resized to the resolution of the network.
+        dropped: tensors that keep their initial values on purpose.
         fresh_classes: classes whose rows of the classifier keep their initial values.
-        left_out: without a counterpart in the network, and not needed (CLIP's text transformer).
-        missing: not in the checkpoint; an error.
-        unexpected: not in the network; an error.
-        reshaped: of another shape; an error.
-        notes: facts that the tensors do not show.
+        left_out: tensors without a counterpart in the network that are not needed (CLIP's text transformer).
+        missing: tensors that are not in the checkpoint; an error.
+        unexpected: tensors that are not in the network; an error.
+        reshaped: tensors of another shape; an error.
+        notes: remarks about facts that the tensors do not show.
         class_names: class names of the network's outputs; None if they are not known.
     """
 
@@ -80,19 +80,19 @@ def announce(message: str) -> None:
 def load_weights(
     model: nn.Module, checkpoint: Mapping[str, Any], head: HeadPolicy | None = None, to_train: bool = False
 ) -> LoadReport:
-    """Fill a network from a loaded checkpoint of any known layout.
+    """Load a checkpoint of any known layout, as returned by `load_tensors`, into a network.
 
     Args:
         model: the network, not wrapped.
         checkpoint: the result of `load_tensors`.
-        head: rule for the classifier; None keeps it, and refuses one of other classes.
-        to_train: parts that change nothing at their initial values may be missing; a test needs them.
+        head: rule for the classifier; None keeps it, and is an error for other classes.
+        to_train: accept a checkpoint without parts that have no effect at their initial values; a test needs them.
 
     Returns:
-        The report, which is also left in `model.load_report`.
+        The report, which is also set as `model.load_report`.
 
     Raises:
-        ValueError: the weights are those of another network, or of other classes than `head` allows.
+        ValueError: the weights are of another network, or of classes that `head` does not allow.
     """
     head, rules = head or HeadPolicy(), rules_of(model)
     heads = rules.head_names
@@ -125,7 +125,7 @@ def load_weights(
 
 
 def _recorded_options(checkpoint: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """Return the arguments of a network in the configuration that a checkpoint contains; empty if there is none."""
+    """Return the arguments of a network from the configuration in a checkpoint; empty if it contains none."""
     try:
         recorded = yaml.safe_load(checkpoint["cfg"]) if isinstance(checkpoint.get("cfg"), str) else None
     except yaml.YAMLError:  # written by another program
@@ -142,7 +142,7 @@ def _without_classifiers(converted: Converted, heads: Sequence[str], is_left_out
 
 
 def _fresh_classes(rows: Sequence[int | None], class_names: Sequence[str] | None, to_train: bool) -> list[str]:
-    """Return the names of the classes without a row, and warn of them."""
+    """Return the names of the classes without a row, and log a warning."""
     fresh = [class_names[i] if class_names else f"class {i}" for i, row in enumerate(rows) if row is None]
     if fresh:
         effect = "they get new rows" if to_train else "they cannot be recognised"
@@ -170,14 +170,14 @@ def fit(
     """Return the tensors that fit a network, with the report.
 
     Args:
-        converted: tensors by the names of this package.
+        converted: tensors with the names of this package.
         initial: tensors of the network.
         rules: rules of the network.
-        reset_head: leave a classifier that is missing, or of another number of classes, at its initial values.
+        reset_head: keep the initial values of a classifier that is missing or has another number of classes.
         to_train: see `load_weights`.
 
     Raises:
-        ValueError: a tensor is missing, unexpected or of another shape, and no argument allows it.
+        ValueError: a tensor is missing, unexpected or of another shape, which no argument allows.
     """
     state = converted.state
     optional = _optional(rules, state, initial, reset_head, to_train)
@@ -203,7 +203,7 @@ def fit(
 def _adapt(
     name: str, given: Tensor, shape: torch.Size, layout: Layout, rules: WeightRules
 ) -> tuple[str, Tensor | None]:
-    """Return the kind of a tensor in the report, and the tensor in the shape of the parameter, or None."""
+    """Return the field of the report for a tensor, and the tensor in the shape of the parameter, or None."""
     if given.shape == shape:
         return "loaded", given
     if given.ndim == 4 and len(shape) == 5 and given.shape == shape[:2] + shape[3:]:
@@ -221,7 +221,7 @@ def _optional(
     return {
         name
         for name in initial
-        # num_batches_tracked is absent from checkpoints of very old PyTorch and does not matter with a momentum
+        # checkpoints of very old PyTorch lack num_batches_tracked, which is not used with a momentum
         if name.endswith("num_batches_tracked") or _has_any([name], parts) or name.startswith(heads)
     }
 
@@ -246,7 +246,7 @@ def _faults(
         for name in of_classes
         if initial[name].ndim == 2
     ]
-    # weights with some of these parts and not others are of other options
+    # weights with only some of these parts were trained with other options
     if not _has_any(state, rules.identity_at_start) and _has_any(report.missing, rules.identity_at_start):
         faults.append("it can start a training, which begins with these parts doing nothing; a test needs them")
     others = [name for name in report.reshaped if name not in of_classes]

@@ -1,4 +1,4 @@
-"""Ask a network for its rules about weights."""
+"""Define the rules of a network for the weights that are loaded into it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 class WeightRules:
     """The rules of a network for the weights that are loaded into it.
 
-    The defaults suit a network of one classifier without released weights. A network changes them by attributes of the
-    same names, or by inheriting from this class.
+    The defaults suit a network of one classifier without released weights. A network overrides them by
+    attributes of the same names, or by inheriting from this class.
 
     Attributes:
-        head_names: names of the modules that hold the classifiers.
-        identity_at_start: parts of the names of tensors that change nothing while they have their initial values, so
-            that a training can start from weights that contain none of them.
+        head_names: names of the modules that contain the classifiers.
+        identity_at_start: parts of the names of tensors that have no effect at their initial values, so that a
+            training can start from weights without any of them.
         kinetics_orders: orders of the classes in released classifiers of Kinetics, by number of classes; see
             `slowfast.weights.class_order`.
-        section: section of the configuration in a checkpoint that contains the arguments of the network.
-        options: the arguments that `unseen_options` takes.
+        section: section with the arguments of the network, in the configuration in a checkpoint.
+        options: arguments of the network, from which `unseen_options` selects some.
     """
 
     head_names: tuple[str, ...] = ("head",)
@@ -33,17 +33,17 @@ class WeightRules:
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of `options` that the shapes of tensors do not show, equal where the networks are."""
+        """Return values of `options` that tensor shapes do not show; they are equal if the networks are equal."""
         return {}
 
     def check_options(self, trained: Mapping[str, Any]) -> None:
-        """Compare arguments with those that weights were trained with.
+        """Compare the arguments of the network with those with which weights were trained.
 
         Args:
-            trained: some arguments of the network, by name.
+            trained: some of the latter arguments, by name.
 
         Raises:
-            ValueError: the weights compute another result here.
+            ValueError: the weights would give another result in this network.
         """
         here = self.unseen_options(self.options)
         given = {name: trained[name] for name in here if name in trained}
@@ -55,7 +55,7 @@ class WeightRules:
                 )
 
     def check_image_vit(self, layout: str, activation: str) -> Sequence[str]:
-        """Compare the activation of an image ViT with that of weights.
+        """Check that the activation of an image ViT is that of the weights.
 
         Args:
             layout: name of the layout of the weights, for messages.
@@ -70,12 +70,12 @@ class WeightRules:
         return ()
 
     def resize_parameter(self, name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
-        """Return a tensor of another shape as the parameter `name` of this shape; None if that is not possible."""
+        """Return a tensor converted to the `shape` of the parameter `name`; None if that is not possible."""
         return None
 
 
 def rules_of(model: nn.Module) -> WeightRules:
-    """Return the rules of a network: its own attributes, and the defaults for those that it lacks."""
+    """Return the rules of a network: its own attributes, and defaults for attributes that it lacks."""
     if isinstance(model, WeightRules):
         return model
     rules = WeightRules()

@@ -1,10 +1,10 @@
 """Read pickled tensors without running anything that a pickle names.
 
 A pickle is a program: it may import any function and call it. `TensorUnpickler` imports nothing. It rebuilds tensors,
-NumPy numbers and plain containers by the few functions below, and every other class or function becomes a `StandIn`,
-whose calls have no effect. So the weights in a file can be read together with any other content: the message hub of
-MMEngine, the arguments of a script, a whole `nn.Module`. One reader serves `torch.save` (zip archives, and streams
-before PyTorch 1.6) and TorchScript.
+NumPy numbers and plain containers with the few functions below. Every other class or function becomes a `StandIn`,
+whose calls have no effect. Weights can thus be read from files with any other content: the message hub of MMEngine, the
+arguments of a script, a whole `nn.Module`. The formats are those of `torch.save` (zip archives, and streams before
+PyTorch 1.6) and of TorchScript.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ CHUNK = 1 << 20
 
 
 class RefusedError(ValueError):
-    """A file is refused; the text is the reason."""
+    """A file is refused; the message is the reason."""
 
 
-_Unpickler: Any = pickle._Unpickler  # the type information of the standard library lacks most of it
+_Unpickler: Any = pickle._Unpickler  # the type information of the standard library lacks most of its attributes
 
 
 class StandIn:
-    """An object of a class that was not loaded; the subclass has the name of that class.
+    """Replacement of an object of any other class; the class becomes a subclass of this one with the same name.
 
-    Its attributes are those of the object and, of a dictionary, the items with text as keys. Arguments of a
+    Its attributes are those of the object and, for a dictionary, the items whose keys are text. Arguments of a
     constructor and the items of other containers are dropped.
     """
 
@@ -58,16 +58,16 @@ class _Function:
 
 
 def _check_keys(keys: Iterable[Any]) -> None:
-    """Refuse nested keys: to hash or compare them takes a step of the stack, or twice the time, for every level."""
+    """Refuse nested keys: each level takes a stack frame, or doubles the time, to hash or compare them."""
     for key in keys:
         if isinstance(key, (tuple, frozenset)) and any(isinstance(part, (tuple, frozenset)) for part in key):
             raise RefusedError("it contains a dictionary or a set with nested tuples or sets as keys")
 
 
 def _checked(code: bytes, keys: Callable[[Any], list[Any]], target: Callable[[Any], Any], kind: type = dict) -> Any:
-    """Return the method of an opcode that adds items, with checks of its keys and of the object that gets them.
+    """Return the method of an opcode that adds items, with checks of the keys and of the object that gets the items.
 
-    Items of anything else are refused, for example of a tensor, which would compute with them.
+    Any object other than a container or a stand-in is refused: a tensor, for example, would compute with the items.
     """
     load = _Unpickler.dispatch[code[0]]
 
@@ -83,14 +83,14 @@ def _checked(code: bytes, keys: Callable[[Any], list[Any]], target: Callable[[An
 class TensorUnpickler(_Unpickler):
     """Unpickler of tensors and plain containers; everything else becomes a `StandIn`.
 
-    It extends the Python form of the unpickler: the one in C allocates memory as the file requests before it checks the
-    length of the file.
+    It extends the unpickler in Python, because the one in C allocates the memory that a file requests before it checks
+    the length of the file.
 
     Args:
         file: the pickle.
-        storage: (key, number of bytes) -> their uint8 tensor, which `file` refers to by the key.
-        size: bytes of the file. Calls copy what they are given: they get no more items and letters than it can hold,
-            so that none is copied again and again.
+        storage: function (key, number of bytes) -> uint8 tensor with the bytes of a storage; `file` contains the key.
+        size: size of the file in bytes. It limits the items and letters in arguments of calls, so that a small file
+            cannot make large copies.
     """
 
     def __init__(self, file: BinaryIO, storage: Callable[[str, int], Tensor], size: int) -> None:
@@ -100,14 +100,14 @@ class TensorUnpickler(_Unpickler):
         self.classes: dict[str, type[StandIn]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the replacement of a global: a type of numbers, a function from below, or a subclass of `StandIn`."""
+        """Return the replacement of a global: a tensor type, a function from below, or a subclass of `StandIn`."""
         path = f"{module}.{name}".replace("__builtin__.", "builtins.").replace("numpy.core.", "numpy._core.")
         known = vars(torch).get(name) if module.startswith("torch") else None  # getattr may import
         if name.endswith("Storage"):
             known = torch.uint8 if name == "UntypedStorage" else getattr(known, "_dtype", None)
         if isinstance(known, torch.dtype):
             return known
-        if module == "torch.jit._pickle":  # lists whose element type is written down
+        if module == "torch.jit._pickle":  # typed lists
             return _Function(_first)
         if path in _FUNCTIONS:
             return _Function(_FUNCTIONS[path])
@@ -118,7 +118,7 @@ class TensorUnpickler(_Unpickler):
         return self.classes[path]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Return the tensor of a storage, (kind, dtype, key, device, number of elements, view or nothing)."""
+        """Return the tensor of a storage; `pid` is (kind, dtype, key, device, number of elements, view or nothing)."""
         kind, *rest = pid
         if kind == "module":  # a class and its source code
             return rest[0]
@@ -152,7 +152,7 @@ class TensorUnpickler(_Unpickler):
         self.append(self._call(klass, args))
 
     def load_reduce(self) -> None:
-        """Call a function, REDUCE and NEWOBJ."""
+        """Call a function (opcodes REDUCE and NEWOBJ)."""
         args = self.stack.pop()
         self.stack[-1] = self._call(self.stack[-1], args)
 
@@ -270,12 +270,12 @@ def read_archive(archive: zipfile.ZipFile, size: int, shapes_only: bool) -> Any:
     """Return the object in an archive of `torch.save` or TorchScript.
 
     Args:
-        archive: with a record NAME/data.pkl.
-        size: bytes of the file.
+        archive: archive with a record NAME/data.pkl.
+        size: size of the file in bytes.
         shapes_only: put tensors on the device "meta" and do not read them.
 
     Raises:
-        RefusedError: its records claim far more bytes than the file has, or are big-endian.
+        RefusedError: its records claim far more bytes than the file has, or its numbers are big-endian.
     """
     claimed = sum(info.file_size for info in archive.infolist())
     if claimed > MAX_INFLATION * size:
@@ -303,7 +303,7 @@ def read_archive(archive: zipfile.ZipFile, size: int, shapes_only: bool) -> Any:
 
 
 def read_stream(file: BinaryIO, size: int, shapes_only: bool) -> Any:
-    """Return the object in a file of `torch.save` before PyTorch 1.6, or in a bare pickle; arguments as above."""
+    """Return the object in a file of `torch.save` before PyTorch 1.6, or in a bare pickle; see `read_archive`."""
     claimed = 0
 
     def storage(key: str, length: int) -> Tensor:

@@ -50,7 +50,7 @@ def identify(address: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 @lru_cache(16)
 def _digests(path: str, *_: int) -> dict[str, str]:
-    """Return the checksums of a file; size and time of change, which follow its path, keep them current."""
+    """Return the checksums of a file; its size and time of change are arguments too, as part of the cache's key."""
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha256", "md5")}
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -60,7 +60,7 @@ def _digests(path: str, *_: int) -> dict[str, str]:
 
 
 def _stem(address: str) -> str:
-    """Return the file name of a path or web address without its suffix; the authors' "+" is "_" in other copies."""
+    """Return the file name of a path or web address without its suffix, with "_" for "+" as in some copies."""
     path = unquote(urlsplit(address).path) if "://" in address else address
     name = os.path.basename(path).replace("+", "_")
     return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
@@ -77,16 +77,16 @@ def find_order(
     """Find the class of each row of the classifier in a loaded checkpoint.
 
     Args:
-        model: the network to be loaded.
+        model: the network that is to be initialized.
         checkpoint: the result of `load_tensors`.
         address: the path or address that it was loaded from.
-        choice: "auto", "sorted" (the class names sorted), "released" (as the authors of the network numbered them), or
-            a file of the class names of the rows.
+        choice: "auto"; "sorted", the order of the sorted class names; "released", the order of the authors of the
+            network; or a file of the class names of the rows.
         dataset: name of the reader of the data set; "" if it is not known.
         class_names: class names of the list, which show whether its classes are those of Kinetics.
 
     Returns:
-        The order; None if there is no classifier, or if the checkpoint names its classes itself.
+        The order; None if there is no classifier, or if the checkpoint contains its class names.
 
     Raises:
         ValueError: no order of that choice is known for such a classifier.
@@ -126,7 +126,7 @@ def find_order(
 
 
 def _order_of_classes(model: nn.Module, rows: int, dataset: str, class_names: Sequence[str] | None) -> str:
-    """Return the order of the authors of a network for this number of classes of a data set; "" if it is not known."""
+    """Return the order that the authors of a network used for a data set with `rows` classes; "" if it is not known."""
     if dataset in KINETICS and (not class_names or looks_like_kinetics(class_names)):
         return rules_of(model).kinetics_orders.get(rows, "")
     if dataset == "sth" and rows == 174 and class_names:

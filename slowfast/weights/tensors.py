@@ -19,19 +19,19 @@ from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.pickles import RefusedError, StandIn, read_archive, read_stream
 
 HEAD = 1 << 16  # bytes of a file that are read to recognise its type
-MAX_LETTERS = 1 << 24  # in all names of a module; real ones do not reach a million
+MAX_LETTERS = 1 << 24  # in all tensor names of a module; real modules have less than a million
 
 
 def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dict[str, Any]:
     """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from a path or address as in `fetch`.
 
     Only tensors, numbers and plain containers are loaded; objects of other classes become a `StandIn`, and no code in
-    the file is executed or compiled. A pickled module or a TorchScript archive becomes its state_dict. The size of the
-    file bounds the memory.
+    the file is executed or compiled. A pickled module or a TorchScript archive becomes its state_dict. The memory is
+    limited by the size of the file.
 
     Args:
-        path: what `fetch` takes.
-        shapes_only: put the tensors of a `torch.save` file on the device "meta" and leave their values unread.
+        path: path or address, see `fetch`.
+        shapes_only: put the tensors of a `torch.save` file on the device "meta" without reading their values.
 
     Raises:
         ValueError: the file is missing, damaged or not a file of tensors.
@@ -61,7 +61,7 @@ def _read(path: str, shapes_only: bool) -> Any:
 
 
 def _state_dicts(content: Any) -> dict[str, Any]:
-    """Replace modules by the dictionaries of their tensors: `content` itself, or values in it."""
+    """Replace modules, `content` itself or values in it, by dictionaries of their tensors."""
     if isinstance(content, StandIn):
         state = _state_dict(content)
         if not state:
@@ -78,7 +78,7 @@ def _state_dicts(content: Any) -> dict[str, Any]:
 
 
 def _state_dict(module: StandIn) -> dict[str, Any]:
-    """Return the tensors of a module, with its class names and their order in the metadata, as in its state_dict."""
+    """Return the tensors of a module like its state_dict, with class names and class order in the metadata."""
     state: Any = OrderedDict(_tensors(module))
     state._metadata = {"": {key: vars(module)[key] for key in ("class_order", "class_names") if key in vars(module)}}
     return state
@@ -88,9 +88,10 @@ def _tensors(module: StandIn, prefix: str = "", letters: list[int] | None = None
     """Yield the tensors of a module by the names of its state_dict.
 
     Args:
-        module: what was read in place of the module.
-        prefix: of the names.
-        letters: count of letters in the names so far: modules that hold others twice have 2 to the depth of them.
+        module: stand-in of the module.
+        prefix: prefix of the names.
+        letters: number of letters in the names so far; it is limited because modules that contain others twice have
+            a number of names that doubles with the depth.
     """
     letters = [0] if letters is None else letters
     entries = vars(module)
@@ -145,7 +146,7 @@ def _describe(path: str) -> str | None:
 
 
 def _describe_text(text: str) -> str | None:
-    """Return the type of a text that a server, or Git, sent in place of a file."""
+    """Return the type of a text that a server, or Git, sent instead of a file."""
     if text.startswith("version https://git-lfs"):
         size = re.search(r"^size (\d+)", text, re.MULTILINE)
         of = f" of {int(size[1]):,} bytes" if size else ""
