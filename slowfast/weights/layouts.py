@@ -20,7 +20,7 @@ Names = Sequence[tuple[str, str]]  # theirs and ours
 
 
 def extract_state_dict(checkpoint: object) -> StateDict:
-    """Return the tensors in the entry `model_state`, `model` or `state_dict` of a checkpoint, or in the checkpoint itself.
+    """Return the tensors of a checkpoint, in its entry `model_state`, `model` or `state_dict` or at its top level.
 
     Averaged weights (`ema_state`) have precedence, because they were validated. The prefix `module.` of a wrapper is
     removed.
