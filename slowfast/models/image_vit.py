@@ -62,6 +62,8 @@ class MultiheadAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
+        if dim % heads:
+            raise ValueError(f"{heads} heads do not divide the {dim} channels: change one of them")
         self.dim, self.heads = dim, heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))

@@ -45,7 +45,9 @@ def require_writable(output_dir: str) -> None:
     """
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output_dir).close()
+        with tempfile.TemporaryFile(dir=output_dir) as file:
+            file.write(bytes(4096))  # a full disk has space for a name
+            file.flush()
     except OSError as error:
         raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written ({error}): choose another") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,5 +130,7 @@ def test_wrong_options_are_refused():
         small(mlp_dropout=[0.5])
     with pytest.raises(ValueError, match=r"n_head 5 .* 32 channels: set it to 4"):
         small(n_head=5)
+    with pytest.raises(ValueError, match=r"5 heads .* 32 channels"):
+        small(backbone=replace(TOWER, heads=5))
     with pytest.raises(ValueError, match="whole patches of 8"):
         small()(torch.zeros(1, 3, 2, 36, 32))

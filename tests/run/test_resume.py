@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,12 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
         require_writable(str(tmp_path / "file" / "out"))
     require_writable(str(tmp_path / "new" / "out"))
     assert list((tmp_path / "new" / "out").iterdir()) == []
+
+
+def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: io.FileIO("/dev/full", "w"))
+    with pytest.raises(ValueError, match="No space left"):
+        require_writable(str(tmp_path))
 
 
 def test_the_file_given_by_cfg_is_not_changed(tmp_path):
