@@ -109,7 +109,7 @@ class ClipDataset(Dataset[Batch], ABC):
 
     Attributes:
         killed: rows that a worker was reading when the system killed it, with the reason; they count as broken.
-        reading: memory that the loader shares with its workers; the row that each worker reads, or `NO_ROW`.
+        reading: in a worker of a `VideoLoader`, memory shared with it: the row that each worker reads, or `NO_ROW`.
     """
 
     reading: Any = None

@@ -8,13 +8,13 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from multiprocessing import RawArray, connection, get_all_start_methods
 from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from slowfast.datasets.batches import EpochBatchSampler
@@ -67,6 +67,13 @@ def use_one_thread(_: int = 0) -> None:
     cv2.setNumThreads(0)
 
 
+def _start_reader(reading: Any, number: int) -> None:
+    """Make a process a worker whose data set writes the row that it reads to the memory of the loader."""
+    worker: Any = get_worker_info()
+    worker.dataset.reading = reading
+    start_worker(number)
+
+
 class VideoLoader(DataLoader[Batch]):
     """A `DataLoader` that restarts its workers after one was killed, and continues at the same batch.
 
@@ -82,7 +89,7 @@ class VideoLoader(DataLoader[Batch]):
     def __init__(
         self, dataset: ClipDataset, sampler: EpochBatchSampler, num_workers: int, *, pin_memory: bool = False
     ) -> None:
-        dataset.reading = RawArray("q", [NO_ROW] * num_workers)
+        self.reading = RawArray("q", [NO_ROW] * num_workers)
         super().__init__(
             dataset,
             batch_sampler=sampler,
@@ -91,7 +98,7 @@ class VideoLoader(DataLoader[Batch]):
             persistent_workers=num_workers > 0,
             # In a spawned process, workers would by default be spawned too, and each would import everything again.
             multiprocessing_context="fork" if num_workers and "fork" in get_all_start_methods() else None,
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(_start_reader, self.reading),
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its draw for the workers must not advance the global one
         )
@@ -156,7 +163,7 @@ class VideoLoader(DataLoader[Batch]):
     def _bury(self, killed: list[int], restarts: int) -> None:
         """Record the videos that killed workers were reading as broken; ValueError after too many kills in a row."""
         data: Any = self.dataset
-        reading = data.reading
+        reading = self.reading
         rows = {reading[number] for number in killed} - {NO_ROW}
         reading[:] = [NO_ROW] * self.num_workers
         paths = {row: data.samples.path(row) for row in sorted(rows)}

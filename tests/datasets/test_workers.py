@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import signal
@@ -106,6 +107,16 @@ def test_a_worker_may_die_while_it_hands_over_a_batch(folder):
     for batch in loader(data, train=False, count=1):
         labels += batch["label"].tolist()
         time.sleep(0.3)
+    assert labels == [row for row in range(ROWS) if row != KILLER] and list(data.killed) == [KILLER]
+
+
+def test_loaders_leave_their_data_set_as_it_is(folder):
+    """It can be copied, and a second loader with fewer workers does not affect the first one."""
+    data = dataset(folder, Killing, train=False)
+    first = loader(data, train=False, count=3)
+    loader(data, train=False, count=0)
+    assert copy.deepcopy(data).seed == data.seed and data.reading is None
+    labels = [label for batch in first for label in batch["label"].tolist()]
     assert labels == [row for row in range(ROWS) if row != KILLER] and list(data.killed) == [KILLER]
 
 
