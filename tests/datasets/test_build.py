@@ -1,4 +1,4 @@
-"""Loaders of an epoch, a validation and a test, built from a configuration."""
+"""Test the loaders of training, validation and test that are built from a configuration."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from slowfast.datasets.transforms import RandomErasing, TrainTransform
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, write_video):
-    """Ten small videos and the lists of a Kinetics-like set: 10 rows to train, 5 to validate, 3 to test."""
+    """Make ten small videos and Kinetics-like lists of them: 10 rows for training, 5 for validation, 3 for the test."""
     folder = tmp_path_factory.mktemp("data")
     for number in range(10):
         write_video(folder / "videos" / f"{number}.mp4", frames=20 + number)
@@ -113,7 +113,7 @@ def test_training_batches_count_videos_and_hold_their_copies(make_cfg):
 
 
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
-def test_workers_change_nothing(make_cfg, context, workers):
+def test_batches_do_not_depend_on_workers(make_cfg, context, workers):
     cfg = make_cfg(*RECIPE, "TRAIN.BATCH_SIZE", 2)
     here = list(build_loader(cfg, "train"))
     loader = build_loader(make_cfg(*RECIPE, "TRAIN.BATCH_SIZE", 2, "DATA_LOADER.NUM_WORKERS", workers), "train")
@@ -122,7 +122,7 @@ def test_workers_change_nothing(make_cfg, context, workers):
         assert torch.equal(expected["video"], batch["video"]) and torch.equal(expected["index"], batch["index"])
     sampler = loader.batch_sampler
     assert isinstance(sampler, EpochBatchSampler)
-    sampler.set_position(1, 4)  # the same processes go on, elsewhere
+    sampler.set_position(1, 4)  # the same processes continue at another position
     (last,) = loader
     assert last["index"].tolist() == [i for _, i in epoch_of(sampler, 1)[4] for _ in range(2)]
 
@@ -238,7 +238,7 @@ def test_test_frames_are_resized_to_the_short_side(make_cfg, name, crops, scale)
     assert type(dataset.reader.sampler) is (DenseSampler if name == "kinetics" else SparseSampler)
     assert scale_of(make_cfg("TEST.DATASET", name, "TEST.NUM_SPATIAL_CROPS", 1)) == 48
     cfg.defrost()
-    cfg.MODEL.ARCH = "uniformerv2"  # whose official code always resizes to the crop
+    cfg.MODEL.ARCH = "uniformerv2"  # its official code always resizes to the crop
     assert scale_of(cfg) == 48
 
 
@@ -277,7 +277,7 @@ def test_the_official_something_something_files_are_read(make_cfg, tmp_path):
 
 
 def test_official_frame_lists_with_validation_in_their_name_are_found(make_cfg, tmp_path):
-    """As in the official folder sthv2: train, validation and test, of which the last has no classes."""
+    """The lists are those of the official folder sthv2: train, validation and test; the test list has no classes."""
     for split, rows in (("train", "1 9 2\n2 9 0\n"), ("validation", "3 9 1\n"), ("test", "4 9 0\n5 9 0\n")):
         (tmp_path / f"somesomev2_rgb_{split}_split.txt").write_text(rows)
     options = ("DATA.PATH_TO_DATA_DIR", str(tmp_path), "TRAIN.DATASET", "sth", "TEST.DATASET", "sth")
@@ -298,10 +298,10 @@ def test_a_missing_list_names_a_key_that_has_an_effect(make_cfg, tmp_path):
     cfg = make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path))
     with pytest.raises(ListError, match=r"val\.csv .* train\.csv.*DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
         build_dataset(cfg, "val")
-    (tmp_path / "kinetics400_val_list_videos.txt").write_text("1.mp4 2\n")  # as MMAction2 names it
+    (tmp_path / "kinetics400_val_list_videos.txt").write_text("1.mp4 2\n")  # the name in MMAction2
     with pytest.raises(ListError, match=r"copy it to val\.csv$"):
         build_dataset(cfg, "val")
-    (tmp_path / "val.csv").write_text("1.mp4 2\n")  # as in the official lists of UCF101, which have no test.csv
+    (tmp_path / "val.csv").write_text("1.mp4 2\n")  # the official lists of UCF101 have no test.csv
     with pytest.raises(ListError, match=r"copy val\.csv to test\.csv(?!.*TEMPLATE)"):
         build_dataset(cfg, "test")
     with pytest.raises(ListError, match=r"DATA\.PATH_TO_DATA_DIR"):

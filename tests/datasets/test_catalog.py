@@ -1,4 +1,4 @@
-"""The catalog: complete rows that agree with the recipes and with DATASET.md."""
+"""Test that the rows of the catalog are complete, and agree with the recipes and with DATASET.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_data_set_has_a_row():
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_row_refers_to_what_there_is(name):
+def test_names_in_a_row_exist(name):
     row = DATASETS[name]
     assert row.kinds and set(row.kinds) <= set(CATALOG)
     assert row.annotations in (None, "folders", *READERS)
@@ -31,7 +31,7 @@ def test_a_row_refers_to_what_there_is(name):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/data").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_reads_the_data_set_as_its_row_says(path):
+def test_a_recipe_agrees_with_the_row_of_its_data_set(path):
     if path.stem not in DATASETS:
         pytest.skip("not a data set of the catalog")
     row, recipe = DATASETS[path.stem], yaml.safe_load(path.read_text())
@@ -43,7 +43,7 @@ def test_a_recipe_reads_the_data_set_as_its_row_says(path):
         assert data.get("PATH_LABEL_SEPARATOR", " ") == row.separator
         assert data.get("LABEL_PATH_TEMPLATE") == row.frame_list_file
         assert data.get("RANDOM_FLIP", True) == row.flip
-    # the released HMDB51 model has 50 classes more than there are
+    # the released HMDB51 model has 50 classes more than HMDB51
     assert recipe["MODEL"]["NUM_CLASSES"] == (101 if path.stem == "hmdb51" else row.num_classes)
 
 
@@ -55,7 +55,7 @@ def test_every_recipe_has_a_row():
     assert used <= set(DATASETS)
 
 
-def test_dataset_md_is_made_of_the_rows():
+def test_tables_of_dataset_md_are_up_to_date():
     command = [sys.executable, "tools/prepare_data.py", "docs", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

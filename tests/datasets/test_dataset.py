@@ -1,4 +1,4 @@
-"""Items of the video data sets: augmented copies, evaluation views, and broken videos."""
+"""Test the batches of the video data sets: augmented copies, evaluation views, and broken videos."""
 
 import os
 
@@ -24,7 +24,7 @@ def videos(tmp_path_factory, write_video) -> list[str]:
 
 @pytest.fixture
 def some_broken(videos, tmp_path) -> VideoList:
-    """Row 1 is broken, and so is row 2."""
+    """Return a list whose rows 1 and 2 are broken."""
     (tmp_path / "text.mp4").write_text("no video")
     return VideoList([videos[0], str(tmp_path / "gone.mp4"), str(tmp_path / "text.mp4"), videos[3]], [5, 6, 7, 8])
 
@@ -51,7 +51,7 @@ def test_training_items_are_augmented_copies_of_the_same_frames(videos, frame_nu
     assert (median.amax(0) - median.amin(0) <= 11).all()
 
 
-def test_training_items_depend_on_their_coordinates_only(videos):
+def test_training_items_depend_only_on_seed_epoch_and_row(videos):
     def dataset(seed: int = 0) -> TrainDataset:
         reader = VideoReader(DenseSampler(4, sampling_rate=2))
         return TrainDataset(VideoList(videos, [0] * 4), reader, WHOLE, seed=seed)
@@ -144,7 +144,7 @@ def test_a_batch_holds_the_clips_of_its_rows_in_order(videos, reverse):
     assert torch.equal(batch["video"], straight.flip(1) if reverse else straight)
 
 
-def test_a_broken_training_video_gives_way_to_another_and_is_reported(some_broken):
+def test_a_broken_training_video_is_replaced_and_reported(some_broken):
     dataset = TrainDataset(some_broken, sparse(2), WHOLE)
     rows, most = set(), 0
     for epoch in range(20):
@@ -193,12 +193,12 @@ def test_official_test_clips_are_reproduced(golden, tmp_path, write_video):
         dataset = VideoEvalDataset(VideoList([path], [0]), VideoReader(sampler), **options)
         chosen = dataset.frame_indices(100, 0)
         clips = np.repeat(np.reshape(chosen, (-1, 8)), row["num_spatial_crops"], axis=0)
-        shift = row["dataset_class"] in ("Sth", "Hmdb")  # which count files from 1
+        shift = row["dataset_class"] in ("Sth", "Hmdb")  # these data sets number files from 1
         assert (clips + shift).tolist() == [clip[3] for clip in row["clips"]], row["dataset_class"]
         assert dataset[(0, 0)]["view"].tolist() == [clip[0] for clip in row["clips"]]
 
 
-def test_a_video_that_hangs_is_a_broken_one(videos, tmp_path):
+def test_a_video_that_blocks_its_decoder_is_broken(videos, tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     samples = VideoList([str(tmp_path / "pipe.mp4"), videos[0]], [1, 2])
     reader = sparse(2, decode_timeout=2)

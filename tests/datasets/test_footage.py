@@ -1,4 +1,4 @@
-"""Files as cameras, converters and shops write them: the right frames, or a named reason."""
+"""Test files as cameras and converters write them: the frames are right, or the error names the reason."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write(
 
 
 def copy_streams(path: Path, sources: list[Path], first: int = 0, muxer: dict[str, str] | None = None) -> None:
-    """Copy packets as `ffmpeg -c copy` does, those before time `first` hidden by an edit list."""
+    """Copy packets as `ffmpeg -c copy` does; an edit list hides those before time `first`."""
     with av.open(str(path), "w", options=muxer or {}) as target:
         opened = [av.open(str(source)) for source in sources]
         streams = [target.add_stream_from_template(source.streams.video[0]) for source in opened]
@@ -81,7 +81,7 @@ def longer_mdat(path: Path) -> None:
 
 
 def exif_pictures(path: Path, orientation: int = 6) -> None:
-    """Motion JPEG of a camera that writes Exif data into each picture."""
+    """Write Motion JPEG as a camera that puts Exif data into each picture."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     with av.open(str(path), "w") as container:
@@ -159,8 +159,8 @@ def test_every_single_frame_equals_that_of_a_full_decode(footage, name, backend)
     assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
 
 
-def test_packets_without_content_are_no_end(tmp_path, backend):
-    """An encoder of Theora writes them for pictures that do not change."""
+def test_empty_packets_do_not_end_a_video(tmp_path, backend):
+    """An encoder of Theora writes empty packets for pictures that do not change."""
     shutil.copy(EMPTY, tmp_path)
     with av.open(str(EMPTY)) as container:
         stream = container.streams.video[0]

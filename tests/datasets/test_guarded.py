@@ -1,4 +1,4 @@
-"""Decoding in a process of its own: it is killed when it hangs, and leaves nothing behind."""
+"""Test decoding in a separate process: it is killed when it blocks, and no process is left."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def test_the_frames_are_those_of_a_read_in_this_process(video, tmp_path, write_v
 
 
 def test_the_process_starts_without_pytorch(video):
-    """Its import would take seconds and hundreds of megabytes, of every worker."""
+    """The import of PyTorch would take seconds and hundreds of megabytes for every worker."""
     read_frames_within(60, video, middle)
     assert "libtorch" not in Path(f"/proc/{process_id()}/maps").read_text()
 
 
-def test_a_process_that_does_not_begin_is_given_up(video, monkeypatch):
+def test_a_process_that_does_not_start_in_time_is_an_error(video, monkeypatch):
     vars(guarded._local).clear()
     started = []
     monkeypatch.setattr(guarded, "START_LIMIT", 0.0)
@@ -74,7 +74,7 @@ def test_a_process_that_does_not_begin_is_given_up(video, monkeypatch):
     assert started[0].poll() == -signal.SIGKILL
 
 
-def test_a_process_serves_many_reads_and_is_replaced_when_it_hangs(video, pipe):
+def test_a_process_serves_many_reads_and_is_replaced_when_it_blocks(video, pipe):
     read_frames_within(60, video, middle)
     first = process_id()
     read_frames_within(60, video, middle)
@@ -94,7 +94,7 @@ def test_a_crash_of_the_decoder_is_a_fault_of_the_file(video):
         read_frames_within(60, video, crash)
 
     def run_out_of_memory(length: int) -> list[int]:
-        os.kill(process_id(), signal.SIGKILL)  # as the system does
+        os.kill(process_id(), signal.SIGKILL)  # as the system does when memory runs out
         return [0]
 
     with pytest.raises(MediaError, match=rf"video\.mp4: .*memory.*{os.path.getsize(video):,} bytes"):
@@ -134,7 +134,7 @@ def test_messages_of_the_process_are_logged(tmp_path, write_video, caplog):
     assert sum("decord cannot read some videos" in record.getMessage() for record in caplog.records) <= 1
 
 
-def test_threads_and_forks_have_processes_of_their_own(video):
+def test_threads_and_forks_have_separate_processes(video):
     expected = read_frames_within(60, video, middle).copy()
     first = process_id()
     others: list[int] = []

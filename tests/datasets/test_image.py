@@ -1,4 +1,4 @@
-"""Folders of still images: listing, decoding as Pillow does, augmentation, items and batches like those of videos."""
+"""Test folders of still images: lists, decoding as in Pillow, augmentation, and batches like those of videos."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE = ImageTransform(32, (1.0, 1.0), (1.0, 1.0), flip=False)
 
 
 def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
-    """Smooth colours with sharp edges, (H, W, 3) uint8."""
+    """Draw smooth colours with sharp edges, (H, W, 3) uint8."""
     rng = np.random.default_rng(seed)
     image = cv2.resize(rng.integers(0, 256, (6, 6, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
     image[height // 3 : height // 2, width // 4 :] = rng.integers(0, 256, 3)
@@ -38,7 +38,7 @@ def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Training: 3 cats, 2 dogs, 1 eel; validation: one each."""
+    """Make a folder with 3 cats, 2 dogs and 1 eel for training, and one of each for validation."""
     for split, counts in (("train", {"dog": 2, "cat": 3, "eel": 1}), ("val", {"cat": 1, "dog": 1, "eel": 1})):
         for label, (name, count) in enumerate(counts.items()):
             (tmp_path / split / name).mkdir(parents=True)
@@ -50,7 +50,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def broken(folder) -> Path:
-    """Return the same, with the second cat of the training set cut short and the third one no image."""
+    """Make the same folder, but the second training image of a cat is cut short, and the third is not an image."""
     path = folder / "train/cat/1.JPEG"
     path.write_bytes(path.read_bytes()[:-200])
     (folder / "train/cat/2.JPEG").write_text("no image")
@@ -73,7 +73,7 @@ def test_labels_count_the_sorted_folders(folder):
     assert len(load_image_folder(folder, "val")) == 3
 
 
-def test_a_split_alone_is_enough(folder):
+def test_a_folder_with_one_split_can_be_read(folder):
     (folder / "train").rename(folder / "elsewhere")
     assert load_image_folder(folder, "val").labels.tolist() == [0, 1, 2]
 
@@ -128,7 +128,7 @@ def test_every_kind_of_image_is_read_as_by_pillow(tmp_path):
             assert np.array_equal(found, np.asarray(expected.convert("RGB"))), path
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path):
+def test_the_error_names_a_file_that_is_not_an_image(tmp_path):
     image = Image.fromarray(picture(200, 300))
     image.save(tmp_path / "whole.jpg")
     content = (tmp_path / "whole.jpg").read_bytes()
@@ -204,7 +204,7 @@ def test_items_are_those_of_videos_without_time(folder):
     assert batch["label"].tolist() == [0, 0, 0, 1, 1, 2]
 
 
-def test_a_broken_training_image_gives_way_to_another_and_is_reported(broken):
+def test_a_broken_training_image_is_replaced_and_reported(broken):
     dataset = TrainDataset(load_image_folder(broken, "train"), ImageReader(), WHOLE)
     rows = set()
     for epoch in range(20):

@@ -1,4 +1,4 @@
-"""Lists are compared with the folders of frames and with the classes of the network."""
+"""Test the comparison of lists with frame folders and with the classes of the network."""
 
 import logging
 
@@ -10,7 +10,7 @@ from slowfast.datasets.lists import ListError, VideoList
 
 @pytest.mark.parametrize(("listed", "warns"), [(96, False), (97, False), (94, False), (48, True), (1, True)])
 def test_frame_lists_with_too_few_images_are_reported(tmp_path, caplog, listed, warns):
-    """Lists of an extraction at half the rate, as for Something-Something at 12 frames per second."""
+    """The list is of an extraction at half the frame rate, as for Something-Something at 12 frames per second."""
     for folder in ("1", "2", "3"):
         (tmp_path / folder).mkdir()
         for number in range(1, 97):

@@ -1,4 +1,4 @@
-"""Lists in the forms of other toolboxes: the fault is recognised, and a cure is named if it was checked."""
+"""Test lists in the formats of other toolboxes: the error names the fault, and a cure that was checked."""
 
 import os
 
@@ -59,7 +59,7 @@ def test_a_separator_that_leaves_a_number_in_the_path_is_not_advised():
 
 @pytest.fixture
 def there(tmp_path):
-    """Videos in a/ and b/ of `videos`, and frame folders in `frames`."""
+    """Make videos in `videos/a` and `videos/b`, and frame folders in `frames`."""
     for folder in ("a", "b"):
         (tmp_path / "videos" / folder).mkdir(parents=True)
         for number in range(4):

@@ -1,4 +1,4 @@
-"""Lists are read in every official form, and faulty rows are shown with file, line and cure."""
+"""Test that lists in every official format are read, and that errors show file, line and cure of faulty rows."""
 
 import gc
 import json
@@ -187,7 +187,7 @@ def test_faulty_something_something_files(tmp_path, something):
         read_something_something(tmp_path / "val.json", labels)
 
 
-def test_every_column_counts_for_the_fingerprint_but_not_the_place_of_the_videos():
+def test_the_fingerprint_depends_on_every_column_but_not_on_the_folder_of_the_videos():
     columns = [["a", "bc"], [0, 1], [5, 6], [(9, 1, 2), (9, 1, 2)]]
     others = [["ab", "c"], [1, 1], [5, 7], [(9, 1, 2), (9, 1, 3)]]
     changed = [[other if i == j else c for j, c in enumerate(columns)] for i, other in enumerate(others)]
@@ -217,7 +217,7 @@ def test_a_large_list_takes_little_memory(tmp_path):
 
 
 COLUMN_SETS = [("path", "label"), FRAMES, SEGMENTS]
-# Fields as they are, and as people write them: the first ones are plain.
+# Fields in the plain form, then in unusual and faulty forms.
 PATH_FIELDS = ("a.mp4", "d/e f.mp4", "x,y.mp4", "p|q", "#", "ü.mp4", '"b,c.mp4"', '"say ""hi"""', " a", "a ", "", "\ta")
 NUMBER_FIELDS = ("0", "3", "17", "007", "4", "1.5", ".5", "2.", "+3", "-1", "1_0", "1e1", " 2", "2 ", "", "x", "nan",
                  "inf", '"6"', "12345678901234567890", "0.1234567890123456789", ".", "1.2.3", "٣")  # fmt: skip
@@ -235,7 +235,7 @@ def test_rows_parsed_together_are_those_parsed_one_by_one(tmp_path, columns, sep
         path, numbers, fault = form.parse(row.strip()) if row.strip() else ("", (), "empty")
         if not fault:
             good.append((row, [path, *numbers]))
-        elif row.strip() and faulty < 60:  # a list of its own, which is refused with the same words
+        elif row.strip() and faulty < 60:  # a separate list, which is refused with the same message
             faulty += 1
             with pytest.raises(ListError) as caught:
                 read_list(write(tmp_path / "bad.csv", f"{row}\n"), columns, separator=separator, num_classes=18)
@@ -273,7 +273,7 @@ def test_workers_hold_no_object_per_row():
     assert samples[999] == Sample("999.mp4", 999, 1000, (3.0, 1.0, 2.0))
 
 
-def test_the_first_path_of_a_file_a_folder_or_with_a_suffix_decides_about_the_suffix(tmp_path):
+def test_the_first_path_that_exists_decides_the_suffix(tmp_path):
     (tmp_path / "frames").mkdir()
     for name in ("frames.webm", "video.webm"):
         (tmp_path / name).touch()
@@ -286,6 +286,6 @@ def test_the_first_path_of_a_file_a_folder_or_with_a_suffix_decides_about_the_su
         assert find_suffix(str(tmp_path), paths) == suffix, paths
 
 
-def test_the_fingerprint_of_a_list_stays_since_checkpoints_contain_it():
+def test_the_fingerprint_of_a_list_never_changes_because_checkpoints_contain_it():
     assert VideoList(["a.mp4", "b/c.mp4"], [1, 0]).fingerprint == "e8b16065f958"
     assert VideoList(["a"], [0], [7]).fingerprint == "f7cf03256894"

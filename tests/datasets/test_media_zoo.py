@@ -1,4 +1,4 @@
-"""Every kind of odd or broken file, made on the spot, through every backend and through the loader."""
+"""Test odd and broken files of every kind with every backend and with the loader; the files are made here."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ def test_broken_files_are_named_with_the_same_reason_by_every_backend(zoo, name,
     with pytest.raises(MediaError, match=reason) as caught:
         read_frames_within(limit, path, lambda length: range(length), backend=backend)
     assert caught.value.path == path
-    if name != "pipe.mp4":  # which would never end
+    if name != "pipe.mp4":  # a read of it would never end
         with pytest.raises(MediaError) as here:
             read_frames(path, lambda length: range(length), backend=backend)
         assert here.value.reason == caught.value.reason
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_file_of_somebody_else_is_named(tmp_path):
+def test_the_error_names_a_file_without_read_permission(tmp_path):
     path = tmp_path / "private.mp4"
     h264(path)
     path.chmod(0)
@@ -118,7 +118,7 @@ def test_a_file_of_somebody_else_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["rotated_90.mp4", "width_72.mp4"])
 def test_a_file_that_decord_cannot_read_is_logged_once_and_leaves_no_reader(zoo, name, caplog, monkeypatch):
-    """A reader that is collected in a forked worker waits for threads that are not there, or aborts."""
+    """A reader that is freed in a forked worker waits for threads that do not exist there, or aborts."""
     decord = pytest.importorskip("decord")
     monkeypatch.setattr(decode, "_LOGGED", set())
     gc.collect()

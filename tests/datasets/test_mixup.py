@@ -1,4 +1,4 @@
-"""Mixup and CutMix against the official implementation."""
+"""Test mixup and CutMix against the official implementation."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_probability_zero_leaves_the_batch_alone():
     torch.testing.assert_close(target, one_hot(labels, 3, 0.1))
 
 
-def test_one_alpha_alone_never_switches():
+def test_one_alpha_alone_always_applies_its_method():
     video, labels = torch.rand(2, 3, 2, 16, 16), torch.tensor([0, 1])
     for seed in range(20):
         blended, _ = MixUp(0.8, 0.0, 1.0, 1.0, 0.0, 2)(video, labels, np.random.RandomState(seed))

@@ -1,4 +1,4 @@
-"""RandAugment against timm: operations, arguments, draws, and fused steps."""
+"""Test RandAugment against timm: operations, arguments, draws, and fused steps."""
 
 import random
 from collections import Counter, defaultdict
@@ -19,7 +19,7 @@ RECIPE = "rand-m7-n4-mstd0.5-inc1"
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, np.ndarray]:
-    """Noise, and smooth colours with few and with all grey levels; 3 frames each, higher than wide."""
+    """Return clips of 3 frames, higher than wide: noise, and smooth colours with few and with all grey levels."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (3, 97, 81, 3)).astype(np.uint8)
     smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 4) for frame in noise]).astype(float)
@@ -71,7 +71,7 @@ def test_geometric_operations_match_timm_up_to_the_bicubic_kernel(clips, name, l
     assert np.abs(np.roll(ours, 1, axis=2) - theirs)[:, inside].mean() > 2
 
 
-def test_frames_are_new_and_each_is_treated_on_its_own(clips):
+def test_frames_are_new_and_computed_independently(clips):
     frames = clips["dim"]
     before = frames.copy()
     for name in OP_NAMES:
@@ -101,7 +101,7 @@ def test_arguments_match_timm(increasing):
 
 
 def timm_draws(text: str, count: int) -> list[list[tuple[str, float]]]:
-    """Let timm draw `count` times, and write down what it would apply."""
+    """Return `count` draws of timm, each a list of the operations that it would apply."""
     drawn: list[list[tuple[str, float]]] = []
     augment = timm_ops.rand_augment_transform(text, {"img_mean": (128, 128, 128)})
     for op in augment.ops:
@@ -203,8 +203,8 @@ def test_tables_in_a_row_match_timm_exactly(clips):
         assert np.array_equal(augmented_crop(clips["bright"], tables, None), theirs), tables
 
 
-def test_a_crop_sees_what_the_whole_frame_shows(clips):
-    """Only a part of the frame is computed, and statistics are those of the whole."""
+def test_a_crop_equals_the_same_part_of_the_whole_frame(clips):
+    """Only a part of the frame is computed, but statistics are those of the whole frame."""
     corners = [
         ResizedCrop((0, 0, 40, 81), (48, 48), (0, 0), 48),
         ResizedCrop((60, 50, 37, 31), (48, 48), (0, 0), 48, flip=True),
@@ -231,7 +231,7 @@ def test_a_mirrored_crop_is_the_crop_mirrored(clips):
 
 
 def geometric_draws(count: int) -> list[list[Op]]:
-    """One to four geometric operations in a row."""
+    """Return draws of one to four consecutive geometric operations."""
     rng = np.random.default_rng(0)
     drawn = []
     for number in range(count):
@@ -241,7 +241,7 @@ def geometric_draws(count: int) -> list[list[Op]]:
     return drawn
 
 
-def test_operations_fused_with_the_crop_show_what_single_steps_of_timm_do(clips):
+def test_operations_fused_with_the_crop_match_single_steps_of_timm(clips):
     differences, sharpness = [], []
     for ops in geometric_draws(60):
         theirs = clips["bright"]
@@ -264,7 +264,7 @@ def test_operations_fused_with_the_crop_show_what_single_steps_of_timm_do(clips)
 
 
 def test_as_much_is_grey_as_after_single_steps_of_timm():
-    """Also what only one of the operations moved out of the frame, such as to the left and back to the right."""
+    """Pixels that one operation moves out of the frame and another one moves back are grey too."""
     frames = np.full((1, 97, 81, 3), (10, 220, 60), np.uint8)
     more: list[float] = []
     back_and_forth: list[Op] = [("TranslateXRel", 0.3), ("TranslateXRel", -0.3)]
@@ -283,7 +283,7 @@ def test_as_much_is_grey_as_after_single_steps_of_timm():
 @pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
 @pytest.mark.parametrize("argument", [-0.45, -0.123, -0.004, 0.0, 0.01, 0.3, 1.2])
 def test_slides_are_pillows_up_to_rounding(name, argument, interpolation):
-    """To the border and beyond, and any part of the frame as in the whole."""
+    """Slides reach the border and beyond, and a part of the frame equals that part of the whole frame."""
     noise = np.random.default_rng(0).integers(0, 256, (2, 60, 85, 3)).astype(np.uint8)
     frames = np.stack([cv2.GaussianBlur(frame, (5, 5), 1) for frame in noise])
     ours = augmented_crop(frames, [(name, argument)], None, interpolation)
@@ -296,7 +296,7 @@ def test_slides_are_pillows_up_to_rounding(name, argument, interpolation):
 
 
 def test_augmented_pixels_are_distributed_like_timms():
-    """Levels, contrast and detail of whole draws of the recipe, after the crop."""
+    """Compare levels, contrast and detail of complete draws of the recipe, after the crop."""
     rng = np.random.default_rng(1)
     noise = rng.standard_normal((1, 128, 170, 3)).astype(np.float32)
     scene = np.sum([cv2.GaussianBlur(noise[0], (0, 0), s) * s for s in (1.0, 3.0, 9.0, 27.0)], axis=0)

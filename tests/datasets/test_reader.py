@@ -1,4 +1,4 @@
-"""Frames of video files and of frame folders, from every decoder."""
+"""Test the frames of video files and of frame folders with every decoder."""
 
 import contextlib
 import gc
@@ -20,7 +20,7 @@ from slowfast.datasets.reader import MediaError, read_frames
 ROOT = Path(__file__).parents[2]
 
 
-def test_video_frames_come_in_the_order_asked_for(tmp_path, write_video, frame_numbers):
+def test_video_frames_have_the_requested_order(tmp_path, write_video, frame_numbers):
     path = write_video(tmp_path / "a.mp4", frames=40)
     lengths = []
 
@@ -35,7 +35,7 @@ def test_video_frames_come_in_the_order_asked_for(tmp_path, write_video, frame_n
 
 
 @pytest.mark.parametrize("kind", ["h264", "rgb", "fallback", "damaged"])
-def test_one_decoded_frame_outlives_a_read_and_none_the_next(kind, tmp_path, write_video, monkeypatch):
+def test_at_most_one_decoded_frame_stays_in_memory_after_a_read(kind, tmp_path, write_video, monkeypatch):
     if kind == "rgb":  # frames that need no conversion
         with av.open(str(tmp_path / "a.mov"), "w") as container:
             stream = container.add_stream("png", rate=25)
@@ -75,7 +75,7 @@ def test_folder_frames_are_numbered_from_one(tmp_path, write_folder, frame_numbe
     assert frame_numbers(counted) == [6]  # the list's count decides
 
 
-def test_channels_have_the_order_asked_for_whatever_the_source(tmp_path, write_video, write_folder):
+def test_channels_have_the_requested_order_for_every_source(tmp_path, write_video, write_folder):
     for path in (write_video(tmp_path / "a.mp4"), write_folder(tmp_path / "a")):
         rgb = read_frames(path, lambda _: [10]).astype(int)
         bgr = read_frames(path, lambda _: [10], colors="BGR").astype(int)
@@ -139,7 +139,7 @@ def test_broken_folders_are_named_with_the_image(tmp_path, write_folder):
         read_frames(path, lambda length: range(length))
 
 
-def test_the_error_survives_the_way_out_of_a_worker():
+def test_the_error_can_be_sent_by_a_worker():
     error = pickle.loads(pickle.dumps(MediaError("a.mp4", "broken")))
     assert (str(error), error.path, error.reason) == ("a.mp4: broken", "a.mp4", "broken")
     assert str(MediaError(str(error))) == "a.mp4: broken"  # how a data loader rebuilds it
@@ -160,7 +160,7 @@ def test_a_backend_that_cannot_be_loaded_says_how_to_get_it(tmp_path):
         assert re.search(rf"ValueError: .*{name} cannot be loaded .*{cure}.*; or use pyav", done.stderr)
 
 
-def test_what_is_asked_for_and_in_which_order_does_not_change_a_frame(tmp_path, write_video, frame_numbers):
+def test_a_frame_does_not_depend_on_the_other_requested_frames(tmp_path, write_video, frame_numbers):
     path = write_video(tmp_path / "a.mp4", frames=60)
     whole = read_frames(path, lambda length: range(length))
     for backend in ("decord", "pyav"):

@@ -1,4 +1,4 @@
-"""Frame indices of dense and sparse clips against the official ones."""
+"""Test the frame indices of dense and sparse clips against the official ones."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -49,9 +49,9 @@ def test_hmdb_files_are_the_dense_rule_counted_from_one(rows):
 def test_random_dense_windows_reach_both_ends_and_start_between_frames():
     rng = np.random.default_rng(0)
     clips = np.array([dense_indices(100, 8, 4, None, 1, rng) for _ in range(3000)])
-    assert clips.min() == 0 and clips[:, 0].max() == 67 and clips.max() == 98  # the start never is the slack itself
+    assert clips.min() == 0 and clips[:, 0].max() == 67 and clips.max() == 98  # starts are below the slack
     assert np.bincount(clips[:, 0], minlength=68).min() > 15  # 3000 / 68 = 44 expected of each
-    assert len(np.unique(np.diff(clips, axis=1), axis=0)) > 1  # a whole start would give one pattern of steps
+    assert len(np.unique(np.diff(clips, axis=1), axis=0)) > 1  # whole starts would give one pattern
 
 
 def test_random_dense_window_of_a_short_video_starts_at_zero_and_repeats_the_last_frame():

@@ -1,4 +1,4 @@
-"""Clips on their way from a worker to the process of its loader."""
+"""Test how clips are sent from a worker to the process of its loader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slowfast.datasets.shared import new_clips, share
 
 
 class Clips(Dataset[torch.Tensor]):
-    """Item n is full of n, (4, height, 6, 3); each tenth one is twenty times as high."""
+    """Items (4, H, 6, 3) filled with their number; the height of every tenth item is twenty times larger."""
 
     def __init__(self, same: bool) -> None:
         self.same = same
@@ -43,12 +43,12 @@ def join_one(clips: list[torch.Tensor]) -> dict[str, Any]:
 
 
 def blocks(process: int) -> dict[str, str]:
-    """Memory that a process has mapped for clips, {inode: size}."""
+    """Return the memory that a process has mapped for clips, {inode: size}."""
     rows = [line.split() for line in Path(f"/proc/{process}/maps").read_text().splitlines() if "/memfd:clips" in line]
     return {row[4]: row[0] for row in rows}
 
 
-def test_a_batch_arrives_as_it_is_and_stays_so():
+def test_a_batch_arrives_unchanged_and_is_not_overwritten():
     batches = [[n, n + 1] for n in range(0, 40, 2)]
     clips = Clips(same=True)
     loader = DataLoader(clips, batch_sampler=batches, collate_fn=join, num_workers=2, multiprocessing_context="fork")
@@ -66,7 +66,7 @@ def test_a_batch_arrives_as_it_is_and_stays_so():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", [method for method in get_all_start_methods() if method != "fork"])
-def test_workers_that_are_no_forks(context):
+def test_workers_that_are_not_forks(context):
     clips = [torch.full((4, 50, 6, 3), n, dtype=torch.uint8) for n in range(12)]
     loader = DataLoader(
         clips,  # pyright: ignore[reportArgumentType]
@@ -86,7 +86,7 @@ def test_memory_is_used_again_as_soon_as_nothing_refers_to_it():
         worker = batch["worker"]
         assert (batch["each"][0] == number).all()
         seen |= set(blocks(worker))
-    # two ahead, one here, one in the making; those of another size are given up when none fits
+    # two ahead, one here, one being made; blocks of another size are freed when none fits
     assert len(blocks(worker)) <= 5 and len(seen) <= 36
     view = batch["each"][0][1:, :, ::2]
     del batch
@@ -99,7 +99,7 @@ def test_memory_is_used_again_as_soon_as_nothing_refers_to_it():
 
 
 class Remembering(Dataset[torch.Tensor]):
-    """Keeps every clip it makes, and fails when what it keeps has changed."""
+    """A data set that keeps every clip it makes, and fails if a kept clip has changed."""
 
     def __init__(self) -> None:
         self.kept: dict[int, Any] = {}
@@ -156,7 +156,7 @@ def join_and_fail(clips: list[torch.Tensor]) -> dict[str, Any]:
     return batch
 
 
-def test_what_was_never_sent_is_free_again():
+def test_a_block_that_was_never_sent_is_free_again():
     order = [[n] for n in range(1, 41)]
     options = {"num_workers": 1, "multiprocessing_context": "fork"}
     found = iter(DataLoader(Clips(same=True), batch_sampler=order, collate_fn=join_and_fail, **options))
@@ -185,7 +185,7 @@ def test_a_tensor_takes_its_bytes_up_to_the_next_multiple_of_the_alignment(dtype
     assert shared._padded_size((dtype, shape)) == size
 
 
-def test_blocks_of_sizes_that_no_longer_occur_are_given_up(monkeypatch):
+def test_blocks_of_sizes_that_no_longer_occur_are_freed(monkeypatch):
     monkeypatch.setattr(shared, "_blocks", [])
     small = shared._take_block(100)
     small.mapped[shared.WORKER] = 0

@@ -1,4 +1,4 @@
-"""Crops, resizes, flips and erasing of clips, against the official numbers."""
+"""Test crops, resizes, flips and erasing of clips against the official numbers."""
 
 import resource
 from concurrent.futures import ProcessPoolExecutor
@@ -44,7 +44,7 @@ def test_resized_normalized_crops_match_the_official_numbers(golden):
             assert [*short_side_size(height, width, case["scale"])] == case["resized_hw"]
 
 
-def test_pixels_stay_whole_where_nothing_is_resized():
+def test_pixels_stay_uint8_if_nothing_is_resized():
     frames = noise(2, 32, 50, 3)
     start, centre, end = crop_views(to_tensor(frames), 32, 24, (0, 1, 2))
     assert start.dtype == torch.uint8
@@ -183,7 +183,7 @@ def test_places_of_a_crop_are_where_its_resize_samples(flip):
         assert difference.max() < 8 and difference.mean() < 2  # OpenCV samples at 1/32 of a pixel
 
 
-def test_jitter_takes_every_short_side_and_every_position_the_last_included():
+def test_jitter_uses_every_short_side_and_every_position():
     ramp = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, :, None, None], (1, 32, 32, 3))
     rng = np.random.default_rng(0)
     whole = TrainTransform(30, (32, 32), flip=False)

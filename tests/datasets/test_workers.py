@@ -1,4 +1,4 @@
-"""Loading continues after the system kills a worker."""
+"""Test that loading continues after the system kills a worker."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder, monkeypatch):
 
 
 class Vanishing(Killing):
-    """The connections of a killed worker end before the worker does."""
+    """A reader whose worker is killed so that its connections end before the worker exits."""
 
     def read(self, sample, choose):
         if sample.label in self.rows and get_worker_info():
@@ -101,7 +101,7 @@ class Vanishing(Killing):
         return super().read(sample, choose)
 
 
-def test_a_worker_may_die_while_it_hands_over_a_batch(folder):
+def test_a_worker_may_be_killed_while_it_sends_a_batch(folder):
     data = dataset(folder, Vanishing, train=False)
     labels = []
     for batch in loader(data, train=False, count=1):
@@ -122,7 +122,7 @@ def test_loaders_leave_their_data_set_as_it_is(folder):
 
 @pytest.mark.timeout(100)
 def test_a_worker_does_not_collect_decoders_of_the_process_that_started_it(folder):
-    """A fork of a decoder with threads waits for them for ever when it is freed, because it has none."""
+    """A decoder with threads that is freed in a fork blocks for ever, because the fork does not have its threads."""
 
     class Collecting(VideoReader):
         def read(self, sample, choose):
@@ -144,7 +144,7 @@ def test_a_worker_does_not_collect_decoders_of_the_process_that_started_it(folde
 
 
 @pytest.mark.slow
-def test_a_worker_may_die_between_two_epochs(folder):
+def test_a_worker_may_be_killed_between_two_epochs(folder):
     data = dataset(folder, VideoReader, train=True)
     killed = loader(data, train=True, count=1)
     first = [batch["label"].tolist() for batch in killed]
@@ -154,7 +154,7 @@ def test_a_worker_may_die_between_two_epochs(folder):
 
 
 @pytest.mark.slow
-def test_workers_that_die_repeatedly_end_with_one_message(folder, monkeypatch):
+def test_repeated_kills_of_workers_end_with_one_message(folder, monkeypatch):
     monkeypatch.setattr(workers, "MAX_RESTARTS", 0)  # PyTorch checks for dead workers every five seconds
 
     class AllKill(Killing):

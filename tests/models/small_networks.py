@@ -1,4 +1,4 @@
-"""Small networks of every family, for tests that need no released shape."""
+"""Make small networks of every family, for tests that need no released shape."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def small(name: str, **options: Any) -> Any:
 
 
 def video_for(name: str, batch: int = 2, frames: int = 4, height: int = 64, width: int = 64) -> Tensor:
-    """Random input of a network of `SMALL`, the same for the same arguments."""
+    """Return a random input of a network of `SMALL`, the same for the same arguments."""
     shape = (height, width) if name.endswith("_image") else (frames, height, width)
     return torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(batch))

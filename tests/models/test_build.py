@@ -1,4 +1,4 @@
-"""A new backbone is one class and one row; what the table of networks accepts and refuses."""
+"""Test that a new backbone needs one class and one row, and which networks and options are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of the experiments against the official networks and the papers' tables."""
+"""Test parameters and FLOPs of the experiments against the official networks and the tables of the papers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OFFICIAL = {
 
 @pytest.mark.slow
 def test_costs_of_all_experiments():
-    """The same parameters; FLOPs within a thousandth of the official network and 2 % of those that were published."""
+    """Parameters are equal; FLOPs are within 0.1 % of the official network and within 2 % of the published ones."""
     experiments = []
     for official in OFFICIAL:  # exp/NAME, exp_light/NAME, and UniFormerV2's exp/DATA/NAME
         parts = official.split("/")

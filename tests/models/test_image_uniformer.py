@@ -1,4 +1,4 @@
-"""The image UniFormers (ndim=2) against the official implementation: names, logits, stages, options of their own."""
+"""Test the image UniFormers (ndim=2) against the official implementation: names, logits, stages, their options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks changed by other programs: layers wrapped and quantized, networks exported, traced, compiled."""
+"""Test networks that other programs change: wrapped and quantized layers, exported, traced, compiled networks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class LowRank(nn.Module):
-    """A layer with a low-rank update, as LoRA has it (arXiv 2106.09685): a module without `weight`."""
+    """A layer with a low-rank update, as in LoRA (arXiv:2106.09685): a module without `weight`."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def test_every_linear_layer_may_be_wrapped(name):
     for layer, wrapper in wrappers.items():
         wrapper.scale = 1.0
         bypassed = torch.equal(model(video), expected)
-        assert bypassed == (layer == "head_cls"), layer  # which is for training only
+        assert bypassed == (layer == "head_cls"), layer  # this layer is used in training only
         wrapper.scale = 0.0
 
 
@@ -57,7 +57,7 @@ def test_an_empty_batch_gives_an_empty_result(name):
     assert small(name)(video_for(name, batch=0)).shape == (0, 5)
 
 
-# (B, T, H, W): other than the example's (2, 4, 64, 64) in one or in all of them; 32 x 32 is the tower's own size
+# (B, T, H, W): other than the example's (2, 4, 64, 64) in one or in all of them; 32 x 32 is the ViT's resolution
 SIZES = [(3, 4, 64, 64), (1, 4, 64, 64), (0, 4, 64, 64), (2, 6, 64, 64), (2, 4, 96, 64), (2, 7, 80, 96), (2, 5, 32, 32)]
 
 

@@ -1,4 +1,4 @@
-"""Every model of the zoo has the interface that programs written for timm expect."""
+"""Test that every model of the zoo has the interface of timm's models."""
 
 from __future__ import annotations
 
@@ -166,14 +166,14 @@ def test_intermediate_maps_are_the_outputs_of_their_modules(name):
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("last", [1, 2])
-def test_a_network_cut_to_its_features_trains_all_that_is_left(name, last):
+def test_all_parameters_of_a_truncated_network_are_trained(name, last):
     model, video = small(name), video_for(name)
     expected = model.forward_intermediates(video, [0, last], intermediates_only=True)
     cut: Any = FeatureGetterNet(model, out_indices=(0, last))
     for ours, theirs in zip(cut(video), expected, strict=True):
         assert torch.equal(ours, theirs)
     total = torch.stack([output.sum() for output in cut.train()(video)]).sum()
-    if name != "v2_frozen":  # of which nothing is trained in front of the global blocks
+    if name != "v2_frozen":  # in it, nothing before the global blocks is trained
         total.backward()
     assert not [n for n, parameter in cut.named_parameters() if parameter.requires_grad and parameter.grad is None]
     cut.model.set_grad_checkpointing(True)

@@ -1,4 +1,4 @@
-"""Image ViTs of timm under UniFormerV2: which of them fit, and that they compute the same here as there."""
+"""Test image ViTs of timm in UniFormerV2: which of them fit, and that they compute the same features."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 64, "num_heads": 4, "img_size"
 
 
 def armed(tower: VisionTower | str, **options) -> UniFormerV2:
-    """Make a UniFormerV2 without temporal parts inside the tower, which reads every frame alone."""
+    """Make a UniFormerV2 without temporal parts in its image ViT, which processes every frame separately."""
     options = {"num_classes": 5, "return_list": (0, 1), "n_head": 2, "frozen": True, **options}
     return UniFormerV2(backbone=tower, no_lmhra=True, temporal_downsample=False, **options).eval()
 
 
 def randomized(vit: nn.Module) -> nn.Module:
-    """Values that no initialisation hides: biases and layer scales are not 0, norms not 1."""
+    """Set random values that initial ones would hide: biases and layer scales are not 0, norms not 1."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in vit.parameters():
@@ -57,7 +57,7 @@ def randomized(vit: nn.Module) -> nn.Module:
 
 
 def tokens_of_frames(model: UniFormerV2, video: torch.Tensor) -> torch.Tensor:
-    """Tokens (B*T, 1+HW, C) after the last block of the image ViT, for a video (B, 3, T, H, W)."""
+    """Return tokens (B*T, 1 + H*W, C) after the last block of the image ViT, for a video (B, 3, T, H, W)."""
     tokens = []
     hook = model.backbone.transformer.resblocks[-1].register_forward_hook(lambda m, i, output: tokens.append(output))
     with torch.no_grad():
@@ -77,7 +77,7 @@ def assert_same_features(ours: UniFormerV2, theirs: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", FIT)
 def test_a_plain_vit_of_timm_is_accepted(name):
-    """The facts are those of timm, and every tensor of timm's has its place."""
+    """The architecture equals that of timm, and every tensor of timm's network has a counterpart."""
     tower = timm_tower(name)
     assert tower == FIT[name]
     assert patch_size(f"timm/{name}", []) == tower.patch  # the rule of the configuration reads the name
@@ -174,14 +174,14 @@ def test_the_activation_has_to_match(caplog):
     openai["input_resolution"] = torch.tensor(32)
     with pytest.raises(ValueError, match=r" quick_gelu.* gelu\b.*uniformerv2_b16"):
         load_weights(armed(exact), openai, to_train=True)
-    # CLIP's towers in timm's names have one or the other; the name of the backbone says which
+    # CLIP's ViTs with timm's names have either activation; the name of the backbone shows which one
     assert not load_weights(armed(exact), clip, to_train=True).notes
     report = load_weights(armed(VisionTower(64, 2, 4, 16, 32)), clip, to_train=True)
     assert "does not show its activation" in str(report)
 
 
 def test_a_checkpoint_of_another_backbone_is_refused():
-    """Of two towers with the same shapes, a checkpoint of one is refused by the other."""
+    """A checkpoint of one image ViT is refused by another one with the same shapes."""
     exact, quick = (f"timm/vit_base_patch16_clip_{name}224" for name in ("", "quickgelu_"))
     with torch.device("meta"):
         model = armed(exact, return_list=(11,))
@@ -196,8 +196,8 @@ def test_a_checkpoint_of_another_backbone_is_refused():
         )
 
 
-def test_a_checkpoint_of_another_custom_tower_is_refused():
-    """The number of heads is in no shape."""
+def test_a_checkpoint_of_another_custom_image_vit_is_refused():
+    """Tensor shapes do not show the number of heads."""
     model = armed(VisionTower(64, 2, 4, 16, 32))
     checkpoint = {
         "model_state": model.state_dict(),

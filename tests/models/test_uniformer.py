@@ -1,4 +1,4 @@
-"""UniFormer against the official implementation: names, logits, stages, gradients, initial values."""
+"""Test UniFormer against the official implementation: names, logits, stages, gradients, initial values."""
 
 from __future__ import annotations
 

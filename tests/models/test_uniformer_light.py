@@ -1,4 +1,4 @@
-"""UniFormer-light against the official implementation: names, logits, stages, gradients, initial values, pruning."""
+"""Test UniFormer-light against the official implementation: names, logits, gradients, initial values, pruning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def released(name: str) -> dict[str, Any]:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    XXS: {"init_value": 0.1, **released(XXS)},  # with its pruning of one block more than stage 4 has
+    XXS: {"init_value": 0.1, **released(XXS)},  # its pruning has one entry more than stage 4 has blocks
     "uniformer_xxs_4x128_nols_k400": {},
     IMAGE: {"ndim": 2, "num_classes": 1000},
     "uniformer_xs_32x192_k400": released("uniformer_xs_32x192_k400"),
@@ -122,7 +122,7 @@ def test_parameter_groups_match_the_official_ones():
 
 @pytest.mark.parametrize("name", [XXS, IMAGE])
 def test_flops_match_the_official_count(name):
-    # our scores add one row of attention a block to the official count
+    # our scores add one row of attention per block to the official count
     with torch.device("meta"):
         model = UniFormerLight(**OPTIONS[name])
     assert count_flops(model, *VARIANTS[name]["input_shape"]) == pytest.approx(VARIANTS[name]["flops_fvcore"], rel=1e-3)

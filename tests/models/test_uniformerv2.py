@@ -1,4 +1,4 @@
-"""UniFormerV2 against the official implementation, and the sizes and lengths that it adds."""
+"""Test UniFormerV2 against the official implementation, and with further frame sizes and counts."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_drop_path_drops_whole_videos():
     assert all(len(branch[:, video].unique()) == 1 for video in range(6)) and 0.0 in branch.unique().tolist()
 
 
-def test_every_tower_is_built_with_the_default_crop_sizes():
-    """A network takes any size of whole patches; the sizes of a run are checked with its configuration."""
+def test_every_image_vit_is_built_with_the_default_crop_sizes():
+    """A network accepts any size that is a multiple of the patch size; the configuration checks the sizes of a run."""
     with torch.device("meta"):
         for name, tower in TOWERS.items():
             assert patch_size(name, []) == tower.patch

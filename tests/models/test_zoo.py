@@ -1,4 +1,4 @@
-"""The Python API: every model of the zoo, by name and without configuration."""
+"""Test the Python API: every model of the zoo, by name and without configuration."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_options_of_another_type_are_refused(name, option, value):
 
 
 @pytest.mark.parametrize("name", ["uniformer_s", "uniformer_xxs", "uniformerv2_b16"])
-def test_one_way_to_ask_for_activation_checkpointing(name):
+def test_activation_checkpointing_is_set_in_one_way_only(name):
     with torch.device("meta"):
         model = create_model(name)
     for blocks in (True, False, [1, 0, 0, 0]):

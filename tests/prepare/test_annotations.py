@@ -1,4 +1,4 @@
-"""Lists are made of the official annotations of public data sets, for files that exist."""
+"""Test that lists are made from official annotations of public data sets, for files that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that is killed when it hangs, and the check of videos on top of it."""
+"""Test tasks in processes that are killed when they block, and the check of videos that uses them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slowfast.prepare.reencode import Settings, reencode
 
 
 def work(task: Any) -> Any:
-    """Open a path (a pipe blocks forever), or end by the signal of a number."""
+    """Open a path (a pipe blocks forever), or exit by the signal with a number."""
     if isinstance(task, str):
         with open(task) as file:
             return file.read()
@@ -38,7 +38,7 @@ def work(task: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    """Let the processes of a fork server that another test has started import this file."""
+    """Make this file importable for the processes of a fork server that another test has started."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
@@ -88,7 +88,7 @@ def test_a_process_that_cannot_start_is_an_error_and_no_fault_of_a_file(tmp_path
 
 
 def test_workers_end_with_the_process_that_started_them(pipe, tmp_path):
-    """Also a worker that is blocked in the middle of a file, after a kill that no handler sees."""
+    """A worker that is blocked in the middle of a file exits too, after a kill that no handler can catch."""
     command = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_check as t\n"
         "from slowfast.prepare.killable import run_killable\n"
@@ -114,7 +114,7 @@ def test_workers_end_with_the_process_that_started_them(pipe, tmp_path):
 
 @pytest.fixture
 def videos(tmp_path, write_video, write_folder) -> Path:
-    """Six good media, and six bad ones."""
+    """Make six good media and six bad ones."""
     folder = tmp_path / "videos"
     for name in ("a/0.mp4", "a/x, y.mp4", "b/é.mp4", "b/2.mp4", "b/3.mp4"):
         write_video(folder / name, frames=24)
@@ -157,7 +157,7 @@ def test_a_report_separates_good_files_from_bad(videos, tmp_path):
     assert (tmp_path / "out" / QUARANTINE).read_text().splitlines() == sorted(p for p in rows if p.startswith("bad"))
 
 
-def test_a_check_goes_on_where_it_was(videos, tmp_path):
+def test_a_repeated_check_continues_an_interrupted_one(videos, tmp_path):
     out, everything = tmp_path / "out", media(videos)
     check_media(videos, dict(islice(everything.items(), 5)), out, workers=1, timeout=2)
     report = out / REPORT

@@ -1,4 +1,4 @@
-"""Rows of bad files are removed from lists; other rows stay as they are."""
+"""Test that rows of bad files are removed from lists, and other rows stay unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
     ]
 
 
-def test_no_list_is_emptied(tmp_path):
+def test_a_list_without_good_files_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
     with pytest.raises(ValueError, match=r"all 2 videos of .*train\.csv are bad"):
         ListFile(tmp_path / "train.csv", ("path", "label"), " ", "").without({"a.mp4", "b.mp4"})

@@ -1,4 +1,4 @@
-"""Class names of lists that were made elsewhere: files in their published forms, labels in any order."""
+"""Test the class names of lists of other programs: published file formats, labels in any order."""
 
 import json
 import random
@@ -20,7 +20,7 @@ def kinetics_rows(names):
 
 
 def test_names_follow_kinetics_lists_in_the_order_of_their_authors(tmp_path):
-    """The official lists of UniFormer name `<youtube id>.mp4,<label>` in an order of their own."""
+    """The official lists of UniFormer have rows `<youtube id>.mp4,<label>`, with labels in another order."""
     (tmp_path / "train.csv").write_text(KINETICS_HEADER + kinetics_rows(K400))
     names, classes = annotated_classes(tmp_path, DATASETS["k400"])
     assert names == K400

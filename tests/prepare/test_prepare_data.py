@@ -1,4 +1,4 @@
-"""The commands of tools/prepare_data.py: exit codes, output, and repeated calls after a kill."""
+"""Test the commands of tools/prepare_data.py: exit codes, output, and repeated calls after a kill."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(folder, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """`videos` with three classes of five, and one file that is torn."""
+    """Make `videos` with three classes of five videos; one file is cut short."""
     folder = tmp_path_factory.mktemp("prepare")
     for label, name in enumerate(("left", "right", "up é")):
         (folder / "videos" / name).mkdir(parents=True)
@@ -181,8 +181,8 @@ def test_the_template_of_the_run_is_checked(run, tmp_path, monkeypatch):
     assert code == 1 and "named '{:03d}.jpg', but the image template is '{:05d}.jpg'" in out
 
 
-def test_a_killed_check_goes_on(run, folder, tmp_path):
-    """It is killed when at least one row is written; the next call decodes the others only."""
+def test_a_killed_check_is_continued_by_the_next_call(run, folder, tmp_path):
+    """The check is killed when at least one row is written; the next call decodes only the other files."""
     process = start("check", "videos", "--out", tmp_path, "--workers", 1, cwd=folder)
     report = tmp_path / "report.csv"
     while not (report.exists() and report.read_text().count("\n") > 2):
@@ -222,7 +222,7 @@ def test_copies_are_small_and_listed(run, folder, tmp_path):
 
 
 def test_lists_of_copies_name_the_originals_without_one(run, folder, tmp_path):
-    """A torn file and a folder of images: neither is encoded, so neither can be in the lists."""
+    """A file that is cut short and a folder of images are not encoded, so they cannot be in the lists."""
     images = folder / "videos/right/images"
     images.mkdir()
     for number in (1, 2):

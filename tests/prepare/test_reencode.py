@@ -1,4 +1,4 @@
-"""Copies that decode fast: the same pictures at the same times, smaller, and only whole ones."""
+"""Test copies that decode fast: they are complete and smaller, with the same pictures at the same times."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write(
     audio: bool = False,
     noise: bool = False,
 ) -> Path:
-    """30 frames whose upper left quarter is red and whose brightness grows, at `times` in units of 1/100 s."""
+    """Write 30 frames with a red upper left quarter and growing brightness, at `times` in units of 1/100 s."""
     width, height = size
     times = times or [4 * t for t in range(30)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,8 +107,8 @@ def test_copies_keep_pictures_and_times_and_shrink(tmp_path):
         assert [stream.type for stream in container.streams] == ["video"]
 
 
-def test_most_pictures_can_be_left_out(tmp_path):
-    """No other one is made from them: on the way to a frame a decoder passes over three of four."""
+def test_a_reader_can_skip_most_pictures(tmp_path):
+    """No other picture refers to them: on the way to a frame, a decoder skips three of four pictures."""
     source = tmp_path / "in" / "a.mp4"
     source.parent.mkdir()
     scene = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
@@ -223,7 +223,7 @@ def test_broken_inputs_are_listed_and_whole_ones_are_not_made_again(tmp_path):
 
 
 def test_a_killed_call_that_is_repeated_gives_the_same_bytes(tmp_path):
-    """Also at sizes that are not multiples of 16, where assembler code depends on earlier content of memory."""
+    """Sizes include some that are not multiples of 16, for which assembler code reads earlier content of memory."""
     paths = [f"{i}.mp4" for i in range(6)]
     for i, path in enumerate(paths):
         write(tmp_path / "in" / path, size=(160, 130 + 2 * i), noise=True)

@@ -1,4 +1,4 @@
-"""Media are found below a folder; all other files are counted and reported."""
+"""Test that media below a folder are found, and all other files are counted and reported."""
 
 from __future__ import annotations
 

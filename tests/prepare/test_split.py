@@ -1,4 +1,4 @@
-"""Videos of a folder per class are split into training, validation and test videos."""
+"""Test the split of folders of videos per class into training, validation and test videos."""
 
 from __future__ import annotations
 

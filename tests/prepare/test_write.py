@@ -1,4 +1,4 @@
-"""Lists are written so that training reads the same names and labels, and replace others only on request."""
+"""Test that training reads the names and labels that were written, and that lists are replaced only on request."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_cleaned_lists_stay_clean_until_the_videos_change(tmp_path):
     assert not (tmp_path / "new/test.csv.orig").exists() and new.read_text().endswith("c.mp4 -1\n")
 
 
-def test_what_is_written_is_what_training_accepts(tmp_path):
-    """A label beyond the classes would be refused by the reader of lists: the same reader judges ours."""
+def test_written_lists_are_accepted_by_the_reader_of_lists(tmp_path):
+    """The reader refuses a label beyond the classes, here by a class count that is too small."""
     videos = make_classes(tmp_path / "videos", 4)
     write_lists(lists_from_folders(videos), tmp_path / "lists", videos, DATASETS["own"])
     assert len(read_list(tmp_path / "lists/train.csv", num_classes=3))

@@ -1,4 +1,4 @@
-"""The orders of released classifiers, and the recognition of weights."""
+"""Test the class orders of released classifiers, and how they are found for weights."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_official_row_0_of_kinetics_400():
 
 @pytest.mark.parametrize("classes", [400, 600, 700])
 def test_kinetics_710_gives_the_rows_of_the_other_sets(classes):
-    """A class of two sets has one row of Kinetics-710, and the orders of the sets agree with that."""
+    """A class of two data sets has one row in Kinetics-710, and the orders of both data sets agree with it."""
     rows = rows_of_k710(classes)
     assert rows is not None and len({*rows}) == classes and max(rows) < 710
     places = places_of_rows({400: "k400", 600: "k600_v2", 700: "k700_v2"}[classes], classes)
@@ -93,7 +93,7 @@ def test_kinetics_710_gives_the_rows_of_the_other_sets(classes):
 
 
 @pytest.mark.parametrize("order", ["k400", "sorted", "k710"])
-def test_rows_follow_the_names_wherever_they_are_in_the_list(order):
+def test_rows_follow_the_names_in_any_order_of_the_list(order):
     names = [f"name {i:03d}" for i in range(400)]
     by_place = rows_of_names(order, names)
     assert by_place == rows_of_places(order, 400)

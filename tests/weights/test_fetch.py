@@ -1,4 +1,4 @@
-"""Downloads from a local server that resumes, refuses, changes its files and breaks connections."""
+"""Test downloads from a local server that resumes, refuses, changes its files and breaks connections."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ for address in sys.argv[1:]:
 
 
 def test_files_of_the_hugging_face_hub(tmp_path):
-    """A server that answers as the hub does: each file has a commit and an ETag."""
+    """The server behaves as the hub: each file has a commit and an ETag."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:

@@ -1,4 +1,4 @@
-"""The rules for classifiers: rows by number, by name and by default, and files of rows."""
+"""Test the rules for classifiers: rows by number, by name and by default, and files of rows."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_classes_that_the_checkpoint_lacks_get_new_rows(make, caplog):
     with pytest.raises(ValueError, match=r"2 class names, of which 2 "):
         model.reset_classifier(2)
         load_weights(model, checkpoint, HeadPolicy("by name", ["x", "y"]), to_train=True)
-    with pytest.raises(ValueError, match=r"2 class names, of which 1 "):  # which of the two is meant?
+    with pytest.raises(ValueError, match=r"2 class names, of which 1 "):  # the name fits two rows
         checkpoint["class_names"] = ["a", "b", "a", "d", "e"]
         load_weights(model, checkpoint, HeadPolicy("by name", ["a", "b"]), to_train=True)
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs: their names, their tensors, and that their networks compute the same here."""
+"""Test checkpoints of other programs: names and tensors are converted, and the networks compute the same."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def small_v1() -> UniFormer:
 
 
 def randomize(module: Any) -> Any:
-    """Values that no initialisation hides: biases and layer scales are not 0, norms not 1."""
+    """Set random values that initial ones would hide: biases and layer scales are not 0, norms not 1."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -59,7 +59,7 @@ def randomize(module: Any) -> Any:
 
 
 def tower_tokens(model: UniFormerV2, image: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, 1+HW, C) after the last block of the image ViT, for an image (B, 3, H, W) as a video of one frame."""
+    """Return tokens (B, 1 + H*W, C) after the last block of the image ViT, for an image (B, 3, H, W) as one frame."""
     tokens = []
     hook = model.backbone.transformer.resblocks[-1].register_forward_hook(lambda m, i, output: tokens.append(output))
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_a_centred_kernel_sees_every_frame_as_an_image():
     torch.testing.assert_close(inflate_centre(kernel, torch.Size((4, 3, 1, 2, 2)))[:, :, 0], kernel)
 
 
-# ---- image towers compute the same ----------------------------------------------------------------------------------
+# ---- image ViTs compute the same ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -224,7 +224,7 @@ def test_a_vit_with_other_parts_is_refused_by_their_names():
         load_weights(small(), theirs.state_dict(), to_train=True)
 
 
-def test_an_image_tower_starts_a_training_but_not_a_test():
+def test_an_image_vit_starts_a_training_but_not_a_test():
     tower = {name.removeprefix("backbone."): value for name, value in small().state_dict().items()}
     tower = {name: value for name, value in tower.items() if "resblocks" in name or "transformer" not in name}
     tower["conv1.weight"] = tower["conv1.weight"].squeeze(2)
@@ -236,7 +236,7 @@ def test_an_image_tower_starts_a_training_but_not_a_test():
         load_weights(model, tower)
 
 
-def test_a_video_checkpoint_with_fewer_global_blocks_is_no_image_tower():
+def test_a_video_checkpoint_with_fewer_global_blocks_is_not_an_image_vit():
     with pytest.raises(ValueError, match="of another model"):
         load_weights(small(), small(return_list=(1,)).state_dict(), to_train=True)
 
@@ -270,7 +270,7 @@ class ScriptedBlock(nn.Module):
 
 
 class ScriptedTower(nn.Module):
-    """The parameters of CLIP's visual tower, and as much code as TorchScript wants."""
+    """The parameters of CLIP's image ViT, and the code that TorchScript needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -371,7 +371,7 @@ def test_mmaction2_names_convert_in_both_directions(make, names):
 
 
 def test_mmaction2_export_takes_averaged_weights():
-    """Averaged weights are what was validated."""
+    """The averaged weights are those that were validated."""
     model, average = randomize(small_v1()), small_v1().state_dict()
     checkpoint = {
         "model_state": model.state_dict(),

@@ -1,4 +1,4 @@
-"""Checkpoint layouts, inflation, and the refusal to load what does not fit."""
+"""Test checkpoint layouts, inflation, and that weights that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_missing_classifier_gets_initial_values_when_asked():
 
 
 def test_reset_head_gives_the_classifiers_initial_values():
-    """Even where the class count is the same; the official rule keeps them then."""
+    """This is so even if the class count is the same, for which the official rule keeps the classifiers."""
     source = small(aux_head=True, ndim=2)
     model = small(aux_head=True, ndim=2)
     fresh = {name: value.clone() for name, value in model.state_dict().items()}
@@ -151,8 +151,8 @@ LIGHT_CFG = {**V1_CFG, "MODEL.MODEL_NAME": "Uniformer_light"}
         (V2_CFG, "UNIFORMERV2.TOWER", [32, 2, 8, 16, 32]),
     ],
 )
-def test_options_that_no_shape_shows_have_to_be_the_same(base, key, value):
-    """A checkpoint written here carries its configuration."""
+def test_options_that_no_shape_shows_must_be_the_same(base, key, value):
+    """A checkpoint of this package contains its configuration."""
     cfg, other = configuration(base), configuration(base, {key: value})
     checkpoint = {"model_state": build_model(cfg).state_dict(), "cfg": cfg.dump()}
     load_weights(build_model(cfg), checkpoint)
@@ -174,7 +174,7 @@ def test_the_same_network_written_in_another_way():
 
 
 def start(tmp_path, classes: int, checkpoint: dict, names: list[str] | None = None, **options: object) -> nn.Module:
-    """Make a UniFormerV2 of so many classes, started from UNIFORMERV2.PRETRAIN."""
+    """Make a UniFormerV2 with a number of classes, and initialize it from UNIFORMERV2.PRETRAIN."""
     torch.save(checkpoint, tmp_path / "weights.pth")
     pretrain = {"UNIFORMERV2.PRETRAIN": str(tmp_path / "weights.pth"), "MODEL.NUM_CLASSES": classes}
     cfg = configuration(V2_CFG, pretrain, {key.replace("__", "."): value for key, value in options.items()})

@@ -1,7 +1,7 @@
-"""Released classifiers predict the right names on lists in another order.
+"""Test that released classifiers predict the right class names on lists in another order.
 
-The classifiers here have zero weights, and biases that are their row numbers: the output with bias r is the prediction
-of a file that prefers row r.
+The classifiers here have zero weights, and the bias of a row is its number: the output with bias r shows where row r of
+the file went.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def numbered(network: tuple, rows: int) -> dict[str, Tensor]:
 
 
 def predictions(model: nn.Module, names: list[str] | None) -> dict[int, str]:
-    """Return the prediction of a file that prefers row r, by r."""
+    """Return, by row r of the file, the class name of the output that took row r."""
     assert names is not None
     (rows,) = {tuple(model.state_dict()[f"{head}.bias"].int().tolist()) for head in heads(model)}
     assert len(set(rows)) == len(names) == len(rows)
@@ -231,7 +231,7 @@ def test_rows_of_something_something_v1_follow_the_list(file, tmp_path, monkeypa
 
 
 def test_a_configured_order_has_precedence(lists, tmp_path):
-    """MODEL.CLASS_ORDER sets the order of weights that are not recognised rightly."""
+    """MODEL.CLASS_ORDER sets the order of weights whose order is not found correctly."""
     path, names = str(tmp_path / "w.pth"), lists[400]
     torch.save(numbered(V1, 400), path)
     by_number = np.random.default_rng(3).permutation(names).tolist()

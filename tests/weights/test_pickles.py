@@ -1,4 +1,4 @@
-"""Pickles of other programs: their weights are loaded, and nothing in them is executed."""
+"""Test pickles of other programs: their weights are loaded, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_nothing_is_executed(opcode, file, nested, evil):
     assert not [name for name in set(sys.modules) - loaded if not name.startswith("encodings")]
 
 
-def test_the_fixture_detects_what_pickles_execute(evil):
+def test_the_fixture_detects_code_that_pickles_execute(evil):
     for opcode in ("REDUCE", "INST", "OBJ", "NEWOBJ", "BUILD", "EXT1", "import", "system"):
         with contextlib.suppress(AttributeError):
             pickle.loads(OPCODES[opcode])
@@ -338,7 +338,7 @@ HOSTILE = {
 
 
 def chain(first: int, levels: int = 30) -> bytes:
-    """Push a set of pairs of sets of pairs ..., kept in the memo from `first` on."""
+    """Return opcodes that push a set of pairs of sets of pairs ..., stored in the memo from `first` on."""
 
     def place(i: int) -> bytes:
         return struct.pack("<I", first + i)

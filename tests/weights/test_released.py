@@ -1,4 +1,4 @@
-"""Released weights are recognised by name, address, file name and checksum."""
+"""Test that released weights are recognised by name, address, file name and checksum."""
 
 from __future__ import annotations
 

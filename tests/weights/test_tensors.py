@@ -1,4 +1,4 @@
-"""Files of tensors: their content is loaded, and never executed."""
+"""Test that files of tensors are loaded, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Evil:
 
 
 def _tar(path: Path) -> None:
-    """Make a checkpoint of PyTorch before 0.4, and a member that wants to be written elsewhere."""
+    """Make a checkpoint of PyTorch before 0.4, with a member whose path is outside of the folder."""
     with tarfile.open(path, "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors", "../evil"):
             data = pickle.dumps(_Evil())

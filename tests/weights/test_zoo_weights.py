@@ -1,4 +1,4 @@
-"""`create_model` with released weights: classes by name, features, head widths that shapes do not show."""
+"""Test `create_model` with released weights: classes by name, features, head widths that shapes do not show."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def numbered(rows: int) -> dict[str, Tensor]:
 
 
 def places(model: Any) -> list[int]:
-    """Return the output that each row of the file has become."""
+    """Return the output to which each row of the file went."""
     return model.head.bias.argsort().tolist()
 
 
@@ -73,7 +73,7 @@ def test_without_names_the_outputs_are_in_the_order_of_the_sorted_names(tmp_path
 @pytest.mark.parametrize("form", ["state_dict", "of a wrapper", "module", "module in a checkpoint"])
 @pytest.mark.parametrize("start", ["nothing", "released", "new classifier"])
 def test_a_saved_model_is_loaded_unchanged(start, form, tmp_path):
-    """Also after a training on other classes of the same number, without class names."""
+    """The same applies after a training on the same number of other classes, without class names."""
     released = tmp_path / "uniformer_small_k400_8x8.pth"
     torch.save(numbered(400), released)
     model: Any = create_model("uniformer_s", weights=None if start == "nothing" else released, **SMALL)
