@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -41,7 +42,8 @@ are in [CONFIG.md](CONFIG.md). This page is made by `python docs/make_api.py`.
 def entry(module: str, name: str) -> str:
     """Return the signature and the docstring of a public name."""
     thing = getattr(importlib.import_module(module), name)
-    parameters = str(inspect.signature(thing)).replace("'", "")
+    parameters = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(thing)))  # annotations without quotes
+    parameters = re.sub(r"<function .*? at 0x\w+>", "...", parameters).replace("collections.abc.", "")
     return f"## {module}.{name}\n\n```\n{name}{parameters}\n\n{inspect.getdoc(thing)}\n```\n"
 
 
