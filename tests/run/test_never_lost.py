@@ -61,10 +61,10 @@ def steps(output_dir: Path) -> int:
 
 
 def members(session: int) -> list[str]:
-    """Command lines of the living processes of a session."""
+    """Command lines of the living processes of a session; a process that is just exiting has none."""
     listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
-    return [row[2] for row in rows if int(row[0]) == session and not row[1].startswith("Z")]
+    return [row[2] for row in rows if int(row[0]) == session and row[1][0] != "Z" and row[2][0] != "["]
 
 
 @pytest.mark.parametrize(
