@@ -42,7 +42,6 @@ NOT_RUN = {
     "make test": "is what runs this test",
     "pytest tests/": "is what runs this test",
     "make dev": "needs the network; .ci/run installs",
-    "pytest tests/": "is a part of what runs this test",
     "make lint": "is a part of `make test`",
     "pre-commit install": "changes the repository",
     "python benchmarks/fingerprint.py": "takes minutes",
