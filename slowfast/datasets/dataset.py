@@ -308,7 +308,10 @@ class VideoEvalDataset(EvalDataset):
 
 
 class ImageEvalDataset(EvalDataset):
-    """Make batches of the centre of each image."""
+    """Make batches of the centre of each image; the short side is 256 pixels by default, as for ImageNet."""
+
+    def __init__(self, samples: VideoList, *, scale: int = 256, **options: Any) -> None:
+        super().__init__(samples, scale=scale, **options)
 
     def _read(self, sample: Sample, row: int) -> np.ndarray:
         image = centre_view(read_image(sample.path), self.scale, self.crop)
