@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 from slowfast.datasets.transforms import Views
@@ -36,6 +37,7 @@ class ViewEnsemble:
         self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); undefined for rows not in `views`
         self.labels: dict[int, int] = {}
         self.views: dict[int, int] = {}  # bit v: view v is counted
+        self.num_views = 1  # of a video
         self.finite = True
 
     def update(self, logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
@@ -43,6 +45,7 @@ class ViewEnsemble:
         values = (logits.softmax(1) if self.softmax else logits).float().cpu().numpy()
         self.finite = self.finite and bool(np.isfinite(values).all())
         self.reserve(int(index.max()) + 1, values.shape[1])
+        self.num_views = max(self.num_views, int(view.max()) + 1)
         for row, y, i, v in zip(values, label.tolist(), index.tolist(), view.tolist(), strict=True):
             seen = self.views.get(i, 0)
             if seen >> v & 1:
@@ -74,31 +77,55 @@ class Evaluation:
         label: (N,) true class, or -1 where it is not known.
         scores: (N, K) sum or maximum over views.
         bad: (path, reason) of videos left out because they could not be decoded.
+        probabilities: whether the scores are sums or maxima of probabilities, not of logits.
+        summed: views that a score is the sum of; 1 for maxima.
     """
 
     index: np.ndarray
     label: np.ndarray
     scores: np.ndarray
     bad: list[tuple[str, str]] = field(default_factory=list)
+    probabilities: bool = False
+    summed: int = 1
 
     def metrics(self) -> dict[str, Any]:
-        """Return the mean of each metric in percent; for K < 5 classes, "top5" is the top-K that "top5_k" names.
+        """Return "loss", and the mean of each metric in percent.
 
-        They are over the "num_labelled" videos whose class is known, and None if there is none.
+        The loss is the mean cross-entropy, of the mean logits of the views or of their mean probabilities. For K < 5
+        classes, "top5" is the top-K that "top5_k" names. All are over the "num_labelled" videos whose class is known,
+        and None if there is none.
         """
         known = np.flatnonzero(self.label >= 0)
         sums = dict.fromkeys(METRICS, 0.0)
+        loss = 0.0
         for rows in _chunks(known, self.scores):
             scores, labels = torch.from_numpy(self.scores[rows]), torch.from_numpy(self.label[rows])
+            logs = log_probabilities(scores, self.probabilities, self.summed)
+            loss += float(functional.nll_loss(logs, labels, reduction="sum"))
             for name, metric in METRICS.items():
                 sums[name] += float(metric(scores, labels).double().sum())
         return {
+            "loss": loss / len(known) if len(known) else None,
             **{name: 100.0 * (sums[name] / len(known)) if len(known) else None for name in METRICS},
             "top5_k": min(5, self.scores.shape[1]),
             "num_videos": len(self.index),
             "num_labelled": len(known),
             "num_skipped": len(self.bad),
         }
+
+
+def log_probabilities(scores: Tensor, probabilities: bool, summed: int) -> Tensor:
+    """Return the logarithms of the probabilities of the classes, (N, K) float64.
+
+    Args:
+        scores: (N, K) sums or maxima over the views.
+        probabilities: whether they are of probabilities, not of logits.
+        summed: views that a score is the sum of; 1 for maxima, which are normalized if they are of probabilities.
+    """
+    if not probabilities:
+        return (scores.double() / summed).log_softmax(1)
+    smallest = torch.finfo(torch.float32).tiny  # a probability may be too small for its type
+    return (scores.double() / scores.double().sum(1, keepdim=True)).clamp(min=smallest).log()
 
 
 def _chunks(rows: np.ndarray, scores: np.ndarray) -> Iterator[np.ndarray]:
@@ -168,9 +195,16 @@ def evaluate(
         raise SharedError(
             f"no video could be evaluated, because none of {len(bad)} can be decoded; the first:{first_bad(bad)}"
         )
-    index, scores = _gather(ensemble, [sorted(part) for part in labels], device)
+    index, scores, views = _gather(ensemble, [sorted(part) for part in labels], device)
     label = {i: y for part in labels for i, y in part.items()}
-    return Evaluation(index=index, label=np.array([label[i] for i in index.tolist()]), scores=scores, bad=bad)
+    return Evaluation(
+        index=index,
+        label=np.array([label[i] for i in index.tolist()]),
+        scores=scores,
+        bad=bad,
+        probabilities=ensemble.softmax,
+        summed=views if ensemble.method == "sum" else 1,
+    )
 
 
 def first_bad(bad: Sequence[tuple[str, str]]) -> str:
@@ -178,7 +212,7 @@ def first_bad(bad: Sequence[tuple[str, str]]) -> str:
     return "".join(f"\n  {path}: {reason}" for path, reason in bad[:3])
 
 
-def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device) -> tuple[np.ndarray, np.ndarray, int]:
     """Exchange the scores of all processes, with a few megabytes beyond the memory of `ensemble`.
 
     Args:
@@ -187,10 +221,11 @@ def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device
         device: of the tensors that are sent.
 
     Returns:
-        (N,) all rows in order, (N, K) their scores.
+        (N,) all rows in order, (N, K) their scores, and the number of views.
     """
     index = np.unique(np.concatenate([np.array(rows, np.int64) for rows in parts]))
-    ensemble.reserve(int(index[-1]) + 1, max(distributed.all_gather(ensemble.scores.shape[1])))
+    shapes = distributed.all_gather((ensemble.scores.shape[1], ensemble.num_views))
+    ensemble.reserve(int(index[-1]) + 1, max(classes for classes, _ in shapes))
     scores = ensemble.scores
     for rank, part in enumerate(parts if len(parts) > 1 else ()):
         for rows in _chunks(np.array(part, np.int64), scores):
@@ -201,4 +236,4 @@ def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device
         if place != row:  # an earlier video could not be decoded
             scores[place] = scores[row]
     scores.resize((len(index), scores.shape[1]), refcheck=False)
-    return index, scores
+    return index, scores, max(views for _, views in shapes)

@@ -72,11 +72,11 @@ class RunLog:
     def validation(self, step: int, epoch: int, values: Mapping[str, Any], best: float) -> None:
         """Write the metrics of a validation; `best` is the best top-1 so far."""
         logger.info(
-            "validation after epoch %d: %s  (%d videos, best top1 %.2f)",
-            epoch, metrics_text(values, self.num_classes), values["num_videos"], best,
+            "validation after epoch %d: loss %.4f  %s  (%d videos, best top1 %.2f)",
+            epoch, values["loss"], metrics_text(values, self.num_classes), values["num_videos"], best,
         )  # fmt: skip
         self.write("val", step, epoch=epoch, **values)
-        self._draw("val", step, {name: values[name] for name in METRICS})
+        self._draw("val", step, {name: values[name] for name in ("loss", *METRICS)})
 
     def _draw(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Add every value to the curve "group/name" of TensorBoard."""

@@ -60,7 +60,13 @@ def write_results(
     write_text(folder / "predictions.csv", table.getvalue())
     with atomic_write(folder / "scores.npz") as file:
         np.savez_compressed(
-            file, id=np.array(paths), index=evaluation.index, label=evaluation.label, scores=evaluation.scores
+            file,
+            id=np.array(paths),
+            index=evaluation.index,
+            label=evaluation.label,
+            scores=evaluation.scores,
+            probabilities=evaluation.probabilities,
+            summed=evaluation.summed,
         )
     report = {
         "metrics": evaluation.metrics(),
@@ -95,7 +101,9 @@ def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgN
     logger.info(
         "test%s: %s %d videos x %d views%s; results in %s",
         " with shuffled frames" if cfg.TEST.SHUFFLE_FRAMES else "",
-        f"{metrics_text(metrics, metrics['top5_k'])}  over" if labelled else "predictions of",
+        f"loss {metrics['loss']:.4f}  {metrics_text(metrics, metrics['top5_k'])}  over"
+        if labelled
+        else "predictions of",
         labelled or videos,
         cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS,
         f" ({', '.join(left_out)})" if left_out else "",

@@ -26,8 +26,11 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
     FigureCanvasAgg(figure)
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [r["epoch"] for r in train]
-    loss.plot(epochs, [r["loss"] for r in train])
-    loss.set_title("training loss")
+    loss.plot(epochs, [r["loss"] for r in train], label="training")
+    losses = _rows(val, "val", "loss")  # absent from older runs
+    loss.plot([r["epoch"] for r in losses], [r["loss"] for r in losses], "o-", label="validation")
+    loss.set_title("loss")
+    loss.legend()
     accuracy.plot(epochs, [r["top1"] for r in train], label="training, top-1")
     accuracy.plot([r["epoch"] for r in val], [r["top1"] for r in val], "o-", label="validation, top-1")
     for shuffled, top1 in tests.items():

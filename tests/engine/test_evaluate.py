@@ -98,7 +98,28 @@ def test_accuracy_is_over_the_videos_whose_class_is_known():
     metrics = Evaluation(np.arange(3), np.array([1, -1, 0]), scores).metrics()
     assert (metrics["top1"], metrics["num_labelled"], metrics["num_videos"]) == (50.0, 2, 3)
     unlabelled = Evaluation(np.arange(3), np.full(3, -1), scores).metrics()
-    assert unlabelled["top1"] is unlabelled["top5"] is None and unlabelled["num_labelled"] == 0
+    assert unlabelled["top1"] is unlabelled["top5"] is unlabelled["loss"] is None and unlabelled["num_labelled"] == 0
+
+
+def test_the_loss_is_the_cross_entropy_of_the_mean_over_views():
+    logits, labels = torch.randn(4, 3, 6), torch.tensor([0, 5, 2, 3])  # videos, views, classes
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = {
+        ("sum", False): cross_entropy(logits.mean(1), labels),
+        ("sum", True): torch.nn.functional.nll_loss(logits.softmax(2).mean(1).log(), labels),
+        ("max", False): cross_entropy(logits.amax(1), labels),
+    }
+    batch = {"video": logits.flatten(0, 1), "label": labels.repeat_interleave(3), "bad": []}
+    batch |= {"index": torch.arange(4).repeat_interleave(3), "view": torch.arange(3).repeat(4)}
+    for (method, softmax), loss in expected.items():
+        ensemble = ViewEnsemble(method, softmax)
+        result = evaluate(torch.nn.Identity(), [batch], lambda v: v, CPU, ensemble, max_clips=12, description="")
+        assert result.metrics()["loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_a_probability_that_is_too_small_gives_a_finite_loss():
+    scores = np.array([[1.0, 0.0]], np.float32)
+    assert 80 < Evaluation(np.arange(1), np.array([1]), scores, probabilities=True).metrics()["loss"] < 90
 
 
 def test_repeated_views_count_once():
@@ -224,7 +245,7 @@ def test_train_meter_restores_its_means():
 
 def test_another_process_may_have_the_last_videos_of_the_list(monkeypatch):
     theirs = ({9: 1}, [], None, True)  # labels, bad videos, request to stop, whether all scores are finite
-    monkeypatch.setattr(distributed, "all_gather", lambda mine: [mine, theirs if isinstance(mine, tuple) else 3])
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [mine, theirs if len(mine) == 4 else (3, 1)])
     monkeypatch.setattr(distributed, "broadcast_tensor", lambda sent, rank: sent if rank == 0 else sent * 0 + 7)
     result = evaluate(torch.nn.Identity(), batches(2), lambda v: v, CPU, ViewEnsemble("sum", False), 1, "")
     assert result.index.tolist() == [0, 1, 9] and result.label.tolist() == [0, 0, 1]

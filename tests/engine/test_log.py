@@ -38,8 +38,9 @@ def test_a_training_is_recorded_and_drawn_with_its_steps(tmp_path):
     assert (train["kind"], train["step"], train["epoch"], train["grad_norm"]) == ("train", 5, 0.5, 2.0)
     assert (epoch["kind"], epoch["step"], epoch["epoch"], epoch["loss"]) == ("epoch", 10, 1, 1.5)
     assert (val["kind"], val["step"], val["epoch"], val["num_videos"]) == ("val", 10, 1, 7)
+    assert val["loss"] == 1.5
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
-    assert set(curves) == {f"train/{name}" for name in VALUES} | {f"val/{name}" for name in METRICS}
+    assert set(curves) == {f"train/{name}" for name in VALUES} | {f"val/{name}" for name in ("loss", *METRICS)}
     assert steps(tmp_path / "tensorboard", "train/loss") == [5]
 
 
