@@ -18,7 +18,7 @@ from cluster import free_ports
 from make_demo_data import CLASS_NAMES, write_video
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
 EXPERIMENT = """
 NUM_GPUS: 0
 LOG_PERIOD: 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
@@ -131,6 +132,11 @@ def _process(
     try:
         run(cfg, job)
         interrupt.ignore()
+        # all is saved; a thread of PyTorch can abort the shutdown of an interpreter, which would fail the finished job
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     except Interruption as stop:
         sys.exit(EXIT_REQUEUE if stop.saved else EXIT_INTERRUPTED)
     except KeyboardInterrupt:
