@@ -1,0 +1,36 @@
+"""The reference networks compute what ours compute: same names, logits, gradients and statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from reference import REFERENCES, reference
+from small_networks import SMALL, small, video_for
+
+NAMES = [name for name, (network, _) in SMALL.items() if network in REFERENCES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_and_gradients_are_those_of_the_reference(name, training):
+    ours = small(name).train(training)
+    theirs, results = reference(ours), []
+    for model in (ours, theirs):
+        logits = model(video_for(name))
+        logits = torch.cat(logits) if isinstance(logits, tuple) else logits
+        logits.square().sum().backward()
+        gradients = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+        results.append({"logits": logits, **gradients, **dict(model.named_buffers())})
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-3, atol=1e-4, msg=lambda text, key=key: key + text)
+
+
+def test_the_reference_drops_as_many_samples():
+    ours = small("uniformer", drop_depth_rate=0.4).train()
+    rates = [[float(getattr(part, "rate", 0)) for part in model.modules()] for model in (ours, reference(ours))]
+    rates = [[rate for rate in found if rate] for found in rates]
+    assert rates[0] == rates[1] and max(rates[0]) == pytest.approx(0.4)
+    dropped = reference(ours).get_submodule("blocks4.0.drop_path")(torch.ones(4000, 2, 3))
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0.0, 1 / 0.6])
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.05)
