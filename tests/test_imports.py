@@ -1,4 +1,4 @@
-"""Imports run downhill: tools -> engine, visualization -> config -> models | datasets | optim -> weights -> utils."""
+"""Imports run downhill: tools -> inference -> engine -> config -> models | datasets | optim -> weights -> utils."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "run": {"config", "datasets", "weights", "utils"},
     "engine": {"run", "config", "models", "datasets", "optim", "weights", "utils"},
     "visualization": {"config", "models", "datasets", "optim", "utils"},
+    "inference": {"engine", "run", "config", "models", "datasets", "weights", "utils"},
 }
 FILES = sorted(PACKAGE.glob("*/*.py"))
 
@@ -43,7 +44,7 @@ def test_imports_run_downhill(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_build_modules_and_the_engine_read_the_configuration(path):
-    if path.parent.name in ("engine", "config", "run") or path.stem == "build":
+    if path.parent.name in ("engine", "config", "run", "inference") or path.stem == "build":
         return
     names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
     names |= {node.arg for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.arg)}
@@ -57,7 +58,7 @@ def state():
     return warnings.filters[:], handlers, logging.root.handlers[:], torch.serialization.get_safe_globals()
 import fvcore.nn, timm, torch.utils.tensorboard  # they change some of that
 before = state()
-import slowfast.engine.train, slowfast.engine.test, slowfast.run.slurm, slowfast.prepare
+import slowfast.engine.train, slowfast.engine.test, slowfast.run.slurm, slowfast.prepare, slowfast.inference.load
 assert state() == before
 """
 

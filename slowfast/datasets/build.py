@@ -43,6 +43,7 @@ def build_loader(
     world_size: int = 1,
     local_world_size: int = 1,
     pin_memory: bool = False,
+    samples: VideoList | None = None,
 ) -> VideoLoader:
     """Build the loader of a split for one process; its `batch_sampler` is an `EpochBatchSampler`.
 
@@ -56,12 +57,13 @@ def build_loader(
         world_size: processes on all nodes.
         local_world_size: processes on this node.
         pin_memory: copy batches to page-locked memory.
+        samples: to load instead of the list of the split.
 
     Raises:
         ValueError: see `build_dataset`; also, a batch cannot be divided over the processes, or exceeds the list.
     """
     cv2.setNumThreads(0)  # a worker would inherit the thread pool, see `use_one_thread`
-    dataset = build_dataset(cfg, split)
+    dataset = build_dataset(cfg, split, samples)
     if cfg.DATA.CHECK_FILES and rank == 0 and not _spec(cfg, split).images:  # images were just listed
         with _keys_of_arguments():
             check_files(dataset.samples)
@@ -85,10 +87,17 @@ def build_loader(
     return VideoLoader(dataset, sampler, workers, pin_memory=pin_memory)
 
 
-def build_dataset(cfg: CfgNode, split: Split) -> TrainDataset | VideoEvalDataset | ImageEvalDataset:
+def build_dataset(
+    cfg: CfgNode, split: Split, samples: VideoList | None = None
+) -> TrainDataset | VideoEvalDataset | ImageEvalDataset:
     """Build the data set of a split: read its list, and set how its clips are made.
 
     Training and validation use TRAIN.DATASET, a test TEST.DATASET. Validation is the test with one view and one crop.
+
+    Args:
+        cfg: the configuration.
+        split: train, val or test.
+        samples: to use instead of the list of the split.
 
     Raises:
         ValueError: a list or a value cannot be used.
@@ -109,7 +118,7 @@ def build_dataset(cfg: CfgNode, split: Split) -> TrainDataset | VideoEvalDataset
         )
         read_samples = _read_list
     with _keys_of_arguments():
-        samples = read_samples(cfg, spec, split)
+        samples = read_samples(cfg, spec, split) if samples is None else samples
         transform = _build_transform(cfg, spec.images) if split == "train" else None
     if transform is not None:
         copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1

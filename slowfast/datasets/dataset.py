@@ -298,9 +298,16 @@ class VideoEvalDataset(EvalDataset):
         return indices
 
     def _read(self, sample: Sample, row: int) -> torch.Tensor:
-        frames = self.reader.read(sample, lambda length: self.frame_indices(length, row))
+        return self.prepare(self.reader.read(sample, lambda length: self.frame_indices(length, row)))
+
+    def prepare(self, frames: np.ndarray) -> torch.Tensor:
+        """Return the frames (V * T, H, W, C) of V temporal views as a part of `Views`."""
         video = to_small_tensor(frames, self.scale)
         return video.flip(0) if self.reverse_channels else video
+
+    def views(self, made: list[torch.Tensor]) -> Views:
+        """Return the views of videos, each from `prepare`."""
+        return self._join(made)
 
     def _join(self, made: list[torch.Tensor]) -> Views:
         positions = (1,) if self.num_crops == 1 else (0, 1, 2)

@@ -22,8 +22,14 @@ from slowfast.utils import distributed
 logger = logging.getLogger(__name__)
 
 
-def make_loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader[Any]:
+def make_loader(cfg: CfgNode, split: Split, device: torch.device, samples: VideoList | None = None) -> DataLoader[Any]:
     """Return this process's loader of a split; every process must call it, and must read the same list.
+
+    Args:
+        cfg: the configuration.
+        split: train, val or test.
+        device: of this process.
+        samples: to load instead of the list of the split.
 
     Raises:
         ValueError: in every process, if a list or file cannot be read, or the lists differ.
@@ -36,6 +42,7 @@ def make_loader(cfg: CfgNode, split: Split, device: torch.device) -> DataLoader[
             world_size=distributed.world_size(),
             local_world_size=distributed.local_world_size(),
             pin_memory=cfg.DATA_LOADER.PIN_MEMORY and device.type == "cuda",
+            samples=samples,
         )
     )
     progress()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -49,15 +50,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     model, order, names = load_model(cfg, path, samples.class_names)
     place(model, device)
     progress()
-    evaluation = evaluate(
-        model,
-        loader,
-        clip_mover(cfg, device),
-        device,
-        ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
-        max_clips=_clips_at_once(cfg, distributed.local_world_size()),
-        description="test",
-    )
+    evaluation = score(cfg, model, loader, device, "test")
     metrics, folder = evaluation.metrics(), Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
@@ -76,6 +69,21 @@ def test(cfg: CfgNode) -> dict[str, Any]:
             "the videos and test again, or accept that with TEST.SKIP_BAD True"
         )
     return metrics
+
+
+def score(
+    cfg: CfgNode, model: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device, description: str
+) -> Evaluation:
+    """Return the scores of all views of a test, see `evaluate`."""
+    return evaluate(
+        model,
+        loader,
+        clip_mover(cfg, device),
+        device,
+        ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
+        max_clips=clips_at_once(cfg, distributed.local_world_size()),
+        description=description,
+    )
 
 
 def load_model(
@@ -100,7 +108,7 @@ def load_model(
     return model, order, report.class_names
 
 
-def _clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
+def clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
     """Return the clips in a forward pass: the views of a video, or several videos of one view.
 
     Rounding depends on the shape of a batch, so with several views it is the same for any number of processes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import tarfile
@@ -12,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -51,13 +53,21 @@ def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dic
 
 def _read(path: str, shapes_only: bool) -> Any:
     if path.endswith(".safetensors"):
-        return load_file(path)
+        return _read_safetensors(path)
     size = os.path.getsize(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return read_archive(archive, size, shapes_only)
     with open(path, "rb") as file:
         return read_stream(file, size, shapes_only)
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    """Return the tensors; if the metadata name the classes, as entry "model_state" of a checkpoint with class names."""
+    with safe_open(path, "pt") as file:
+        stated = json.loads((file.metadata() or {}).get("class_names", "null"))
+    tensors = load_file(path)
+    return {"model_state": tensors, "class_names": stated} if isinstance(stated, list) else tensors
 
 
 def _state_dicts(content: Any) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Use trained networks: predictions, features, and the pictures of both."""

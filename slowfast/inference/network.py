@@ -1,0 +1,223 @@
+"""Define a trained network that predicts and computes features as a test of it does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from slowfast.datasets.build import build_dataset
+from slowfast.datasets.dataset import VideoEvalDataset
+from slowfast.datasets.lists import VideoList
+from slowfast.datasets.reader import MediaError
+from slowfast.datasets.rows import UNKNOWN
+from slowfast.datasets.workers import usable_cores
+from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.setup import clip_mover, make_loader
+from slowfast.engine.test import clips_at_once, score
+from slowfast.inference.layers import POOLED, LayerFeatures
+from slowfast.inference.results import Features, Prediction, top_classes
+from slowfast.models.build import model_row, sums_softmax
+from slowfast.utils import distributed
+from slowfast.utils.distributed import SharedError
+
+Path = str | os.PathLike[str]
+
+
+class Network:
+    """A trained network with its class names, transform, sampling and views; see `slowfast.load`.
+
+    Args:
+        model: the network on the device, in evaluation mode.
+        cfg: the configuration of its training and test.
+        class_names: in the order of the outputs; None if they are not known.
+        device: of the model.
+        weights: path or address of its weights.
+    """
+
+    def __init__(
+        self, model: nn.Module, cfg: CfgNode, class_names: Sequence[str] | None, device: torch.device, weights: str
+    ) -> None:
+        self.model, self.cfg, self.device, self.weights = model, cfg, device, weights
+        self.class_names = list(class_names) if class_names else None
+        self.is_image = model_row(cfg).is_image
+        self.dataset = build_dataset(cfg, "test", VideoList([], []))  # of no video: the transform and the sampling
+        self._to_device = clip_mover(cfg, device)
+
+    @property
+    def num_views(self) -> int:
+        """The clips of a video: temporal views x crops."""
+        return 1 if self.is_image else self.cfg.TEST.NUM_ENSEMBLE_VIEWS * self.cfg.TEST.NUM_SPATIAL_CROPS
+
+    @overload
+    def predict(  # pyright: ignore[reportOverlappingOverload]  # a str is a sequence of strings too
+        self, paths: Path, top: int = 5
+    ) -> Prediction: ...
+    @overload
+    def predict(self, paths: Sequence[Path], top: int = 5) -> list[Prediction]: ...
+    def predict(self, paths: Path | Sequence[Path], top: int = 5) -> Prediction | list[Prediction]:
+        """Return the classes of videos; their scores are those of a test of the same list.
+
+        Args:
+            paths: a video or folder of frames, which gives one prediction, or a list of them, which gives a list.
+            top: number of classes in `Prediction.top`.
+
+        Raises:
+            MediaError: a single video cannot be decoded. In a list, `Prediction.error` contains the reason.
+        """
+        listed = self._list(paths)
+        loader = self._loader(listed)
+        scores, errors = _by_row(lambda: score(self.cfg, self.model, loader, self.device, "predict"), loader, listed)
+        found = [
+            Prediction(path, *self._named(scores.get(row), top), errors.get(row, ""))
+            for row, path in enumerate(listed.listed)
+        ]
+        return _one(found) if isinstance(paths, (str, os.PathLike)) else found
+
+    @overload
+    def features(  # pyright: ignore[reportOverlappingOverload]
+        self, paths: Path, layer: str = POOLED
+    ) -> Features: ...
+    @overload
+    def features(self, paths: Sequence[Path], layer: str = POOLED) -> list[Features]: ...
+    def features(self, paths: Path | Sequence[Path], layer: str = POOLED) -> Features | list[Features]:
+        """Return a vector per video: the mean of a layer's output over positions and views.
+
+        Args:
+            paths: as for `predict`.
+            layer: name of a layer, see `torch.nn.Module.named_modules`; "pooled" is the input of the classifier.
+
+        Raises:
+            MediaError: a single video cannot be decoded. In a list, `Features.error` contains the reason.
+            ValueError: the network does not have the layer.
+        """
+        listed = self._list(paths)
+        loader, model = self._loader(listed), self.layer(layer)
+        sums, errors = _by_row(
+            lambda: evaluate(
+                model,
+                loader,
+                self._to_device,
+                self.device,
+                ViewEnsemble("sum", softmax=False),
+                clips_at_once(self.cfg, distributed.local_world_size()),
+                "features",
+            ),
+            loader,
+            listed,
+        )
+        found = [
+            Features(path, sums.get(row, np.empty(0, np.float32)) / self.num_views, errors.get(row, ""))
+            for row, path in enumerate(listed.listed)
+        ]
+        return _one(found) if isinstance(paths, (str, os.PathLike)) else found
+
+    def layer(self, name: str = POOLED) -> LayerFeatures:
+        """Return a module from clips (B, C, T, H, W) to the mean output (B, C') of a layer; it shares the weights.
+
+        Raises:
+            ValueError: the network does not have the layer.
+        """
+        return LayerFeatures(self.model, name)
+
+    def transform(self, frames: np.ndarray) -> Tensor:
+        """Return the clips (B, C, T, H, W) that the network takes, normalized and on its device.
+
+        Args:
+            frames: (V * T, H, W, C) uint8 of V temporal views one after the other, in the channel order of the
+                network; see `frame_indices`.
+        """
+        dataset = self.dataset
+        if not isinstance(dataset, VideoEvalDataset):
+            raise ValueError("this network takes images: use predict or features")
+        time = self.cfg.DATA.NUM_FRAMES
+        if len(frames) % time:
+            raise ValueError(f"{len(frames)} frames are not made of clips of {time}: give {time} frames per clip")
+        return self.transform_prepared([dataset.prepare(frames)])
+
+    def transform_prepared(self, videos: list[Tensor]) -> Tensor:
+        """Return the clips of videos from `VideoEvalDataset.prepare`; see `transform`."""
+        dataset = self.dataset
+        assert isinstance(dataset, VideoEvalDataset)
+        with torch.no_grad():
+            return self._to_device(torch.stack([*dataset.views(videos).cut(self.device)]))
+
+    def frame_indices(self, length: int) -> list[int]:
+        """Return the frames of all temporal views of a video of `length` frames, view by view."""
+        assert isinstance(self.dataset, VideoEvalDataset)
+        return self.dataset.frame_indices(length, 0)
+
+    def probabilities(self, scores: np.ndarray, views: int) -> np.ndarray:
+        """Return probabilities (..., K) of scores (..., K), the sums or maxima over a number of views.
+
+        For logits, they are the softmax of the mean over the views, or a sigmoid per class if the network was trained
+        with a sigmoid per class.
+        """
+        method, loss = self.cfg.DATA.ENSEMBLE_METHOD, self.cfg.MODEL.LOSS_FUNC
+        mean = torch.from_numpy(scores / (views if method == "sum" else 1)).double()
+        if sums_softmax(self.cfg):
+            return (mean / mean.sum(-1, keepdim=True)).numpy()
+        return (mean.sigmoid() if loss.startswith("bce") else mean.softmax(-1)).numpy()
+
+    def _named(self, scores: np.ndarray | None, top: int) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return the first classes, the probabilities and the scores of a video."""
+        if scores is None:
+            nothing = np.empty(0, np.float32)
+            return (), nothing, nothing
+        probabilities = self.probabilities(scores, self.num_views)
+        return top_classes(probabilities, self.class_names, top), probabilities, scores
+
+    def _list(self, paths: Path | Sequence[Path]) -> VideoList:
+        listed = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        if not len(listed):
+            raise ValueError("the list of videos is empty: give at least one path")
+        return VideoList([os.fspath(path) for path in listed], np.full(len(listed), UNKNOWN), source="the given videos")
+
+    def _loader(self, listed: VideoList) -> _NotesBad:
+        """Return the loader of a test of these videos, with workers only where there is work for them."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATA_LOADER.NUM_WORKERS = min(cfg.DATA_LOADER.NUM_WORKERS, usable_cores(), len(listed) // 4)
+        return _NotesBad(make_loader(cfg, "test", self.device, listed))
+
+
+class _NotesBad:
+    """A loader that keeps the (path, reason) of the videos that cannot be decoded, even if none can."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader, self.bad = loader, list[tuple[str, str]]()
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            self.bad += batch["bad"]
+            yield batch
+
+
+def _by_row(run: Any, loader: _NotesBad, listed: VideoList) -> tuple[dict[int, np.ndarray], dict[int, str]]:
+    """Run an evaluation; return the scores, and the reasons of videos without scores, by row of the list."""
+    try:
+        done: Evaluation = run()
+    except SharedError:
+        gathered = [entry for part in distributed.all_gather(loader.bad) for entry in part]
+        if len({path for path, _ in gathered}) < len(set(listed.listed)):
+            raise
+        done = Evaluation(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float32), gathered)
+    reasons = dict(done.bad)
+    errors = {row: reasons[path] for row, path in enumerate(listed.listed) if path in reasons}
+    return dict(zip(done.index.tolist(), done.scores, strict=True)), errors
+
+
+def _one(found: Iterable[Any]) -> Any:
+    """Return the only result, or raise its error."""
+    (result,) = found
+    if result.error:
+        raise MediaError(result.path, result.error)
+    return result

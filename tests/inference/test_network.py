@@ -1,0 +1,110 @@
+"""Predictions and features equal those of a test and of the network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from make_demo_data import CLASS_NAMES
+
+import slowfast
+from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.inference.layers import LayerFeatures
+from slowfast.models.zoo import create_model
+
+
+@pytest.fixture(scope="module")
+def net(trained):
+    return slowfast.load(trained, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(videos) -> list[str]:
+    return [str(videos / f"val_{i}.mp4") for i in range(7)]
+
+
+def test_scores_equal_those_of_a_test_bit_for_bit(net, trained, paths):
+    tested = np.load(trained / "test/scores.npz")
+    found = net.predict(paths)
+    assert [prediction.path for prediction in found] == paths == tested["id"].tolist()
+    assert np.array_equal(np.stack([prediction.scores for prediction in found]), tested["scores"])
+    assert np.array_equal(net.predict(paths[3]).scores, tested["scores"][3])
+
+
+def test_probabilities_are_those_of_all_classes_and_have_names(net, paths):
+    found = net.predict(paths[0], top=3)
+    assert found.probabilities.shape == (8,) and found.probabilities.sum() == pytest.approx(1)
+    expected = torch.from_numpy(found.scores / 6).double().softmax(0).numpy()
+    assert np.allclose(found.probabilities, expected)
+    assert [c.probability for c in found.top] == sorted(found.probabilities, reverse=True)[:3]
+    assert all(c.name == CLASS_NAMES[c.index] for c in found.top)
+
+
+def test_a_broken_video_of_a_list_is_named_and_alone_raises(net, paths, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    found = net.predict([str(broken), paths[1]])
+    assert found[0].error and not found[0].top and not found[1].error
+    assert np.array_equal(found[1].scores, net.predict(paths[1]).scores)
+    assert [bool(p.error) for p in net.predict([str(broken), str(broken)])] == [True, True]
+    with pytest.raises(MediaError):
+        net.predict(broken)
+
+
+def test_transform_gives_the_clips_of_a_test(net, paths):
+    frames = read_frames(paths[0], net.frame_indices)
+    with torch.no_grad():
+        scores = net.model(net.transform(frames)).sum(0).numpy()
+    assert np.allclose(scores, net.predict(paths[0]).scores, atol=1e-5)
+    assert net.transform(frames).shape == (6, 3, 4, 32, 32)
+
+
+def test_features_are_the_mean_over_views_of_the_input_of_the_classifier(net, paths):
+    with torch.no_grad():
+        clips = net.transform(read_frames(paths[0], net.frame_indices))
+        features = net.model.forward_features(clips)
+        pooled = net.model.forward_head(features, pre_logits=True).mean(0).numpy()
+    found = net.features(paths[:2])
+    assert np.abs(found[0].values - pooled).max() < 1e-5
+    assert np.abs(net.features(paths[0], layer="norm").values - pooled).max() < 1e-5
+    assert net.features(paths[0], layer="blocks3.0").values.shape == (32,)
+    assert not net.model.training
+
+
+def test_an_unknown_layer_is_an_error_with_near_names(net, paths):
+    with pytest.raises(ValueError, match=r"blocks3\.0"):
+        net.features(paths[0], layer="block3.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "layer"),
+    [
+        ("uniformer_s", {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}, "blocks4.0"),
+        ("uniformer_xxs", {}, "blocks4.1"),
+        ("uniformerv2_b16", {}, "backbone.transformer.resblocks.11"),
+    ],
+)
+def test_a_layer_of_any_network_gives_one_vector_per_clip(name, options, layer):
+    model = create_model(name, num_frames=4, num_classes=5, **options).eval()
+    clips = torch.randn(3, 3, 4, 32, 32)
+    with torch.no_grad():
+        maps = model.forward_intermediates(clips, indices=1, intermediates_only=True)[0]
+        together = LayerFeatures(model, layer)(clips)
+        alone = torch.cat([LayerFeatures(model, layer)(clip[None]) for clip in clips])
+        pooled = LayerFeatures(model)(clips)
+        logits = model.get_submodule(model.classifier_names()[0])(pooled)
+    assert together.shape == (3, maps.shape[1]) and torch.allclose(together, alone, atol=1e-5)
+    if name != "uniformerv2_b16":  # whose block also has class tokens
+        assert torch.allclose(together, maps.flatten(2).mean(2), atol=1e-5)
+    assert torch.allclose(logits, model(clips), atol=1e-5)
+
+
+def test_a_layer_that_a_test_does_not_use_is_an_error():
+    model = create_model("uniformer_xxs", num_frames=4, num_classes=5).eval()
+    with pytest.raises(ValueError, match="not used"):
+        LayerFeatures(model, "head_cls")(torch.randn(1, 3, 4, 32, 32))
+
+
+def test_frames_of_a_folder_are_a_video(net, write_folder, tmp_path):
+    path = write_folder(tmp_path / "frames", 12, net.cfg.DATA.IMAGE_TEMPLATE)
+    assert len(net.predict(path).top) == 5
