@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class ModelEma:
@@ -21,8 +21,15 @@ class ModelEma:
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards `model` by a share of 1 - decay, without waiting for the device."""
-        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1.0 - self.decay)
+    def update(self, model: nn.Module, kept: Tensor) -> None:
+        """Move the average towards `model` by a share of 1 - decay, without waiting for the device.
+
+        Args:
+            model: the network.
+            kept: () whether to do it; False changes nothing.
+        """
+        parameters = list(self.module.parameters())
+        share = (1.0 - self.decay) * kept.to(parameters[0].dtype)
+        torch._foreach_lerp_(parameters, list(model.parameters()), [share] * len(parameters))
         for mine, other in zip(self.module.buffers(), model.buffers(), strict=True):
-            mine.copy_(other)
+            mine.copy_(torch.where(kept, other, mine))

@@ -66,7 +66,7 @@ class TrainMeter:
         self.clips, self.waited, self.started = 0, 0.0, time.perf_counter()
 
     @torch.no_grad()
-    def update(self, loss: Tensor, scores: Tensor, labels: Tensor, waited: float) -> None:
+    def update(self, loss: Tensor, scores: Tensor, labels: Tensor, waited: float, kept: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
@@ -74,11 +74,12 @@ class TrainMeter:
             scores: (B, K).
             labels: (B,).
             waited: seconds until the loader returned it.
+            kept: () whether the batch counts; None is True.
         """
         clips = len(scores)
         hits = [metric(scores, labels).double().sum() for metric in METRICS.values()]
-        self.sums[:, 1:] += torch.stack([loss.double() * clips, *hits])
-        self.sums[:, 0] += clips
+        added = torch.stack([torch.full_like(hits[0], clips), loss.double() * clips, *hits])
+        self.sums += added if kept is None else torch.where(kept, added, 0.0)
         self.clips += clips
         self.waited += waited
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
@@ -154,6 +155,12 @@ class TrainState:
         self.step, self.best = state["step"], state["best"]
         self.nonfinite = state.get("nonfinite", 0)
         self.epochs_closed = state.get("epochs_closed", self.epoch)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """Return the buffers that BatchNorm changes in a training step; none if it is frozen."""
+    norms = (module for module in model.modules() if isinstance(module, _NormBase) and module.training)
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def _require_none(faults: Sequence[str], source: str) -> None:

@@ -1,12 +1,13 @@
-"""Take one optimizer step: micro-batches, gradient, agreement of all processes, update."""
+"""Take one optimizer step: micro-batches, gradient, agreement of all processes, update; then read its facts."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from slowfast.datasets.mixup import MixUp, one_hot
 from slowfast.engine.log import RunLog
 from slowfast.engine.meters import merge_mixed
-from slowfast.engine.state import TrainState
+from slowfast.engine.state import TrainState, running_statistics
+from slowfast.optim.build import step_unless
 from slowfast.run import interrupt
 from slowfast.run.checkpoint import CheckpointWriter
 from slowfast.run.health import BadVideos, report_nonfinite
@@ -42,68 +44,107 @@ class Run:
     writer: CheckpointWriter
     description: dict[str, Any]  # of the run, for its checkpoints
     last_step: int  # to stop after
+    pending: deque[PendingStep] = field(default_factory=deque)  # steps whose facts are not yet read
+
+
+@dataclass
+class PendingStep:
+    """A step whose facts are on their way from the device.
+
+    Attributes:
+        number: steps before it.
+        batches: of this process, in case they must be reported.
+        facts: requests to stop, a checkpoint is due, dropped, gradient norm, and losses; on the CPU after `arrived`.
+        arrived: None if they are there.
+    """
+
+    number: int
+    batches: list[dict[str, Any]]
+    facts: Tensor
+    arrived: torch.cuda.Event | None
 
 
 @dataclass
 class StepOutcome:
-    """The facts about a step on which all processes agree.
+    """The facts about some steps on which all processes agree.
 
     Attributes:
-        losses_finite: every loss of every process is finite.
         stop: some process was interrupted.
         save: TRAIN.CHECKPOINT_MINUTES have passed.
-        grad_norm: L2 norm of the gradient before clipping.
+        grad_norm: L2 norm of the gradient of the last of them before clipping.
     """
 
-    losses_finite: bool
     stop: bool
     save: bool
     grad_norm: float
 
 
-def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -> StepOutcome:
+def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -> None:
     """Take one optimizer step over the micro-batches; one that is not finite changes only the counters.
+
+    It does not wait for the device, so the next step can be prepared during this one: `settle` reads its facts.
+    """
+    where = (run.cfg.RNG_SEED, state.step, distributed.rank())
+    torch.manual_seed(int(rng_for("network", *where).integers(2**62)))  # dropout and drop path
+    statistics = running_statistics(state.model)
+    before = [buffer.clone() for buffer in statistics]  # in case this step is dropped
+    used, results = [], []
+    with autocast(run):  # around all micro-batches, which share the copies of the weights in lower precision
+        for micro in range(run.cfg.SOLVER.ACCUMULATION_STEPS):
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            progress()
+            run.bad.record(batch["bad"])
+            used.append(batch)
+            results.append((*forward_backward(state, run, batch, micro), waited))
+
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), run.cfg.SOLVER.CLIP_GRADIENT or math.inf).detach()
+    losses = torch.stack([loss for loss, *_ in results])
+    broken, *requests = agree(losses, run)
+    unfit = (broken > 0) | ~norm.isfinite()
+    step_unless(unfit, state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    kept = ~unfit
+    if state.scaler.is_enabled():
+        # gradients overflow in float16 occasionally, which is not a fault as long as the loss scale can be lowered
+        kept |= (broken == 0) & (state.scaler._get_scale_async() >= 1)  # pyright: ignore[reportOptionalOperand]
+    for buffer, old in zip(statistics, before, strict=True):
+        buffer.copy_(torch.where(kept, buffer, old))
+    for result in results:
+        state.meter.update(*result, kept=kept)
+    if state.ema:
+        state.ema.update(state.model, kept)
+    facts = torch.stack([*requests, (~kept).float(), norm.float(), *losses.float()])
+    run.pending.append(PendingStep(state.step, used, *copy_to_cpu(facts)))
+
+
+def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
+    """Read the facts of the steps that are not yet settled, count and report those that were not finite.
+
+    Args:
+        state: with the counter.
+        run: with the steps.
+        leave: number of the last steps that remain unsettled, because the device may still compute them.
 
     Raises:
         SharedError: the loss or the gradient is not finite, and the configuration does not allow another such step.
     """
-    where = (run.cfg.RNG_SEED, state.step, distributed.rank())
-    torch.manual_seed(int(rng_for("network", *where).integers(2**62)))  # dropout and drop path
-    buffers = [buffer.clone() for buffer in state.model.buffers()]  # running statistics, in case this step is dropped
-    used, results = [], []
-    for micro in range(run.cfg.SOLVER.ACCUMULATION_STEPS):
-        started = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - started
-        progress()
-        run.bad.record(batch["bad"])
-        used.append(batch)
-        results.append((*forward_backward(state, run, batch, micro), waited))
-
-    state.scaler.unscale_(state.optimizer)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), run.cfg.SOLVER.CLIP_GRADIENT or math.inf)
-    losses = torch.stack([loss for loss, *_ in results])
-    outcome = agree(losses, norm, run)
-    finite = outcome.losses_finite and math.isfinite(outcome.grad_norm)
-    if finite:
-        state.scaler.step(state.optimizer)
-        state.nonfinite = 0
-    if finite or state.scaler.is_enabled():
-        state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    # gradients overflow in float16 occasionally, which is not a fault as long as the loss scale can be lowered
-    overflow = outcome.losses_finite and not finite and state.scaler.is_enabled() and state.scaler.get_scale() >= 1
-    if finite or overflow:
-        for result in results:
-            state.meter.update(*result)
-        if state.ema:
-            state.ema.update(state.model)
-    else:
-        for buffer, before in zip(state.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        state.nonfinite += 1
-        report_nonfinite(run.cfg, state.step, state.nonfinite, used, losses.tolist(), outcome.grad_norm)
-        run.log.write("nonfinite", state.step, in_a_row=state.nonfinite)
+    outcome = StepOutcome(stop=False, save=False, grad_norm=math.nan)
+    while len(run.pending) > leave:
+        step = run.pending.popleft()
+        if step.arrived:
+            step.arrived.synchronize()
+        stop, save, dropped, norm, *losses = step.facts.numpy().tolist()
+        outcome = StepOutcome(outcome.stop or stop > 0, outcome.save or save > 0, norm)
+        if dropped:
+            state.nonfinite += 1
+            report_nonfinite(run.cfg, step.number, state.nonfinite, step.batches, losses, norm)
+            run.log.write("nonfinite", step.number, in_a_row=state.nonfinite)
+        elif math.isfinite(norm):
+            state.nonfinite = 0
     return outcome
 
 
@@ -120,16 +161,21 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
 
     exchange = micro == accumulation - 1 or not isinstance(run.network, DistributedDataParallel)
     with contextlib.nullcontext() if exchange else run.network.no_sync():  # pyright: ignore
-        with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
-            outputs = run.network(video)
-            # light networks train a second classifier, on the class token, with the same weight
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            loss = torch.stack([run.loss(logits, target) for logits in outputs]).mean()
-        state.scaler.scale(loss / accumulation).backward()
+        outputs = run.network(video)
+        # light networks train a second classifier, on the class token, with the same weight
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        loss = torch.stack([run.loss(logits, target) for logits in outputs]).mean()
+        with torch.autocast(run.device.type, enabled=False):  # gradients have the types of the forward pass
+            state.scaler.scale(loss / accumulation).backward()
 
     logits = outputs[0].detach()
     scores, labels = merge_mixed(logits, target) if run.mixup else (logits, label)
     return loss.detach(), scores, labels
+
+
+def autocast(run: Run) -> torch.autocast:
+    """Return the context of the forward passes of a training."""
+    return torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None)
 
 
 def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
@@ -140,12 +186,19 @@ def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
     return one_hot(label, cfg.MODEL.NUM_CLASSES, smoothing)
 
 
-def agree(losses: Tensor, grad_norm: Tensor, run: Run) -> StepOutcome:
-    """Exchange the state of this process with the others; this is where a step waits for the device."""
+def agree(losses: Tensor, run: Run) -> Tensor:
+    """Return (3,) numbers above 0 if in any process a loss is not finite, a stop is requested, a checkpoint is due."""
     minutes = run.cfg.TRAIN.CHECKPOINT_MINUTES
     save = distributed.is_main() and 0 < 60 * minutes <= run.writer.seconds_since_save()
-    flags = torch.tensor([0.0, interrupt.received() is not None, save], device=run.device)
-    flags[0] = ~losses.isfinite().all()
-    flags = distributed.all_reduce_max(flags)
-    broken, stop, save, norm = torch.cat([flags, grad_norm.detach().float().view(1)]).tolist()
-    return StepOutcome(not broken, stop > 0, save > 0, norm)
+    # a number is written by the device itself, a tensor from the CPU would be copied, which waits
+    requests = [torch.full((), float(flag), device=run.device) for flag in (interrupt.received() is not None, save)]
+    return distributed.all_reduce_max(torch.stack([(~losses.isfinite().all()).float(), *requests]))
+
+
+def copy_to_cpu(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start to copy values to the CPU; return the copy and the event of its end, None if it is complete."""
+    if not values.is_cuda:
+        return values, None
+    copied, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+    return copied, arrived

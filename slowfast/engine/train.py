@@ -16,7 +16,7 @@ from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.setup import listed, make_loader
 from slowfast.engine.start import Lists, check_test, count_steps, prepare_run, prepare_state
 from slowfast.engine.state import TrainState
-from slowfast.engine.step import Run, train_step
+from slowfast.engine.step import Run, settle, train_step
 from slowfast.models.build import build_model
 from slowfast.optim.build import learning_rate, set_learning_rate
 from slowfast.run import interrupt
@@ -98,10 +98,13 @@ def train_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     for _ in range(first, state.steps_per_epoch):
         lr = learning_rate(state.step / state.steps_per_epoch, cfg)
         set_learning_rate(state.optimizer, lr)
-        outcome = train_step(state, run, itertools.islice(batches, cfg.SOLVER.ACCUMULATION_STEPS))
+        train_step(state, run, itertools.islice(batches, cfg.SOLVER.ACCUMULATION_STEPS))
         state.step += 1
         run.log.bar.update()
-        if state.step % cfg.LOG_PERIOD == 0 or state.step == run.last_step:
+        logs = state.step % cfg.LOG_PERIOD == 0 or state.step == run.last_step
+        # between two log lines, the device computes a step while the facts of the one before are read
+        outcome = settle(state, run, leave=int(state.within_epoch and not logs))
+        if logs:
             memory = peak_memory_gib(run.device)
             values = state.meter.log_values() | {"lr": lr, "grad_norm": outcome.grad_norm, "memory_gib": memory}
             run.log.train(state.step, state.step / state.steps_per_epoch, values)
@@ -181,6 +184,7 @@ def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:
         SharedError: too many videos are bad, while the checkpoint is being written; or the one before could not be
             written, and TRAIN.ON_SAVE_ERROR is stop.
     """
+    settle(state, run)
     if state.nonfinite and not SAVE_WHILE_FAILING[moment]:
         logger.warning("no checkpoint now: the last %d steps were not finite", state.nonfinite)
         return False

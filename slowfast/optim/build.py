@@ -94,6 +94,20 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_scale"]
 
 
+@torch.no_grad()
+def step_unless(skip: Tensor, optimizer: Optimizer) -> None:
+    """Take a step of the optimizer, or none if `skip` () is True on the device.
+
+    The fused optimizers of PyTorch read it on the device, others require that this process waits for it.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.step()
+        del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+    elif not skip:
+        optimizer.step()
+
+
 def build_loss(cfg: CfgNode) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the loss function MODEL.LOSS_FUNC of logits (B, K) and targets."""
     return LOSSES[cfg.MODEL.LOSS_FUNC]

@@ -104,7 +104,7 @@ def test_an_average_of_weights_moves_by_its_share_and_copies_buffers():
     with torch.no_grad():
         model.get_parameter("0.weight").fill_(5.0)
     model(torch.randn(4, 2) + 3)
-    ema.update(model)
+    ema.update(model, torch.tensor(True))
     assert ema.module.get_parameter("0.weight").tolist() == [4.0, 4.0]  # 0.25 * 1 + 0.75 * 5
     assert not any(parameter.requires_grad for parameter in ema.module.parameters())
     for name in ("0.running_mean", "0.num_batches_tracked"):

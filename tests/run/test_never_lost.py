@@ -23,7 +23,7 @@ from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.start import prepare_run
 from slowfast.engine.state import TrainState
-from slowfast.engine.step import train_step
+from slowfast.engine.step import settle, train_step
 from slowfast.engine.train import close_epoch, finish_epoch, save
 from slowfast.models.build import build_model
 from slowfast.optim.build import build_optimizer, set_learning_rate
@@ -243,35 +243,40 @@ def good() -> dict:
     return {"video": video, "label": torch.arange(4), "index": torch.arange(4), "view": torch.zeros(4), "bad": []}
 
 
+def take_step(state, run, batches):
+    train_step(state, run, batches)
+    return settle(state, run)
+
+
 @pytest.mark.parametrize("scaling", [False, True])
 def test_a_step_that_is_not_finite_changes_nothing(scaling, training, good, tmp_path):
     state, run = training
     state.scaler = torch.amp.GradScaler("cpu", enabled=scaling, init_scale=1024.0)
     poisoned = {**good, "video": good["video"].clone().index_fill_(0, torch.tensor([2]), torch.inf)}
     set_learning_rate(state.optimizer, 1e-3)
-    train_step(state, run, iter([good]))
+    take_step(state, run, iter([good]))
 
     def content() -> dict:
         counted = ("nonfinite", "scaler_state")
         return {key: value for key, value in state.state_dict().items() if key not in counted}
 
     before = snapshot(content())
-    outcome = train_step(state, run, iter([poisoned]))
+    outcome = take_step(state, run, iter([poisoned]))
     assert not math.isfinite(outcome.grad_norm) and state.nonfinite == 1
     assert differences(before, content()) == []
     dump = load_tensors(tmp_path / "out" / "nonfinite" / "step_000000_rank_0.pth")
     assert torch.equal(dump["batches"][0]["video"], poisoned["video"]) and "NUM_CLASSES: 8" in dump["cfg"]
     loss, run.loss = run.loss, lambda logits, target: loss(logits, target) + math.inf
-    outcome = train_step(state, run, iter([good]))
+    outcome = take_step(state, run, iter([good]))
     assert math.isfinite(outcome.grad_norm) and state.nonfinite == 2
     assert differences(before, content()) == []
     run.loss = loss
-    train_step(state, run, iter([good]))
+    take_step(state, run, iter([good]))
     assert state.nonfinite == 0 and differences(before, content()) != []
     for _ in range(2):
-        train_step(state, run, iter([poisoned]))
+        take_step(state, run, iter([poisoned]))
     with pytest.raises(ValueError, match=r"3 steps in a row.*SOLVER\.BASE_LR"):
-        train_step(state, run, iter([poisoned]))
+        take_step(state, run, iter([poisoned]))
 
 
 def test_gradients_beyond_float16_are_no_fault_until_there_is_no_scale_to_lower(training, good):
@@ -285,12 +290,12 @@ def test_gradients_beyond_float16_are_no_fault_until_there_is_no_scale_to_lower(
     run.loss = with_nan_gradient
     counts = []
     for _ in range(4):
-        outcome = train_step(state, run, iter([good]))
+        outcome = take_step(state, run, iter([good]))
         assert math.isnan(outcome.grad_norm)
         counts.append((state.scaler.get_scale(), state.nonfinite))
     assert counts == [(2.0, 0), (1.0, 0), (0.5, 1), (0.25, 2)]
     with pytest.raises(ValueError, match="3 steps in a row"):
-        train_step(state, run, iter([good]))
+        take_step(state, run, iter([good]))
 
 
 def test_batches_of_few_steps_that_are_not_finite_are_kept(training, good, tmp_path):
@@ -298,9 +303,9 @@ def test_batches_of_few_steps_that_are_not_finite_are_kept(training, good, tmp_p
     loss = run.loss
     for state.step in range(2 * DUMPS):
         run.loss = lambda logits, target: loss(logits, target) * math.nan
-        train_step(state, run, iter([good]))
+        take_step(state, run, iter([good]))
         run.loss = loss
-        train_step(state, run, iter([good]))
+        take_step(state, run, iter([good]))
     assert len(list((tmp_path / "out" / "nonfinite").iterdir())) == DUMPS
 
 
@@ -311,7 +316,7 @@ def test_every_batch_of_a_step_is_progress(training, good, monkeypatch):
     run.cfg = run.cfg.clone()
     run.cfg.defrost()
     run.cfg.SOLVER.ACCUMULATION_STEPS = 3
-    train_step(state, run, iter([good] * 3))
+    take_step(state, run, iter([good] * 3))
     assert len(calls) == 3
 
 
@@ -354,7 +359,7 @@ def test_the_end_of_an_epoch_can_be_stopped_and_is_saved_as_it_began(
     stopped_in, failing, training, good, loaders, monkeypatch
 ):
     state, run = training
-    train_step(state, run, iter([good]))
+    take_step(state, run, iter([good]))
     state.step, state.nonfinite = 6, int(failing)
     before = snapshot(state.state_dict())
     monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM] if stopped_in == "statistics" else [])
