@@ -28,7 +28,7 @@ class ModelEma:
             model: the network.
             kept: () whether to do it; False changes nothing.
         """
-        parameters = list(self.module.parameters())
+        parameters: list[Tensor] = list(self.module.parameters())
         share = (1.0 - self.decay) * kept.to(parameters[0].dtype)
         torch._foreach_lerp_(parameters, list(model.parameters()), [share] * len(parameters))
         for mine, other in zip(self.module.buffers(), model.buffers(), strict=True):

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
+from slowfast.optim.build import load_optimizer_state
 
 FORMAT = 1  # of the checkpoint file; a file with a higher number was written by newer code
 # Entries of a checkpoint that are read in a resume, and their types. Files of older code lack the optional ones.
@@ -148,7 +149,7 @@ class TrainState:
 
         for model, name in loaded:
             model.load_state_dict(state[name])
-        self.optimizer.load_state_dict(dict(state["optimizer_state"]))
+        load_optimizer_state(self.optimizer, state["optimizer_state"])
         if scaling:
             self.scaler.load_state_dict(state["scaler_state"])
         self.meter.load_state_dict(state["meter_state"])
@@ -211,7 +212,7 @@ def _optimizer_faults(found: Mapping[str, Any], optimizer: torch.optim.Optimizer
     trial = object.__new__(type(optimizer))
     trial.__dict__.update(copy.deepcopy(optimizer.__dict__))
     try:
-        trial.load_state_dict(copy.deepcopy(dict(found)))  # a step changes tensors in place
+        load_optimizer_state(trial, copy.deepcopy(dict(found)))  # a step changes tensors in place
         parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
         if surplus := trial.state.keys() - set(parameters):
             raise ValueError(f"there is no parameter {surplus.pop()}")

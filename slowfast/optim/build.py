@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,17 +15,22 @@ from slowfast.optim.losses import LOSSES
 from slowfast.optim.schedules import cosine_lr, steps_lr, warmup_lr
 
 Groups = list[dict[str, Any]]
+IMPLEMENTATION = ("fused", "foreach", "capturable")  # options of an optimizer that do not change what it computes
 
 
+# Fused optimizers update all parameters in one pass, and leave out a step without waiting for the device.
 def _adam(kind: type[torch.optim.Adam], groups: Groups, solver: CfgNode) -> Optimizer:
-    # fused, because with a loss scaler the other implementations synchronize with the GPU at every step
-    fused = groups[0]["params"][0].is_cuda
-    return kind(groups, lr=solver.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+    return kind(groups, lr=solver.BASE_LR, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
 def _sgd(groups: Groups, solver: CfgNode) -> Optimizer:
     options = {"momentum": solver.MOMENTUM, "dampening": solver.DAMPENING, "nesterov": solver.NESTEROV}
-    return torch.optim.SGD(groups, lr=solver.BASE_LR, **options)
+    fused = solver.DAMPENING == 0  # which does not apply to the first step, a special case that could not be left out
+    optimizer = torch.optim.SGD(groups, lr=solver.BASE_LR, fused=fused, **options)
+    if fused and solver.MOMENTUM:
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 # SOLVER.OPTIMIZING_METHOD -> (parameter groups, SOLVER) -> optimizer
@@ -106,6 +111,24 @@ def step_unless(skip: Tensor, optimizer: Optimizer) -> None:
         del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
     elif not skip:
         optimizer.step()
+
+
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state that may come from another device, memory format or implementation of the same optimizer.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: it does not fit.
+    """
+    groups = [
+        group | {key: own[key] for key in IMPLEMENTATION if key in own}
+        for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            # fused optimizers do not look at strides
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def build_loss(cfg: CfgNode) -> Callable[[Tensor, Tensor], Tensor]:

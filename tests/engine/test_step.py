@@ -11,14 +11,18 @@ import pytest
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slowfast.config import get_cfg
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
+from slowfast.engine.setup import clip_mover
 from slowfast.engine.start import prepare_run
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, StepOutcome, agree, settle, train_step, unmixed_target
+from slowfast.optim.build import build_optimizer
 from slowfast.optim.losses import LOSSES
+from slowfast.utils.distributed import SharedError
 
 CPU = torch.device("cpu")
 CLASSES = 3
@@ -231,3 +235,102 @@ def test_the_time_until_a_batch_arrives_is_counted(make, monkeypatch):
 
     take_step(state, run, slow())
     assert state.meter.waited == 6.0
+
+
+READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__")
+
+
+class Reads(TorchDispatchMode):
+    """Count the values of tensors that become Python numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> int:
+    calls = []
+    with monkeypatch.context() as patch, Reads() as reads:
+        for name in READS:
+            method = getattr(Tensor, name)
+            patch.setattr(Tensor, name, lambda self, method=method: calls.append(1) or method(self))
+        work()
+    return reads.count + len(calls)
+
+
+@pytest.mark.parametrize("scaling", [False, True])
+@pytest.mark.parametrize("method", ["adamw", "adam", "sgd"])
+def test_a_step_reads_no_value_from_the_device(make, monkeypatch, method, scaling):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, CLASSES))
+    options = {"MIXUP.ENABLE": True, "MODEL.LOSS_FUNC": "soft_cross_entropy", "SOLVER.CLIP_GRADIENT": 1.0}
+    state, run = make(model, SOLVER__OPTIMIZING_METHOD=method, SOLVER__ACCUMULATION_STEPS=2, **options)
+    state.optimizer, state.ema = build_optimizer(model, run.cfg), ModelEma(model, 0.5)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=scaling)  # pyright: ignore[reportPrivateImportUsage]
+    made = iter(batches(8))
+    assert count_reads(monkeypatch, lambda: [float(torch.ones(())), bool(torch.ones(()))]) >= 2  # it does count
+
+    def steps() -> None:
+        for state.step in range(3):
+            train_step(state, run, iter([next(made), next(made)]))
+            settle(state, run, leave=1)
+
+    assert count_reads(monkeypatch, steps) == 0
+    assert len(run.pending) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
+def test_a_step_does_not_wait_for_the_gpu(make, method):
+    gpu = torch.device("cuda", 0)
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, CLASSES)).to(gpu)
+    options = {"MIXUP.ENABLE": True, "MODEL.LOSS_FUNC": "soft_cross_entropy", "SOLVER.CLIP_GRADIENT": 1.0}
+    state, run = make(model, SOLVER__OPTIMIZING_METHOD=method, **options)
+    state.optimizer, state.ema, state.meter = build_optimizer(model, run.cfg), ModelEma(model, 0.5), TrainMeter(gpu)
+    state.scaler, run.device, run.amp = torch.amp.GradScaler("cuda"), gpu, torch.float16  # pyright: ignore[reportPrivateImportUsage]
+    run.to_device = clip_mover(run.cfg, gpu)
+    made = [{name: value.pin_memory() if torch.is_tensor(value) else value for name, value in batch.items()}
+            for batch in batches(8)]  # fmt: skip
+    train_step(state, run, iter(made[:1]))  # which makes the state of the optimizer and compiles kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for state.step, batch in enumerate(made[1:], 1):
+            train_step(state, run, iter([batch]))
+            settle(state, run, leave=1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert math.isfinite(settle(state, run).grad_norm) and state.nonfinite == 0
+
+
+@pytest.mark.parametrize("method", ["adamw", "sgd", "timm/lamb"])
+def test_a_first_step_that_is_dropped_leaves_no_trace(make, method):
+    results = []
+    for first in (math.nan, None):
+        state, run = make(SOLVER__OPTIMIZING_METHOD=method)
+        state.optimizer = build_optimizer(state.model, run.cfg)
+        given = batches(3)
+        if first is not None:
+            take_step(state, run, iter([{**given[0], "video": given[0]["video"] * first}]))
+        for batch in given[1:]:
+            take_step(state, run, iter([batch]))
+        results.append(parameters(state.model))
+    assert torch.equal(*results) and results[0].isfinite().all()
+
+
+def test_facts_of_a_step_are_settled_while_the_next_one_runs(make, tmp_path):
+    state, run = make(TRAIN__MAX_NONFINITE=2)
+    first, second, third = batches(3)
+    for batch in ({**first, "video": first["video"] * math.nan}, second):
+        train_step(state, run, iter([batch]))
+        state.step += 1
+    outcome = settle(state, run, leave=1)
+    assert math.isnan(outcome.grad_norm) and state.nonfinite == 1
+    assert [path.name for path in (tmp_path / "nonfinite").iterdir()] == ["step_000000_rank_0.pth"]
+    assert math.isfinite(settle(state, run).grad_norm) and state.nonfinite == 0
+    for _ in range(2):
+        train_step(state, run, iter([{**third, "video": third["video"] * math.nan}]))
+    with pytest.raises(SharedError):
+        settle(state, run)

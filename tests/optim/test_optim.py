@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,13 @@ from torch import nn
 
 from slowfast.config import get_cfg
 from slowfast.models import UniFormer, build_model
-from slowfast.optim.build import build_loss, build_optimizer, learning_rate, set_learning_rate
+from slowfast.optim.build import (
+    build_loss,
+    build_optimizer,
+    learning_rate,
+    load_optimizer_state,
+    set_learning_rate,
+)
 from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import soft_cross_entropy
 
@@ -175,3 +182,30 @@ def test_a_module_of_the_class_batch_norm_keeps_its_submodules_apart():
     groups = parameter_groups(nn.Sequential(Outer()), weight_decay=0.3, bn_weight_decay=0.01)
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     assert decay == {"0.weight": 0.01, "0.bias": 0.01, "0.inner.weight": 0.3, "0.inner.bias": 0.0}
+
+
+@pytest.mark.parametrize("method", ["adamw", "sgd"])
+def test_a_state_of_another_layout_and_implementation_continues_the_same_steps(method):
+    def train(model, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            torch.manual_seed(step)
+            (model.weight * torch.randn(model.weight.shape)).sum().backward()
+            optimizer.step()
+
+    options = {"SOLVER__OPTIMIZING_METHOD": method, "SOLVER__BASE_LR": 0.1}
+    first = nn.Conv2d(3, 4, 2, bias=False)
+    optimizer = build_optimizer(first, config(**options))
+    train(first, optimizer, range(3))
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["fused"] = False  # as in a checkpoint of older code
+    second = nn.Conv2d(3, 4, 2, bias=False).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        second.weight.copy_(first.weight)
+    resumed = build_optimizer(second, config(**options))
+    load_optimizer_state(resumed, state)
+    train(first, optimizer, range(3, 6))
+    train(second, resumed, range(3, 6))
+    assert not second.weight.is_contiguous() and resumed.param_groups[0]["fused"]
+    assert torch.equal(first.weight, second.weight)
