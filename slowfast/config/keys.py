@@ -98,9 +98,10 @@ key("TRAIN.AUTO_RESUME", True, FLAG,
 key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
     "Weights (path or address) to start from if OUTPUT_DIR has no checkpoint; empty for none.")
 key("TRAIN.MIXED_PRECISION", True, FLAG,
-    "Use automatic mixed precision in training; evaluation is in float32.", may_differ=True)
+    "Use automatic mixed precision in training; validation is in float32.", may_differ=True)
 key("TRAIN.AMP_DTYPE", "auto", one_of("auto", "bfloat16", "float16"),
-    "Number format of mixed precision on a GPU; auto is bfloat16 if the GPU has it, else float16.", may_differ=True)
+    "Number format of mixed precision; auto is bfloat16 if the GPU has it, else float16, and float32 on the CPU.",
+    may_differ=True)
 key("TRAIN.MAX_STEPS", 0, integer(0),
     "Stop with a checkpoint after this number of optimizer steps, on the same schedule; 0 is off.", may_differ=True)
 
@@ -127,6 +128,9 @@ key("TEST.SKIP_BAD", False, FLAG,
     "Leave out videos that cannot be decoded; if False, the test fails and names them.", may_differ=True)
 key("TEST.SHUFFLE_FRAMES", False, FLAG,
     "Control experiment: put the frames of each test clip in random order.", may_differ=True)
+key("TEST.AMP_DTYPE", "float32", one_of("float32", "bfloat16", "float16"),
+    "Number format of the network in a test; the lower ones need a GPU, or for bfloat16 a CPU that has it.",
+    may_differ=True)
 
 SECTIONS["DATA"] = "Data"
 key("DATA.PATH_TO_DATA_DIR", "", TEXT,
@@ -285,6 +289,9 @@ key("MODEL.NUM_CLASSES", 400, integer(1),
 key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),
     "Loss. soft_cross_entropy smooths the labels by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup; bce and "
     "bce_logit use one sigmoid per class.")
+key("MODEL.COMPILE", False, FLAG,
+    "Compile the network with torch.compile, in training and test: the first step takes a minute or more, the others "
+    "less time and memory.", may_differ=True)
 key("MODEL.USE_CHECKPOINT", False, FLAG,
     "Recompute activations in the backward pass, which needs less memory, in the blocks of MODEL.CHECKPOINT_NUM.",
     may_differ=True)

@@ -55,14 +55,31 @@ def listed(loader: DataLoader[Any]) -> VideoList:
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type of training: bfloat16 if the GPU has it, else float16; None (float32) on the CPU."""
-    if not cfg.TRAIN.MIXED_PRECISION or device.type != "cuda":
+    """Return the autocast type of training, None for float32.
+
+    "auto" is bfloat16 if the GPU has it, else float16, and float32 on the CPU.
+    """
+    if not cfg.TRAIN.MIXED_PRECISION:
         return None
     if cfg.TRAIN.AMP_DTYPE != "auto":
-        return {"bfloat16": torch.bfloat16, "float16": torch.float16}[cfg.TRAIN.AMP_DTYPE]
+        return _autocast_type(cfg.TRAIN.AMP_DTYPE, device)
+    if device.type == "cpu":
+        return None
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16 if _bfloat16_convolution_is_right(device) else torch.float16
+
+
+def inference_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
+    """Return the autocast type of a test, None for float32."""
+    return _autocast_type(cfg.TEST.AMP_DTYPE, device)
+
+
+def _autocast_type(name: str, device: torch.device) -> torch.dtype | None:
+    """Return the type of a name; None for float32."""
+    if name == "bfloat16" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
+        logger.warning("this CPU has no instructions for bfloat16 (AVX512-BF16, AMX), so float32 is faster")
+    return None if name == "float32" else getattr(torch, name)
 
 
 @functools.cache
@@ -80,6 +97,31 @@ def _bfloat16_convolution_is_right(device: torch.device) -> bool:
             error, torch.__version__, torch.backends.cudnn.version(),
         )  # fmt: skip
     return error <= 3e-2
+
+
+class Inference(nn.Module):
+    """A network whose batches have a number format and, if it is compiled, one size.
+
+    Args:
+        model: from clips (B, C, T, H, W) to logits (B, K).
+        dtype: of autocast; None for float32.
+        clips: largest B; if `compiled`, smaller batches are filled up, because every other size compiles the network
+            again.
+        compiled: compile the network.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, clips: int, compiled: bool) -> None:
+        super().__init__()
+        self.network: Any = torch.compile(model, dynamic=False) if compiled else model
+        self.dtype, self.clips = dtype, clips if compiled else 0
+        self.train(model.training)
+
+    def forward(self, video: Tensor) -> Tensor:
+        count = len(video)
+        if count < self.clips:
+            video = torch.cat([video, video[-1:].expand(self.clips - count, *video.shape[1:])])
+        with torch.autocast(video.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            return self.network(video)[:count]
 
 
 def layout(device: torch.device, ndim: int) -> torch.memory_format:

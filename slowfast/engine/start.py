@@ -131,12 +131,14 @@ def prepare_run(
     resumed: bool = False,
 ) -> Run:
     """Return the parts of a training that no step replaces, such as the distributed network, the loss and the logs."""
-    network = state.model
+    network: Any = state.model
     if distributed.world_size() > 1:
         # channels last lays 1x1x1 kernels out in another, equally good order; it is only a matter of speed
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         devices = [device] if device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    if cfg.MODEL.COMPILE:  # outside of the distributed wrapper, which splits the graph to exchange gradients early
+        network = torch.compile(network, dynamic=False)
     last_step = cfg.SOLVER.MAX_EPOCH * state.steps_per_epoch
     last_step = min(cfg.TRAIN.MAX_STEPS or last_step, last_step)
     stop_on_error = cfg.TRAIN.ON_SAVE_ERROR == "stop"

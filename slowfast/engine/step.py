@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from slowfast.datasets.mixup import MixUp, one_hot
 from slowfast.engine.log import RunLog
@@ -34,7 +33,7 @@ class Run:
 
     cfg: CfgNode
     device: torch.device
-    network: nn.Module  # the model in its distributed wrapper
+    network: Any  # the model in its distributed wrapper, perhaps compiled
     to_device: Callable[[Tensor], Tensor]  # moves clips to the device and normalizes them
     loss: Callable[[Tensor, Tensor], Tensor]  # of logits (B, K) and labels (B,) or soft targets (B, K)
     mixup: MixUp | None
@@ -159,8 +158,8 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
     else:
         target = unmixed_target(run.cfg, label)
 
-    exchange = micro == accumulation - 1 or not isinstance(run.network, DistributedDataParallel)
-    with contextlib.nullcontext() if exchange else run.network.no_sync():  # pyright: ignore
+    exchange = micro == accumulation - 1 or not hasattr(run.network, "no_sync")
+    with contextlib.nullcontext() if exchange else run.network.no_sync():
         outputs = run.network(video)
         # light networks train a second classifier, on the class token, with the same weight
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

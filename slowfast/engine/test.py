@@ -15,7 +15,7 @@ from slowfast.datasets.list_checks import log_labels
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate, first_bad
 from slowfast.engine.results import log_results, test_folder, write_results
-from slowfast.engine.setup import clip_mover, listed, make_loader, place
+from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader, place
 from slowfast.models.build import build_model, errors_name_keys, model_row, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.run.watchdog import progress
@@ -75,13 +75,14 @@ def score(
     cfg: CfgNode, model: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device, description: str
 ) -> Evaluation:
     """Return the scores of all views of a test, see `evaluate`."""
+    clips = clips_at_once(cfg, distributed.local_world_size())
     return evaluate(
-        model,
+        Inference(model, inference_dtype(cfg, device), clips, cfg.MODEL.COMPILE),
         loader,
         clip_mover(cfg, device),
         device,
         ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
-        max_clips=clips_at_once(cfg, distributed.local_world_size()),
+        max_clips=clips,
         description=description,
     )
 

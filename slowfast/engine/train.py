@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from slowfast.datasets.list_checks import log_labels
 from slowfast.engine.batch_norm import freeze_batch_norm, update_statistics
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
-from slowfast.engine.setup import listed, make_loader
+from slowfast.engine.setup import Inference, listed, make_loader
 from slowfast.engine.start import Lists, check_test, count_steps, prepare_run, prepare_state
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, settle, train_step
@@ -150,13 +150,14 @@ def finish_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> None:
 
 def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     """Evaluate the model, or its average if there is one, on a central view; return whether it is the best so far."""
+    clips = max(1, run.cfg.TRAIN.BATCH_SIZE // distributed.local_world_size())
     evaluation = evaluate(
-        state.models[-1],
+        Inference(state.models[-1], None, clips, run.cfg.MODEL.COMPILE),
         loader,
         run.to_device,
         run.device,
         ViewEnsemble("sum", softmax=False),
-        max_clips=max(1, run.cfg.TRAIN.BATCH_SIZE // distributed.local_world_size()),
+        max_clips=clips,
         description="validate",
     )
     metrics = evaluation.metrics()

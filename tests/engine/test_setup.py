@@ -1,0 +1,66 @@
+"""Number formats of training and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from small_networks import SMALL, small, video_for
+from torch import nn
+
+from slowfast.config import get_cfg
+from slowfast.engine.setup import Inference, amp_dtype, inference_dtype
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("enabled", "name", "expected"),
+    [(True, "auto", None), (True, "bfloat16", torch.bfloat16), (False, "bfloat16", None)],
+)
+def test_the_cpu_trains_in_float32_unless_a_lower_precision_is_named(enabled, name, expected):
+    cfg = get_cfg()
+    cfg.TRAIN.MIXED_PRECISION, cfg.TRAIN.AMP_DTYPE = enabled, name
+    assert amp_dtype(cfg, CPU) is expected
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_a_test_computes_in_its_number_format(name):
+    cfg = get_cfg()
+    cfg.TEST.AMP_DTYPE = name
+    model = nn.Sequential(nn.Linear(8, 4))
+    types = []
+    model[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
+    Inference(model, inference_dtype(cfg, CPU), 2, compiled=False)(torch.randn(2, 8))
+    assert types == [getattr(torch, name)] and next(model.parameters()).dtype is torch.float32
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> Iterator[list[torch.fx.GraphModule]]:
+    """Compile to graphs, which are listed, and run them without the slow compiler."""
+    made: list[torch.fx.GraphModule] = []
+    compile_ = torch.compile
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", partial(compile_, backend=lambda graph, _: made.append(graph) or graph.forward))
+        yield made
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if "frozen" not in name])
+def test_every_family_is_compiled_to_one_graph_for_all_batches(name, graphs):
+    model = small(name)
+    network = Inference(model, None, 4, compiled=True)
+    with torch.no_grad():
+        for clips in (4, 3, 1, 4):
+            video = video_for(name, batch=clips)
+            torch.testing.assert_close(network(video), model(video), rtol=1e-3, atol=1e-4)
+    assert len(graphs) == 1
+    network.train()
+    assert model.training and len(graphs) == 1
+    outputs = torch.compile(model, dynamic=False)(video_for(name, batch=4))
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum(output.square().mean() for output in outputs).backward()
+    assert len(graphs) == 2
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
