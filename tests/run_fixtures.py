@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from cluster import free_ports
@@ -33,6 +33,40 @@ TRAIN: {{DATASET: kinetics_sparse, BATCH_SIZE: 4, EVAL_PERIOD: 1, CHECKPOINT_PER
 TEST: {{DATASET: kinetics_sparse, BATCH_SIZE: 8, NUM_ENSEMBLE_VIEWS: 2, NUM_SPATIAL_CROPS: 3}}
 DATA_LOADER: {{NUM_WORKERS: 0}}
 """
+# A program in place of `python`, which forks Python files from the server of tests/warm.py.
+PYTHON = """#!{executable} -SE
+import json, os, re, socket, sys
+
+arguments = sys.argv[1:]
+if not arguments or not arguments[0].endswith(".py"):
+    os.execv({executable!r}, [{executable!r}, *arguments])
+for pattern, flags, pairs in {smaller!r}:
+    if re.search(pattern, " ".join(arguments)):
+        given = {{argument.partition("=")[0] for argument in arguments}}
+        new = [text for key, value in pairs.items() if key not in given for text in (key, value)]
+        arguments += flags + new
+        break
+if not {address!r}:
+    os.execv({executable!r}, [{executable!r}, *arguments])
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [json.dumps((arguments, dict(os.environ), os.getcwd(), 0)).encode()], [1, 2])
+    _process, code = server.makefile()
+    sys.exit(int(code))
+"""
+
+
+def write_python(path: Path, address: str, smaller: Sequence[tuple[str, list[str], dict[str, str]]] = ()) -> None:
+    """Write a program to use as `python`.
+
+    Args:
+        path: file to write.
+        address: of the server of tests/warm.py; "" starts programs without it.
+        smaller: pattern of a command line, and the flags and KEY VALUE pairs to add to it; the first row that fits.
+    """
+    path.unlink(missing_ok=True)
+    path.write_text(PYTHON.format(executable=sys.executable, smaller=[tuple(row) for row in smaller], address=address))
+    path.chmod(0o755)
 
 
 @pytest.fixture(scope="session")
@@ -56,42 +90,81 @@ def experiment(videos, tmp_path) -> Path:
     return path
 
 
+class Forked:
+    """A process of the server of tests/warm.py, with the parts of `subprocess.Popen` that tests use."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._answers = connection.makefile("r")
+        self._connection = connection
+        self.pid = int(self._answers.readline())
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and select.select([self._connection], [], [], 0)[0]:
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+            self.returncode = int(self._answers.readline())
+            self._connection.close()
+        return self.returncode
+
+
 @pytest.fixture(scope="session")
-def run_net(warm) -> Callable[..., subprocess.CompletedProcess]:
+def fork(warm) -> Callable[..., Forked]:
+    """Start a program in a new session, in a process with all imports done.
+
+    `fork(arguments, out, err)` writes to these files. `ranks` is a number of processes, as torchrun would start them.
+    """
+
+    def start(
+        arguments: Sequence[object], out: IO[Any], err: IO[Any], ranks: int = 0, environment: Mapping[str, str] = {}
+    ) -> Forked:
+        environment = {**ENVIRONMENT, **environment}
+        if ranks:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(warm)
+        message = json.dumps(([*map(str, arguments)], environment, str(ROOT), ranks)).encode()
+        socket.send_fds(server, [message], [out.fileno(), err.fileno()])
+        return Forked(server)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def call(fork) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a program as `fork` does, and return its exit code and its output."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            code = fork(arguments, out, err, **options).wait()
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess([*map(str, arguments)], code, out.read(), err.read())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_net(call) -> Callable[..., subprocess.CompletedProcess]:
     """Run tools/run_net.py in a new process; it has to end well.
 
     `torchrun` is a number of processes under torchrun, `ranks` of processes as torchrun or Slurm start them.
     """
-
-    def start(arguments: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess:
-        with (
-            tempfile.TemporaryFile("w+") as out,
-            tempfile.TemporaryFile("w+") as err,
-            socket.socket(socket.AF_UNIX) as server,
-        ):
-            server.connect(warm)
-            message = json.dumps((arguments, {**ENVIRONMENT, **environment}, str(ROOT))).encode()
-            socket.send_fds(server, [message], [out.fileno(), err.fileno()])
-            code = int(server.recv(100))
-            out.seek(0)
-            err.seek(0)
-            return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
 
     def run(config: Path, *overrides: object, torchrun: int = 0, ranks: int = 0) -> subprocess.CompletedProcess:
         arguments = ["tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
         if torchrun:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"]
             command = [sys.executable, *launcher, *arguments]
-            done = [subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)]
-        elif ranks:
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
-            place |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-            with ThreadPoolExecutor() as pool:
-                environments = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-                done = [*pool.map(partial(start, arguments), environments)]
+            done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
         else:
-            done = [start(arguments, {})]
-        assert not any(process.returncode for process in done), "".join(p.stdout + p.stderr for p in done)
-        return done[0]
+            done = call(*arguments, ranks=ranks)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
 
     return run

@@ -1,11 +1,13 @@
 """A server that forks processes with all imports of a run done, because these take longer than most runs of the tests.
 
 It is a fresh interpreter without threads of Python: a run begins as it would from the command line, some seconds later.
-A request is the JSON of (arguments, environment, working directory), with the descriptors of stdout and stderr; the
-answer is the exit code.
+A request is the JSON of (arguments, environment, working directory, ranks), with the descriptors of stdout and stderr;
+the answer is a line with the process id, and one with the exit code. The process leads a new session. With ranks, it
+forks that many as torchrun would, and its exit code is the first of theirs that is not 0.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import runpy
@@ -47,17 +49,36 @@ def serve(address: str) -> None:
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
     run = os.fork()
     if run:  # the keeper
-        code = os.waitstatus_to_exitcode(os.waitpid(run, 0)[1])
-        connection.sendall(str(code).encode())
+        with contextlib.suppress(OSError):  # the test may have ended
+            connection.sendall(f"{run}\n".encode())
+            connection.sendall(f"{exit_code(run)}\n".encode())
         os._exit(0)
     connection.close()
+    os.setsid()
     for standard, descriptor in zip((1, 2), descriptors, strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    sys.argv, environment, folder = json.loads(message)
+    sys.argv, environment, folder, ranks = json.loads(message)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if ranks:
+        lead(ranks)
+
+
+def lead(ranks: int) -> None:
+    """Fork a process per rank; returns in each of them."""
+    processes = []
+    for rank in range(ranks):
+        processes.append(os.fork())
+        if processes[-1] == 0:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
+            return
+    os._exit(next(filter(None, map(exit_code, processes)), 0))
+
+
+def exit_code(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def run() -> int:

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from tqdm import tqdm
@@ -32,15 +32,23 @@ RUN_NET = Path(__file__).with_name("run_net.py")
 ALWAYS = ("TEST.ENABLE", "False", "TRAIN.CHECKPOINT_MINUTES", "1e-6", "TRAIN.CHECKPOINT_PERIOD", "1", "LOG_PERIOD", "1")
 
 
-def start(config: str, output_dir: Path, overrides: Sequence[str]) -> subprocess.Popen:
-    """Start the training in a new session; write its output to OUTPUT_DIR.txt."""
-    command = [sys.executable, str(RUN_NET), "--cfg", config, *overrides, *ALWAYS, "OUTPUT_DIR", str(output_dir)]
+class Process(Protocol):
+    """The leader of the session of a run."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+
+
+def start_run(arguments: list[str], log: BinaryIO) -> Process:
+    """Start a Python program in a new session."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}  # the order of a sum depends on the number of threads
-    with open(f"{output_dir}.txt", "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    command = [sys.executable, *arguments]
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
-def kill_at_random(process: subprocess.Popen, output_dir: Path, seconds: float, rng: random.Random) -> bool:
+def kill_at_random(process: Process, output_dir: Path, seconds: float, rng: random.Random) -> bool:
     """Kill the processes of a run in the first half of `seconds`; return False if it ended before."""
     while_saving = rng.random() < 0.5
     # in the first half, because each attempt resumes and has less left to do than `seconds`
@@ -76,7 +84,15 @@ def result(output_dir: Path) -> dict[str, Any]:
     return {"checkpoint": checkpoint, "losses": losses}
 
 
-def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, kills: int, seed: int) -> int:
+def torture(
+    config: str,
+    overrides: Sequence[str],
+    folder: Path,
+    trials: int,
+    kills: int,
+    seed: int,
+    start: Callable[[list[str], BinaryIO], Process] = start_run,
+) -> int:
     """Run the reference and the trials.
 
     Args:
@@ -86,6 +102,7 @@ def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, ki
         trials: number of runs to interrupt.
         kills: number of kills per run.
         seed: seed of the times of the kills.
+        start: function that starts a Python program in a new session, and writes its output to a file.
 
     Returns:
         The number of kills.
@@ -94,8 +111,15 @@ def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, ki
         ValueError: a run failed without a kill, or its result differs from the reference.
     """
     rng = random.Random(seed)
+
+    def begin(output_dir: Path) -> Process:
+        """Start the training; write its output to OUTPUT_DIR.txt."""
+        with open(f"{output_dir}.txt", "ab") as log:
+            arguments = [str(RUN_NET), "--cfg", config, *overrides, *ALWAYS, "OUTPUT_DIR", str(output_dir)]
+            return start(arguments, log)
+
     begun = time.monotonic()
-    if start(config, folder / "reference", overrides).wait():
+    if begin(folder / "reference").wait():
         raise ValueError(f"the uninterrupted run failed: see {folder}/reference.txt")
     seconds = time.monotonic() - begun
     reference = result(folder / "reference")
@@ -103,7 +127,7 @@ def torture(config: str, overrides: Sequence[str], folder: Path, trials: int, ki
     for trial in tqdm(range(trials), "trials", disable=None):
         output_dir = folder / f"trial_{trial}"
         for attempt in range(kills + 1):
-            process = start(config, output_dir, overrides)
+            process = begin(output_dir)
             if attempt < kills and kill_at_random(process, output_dir, seconds, rng):
                 killed += 1
             elif process.wait():

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from make_demo_data import CLASS_NAMES, write_video
+from run_fixtures import write_python
 from torchvision.models._meta import _KINETICS400_CATEGORIES
 
 import slowfast
@@ -77,26 +78,6 @@ SMALLER = [
     Smaller(r"run_net\.py.*(uniformerv2_|v2\.yaml)", [], TINY | TINY_V2),
     Smaller(r"run_net\.py", [], TINY),
 ]
-# Replaces `python` in the copy: forks the program from the server of tests/warm.py.
-PYTHON = """#!{executable} -SE
-import json, os, re, socket, sys
-
-arguments = sys.argv[1:]
-if not arguments or not arguments[0].endswith(".py"):
-    os.execv({executable!r}, [{executable!r}, *arguments])
-for pattern, flags, pairs in {smaller!r}:
-    if re.search(pattern, " ".join(arguments)):
-        given = {{argument.partition("=")[0] for argument in arguments}}
-        new = [text for key, value in pairs.items() if key not in given for text in (key, value)]
-        arguments += flags + new
-        break
-if not {address!r}:
-    os.execv({executable!r}, [{executable!r}, *arguments])
-with socket.socket(socket.AF_UNIX) as server:
-    server.connect({address!r})
-    socket.send_fds(server, [json.dumps((arguments, dict(os.environ), os.getcwd())).encode()], [1, 2])
-    sys.exit(int(server.recv(100)))
-"""
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
@@ -140,10 +121,7 @@ def make_checkout(folder: Path, inputs: Path, warm: str) -> None:
     environment = folder / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (environment / ".installed").touch()
-    python = environment / "bin/python"
-    python.unlink()
-    python.write_text(PYTHON.format(executable=sys.executable, smaller=[tuple(row) for row in SMALLER], address=warm))
-    python.chmod(0o755)
+    write_python(environment / "bin/python", warm, SMALLER)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import csv
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,6 @@ import torch
 from slowfast.run.health import BadVideos
 from slowfast.utils.logging import read_metrics
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -117,13 +114,16 @@ def options(broken: Path, out: Path, *more: object) -> tuple:
     )
 
 
-def failing(config: Path, *overrides: object) -> str:
+@pytest.fixture
+def failing(call, experiment) -> Callable[..., str]:
     """Return the error with which run_net.py refuses to continue."""
-    command = [sys.executable, "tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stderr
+
+    def run(*overrides: object) -> str:
+        done = call("tools/run_net.py", "--cfg", experiment, *overrides)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stdout + done.stderr
+        return done.stderr
+
+    return run
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_broken_videos_are_counted_alike_by_any_workers_processes_and_resumes(br
     runs = {name: tmp_path / name for name in ("zero", "two", "processes", "resumed")}
     for workers, name in ((0, "zero"), (2, "two")):
         run_net(experiment, *options(broken, runs[name], "DATA_LOADER.NUM_WORKERS", workers))
-    run_net(experiment, *options(broken, runs["processes"], "NUM_PROCESSES", 2, "DATA_LOADER.NUM_WORKERS", 1))
+    run_net(experiment, *options(broken, runs["processes"], "DATA_LOADER.NUM_WORKERS", 1), ranks=2)
     for steps in (7, 10):
         run_net(experiment, *options(broken, runs["resumed"], "TRAIN.MAX_STEPS", steps))
 
@@ -152,19 +152,19 @@ def test_broken_videos_are_counted_alike_by_any_workers_processes_and_resumes(br
 
 
 @pytest.mark.slow
-def test_too_many_broken_videos_stop_the_run(broken, experiment, tmp_path):
-    message = failing(experiment, *options(broken, tmp_path / "out", "DATA.MAX_BAD_SHARE", 0.01))
+def test_too_many_broken_videos_stop_the_run(broken, failing, tmp_path):
+    message = failing(*options(broken, tmp_path / "out", "DATA.MAX_BAD_SHARE", 0.01))
     assert "error: 2 of 40 " in message and "DATA.MAX_BAD_SHARE 0.01" in message
     assert len(table(tmp_path / "out")) == 2
 
 
 @pytest.mark.slow
-def test_a_test_names_broken_videos_and_takes_no_others(broken, experiment, run_net, tmp_path):
+def test_a_test_names_broken_videos_and_takes_no_others(broken, experiment, run_net, failing, tmp_path):
     out = tmp_path / "out"
     good = options(broken, out, "TRAIN.MAX_STEPS", 1)
     run_net(experiment, *good)
     tested = (*good, "TRAIN.ENABLE", False, "TEST.ENABLE", True)
-    message = failing(experiment, *tested)
+    message = failing(*tested)
     assert "error: 1 " in message
     assert f"{broken}/empty.mp4: " in message and "TEST.SKIP_BAD True" in message
     done = run_net(experiment, *tested, "TEST.SKIP_BAD", True)

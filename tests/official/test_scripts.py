@@ -318,7 +318,7 @@ SMALL = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_an_experiment_trains_validates_and_tests(name, videos, tmp_path):
+def test_an_experiment_trains_validates_and_tests(name, videos, call, tmp_path):
     """Run as `bash run.sh` does, with other folders and sizes; the output goes beside the configuration file.
 
     UniFormerV2 resumes from the best checkpoint that the official programs saved there after their first epoch.
@@ -339,8 +339,7 @@ def test_an_experiment_trains_validates_and_tests(name, videos, tmp_path):
         state = {"epoch": 0, "model_state": model.state_dict(), "optimizer_state": optimizer.state_dict()}
         torch.save({**state, "scaler": {}, "cfg": cfg.dump()}, tmp_path / "best.pyth")
 
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:./slowfast", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command, *sizes], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = call(*command, *sizes, environment={"PYTHONPATH": f"{ROOT}:./slowfast"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "config.yaml").read_text() == text  # the file that was given
     records = read_metrics(tmp_path)

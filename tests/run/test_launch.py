@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import run_net as program
+from run_fixtures import ENVIRONMENT, Forked
 
 from slowfast.config import get_cfg
 from slowfast.run import interrupt, launch
@@ -43,13 +44,8 @@ def alive(pid: int) -> bool:
 class Running:
     """A job in a session of its own, all of whose processes can be found."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        self.log = log
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with open(log, "wb") as file:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
-            )
+    def __init__(self, process: Forked | subprocess.Popen, log: Path) -> None:
+        self.process, self.log = process, log
 
     def pids(self) -> list[int]:
         """Every living process of the session."""
@@ -84,15 +80,22 @@ class Running:
 
 
 @pytest.fixture
-def start(experiment, tmp_path) -> Iterator[Callable[..., Running]]:
+def start(experiment, fork, tmp_path) -> Iterator[Callable[..., Running]]:
     """Start tools/run_net.py; in torchrun, if asked."""
     started: list[Running] = []
 
     def begin(*overrides: object, torchrun: int = 0, restarts: int = 0) -> Running:
+        log = tmp_path / f"printed_{len(started)}.txt"
+        arguments = [RUN_NET, "--cfg", str(experiment), *map(str, overrides)]
         options = ("--standalone", f"--nproc_per_node={torchrun}", f"--max-restarts={restarts}")
-        launcher = ["-m", "torch.distributed.run", *options] if torchrun else []
-        command = [sys.executable, *launcher, RUN_NET, "--cfg", str(experiment), *map(str, overrides)]
-        started.append(Running(command, tmp_path / f"printed_{len(started)}.txt"))
+        command = [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
+        with open(log, "wb") as file:
+            process = (
+                subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True)
+                if torchrun
+                else fork(arguments, file, file)
+            )
+        started.append(Running(process, log))
         return started[-1]
 
     yield begin
@@ -281,8 +284,7 @@ sys.exit(run_net.main())
 def test_a_request_after_the_end_makes_no_failure_of_a_success(experiment, tmp_path):
     """Such as a time limit; Python takes its handlers away while it ends, and the default of SIGUSR2 is death."""
     command = [sys.executable, "-c", LATE, "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.endswith("the end\n"), done
     assert (tmp_path / "out" / "curves.png").is_file()
 

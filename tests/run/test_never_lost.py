@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
+from run_fixtures import ENVIRONMENT, Forked
 from torture import differences, result, torture
 
 from slowfast.config import load_config
@@ -39,19 +41,21 @@ ROOT = Path(__file__).parents[2]
 LONG = ("SOLVER.MAX_EPOCH", "40", "TRAIN.EVAL_PERIOD", "5", "TRAIN.CHECKPOINT_PERIOD", "100", "TEST.ENABLE", "False")
 
 
-def begin(config: Path, *overrides: object, program: Sequence[str] = ("tools/run_net.py",)) -> subprocess.Popen:
-    command = [sys.executable, *program, "--cfg", str(config), *map(str, overrides)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+def begin(fork, folder: Path, config: Path, *overrides: object) -> Forked:
+    """Start a training; it writes to stdout.txt and stderr.txt."""
+    with open(folder / "stdout.txt", "w") as out, open(folder / "stderr.txt", "w") as err:
+        return fork(["tools/run_net.py", "--cfg", config, *overrides], out, err)
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None:
+def end(process: Forked, folder: Path) -> tuple[int, str, str]:
+    """Return the exit code and the output."""
+    return process.wait(120), (folder / "stdout.txt").read_text(), (folder / "stderr.txt").read_text()
+
+
+def wait_for(condition: Callable[[], object], process: Forked, folder: Path) -> None:
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        assert process.poll() is None and time.monotonic() < deadline, end(process, folder)
         time.sleep(0.05)
 
 
@@ -73,21 +77,21 @@ def members(session: int) -> list[str]:
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
-    processes, number, experiment, run_net, tmp_path
+    processes, number, experiment, fork, run_net, tmp_path
 ):
-    common = (*LONG, "NUM_PROCESSES", processes, "DATA_LOADER.NUM_WORKERS", 1)
-    process = begin(experiment, *common)
-    wait_for(lambda: steps(tmp_path / "out") >= 8, process)
+    common = (*LONG, "DATA_LOADER.NUM_WORKERS", 1)
+    process = begin(fork, tmp_path, experiment, *common, "NUM_PROCESSES", processes)
+    wait_for(lambda: steps(tmp_path / "out") >= 8, process, tmp_path)
     os.kill(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == EXIT_REQUEUE, out + err
+    code, out, err = end(process, tmp_path)
+    assert code == EXIT_REQUEUE, out + err
     assert "is saved" in err and "Traceback" not in err and members(process.pid) == []
     saved = load_tensors(list_checkpoints(str(tmp_path / "out"))[-1])["step"]
     assert saved == steps(tmp_path / "out") >= 8
 
-    end = ("TRAIN.MAX_STEPS", saved + 4)
-    run_net(experiment, *common, *end)
-    run_net(experiment, *common, *end, "OUTPUT_DIR", tmp_path / "undisturbed")
+    common, ranks = (*common, "TRAIN.MAX_STEPS", saved + 4), processes * (processes > 1)
+    run_net(experiment, *common, ranks=ranks)
+    run_net(experiment, *common, "OUTPUT_DIR", tmp_path / "undisturbed", ranks=ranks)
     assert differences(result(tmp_path / "undisturbed"), result(tmp_path / "out")) == []
 
 
@@ -114,7 +118,10 @@ runpy.run_path("tools/run_net.py", run_name="__main__")
 def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
     """While a disk hangs, on which the first interrupt waits for its checkpoint."""
     options = (*LONG, "DATA_LOADER.NUM_WORKERS", "2", "TRAIN.CHECKPOINT_MINUTES", "1e-6")
-    process = begin(experiment, *options, program=("-c", STUCK_DISK))
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK_DISK, "--cfg", str(experiment), *options], cwd=ROOT, env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
     for word in ("writing", "heard"):
         assert process.stdout
         while process.stdout.readline() != f"{word}\n":
@@ -145,23 +152,28 @@ def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
     assert done.returncode == EXIT_INTERRUPTED
 
 
-def test_a_run_goes_on_without_a_killed_worker_and_leaves_no_process(experiment, tmp_path):
-    process = begin(experiment, *LONG, "DATA_LOADER.NUM_WORKERS", 2, "TRAIN.CHECKPOINT_MINUTES", 1e-6)
-    wait_for(lambda: steps(tmp_path / "out") >= 3, process)
+def test_a_run_goes_on_without_a_killed_worker_and_leaves_no_process(experiment, fork, tmp_path):
+    options = (*LONG, "TRAIN.MAX_STEPS", 60, "DATA_LOADER.NUM_WORKERS", 2, "TRAIN.CHECKPOINT_MINUTES", 1e-6)
+    process = begin(fork, tmp_path, experiment, *options)
+    wait_for(lambda: steps(tmp_path / "out") >= 3, process, tmp_path)
     listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
     os.kill(int(listed.split()[-1]), signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "a worker was killed" in out, out + err
+    code, out, err = end(process, tmp_path)
+    assert code == 0 and "a worker was killed" in out, out + err
     assert members(process.pid) == [] and list_checkpoints(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("processes", "seed"), [(1, 16), (2, 18)])
-def test_a_run_killed_at_random_equals_an_undisturbed_one(processes, seed, experiment, tmp_path):
+def test_a_run_killed_at_random_equals_an_undisturbed_one(processes, seed, experiment, fork, tmp_path):
     """The short form of tools/torture.py; the seeds begin with a kill while a checkpoint is being written."""
     folder = tmp_path / "torture"
     folder.mkdir()
-    overrides = ("NUM_PROCESSES", str(processes), "DATA_LOADER.NUM_WORKERS", "1", "EMA.ENABLE", "True")
-    assert torture(str(experiment), overrides, folder, trials=1, kills=3, seed=seed) >= 1
+
+    def start(arguments: list[str], log: BinaryIO) -> Forked:
+        return fork(arguments, log, log, ranks=processes * (processes > 1))
+
+    overrides = ("DATA_LOADER.NUM_WORKERS", "1", "EMA.ENABLE", "True")
+    assert torture(str(experiment), overrides, folder, trials=1, kills=3, seed=seed, start=start) >= 1
 
 
 def test_checkpoints_within_an_epoch(experiment, run_net, tmp_path):
@@ -192,7 +204,7 @@ def test_a_step_split_in_another_way_goes_on(experiment, run_net, tmp_path):
     """8 videos a step, on one process in four parts, then on two at once: the log names the change."""
     common = ("TEST.ENABLE", False, "MODEL.FROZEN_BN", True)
     run_net(experiment, *common, "TRAIN.MAX_STEPS", 2, "TRAIN.BATCH_SIZE", 2, "SOLVER.ACCUMULATION_STEPS", 4)
-    done = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, "NUM_PROCESSES", 2)
+    done = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, ranks=2)
     assert "resumed from" in done.stdout and "2 processes instead of 1" in done.stdout
     run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, "OUTPUT_DIR", tmp_path / "whole")
     losses = [[r["loss"] for r in read_metrics(tmp_path / name) if r["kind"] == "train"] for name in ("out", "whole")]

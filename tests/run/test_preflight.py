@@ -5,8 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,19 +130,18 @@ def test_lists_that_differ_between_nodes_are_refused(files, outcome, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_nodes_that_differ_end_before_training(experiment, tmp_path):
+def test_two_nodes_that_differ_end_before_training(experiment, call, tmp_path):
     [port] = free_ports(1)
-    node = ["--cfg", str(experiment), "--num_shards", "2", "--init_method", f"tcp://127.0.0.1:{port}"]
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "tools/run_net.py", *node, "--shard_id", str(shard), "SOLVER.BASE_LR", rate],
-            cwd=ROOT, env={**common, "SLURMD_NODENAME": f"n{shard}"}, stderr=subprocess.PIPE, text=True,
-        )
-        for shard, rate in enumerate(("0.1", "0.2"))
-    ]  # fmt: skip
+    program = ("tools/run_net.py", "--cfg", experiment, "--num_shards", 2, "--init_method", f"tcp://127.0.0.1:{port}")
+
+    def node(shard: int) -> subprocess.CompletedProcess:
+        options = ("--shard_id", shard, "SOLVER.BASE_LR", (0.1, 0.2)[shard])
+        return call(*program, *options, environment={"SLURMD_NODENAME": f"n{shard}"})
+
+    with ThreadPoolExecutor() as nodes:
+        jobs = [*nodes.map(node, range(2))]
     for job in jobs:
-        message = job.communicate(timeout=240)[1]
+        message = job.stderr
         assert job.returncode == 2
         assert "SOLVER.BASE_LR is 0.1 " in message and "rank 1 on n1: 0.2" in message
     assert not (tmp_path / "out").exists()

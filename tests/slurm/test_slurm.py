@@ -72,7 +72,7 @@ def resumed_after(cluster: Cluster, log: Path, times: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, tmp_path):
+def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, run_net, tmp_path):
     out = tmp_path / "out"
     flags = ("--slurm", "--nodes", 2, "--time", "1:00:00", "--sbatch", "comment=of a test", "TRAIN.BATCH_SIZE", 4)
     training, control = submit(cluster, "bash", "exp/demo/run.sh", *flags, *SHORT, "OUTPUT_DIR", out)
@@ -96,10 +96,8 @@ def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, tmp_path)
     saved = [int(step) for step in re.findall(r"\] asked to stop, saved at step (\d+)", text)]
     assert resumed == saved and 5 <= resumed[0] < resumed[1] < STEPS
 
-    spawned = ("--cfg", "exp/demo/config.yaml", "NUM_PROCESSES", 2, "TRAIN.BATCH_SIZE", 8, *SHORT)
-    spawned += ("OUTPUT_DIR", tmp_path / "undisturbed")
-    command = [sys.executable, "tools/run_net.py", *map(str, spawned)]
-    subprocess.run(command, cwd=ROOT, env=cluster.environment, check=True, capture_output=True)
+    undisturbed = ("TRAIN.BATCH_SIZE", 8, *SHORT, "OUTPUT_DIR", tmp_path / "undisturbed")
+    run_net(Path("exp/demo/config.yaml"), *undisturbed, ranks=2)
     assert_same_run(out, tmp_path / "undisturbed")
 
 

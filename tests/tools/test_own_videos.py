@@ -7,11 +7,11 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from make_demo_data import write_video
+from run_fixtures import write_python
 
 pytestmark = pytest.mark.slow
 
@@ -32,12 +32,14 @@ def commands(section: str) -> list[str]:
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
 
-def test_three_commands_from_a_folder_to_test_accuracy(tmp_path):
+def test_three_commands_from_a_folder_to_test_accuracy(warm, tmp_path):
+    (tmp_path / "bin").mkdir()
+    write_python(tmp_path / "bin/python", warm)
     for label, name in enumerate(("to the left", "to the right", "up")):
         (tmp_path / "my/videos" / name).mkdir(parents=True)
         for i in range(8):
