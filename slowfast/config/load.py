@@ -28,6 +28,11 @@ class ConfigNode(CfgNode):
     Each merge raises ConfigError with all faults.
     """
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """The origin of each value that was given when `load_config` made this tree."""
+        return self.__dict__.get("_sources", {})
+
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file and its bases."""
         assert not allow_unsafe, "configuration files never execute code"
@@ -83,6 +88,7 @@ def load_config_with_sources(
         origins = dict.fromkeys(sources[key] for key in keys if key in sources)
         notes.faults.append(f"{', '.join(origins) or 'defaults'}: {fault}")
     _report(notes)
+    cfg.__dict__["_sources"] = sources  # an attribute would become a key
     cfg.freeze()
     return cfg, sources
 

@@ -19,6 +19,7 @@ from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
+from slowfast.utils.scores import log_probabilities
 
 CHUNK = 8 << 20  # bytes of scores that are compared or sent at once
 
@@ -112,20 +113,6 @@ class Evaluation:
             "num_labelled": len(known),
             "num_skipped": len(self.bad),
         }
-
-
-def log_probabilities(scores: Tensor, probabilities: bool, summed: int) -> Tensor:
-    """Return the logarithms of the probabilities of the classes, (N, K) float64.
-
-    Args:
-        scores: (N, K) sums or maxima over the views.
-        probabilities: whether they are of probabilities, not of logits.
-        summed: views that a score is the sum of; 1 for maxima, which are normalized if they are of probabilities.
-    """
-    if not probabilities:
-        return (scores.double() / summed).log_softmax(1)
-    smallest = torch.finfo(torch.float32).tiny  # a probability may be too small for its type
-    return (scores.double() / scores.double().sum(1, keepdim=True)).clamp(min=smallest).log()
 
 
 def _chunks(rows: np.ndarray, scores: np.ndarray) -> Iterator[np.ndarray]:

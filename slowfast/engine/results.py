@@ -18,6 +18,7 @@ from slowfast.datasets.lists import VideoList
 from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.meters import metrics_text
 from slowfast.run.resume import write_resolved
+from slowfast.utils.environment import environment
 from slowfast.utils.io import atomic_write, sha256, to_json, write_text
 from slowfast.utils.logging import MetricsLog
 from slowfast.weights.fetch import fetch
@@ -58,25 +59,39 @@ def write_results(
         classes = ["" if k < 0 else names[k] if names else int(k) for k in (label, *order)]
         writer.writerow([path, *classes, *(f"{scores[k] / views:.6g}" for k in order)])
     write_text(folder / "predictions.csv", table.getvalue())
-    with atomic_write(folder / "scores.npz") as file:
-        np.savez_compressed(
-            file,
-            id=np.array(paths),
-            index=evaluation.index,
-            label=evaluation.label,
-            scores=evaluation.scores,
-            probabilities=evaluation.probabilities,
-            summed=evaluation.summed,
-        )
+    write_scores(folder, evaluation, samples, names)
     report = {
         "metrics": evaluation.metrics(),
         "views": {"temporal": cfg.TEST.NUM_ENSEMBLE_VIEWS, "spatial": cfg.TEST.NUM_SPATIAL_CROPS},
         "skipped": evaluation.bad,
         "checkpoint": {"path": checkpoint, "sha256": sha256(fetch(checkpoint))},
         "config": yaml.safe_load(dump_config(cfg)),
+        "environment": environment(),
     }
     write_resolved(cfg, folder)
     write_text(folder / "metrics.json", to_json(report, indent=2) + "\n")
+
+
+def write_scores(folder: Path, evaluation: Evaluation, samples: VideoList, names: Sequence[str] | None) -> None:
+    """Write scores.npz: per video its path, row, label and scores, and what the scores and their columns are.
+
+    Args:
+        folder: to write into.
+        evaluation: of all videos.
+        samples: the list.
+        names: of the classes, if they are known.
+    """
+    with atomic_write(folder / "scores.npz") as file:
+        np.savez_compressed(
+            file,
+            id=np.array([samples.path(int(i)) for i in evaluation.index]),
+            index=evaluation.index,
+            label=evaluation.label,
+            scores=evaluation.scores,
+            probabilities=evaluation.probabilities,
+            summed=evaluation.summed,
+            class_names=np.array(names or [], dtype=str),
+        )
 
 
 def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgNode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from slowfast.datasets.list_checks import log_labels
+from slowfast.datasets.lists import VideoList
 from slowfast.engine.batch_norm import freeze_batch_norm, update_statistics
-from slowfast.engine.evaluate import ViewEnsemble, evaluate
+from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.results import write_scores
 from slowfast.engine.setup import Inference, listed, make_loader
 from slowfast.engine.start import Lists, check_test, count_steps, prepare_run, prepare_state
 from slowfast.engine.state import TrainState
@@ -24,6 +27,7 @@ from slowfast.run.resume import describe_run
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
+from slowfast.utils.environment import environment
 from slowfast.utils.profiling import peak_memory_gib
 
 logger = logging.getLogger(__name__)
@@ -57,7 +61,9 @@ def train(cfg: CfgNode) -> None:
         log_labels(lists._asdict(), cfg.MODEL.NUM_CLASSES)
     state, resumed = prepare_state(cfg, model, count_steps(cfg, train_loader), lists, device)
     run = prepare_run(cfg, state, len(lists.train), describe_run(cfg, *lists), device, resumed)
-    run.log.write("start", state.step, steps_per_epoch=state.steps_per_epoch, processes=distributed.world_size())
+    about = environment() if distributed.is_main() else {}
+    processes = distributed.world_size()
+    run.log.write("start", state.step, steps_per_epoch=state.steps_per_epoch, processes=processes, environment=about)
     with run.writer, run.log:
         try:
             run_epochs(state, run, train_loader, val_loader)
@@ -166,7 +172,17 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     for path, reason in evaluation.bad:
         logger.warning("left out of the validation, it cannot be decoded: %s: %s", path, reason)
     run.log.validation(state.step, state.epoch, metrics, state.best)
+    if best and distributed.is_main():
+        keep_scores(run, evaluation, listed(loader))
     return best
+
+
+def keep_scores(run: Run, evaluation: Evaluation, samples: VideoList) -> None:
+    """Write the scores of the best validation for the report; a full disk loses them, never the run."""
+    try:
+        write_scores(Path(run.cfg.OUTPUT_DIR) / "validation", evaluation, samples, samples.class_names)
+    except OSError as error:
+        logger.warning("the scores of the validation could not be written: %s", error)
 
 
 def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:

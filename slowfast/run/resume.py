@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from slowfast.config import changed_keys, dump_config, recorded_config
+from slowfast.config import changed_keys, format_config, recorded_config
 from slowfast.datasets.lists import VideoList
 from slowfast.run.checkpoint import (
     checkpoint_dir,
@@ -74,12 +74,12 @@ def prepare_output_dir(cfg: CfgNode) -> None:
 
 
 def write_resolved(cfg: CfgNode, folder: Path) -> None:
-    """Write `resolved_config.yaml`; keep a file of that name that no run wrote."""
+    """Write `resolved_config.yaml` with the origins of its values; keep a file of that name that no run wrote."""
     path = folder / "resolved_config.yaml"
     if path.exists() and path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] != WRITTEN_HERE:
         logger.warning("%s was not written by a run: it is not replaced", path)
         return
-    write_text(path, f"{WRITTEN_HERE}\n{dump_config(cfg)}")
+    write_text(path, f"{WRITTEN_HERE}\n{format_config(cfg, getattr(cfg, 'sources', {}))}")
 
 
 def _changes(entries: Mapping[str, Any], now: CfgNode) -> dict[str, tuple[Any, Any]]:
