@@ -1,0 +1,195 @@
+"""Draw charts as SVG whose colours are variables of the page, with the values that the pointer shows."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from slowfast.visualization.outcomes import Calibration
+
+# Colours that stand for variables of the page; matplotlib needs numbers.
+TEXT, GRID = "#fe0001", "#fe0002"
+VARIABLES = {TEXT: "var(--muted)", GRID: "var(--grid)"}
+NUM_COLORS = 8
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "slowfast", "font.family": "sans-serif", "font.size": 8.5,
+    "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": GRID, "xtick.color": TEXT, "ytick.color": TEXT,
+    "xtick.major.size": 0, "ytick.major.size": 0, "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.formatter.limits": (-3, 5),
+}  # fmt: skip
+POINTS = 400  # of a curve; a longer one is drawn as the means of equal parts
+NAMED = 40  # classes that a matrix names beside its rows and columns
+COUNTED = 16  # classes up to which it shows the counts
+CELLS = 30_000  # cells of a matrix that the pointer shows, the largest first
+RIGHT, WRONG = (47, 158, 104), (224, 102, 40)  # colours of the cells, on light and dark pages
+
+
+def color(number: int) -> str:
+    """Return the placeholder of the colour of series `number`."""
+    return f"#fd{number % NUM_COLORS:02x}01"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve; `marks` draws a mark per point, `level` has one value and is a horizontal line."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: int = 0
+    marks: bool = False
+    level: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture for the page: title, SVG, legend as (name, colour, dashed), and data for the pointer."""
+
+    title: str
+    svg: str
+    legend: list[tuple[str, int, bool]]
+    hover: dict[str, Any]
+    name: str = ""
+
+
+def curve_chart(title: str, series: Sequence[Series], name: str = "", percent: bool = False) -> Chart:
+    """Draw curves over epochs.
+
+    Args:
+        title: of the chart.
+        series: curves; at least one has points.
+        name: for references from the page.
+        percent: whether values are percentages, at most 100.
+    """
+    series = [_thinned(s) for s in series]
+    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(5.2, 2.3), layout="constrained")
+        axes = figure.subplots()
+        for s in series:
+            if s.level:
+                axes.axhline(s.y[0], color=color(s.color), linestyle=(0, (4, 3)), linewidth=1.2)
+            else:
+                marks = {"marker": "o", "markersize": 3.2} if s.marks or len(s.x) == 1 else {}
+                axes.plot(s.x, s.y, color=color(s.color), linewidth=1.5, **marks)
+        _limit(axes, [value for s in series for value in s.y], percent)
+        axes.grid(axis="x", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.set_xlabel("epoch")
+        svg, box = _svg(figure, axes)
+    curves = [{"name": s.name, "color": s.color % NUM_COLORS, "x": _short(s.x), "y": _short(s.y)} for s in series]
+    hover = {"kind": "curves", "box": box, "limits": _short(axes.get_xlim()), "curves": curves}
+    legend = [(s.name, s.color % NUM_COLORS, s.level) for s in series]
+    return Chart(title, svg, legend if len(legend) > 1 else [], hover, name)
+
+
+def _limit(axes: Axes, values: Sequence[float], percent: bool) -> None:
+    """Show all values with some space; from 0 if they reach down to a tenth of the range."""
+    low, high = min(values), max(values)
+    space = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    bottom = 0.0 if 0 <= low < 0.3 * high else low - space
+    axes.set_ylim(max(bottom, 0.0) if low >= 0 else bottom, min(high + space, 100.0 + 1.5) if percent else high + space)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _thinned(series: Series) -> Series:
+    if len(series.x) <= POINTS:
+        return series
+    x, y = (
+        [float(np.mean(part)) for part in np.array_split(np.asarray(values, float), POINTS)]
+        for values in (series.x, series.y)
+    )
+    return Series(series.name, x, y, series.color, series.marks, series.level)
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    """Round to the digits that a page shows."""
+    return [float(f"{value:.5g}") for value in values]
+
+
+def matrix_chart(counts: np.ndarray, names: Sequence[str], order: np.ndarray) -> Chart:
+    """Draw a confusion matrix (K, K) of true classes (rows) and predictions; dark is a large share of a row."""
+    counts = counts[np.ix_(order, order)]
+    names, classes = [names[k] for k in order.tolist()], len(order)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = np.zeros((classes, classes, 4), np.uint8)
+    image[..., :3] = WRONG
+    image[np.arange(classes), np.arange(classes), :3] = RIGHT
+    image[..., 3] = np.round(255 * np.sqrt(shares))  # rare mistakes must be visible
+    with matplotlib.rc_context({**STYLE, "axes.grid": False, "image.composite_image": False}):  # pyright: ignore
+        labels = [name if len(name) <= 26 else f"{name[:25]}…" for name in names] if classes <= NAMED else []
+        side = 1.6 + 0.24 * classes if labels else 7.0
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axes = figure.subplots()
+        axes.imshow(image, interpolation="none")
+        axes.set(xlabel="predicted class", ylabel="true class")
+        ticks = range(len(labels))
+        axes.set_xticks(ticks, labels, rotation=90)
+        axes.set_yticks(ticks, labels)
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+        if classes <= COUNTED:
+            for row, column in np.argwhere(counts).tolist():
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=TEXT, fontsize=7.5)
+        svg, box = _svg(figure, axes)
+    cells = np.argwhere(counts)
+    values = counts[tuple(cells.T)]
+    largest = np.argsort(-values, kind="stable")[:CELLS]
+    shown = np.column_stack([cells[largest], values[largest]]).ravel().tolist()
+    videos = counts.sum(1).tolist()
+    hover = {"kind": "matrix", "box": box, "names": names, "cells": shown, "videos": videos}
+    return Chart("Confusion matrix", svg, [], hover, "confusion")
+
+
+def calibration_chart(bins: Calibration) -> Chart:
+    """Draw a reliability diagram: the accuracy of each interval of confidence beside that of perfect calibration."""
+    count = len(bins.videos)
+    centres = (np.arange(count) + 0.5) / count
+    with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
+        figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+        top, axes = figure.subplots(2, 1, sharex=True, height_ratios=[1, 3.2])
+        top.bar(centres, bins.videos, width=0.86 / count, color=GRID)
+        top.set_ylabel("videos")
+        top.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+        axes.bar(centres, bins.accuracy, width=0.86 / count, color=color(0))
+        axes.plot([0, 1], [0, 1], color=TEXT, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
+        svg, box = _svg(figure, axes)
+    rows = np.column_stack([bins.videos, bins.confidence, bins.accuracy])
+    hover = {"kind": "bins", "box": box, "bins": [_short(row) for row in rows.tolist()]}
+    legend = [("accuracy", 0, False)]
+    return Chart("Calibration", svg, legend, hover, "calibration")
+
+
+def _svg(figure: Figure, axes: Axes) -> tuple[str, list[float]]:
+    """Return the SVG of a figure, and left, top, right and bottom of its axes as shares of it."""
+    figure.patch.set_visible(False)
+    for each in figure.axes:
+        each.patch.set_visible(False)
+    file = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r' (width|height)="[^"]*pt"', "", text, count=2)  # the page sets the size
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"#fd(\w\w)01", lambda match: f"var(--c{int(match[1], 16)})", text)
+    for number, variable in VARIABLES.items():
+        text = text.replace(number, variable)
+    position = axes.get_position()
+    box = [position.x0, 1 - position.y1, position.x1, 1 - position.y0]
+    return text, [round(value, 4) for value in box]
+
+
+def finite(values: Sequence[Any]) -> bool:
+    """Return whether all values are finite numbers."""
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)

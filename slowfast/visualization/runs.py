@@ -1,0 +1,142 @@
+"""Read what a run left in its output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slowfast.config import recorded_config
+from slowfast.utils.logging import read_metrics
+from slowfast.visualization.charts import finite
+
+TESTS = {"test": "test", "test_shuffled": "test, shuffled frames"}  # folder -> words
+# Fields of validations and tests that are not accuracies.
+OTHER_FIELDS = {"kind", "step", "epoch", "loss", "top5_k", "num_videos", "num_labelled", "num_skipped"}
+OTHER_FIELDS |= {"shuffled_frames", "environment"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of a training, its tests, or both.
+
+    Attributes:
+        folder: OUTPUT_DIR.
+        name: of the run on a page.
+        records: of metrics.jsonl, see `read_metrics`.
+        tests: folder of `TESTS` -> content of its metrics.json.
+        config: resolved configuration as YAML; "" if there is none.
+    """
+
+    folder: Path
+    name: str
+    records: list[dict[str, Any]]
+    tests: dict[str, dict[str, Any]]
+    config: str
+
+    def rows(self, kind: str, *fields: str) -> list[dict[str, Any]]:
+        """Return the records of a kind with finite numbers in all `fields`."""
+        return [r for r in self.records if r["kind"] == kind and finite([r.get(name) for name in fields])]
+
+    def points(self, kind: str, field: str) -> tuple[list[float], list[float]]:
+        """Return epochs and values of a field of the records of a kind."""
+        rows = self.rows(kind, "epoch", field)
+        return [r["epoch"] for r in rows], [r[field] for r in rows]
+
+    @property
+    def accuracies(self) -> list[str]:
+        """The names of the metrics in percent that validations, tests or training steps contain."""
+        names: dict[str, None] = {}
+        for metrics in [*self.rows("val"), *(test["metrics"] for test in self.tests.values())]:
+            names |= dict.fromkeys(name for name, value in metrics.items() if finite([value]))
+        return [name for name in names if name not in OTHER_FIELDS] or ["top1", "top5"]
+
+    @property
+    def top5_k(self) -> int:
+        """The number of classes that "top5" counts, less than 5 for fewer classes."""
+        found = [test["metrics"] for test in self.tests.values()] + self.rows("val", "top5_k")
+        return found[-1].get("top5_k", 5) if found else 5
+
+    @property
+    def best_validation(self) -> dict[str, Any]:
+        """The record of the first validation with the highest top-1; empty without validations."""
+        return max(self.rows("val", "top1"), key=lambda record: record["top1"], default={})
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The programs and the machine of the last attempt, or else of the last test."""
+        found = [*(test for test in self.tests.values()), *self.rows("start")]
+        return next((record["environment"] for record in reversed(found) if record.get("environment")), {})
+
+    def label(self, accuracy: str) -> str:
+        """Return the name of a metric for a reader, such as "top-5 accuracy"."""
+        number = {"top1": 1, "top5": self.top5_k}.get(accuracy)
+        return accuracy.replace("_", " ") if number is None else f"top-{number} accuracy"
+
+    def numbers(self) -> dict[str, float]:
+        """Return name -> value of the results: of the best validation, the tests, the last epoch, and the speed."""
+        values: dict[str, Any] = {}
+        best = self.best_validation
+        for name in (*self.accuracies, "loss"):
+            values[f"validation {name}"] = best.get(name)
+            for folder, words in TESTS.items():
+                values[f"{words} {name}"] = self.tests.get(folder, {"metrics": {}})["metrics"].get(name)
+        values["epoch of the best validation"] = best.get("epoch")
+        for field in ("loss", "top1"):
+            values[f"training {field}"] = next(reversed(self.points("epoch", field)[1]), None)
+        values["epochs"] = next(reversed(self.points("train", "epoch")[1]), None)
+        values |= {"steps": max((r["step"] for r in self.rows("train")), default=None)}
+        for field, words in (("clips_per_s", "clips per second"), ("data_wait", "data wait")):
+            found = self.points("train", field)[1]
+            values[words] = statistics.median(found) if found else None
+        values["peak memory, GiB"] = max(self.points("train", "memory_gib")[1], default=None)
+        return {name: value for name, value in values.items() if finite([value])}
+
+    def origins(self) -> dict[str, str]:
+        """Return full key -> origin of the values that are not the defaults, from the comments of the configuration."""
+        origins: dict[str, str] = {}
+        section = ""
+        for line in self.config.splitlines():
+            key = line.partition(":")[0]
+            if line.startswith("#") or not key:
+                continue
+            if not line.startswith(" "):
+                section = key
+            name = f"{section}.{key.strip()}" if line.startswith(" ") else key
+            if "  # " in line:
+                origins[name] = line.rsplit("  # ", 1)[1]
+        return origins
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the configuration as a tree; keys of other versions are left out."""
+        return recorded_config(self.config)[0]
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Read an output folder.
+
+    Raises:
+        ValueError: it is not the output folder of a run.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give the OUTPUT_DIR of a run")
+    if not (folder / "metrics.jsonl").is_file():
+        raise ValueError(f"{folder} contains no metrics.jsonl: give the OUTPUT_DIR of a run that has started")
+    tests = {name: test for name in TESTS if (test := _metrics(folder / name / "metrics.json"))}
+    configs = [folder / part / "resolved_config.yaml" for part in ("", *TESTS)]
+    config = next((path.read_text(encoding="utf-8", errors="replace") for path in configs if path.is_file()), "")
+    return Run(folder, folder.resolve().name, read_metrics(folder), tests, config)
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    """Return the content of a metrics.json file; empty if there is none, or if it is not one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) and isinstance(content.get("metrics"), dict) else {}

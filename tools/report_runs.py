@@ -1,0 +1,56 @@
+"""Write the report of a run, or compare several: slowfast-report OUTPUT_DIR [OUTPUT_DIR ...]."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", metavar="OUTPUT_DIR", help="output folder of a run")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.html",
+        help="page to write; by default OUTPUT_DIR/report.html, or for several runs comparison.html",
+    )
+    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown", help="of the table")
+    parser.add_argument("--table", metavar="FILE", help="write the table into this file instead of the standard output")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Write the page and the table.
+
+    Returns:
+        0, or 2 for a wrong input, which ends in one message.
+    """
+    args = parse_args()
+    from slowfast.visualization.compare import FORMATS, comparison_table
+    from slowfast.visualization.report import write_comparison, write_report
+    from slowfast.visualization.runs import read_run
+
+    try:
+        runs = [read_run(folder) for folder in args.runs]
+        table = comparison_table(runs)
+        if len(runs) == 1:
+            page = write_report(args.runs[0], args.out)
+        else:
+            page = Path(args.out or "comparison.html")
+            write_comparison(runs, table, page)
+        text = FORMATS[args.format](table)
+        if args.table:
+            Path(args.table).write_text(text, encoding="utf-8")
+        else:
+            print(text, end="")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {page}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
