@@ -17,12 +17,14 @@ setup(
     # The wheel holds the experiments and tools, which a checkout has beside the package.
     packages=[*find_packages(include=["slowfast", "slowfast.*"]), *(f"slowfast.{folder}" for folder in BESIDE)],
     package_dir={f"slowfast.{folder}": folder for folder in BESIDE},
-    package_data={"": ["**/*.json", "**/*.yaml", "py.typed"]},
+    package_data={"": ["**/*.json", "**/*.yaml", "**/*.html", "py.typed"]},
     entry_points={
         "console_scripts": [
             "slowfast-train = slowfast.commands:train",
             "slowfast-prepare = slowfast.commands:prepare",
             "slowfast-demo-data = slowfast.commands:demo_data",
+            "slowfast-report = slowfast.commands:report",
+            "slowfast-doctor = slowfast.commands:doctor",
         ]
     },
     # The lower bounds of torch, torchvision, av, timm and submitit were tested together, on Python 3.10. torch and
@@ -45,6 +47,8 @@ setup(
         "scipy>=1.10",
         "tensorboard>=2.14",
         "matplotlib>=3.8",
+        "Jinja2>=3.1",
+        "MarkupSafe>=2.1",
         "tqdm>=4.66",
         "submitit>=1.5.1",
         "timm>=1.0.22",
@@ -61,6 +65,7 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
+            "selenium>=4.20",
             "ruff==0.17.*",
             "pyright[nodejs]>=1.1.400",
             "pre-commit>=3.7",

@@ -28,3 +28,13 @@ def prepare() -> int:
 def demo_data() -> int:
     """Run tools/make_demo_data.py: make the data of the demos."""
     return _run("make_demo_data")
+
+
+def report() -> int:
+    """Run tools/report_runs.py: report of a run, or comparison of several."""
+    return _run("report_runs")
+
+
+def doctor() -> int:
+    """Run tools/doctor.py: check the installation and the machine."""
+    return _run("doctor")

@@ -99,11 +99,11 @@ def execute(args: argparse.Namespace) -> int:
     try:
         code = run_job(cfg, args.init_method)
     except Exception:  # not a second Ctrl-C, which exits at once
-        draw_curves(cfg)
+        draw(cfg)
         raise
     if code != EXIT_REQUEUE:
         ignore()
-    draw_curves(cfg)
+    draw(cfg, report=code != EXIT_REQUEUE)  # an interrupted job has little time
     return code
 
 
@@ -172,16 +172,20 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
 
 
-def draw_curves(cfg: CfgNode) -> None:
-    """Draw OUTPUT_DIR/curves.png from the log so far, in one process of the job; a full disk is only a warning."""
+def draw(cfg: CfgNode, report: bool = True) -> None:
+    """Write OUTPUT_DIR/curves.png and report.html from the record so far, in one process; a fault is only a warning."""
     output_dir = Path(cfg.OUTPUT_DIR)
     if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and (output_dir / "metrics.jsonl").is_file():
-        from slowfast.visualization.plots import plot_curves
-
         try:
+            from slowfast.visualization.plots import plot_curves
+            from slowfast.visualization.report import write_report
+
             plot_curves(output_dir, output_dir / "curves.png")
-        except OSError as error:
-            print(f"warning: the curves could not be drawn: {error}", file=sys.stderr)
+            if report:
+                write_report(output_dir)
+        except Exception as error:  # the results are written; no fault of their pictures may fail the job
+            reason = str(error).partition("\n")[0]
+            print(f"warning: the report is not complete ({type(error).__name__}: {reason})", file=sys.stderr)
 
 
 if __name__ == "__main__":

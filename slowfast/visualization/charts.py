@@ -32,6 +32,7 @@ POINTS = 400  # of a curve; a longer one is drawn as the means of equal parts
 NAMED = 40  # classes that a matrix names beside its rows and columns
 COUNTED = 16  # classes up to which it shows the counts
 CELLS = 30_000  # cells of a matrix that the pointer shows, the largest first
+FAINTEST = 0.2  # opacity of a cell with a video; rare mistakes must be visible
 RIGHT, WRONG = (47, 158, 104), (224, 102, 40)  # colours of the cells, on light and dark pages
 
 
@@ -125,7 +126,9 @@ def matrix_chart(counts: np.ndarray, names: Sequence[str], order: np.ndarray) ->
     image = np.zeros((classes, classes, 4), np.uint8)
     image[..., :3] = WRONG
     image[np.arange(classes), np.arange(classes), :3] = RIGHT
-    image[..., 3] = np.round(255 * np.sqrt(shares))  # rare mistakes must be visible
+    mistakes = shares * (1 - np.eye(classes))
+    depth = np.maximum(shares * np.eye(classes), mistakes / max(mistakes.max(), 0.2))
+    image[..., 3] = np.round(255 * np.where(counts > 0, np.maximum(np.sqrt(depth), FAINTEST), 0))
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "image.composite_image": False}):  # pyright: ignore
         labels = [name if len(name) <= 26 else f"{name[:25]}…" for name in names] if classes <= NAMED else []
         side = 1.6 + 0.24 * classes if labels else 7.0
@@ -161,14 +164,16 @@ def calibration_chart(bins: Calibration) -> Chart:
         top.bar(centres, bins.videos, width=0.86 / count, color=GRID)
         top.set_ylabel("videos")
         top.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-        axes.bar(centres, bins.accuracy, width=0.86 / count, color=color(0))
-        axes.plot([0, 1], [0, 1], color=TEXT, linestyle=(0, (4, 3)), linewidth=1)
+        axes.bar(centres, bins.accuracy, width=0.86 / count, color=color(0), alpha=0.75)
+        axes.plot([0, 1], [0, 1], color=TEXT, linestyle=(0, (4, 3)), linewidth=1.2)
+        axes.tick_params(axis="x", pad=6)
+        for each in (top, axes):
+            each.grid(axis="x", visible=False)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
         svg, box = _svg(figure, axes)
     rows = np.column_stack([bins.videos, bins.confidence, bins.accuracy])
     hover = {"kind": "bins", "box": box, "bins": [_short(row) for row in rows.tolist()]}
-    legend = [("accuracy", 0, False)]
-    return Chart("Calibration", svg, legend, hover, "calibration")
+    return Chart("Calibration", svg, [], hover, "calibration")
 
 
 def _svg(figure: Figure, axes: Axes) -> tuple[str, list[float]]:

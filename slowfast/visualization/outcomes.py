@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
 from slowfast.utils.scores import log_probabilities
 
@@ -78,6 +76,9 @@ def confusion(outcomes: Outcomes) -> np.ndarray:
 
 def cluster_order(counts: np.ndarray) -> np.ndarray:
     """Return an order of the classes, (K,), in which those that are confused are neighbours."""
+    from scipy.cluster.hierarchy import leaves_list, linkage  # slow to import, and for many classes only
+    from scipy.spatial.distance import squareform
+
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     distance = 1 - (shares + shares.T) / 2
     np.fill_diagonal(distance, 0)

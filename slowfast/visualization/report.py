@@ -57,7 +57,7 @@ def write_report(output_dir: str | os.PathLike[str], path: str | os.PathLike[str
     numbers = run.numbers()
     analysis = _analysis(run)
     if analysis:
-        numbers[f"{analysis['source']} calibration error"] = analysis["calibration"].ece
+        numbers[f"{analysis['source']}: ECE, %"] = analysis["calibration"].ece
     page = {
         "title": run.name,
         "runs": [run],
@@ -98,7 +98,7 @@ def run_charts(run: Run) -> list[Chart]:
             if series and value is not None:
                 series.append(Series(words, [], [value], color=2 + number, level=True))
         if series:
-            title = "Loss, cross-entropy" if field == "loss" else f"{run.label(field).capitalize()}, percent"
+            title = "Loss, cross-entropy" if field == "loss" else f"{run.label(field).capitalize()} accuracy, percent"
             charts.append(curve_chart(title, series, field, percent=field != "loss"))
     for field, title in SPEED.items():
         x, y = run.points("train", field)
@@ -112,7 +112,7 @@ def comparison_charts(runs: Sequence[Run]) -> list[Chart]:
     accuracies = [*dict.fromkeys(name for run in runs for name in run.accuracies)]
     wanted = [("train", "loss", "Training loss"), ("val", "loss", "Validation loss")]
     for name in accuracies:
-        wanted += [(kind, name, f"{words}: {runs[0].label(name)}, percent") for kind, words in
+        wanted += [(kind, name, f"{words}: {runs[0].label(name)} accuracy, percent") for kind, words in
                    (("train", "Training"), ("val", "Validation"))]  # fmt: skip
     wanted += [("train", field, title) for field, title in SPEED.items()]
     charts: list[Chart] = []
@@ -148,7 +148,7 @@ def _analysis(run: Run) -> dict[str, Any] | None:
         "clustered": clustered,
         "matrix": matrix_chart(counts, outcomes.names, order),
         "classes": results.class_rows(outcomes, counts),
-        "top5": run.label("top5").removesuffix(" accuracy"),
+        "top5": run.label("top5"),
         "pairs": [(pair, [_video(outcomes, row, thumbnail) for row in pair.rows[:PER_PAIR]]) for pair in pairs],
         "largest": [_video(outcomes, row, thumbnail) for row in largest],
         "calibration": bins,

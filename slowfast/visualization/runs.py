@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from slowfast.config import recorded_config
 from slowfast.utils.logging import read_metrics
 from slowfast.visualization.charts import finite
 
-TESTS = {"test": "test", "test_shuffled": "test, shuffled frames"}  # folder -> words
+TESTS = {"test": "test", "test_shuffled": "shuffled"}  # folder -> words
 # Fields of validations and tests that are not accuracies.
 OTHER_FIELDS = {"kind", "step", "epoch", "loss", "top5_k", "num_videos", "num_labelled", "num_skipped"}
 OTHER_FIELDS |= {"shuffled_frames", "environment"}
@@ -73,27 +74,25 @@ class Run:
         return next((record["environment"] for record in reversed(found) if record.get("environment")), {})
 
     def label(self, accuracy: str) -> str:
-        """Return the name of a metric for a reader, such as "top-5 accuracy"."""
+        """Return the name of a metric for a reader, such as "top-5"."""
         number = {"top1": 1, "top5": self.top5_k}.get(accuracy)
-        return accuracy.replace("_", " ") if number is None else f"top-{number} accuracy"
+        return accuracy.replace("_", " ") if number is None else f"top-{number}"
 
     def numbers(self) -> dict[str, float]:
-        """Return name -> value of the results: of the best validation, the tests, the last epoch, and the speed."""
+        """Return name -> value of the results: of the tests, the best validation, the training, and its speed."""
         values: dict[str, Any] = {}
         best = self.best_validation
-        for name in (*self.accuracies, "loss"):
-            values[f"validation {name}"] = best.get(name)
-            for folder, words in TESTS.items():
-                values[f"{words} {name}"] = self.tests.get(folder, {"metrics": {}})["metrics"].get(name)
-        values["epoch of the best validation"] = best.get("epoch")
-        for field in ("loss", "top1"):
-            values[f"training {field}"] = next(reversed(self.points("epoch", field)[1]), None)
+        results = {words: self.tests.get(folder, {"metrics": {}})["metrics"] for folder, words in TESTS.items()}
+        for words, metrics in (results | {"validation": best}).items():
+            values |= {f"{words}: {self.label(name)}, %": metrics.get(name) for name in self.accuracies}
+            values[f"{words}: loss"] = metrics.get("loss")
+        values["best epoch"] = best.get("epoch")
+        values["training: loss"] = next(reversed(self.points("epoch", "loss")[1]), None)
         values["epochs"] = next(reversed(self.points("train", "epoch")[1]), None)
-        values |= {"steps": max((r["step"] for r in self.rows("train")), default=None)}
-        for field, words in (("clips_per_s", "clips per second"), ("data_wait", "data wait")):
-            found = self.points("train", field)[1]
-            values[words] = statistics.median(found) if found else None
-        values["peak memory, GiB"] = max(self.points("train", "memory_gib")[1], default=None)
+        speed = {field: self.points("train", field)[1] for field in ("clips_per_s", "data_wait", "memory_gib")}
+        values["clips per second"] = statistics.median(speed["clips_per_s"] or [math.nan])
+        values["data wait, %"] = 100 * statistics.median(speed["data_wait"] or [math.nan])
+        values["peak memory, GiB"] = max(speed["memory_gib"], default=None)
         return {name: value for name, value in values.items() if finite([value])}
 
     def origins(self) -> dict[str, str]:

@@ -351,14 +351,18 @@ def test_the_cause_of_exit_codes_is_found(codes, cause, tmp_path):
     launch._raise_outcome({0: 0, 1: 0}, tmp_path)
 
 
-def test_curves_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):
+def test_pictures_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"kind": "test", "top1": 50.0, "shuffled_frames": false}\n')
-    program.draw_curves(cfg)
+    program.draw(cfg)
     assert not (tmp_path / "curves.png").exists()  # nothing was trained
-    (tmp_path / "curves.png").mkdir()
+    assert (tmp_path / "report.html").is_file() and not capsys.readouterr().err
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "val", "step": 6, "epoch": 1, "top1": 50.0}\n')
-    program.draw_curves(cfg)
-    assert "the curves could not be drawn" in capsys.readouterr().err
+    for name in ("curves.png", "report.html"):
+        (tmp_path / name).unlink(missing_ok=True)
+        (tmp_path / name).mkdir()
+        program.draw(cfg)
+        assert "IsADirectoryError" in capsys.readouterr().err
+        (tmp_path / name).rmdir()
