@@ -123,7 +123,7 @@ def timed(call: Callable[[], object]) -> float:
 def write_video(path: Path) -> None:
     """Write 10 seconds of moving noise, H.264 with a key frame per second."""
     still = np.random.default_rng(0).integers(0, 255, (16, 22, 3), np.uint8)
-    still = cv2.resize(still, (680, 512), interpolation=cv2.INTER_CUBIC)
+    still = cv2.resize(still, (680, 512), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         assert isinstance(stream, av.VideoStream)
@@ -157,6 +157,7 @@ def start_processes(backend: str, processes: int, folder: str) -> None:
     """
     arguments = (backend, processes, folder)
     context = torch.multiprocessing.start_processes(add, arguments, processes, join=False, start_method="spawn")
+    assert context is not None  # it is None only for join=True
     until = time.monotonic() + LIMIT
     while not context.join(timeout=1):
         if time.monotonic() > until:

@@ -81,8 +81,8 @@ def curve_chart(title: str, series: Sequence[Series], name: str = "", percent: b
             if s.level:
                 axes.axhline(s.y[0], color=color(s.color), linestyle=(0, (4, 3)), linewidth=1.2)
             else:
-                marks = {"marker": "o", "markersize": 3.2} if s.marks or len(s.x) == 1 else {}
-                axes.plot(s.x, s.y, color=color(s.color), linewidth=1.5, **marks)
+                marker = "o" if s.marks or len(s.x) == 1 else ""
+                axes.plot(s.x, s.y, color=color(s.color), linewidth=1.5, marker=marker, markersize=3.2)
         _limit(axes, [value for s in series for value in s.y], percent)
         axes.grid(axis="x", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -118,10 +118,11 @@ def _short(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def matrix_chart(counts: np.ndarray, names: Sequence[str], order: np.ndarray) -> Chart:
+def matrix_chart(counts: np.ndarray, names: list[str], order: np.ndarray) -> Chart:
     """Draw a confusion matrix (K, K) of true classes (rows) and predictions; dark is a large share of a row."""
     counts = counts[np.ix_(order, order)]
-    names, classes = [names[k] for k in order.tolist()], len(order)
+    names = [names[k] for k in order.tolist()]
+    classes = len(order)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = np.zeros((classes, classes, 4), np.uint8)
     image[..., :3] = WRONG

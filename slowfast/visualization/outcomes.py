@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ class Outcomes:
     rank: np.ndarray
     confidence: np.ndarray
     loss: np.ndarray
-    names: Sequence[str]
+    names: list[str]
 
     @property
     def wrong(self) -> np.ndarray:

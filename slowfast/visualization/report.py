@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from slowfast.config import changed_keys, get_cfg
@@ -138,7 +139,7 @@ def _analysis(run: Run) -> dict[str, Any] | None:
         return None
     counts, classes = results.confusion(outcomes), len(outcomes.names)
     clustered = classes > CLUSTERED
-    order = results.cluster_order(counts) if clustered else [*range(classes)]
+    order = results.cluster_order(counts) if clustered else np.arange(classes)
     thumbnail = Thumbnails(DECODE_LIMIT, run.settings()["DATA"]["IMAGE_TEMPLATE"])
     pairs = results.confused_pairs(outcomes, counts, PAIRS)
     largest = (-outcomes.loss).argsort(kind="stable")[:LOSSES].tolist()

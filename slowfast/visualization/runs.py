@@ -17,8 +17,9 @@ from slowfast.visualization.charts import finite
 
 TESTS = {"test": "test", "test_shuffled": "shuffled"}  # folder -> words
 # Fields of validations and tests that are not accuracies.
-OTHER_FIELDS = {"kind", "step", "epoch", "loss", "top5_k", "num_videos", "num_labelled", "num_skipped"}
-OTHER_FIELDS |= {"shuffled_frames", "environment"}
+OTHER_FIELDS = (
+    "kind", "step", "epoch", "loss", "top5_k", "num_videos", "num_labelled", "num_skipped", "shuffled_frames",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""slowfast-doctor reports every check, and its exit code says whether something is broken."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import doctor
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *checks) -> int:
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    monkeypatch.setattr(sys, "argv", ["slowfast-doctor"])
+    return doctor.main()
+
+
+def test_a_check_that_raises_is_broken_and_the_others_run(monkeypatch, capsys):
+    def raises():
+        raise OSError("no such device")
+        yield
+
+    assert run(monkeypatch, raises, doctor.machine) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "no such device" in lines[1] and any("open files" in line for line in lines[2:])
+    assert lines[0] == lines[-1] == "```"
+
+
+def test_notes_are_not_faults(monkeypatch):
+    assert run(monkeypatch, lambda: iter([doctor.Finding(doctor.NOTE, "little space")])) == 0
+
+
+def test_bfloat16_is_compared_with_float32():
+    assert 1e-4 < doctor.bfloat16_error(torch.device("cpu"), groups=1) < doctor.WRONG
+
+
+@pytest.mark.slow
+def test_the_doctor_finds_this_machine_well(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("SLURM_JOB_ID", None)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/doctor.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "decoder pyav" in done.stdout and "all-reduce by gloo, 2 processes" in done.stdout
+    assert not list(tmp_path.iterdir())
