@@ -162,7 +162,8 @@ def start_processes(backend: str, processes: int, folder: str) -> None:
     while not context.join(timeout=1):
         if time.monotonic() > until:
             for process in context.processes:
-                process.kill()
+                if process is not None:
+                    process.kill()
             raise RuntimeError(f"not done after {LIMIT:g} s")
 
 
