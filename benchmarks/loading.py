@@ -51,7 +51,8 @@ from slowfast.datasets.build import build_dataset
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.dataset import ImageEvalDataset, Key, TrainDataset, VideoReader, as_made
 from slowfast.datasets.lists import ListError
-from slowfast.datasets.transforms import Views, normalize
+from slowfast.datasets.transforms import normalize
+from slowfast.datasets.views import Views
 from slowfast.datasets.workers import start_worker, usable_cores, use_one_thread
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.io import to_json
@@ -124,7 +125,9 @@ def time_loading(
 def finish_batch(batch: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return the normalized clips of a batch, as training and evaluation make them on the device."""
     video = batch["video"]
-    return normalize(torch.stack([*video.cut()]) if isinstance(video, Views) else video, mean, std)
+    if isinstance(video, Views):
+        return video.cut(normalization=(torch.tensor(mean), torch.tensor(std)))
+    return normalize(video, mean, std)
 
 
 def benchmark(

@@ -28,13 +28,15 @@ from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import FrameSampler, annotated_indices
 from slowfast.datasets.shared import new_clips, share
-from slowfast.datasets.transforms import TrainTransform, Views, to_small_tensor
+from slowfast.datasets.transforms import TrainTransform
+from slowfast.datasets.views import Views, shrink
 from slowfast.utils.rng import rng_for
 
 Batch = dict[str, Any]
 Key = tuple[int, int]  # epoch and row of the list
 MAX_TRIES = 10
 NO_ROW = -1
+Prepared = tuple[torch.Tensor, np.ndarray]  # frames of a video, and those of each temporal view
 
 
 def as_made(batch: Any) -> Any:
@@ -297,21 +299,34 @@ class VideoEvalDataset(EvalDataset):
             indices += clip
         return indices
 
-    def _read(self, sample: Sample, row: int) -> torch.Tensor:
-        return self.prepare(self.reader.read(sample, lambda length: self.frame_indices(length, row)))
+    def _read(self, sample: Sample, row: int) -> Prepared:
+        order: list[int] = []
 
-    def prepare(self, frames: np.ndarray) -> torch.Tensor:
-        """Return the frames (V * T, H, W, C) of V temporal views as a part of `Views`."""
-        video = to_small_tensor(frames, self.scale)
-        return video.flip(0) if self.reverse_channels else video
+        def choose(length: int) -> list[int]:
+            needed, order[:] = np.unique(self.frame_indices(length, row), return_inverse=True)
+            return needed.tolist()
 
-    def views(self, made: list[torch.Tensor]) -> Views:
-        """Return the views of videos, each from `prepare`."""
-        return self._join(made)
+        return self.prepare(self.reader.read(sample, choose), order)
 
-    def _join(self, made: list[torch.Tensor]) -> Views:
+    def prepare(self, frames: np.ndarray, order: Sequence[int] | None = None) -> Prepared:
+        """Return a video as `views` takes it.
+
+        Args:
+            frames: (N, H, W, C) uint8.
+            order: frame of each place in the temporal views, view by view; None for 0, 1, 2 and so on.
+        """
+        video = shrink(frames, self.scale)
+        places = np.arange(len(frames)) if order is None else np.array(order)
+        return video.flip(-1) if self.reverse_channels else video, places.reshape(-1, self.reader.sampler.num_frames)
+
+    def views(self, videos: Sequence[Prepared]) -> Views:
+        """Return the views of videos that `prepare` returned."""
         positions = (1,) if self.num_crops == 1 else (0, 1, 2)
-        return Views(share(made), self.reader.sampler.num_frames, self.scale, self.crop, positions)
+        frames = share([video for video, _ in videos])
+        return Views(frames, [order for _, order in videos], self.scale, self.crop, positions)
+
+    def _join(self, made: list[Prepared]) -> Views:
+        return self.views(made)
 
 
 class ImageEvalDataset(EvalDataset):

@@ -1,18 +1,15 @@
 """Transform the pixels of clips, which are uint8 until they are normalized on the device.
 
-Training uses uint8 and OpenCV, which is fastest on the single core of a worker. An evaluation resizes in float32 as the
-official code does, because the published accuracies depend on it.
+Training uses uint8 and OpenCV, which is fastest on the single core of a worker; an evaluation uses `views`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import cv2
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 
 from slowfast.datasets.crops import ResizedCrop, resized_crop_box, short_side_size
 from slowfast.datasets.rand_augment import RandAugment, augmented_crop
@@ -34,105 +31,6 @@ def normalize(
     shape = (-1, 1, 1, 1)
     centre, width = (torch.as_tensor(v, dtype=torch.float32, device=video.device).view(shape) for v in (mean, std))
     return (video.float() / 255).sub_(centre).div_(width)
-
-
-def to_tensor(frames: np.ndarray) -> torch.Tensor:
-    """Rearrange `(T, H, W, C)` frames into a contiguous `(C, T, H, W)` tensor."""
-    num_frames, height, width, channels = frames.shape
-    clip = np.empty((channels, num_frames, height, width), frames.dtype)
-    for t, frame in enumerate(frames):
-        cv2.split(frame, list(clip[:, t]))  # ten times faster than a strided copy
-    return torch.from_numpy(clip)
-
-
-def resize_short_side(clip: torch.Tensor, scale: int) -> torch.Tensor:
-    """Resize a (C, T, H, W) clip to a short side of `scale` pixels, on its device.
-
-    The resize is bilinear without antialiasing, with align_corners False, in float32 as in the official code. A clip
-    whose short side is already `scale` is returned unchanged.
-    """
-    height, width = clip.shape[2:]
-    if min(height, width) == scale:
-        return clip
-    # OpenCV's float resize computes sample positions in double precision; its result differs from the official numbers
-    # by 1e-4. Contiguous planes, here C images of T channels, are resized several times faster than interleaved ones.
-    size = short_side_size(height, width, scale)
-    return interpolate(clip.float(), size=size, mode="bilinear", align_corners=False)
-
-
-def crop_views(clip: torch.Tensor, scale: int, crop: int, positions: Sequence[int]) -> list[torch.Tensor]:
-    """Resize the short side to `scale` once, and return square crops along the long side, which share memory.
-
-    Args:
-        clip: (C, T, H, W), uint8, or float in 0..255, on any device.
-        scale: short side in pixels.
-        crop: side of the crops in pixels, at most `scale`.
-        positions: 0 for the start (left or top), 1 for the centre, 2 for the end.
-
-    Returns:
-        One (C, T, crop, crop) tensor per position, with the type of `clip` if nothing was resized, else float32.
-
-    Raises:
-        ValueError: the crop is larger than the resized frame.
-    """
-    if crop > scale:
-        raise ValueError(f"a crop of {crop} pixels does not fit a short side of {scale}: lower the crop")
-    clip = resize_short_side(clip, scale)
-    height, width = clip.shape[2:]
-    crops = []
-    for position in positions:
-        y, x = math.ceil((height - crop) / 2), math.ceil((width - crop) / 2)
-        if height > width:
-            y = (0, y, height - crop)[position]
-        else:
-            x = (0, x, width - crop)[position]
-        crops.append(clip[:, :, y : y + crop, x : x + crop])
-    return crops
-
-
-def to_small_tensor(frames: np.ndarray, scale: int) -> torch.Tensor:
-    """Return frames as by `to_tensor`, with the short side resized to `scale` if that takes fewer bytes.
-
-    Large frames are resized one by one: 64 frames of 4K at once would take 8 GB.
-    """
-    num_frames, height, width, channels = frames.shape
-    size = short_side_size(height, width, scale)
-    if height * width <= 4 * math.prod(size):  # four bytes for a float
-        return to_tensor(frames)
-    clip = torch.empty(channels, num_frames, *size)
-    for t in range(num_frames):
-        clip[:, t : t + 1] = resize_short_side(to_tensor(frames[t : t + 1]), scale)
-    return clip
-
-
-@dataclass(frozen=True)
-class Views:
-    """Views of videos that are not cut out yet: a worker sends whole frames, and clips are made on the device.
-
-    Args:
-        frames: (C, V * T, H, W) per video, with V temporal views one after the other; uint8, or float in 0..255.
-        num_frames: T.
-        scale: short side of the resized frames in pixels.
-        crop: side of the crops in pixels.
-        positions: positions of the crops in each temporal view, see `crop_views`.
-    """
-
-    frames: Sequence[torch.Tensor]
-    num_frames: int
-    scale: int
-    crop: int
-    positions: tuple[int, ...]
-
-    def cut(self, device: torch.device | str = "cpu") -> Iterator[torch.Tensor]:
-        """Yield the (C, T, crop, crop) clips on `device`, video by video, view by view, crop by crop."""
-        for video in self.frames:
-            for start in range(0, video.shape[1], self.num_frames):
-                clip = video[:, start : start + self.num_frames].to(device, non_blocking=True)
-                yield from crop_views(clip, self.scale, self.crop, self.positions)
-
-    def pin_memory(self) -> "Views":
-        """Copy the frames to page-locked memory; the loader calls this."""
-        return replace(self, frames=[video.pin_memory() for video in self.frames])
 
 
 @lru_cache

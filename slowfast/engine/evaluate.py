@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from slowfast.datasets.transforms import Views
 from slowfast.engine.meters import METRICS
 from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
@@ -126,7 +124,7 @@ def _chunks(rows: np.ndarray, scores: np.ndarray) -> Iterator[np.ndarray]:
 def evaluate(
     model: nn.Module,
     loader: Iterable[dict[str, Any]],
-    to_device: Callable[[Tensor], Tensor],
+    to_device: Callable[[Any], Tensor],
     device: torch.device,
     ensemble: ViewEnsemble,
     max_clips: int,
@@ -137,8 +135,8 @@ def evaluate(
     Args:
         model: from clips (B, C, T, H, W) to logits (B, K).
         loader: yields batches of this process's videos.
-        to_device: moves and normalizes a batch of clips.
-        device: where views are cut out of frames.
+        to_device: moves a batch of clips, or cuts them out of views, and normalizes them.
+        device: of the model.
         ensemble: empty; receives the scores.
         max_clips: clips in one forward pass.
         description: title of the progress bar.
@@ -153,21 +151,21 @@ def evaluate(
     was_training = model.training
     model.eval()
     bad: list[tuple[str, str]] = []
-    asked = None
+    asked = computing = None
+    beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
         progress()
         asked = interrupt.received()
         if asked or not ensemble.finite:
             break
         bad += batch["bad"]
-        video = batch["video"]
-        clips = video.cut(device) if isinstance(video, Views) else iter(video)
-        for label, index, view in zip(
-            *(batch[name].split(max_clips) for name in ("label", "index", "view")), strict=True
-        ):
-            if len(label):
-                together = torch.stack([*itertools.islice(clips, len(label))])
-                ensemble.update(model(to_device(together)), label, index, view)
+        for clips, *described in _on_device(batch, max_clips, to_device, beside):
+            scores = model(clips)
+            if computing:
+                ensemble.update(*computing)
+            computing = scores, *described
+    if computing:
+        ensemble.update(*computing)
     model.train(was_training)
 
     parts = distributed.all_gather((ensemble.labels, bad, asked and asked.name, ensemble.finite))
@@ -192,6 +190,27 @@ def evaluate(
         probabilities=ensemble.softmax,
         summed=views if ensemble.method == "sum" else 1,
     )
+
+
+def _on_device(
+    batch: dict[str, Any],
+    max_clips: int,
+    to_device: Callable[[Any], Tensor],
+    beside: torch.cuda.Stream | None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield clips with their label, index and view; they are made in the stream `beside` that of the network."""
+    for video, *described in zip(
+        *(batch[name].split(max_clips) for name in ("video", "label", "index", "view")), strict=True
+    ):
+        if not len(video):
+            continue
+        with torch.cuda.stream(beside):
+            clips = to_device(video)
+        if beside:
+            current = torch.cuda.current_stream(clips.device)
+            current.wait_stream(beside)
+            clips.record_stream(current)
+        yield clips, *described
 
 
 def first_bad(bad: Sequence[tuple[str, str]]) -> str:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from slowfast.datasets.build import Split, build_loader
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.transforms import normalize
+from slowfast.datasets.views import Views
 from slowfast.run.preflight import build_alike
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
@@ -142,11 +143,30 @@ def place(model: nn.Module, device: torch.device) -> None:
             parameter.data = parameter.data.contiguous(memory_format=layout(device, parameter.ndim))
 
 
-def clip_mover(cfg: CfgNode, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function that moves clips (B, C, T, H, W) or images (B, C, H, W) to the device and normalizes them."""
-    mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
+def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Callable[[Any], Tensor]:
+    """Return a function that brings clips to the device, normalized and in the memory format that suits it.
 
-    def move(video: Tensor) -> Tensor:
+    It takes clips (B, C, T, H, W), images (B, C, H, W), or the `Views` of an evaluation.
+
+    Args:
+        cfg: the configuration.
+        device: where the clips are wanted.
+        reuse: on the CPU, cut the clips of views into the memory of the clips before, which must no longer be used.
+    """
+    mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
+    before: list[Tensor] = []
+
+    def cut(views: Views) -> Tensor:
+        shape = views.shape
+        out = next((clips for clips in before if clips.shape == shape), None)
+        if out is None:
+            out = torch.empty(shape, device=device, memory_format=layout(device, 5))
+        before[:] = [out] if reuse and device.type == "cpu" else []
+        return views.cut(device, (mean, std), out)
+
+    def move(video: Tensor | Views) -> Tensor:
+        if isinstance(video, Views):
+            return cut(video)
         video = video.to(device, non_blocking=True).contiguous(memory_format=layout(device, video.ndim))
         return normalize(video if video.ndim == 5 else video[:, :, None], mean, std).view(video.shape)
 

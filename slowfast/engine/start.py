@@ -146,7 +146,7 @@ def prepare_run(
         cfg=cfg,
         device=device,
         network=network,
-        to_device=clip_mover(cfg, device),
+        to_device=clip_mover(cfg, device, reuse=True),
         loss=build_loss(cfg),
         mixup=build_mixup(cfg) if cfg.MIXUP.ENABLE else None,
         amp=amp_dtype(cfg, device),

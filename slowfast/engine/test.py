@@ -79,7 +79,7 @@ def score(
     return evaluate(
         Inference(model, inference_dtype(cfg, device), clips, cfg.MODEL.COMPILE),
         loader,
-        clip_mover(cfg, device),
+        clip_mover(cfg, device, reuse=True),
         device,
         ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
         max_clips=clips,

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from slowfast.datasets.build import build_dataset
-from slowfast.datasets.dataset import VideoEvalDataset
+from slowfast.datasets.dataset import Prepared, VideoEvalDataset
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.rows import UNKNOWN
@@ -140,12 +140,12 @@ class Network:
             raise ValueError(f"{len(frames)} frames are not made of clips of {time}: give {time} frames per clip")
         return self.transform_prepared([dataset.prepare(frames)])
 
-    def transform_prepared(self, videos: list[Tensor]) -> Tensor:
+    def transform_prepared(self, videos: Sequence[Prepared]) -> Tensor:
         """Return the clips of videos from `VideoEvalDataset.prepare`; see `transform`."""
         dataset = self.dataset
         assert isinstance(dataset, VideoEvalDataset)
         with torch.no_grad():
-            return self._to_device(torch.stack([*dataset.views(videos).cut(self.device)]))
+            return self._to_device(dataset.views(videos))
 
     def frame_indices(self, length: int) -> list[int]:
         """Return the frames of all temporal views of a video of `length` frames, view by view."""

@@ -17,7 +17,8 @@ from slowfast.datasets.lists import VideoList
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import read_frames
 from slowfast.datasets.sampling import DenseSampler
-from slowfast.datasets.transforms import RandomErasing, TrainTransform, crop_views, normalize, to_tensor
+from slowfast.datasets.transforms import RandomErasing, TrainTransform, normalize
+from slowfast.datasets.views import Views
 
 MEAN, STD = [0.45] * 3, [0.225] * 3
 ROOT = Path(__file__).parents[2]
@@ -44,18 +45,19 @@ def evaluation(videos: list[str], *, crop: int = 48) -> VideoEvalDataset:
 
 def test_one_decode_gives_the_views_of_separate_decodes(videos):
     for dataset in (evaluation(videos), evaluation(videos, crop=64)):
-        together = torch.stack([*dataset[(0, 1)]["video"].cut()])
+        together = dataset[(0, 1)]["video"].cut()
         apart = []
         for view in range(3):
             for position in range(3):
                 frames = read_frames(videos[1], lambda length, d=dataset, v=view: frame_indices(d, 0, 1, length, v))
-                apart += crop_views(to_tensor(frames), dataset.scale, dataset.crop, [position])
+                video, order = dataset.prepare(frames)
+                apart += Views([video], [order], dataset.scale, dataset.crop, (position,)).cut()
         assert torch.equal(together, torch.stack(apart))
 
 
 def test_plain_test_has_the_same_views(videos):
     for dataset in (evaluation(videos), evaluation(videos, crop=64)):
-        ours = normalize(torch.stack([*dataset[(0, 1)]["video"].cut()]), MEAN, STD)
+        ours = normalize(dataset[(0, 1)]["video"].cut(), MEAN, STD)
         item = Plain(dataset, MEAN, STD)[(0, 1)]
         torch.testing.assert_close(torch.stack(item["video"]), ours, atol=1e-5, rtol=0)
         assert item["label"] == [1] * 9

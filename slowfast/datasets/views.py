@@ -1,0 +1,175 @@
+"""Cut the views of an evaluation out of the frames of videos, on the device.
+
+Frames are resized in float32 as in the official code, because the published accuracies depend on it.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from slowfast.datasets.crops import short_side_size
+
+Place = tuple[int, int, int]  # clip of a batch, frame in it, position of the crop
+
+
+def resize_short_side(frames: Tensor, scale: int) -> Tensor:
+    """Resize (N, H, W, C) frames to a short side of `scale` pixels, on their device.
+
+    The resize is bilinear without antialiasing, with align_corners False, in float32 as in the official code. Frames
+    whose short side is already `scale` are returned unchanged.
+    """
+    height, width = frames.shape[1:3]
+    if min(height, width) == scale:
+        return frames
+    # OpenCV's float resize computes sample positions in double precision; its result differs from the official numbers
+    # by 1e-4. Interleaved channels are resized almost twice as fast as planes, to the same bits.
+    size = short_side_size(height, width, scale)
+    resized = interpolate(frames.float().permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1).contiguous()
+
+
+def shrink(frames: np.ndarray, scale: int) -> Tensor:
+    """Return `(N, H, W, C)` uint8 frames as a tensor, with the short side resized to `scale` if that takes fewer bytes.
+
+    Large frames are resized one by one: 64 frames of 4K at once would take 8 GB.
+    """
+    num_frames, height, width, channels = frames.shape
+    size = short_side_size(height, width, scale)
+    if height * width <= 4 * math.prod(size):  # four bytes for a float
+        return torch.from_numpy(np.require(frames, requirements=("O", "W")))  # a decoder process uses its memory again
+    small = torch.empty(num_frames, *size, channels)
+    for target, frame in zip(small, frames, strict=True):
+        target.copy_(resize_short_side(torch.from_numpy(np.require(frame, requirements=("W",)))[None], scale)[0])
+    return small
+
+
+def corner(height: int, width: int, crop: int, position: int) -> tuple[int, int]:
+    """Return (y, x) of a square crop along the long side: 0 is the start (left or top), 1 the centre, 2 the end."""
+    y, x = math.ceil((height - crop) / 2), math.ceil((width - crop) / 2)
+    if height > width:
+        return (0, y, height - crop)[position], x
+    return y, (0, x, width - crop)[position]
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of videos that are not cut out yet: a worker sends whole frames, and clips are made on the device.
+
+    The clips of a video are numbered view by view, crop by crop.
+
+    Args:
+        frames: (N, H, W, C) per video, each frame once; uint8, or float in 0..255.
+        order: (V, T) per video, the frames of each temporal view.
+        scale: short side of the resized frames in pixels.
+        crop: side of the crops in pixels, at most `scale`.
+        positions: positions of the crops in each temporal view, see `corner`.
+        chosen: numbers of the clips; None for all.
+
+    Raises:
+        ValueError: the crop is larger than the resized frame.
+    """
+
+    frames: Sequence[Tensor]
+    order: Sequence[np.ndarray]
+    scale: int
+    crop: int
+    positions: tuple[int, ...]
+    chosen: range | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop > self.scale:
+            raise ValueError(f"a crop of {self.crop} pixels does not fit a short side of {self.scale}: lower the crop")
+
+    def __len__(self) -> int:
+        return len(self._numbers())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the clips, (B, C, T, crop, crop)."""
+        return len(self), self.frames[0].shape[-1], self.order[0].shape[1], self.crop, self.crop
+
+    def split(self, size: int) -> "list[Views]":
+        """Return parts of `size` clips, and a shorter one at the end, as `Tensor.split` does."""
+        numbers = self._numbers()
+        return [replace(self, chosen=numbers[i : i + size]) for i in range(0, max(len(numbers), 1), size)]
+
+    def pin_memory(self) -> "Views":
+        """Copy the frames to page-locked memory; the loader calls this."""
+        return replace(self, frames=[video.pin_memory() for video in self.frames])
+
+    def cut(
+        self,
+        device: torch.device | str = "cpu",
+        normalization: tuple[Tensor, Tensor] | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Return the clips (B, C, T, crop, crop) on a device; every frame is resized once for all of them.
+
+        Args:
+            device: where frames are resized.
+            normalization: mean and standard deviation (C,) on the device, see `transforms.normalize`; None for pixels.
+            out: tensor of that shape, in any memory format, to write the clips to; None for a new one.
+
+        Returns:
+            `out`, or a new tensor: uint8 if nothing is resized or normalized, else float32.
+        """
+        uses = self._uses()
+        if out is None:
+            out = self._allocate(torch.device(device), normalized=normalization is not None)
+        target = out.movedim(1, -1)
+        for video, places in uses.items():
+            # a processor keeps one frame in its cache; a GPU is fastest with all of them
+            rows = sorted(places) if out.device.type == "cpu" else range(min(places), max(places) + 1)
+            for row, picture in zip(rows, self._pictures(video, rows, out.device, normalization), strict=True):
+                height, width = picture.shape[:2]
+                for clip, t, position in places.get(row, ()):
+                    y, x = corner(height, width, self.crop, position)
+                    target[clip, t].copy_(picture[y : y + self.crop, x : x + self.crop])
+        return out
+
+    def _numbers(self) -> range:
+        if self.chosen is not None:
+            return self.chosen
+        return range(sum(len(views) for views in self.order) * len(self.positions))
+
+    def _uses(self) -> dict[int, dict[int, list[Place]]]:
+        """Return, for each video and each of its frames, the places in the batch."""
+        uses: dict[int, dict[int, list[Place]]] = {}
+        for clip, number in enumerate(self._numbers()):
+            view, position = divmod(number, len(self.positions))
+            video, view = divmod(view, len(self.order[0]))
+            for t, row in enumerate(self.order[video][view].tolist()):
+                uses.setdefault(video, {}).setdefault(row, []).append((clip, t, self.positions[position]))
+        return uses
+
+    def _allocate(self, device: torch.device, normalized: bool) -> Tensor:
+        whole = all(v.dtype == torch.uint8 and min(v.shape[1:3]) == self.scale for v in self.frames)
+        dtype = torch.uint8 if whole and not normalized else torch.float32
+        return torch.empty(self.shape, dtype=dtype, device=device)
+
+    def _pictures(
+        self, video: int, rows: Sequence[int], device: torch.device, normalization: tuple[Tensor, Tensor] | None
+    ) -> Iterator[Tensor]:
+        """Yield frames of a video (h, w, C), resized and normalized, on the device."""
+        frames = self.frames[video]
+        if device.type == "cpu":
+            chunks = (frames[row : row + 1] for row in rows)
+            floats = torch.empty_like(frames[:1], dtype=torch.float32)
+        else:
+            chunks = (frames[rows[0] : rows[-1] + 1].to(device, non_blocking=True),)
+            floats = torch.empty_like(chunks[0], dtype=torch.float32)
+        mean = std = torch.empty(0)
+        for chunk in chunks:
+            pictures = chunk
+            if normalization or min(chunk.shape[1:3]) != self.scale:
+                pictures = resize_short_side(floats.copy_(chunk), self.scale)
+            if normalization:
+                if not len(mean):  # for whole rows, because three channels are too few for a fast loop
+                    mean, std = (values.repeat(pictures.shape[2]) for values in normalization)
+                pictures.view(*pictures.shape[:2], -1).div_(255).sub_(mean).div_(std)
+            yield from pictures
