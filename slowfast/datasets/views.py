@@ -42,9 +42,10 @@ def shrink(frames: np.ndarray, scale: int) -> Tensor:
     size = short_side_size(height, width, scale)
     if height * width <= 4 * math.prod(size):  # four bytes for a float
         return torch.from_numpy(np.require(frames, requirements=("O", "W")))  # a decoder process uses its memory again
-    small = torch.empty(num_frames, *size, channels)
+    small, floats = torch.empty(num_frames, *size, channels), torch.empty(1, height, width, channels)
     for target, frame in zip(small, frames, strict=True):
-        target.copy_(resize_short_side(torch.from_numpy(np.require(frame, requirements=("W",)))[None], scale)[0])
+        floats.copy_(torch.from_numpy(np.require(frame, requirements=("W",))))
+        target.copy_(resize_short_side(floats, scale)[0])
     return small
 
 
