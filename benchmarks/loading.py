@@ -9,10 +9,10 @@ recipe. The medians over the rounds are printed:
   normalizes, crops, flips and erases in float32. A test opens, decodes and resizes a video again for every view. It
   draws the same frames, operations and boxes as ours.
 
-A single worker runs on one core, with its threads and decoder processes. "left to the device" is the time that one CPU
-core needs to cut out the views of a test and to normalize, which a GPU does otherwise.
+A single worker runs on one core, with its threads and decoder processes. "left to the device" is the CPU time that one
+core needs to cut out the views of a test and to normalize, which a GPU does otherwise; "all on the CPU" contains it.
 
-CPU time is that of the workers and their decoder processes. It depends less than wall time on other jobs of the
+Other CPU time is that of the workers and their decoder processes. It depends less than wall time on other jobs of the
 machine. It is read from /proc, so Linux is required. For example:
 
     python benchmarks/loading.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 TEST.NUM_SPATIAL_CROPS 3
@@ -42,7 +42,6 @@ import torch
 from footage import make_videos
 from fvcore.common.config import CfgNode
 from plain_loader import Decode, Plain, VideoDataset, plain_collate
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -51,9 +50,8 @@ from slowfast.datasets.build import build_dataset
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.dataset import ImageEvalDataset, Key, TrainDataset, VideoReader, as_made
 from slowfast.datasets.lists import ListError
-from slowfast.datasets.transforms import normalize
-from slowfast.datasets.views import Views
 from slowfast.datasets.workers import start_worker, usable_cores, use_one_thread
+from slowfast.engine.setup import clip_mover
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.io import to_json
 
@@ -95,10 +93,10 @@ def time_loading(
         batches: keys of each batch.
         workers: number of workers.
         initialize: the `worker_init_fn`.
-        finish: what a device does with a batch; it is timed on the last batch.
+        finish: what a device does with a batch; it is timed on the last batch, as on one of many.
 
     Returns:
-        Milliseconds per video: "cpu" of all workers, "wall", and "device" if `finish` is given.
+        Milliseconds per video: "cpu" of all workers, "wall", and "device" if `finish` is given (CPU time).
     """
     options = {"collate_fn": join, "num_workers": workers, "multiprocessing_context": "fork"}
     options["worker_init_fn"] = partial(start_on_one_core, initialize) if workers == 1 else initialize
@@ -116,24 +114,18 @@ def time_loading(
     spent = max(after - before, 1 / os.sysconf("SC_CLK_TCK"))  # a few small videos may take less than a tick
     times = {"cpu": spent / videos, "wall": (end - start) / videos}
     if finish:
-        start = time.perf_counter()
         finish(last)
-        times["device"] = 1000 * (time.perf_counter() - start) / len(batches[-1])
+        start = time.process_time()
+        finish(last)
+        times["device"] = 1000 * (time.process_time() - start) / len(batches[-1])
     return times
-
-
-def finish_batch(batch: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return the normalized clips of a batch, as training and evaluation make them on the device."""
-    video = batch["video"]
-    if isinstance(video, Views):
-        return video.cut(normalization=(torch.tensor(mean), torch.tensor(std)))
-    return normalize(video, mean, std)
 
 
 def benchmark(
     dataset: VideoDataset,
     mean: Sequence[float],
     std: Sequence[float],
+    to_device: Callable[[Any], object],
     *,
     batch_size: int,
     videos: int,
@@ -146,6 +138,7 @@ def benchmark(
         dataset: of a training or a test.
         mean: mean of the normalization, per channel.
         std: standard deviation of the normalization, per channel.
+        to_device: makes normalized clips of the "video" of our batches.
         batch_size: videos per batch.
         videos: videos per way and round.
         rounds: number of rounds; each is another epoch with other draws.
@@ -153,7 +146,8 @@ def benchmark(
 
     Returns:
         "cpu" and "wall", each with the milliseconds per video of "decode", "ours" and "plain" and the median ratios
-        "ours_to_decode" and "plain_to_ours"; and "device", milliseconds per video.
+        "ours_to_decode" and "plain_to_ours"; and in CPU milliseconds per video "device", and "complete" (ours and
+        device) with the ratio "plain_to_complete".
     """
     ways: dict[str, tuple[Dataset[Any], Callable[[Sequence[Any]], Any], Callable[[int], None]]] = {
         "decode": (Decode(dataset), sum, use_one_thread),
@@ -167,10 +161,14 @@ def benchmark(
         keys = [(epoch, index % len(dataset)) for index in range(videos)]
         batches = [keys[start : start + batch_size] for start in range(0, videos, batch_size)]
         for name, (loaded, join, initialize) in ways.items():
-            finish = partial(finish_batch, mean=mean, std=std) if name == "ours" else None
+            finish = (lambda batch: to_device(batch["video"])) if name == "ours" else None
             times[name].append(time_loading(loaded, join, batches, workers, initialize, finish))
     result: dict[str, Any] = {"workers": workers, "videos": videos, "rounds": rounds, "batch_size": batch_size}
+    complete = [entry["cpu"] + entry["device"] for entry in times["ours"]]
+    plain = [entry["cpu"] for entry in times["plain"]]
     result["device"] = median(entry["device"] for entry in times["ours"])
+    result["complete"] = median(complete)
+    result["plain_to_complete"] = median(a / b for a, b in zip(plain, complete, strict=True))
     for clock in ("cpu", "wall"):
         taken = {name: [entry[clock] for entry in entries] for name, entries in times.items()}
         result[clock] = {name: median(values) for name, values in taken.items()} | {
@@ -235,7 +233,10 @@ def format_result(title: str, clips: int, result: dict[str, Any]) -> str:
         ratios = result[clock]
         to_decode, to_ours = ratios["ours_to_decode"], ratios["plain_to_ours"]
         lines.append(f"  {clock}: ours / decode {to_decode:.2f}, plain / ours {to_ours:.2f}")
-    lines.append(f"  left to the device: {result['device']:.1f} ms/video on one core of this CPU")
+    lines.append(f"  left to the device: {result['device']:.1f} cpu ms/video on one core of this CPU")
+    lines.append(
+        f"  all on the CPU: {result['complete']:.1f} cpu ms/video, plain / this {result['plain_to_complete']:.2f}"
+    )
     return "\n".join(lines)
 
 
@@ -283,6 +284,7 @@ def main(argv: list[str] | None = None) -> int:
         print(", ".join(f"{name} {value}" for name, value in machine.items()))
         record: dict[str, Any] = {"machine": machine, "cfg": args.cfg, "overrides": args.overrides}
         use_one_thread()
+        to_device = clip_mover(cfg, torch.device("cpu"), reuse=True)
         for job in (args.job,) if args.job else ("train", "test"):
             dataset = load_datasets(cfg, listed, job)
             train = isinstance(dataset, TrainDataset)
@@ -292,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
                 # at least one batch per worker
                 batch = max(1, min(args.batch, args.videos // workers)) if train else 1
                 sizes = {"batch_size": batch, "videos": args.videos, "rounds": args.rounds}
-                result = benchmark(dataset, cfg.DATA.MEAN, cfg.DATA.STD, **sizes, workers=workers)
+                result = benchmark(dataset, cfg.DATA.MEAN, cfg.DATA.STD, to_device, **sizes, workers=workers)
                 record[job]["results"].append(result)
                 print(format_result(job, clips, result), flush=True)
     except (ValueError, OSError) as error:

@@ -91,11 +91,18 @@ def test_decode_reads_only_the_frames_of_all_clips(videos):
 
 
 def test_result_contains_times_and_ratios(videos):
-    result = benchmark(evaluation(videos), MEAN, STD, batch_size=1, videos=3, rounds=2, workers=2)
+    sizes = []
+
+    def to_device(views: Views) -> None:
+        sizes.append(len(views.cut()))
+
+    result = benchmark(evaluation(videos), MEAN, STD, to_device, batch_size=1, videos=3, rounds=2, workers=2)
+    assert set(sizes) == {9}
     for clock in ("cpu", "wall"):
         assert set(result[clock]) == {"decode", "ours", "plain", "ours_to_decode", "plain_to_ours"}
         assert all(np.isfinite(value) for value in result[clock].values())
-    assert result["cpu"]["plain"] > 0 and result["device"] > 0
+    assert result["cpu"]["plain"] > 0 and result["complete"] >= result["device"] > 0
+    assert result["plain_to_complete"] > 0
 
 
 def test_made_videos_are_ten_seconds_of_340x256(tmp_path):
