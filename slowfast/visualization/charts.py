@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator
 from slowfast.visualization.outcomes import Calibration
 
 # Colours that stand for variables of the page; matplotlib needs numbers.
-TEXT, GRID = "#fe0001", "#fe0002"
-VARIABLES = {TEXT: "var(--muted)", GRID: "var(--grid)"}
+TEXT, GRID, INK = "#fe0001", "#fe0002", "#fe0003"
+VARIABLES = {TEXT: "var(--muted)", GRID: "var(--grid)", INK: "var(--text)"}
 NUM_COLORS = 8
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "slowfast", "font.family": "sans-serif", "font.size": 8.5,
@@ -132,19 +132,19 @@ def matrix_chart(counts: np.ndarray, names: list[str], order: np.ndarray) -> Cha
     image[..., 3] = np.round(255 * np.where(counts > 0, np.maximum(np.sqrt(depth), FAINTEST), 0))
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "image.composite_image": False}):  # pyright: ignore
         labels = [name if len(name) <= 26 else f"{name[:25]}…" for name in names] if classes <= NAMED else []
-        side = 1.6 + 0.24 * classes if labels else 7.0
-        figure = Figure(figsize=(side, side), layout="constrained")
+        figure = Figure(figsize=(7.0, 7.0), layout="constrained")
         axes = figure.subplots()
         axes.imshow(image, interpolation="none")
         axes.set(xlabel="predicted class", ylabel="true class")
         ticks = range(len(labels))
-        axes.set_xticks(ticks, labels, rotation=90)
-        axes.set_yticks(ticks, labels)
+        size = 9 if classes <= COUNTED else 7
+        axes.set_xticks(ticks, labels, rotation=90, size=size)
+        axes.set_yticks(ticks, labels, size=size)
         for spine in axes.spines.values():
             spine.set_visible(True)
         if classes <= COUNTED:
             for row, column in np.argwhere(counts).tolist():
-                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=TEXT, fontsize=7.5)
+                axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=INK)
         svg, box = _svg(figure, axes)
     cells = np.argwhere(counts)
     values = counts[tuple(cells.T)]

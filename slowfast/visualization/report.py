@@ -27,7 +27,7 @@ from slowfast.visualization.runs import TESTS, Run, read_run
 from slowfast.visualization.thumbnails import Thumbnails
 
 CLUSTERED = 50  # classes above which the matrix is ordered by similarity
-PAIRS, PER_PAIR, LOSSES = 10, 2, 12  # shown confusions, videos of each, and videos with the largest losses
+PAIRS, PER_PAIR, LOSSES = 10, 3, 12  # shown confusions, videos of each, and videos with the largest losses
 DECODE_LIMIT = 60.0  # seconds for all thumbnails of a report
 # Field of training records -> title of its curve. Accuracies and the loss, which validations have too, come first.
 SPEED = {
@@ -96,7 +96,7 @@ def run_charts(run: Run) -> list[Chart]:
         series += [Series("validation", *validation, color=1, marks=True)] * bool(validation[0])
         for number, (folder, words) in enumerate(TESTS.items()):
             value = run.tests.get(folder, {"metrics": {}})["metrics"].get(field)
-            if series and value is not None:
+            if series and value is not None and (field, folder) != ("loss", "test_shuffled"):  # it is far above
                 series.append(Series(words, [], [value], color=2 + number, level=True))
         if series:
             title = "Loss, cross-entropy" if field == "loss" else f"{run.label(field).capitalize()} accuracy, percent"
