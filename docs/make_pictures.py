@@ -1,12 +1,13 @@
 """Draw the pictures of the README from a trained demo: python docs/make_pictures.py [OUTPUT_DIR].
 
-It writes docs/images/predictions.jpg (one test video per class, with its label and the prediction) and
-docs/images/curves.png.
+It writes docs/images/predictions.jpg (one test video per class, with its label and the prediction), curves.png, and two
+parts of the report, report.png and report_errors.png, for which it needs chromium, chromedriver and selenium.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from slowfast.datasets.reader import read_frames
 
@@ -43,12 +45,33 @@ def draw_predictions(predictions: Path, out: Path) -> None:
     figure.savefig(out, dpi=80, pil_kwargs={"quality": 85})
 
 
+def draw_report(report: Path, parts: dict[str, tuple[str, int]]) -> None:
+    """Draw parts of a report, 1280 pixels wide: name of the picture -> anchor and height."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for option in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(option)
+    browser = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    for name, (anchor, height) in parts.items():
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 1280, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+        browser.get(f"{report.resolve().as_uri()}{anchor}")
+        picture = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
+        picture.convert("RGB").quantize(128).save(IMAGES / name, optimize=True)
+    browser.quit()
+
+
 def main() -> None:
     """Draw the pictures of a run, by default of output/demo."""
     output_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "output/demo")
     IMAGES.mkdir(exist_ok=True)
     draw_predictions(output_dir / "test" / "predictions.csv", IMAGES / "predictions.jpg")
     shutil.copy(output_dir / "curves.png", IMAGES / "curves.png")
+    draw_report(output_dir / "report.html", {"report.png": ("", 690), "report_errors.png": ("#confusion", 1560)})
 
 
 if __name__ == "__main__":

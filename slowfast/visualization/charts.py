@@ -131,7 +131,7 @@ def matrix_chart(counts: np.ndarray, names: list[str], order: np.ndarray) -> Cha
     depth = np.maximum(shares * np.eye(classes), mistakes / max(mistakes.max(), 0.2))
     image[..., 3] = np.round(255 * np.where(counts > 0, np.maximum(np.sqrt(depth), FAINTEST), 0))
     with matplotlib.rc_context({**STYLE, "axes.grid": False, "image.composite_image": False}):  # pyright: ignore
-        labels = [name if len(name) <= 26 else f"{name[:25]}…" for name in names] if classes <= NAMED else []
+        labels = [_shortened(name) for name in names] if classes <= NAMED else []
         figure = Figure(figsize=(7.0, 7.0), layout="constrained")
         axes = figure.subplots()
         axes.imshow(image, interpolation="none")
@@ -153,6 +153,11 @@ def matrix_chart(counts: np.ndarray, names: list[str], order: np.ndarray) -> Cha
     videos = counts.sum(1).tolist()
     hover = {"kind": "matrix", "box": box, "names": names, "cells": shown, "videos": videos}
     return Chart("Confusion matrix", svg, [], hover, "confusion")
+
+
+def _shortened(name: str) -> str:
+    """Return a name of at most 26 characters; the ends of names differ as often as their beginnings."""
+    return name if len(name) <= 26 else f"{name[:13]}…{name[-12:]}"
 
 
 def calibration_chart(bins: Calibration) -> Chart:

@@ -29,6 +29,7 @@ from slowfast.visualization.thumbnails import Thumbnails
 CLUSTERED = 50  # classes above which the matrix is ordered by similarity
 PAIRS, PER_PAIR, LOSSES = 10, 3, 12  # shown confusions, videos of each, and videos with the largest losses
 DECODE_LIMIT = 60.0  # seconds for all thumbnails of a report
+NOT_ABOVE = {"shuffled: top-5, %", "shuffled: loss"}  # results that the first lines leave out
 # Field of training records -> title of its curve. Accuracies and the loss, which validations have too, come first.
 SPEED = {
     "lr": "Learning rate",
@@ -55,7 +56,7 @@ def write_report(output_dir: str | os.PathLike[str], path: str | os.PathLike[str
     """
     run = read_run(output_dir)
     path = Path(path or run.folder / "report.html")
-    numbers = run.numbers()
+    numbers = {name: value for name, value in run.numbers().items() if name not in NOT_ABOVE}
     analysis = _analysis(run)
     if analysis:
         numbers[f"{analysis['source']}: ECE, %"] = analysis["calibration"].ece

@@ -43,6 +43,7 @@ NOT_RUN = {
     "make test": "is what runs this test",
     "pytest tests/": "is what runs this test",
     "make dev": "needs the network; .ci/run installs",
+    "slowfast-doctor": "is run by tests/tools/test_doctor.py",
     "make lint": "is a part of `make test`",
     "pre-commit install": "changes the repository",
     "python benchmarks/fingerprint.py": "takes minutes",
@@ -209,7 +210,7 @@ def demo(inputs, warm, tmp_path_factory) -> Path:
 
 
 # Pages that assume the results of the first command of the README, or of the first one of DATASET.md.
-AFTER_DEMO = ("docs/FINETUNING.md", "docs/MIGRATING.md")
+AFTER_DEMO = ("docs/FINETUNING.md", "docs/MIGRATING.md", "docs/REPORT.md")
 AFTER_LISTS = ("MODEL_ZOO.md",)
 # Files that the commands of a page write.
 LEFT: dict[str, tuple[str, ...]] = {
@@ -217,6 +218,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
     "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
     "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
+    "docs/REPORT.md": ("output/demo/report.html", "output/comparison.html", "output/comparison.csv"),
 }
 
 
