@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -24,6 +26,8 @@ torch.set_num_threads(1)
 cv2.setNumThreads(0)
 
 GOLDEN = Path(__file__).parent / "golden"
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+SERVER: list[subprocess.Popen] = []  # that of `warm`, if this process has started it
 pytest_plugins = ["media_fixtures", "run_fixtures"]
 
 
@@ -125,13 +129,42 @@ def assert_golden(golden_state, golden_input) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory) -> Iterator[str]:
-    """Address of a server that forks processes with all imports done (tests/warm.py)."""
-    address = str(tmp_path_factory.mktemp("warm") / "socket")
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, str(root / "tests" / "warm.py"), address]
-    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout and server.stdout.readline() == "ready\n"
-        yield address
-        server.kill()
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Make a folder once for all processes of pytest; tests must not change it.
+
+    `made_once(name, make)` calls `make(folder)` in the first process that needs the folder, and returns its path.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if WORKER else base
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / name, base / f"{name}.made"
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def warm(made_once) -> str:
+    """Address of a server that forks processes with all imports done (tests/warm.py), one for all processes of pytest.
+
+    It ends with pytest.
+    """
+
+    def start(folder: Path) -> None:
+        root = Path(__file__).parents[1]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        owner = os.getppid() if WORKER else os.getpid()
+        command = [sys.executable, str(root / "tests" / "warm.py"), str(folder / "socket"), str(owner)]
+        SERVER.append(subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True))
+        stdout = SERVER[0].stdout
+        assert stdout and stdout.readline() == "ready\n"
+
+    return str(made_once("warm", start) / "socket")

@@ -70,16 +70,18 @@ def write_python(path: Path, address: str, smaller: Sequence[tuple[str, list[str
 
 
 @pytest.fixture(scope="session")
-def videos(tmp_path_factory) -> Path:
+def videos(made_once) -> Path:
     """24 training and 7 test videos with lists and class names."""
-    folder = tmp_path_factory.mktemp("videos")
+    return made_once("videos", make_videos)
+
+
+def make_videos(folder: Path) -> None:
     for split, count in (("train", 24), ("val", 7)):
         for i in range(count):
             write_video(folder / f"{split}_{i}.mp4", seed=0, split=split, index=i)
         (folder / f"{split}.csv").write_text("".join(f"{split}_{i}.mp4 {i % 8}\n" for i in range(count)))
     (folder / "test.csv").write_text((folder / "val.csv").read_text())
     (folder / "class_names.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    return folder
 
 
 @pytest.fixture

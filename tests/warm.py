@@ -25,9 +25,11 @@ import slowfast.run.launch
 import slowfast.visualization.plots  # noqa: F401
 
 
-def serve(address: str) -> None:
-    """Wait for requests; returns in the process of each with `sys.argv` set to the program that it must run."""
-    parent = os.getppid()
+def serve(address: str, owner: int) -> None:
+    """Wait for requests; returns in the process of each with `sys.argv` set to the program that it must run.
+
+    The server exits after the process `owner`.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the keepers
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -38,7 +40,9 @@ def serve(address: str) -> None:
             try:
                 connection, _ = listener.accept()
             except TimeoutError:
-                if os.getppid() != parent:
+                try:
+                    os.kill(owner, 0)
+                except ProcessLookupError:
                     os._exit(0)
                 continue
             if os.fork() == 0:
@@ -94,7 +98,7 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], int(sys.argv[2]))
     code = run()
     # The shutdown of an interpreter, except that modules are not removed, which takes a second.
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]

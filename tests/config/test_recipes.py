@@ -296,20 +296,6 @@ def test_models_have_the_official_parameters(official):
     assert _parameters[network] == OFFICIAL[official].get("parameters", _parameters[network])
 
 
-@pytest.mark.parametrize(
-    "official", [name for name, entry in OFFICIAL.items() if "published_flops" in entry and entry["flops"] < 20e9]
-)
-def test_flops_agree_with_the_published_ones(official):
-    cfg, entry = experiment_of(official).cfg, OFFICIAL[official]
-    size = cfg.DATA.TEST_CROP_SIZE
-    with torch.device("meta"):
-        model = build_model(cfg)
-    flops = count_flops(model, 1, 3, cfg.DATA.NUM_FRAMES, size, size)
-    assert flops == pytest.approx(entry["flops"], rel=1e-3)
-    clips, crops = experiment_of(official).views or (1, 1)
-    assert flops * clips * crops == pytest.approx(1e9 * float(entry["published_flops"].rstrip("G")), rel=0.02)
-
-
 def test_scripts_read_images_below_data_root(tmp_path):
     overrides = ("NUM_GPUS", "0", "OUTPUT_DIR", str(tmp_path / "output"))
     result = run(ROOT / "exp/uniformer_small_in1k/test.sh", *overrides, DATA_ROOT=str(tmp_path))

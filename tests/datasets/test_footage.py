@@ -138,11 +138,13 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.fixture(scope="module")
-def footage(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("footage")
+def footage(made_once) -> Path:
+    return made_once("footage", make_footage)
+
+
+def make_footage(folder: Path) -> None:
     for name, (make, _) in {**GOOD, **BAD}.items():
         make(folder / name)
-    return folder
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:

@@ -29,11 +29,13 @@ from slowfast.prepare.reencode import Settings, reencode
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("zoo")
+def zoo(made_once) -> Path:
+    return made_once("zoo", make_zoo)
+
+
+def make_zoo(folder: Path) -> None:
     for name, (make, _) in {**ODD, **BROKEN}.items():
         h264(folder / name, **make) if isinstance(make, dict) else make(folder / name)
-    return folder
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -126,11 +126,9 @@ def make_checkout(folder: Path, inputs: Path, warm: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
+def inputs(made_once) -> Path:
     """Return a folder with the files that the pages assume, except a trained demo."""
-    folder = tmp_path_factory.mktemp("inputs")
-    make_inputs(folder)
-    return folder
+    return made_once("inputs", make_inputs)
 
 
 def make_inputs(folder: Path) -> None:
@@ -200,13 +198,15 @@ def page_script(page: str, folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def demo(inputs, warm, tmp_path_factory) -> Path:
+def demo(inputs, warm, made_once) -> Path:
     """Return a checkout with a trained demo, which some pages assume."""
-    folder = tmp_path_factory.mktemp("demo") / "checkout"
-    make_checkout(folder, inputs, warm)
-    done = shell(folder, "source .venv/bin/activate && bash exp/demo/run.sh")
-    assert done.returncode == 0, done.stdout
-    return folder
+
+    def train(folder: Path) -> None:
+        make_checkout(folder / "checkout", inputs, warm)
+        done = shell(folder / "checkout", "source .venv/bin/activate && bash exp/demo/run.sh")
+        assert done.returncode == 0, done.stdout
+
+    return made_once("demo", train) / "checkout"
 
 
 # Pages that assume the results of the first command of the README, or of the first one of DATASET.md.

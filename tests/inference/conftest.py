@@ -9,10 +9,12 @@ from run_fixtures import EXPERIMENT
 
 
 @pytest.fixture(scope="session")
-def trained(videos, run_net, tmp_path_factory) -> Path:
+def trained(videos, run_net, made_once) -> Path:
     """Return the OUTPUT_DIR of a run that was trained and tested; class names are known."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = folder / "config.yaml"
-    config.write_text(EXPERIMENT.format(data=videos, out=folder / "out"))
-    run_net(config, "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0.0")
-    return folder / "out"
+
+    def train(folder: Path) -> None:
+        config = folder / "config.yaml"
+        config.write_text(EXPERIMENT.format(data=videos, out=folder / "out"))
+        run_net(config, "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0.0")
+
+    return made_once("trained", train) / "out"

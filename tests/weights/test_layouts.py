@@ -8,11 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import timm
 import torch
-import transformers
 from torch import nn
 
 from slowfast.config import get_cfg
@@ -125,6 +123,8 @@ def test_a_centred_kernel_sees_every_frame_as_an_image():
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_open_clip_weights_load(activation):
+    import open_clip  # here, because it imports for a second
+
     vision: Any = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
     text: Any = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
     quick = activation == "quick_gelu"
@@ -145,6 +145,8 @@ def test_open_clip_weights_load(activation):
 
 @pytest.mark.parametrize("kind", ["CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel"])
 def test_hugging_face_weights_load(kind, tmp_path):
+    import transformers  # here, because it imports for a second
+
     sizes: dict[str, Any] = {
         "hidden_size": 64,
         "intermediate_size": 256,
