@@ -260,6 +260,11 @@ key("SOLVER.DAMPENING", 0.0, number(),
 key("SOLVER.NESTEROV", True, FLAG,
     "sgd: Nesterov momentum.")
 
+SECTIONS["DDP"] = "Distributed training"
+key("DDP.SHARDING", "none", one_of("none", "zero1"),
+    "zero1 divides the state of sgd, adam and adamw among the processes, which saves memory; checkpoints are the same.",
+    may_differ=True)
+
 SECTIONS["BN"] = "Batch normalization"
 key("BN.NORM_TYPE", "batchnorm", one_of("batchnorm", "sync_batchnorm"),
     "sync_batchnorm computes the statistics over all processes.")

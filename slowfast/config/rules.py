@@ -192,6 +192,14 @@ def _batch(cfg: CfgNode) -> Iterator[str]:
         yield "MIXUP.ALPHA = 0 and MIXUP.CUTMIX_ALPHA = 0: raise one of them, or set MIXUP.ENABLE False"
 
 
+def _sharding(cfg: CfgNode) -> Iterator[str]:
+    if cfg.DDP.SHARDING != "none" and cfg.SOLVER.OPTIMIZING_METHOD.startswith("timm/"):
+        yield (
+            f"DDP.SHARDING = {cfg.DDP.SHARDING} for SOLVER.OPTIMIZING_METHOD = {cfg.SOLVER.OPTIMIZING_METHOD}, which "
+            "may need the gradients of all parameters: choose sgd, adam or adamw, or DDP.SHARDING none"
+        )
+
+
 RULES: tuple[Rule, ...] = (
     _output_folder,
     _names_fit_a_file_system,
@@ -201,4 +209,4 @@ RULES: tuple[Rule, ...] = (
     _patches,
     _classifier,
 )
-TRAINING_RULES: tuple[Rule, ...] = (_schedule, _batch)  # a test alone need not follow them
+TRAINING_RULES: tuple[Rule, ...] = (_schedule, _batch, _sharding)  # a test alone need not follow them

@@ -18,6 +18,7 @@ from torch import nn
 from slowfast.config import changed_keys, recorded_config
 from slowfast.engine.state import TrainState
 from slowfast.optim.groups import parameter_groups
+from slowfast.optim.sharded import ShardedOptimizer
 from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.load import load_weights
 
@@ -62,7 +63,7 @@ def adopt(
 
 
 def _optimizer_state(
-    checkpoint: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, cfg: CfgNode
+    checkpoint: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer | ShardedOptimizer, cfg: CfgNode
 ) -> dict[str, Any]:
     """Return the state of an official optimizer in the order of this one.
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
 from slowfast.optim.build import load_optimizer_state
+from slowfast.optim.sharded import ShardedOptimizer
 
 FORMAT = 1  # of the checkpoint file; a file with a higher number was written by newer code
 # Entries of a checkpoint that are read in a resume, and their types. Files of older code lack the optional ones.
@@ -54,7 +55,7 @@ class TrainState:
     """
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | ShardedOptimizer
     scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
     meter: TrainMeter
     steps_per_epoch: int
@@ -207,11 +208,13 @@ def _weight_faults(name: str, found: Mapping[str, Any], expected: Mapping[str, T
     return [f"{name} has {', '.join(wrong[:3])}" + f" and {len(wrong) - 3} more" * (len(wrong) > 3)] if wrong else []
 
 
-def _optimizer_faults(found: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> list[str]:
+def _optimizer_faults(found: Mapping[str, Any], optimizer: torch.optim.Optimizer | ShardedOptimizer) -> list[str]:
     """Check an optimizer state by a step of a copy of the optimizer; return one line or none."""
-    trial = object.__new__(type(optimizer))
-    trial.__dict__.update(copy.deepcopy(optimizer.__dict__))
     try:
+        if isinstance(optimizer, ShardedOptimizer):
+            found, optimizer = optimizer.part_of(found), optimizer.local
+        trial = object.__new__(type(optimizer))
+        trial.__dict__.update(copy.deepcopy(optimizer.__dict__))
         load_optimizer_state(trial, copy.deepcopy(dict(found)))  # a step changes tensors in place
         parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
         if surplus := trial.state.keys() - set(parameters):

@@ -98,7 +98,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
             used.append(batch)
             results.append((*forward_backward(state, run, batch, micro), waited))
 
-    state.scaler.unscale_(state.optimizer)
+    state.scaler.unscale_(state.optimizer)  # pyright: ignore[reportArgumentType]
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), run.cfg.SOLVER.CLIP_GRADIENT or math.inf).detach()
     losses = torch.stack([loss for loss, *_ in results])
     broken, *requests = agree(losses, run)

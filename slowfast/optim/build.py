@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import LOSSES
 from slowfast.optim.schedules import cosine_lr, steps_lr, warmup_lr
+from slowfast.optim.sharded import ShardedOptimizer
+from slowfast.utils.distributed import world_size
 
 Groups = list[dict[str, Any]]
 IMPLEMENTATION = ("fused", "foreach", "capturable")  # options of an optimizer that do not change what it computes
@@ -34,7 +37,7 @@ def _sgd(groups: Groups, solver: CfgNode) -> Optimizer:
 
 
 # SOLVER.OPTIMIZING_METHOD -> (parameter groups, SOLVER) -> optimizer
-OPTIMIZERS: dict[str, Callable[[Groups, CfgNode], Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": lambda groups, solver: _adam(torch.optim.Adam, groups, solver),
     "adamw": lambda groups, solver: _adam(torch.optim.AdamW, groups, solver),
     "sgd": _sgd,
@@ -53,7 +56,7 @@ def _timm_optimizer(name: str, groups: Groups, solver: CfgNode) -> Optimizer:
         ) from error
 
 
-def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer:
+def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimizer:
     """Return the optimizer of the configuration; its parameter groups have a weight decay and a learning-rate factor.
 
     Raises:
@@ -68,12 +71,16 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer:
     )
     name = cfg.SOLVER.OPTIMIZING_METHOD
     if name.startswith("timm/"):
-        return _timm_optimizer(name.removeprefix("timm/"), groups, cfg.SOLVER)
-    if name not in OPTIMIZERS:
+        build = partial(_timm_optimizer, name.removeprefix("timm/"))
+    elif name in OPTIMIZERS:
+        build = OPTIMIZERS[name]
+    else:
         raise ValueError(
             f"SOLVER.OPTIMIZING_METHOD {name!r} is not known: choose from {sorted(OPTIMIZERS)} or timm/<name>"
         )
-    return OPTIMIZERS[name](groups, cfg.SOLVER)
+    if cfg.DDP.SHARDING == "zero1" and world_size() > 1:
+        return ShardedOptimizer(partial(build, solver=cfg.SOLVER), groups)
+    return build(groups, solver=cfg.SOLVER)
 
 
 def learning_rate(epoch: float, cfg: CfgNode) -> float:
@@ -93,32 +100,35 @@ def learning_rate(epoch: float, cfg: CfgNode) -> float:
     return schedule(epoch)
 
 
-def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: Optimizer | ShardedOptimizer, lr: float) -> None:
     """Set the learning rate of every group to `lr` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 @torch.no_grad()
-def step_unless(skip: Tensor, optimizer: Optimizer) -> None:
+def step_unless(skip: Tensor, optimizer: Optimizer | ShardedOptimizer) -> None:
     """Take a step of the optimizer, or none if `skip` () is True on the device.
 
     The fused optimizers of PyTorch read it on the device, others require that this process waits for it.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = skip.float()  # pyright: ignore[reportAttributeAccessIssue]
+    own: Any = optimizer.local if isinstance(optimizer, ShardedOptimizer) else optimizer
+    if getattr(own, "_step_supports_amp_scaling", False):
+        own.found_inf = skip.float()
         optimizer.step()
-        del optimizer.found_inf  # pyright: ignore[reportAttributeAccessIssue]
+        del own.found_inf
     elif not skip:
         optimizer.step()
 
 
-def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+def load_optimizer_state(optimizer: Optimizer | ShardedOptimizer, state: Mapping[str, Any]) -> None:
     """Load a state that may come from another device, memory format or implementation of the same optimizer.
 
     Raises:
         ValueError, TypeError, LookupError, AttributeError: it does not fit.
     """
+    if isinstance(optimizer, ShardedOptimizer):
+        optimizer, state = optimizer.local, optimizer.part_of(state)
     groups = [
         group | {key: own[key] for key in IMPLEMENTATION if key in own}
         for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True)

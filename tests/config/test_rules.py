@@ -39,6 +39,7 @@ from slowfast.config import ConfigError, load_config, num_local_processes
             "MIXUP.ALPHA 0 MIXUP.CUTMIX_ALPHA 0 MIXUP.ENABLE True MODEL.LOSS_FUNC soft_cross_entropy",
             "MIXUP.CUTMIX_ALPHA",
         ),
+        ("DDP.SHARDING zero1 SOLVER.OPTIMIZING_METHOD timm/lamb", "adamw"),
         ("SOLVER.LR_POLICY steps_with_relative_lrs", "SOLVER.STEPS"),
         ("SOLVER.LR_POLICY steps_with_relative_lrs SOLVER.STEPS [0,9] SOLVER.LRS [1]", ""),
         ("SOLVER.MAX_EPOCH 5 SOLVER.WARMUP_EPOCHS 5", ""),
