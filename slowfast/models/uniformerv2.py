@@ -2,8 +2,8 @@
 
 A pre-trained image ViT processes every frame. Local blocks add short-range temporal convolutions to it. In global
 blocks, one query token attends over all tokens of all frames. The result is fused with the class tokens of the frames
-(section 3). Tokens have the shape (1 + H*W, B*T, C), class token first, as in CLIP. Parameter names are those of the
-released weights.
+(section 3). Tokens have the shape (B, T, 1 + H*W, C), class token first, in all blocks; no layer transposes them. Parameter
+names and shapes are those of the released weights.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from slowfast.models.backbone import TimmBackbone
 from slowfast.models.image_vit import (
-    MultiheadAttention,
+    QueryAttention,
+    SelfAttention,
     check_activation,
     check_tower,
     feed_forward,
@@ -32,19 +34,52 @@ from slowfast.models.layers import (
     recomputed_blocks,
     scaled,
     single_input,
+    to_tokens,
 )
 from slowfast.models.timm_tower import VisionTower
 
 
-def to_video(tokens: Tensor, grid: Sequence[int]) -> Tensor:
-    """Return the patch tokens of tokens (1 + H*W, B*T, C) as (B, C, T, H, W); `grid` is (T, H, W)."""
-    T, H, W = grid
-    return tokens[1:].unflatten(1, (-1, T)).unflatten(0, (H, W)).permute(2, 4, 3, 0, 1)
+def to_video(tokens: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the patch tokens of tokens (B, T, 1 + H*W, C) as (B, C, T, H, W); `size` is (H, W)."""
+    return tokens[:, :, 1:].unflatten(2, tuple(size)).permute(0, 4, 1, 2, 3)
 
 
-def from_video(video: Tensor) -> Tensor:
-    """Return (B, C, T, H, W) as patch tokens (H*W, B*T, C)."""
-    return video.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
+# ---- convolutions over tokens ---------------------------------------------------------------------------------------
+
+
+class PatchConv(nn.Conv3d):
+    """A convolution of videos (B, C, T, H, W) whose windows do not overlap in space, as one matrix product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, C', T', H', W'), channels last."""
+        frames, height, width = self.kernel_size
+        pad, stride = self.padding[0], self.stride[0]
+        windows = F.pad(input, (0, 0, 0, 0, pad, pad)).unfold(2, frames, stride)  # (B, C, T', H, W, frames)
+        windows = windows.unflatten(4, (-1, width)).unflatten(3, (-1, height))
+        windows = windows.permute(0, 2, 3, 5, 1, 7, 4, 6).flatten(4)
+        return F.linear(windows, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
+class PointwiseConv(nn.Conv3d):
+    """A convolution of size 1 over tokens (..., C), as one matrix product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return tokens (..., C')."""
+        return F.linear(input, self.weight.flatten(1), self.bias)
+
+
+class TemporalConv(nn.Conv3d):
+    """A depthwise convolution over the frames of tokens (B, T, L, C), as one of images (B, C, T, L), channels last.
+
+    PyTorch's 3D kernels take 20 times as long on CPUs, and give wrong bfloat16 gradients of the weights of short clips.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return tokens of the same shape."""
+        images = F.conv2d(
+            input.permute(0, 3, 1, 2), self.weight.squeeze(-1), self.bias, padding=(1, 0), groups=self.groups
+        )
+        return images.permute(0, 2, 3, 1)
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------
@@ -57,22 +92,26 @@ def zero_(layer: nn.Module) -> None:
 
 
 class LocalMHRA(nn.Module):
-    """Local temporal MHRA on (B, C, T, H, W); the last layer is initially zero."""
+    """Local temporal MHRA on patch tokens (B, T, H*W, C); the last layer is initially zero."""
 
     def __init__(self, dim: int, reduction: float) -> None:
         super().__init__()
         inner = int(dim // reduction)
         self.pos_embed = nn.Sequential(
             nn.BatchNorm3d(dim),
-            nn.Conv3d(dim, inner, 1),
-            nn.Conv3d(inner, inner, (3, 1, 1), padding=(1, 0, 0), groups=inner),
-            nn.Conv3d(inner, dim, 1),
+            PointwiseConv(dim, inner, 1),
+            TemporalConv(inner, inner, (3, 1, 1), padding=(1, 0, 0), groups=inner),
+            PointwiseConv(inner, dim, 1),
         )
         zero_(self.pos_embed[3])
 
-    def forward(self, video: Tensor) -> Tensor:
+    def forward(self, patches: Tensor) -> Tensor:
         """Return the residual branch, of the shape of the input."""
-        return self.pos_embed(video)
+        norm, *convolutions = self.pos_embed
+        x = norm(patches.unsqueeze(3).permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).squeeze(3)
+        for convolution in convolutions:
+            x = convolution(x)
+        return x
 
 
 class LocalUniBlock(nn.Module):
@@ -94,30 +133,26 @@ class LocalUniBlock(nn.Module):
             if double:
                 self.lmhra2 = LocalMHRA(dim, reduction)
         self.local, self.twice = local, local and double
-        self.attn = MultiheadAttention(dim, tower.heads)
+        self.attn = SelfAttention(dim, tower.heads)
         self.ln_1 = nn.LayerNorm(dim, eps=tower.eps)
         self.mlp = feed_forward(dim, tower.mlp_width or 4 * dim, activation=tower.activation)
         self.ln_2 = nn.LayerNorm(dim, eps=tower.eps)
         self.ls_1, self.ls_2 = layer_scales(tower.layer_scale, dim)
         self.drop_path = DropPath(drop_path)
 
-    def _aggregate(self, x: Tensor, mhra: LocalMHRA, grid: Sequence[int]) -> Tensor:
-        video = to_video(x, grid)
-        return torch.cat([x[:1], from_video(video + self.drop_path(mhra(video)))])
+    def _aggregate(self, x: Tensor, mhra: LocalMHRA) -> Tensor:
+        cls_tokens, patches = x.split([1, x.shape[2] - 1], dim=2)
+        patches = patches.contiguous()
+        return torch.cat([cls_tokens, patches + self.drop_path(mhra(patches))], dim=2)
 
-    def _drop(self, branch: Tensor, T: int) -> Tensor:
-        """Apply stochastic depth to whole videos in a branch (1 + H*W, B*T, C)."""
-        return self.drop_path(branch.unflatten(1, (-1, T)).transpose(0, 1)).transpose(0, 1).flatten(1, 2)
-
-    def forward(self, x: Tensor, grid: Sequence[int]) -> Tensor:
-        """Return the updated tokens (1 + H*W, B*T, C); `grid` is (T, H, W)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the updated tokens (B, T, 1 + H*W, C)."""
         if self.local:
-            x = self._aggregate(x, self.lmhra1, grid)
-        y = self.ln_1(x)
-        x = x + self._drop(scaled(self.attn(y), self.ls_1), grid[0])
+            x = self._aggregate(x, self.lmhra1)
+        x = x + self.drop_path(scaled(self.attn(self.ln_1(x)), self.ls_1))
         if self.twice:
-            x = self._aggregate(x, self.lmhra2, grid)
-        return x + self._drop(scaled(self.mlp(self.ln_2(x)), self.ls_2), grid[0])
+            x = self._aggregate(x, self.lmhra2)
+        return x + self.drop_path(scaled(self.mlp(self.ln_2(x)), self.ls_2))
 
 
 class GlobalUniBlock(nn.Module):
@@ -125,19 +160,19 @@ class GlobalUniBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_factor: float, mlp_dropout: float, drop_path: float) -> None:
         super().__init__()
-        self.attn = MultiheadAttention(dim, heads)
+        self.attn = QueryAttention(dim, heads)
         self.ln_1 = nn.LayerNorm(dim)
         self.mlp = feed_forward(dim, round(mlp_factor * dim), mlp_dropout)
         self.ln_2 = nn.LayerNorm(dim)
         self.ln_3 = nn.LayerNorm(dim)
-        self.drop_path = DropPath(drop_path, batch_dim=1)
+        self.drop_path = DropPath(drop_path)
         nn.init.xavier_uniform_(self.attn.in_proj_weight)
         nn.init.xavier_uniform_(self.mlp.get_parameter("c_fc.weight"))
         zero_(self.attn.out_proj)
         zero_(self.mlp.get_submodule("c_proj"))
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """Return the query (1, B, C) after attention over tokens (L, B, C)."""
+        """Return the query (B, 1, C) after attention over tokens (B, L, C)."""
         tokens = self.ln_3(tokens)
         query = query + self.drop_path(self.attn(self.ln_1(query), tokens))
         return query + self.drop_path(self.mlp(self.ln_2(query)))
@@ -181,29 +216,25 @@ class VideoTransformer(nn.Module):
             nn.init.zeros_(dpe.get_parameter("bias"))
         self.checkpointed = 0  # number of blocks that recompute their activations in the backward pass
 
-    def forward(self, x: Tensor, grid: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
-        """Return features (B, C) of (1 + H*W, B*T, C); `grid` is (T, H, W); see also `TimmBackbone.forward_stages`."""
-        T = grid[0]
-        query = self.temporal_cls_token.expand(-1, x.shape[1] // T, -1)
+    def forward(self, x: Tensor, size: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
+        """Return features (B, C) of (B, T, 1 + H*W, C); `size` is (H, W); see also `TimmBackbone.forward_stages`."""
+        query = self.temporal_cls_token.expand(x.shape[0], -1, -1)
         j = 0
         for i, block in enumerate(self.resblocks):
             if i == stop:
                 break
-            x = recompute(block, x, grid) if self._recompute(i) else block(x, grid)
+            x = recompute(block, x) if self._recompute(i) else block(x)
             if i in taps:
-                taps[i] = to_video(x, grid)
+                taps[i] = to_video(x, size)
             if i in self.return_list:
-                patches = to_video(x, grid)
-                patches = from_video(patches + self.dpe[j](patches))
-                # all tokens of all frames of a video: (1 + HW, B*T, C) -> (T * (1 + HW), B, C)
-                tokens = torch.cat([x[:1], patches]).unflatten(1, (-1, T)).transpose(1, 2).flatten(0, 1)
-                query = self.dec[j](query, tokens)
+                patches = to_video(x, size)
+                patches = patches + self.dpe[j](patches)
+                query = self.dec[j](query, torch.cat([x[:, :, 0], to_tokens(patches)], dim=1))
                 j += 1
-        feature = query[0]
+        feature = query[:, 0]
         if self.balance is not None:
             weight = self.balance.sigmoid()
-            frames = x[0].unflatten(0, (-1, T)).mean(1)
-            feature = (1 - weight) * feature + weight * frames
+            feature = (1 - weight) * feature + weight * x[:, :, 0].mean(1)
         return feature
 
     def _recompute(self, block: int) -> bool:
@@ -221,7 +252,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(dim**-0.5 * torch.randn(dim))
         self.positional_embedding = nn.Parameter(dim**-0.5 * torch.randn((tower.resolution // patch) ** 2 + 1, dim))
         kernel, stride, padding = (3, 2, 1) if temporal_downsample else (1, 1, 0)
-        self.conv1 = nn.Conv3d(
+        self.conv1 = PatchConv(
             in_channels, dim, (kernel, patch, patch), (stride, patch, patch), (padding, 0, 0), bias=False
         )
         self.ln_pre = nn.LayerNorm(dim, eps=tower.eps) if tower.pre_norm else nn.Identity()
@@ -229,11 +260,10 @@ class VisionTransformer(nn.Module):
     def forward(self, video: Tensor, taps: dict[int, Any], stop: int | None) -> Tensor:
         """Return features; see `TimmBackbone.forward_stages`."""
         x = self.conv1(video)
-        grid = x.shape[2:]
-        x = x.transpose(1, 2).flatten(0, 1).flatten(2).transpose(1, 2)  # (B, C, T, H, W) -> (B*T, HW, C)
-        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
-        x = self.ln_pre(x + resize_position_embedding(self.positional_embedding, grid[1:]))
-        return self.transformer(x.transpose(0, 1), grid, taps, stop)
+        size, x = x.shape[3:], x.flatten(3).permute(0, 2, 3, 1)
+        x = torch.cat([self.class_embedding.expand(*x.shape[:2], 1, -1), x], dim=2)
+        x = self.ln_pre(x + resize_position_embedding(self.positional_embedding, size))
+        return self.transformer(x, size, taps, stop)
 
 
 class UniFormerV2(TimmBackbone):
@@ -391,9 +421,7 @@ class UniFormerV2(TimmBackbone):
             ValueError: height or width is not a multiple of the patch size.
         """
         height, width, patch = video.shape[3], video.shape[4], self.patch
-        if torch.jit.is_tracing():  # a trace would fix the result of a comparison; this also fails for wrong sizes
-            video = video.unflatten(4, (-1, patch)).flatten(4, 5).unflatten(3, (-1, patch)).flatten(3, 4)
-        elif height % patch or width % patch:
+        if not torch.jit.is_tracing() and (height % patch or width % patch):  # in a trace, `PatchConv` checks it
             raise ValueError(
                 f"frames of {height} x {width} pixels are not made of whole patches of {patch}: use multiples "
                 f"of {patch}"

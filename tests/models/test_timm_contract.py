@@ -150,9 +150,8 @@ def test_intermediate_maps_are_the_outputs_of_their_modules(name):
         features, maps = model.forward_intermediates(video)
         for i, output in enumerate(maps):
             expected = seen[i][0] if isinstance(seen[i], tuple) else seen[i]
-            if isinstance(model, UniFormerV2):  # (1 + HW, B * T, C)
-                output = output.permute(3, 4, 0, 2, 1).flatten(2, 3).flatten(0, 1)
-                expected = expected[1:]
+            if isinstance(model, UniFormerV2):  # (B, T, 1 + HW, C)
+                output, expected = output.permute(0, 2, 3, 4, 1).flatten(2, 3), expected[:, :, 1:]
             assert torch.equal(output, expected)
         assert torch.equal(features, model.forward_features(video))
         assert torch.equal(model.forward_head(features), model(video))

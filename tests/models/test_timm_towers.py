@@ -63,7 +63,7 @@ def tokens_of_frames(model: UniFormerV2, video: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         model(video)
     hook.remove()
-    return tokens[0].transpose(0, 1)
+    return tokens[0].flatten(0, 1)
 
 
 def assert_same_features(ours: UniFormerV2, theirs: nn.Module) -> None:
