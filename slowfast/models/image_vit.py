@@ -1,4 +1,7 @@
-"""Define the layers of the image ViT inside UniFormerV2, with CLIP's names, and check its initial weights."""
+"""Define the layers of UniFormerV2 and of the image ViT inside it, and check the initial weights of the ViT.
+
+Tokens are batch-first. Parameter names and shapes are those of CLIP, and of PyTorch's convolutions.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,41 @@ def vision_tower(name: str) -> VisionTower:
     return TOWERS[name]
 
 
+class PatchConv(nn.Conv3d):
+    """A convolution of videos (B, C, T, H, W) whose windows do not overlap in space, as one matrix product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, C', T', H', W'), channels last."""
+        frames, height, width = self.kernel_size
+        pad, stride = int(self.padding[0]), self.stride[0]
+        windows = F.pad(input, (0, 0, 0, 0, pad, pad)).unfold(2, frames, stride)  # (B, C, T', H, W, frames)
+        windows = windows.unflatten(4, (-1, width)).unflatten(3, (-1, height))
+        windows = windows.permute(0, 2, 3, 5, 1, 7, 4, 6).flatten(4)
+        return F.linear(windows, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
+class PointwiseConv(nn.Conv3d):
+    """A convolution of size 1 over tokens (..., C), as one matrix product."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return tokens (..., C')."""
+        return F.linear(input, self.weight.flatten(1), self.bias)
+
+
+class TemporalConv(nn.Conv3d):
+    """A depthwise convolution over the frames of tokens (B, T, L, C), as one of images (B, C, T, L), channels last.
+
+    PyTorch's 3D kernels take 20 times as long on CPUs, and give wrong bfloat16 gradients of the weights of short clips.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return tokens of the same shape."""
+        images = F.conv2d(
+            input.permute(0, 3, 1, 2), self.weight.squeeze(-1), self.bias, padding=(1, 0), groups=self.groups
+        )
+        return images.permute(0, 2, 3, 1)
+
+
 class QuickGELU(nn.Module):
     """Activation x * sigmoid(1.702 x), CLIP's approximation of the GELU (arXiv:1606.08415)."""
 
@@ -54,7 +92,7 @@ def feed_forward(dim: int, hidden: int, dropout: float = 0.0, activation: str = 
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over tokens (..., L, C), with the parameter names and initial values of PyTorch's module.
+    """Multi-head self-attention over tokens (..., L, C), with parameters and initial values of PyTorch's module.
 
     `nn.MultiheadAttention` reads `out_proj.weight`, which bypasses wrappers of that layer (LoRA); here the layer is
     called.

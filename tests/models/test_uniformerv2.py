@@ -13,7 +13,15 @@ import torch
 from slowfast.config import get_cfg
 from slowfast.config.rules import patch_size
 from slowfast.models import build_model
-from slowfast.models.image_vit import TOWERS, resize_position_embedding
+from slowfast.models.image_vit import (
+    TOWERS,
+    PatchConv,
+    PointwiseConv,
+    QueryAttention,
+    QuickGELU,
+    TemporalConv,
+    resize_position_embedding,
+)
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformerv2 import LocalUniBlock, UniFormerV2
 from slowfast.optim.losses import soft_cross_entropy
@@ -71,6 +79,92 @@ def test_gradients_match_the_official_network(golden, golden_state, golden_input
             assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-4), name
 
 
+CONVOLUTIONS = {
+    "patch": (PatchConv, (3, 6, (1, 8, 8), (1, 8, 8)), {"bias": False}),
+    "patch_of_frames": (PatchConv, (3, 6, (3, 8, 8), (2, 8, 8), (1, 0, 0)), {}),
+    "pointwise": (PointwiseConv, (16, 6, 1), {}),
+    "temporal": (TemporalConv, (16, 16, (3, 1, 1)), {"padding": (1, 0, 0), "groups": 16}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("frames", [1, 2, 3, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_over_tokens_equal_3d_convolutions(name, frames, dtype):
+    """Compare with float64, because bfloat16 gradients of PyTorch's layer are wrong for two frames, channels last."""
+    torch.manual_seed(0)
+    kind, shape, options = CONVOLUTIONS[name]
+    layer, exact = kind(*shape, **options).to(dtype), torch.nn.Conv3d(*shape, **options).double()
+    exact.load_state_dict(layer.state_dict())
+    video = torch.randn(2, layer.in_channels, frames, 16, 24).to(dtype)
+    leaves = [video.clone().requires_grad_(), video.double().requires_grad_()]
+    if name.startswith("patch"):
+        output = layer(leaves[0])
+    else:  # (B, T, L, C) and back
+        output = layer(leaves[0].flatten(3).permute(0, 2, 3, 1)).permute(0, 3, 1, 2).unflatten(3, (16, 24))
+    expected = exact(leaves[1])
+    gradient = torch.randn(expected.shape).to(dtype)
+    output.backward(gradient)
+    expected.backward(gradient.double())
+    pairs = [(output, expected), (leaves[0].grad, leaves[1].grad)]
+    pairs += [(ours.grad, theirs.grad) for ours, theirs in zip(layer.parameters(), exact.parameters(), strict=True)]
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    for ours, theirs in pairs:
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()
+
+
+def test_attention_of_a_query_equals_that_of_pytorch():
+    torch.manual_seed(0)
+    ours, theirs = QueryAttention(32, 4), torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    torch.nn.init.normal_(ours.in_proj_bias)
+    theirs.load_state_dict(ours.state_dict())
+    leaves = [[torch.randn(2, n, 32, generator=torch.Generator().manual_seed(n)) for n in (3, 50)] for _ in range(2)]
+    results = []
+    for layer, (query, tokens) in zip((ours, lambda q, x: theirs(q, x, x)[0]), leaves, strict=True):
+        output = layer(query.requires_grad_(), tokens.requires_grad_())
+        output.square().sum().backward()
+        results.append([output, query.grad, tokens.grad])
+    results[0] += [p.grad for p in ours.parameters()]
+    results[1] += [p.grad for p in theirs.parameters()]
+    for value, expected in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_quick_gelu_and_its_gradient():
+    x = torch.linspace(-9, 9, 99, dtype=torch.float64, requires_grad=True)
+    y = QuickGELU()(x)
+    torch.testing.assert_close(y, x * torch.sigmoid(1.702 * x))
+    assert torch.autograd.gradcheck(QuickGELU(), x)
+
+
+def test_bfloat16_gradients_are_those_of_float32():
+    """Two frames after the first convolution: fewer than the kernels of the temporal convolutions have."""
+    model, gradients = small(mlp_dropout=0.0, cls_dropout=0.0).train(), []
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    video = torch.randn(2, 3, 4, 32, 32)
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            logits = model(video)
+        logits.float().square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if "dpe" not in name})
+    total = torch.stack([value.norm() for value in gradients[0].values()]).norm()
+    for name, expected in gradients[0].items():
+        assert (gradients[1][name] - expected).norm() <= 0.05 * expected.norm() + 1e-3 * total, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_it_compiles_without_graph_breaks(training):
+    torch.compiler.reset()
+    model = small(mlp_dropout=0.0, cls_dropout=0.0).train(training)
+    video = torch.randn(2, 3, 4, 32, 32)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(video), model(video), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{}, {"no_lmhra": True}, {"temporal_downsample": False}, {"double_lmhra": False}])
 @pytest.mark.parametrize("shape", [(1, 32, 32), (4, 48, 32), (7, 24, 40)])
 def test_any_frame_count_and_size_is_accepted(options, shape):
@@ -92,6 +186,11 @@ def test_frozen_trains_only_new_parameters():
     trained = {name.split(".")[2] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"temporal_cls_token", "dpe", "dec", "proj"}
     assert not any("balance" in name for name in model.state_dict())
+    outputs = []
+    for block in (model.backbone.transformer.resblocks[-1], model.backbone.transformer.dec[-1]):
+        block.register_forward_hook(lambda _m, _i, out: outputs.append(out))
+    model.train()(torch.randn(1, 3, 4, 32, 32))
+    assert [output.requires_grad for output in outputs] == [False, True]  # the image ViT keeps no activations
 
 
 def test_checkpointing_does_not_change_gradients():
