@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -13,23 +14,64 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, _weights_only_unpickler
 
 from slowfast.weights.fetch import fetch_checkpoint
-from slowfast.weights.pickles import RefusedError, StandIn, read_archive, read_stream
 
 HEAD = 1 << 16  # bytes of a file that are read to recognise its type
-MAX_LETTERS = 1 << 24  # in all tensor names of a module; real modules have less than a million
+MAX_INFLATION = 4  # bytes in the records of an archive per byte of the file; real weights stay below 2
+
+
+class RefusedError(ValueError):
+    """A file is refused; the message is the reason."""
+
+
+class Attributes(dict[str, Any]):
+    """Attributes of an object in a file, from its state; other parts of the state are dropped."""
+
+    def update(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take over the attributes; the state of an object with slots is (attributes, slots)."""
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                super().update(part)
+
+
+class StandIn:
+    """Replacement of a class or function in a file, which does nothing.
+
+    A call returns a dictionary with the items of the object, if it is a dictionary, and `Attributes`. PyTorch's
+    unpickler adds items to few types, therefore it is no object of a class of ours.
+    """
+
+    def __new__(cls, *_: Any) -> Any:
+        value: Any = OrderedDict()
+        value.__dict__ = Attributes()
+        return value
+
+
+# Functions and types that files may use besides those of PyTorch: containers, and numbers and arrays of NumPy.
+_KNOWN: dict[str, Any] = {
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+    "collections.deque": lambda items=(), *_: list(items),
+    "numpy.dtype": np.dtype,
+    "numpy.ndarray": np.ndarray,
+    **{f"numpy.{core}.multiarray._reconstruct": np.empty(0).__reduce__()[0] for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": np.float64(0).__reduce__()[0] for core in ("core", "_core")},
+    **{f"numpy.dtypes.{code}": type(np.dtype(code)) for code in np.typecodes["All"]},
+}
 
 
 def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dict[str, Any]:
     """Load a `torch.save`, TorchScript or safetensors file onto the CPU, from a path or address as in `fetch`.
 
-    Only tensors, numbers and plain containers are loaded; objects of other classes become a `StandIn`, and no code in
-    the file is executed or compiled. A pickled module or a TorchScript archive becomes its state_dict. The memory is
-    limited by the size of the file.
+    Only tensors, numbers and plain containers are loaded, by PyTorch's restricted unpickler. An object of another class
+    becomes a dictionary with its attributes in `vars()`, and no code in the file is executed or compiled. A pickled
+    module or a TorchScript archive becomes its state_dict.
 
     Args:
         path: path or address, see `fetch`.
@@ -45,7 +87,8 @@ def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dic
     except Exception as error:  # a damaged or hostile file can cause any exception
         reason = _describe(local)
         if not reason:
-            reason = (str(error).strip().splitlines() or [""])[0]
+            text, advice, _ = str(error).strip().partition("\n\nCheck the documentation")  # of PyTorch's unpickler
+            reason = (text.splitlines() or [""])[-1 if advice else 0].rpartition("WeightsUnpickler error: ")[2]
             if not isinstance(error, RefusedError):  # other errors come from parsing meaningless bytes
                 reason = f"it is damaged or not a file of tensors ({type(error).__name__}: {reason}); download it again"
         raise ValueError(f"checkpoint {path!r} cannot be loaded: {reason}") from error
@@ -54,12 +97,52 @@ def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dic
 def _read(path: str, shapes_only: bool) -> Any:
     if path.endswith(".safetensors"):
         return _read_safetensors(path)
-    size = os.path.getsize(path)
+    source: Any = path
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return read_archive(archive, size, shapes_only)
-    with open(path, "rb") as file:
-        return read_stream(file, size, shapes_only)
+            _check_archive(archive, os.path.getsize(path), shapes_only)
+            name = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", name))
+            names = _globals(io.BytesIO(archive.read(name)), 1)
+            if name.replace("data", "constants") in archive.namelist():
+                source = _without_code(archive)
+    else:
+        with open(path, "rb") as file:
+            names = _globals(file, 4)  # magic number, version, system, content
+    known = {**{name: type(name, (StandIn,), {}) for name in names}, **_KNOWN}
+    with torch.serialization.safe_globals([(known[name], name) for name in known]):
+        return torch.load(source, "meta" if shapes_only else "cpu", weights_only=True)
+
+
+def _globals(file: Any, count: int) -> set[str]:
+    """Return the classes and functions that `count` pickles name."""
+    start = file.read(2)
+    if start[:1] == b"\x80" and start[1] > 3:
+        raise RefusedError(f"it has pickle protocol {start[1]}, and weights have 2; save it again with torch.save")
+    file.seek(0)
+    return {name for _ in range(count) for name in _weights_only_unpickler.get_globals_in_pkl(file)}
+
+
+def _check_archive(archive: zipfile.ZipFile, size: int, shapes_only: bool) -> None:
+    """Compare the records with their checksums, which PyTorch does not, and limit their size."""
+    claimed = sum(info.file_size for info in archive.infolist())
+    if claimed > MAX_INFLATION * size:
+        raise RefusedError(f"its records claim {claimed:,} bytes, and the file has {size:,}")
+    if not any(info.CRC for info in archive.infolist()):  # torch.serialization.set_crc32_options(False)
+        for info in archive.infolist():
+            del info.CRC  # zipfile then compares none
+    if not shapes_only and (damaged := archive.testzip()):
+        raise ValueError(f"record {damaged} does not have its checksum")
+
+
+def _without_code(archive: zipfile.ZipFile) -> io.BytesIO:
+    """Return a TorchScript archive as `torch.save` would write its attributes; PyTorch would compile the code of it."""
+    copy = io.BytesIO()
+    with zipfile.ZipFile(copy, "w") as new:
+        for name in archive.namelist():
+            if re.fullmatch(r"[^/]+/(data\.pkl|data/\w+|version|byteorder)", name):
+                new.writestr(name, archive.read(name))
+    copy.seek(0)
+    return copy
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
@@ -72,51 +155,44 @@ def _read_safetensors(path: str) -> dict[str, Any]:
 
 def _state_dicts(content: Any) -> dict[str, Any]:
     """Replace modules, `content` itself or values in it, by dictionaries of their tensors."""
-    if isinstance(content, StandIn):
-        state = _state_dict(content)
-        if not state:
-            raise RefusedError(
-                f"it contains an object of {type(content).__module__}.{type(content).__name__} without tensors; save a "
-                "state_dict"
-            )
-        return state
     if not isinstance(content, dict):
         raise RefusedError(f"it holds a {type(content).__name__}, not a dictionary; save a state_dict")
-    modules = {key: value for key, value in content.items() if "_modules" in getattr(value, "__dict__", ())}
-    content.update((key, _state_dict(value)) for key, value in modules.items())
+    if _is_object(content) and not content:
+        state = _state_dict(content)
+        if not state:
+            raise RefusedError("it contains an object without tensors; save a state_dict")
+        return state
+    content.update({key: _state_dict(value) for key, value in content.items() if _is_module(value)})
     return content
 
 
-def _state_dict(module: StandIn) -> dict[str, Any]:
+def _is_object(value: Any) -> bool:
+    return isinstance(getattr(value, "__dict__", None), Attributes)
+
+
+def _is_module(value: Any) -> bool:
+    return _is_object(value) and "_modules" in vars(value)
+
+
+def _state_dict(module: Any) -> dict[str, Any]:
     """Return the tensors of a module like its state_dict, with class names and class order in the metadata."""
     state: Any = OrderedDict(_tensors(module))
     state._metadata = {"": {key: vars(module)[key] for key in ("class_order", "class_names") if key in vars(module)}}
     return state
 
 
-def _tensors(module: StandIn, prefix: str = "", letters: list[int] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a module by the names of its state_dict.
-
-    Args:
-        module: stand-in of the module.
-        prefix: prefix of the names.
-        letters: number of letters in the names so far; it is limited because modules that contain others twice have
-            a number of names that doubles with the depth.
-    """
-    letters = [0] if letters is None else letters
+def _tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a module by the names of its state_dict."""
     entries = vars(module)
     if "_modules" in entries:  # of torch.save; TorchScript has them as attributes
         temporary = entries.get("_non_persistent_buffers_set", ())
         buffers = {name: value for name, value in entries["_buffers"].items() if name not in temporary}
         entries = {**entries["_parameters"], **buffers, **entries["_modules"]}
     for name, value in entries.items():
-        letters[0] += len(prefix) + len(name) + 1
-        if letters[0] > MAX_LETTERS:
-            raise RefusedError("its modules hold each other too often")
         if isinstance(value, Tensor):
             yield prefix + name, value
-        elif isinstance(value, StandIn):
-            yield from _tensors(value, f"{prefix}{name}.", letters)
+        elif _is_object(value):
+            yield from _tensors(value, f"{prefix}{name}.")
 
 
 # First bytes -> type of the file, and the cure.

@@ -9,6 +9,7 @@ import copyreg
 import gc
 import io
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -24,7 +25,6 @@ import pytest
 import torch
 
 from slowfast.weights.layouts import extract_state_dict
-from slowfast.weights.pickles import StandIn
 from slowfast.weights.tensors import load_tensors
 
 # ---- nothing is executed --------------------------------------------------------------------------------------------
@@ -54,6 +54,12 @@ OPCODES = {
 }
 
 
+def binary(data: bytes) -> bytes:
+    """Replace the opcodes of texts and small numbers, which PyTorch's unpickler lacks, by those of protocol 2."""
+    data = re.sub(rb"V([^\n]*)\n", lambda m: b"X" + struct.pack("<I", len(m[1])) + m[1], data)
+    return re.sub(rb"I(\d+)\n", lambda m: b"K" + bytes([int(m[1])]), data)
+
+
 @pytest.fixture
 def evil(tmp_path, monkeypatch):
     """Install a module that writes a file whenever it is used; the current folder is empty."""
@@ -81,6 +87,7 @@ def evil(tmp_path, monkeypatch):
 
 def archive(path: Path, data: bytes, script: bool = False) -> None:
     with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/version", "3")
         file.writestr("archive/data.pkl", data)
         if script:
             file.writestr("archive/constants.pkl", data)
@@ -109,7 +116,7 @@ def test_nothing_is_executed(opcode, file, nested, evil):
     if nested:  # {"w": 1, "x": [...]}
         data = b"}(Vw\nI1\nVx\n]" + data.removesuffix(b".").replace(b"\x80\x02", b"").replace(b"\x80\x04", b"") + b"au."
     loaded = set(sys.modules)
-    FILES[file](evil / "weights.pth", data)
+    FILES[file](evil / "weights.pth", binary(data))
     try:
         content = load_tensors(evil / "weights.pth")
     except ValueError as error:
@@ -213,7 +220,6 @@ def test_checkpoints_of_mmaction2_load(new_form, tmp_path, monkeypatch):
     meta, hub = content["meta"], content["message_hub"]
     assert (meta["epoch"], meta["iter"], meta["best"], meta["hook_msgs"]["best_score"]) == (3, 300, 61.25, 0.5)
     buffer = hub["log_scalars"]["loss"]
-    assert isinstance(buffer, StandIn) and type(buffer).__module__ == "mmengine.logging.history_buffer"
     assert vars(buffer)["_log_history"].tolist() == [0.5, 0.25] and vars(buffer)["_count_history"].tolist() == [1, 1]
     assert hub["runtime_info"]["deque"] == [1, 2]
     assert content["optimizer"] == optimizer.state_dict()
@@ -222,11 +228,13 @@ def test_checkpoints_of_mmaction2_load(new_form, tmp_path, monkeypatch):
 
 def test_arrays_of_old_and_new_numpy_load(tmp_path):
     for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
-        data = pickle.dumps({"n": np.float64(2.5), "a": np.arange(3)}, 2)
+        torch.save({"n": np.float64(2.5), "a": np.arange(3)}, tmp_path / "a.pth")
+        with zipfile.ZipFile(tmp_path / "a.pth") as file:
+            data = file.read("a/data.pkl")
         for other in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
             data = data.replace(b"c" + other, b"c" + module)
-        (tmp_path / "a.pkl").write_bytes(data)
-        content = load_tensors(tmp_path / "a.pkl")
+        zipped(tmp_path / "a.pth", {"data.pkl": data})
+        content = load_tensors(tmp_path / "a.pth")
         assert content["n"] == 2.5 and content["a"].tolist() == [0, 1, 2]
 
 
@@ -236,7 +244,7 @@ def test_configurations_load_as_plain_values(tmp_path, monkeypatch):
     torch.save({"model": {"w": torch.ones(1)}, **content}, tmp_path / "a.pth")
     loaded = load_tensors(tmp_path / "a.pth")
     assert vars(loaded["args"]) == {"lr": 0.1, "data": "x"}
-    assert vars(vars(loaded["cfg"])["A"])["B"] == 1
+    assert loaded["cfg"]["A"]["B"] == 1 and vars(loaded["cfg"])["__immutable__"]
 
 
 def test_pickled_modules_become_state_dicts(tmp_path, monkeypatch):
@@ -280,6 +288,21 @@ def test_types_views_and_attributes_of_tensors_are_kept(new_form, tmp_path):
     assert all(shapes[k].is_meta and shapes[k].shape == content[k].shape for k in content)
 
 
+def test_files_of_another_protocol_are_refused_with_a_cure(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "a.pth", pickle_protocol=4)
+    with pytest.raises(ValueError, match="protocol 4"):
+        load_tensors(tmp_path / "a.pth")
+
+
+def test_safe_globals_are_as_before(tmp_path):
+    torch.save({"w": torch.ones(3), "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pth")
+    before = set(torch.serialization.get_safe_globals())
+    assert load_tensors(tmp_path / "a.pth")["args"] == {}
+    assert set(torch.serialization.get_safe_globals()) == before
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "a.pth", weights_only=True)
+
+
 def test_archives_without_checksums_load(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
@@ -314,10 +337,9 @@ def refusal(path: Path) -> tuple[str, int]:
     return str(caught.value), 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
-def test_records_larger_than_their_tensors_are_not_read(compression, tmp_path):
+def test_records_that_inflate_are_not_read(tmp_path):
     torch.save({"w": torch.ones(10)}, tmp_path / "a.pth")
-    zipped(tmp_path / "a.pth", {"data/0": bytes(50_000_000)}, compression)
+    zipped(tmp_path / "a.pth", {"data/0": bytes(50_000_000)})
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
         message, grown = pool.submit(refusal, tmp_path / "a.pth").result()
     assert grown < 10e6 and "bytes" in message and "\n" not in message
@@ -325,61 +347,17 @@ def test_records_larger_than_their_tensors_are_not_read(compression, tmp_path):
 
 HOSTILE = {
     "deep lists": b"(" * 20_000 + b"l" * 20_000 + b".",
-    "deep keys": b"}I1\n" + b"\x85" * 20_000 + b"I1\ns.",
-    "wide keys": b"}I1\n" + b"2\x86" * 100 + b"I1\ns.",
-    "deep keys of a set": b"\x80\x04(I1\n" + b"\x85" * 20_000 + b"\x91\x85.",
-    "deep keys of pairs": b"ccollections\nOrderedDict\n(((I1\n" + b"\x85" * 20_000 + b"I1\nl\x85R.",
-    "deep modules": b"\x80\x02" + b"cm\nC\n)\x81(Va\n" * 5_000 + b"I1\n" + b"db" * 5_000 + b".",
     "a large place in the memo": b"]r\xff\xff\xff\x7f.",
     "a large buffer": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
-    "a large text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.",
-    "a large storage": b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI1000000000000\nNtQ.",
+    "a large text": b"\x80\x02X" + struct.pack("<I", (1 << 32) - 1) + b"x.",
+    "a large storage": b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\n\x8a\x06" + bytes(5) + b"\x01NtQ.",
 }
-
-
-def chain(first: int, levels: int = 30) -> bytes:
-    """Return opcodes that push a set of pairs of sets of pairs ..., stored in the memo from `first` on."""
-
-    def place(i: int) -> bytes:
-        return struct.pack("<I", first + i)
-
-    levels_of = [b"0(j%bI1\n\x86j%bI2\n\x86\x91r%b" % (place(i), place(i), place(i + 1)) for i in range(levels)]
-    return b"(N\x91r" + place(0) + b"".join(levels_of)
-
-
-HOSTILE |= {
-    "one list in many": b"ccollections\ndeque\nq\x00(]q\x01(" + b"N" * 3000 + b"e" + b"h\x00h\x01\x85R" * 3000 + b"l.",
-    "one text in many": b"c_codecs\nencode\nq\x00(V" + b"a" * 3000 + b"\nq\x01" + b"h\x00h\x01\x85R" * 3000 + b"l.",
-    "attributes of many": (
-        b"\x80\x02cm\nC\nq\x00(}q\x01("
-        + b"".join(b"Va%d\nN" % i for i in range(1000))
-        + b"u"
-        + b"h\x00)\x81h\x01b" * 2000
-        + b"l."
-    ),
-    "equal sets of sets": b"\x80\x04(" + chain(0) + chain(100) + b"\x91\x85.",
-    "modules that hold others twice": (
-        b"\x80\x02cm\nC\n)\x81q\x00" + b"0cm\nC\n)\x81}(Va\nh\x00Vb\nh\x00ubq\x00" * 40 + b"."
-    ),
-}
-TENSOR = (
-    b"ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI2\nNtQI0\n(I2\nt(I1\nt\x89NtR"
-)
-
-
-@pytest.mark.parametrize("items", [b"(I1\n\x90", b"NI1\ns", b"(NI1\nu"])
-def test_tensors_do_not_compute(items, tmp_path):
-    archive(tmp_path / "a.pth", b"\x80\x04}Vw\n" + TENSOR + b"s.")
-    assert load_tensors(tmp_path / "a.pth")["w"].tolist() == [1, 2]
-    archive(tmp_path / "a.pth", b"\x80\x04}Vw\n" + TENSOR + items + b"s.")
-    with pytest.raises(ValueError, match="items are added to a Tensor"):
-        load_tensors(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_pickles_end_with_one_line(kind, file, tmp_path):
-    FILES[file](tmp_path / "a.pth", HOSTILE[kind])
+    FILES[file](tmp_path / "a.pth", binary(HOSTILE[kind]))
     with pytest.raises(ValueError, match=r"a\.pth' cannot be loaded: ") as caught:
         load_tensors(tmp_path / "a.pth")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
