@@ -234,7 +234,7 @@ def _unknown(key: str) -> str:
 
 def _unset(value: Any) -> list[str]:
     """Return the variables of the environment that a value still contains."""
-    return VARIABLE.findall(value) if isinstance(value, str) else []
+    return VARIABLE.findall(str(value))
 
 
 def _report(notes: Notes) -> None:

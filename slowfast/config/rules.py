@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
@@ -140,6 +141,27 @@ def _patches(cfg: CfgNode) -> Iterator[str]:
             )
 
 
+def _blocks(cfg: CfgNode) -> Iterator[str]:
+    model, v1, v2 = cfg.MODEL, cfg.UNIFORMER, cfg.UNIFORMERV2
+    if model.ARCH == "uniformerv2":
+        if v2.N_DIM % v2.N_HEAD:
+            heads = next(heads for heads in range(v2.N_HEAD, 0, -1) if not v2.N_DIM % heads)
+            yield f"UNIFORMERV2.N_HEAD = {v2.N_HEAD} must divide UNIFORMERV2.N_DIM = {v2.N_DIM}: set it to {heads}"
+        if v2.DW_REDUCTION > v2.N_DIM and not v2.NO_LMHRA:
+            yield (
+                f"UNIFORMERV2.DW_REDUCTION = {v2.DW_REDUCTION} leaves no channels of UNIFORMERV2.N_DIM = {v2.N_DIM}: "
+                "lower it, for example to 1.5"
+            )
+    elif model.MODEL_NAME.startswith("Uniformer"):
+        if any(dim % v1.HEAD_DIM for dim in v1.EMBED_DIM[2:]):
+            yield (
+                f"UNIFORMER.HEAD_DIM = {v1.HEAD_DIM} must divide the last two numbers of UNIFORMER.EMBED_DIM = "
+                f"{v1.EMBED_DIM}: set it to {math.gcd(*v1.EMBED_DIM[2:], 64)}"
+            )
+        if model.USE_CHECKPOINT and len(model.CHECKPOINT_NUM) != 4:
+            yield f"MODEL.CHECKPOINT_NUM = {model.CHECKPOINT_NUM}: {model.MODEL_NAME} has 4 stages, give 4 numbers"
+
+
 def _classifier(cfg: CfgNode) -> Iterator[str]:
     rows = cfg.MODEL.HEAD_ROWS
     if rows and cfg.MODEL.RESET_HEAD:
@@ -176,6 +198,15 @@ def _schedule(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def _momentum(cfg: CfgNode) -> Iterator[str]:
+    solver = cfg.SOLVER
+    if solver.OPTIMIZING_METHOD == "sgd" and solver.NESTEROV and (solver.MOMENTUM <= 0 or solver.DAMPENING):
+        yield (
+            f"SOLVER.NESTEROV = True, SOLVER.MOMENTUM = {solver.MOMENTUM}, SOLVER.DAMPENING = {solver.DAMPENING}: set "
+            "SOLVER.NESTEROV False, or a momentum above 0 and no dampening"
+        )
+
+
 def _batch(cfg: CfgNode) -> Iterator[str]:
     processes = num_local_processes(cfg)
     if cfg.TRAIN.BATCH_SIZE % processes:
@@ -207,6 +238,7 @@ RULES: tuple[Rule, ...] = (
     _frames,
     _images,
     _patches,
+    _blocks,
     _classifier,
 )
-TRAINING_RULES: tuple[Rule, ...] = (_schedule, _batch, _sharding)  # a test alone need not follow them
+TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _sharding)  # a test alone need not follow them

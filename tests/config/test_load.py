@@ -366,6 +366,18 @@ def test_variables_are_expanded_in_files_bases_and_overrides(write, monkeypatch)
     check_variables(cfg)
 
 
+def test_variables_in_lists_are_expanded_or_refused(write, monkeypatch):
+    monkeypatch.setenv("WIDTH", "64")
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    path = write("x.yaml", "MODEL: {OPTIONS: ['width=${WIDTH}', 'pool=${NO_SUCH}']}\nDATA: {MEAN: ['${WIDTH}', 0, 0]}\n")
+    cfg = load_config(path)
+    assert cfg.MODEL.OPTIONS == ["width=64", "pool=${NO_SUCH}"] and cfg.DATA.MEAN == [64, 0, 0]
+    with pytest.raises(ConfigError) as error:
+        check_variables(cfg)
+    (only,) = error.value.faults
+    assert "NO_SUCH" in only and "MODEL.OPTIONS" in only
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_variables_that_are_not_set_are_one_fault_each_before_a_run(write, monkeypatch, value):
     monkeypatch.delenv("DATA_ROOT", raising=False)
