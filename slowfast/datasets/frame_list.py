@@ -121,10 +121,26 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
 
 
 def _check_end(path: str, stream: Any) -> None:
-    """Raise MediaError if the index of an MP4 file names frames beyond its end."""
+    """Raise MediaError if the index of an MP4 file names frames beyond its end, or a fragment of it is incomplete."""
     size, end = os.path.getsize(path), max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    end = max(end, _end_of_fragments(path))
     if end > size:
         raise MediaError(path, f"damaged, cut off after {size} of {end} bytes; download it again") from None
+
+
+def _end_of_fragments(path: str) -> int:
+    """Return where the last box of a fragmented MP4 file ends, 0 for other files; FFmpeg ignores an incomplete one."""
+    at, kinds = 0, set[bytes]()
+    with open(path, "rb", buffering=0) as file:
+        while head := file.read(16):
+            length = int.from_bytes(head[:4], "big")
+            length = int.from_bytes(head[8:16], "big") if length == 1 else length
+            if length < 8:  # 0: to the end of the file
+                break
+            kinds.add(head[4:8])
+            at += length
+            file.seek(at)
+    return at if b"moof" in kinds else 0
 
 
 def _doubt(

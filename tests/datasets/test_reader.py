@@ -106,6 +106,29 @@ def _truncated(path, write_video):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def _fragmented(path: Path, source: Path) -> list[int]:
+    """Write a fragmented copy of a video, and return the places of its fragments."""
+    with av.open(str(source)) as container, av.open(str(path), "w", options={"movflags": "frag_every_frame"}) as copy:
+        stream = copy.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                copy.mux(packet)
+    data = path.read_bytes()
+    return [found.start() - 4 for found in re.finditer(b"moof", data)]
+
+
+def test_a_cut_fragment_is_not_a_shorter_video(tmp_path, write_video):
+    write_video(tmp_path / "a.mp4", frames=60)
+    places = _fragmented(tmp_path / "b.mp4", tmp_path / "a.mp4")
+    data = (tmp_path / "b.mp4").read_bytes()
+    assert len(places) > 2 and len(read_frames(str(tmp_path / "b.mp4"), range)) == 60
+    for end in (places[-1] + 4, places[-1] + 12, places[-1] + 40, len(data) - 3):
+        (tmp_path / "c.mp4").write_bytes(data[:end])
+        with pytest.raises(MediaError, match="cut off|not a readable"):
+            read_frames(str(tmp_path / "c.mp4"), lambda length: range(length))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
