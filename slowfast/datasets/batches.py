@@ -22,6 +22,9 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: of the permutation.
         rank: of this process.
         world_size: number of processes.
+
+    Raises:
+        ValueError: the list has fewer rows than a batch of all processes, so that a training would take no step.
     """
 
     def __init__(
@@ -34,6 +37,11 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.set_position(0)
+        if train and not len(self):
+            raise ValueError(
+                f"the training list has {num_videos} videos, fewer than one batch of {batch_size} x {world_size} "
+                "processes: lower batch_size"
+            )
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Make the next iteration begin at `batch` of `epoch`."""

@@ -25,6 +25,7 @@ Split = Literal["train", "val", "test"]
 
 # Argument named in an error message of another module -> configuration keys that set it.
 KEYS = {
+    "batch_size": "TRAIN.BATCH_SIZE",
     "data folder": "DATA.PATH_TO_DATA_DIR",
     "data set": "TRAIN.DATASET and TEST.DATASET",
     "jitter_scales": "DATA.TRAIN_JITTER_SCALES",
@@ -68,22 +69,12 @@ def build_loader(
         with _keys_of_arguments():
             check_files(dataset.samples)
         check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
-    sampler = EpochBatchSampler(
-        len(dataset),
-        _batch_size(cfg, split, local_world_size),
-        train=split == "train",
-        seed=cfg.RNG_SEED,
-        rank=rank,
-        world_size=world_size,
-    )
-    if split == "train" and not len(sampler):
-        raise ValueError(
-            f"the training list has {len(dataset)} videos, fewer than one batch of {sampler.batch_size} x {world_size} "
-            "processes: lower TRAIN.BATCH_SIZE"
-        )
+    size, ranks = _batch_size(cfg, split, local_world_size), {"rank": rank, "world_size": world_size}
+    with _keys_of_arguments():
+        sampler = EpochBatchSampler(len(dataset), size, train=split == "train", seed=cfg.RNG_SEED, **ranks)
     workers = cfg.DATA_LOADER.NUM_WORKERS
     if rank == 0:
-        warn_of_few_cores(workers, local_world_size)
+        warn_of_few_cores(workers, local_world_size, "DATA_LOADER.NUM_WORKERS")
     return VideoLoader(dataset, sampler, workers, pin_memory=pin_memory)
 
 

@@ -36,13 +36,13 @@ def usable_cores() -> int:
 
 
 @cache
-def warn_of_few_cores(workers: int, processes: int) -> None:
-    """Warn, once, if a node has fewer cores than workers."""
+def warn_of_few_cores(workers: int, processes: int, name: str = "num_workers") -> None:
+    """Warn, once, if a node has fewer cores than workers; `name` is the setting that the cure names."""
     cores = usable_cores()
     if workers * processes > cores:
         logger.warning(
-            "%d workers in each of %d processes are more than the %d usable cores: set num_workers to %d, which loads "
-            "as fast and takes less memory", workers, processes, cores, max(1, cores // processes),
+            "%d workers in each of %d processes are more than the %d usable cores: set %s to %d, which loads as fast "
+            "and takes less memory", workers, processes, cores, name, max(1, cores // processes),
         )  # fmt: skip
 
 

@@ -96,6 +96,12 @@ def test_evaluation_reads_every_row_once():
     assert len(EpochBatchSampler(1, 2, train=False, rank=1, world_size=2)) == 0
 
 
+def test_a_training_without_a_whole_batch_is_refused():
+    assert len(EpochBatchSampler(6, 2, train=True, world_size=3)) == 1
+    with pytest.raises(ValueError, match="batch_size"):
+        EpochBatchSampler(5, 2, train=True, world_size=3)
+
+
 def test_a_list_shorter_than_a_batch_is_refused(make_cfg):
     with pytest.raises(ValueError, match=r"\b10\b.*\b16\b.*TRAIN\.BATCH_SIZE"):
         build_loader(make_cfg("TRAIN.BATCH_SIZE", 16), "train")
@@ -136,7 +142,7 @@ def test_more_workers_than_cores_are_logged_once_with_their_number(make_cfg, cap
     assert not caplog.messages
     for split in ("train", "val"):
         build_loader(make_cfg("DATA_LOADER.NUM_WORKERS", 2), split, local_world_size=2)
-    assert len(caplog.messages) == 1 and "num_workers to 1," in caplog.messages[0]
+    assert len(caplog.messages) == 1 and "DATA_LOADER.NUM_WORKERS to 1," in caplog.messages[0]
 
 
 def test_a_loader_leaves_the_global_random_state_alone(make_cfg):
