@@ -369,7 +369,9 @@ def test_variables_are_expanded_in_files_bases_and_overrides(write, monkeypatch)
 def test_variables_in_lists_are_expanded_or_refused(write, monkeypatch):
     monkeypatch.setenv("WIDTH", "64")
     monkeypatch.delenv("NO_SUCH", raising=False)
-    path = write("x.yaml", "MODEL: {OPTIONS: ['width=${WIDTH}', 'pool=${NO_SUCH}']}\nDATA: {MEAN: ['${WIDTH}', 0, 0]}\n")
+    path = write(
+        "x.yaml", "MODEL: {OPTIONS: ['width=${WIDTH}', 'pool=${NO_SUCH}']}\nDATA: {MEAN: ['${WIDTH}', 0, 0]}\n"
+    )
     cfg = load_config(path)
     assert cfg.MODEL.OPTIONS == ["width=64", "pool=${NO_SUCH}"] and cfg.DATA.MEAN == [64, 0, 0]
     with pytest.raises(ConfigError) as error:
