@@ -75,7 +75,7 @@ def test_training_accuracy_of_mixed_samples():
     assert [int(in_top(scores, labels, k).sum()) for k in (1, 5)] == case["topks_correct_1_5"]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES["test_meter"] if "update_order" in c])
+@pytest.mark.parametrize("case", CASES["test_meter"])
 def test_ensemble_of_views_matches_the_official_meter(case):
     ensemble = ViewEnsemble(case["method"], case["softmax_before_ensemble"])
     logits, views = torch.from_numpy(drawn(case["preds"])), case["num_clips"]
