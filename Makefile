@@ -5,6 +5,9 @@ VENV ?= .venv
 JOBS ?= 3
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
+MAKE_VENV = @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Python compiles a module when it is first imported; to compile all modules of all packages takes most of a minute.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 
 .PHONY: install dev demo test test-unit lint
 
@@ -13,13 +16,14 @@ install: $(VENV)/.installed ## the packages for training and testing
 dev: $(VENV)/.installed-dev ## and the packages for the checks and tests of this code
 
 $(VENV)/.installed: setup.py
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e .
+	$(MAKE_VENV)
+	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
-	@touch $@
+$(VENV)/.installed-dev: setup.py
+	$(MAKE_VENV)
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.installed $@
 
 demo: install ## the main job on synthetic videos: data, training, multi-view test, control
 	$(RUN) bash exp/demo/run.sh
