@@ -12,6 +12,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def golden() -> Callable[[str], Any]:
         return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
     return read
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Let torch.compile make graphs, which are listed, and run them without the slow compiler."""
+    made: list[Any] = []
+    backend = partial(torch.compile, backend=lambda graph, _: made.append(graph) or graph.forward)
+    monkeypatch.setattr(torch, "compile", backend)
+    yield made
+    torch._dynamo.reset()
 
 
 def golden_tensor(key: str, shape: tuple[int, ...]) -> Tensor:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-
 import pytest
 import torch
 from small_networks import SMALL, small, video_for
@@ -35,17 +32,6 @@ def test_a_test_computes_in_its_number_format(name):
     model[0].register_forward_hook(lambda module, inputs, output: types.append(output.dtype))
     Inference(model, inference_dtype(cfg, CPU), 2, compiled=False)(torch.randn(2, 8))
     assert types == [getattr(torch, name)] and next(model.parameters()).dtype is torch.float32
-
-
-@pytest.fixture
-def graphs(monkeypatch) -> Iterator[list[torch.fx.GraphModule]]:
-    """Compile to graphs, which are listed, and run them without the slow compiler."""
-    made: list[torch.fx.GraphModule] = []
-    compile_ = torch.compile
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "compile", partial(compile_, backend=lambda graph, _: made.append(graph) or graph.forward))
-        yield made
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if "frozen" not in name])

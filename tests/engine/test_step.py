@@ -334,3 +334,44 @@ def test_facts_of_a_step_are_settled_while_the_next_one_runs(make, tmp_path):
         train_step(state, run, iter([{**third, "video": third["video"] * math.nan}]))
     with pytest.raises(SharedError):
         settle(state, run)
+
+
+class Small(nn.Module):
+    """A network with statistics and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.head = nn.BatchNorm1d(12), nn.Dropout(0.5), nn.Linear(12, CLASSES)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.head(self.drop(self.norm(video.flatten(1))))
+
+
+def trained(make: Callable[..., tuple[TrainState, Run]], compiled: bool) -> dict[str, Any]:
+    torch.manual_seed(0)
+    state, run = make(Small(), MODEL__COMPILE=compiled, SOLVER__ACCUMULATION_STEPS=2)
+    state.ema = ModelEma(state.model, 0.5)
+    made = iter(batches(8))
+    for state.step in range(4):
+        take_step(state, run, iter([next(made), next(made)]))
+    return state.state_dict()
+
+
+def test_a_compiled_network_trains_as_one_graph_to_the_same_state(make, graphs):
+    expected, found = trained(make, False), trained(make, True)
+    assert len(graphs) == 1
+    for part in ("model_state", "ema_state"):
+        assert found[part].keys() == expected[part].keys()  # a checkpoint is the same with and without
+        for name, value in expected[part].items():
+            torch.testing.assert_close(found[part][name], value, msg=name)
+
+
+@pytest.mark.slow
+def test_the_real_compiler_gives_the_same_gradients():
+    model, (batch,), gradients = Small().eval(), batches(1), []  # without dropout, whose draws are others
+    for network in (model, torch.compile(model, dynamic=False)):
+        model.zero_grad()
+        nn.functional.cross_entropy(network(batch["video"]), batch["label"]).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch._dynamo.reset()
+    torch.testing.assert_close(*gradients)
