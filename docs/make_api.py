@@ -27,6 +27,7 @@ NAMES = (
     ("slowfast.datasets.reader", "read_frames"),
     ("slowfast.optim.build", "build_optimizer"),
     ("slowfast.utils.logging", "read_metrics"),
+    ("slowfast.visualization.report", "write_report"),
 )
 INTRODUCTION = """\
 # Python API

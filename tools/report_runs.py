@@ -30,10 +30,10 @@ def main() -> int:
     args = parse_args()
     from slowfast.visualization.compare import FORMATS, comparison_table
     from slowfast.visualization.report import write_comparison, write_report
-    from slowfast.visualization.runs import read_run
+    from slowfast.visualization.runs import read_runs
 
     try:
-        runs = [read_run(folder) for folder in args.runs]
+        runs = read_runs(args.runs)
         table = comparison_table(runs)
         if len(runs) == 1:
             page = write_report(args.runs[0], args.out)

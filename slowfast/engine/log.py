@@ -72,8 +72,8 @@ class RunLog:
     def validation(self, step: int, epoch: int, values: Mapping[str, Any], best: float) -> None:
         """Write the metrics of a validation; `best` is the best top-1 so far."""
         logger.info(
-            "validation after epoch %d: loss %.4f  %s  (%d videos, best top1 %.2f)",
-            epoch, values["loss"], metrics_text(values, self.num_classes), values["num_videos"], best,
+            "validation after epoch %d: %s  loss %.4f  (%d videos, best top1 %.2f)",
+            epoch, metrics_text(values, self.num_classes), values["loss"], values["num_videos"], best,
         )  # fmt: skip
         self.write("val", step, epoch=epoch, **values)
         self._draw("val", step, {name: values[name] for name in ("loss", *METRICS)})

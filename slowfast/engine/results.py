@@ -116,7 +116,7 @@ def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgN
     logger.info(
         "test%s: %s %d videos x %d views%s; results in %s",
         " with shuffled frames" if cfg.TEST.SHUFFLE_FRAMES else "",
-        f"loss {metrics['loss']:.4f}  {metrics_text(metrics, metrics['top5_k'])}  over"
+        f"{metrics_text(metrics, metrics['top5_k'])}  loss {metrics['loss']:.4f}  over"
         if labelled
         else "predictions of",
         labelled or videos,

@@ -43,7 +43,7 @@ def color(number: int) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """One curve; `marks` draws a mark per point, `level` has one value and is a horizontal line."""
+    """One curve, dashed from color `NUM_COLORS` on; `marks` draws its points, `level` is a line at its one value."""
 
     name: str
     x: Sequence[float]
@@ -82,7 +82,8 @@ def curve_chart(title: str, series: Sequence[Series], name: str = "", percent: b
                 axes.axhline(s.y[0], color=color(s.color), linestyle=(0, (4, 3)), linewidth=1.2)
             else:
                 marker = "o" if s.marks or len(s.x) == 1 else ""
-                axes.plot(s.x, s.y, color=color(s.color), linewidth=1.5, marker=marker, markersize=3.2)
+                style = "-" if s.color < NUM_COLORS else (0, (3, 1.5))
+                axes.plot(s.x, s.y, color=color(s.color), linestyle=style, linewidth=1.5, marker=marker, markersize=3.2)
         _limit(axes, [value for s in series for value in s.y], percent)
         axes.grid(axis="x", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -90,7 +91,7 @@ def curve_chart(title: str, series: Sequence[Series], name: str = "", percent: b
         svg, box = _svg(figure, axes)
     curves = [{"name": s.name, "color": s.color % NUM_COLORS, "x": _short(s.x), "y": _short(s.y)} for s in series]
     hover = {"kind": "curves", "box": box, "limits": _short(axes.get_xlim()), "curves": curves}
-    legend = [(s.name, s.color % NUM_COLORS, s.level) for s in series]
+    legend = [(s.name, s.color % NUM_COLORS, s.level or s.color >= NUM_COLORS) for s in series]
     return Chart(title, svg, legend if len(legend) > 1 else [], hover, name)
 
 

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,18 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     configs = [folder / part / "resolved_config.yaml" for part in ("", *TESTS)]
     config = next((path.read_text(encoding="utf-8", errors="replace") for path in configs if path.is_file()), "")
     return Run(folder, folder.resolve().name, read_metrics(folder), tests, config)
+
+
+def read_runs(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
+    """Read output folders; runs are named for their folders, or for their paths if some have the same name.
+
+    Raises:
+        ValueError: one of them is not the output folder of a run.
+    """
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=str(run.folder)) for run in runs]
+    return runs
 
 
 def _metrics(path: Path) -> dict[str, Any]:

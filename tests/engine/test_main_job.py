@@ -54,7 +54,12 @@ def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, 
     content = load_tensors(checkpoint)
     assert content["epoch"] == 1 and content["class_names"][0] == "move_left"
     assert (out / "curves.png").stat().st_size > 5000 and list((out / "tensorboard").iterdir())
-    kinds = [record["kind"] for record in read_metrics(out)]
+    assert "</html>" in (out / "report.html").read_text()
+    records = read_metrics(out)
+    assert records[0]["environment"]["torch"] == torch.__version__.partition("+")[0]
+    best = np.load(out / "validation" / "scores.npz")
+    assert best["scores"].shape == (7, 8) and best["class_names"][0] == "move_left"
+    kinds = [record["kind"] for record in records]
     assert kinds == ["start", *["train"] * 6, "epoch", "val", *["train"] * 6, "epoch", "val", "test"]
 
     # what was dumped runs again: nothing is left to train, and the test gives the same scores

@@ -22,7 +22,7 @@ from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.results import write_scores
 from slowfast.utils.io import to_json
 from slowfast.visualization.report import write_report
-from slowfast.visualization.runs import read_run
+from slowfast.visualization.runs import read_run, read_runs
 
 ROOT = Path(__file__).parents[2]
 CLASSES, VIDEOS = 60, 240
@@ -239,6 +239,12 @@ def test_runs_are_compared_in_results_and_settings(run, page, tmp_path, monkeypa
         page.value("document.querySelector('tr[data-name=\"SOLVER.BASE_LR\"]').textContent") == "SOLVER.BASE_LR0.20.5"
     )
     assert page.faults() == []
+
+
+def test_runs_of_folders_with_the_same_name_are_named_for_their_paths(run, tmp_path):
+    other = make_run(tmp_path / "first")
+    assert [each.name for each in read_runs([run, other])] == [str(run), str(other)]
+    assert [each.name for each in read_runs([run, make_run(tmp_path / "second")])] == ["first", "second"]
 
 
 def test_one_run_gets_its_report_again(run, tmp_path, monkeypatch, capsys):
