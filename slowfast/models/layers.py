@@ -106,19 +106,17 @@ class DropPath(nn.Module):
     timm and torchvision have the same layer, but importing either takes longer than importing PyTorch.
 
     Args:
-        rate: share of samples that are dropped.
-        batch_dim: batch dimension of the input.
+        rate: share of samples that are dropped; samples are along the first dimension.
     """
 
-    def __init__(self, rate: float = 0.0, batch_dim: int = 0) -> None:
+    def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
-        self.rate, self.batch_dim = rate, batch_dim
+        self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rate == 0.0 or not self.training:
             return x
-        shape = [size if dim == self.batch_dim else 1 for dim, size in enumerate(x.shape)]
-        keep = x.new_empty(shape).bernoulli_(1.0 - self.rate)
+        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
         return x * (keep / (1.0 - self.rate))
 
 
