@@ -35,8 +35,9 @@ def test_notes_are_not_faults(monkeypatch):
     assert run(monkeypatch, lambda: iter([doctor.Finding(doctor.NOTE, "little space")])) == 0
 
 
-def test_bfloat16_is_compared_with_float32():
-    assert 1e-4 < doctor.bfloat16_error(torch.device("cpu"), groups=1) < doctor.WRONG
+@pytest.mark.parametrize("groups", [1, 64])
+def test_the_error_of_a_convolution_is_that_of_its_precision(groups):
+    assert 0 < doctor.rounding_error(torch.device("cpu"), groups, torch.float64) < 1e-4
 
 
 @pytest.mark.slow
