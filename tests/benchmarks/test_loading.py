@@ -105,6 +105,7 @@ def test_result_contains_times_and_ratios(videos):
     assert result["plain_to_complete"] > 0
 
 
+@pytest.mark.slow
 def test_made_videos_are_ten_seconds_of_340x256(tmp_path):
     listed = make_videos(tmp_path / "made", 1, 30)
     path, label = listed.read_text().strip().split(",")
