@@ -1,4 +1,4 @@
-"""Provide the console commands, which run the programs of tools/."""
+"""Provide the console commands, which run the programs of tools/ and of the package."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def train() -> int:
 def prepare() -> int:
     """Run tools/prepare_data.py: make, check and re-encode data sets."""
     return _run("prepare_data")
+
+
+def predict() -> int:
+    """Predict the classes of videos."""
+    from slowfast.inference.predict import main
+
+    return main()
+
+
+def features() -> int:
+    """Write the features of videos."""
+    from slowfast.inference.extract import main
+
+    return main()
 
 
 def demo_data() -> int:

@@ -94,6 +94,35 @@ def read_video(
         raise MediaError(path, why_not(path, error, picture, pixels)) from error
 
 
+def stream_video(path: str, wanted: Callable[[int], bool]) -> Iterator[tuple[float, float, np.ndarray | None]]:
+    """Yield begin and end in seconds of every frame of a file, and its RGB pixels if its number is wanted.
+
+    The frames and their numbers are those of `read_video`. Times count from the first frame.
+
+    Raises:
+        MediaError: the file cannot be decoded.
+    """
+    rgb, start, end = _Rgb(), None, 0.0
+    try:
+        with open_video(path) as container:
+            stream = video_stream(path, container)
+            duration = 1 / float(frame_rate(stream))
+            for number, frame in enumerate(every_frame(container, stream)):
+                # the last frames have no time base of their own
+                time = None if frame.pts is None else float(frame.pts * stream.time_base)
+                start = time if start is None else start
+                begin = end if time is None or start is None else max(end - duration, time - start)
+                end = begin + duration
+                yield begin, end, rgb(frame) if wanted(number) else None
+    except av.FFmpegError as error:
+        raise MediaError(path, why_not(path, error)) from error
+
+
+def frame_rate(stream: Any) -> Fraction:
+    """Return the mean number of frames per second of a stream; 25 if the file does not contain it."""
+    return stream.average_rate or stream.guessed_rate or Fraction(25)
+
+
 def _read_listed(
     path: str, container: Any, stream: Any, listed: FrameList, needed: list[int], backend: str
 ) -> list[np.ndarray]:

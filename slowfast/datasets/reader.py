@@ -1,15 +1,17 @@
 """Read the frames of a clip from a video file or a folder of numbered images."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
 
 from slowfast.datasets.container import MediaError, why_not
-from slowfast.datasets.decode import read_video
+from slowfast.datasets.decode import read_video, stream_video
 
-__all__ = ["MediaError", "read_frames"]
+__all__ = ["MediaError", "read_frames", "stream_frames"]
+
+FOLDER_RATE = 25  # frames per second that are assumed for a folder of images
 
 
 def read_frames(
@@ -84,6 +86,49 @@ def read_frames(
         raise MediaError(path, why_not(path, error, picture)) from error
 
 
+def stream_frames(
+    path: str,
+    wanted: Callable[[int], bool],
+    *,
+    image_template: str = "img_{:05d}.jpg",
+    colors: str = "RGB",
+) -> Iterator[tuple[int, float, float, np.ndarray | None]]:
+    """Decode a video from its beginning to its end, with memory for a few frames.
+
+    Args:
+        path: video file, or folder of images numbered from 1, which count as `FOLDER_RATE` frames per second.
+        wanted: function of the number of a frame, whether its pixels are needed.
+        image_template: name of image number k of a folder, as in `image_template.format(k)`.
+        colors: order of the channels, "RGB" or "BGR".
+
+    Yields:
+        Number of each frame, from 0; times in seconds at which it begins and ends, from the beginning of the video; and
+        (H, W, 3) uint8 pixels, or None if they are not wanted.
+
+    Raises:
+        MediaError: the video is missing, damaged or not a video.
+    """
+    folder = os.path.isdir(path)
+    channels = np.s_[::-1] if (colors == "RGB") == folder else np.s_[:]
+    try:
+        if not folder:
+            _check_file(path)
+        source = _stream_folder(path, wanted, image_template) if folder else stream_video(path, wanted)
+        for number, (begin, end, pixels) in enumerate(source):
+            yield number, begin, end, None if pixels is None else np.ascontiguousarray(pixels[..., channels])
+    except (OSError, MemoryError, cv2.error) as error:
+        raise MediaError(path, why_not(path, error)) from error
+
+
+def _stream_folder(
+    path: str, wanted: Callable[[int], bool], image_template: str
+) -> Iterator[tuple[float, float, np.ndarray | None]]:
+    count = _count_images(path, image_template)
+    for number in range(count):
+        pixels = _read_image(path, image_template.format(number + 1), count) if wanted(number) else None
+        yield number / FOLDER_RATE, (number + 1) / FOLDER_RATE, pixels
+
+
 class _NotTheFile(BaseException):
     """An exception of `choose`, which must not be reported as a fault of the file."""
 
@@ -109,12 +154,17 @@ def _read_folder(
     path: str, choose: Callable[[int], Sequence[int]], num_frames: int | None, image_template: str
 ) -> tuple[list[np.ndarray], list[int]]:
     if num_frames is None:
-        start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
-        num_frames = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
-    if num_frames == 0:
-        raise MediaError(path, f"no image is named like image_template {image_template!r}")
+        num_frames = _count_images(path, image_template)
     needed, order = np.unique(np.asarray(choose(num_frames)), return_inverse=True)
     return [_read_image(path, image_template.format(index + 1), num_frames) for index in needed], order.tolist()
+
+
+def _count_images(path: str, image_template: str) -> int:
+    start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
+    count = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
+    if not count:
+        raise MediaError(path, f"no image is named like image_template {image_template!r}")
+    return count
 
 
 def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:

@@ -147,6 +147,14 @@ class Network:
         with torch.no_grad():
             return self._to_device(dataset.views(videos))
 
+    def pictures(self, frames: np.ndarray) -> np.ndarray:
+        """Return the clips of RGB frames as in `transform`, but as pictures (B, T, H, W, C) uint8."""
+        dataset = self.dataset
+        assert isinstance(dataset, VideoEvalDataset)
+        prepared = dataset.prepare(frames[..., ::-1] if self.cfg.DATA.REVERSE_INPUT_CHANNEL else frames)
+        clips = torch.stack([*dataset.views([prepared]).cut()])
+        return clips.round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).numpy()
+
     def frame_indices(self, length: int) -> list[int]:
         """Return the frames of all temporal views of a video of `length` frames, view by view."""
         assert isinstance(self.dataset, VideoEvalDataset)

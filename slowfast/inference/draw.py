@@ -1,0 +1,249 @@
+"""Draw predictions: over a video, over the time of a video, and over the frames that the network saw."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from slowfast.datasets.container import open_container, open_video, video_stream
+from slowfast.datasets.decode import frame_rate, stream_video
+from slowfast.inference.results import Class
+from slowfast.inference.segments import Segment, Timeline
+from slowfast.utils.io import atomic_write
+
+SHORT_SIDE = 360  # pixels; smaller videos are enlarged, so that text is legible
+STRIP = 0.12  # height of the time line, as a share of the short side
+PANEL, TEXT, MUTED, PAPER = (16, 18, 24), (244, 246, 250), (150, 158, 172), (252, 252, 253)
+BACK_OFF = 200  # opacity of a panel, 0 to 255
+
+
+@lru_cache
+def font(size: int) -> Any:
+    """Return the font of Pillow in a size in pixels."""
+    return ImageFont.load_default(size)
+
+
+def color(index: int) -> tuple[int, int, int]:
+    """Return the colour of a class; classes with near numbers differ most."""
+    red, green, blue = colorsys.hls_to_rgb((0.56 + index * 0.61803399) % 1, 0.60, 0.72)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def shortened(text: str, size: int, width: float) -> str:
+    """Return a text that fits a width in pixels, with dots for the rest."""
+    if font(size).getlength(text) <= width:
+        return text
+    while text and font(size).getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int], size: int) -> int:
+    """Draw names with bars of their probabilities; return the height.
+
+    Args:
+        image: drawn into; RGB.
+        top: the classes.
+        box: left, top and width in pixels.
+        size: of the text in pixels.
+    """
+    left, y, width = box
+    pen, row, number = ImageDraw.Draw(image, "RGBA"), round(1.75 * size), round(3.1 * size)
+    for rank, found in enumerate(top):
+        bright = TEXT if not rank else MUTED
+        name = shortened(found.name.replace("_", " "), size, width - number)
+        pen.text((left, y), name, fill=bright, font=font(size))
+        percent = f"{100 * found.probability:.1f} %"
+        pen.text((left + width - font(size).getlength(percent), y), percent, fill=bright, font=font(size))
+        base, thick = y + round(1.25 * size), max(2, size // 5)
+        pen.rectangle((left, base, left + width, base + thick), fill=(*TEXT, 40))
+        pen.rectangle((left, base, left + round(width * found.probability), base + thick), fill=color(found.index))
+        y += row
+    return y - box[1]
+
+
+def draw_frame(frame: np.ndarray, timeline: Timeline, time: float, strip: Image.Image) -> np.ndarray:
+    """Return a frame with the classes of its time over it, and the time line below.
+
+    Args:
+        frame: (H, W, 3) RGB.
+        timeline: of the video.
+        time: of the frame in seconds.
+        strip: from `draw_strip`, as wide as the enlarged frame.
+    """
+    height = round(frame.shape[0] * strip.width / frame.shape[1] / 2) * 2
+    image = Image.new("RGB", (strip.width, height + strip.height), PANEL)
+    image.paste(Image.fromarray(frame).resize((strip.width, height), Image.Resampling.BICUBIC))
+    top = timeline.at(time)[:3]
+    size = max(12, min(strip.width, height) // 22)
+    margin = size
+    wide = min(strip.width - 2 * margin, 17 * size)
+    high = round(1.75 * size) * len(top) + round(0.9 * size)
+    pen = ImageDraw.Draw(image, "RGBA")
+    corner = (margin // 2, margin // 2, margin // 2 + wide + size, margin // 2 + high)
+    pen.rounded_rectangle(corner, size // 2, fill=(*PANEL, BACK_OFF))
+    draw_bars(image, top, (margin, margin, wide), size)
+    image.paste(strip, (0, height))
+    share = min(1.0, time / timeline.seconds) if timeline.seconds else 0.0
+    x = round(share * (strip.width - 1))
+    pen.rectangle((max(0, x - 1), height, x + 1, height + strip.height), fill=(255, 255, 255))
+    return np.asarray(image)
+
+
+def draw_strip(timeline: Timeline, width: int, height: int) -> Image.Image:
+    """Return the time line of a video: one coloured part per segment, with its name where there is space."""
+    image = Image.new("RGB", (width, height), PANEL)
+    pen, size = ImageDraw.Draw(image), max(10, round(0.36 * height))
+    for segment in timeline.segments():
+        left, right = (round(time / (timeline.seconds or 1) * width) for time in (segment.begin, segment.end))
+        hue = color(segment.found.index)
+        pen.rectangle((left, round(0.1 * height), max(left, right - 2), round(0.9 * height)), fill=hue)
+        name = segment.found.name.replace("_", " ")
+        if font(size).getlength(name) < right - left - size:
+            middle = ((left + right) / 2, height / 2)
+            pen.text(middle, name, fill=PANEL, font=font(size), anchor="mm")
+    return image
+
+
+def write_video(timeline: Timeline, path: str) -> str:
+    """Write a copy of a video with its predictions over it; return why its sound is left out, "" if it is kept.
+
+    Raises:
+        MediaError: the video cannot be decoded.
+    """
+    if os.path.isdir(timeline.path):
+        raise ValueError(f"{timeline.path} is a folder of frames: --video needs a video file")
+    part = f"{path}.part{os.path.splitext(path)[1]}"
+    try:
+        with av.open(part, "w") as target:
+            silent = _write_streams(timeline, target)
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+    return silent
+
+
+def _write_streams(timeline: Timeline, target: Any) -> str:
+    with open_video(timeline.path) as source:
+        rate = frame_rate(video_stream(timeline.path, source))
+    stream = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+    stream.pix_fmt = "yuv420p"
+    stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
+    strip, silent, sound = None, "", None
+    with open_container(timeline.path) as source:
+        tracks = source.streams.audio
+        if tracks:
+            try:
+                sound = target.add_stream_from_template(tracks[0])
+            except (ValueError, av.FFmpegError) as error:
+                silent = f"its sound cannot be copied ({error})"
+        for begin, _, pixels in stream_video(timeline.path, lambda number: True):
+            assert pixels is not None
+            if strip is None:
+                strip = _new_strip(timeline, pixels.shape)
+                stream.width, stream.height = strip.width, _height(strip, pixels.shape) + strip.height
+            frame = av.VideoFrame.from_ndarray(draw_frame(pixels, timeline, begin, strip), format="rgb24")
+            frame.pts, frame.time_base = round(begin * 90000), stream.time_base
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+        if sound is not None:
+            for packet in source.demux(tracks[0]):
+                if packet.dts is not None:
+                    packet.stream = sound
+                    target.mux(packet)
+    return silent
+
+
+def _new_strip(timeline: Timeline, shape: Sequence[int]) -> Image.Image:
+    scale = max(1.0, SHORT_SIDE / min(shape[:2]))
+    short = scale * min(shape[:2])
+    return draw_strip(timeline, round(shape[1] * scale / 2) * 2, round(STRIP * short / 2) * 2)
+
+
+def _height(strip: Image.Image, shape: Sequence[int]) -> int:
+    return round(shape[0] * strip.width / shape[1] / 2) * 2
+
+
+def write_timeline(timeline: Timeline, path: str) -> None:
+    """Draw which class is predicted when: a row for each of the most frequent classes, and the probability above."""
+    from matplotlib.figure import Figure  # slow to import
+
+    segments = timeline.segments()
+    lasting: dict[int, float] = {}
+    for segment in segments:
+        lasting[segment.found.index] = lasting.get(segment.found.index, 0.0) + segment.end - segment.begin
+    order = sorted(lasting, key=lambda index: -lasting[index])[:12]
+    figure = Figure(figsize=(12, 1.9 + 0.34 * len(order)), layout="constrained")
+    above, rows = figure.subplots(2, 1, sharex=True, height_ratios=[1.0, 0.34 * len(order) + 0.2])
+    unit, name = (60, "minutes") if timeline.seconds > 180 else (1, "seconds")
+    times = [time / unit for time in [*timeline.begin, timeline.seconds]]
+    best = [100 * top[0].probability for top in timeline.tops]
+    above.stairs(best, times, color="#5b6475", fill=True, alpha=0.25)
+    above.stairs(best, times, color="#3b4252", linewidth=1.1, baseline=None)
+    above.set(ylim=(0, 100), ylabel="probability (%)", title=os.path.basename(timeline.path))
+    for place, index in enumerate(order):
+        spans = [(s.begin / unit, (s.end - s.begin) / unit) for s in segments if s.found.index == index]
+        rows.broken_barh(spans, (place - 0.38, 0.76), color=[channel / 255 for channel in color(index)])
+    names = {segment.found.index: segment.found.name.replace("_", " ") for segment in segments}
+    rows.set(xlim=(0, times[-1] or 1), xlabel=f"time ({name})", ylim=(len(order) - 0.4, -0.6))
+    rows.set_yticks(range(len(order)), [names[index] for index in order])
+    for axes in (above, rows):
+        axes.grid(axis="x", alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=110, format="png")
+
+
+def write_sheet(clips: np.ndarray, views: int, title: str, top: Sequence[Class], path: str) -> None:
+    """Draw the frames that the network saw: one row per clip.
+
+    Args:
+        clips: (B, T, H, W, 3) RGB uint8.
+        views: temporal views; the other clips are crops of them.
+        title: of the picture.
+        top: classes to draw beside the frames.
+        path: of the PNG.
+    """
+    count, time, height, width = clips.shape[:4]
+    tile = max(48, min(160, 1500 // time))
+    high = round(tile * height / width)
+    gap, size, side = 6, 16, 300
+    left, head = 92, 56
+    body = max(count * (high + gap), round(1.75 * size) * len(top) + gap)
+    image = Image.new("RGB", (left + time * (tile + gap) + side + 30, head + body + 16), PANEL)
+    pen = ImageDraw.Draw(image)
+    pen.text((16, 16), shortened(title, 20, image.width - 32), fill=TEXT, font=font(20))
+    for row, clip in enumerate(clips):
+        y = head + row * (high + gap)
+        crops = count // views
+        crop = f"\ncrop {row % crops + 1}" if crops > 1 else ""
+        pen.text((16, y + 4), f"view {row // crops + 1}{crop}", fill=MUTED, font=font(14))
+        for column, frame in enumerate(clip):
+            small = Image.fromarray(frame).resize((tile, high), Image.Resampling.BICUBIC)
+            image.paste(small, (left + column * (tile + gap), y))
+    draw_bars(image, top, (left + time * (tile + gap) + 14, head, side), size)
+    with atomic_write(path) as file:
+        image.save(file, "PNG")
+
+
+def segment_rows(segments: Sequence[Segment]) -> list[list[str]]:
+    """Return the rows of a table of segments."""
+    return [
+        [clock(one.begin), clock(one.end), one.found.name, f"{100 * one.found.probability:.1f} %"] for one in segments
+    ]
+
+
+def clock(seconds: float) -> str:
+    """Return a time as MINUTES:SECONDS, with hours if there are any."""
+    hours, rest = divmod(seconds, 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{int(hours)}:{int(minutes):02d}:{seconds:04.1f}" if hours else f"{int(minutes)}:{seconds:04.1f}"

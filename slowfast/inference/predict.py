@@ -1,0 +1,310 @@
+"""Predict the classes of videos: slowfast-predict VIDEO|FOLDER|PATTERN|LIST|URL ... --weights SOURCE."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+from tqdm import tqdm
+
+from slowfast.datasets.container import open_video, video_stream
+from slowfast.datasets.decode import frame_rate
+from slowfast.datasets.reader import FOLDER_RATE, MediaError, read_frames
+from slowfast.inference.inputs import check_output, find_videos
+from slowfast.inference.load import load
+from slowfast.inference.network import Network
+from slowfast.inference.results import Class, Prediction
+from slowfast.inference.segments import Timeline, predict_windows
+from slowfast.utils import distributed
+from slowfast.utils.io import csv_text, to_json, write_text
+
+SOME_FAILED, WRONG_INPUT = 1, 2  # exit codes
+BAR = 24  # characters
+SHOWN = 40  # videos and segments that the terminal shows
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="slowfast-predict", description=__doc__, allow_abbrev=False)
+    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder, pattern, list (.txt, .csv) or URL")
+    add_network(parser)
+    parser.add_argument("--top", type=positive(int), default=5, metavar="N", help="classes per video (default 5)")
+    parser.add_argument("--json", metavar="FILE", help="write the predictions as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write the predictions as a table")
+    parser.add_argument("--video", metavar="FILE", help="write the video with its predictions; a folder for several")
+    parser.add_argument("--sheet", metavar="FILE", help="write the frames that the network saw; a folder for several")
+    long = parser.add_argument_group("long videos")
+    long.add_argument("--window", type=positive(float), metavar="S", help="predict windows of S seconds")
+    long.add_argument(
+        "--stride", type=positive(float), metavar="S", help="seconds between windows (default: window / 4)"
+    )
+    long.add_argument("--segments", metavar="FILE", default="segments.json", help="JSON of segments, with a PNG beside")
+    long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows at once (default 8)")
+    args = parser.parse_args(argv)
+    if args.stride and not args.window:
+        parser.error("--stride needs --window")
+    if args.window and (args.gpus or args.processes or args.sheet):
+        parser.error("--window runs in one process, and has no --sheet")
+    return args
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name a network and where it runs."""
+    parser.add_argument(
+        "--weights", required=True, metavar="SOURCE", help="OUTPUT_DIR, checkpoint, name, folder, hf://"
+    )
+    parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
+    parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
+    parser.add_argument("--gpus", type=positive(int), metavar="N", help="one process per GPU")
+    parser.add_argument("--processes", type=positive(int), metavar="N", help="processes on the CPU")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change the configuration")
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return the type of an option whose value must be above 0."""
+
+    def number(text: str) -> Any:
+        if (value := kind(text)) <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
+def load_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Network:
+    """Load the network of a command line."""
+    device = "cpu" if args.processes else args.device
+    return load(
+        args.weights,
+        args.experiment,
+        device=device,
+        class_names=args.class_names,
+        overrides=[*overrides, *args.opts],
+    )
+
+
+def main() -> int:
+    """Predict; return 0, 1 if some videos cannot be read, or 2 for wrong inputs."""
+    return guarded(lambda: execute(parse_args()))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a program; end wrong inputs with one line."""
+    try:
+        return run()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Predict what a command line says; return the exit code."""
+    paths = find_videos(args.videos)
+    for option in ("json", "csv"):
+        if path := getattr(args, option):
+            check_output(path, f"--{option}")
+    targets = {option: _targets(getattr(args, option), paths, option) for option in ("video", "sheet")}
+    if args.window:
+        check_output(args.segments, "--segments")
+        return _predict_long(args, paths, targets["video"])
+    found, net = _predict(args, paths)
+    if net.class_names is None:
+        print("the weights do not name their classes, so these are numbers: give --class-names FILE", file=sys.stderr)
+    good = [prediction for prediction in found if not prediction.error]
+    if not good:
+        raise ValueError(f"{found[0].path}: {found[0].error}" + f" ({len(found) - 1} more)" * (len(found) > 1))
+    _write(args, found)
+    for prediction in tqdm(good, desc="draw", disable=_quiet(targets)):
+        _draw(net, prediction, targets)
+    _print_table(good)
+    return report_bad([(prediction.path, prediction.error) for prediction in found if prediction.error])
+
+
+def _quiet(targets: dict[str, dict[str, str]]) -> bool | None:
+    return None if any(targets.values()) else True
+
+
+def _targets(place: str | None, paths: Sequence[str], option: str) -> dict[str, str]:
+    """Return path of a video -> file to write; for several videos, `place` is a folder."""
+    if not place:
+        return {}
+    suffix = {"video": ".mp4", "sheet": ".png"}[option]
+    files = {}
+    for path in paths:
+        name = os.path.splitext(os.path.basename(path.rstrip("/")))[0]
+        name = f"{name}_{len(files)}" if os.path.join(place, name + suffix) in files.values() else name
+        files[path] = place if len(paths) == 1 and not os.path.isdir(place) else os.path.join(place, name + suffix)
+    for file in files.values():
+        check_output(file, f"--{option}")
+        if not file.lower().endswith((suffix, ".mkv", ".mov")):
+            raise ValueError(f"--{option} {file} must end in {suffix}")
+    if same := [path for path, file in files.items() if os.path.realpath(path) == os.path.realpath(file)]:
+        raise ValueError(f"--{option} would replace {same[0]}: choose another place")
+    return files
+
+
+def _predict(args: argparse.Namespace, paths: list[str]) -> tuple[list[Prediction], Network]:
+    if not args.gpus and not args.processes:
+        net = load_network(args)
+        return net.predict(paths, args.top), net
+    from slowfast.run.launch import JobError, launch
+
+    net = load_network(argparse.Namespace(**{**vars(args), "device": "cpu"}))
+    folder = tempfile.mkdtemp(prefix="slowfast-predict-")
+    try:
+        cfg = net.cfg.clone()
+        cfg.defrost()
+        cfg.NUM_GPUS, cfg.NUM_PROCESSES, cfg.NUM_SHARDS = args.gpus or 0, args.processes or 0, 1
+        cfg.TRAIN.ENABLE, cfg.OUTPUT_DIR = False, folder
+        cfg.freeze()
+        launch(cfg, _Job(args, paths))
+        return pickle.loads(Path(folder, "found.pkl").read_bytes()), net
+    except JobError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class _Job:
+    """Predict in one process of a group; the main process writes the result."""
+
+    args: argparse.Namespace
+    paths: list[str]
+
+    def __call__(self, cfg: CfgNode) -> None:
+        found = load_network(self.args).predict(self.paths, self.args.top)
+        if distributed.is_main():
+            Path(cfg.OUTPUT_DIR, "found.pkl").write_bytes(pickle.dumps(found))
+
+
+def _write(args: argparse.Namespace, found: Sequence[Prediction]) -> None:
+    if args.json:
+        write_text(args.json, to_json([prediction.as_dict() for prediction in found], indent=2) + "\n")
+    if args.csv:
+        top = max(len(prediction.top) for prediction in found)
+        ranks = range(1, top + 1)
+        rows: list[list[Any]] = [["path", *(f"top{k}" for k in ranks), *(f"probability{k}" for k in ranks), "error"]]
+        for prediction in found:
+            names = [one.name for one in prediction.top] or [""] * top
+            values = [f"{one.probability:.6g}" for one in prediction.top] or [""] * top
+            rows.append([prediction.path, *names, *values, prediction.error])
+        write_text(args.csv, csv_text(rows))
+
+
+def _draw(net: Network, prediction: Prediction, targets: dict[str, dict[str, str]]) -> None:
+    from slowfast.inference.draw import write_sheet, write_video
+
+    if file := targets["sheet"].get(prediction.path):
+        frames = read_frames(prediction.path, net.frame_indices, image_template=net.cfg.DATA.IMAGE_TEMPLATE)
+        clips = net.pictures(frames)
+        title = os.path.basename(prediction.path.rstrip("/"))
+        write_sheet(clips, net.cfg.TEST.NUM_ENSEMBLE_VIEWS, title, prediction.top[:5], file)
+    if file := targets["video"].get(prediction.path):
+        timeline = Timeline(prediction.path, [0.0], [prediction.top], _seconds(prediction.path))
+        if silent := write_video(timeline, file):
+            print(f"{prediction.path}: {silent}", file=sys.stderr)
+
+
+def _seconds(path: str) -> float:
+    with open_video(path) as container:
+        stream = video_stream(path, container)
+        duration = container.duration / 1e6 if container.duration else 0.0
+        return float(stream.duration * stream.time_base) if stream.duration else duration
+
+
+def _predict_long(args: argparse.Namespace, paths: Sequence[str], videos: dict[str, str]) -> int:
+    """Predict the windows of videos, and write their segments."""
+    from slowfast.inference.draw import write_timeline, write_video
+
+    net = load_network(args, ["TEST.NUM_SPATIAL_CROPS", "1"])
+    if net.class_names is None:
+        print("the weights do not name their classes, so these are numbers: give --class-names FILE", file=sys.stderr)
+    good, bad = list[Timeline](), list[tuple[str, str]]()
+    for path in paths:
+        try:
+            good.append(_timeline(args, net, path))
+        except MediaError as error:
+            bad.append((error.path, error.reason))
+    if not good:
+        raise ValueError(f"{bad[0][0]}: {bad[0][1]}" + f" ({len(bad) - 1} more)" * (len(bad) > 1))
+    report = [
+        {"path": one.path, "seconds": round(one.seconds, 3), "segments": [part.as_dict() for part in one.segments()]}
+        for one in good
+    ]
+    rule = {"window": args.window, "stride": args.stride or args.window / 4}
+    write_text(args.segments, to_json({**rule, "videos": report, "unreadable": bad}, indent=2) + "\n")
+    base = os.path.splitext(args.segments)[0]
+    for number, timeline in enumerate(good):
+        stem = os.path.splitext(os.path.basename(timeline.path))[0]
+        write_timeline(timeline, f"{base}.png" if len(good) == 1 else f"{base}_{number}_{stem}.png")
+        _print_segments(timeline)
+        if timeline.path in videos and (silent := write_video(timeline, videos[timeline.path])):
+            print(f"{timeline.path}: {silent}", file=sys.stderr)
+    return report_bad(bad)
+
+
+def _timeline(args: argparse.Namespace, net: Network, path: str) -> Timeline:
+    if os.path.isdir(path):
+        rate, seconds = float(FOLDER_RATE), 0.0
+    else:
+        with open_video(path) as container:
+            rate = float(frame_rate(video_stream(path, container)))
+        seconds = _seconds(path)
+    window = max(1, round(args.window * rate))
+    stride = max(1, round((args.stride or args.window / 4) * rate))
+    bar = tqdm(total=round(seconds, 1), desc=os.path.basename(path), unit="s", disable=None, leave=False)
+    with bar:
+        return predict_windows(net, path, window, stride, args.batch, lambda time: bar.update(time - bar.n))
+
+
+def bar_text(found: Class) -> str:
+    """Return a bar of text for a probability."""
+    eighths = round(found.probability * BAR * 8)
+    partial = " ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else ""
+    return ("█" * (eighths // 8) + partial).ljust(BAR)
+
+
+def _print_table(found: Sequence[Prediction]) -> None:
+    width = max(len(one.name) for prediction in found for one in prediction.top)
+    for prediction in found[:SHOWN]:
+        print(prediction.path)
+        for one in prediction.top:
+            print(f"  {one.name:<{width}}  {bar_text(one)} {100 * one.probability:5.1f} %")
+    if len(found) > SHOWN:
+        print(f"... and {len(found) - SHOWN} more videos: write them with --json or --csv")
+
+
+def _print_segments(timeline: Timeline) -> None:
+    from slowfast.inference.draw import segment_rows
+
+    print(timeline.path)
+    rows = segment_rows(timeline.segments())
+    width = max(len(row[2]) for row in rows)
+    for begin, end, name, share in rows[:SHOWN]:
+        print(f"  {begin:>9} - {end:>9}  {name:<{width}}  {share:>8}")
+    if len(rows) > SHOWN:
+        print(f"  ... and {len(rows) - SHOWN} more segments")
+
+
+def report_bad(bad: Sequence[tuple[str, str]]) -> int:
+    """List the videos that cannot be read; return the exit code."""
+    if bad:
+        print(f"{len(bad)} videos cannot be read:", file=sys.stderr)
+    for path, reason in bad:
+        print(f"  {path}: {reason}", file=sys.stderr)
+    return SOME_FAILED if bad else 0

@@ -1,0 +1,139 @@
+"""Run a network on the sliding windows of a video, which is decoded once, with memory for one window."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slowfast.datasets.dataset import VideoEvalDataset
+from slowfast.datasets.lists import Sample
+from slowfast.datasets.reader import MediaError, stream_frames
+from slowfast.datasets.rows import UNKNOWN
+from slowfast.inference.network import Network
+
+AHEAD = 2  # batches that are decoded ahead
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a video.
+
+    Attributes:
+        first: number of its first frame.
+        begin: time of its first frame in seconds.
+        end: time at which its last frame ends.
+        frames: (C, T, H, W) from `VideoEvalDataset.prepare`.
+    """
+
+    first: int
+    begin: float
+    end: float
+    frames: Tensor
+
+
+class WindowCutter:
+    """Cut a video into windows in one decode; the windows begin at frame 0, stride, 2 * stride, ...
+
+    The T frames of a window are chosen as in a test of a video that consists of the window: evenly spread if the
+    network was trained on dense clips, else from equal parts. A video that is shorter than a window has one window.
+
+    Args:
+        net: the network.
+        path: video file or folder of frames.
+        window: frames of a window.
+        stride: frames from a window to the next one.
+
+    Attributes:
+        length: frames of the video that are decoded so far.
+        seconds: time at which the last of them ends.
+    """
+
+    def __init__(self, net: Network, path: str, window: int, stride: int) -> None:
+        assert isinstance(net.dataset, VideoEvalDataset)
+        self.dataset, self.path, self.window, self.stride = net.dataset, path, window, stride
+        self.length, self.seconds = 0, 0.0
+        self.offsets = self._choose(window)
+        self.earliest: dict[int, int] = {}  # remainder of a frame number by the stride -> its first needed frame
+        for offset in sorted(self.offsets, reverse=True):
+            self.earliest[offset % stride] = offset
+
+    def _choose(self, length: int) -> list[int]:
+        """Return the frames of a window of `length` frames."""
+        sampler = self.dataset.reader.sampler
+        spread = length / sampler.num_frames
+        return replace(sampler, num_views=1, sampling_rate=spread)(length, 0, None)  # pyright: ignore[reportArgumentType]
+
+    def is_needed(self, number: int) -> bool:
+        """Return whether a window contains this frame."""
+        return number >= self.earliest.get(number % self.stride, number + 1)
+
+    def __iter__(self) -> Iterator[Window]:
+        """Yield the windows.
+
+        Raises:
+            MediaError: the video cannot be decoded.
+        """
+        reader, first = self.dataset.reader, 0
+        kept: dict[int, Tensor] = {}
+        times: deque[float] = deque(maxlen=self.window)
+        frames = stream_frames(self.path, self.is_needed, image_template=reader.image_template, colors=reader.colors)
+        for number, begin, end, pixels in frames:
+            self.length, self.seconds = number + 1, end
+            times.append(begin)
+            if pixels is not None:
+                kept[number] = self.dataset.prepare(pixels[None])
+            if number == first + self.window - 1:
+                clip = torch.cat([kept[first + offset] for offset in self.offsets], dim=1)
+                yield Window(first, times[0], end, clip)
+                first += self.stride
+                kept = {place: frame for place, frame in kept.items() if place >= first}
+        if not self.length:
+            raise MediaError(self.path, "the video stream has no frames")
+        if not first:
+            yield self._whole(times[0])
+
+    def _whole(self, begin: float) -> Window:
+        """Return the only window of a short video, which is decoded again."""
+        frames = self.dataset.reader.read(Sample(self.path, UNKNOWN), self._choose)
+        return Window(0, begin, self.seconds, self.dataset.prepare(frames))
+
+
+@torch.no_grad()
+def run_windows(
+    net: Network, cutter: WindowCutter, function: Callable[[Tensor], Tensor], batch: int
+) -> Iterator[tuple[Window, np.ndarray]]:
+    """Yield each window without its frames, and the output of a function for its crops, (crops, D).
+
+    Args:
+        net: the network.
+        cutter: of the video.
+        function: clips (B, C, T, H, W) -> (B, D).
+        batch: windows that are computed together.
+    """
+    assert isinstance(net.dataset, VideoEvalDataset)
+    crops = net.dataset.num_crops
+    windows = ahead(iter(cutter), AHEAD * batch)
+    while together := [*islice(windows, batch)]:
+        clips = net.transform_prepared([window.frames for window in together])
+        outputs = function(clips).float().unflatten(0, (-1, crops)).cpu().numpy()
+        for window, output in zip(together, outputs, strict=True):
+            yield replace(window, frames=torch.empty(0)), output
+
+
+def ahead(items: Iterator[Window], count: int) -> Iterator[Window]:
+    """Yield the items of an iterator that runs in a thread, at most `count` items ahead."""
+    pool = ThreadPoolExecutor(1, "decode")
+    try:
+        pending = deque(pool.submit(next, items, None) for _ in range(count))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, items, None))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)

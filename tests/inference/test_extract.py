@@ -1,0 +1,120 @@
+"""slowfast-features: files, their content, and how an interrupted extraction continues."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import slowfast
+from slowfast.inference.extract import execute, names_of, parse_args
+from slowfast.inference.predict import guarded
+from slowfast.inference.windows import WindowCutter
+from slowfast.utils.io import sha256
+
+
+def extract(*arguments: object) -> int:
+    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
+
+
+@pytest.fixture(scope="module")
+def paths(videos) -> list[Path]:
+    return [videos / f"val_{i}.mp4" for i in range(3)]
+
+
+def test_features_are_those_of_the_network_with_their_description(trained, paths, tmp_path):
+    options = ["--weights", trained, "--window", 8, "--stride", 4, "--out", tmp_path / "f"]
+    assert extract(*paths, *options) == 0
+    net = slowfast.load(trained, device="cpu", overrides=["TEST.NUM_SPATIAL_CROPS", "1"])
+    model: Any = net.model
+    about = json.loads((tmp_path / "f/features.json").read_text())
+    assert (about["window"], about["stride"], about["layer"], about["clip"]) == (8, 4, "pooled", 4)
+    assert about["sha256"] == sha256(net.weights)
+    for path in paths:
+        found, windows = np.load(tmp_path / "f" / f"{path.stem}.npy"), [*WindowCutter(net, str(path), 8, 4)]
+        assert found.dtype == np.float32 and found.shape == (len(windows), 32)
+        video = about["videos"][path.stem]
+        assert video["windows"] == len(windows) == (video["frames"] - 8) // 4 + 1
+        assert video["fps"] == pytest.approx(video["frames"] / video["seconds"], rel=1e-4)
+        for row, window in zip(found, windows, strict=True):
+            with torch.no_grad():
+                clips = net.transform_prepared([window.frames])
+                expected = model.forward_head(model.forward_features(clips), pre_logits=True)[0]
+            assert np.abs(row - expected.numpy()).max() < 1e-5
+
+
+def test_a_repeated_command_makes_what_is_missing(trained, paths, tmp_path):
+    command = [*paths, "--weights", trained, "--window", 8, "--stride", 8, "--out", tmp_path]
+    assert extract(*command) == 0
+    before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.glob("*.npy")}
+    (tmp_path / "val_1.npy").unlink()
+    assert extract(*command) == 0
+    after = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.glob("*.npy")}
+    assert [name for name in before if before[name][0] != after[name][0]] == ["val_1.npy"]
+    assert after["val_1.npy"][1] == before["val_1.npy"][1]
+
+
+def test_other_settings_and_wrong_inputs_have_exit_code_2(trained, paths, tmp_path, capsys):
+    command = [paths[0], "--weights", trained, "--window", 8]
+    assert extract(*command, "--out", tmp_path / "f") == 0
+    kept = (tmp_path / "f/val_0.npy").read_bytes()
+    assert extract(*command, "--stride", 8, "--out", tmp_path / "f") == 2
+    assert extract(*command, "--layer", "block3.0", "--out", tmp_path / "g") == 2
+    assert "blocks3.0" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert extract(*command, "--out", tmp_path / "file/f") == 2
+    assert extract(tmp_path / "file", "--weights", trained, "--out", tmp_path / "h") == 2
+    assert (tmp_path / "f/val_0.npy").read_bytes() == kept
+
+
+def test_unreadable_videos_are_left_out(trained, paths, tmp_path, capsys):
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    assert extract(broken, paths[0], "--weights", trained, "--out", tmp_path / "f") == 1
+    assert str(broken) in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "f").rglob("*.npy")] == ["val_0.npy"]
+
+
+def test_per_video_is_the_mean_over_the_views_of_a_test(trained, paths, tmp_path):
+    assert extract(paths[0], "--weights", trained, "--per-video", "--layer", "norm", "--out", tmp_path) == 0
+    expected = slowfast.load(trained, device="cpu").features(str(paths[0]), "norm").values
+    assert np.array_equal(np.load(tmp_path / "val_0.npy"), expected)
+
+
+@pytest.mark.parametrize(("kind", "library"), [("hdf5", "h5py"), ("parquet", "pyarrow")])
+def test_one_file_contains_all_videos_or_names_the_missing_package(trained, paths, tmp_path, capsys, kind, library):
+    code = extract(*paths, "--weights", trained, "--window", 8, "--out", tmp_path, "--format", kind)
+    if importlib.util.find_spec(library) is None:
+        assert code == 2 and library in capsys.readouterr().err and not any(tmp_path.iterdir())
+        return
+    assert code == 0
+    arrays = {path.stem: np.load(path) for path in tmp_path.glob("*.npy")}
+    if kind == "hdf5":
+        with importlib.import_module("h5py").File(tmp_path / "features.h5") as file:
+            assert {name: value.shape for name, value in file.items()} == {n: a.shape for n, a in arrays.items()}
+            assert all(np.array_equal(file[name][:], array) for name, array in arrays.items())
+            assert file["val_0"].attrs["windows"] == len(arrays["val_0"]) and file.attrs["window"] == 8
+    else:
+        table = importlib.import_module("pyarrow.parquet").read_table(tmp_path / "features.parquet")
+        assert table.num_rows == sum(len(array) for array in arrays.values())
+        assert np.array_equal(table["features"][0].as_py(), arrays["val_0"][0].tolist())
+
+
+@pytest.mark.slow
+def test_processes_write_the_same_features(trained, paths, tmp_path):
+    command = [*paths, "--weights", trained, "--window", 8]
+    assert extract(*command, "--out", tmp_path / "1") == 0
+    assert extract(*command, "--out", tmp_path / "2", "--processes", 2) == 0
+    for path in paths:
+        one, two = (np.load(tmp_path / name / f"{path.stem}.npy") for name in "12")
+        assert np.allclose(one, two, atol=1e-6)
+
+
+def test_names_are_unique_below_the_common_folder():
+    assert [*names_of(["/v/a/1.mp4", "/v/b/1.mp4", "/v/2.mp4", "/v/2.avi"])] == ["a/1", "b/1", "2.mp4", "2.avi"]

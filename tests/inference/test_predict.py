@@ -1,0 +1,160 @@
+"""slowfast-predict: tables, files, pictures and exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import slowfast
+from slowfast.inference.inputs import find_videos
+from slowfast.inference.predict import execute, guarded, parse_args
+from slowfast.weights.tensors import load_tensors
+
+
+def predict(*arguments: object) -> int:
+    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
+
+
+@pytest.fixture(scope="module")
+def sounding(videos, tmp_path_factory) -> Path:
+    """Return a video of 2 s with sound."""
+    path = tmp_path_factory.mktemp("sound") / "sounding.mp4"
+    with av.open(str(path), "w") as target, av.open(str(videos / "train_0.mp4")) as source:
+        stream, sound = target.add_stream("libx264", rate=24), target.add_stream("aac", rate=16000)
+        assert isinstance(stream, av.VideoStream) and isinstance(sound, av.AudioStream)
+        stream.width, stream.height, stream.pix_fmt, sound.layout = 96, 64, "yuv420p", "mono"
+        images = [frame.to_image().resize((96, 64)) for frame in source.decode(video=0)]
+        for number in range(48):
+            target.mux(stream.encode(av.VideoFrame.from_image(images[number % len(images)])))
+        target.mux(stream.encode())
+        for start in range(0, 32000, 1024):
+            wave = (8000 * np.sin((start + np.arange(1024)) / 5)).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 16000, start
+            target.mux(sound.encode(frame))
+        target.mux(sound.encode())
+    return path
+
+
+def test_files_contain_the_predictions_of_the_network(trained, videos, tmp_path, capsys):
+    paths = [str(videos / f"val_{i}.mp4") for i in range(3)]
+    assert predict(*paths, "--weights", trained, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv") == 0
+    expected = slowfast.load(trained, device="cpu").predict(paths)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found == [prediction.as_dict() for prediction in expected]
+    with open(tmp_path / "a.csv", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["top1"] for row in rows] == [prediction.top[0].name for prediction in expected]
+    assert float(rows[0]["probability1"]) == pytest.approx(expected[0].top[0].probability, rel=1e-5)
+    assert expected[0].top[0].name in capsys.readouterr().out
+
+
+def test_unreadable_files_are_listed_and_the_others_predicted(trained, videos, tmp_path, capsys):
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("no video")
+    assert predict(broken, videos / "val_0.mp4", "--weights", trained, "--json", tmp_path / "a.json") == 1
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert "error" in found[0] and len(found[1]["top"]) == 5
+    assert str(broken) in capsys.readouterr().err
+
+
+def wrong_inputs(tmp_path: Path, trained: Path) -> dict[str, list[object]]:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n")
+    sound = tmp_path / "sound.wav"
+    with av.open(str(sound), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))  # pyright: ignore
+    return {
+        "an audio file": [sound],
+        "an empty folder": [tmp_path / "empty"],
+        "an empty list": [tmp_path / "empty.txt"],
+        "a missing file": [tmp_path / "missing.mp4"],
+        "a pattern without files": [tmp_path / "*.mkv"],
+        "a folder that cannot be written": ["video", "--json", sound / "a.json"],
+        "a video over itself": ["video", "--video", "video"],
+        "weights that do not exist": ["video", "--weights", tmp_path / "missing.pyth"],
+        "an unknown key": ["video", "--opts", "TEST.NUM_VIEWS", "1"],
+    }
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_a_wrong_input_is_one_line_and_exit_code_2(trained, videos, tmp_path, capsys, number):
+    video = str(videos / "val_0.mp4")
+    arguments = [*wrong_inputs(tmp_path, trained).values()][number]
+    arguments = [video if argument == "video" else argument for argument in arguments]
+    size = (videos / "val_0.mp4").stat().st_size
+    weights = [] if "--weights" in arguments else ["--weights", trained]
+    assert predict(*arguments, *weights) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in error if line.startswith("error: ")]) == 1
+    assert (videos / "val_0.mp4").stat().st_size == size
+
+
+def test_classes_without_names_are_numbers_with_a_note(trained, videos, tmp_path, capsys):
+    checkpoint = load_tensors(trained / "checkpoints/best.pyth")
+    checkpoint["class_names"] = None
+    torch.save(checkpoint, tmp_path / "nameless.pyth")
+    assert predict(videos / "val_0.mp4", "--weights", tmp_path / "nameless.pyth", "--json", tmp_path / "a.json") == 0
+    assert all(one["name"] == str(one["index"]) for one in json.loads((tmp_path / "a.json").read_text())[0]["top"])
+    assert "--class-names" in capsys.readouterr().err
+
+
+def test_pictures_of_several_videos_are_in_a_folder(trained, videos, tmp_path):
+    paths = [videos / "val_0.mp4", videos / "val_1.mp4"]
+    assert predict(*paths, "--weights", trained, "--sheet", tmp_path / "s", "--video", tmp_path / "v") == 0
+    for path in paths:
+        with Image.open(tmp_path / "s" / f"{path.stem}.png") as sheet:
+            assert sheet.width > 300 and sheet.height > 300
+        with av.open(str(tmp_path / "v" / f"{path.stem}.mp4")) as made, av.open(str(path)) as given:
+            assert sum(1 for _ in made.decode(video=0)) == sum(1 for _ in given.decode(video=0))
+
+
+def test_windows_become_segments_a_time_line_and_a_video_with_sound(trained, sounding, tmp_path):
+    out = [tmp_path / name for name in ("seg.json", "over.mp4")]
+    options = ["--window", 0.5, "--stride", 0.25, "--segments", out[0], "--video", out[1]]
+    assert predict(sounding, "--weights", trained, *options) == 0
+    found = json.loads(out[0].read_text())
+    (video,) = found["videos"]
+    parts = video["segments"]
+    assert video["seconds"] == pytest.approx(2, abs=0.05)
+    assert parts[0]["begin"] == 0 and parts[-1]["end"] == video["seconds"]
+    assert all(a["end"] == b["begin"] and a["index"] != b["index"] for a, b in pairwise(parts))
+    with Image.open(tmp_path / "seg.png") as picture:
+        assert picture.width > 800
+    with av.open(str(out[1])) as made:
+        assert made.streams.video[0].frames == 48 and made.streams.video[0].height > 360
+        assert sum(1 for packet in made.demux(audio=0) if packet.size) > 25
+
+
+@pytest.mark.slow
+def test_processes_give_the_scores_of_one(trained, videos, tmp_path):
+    paths = [videos / f"val_{i}.mp4" for i in range(5)]
+    assert predict(*paths, "--weights", trained, "--json", tmp_path / "1.json") == 0
+    assert predict(*paths, "--weights", trained, "--json", tmp_path / "2.json", "--processes", 2) == 0
+    assert (tmp_path / "1.json").read_text() == (tmp_path / "2.json").read_text()
+
+
+def test_files_folders_patterns_and_lists_name_videos(videos, tmp_path, monkeypatch):
+    for name in ("a/1.mp4", "a/b/2.webm", "c/3.mp4", "d e/4.mp4", "frames/img_00001.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "list.csv").write_text("a/1.mp4,3\nd e/4.mp4,2\nmissing.mp4,1\n")
+    (tmp_path / "list.txt").write_text("a/1.mp4 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert find_videos(["a"]) == ["a/1.mp4", "a/b/2.webm"]
+    assert find_videos(["*/*.mp4", "a/1.mp4"]) == ["a/1.mp4", "c/3.mp4", "d e/4.mp4"]
+    assert find_videos(["list.csv"]) == ["a/1.mp4", "d e/4.mp4", "missing.mp4"]
+    assert find_videos(["list.txt", "frames"]) == ["a/1.mp4", "frames"]
+    monkeypatch.chdir("/")
+    assert find_videos([str(tmp_path / "list.txt")]) == [str(tmp_path / "a/1.mp4")]
