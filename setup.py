@@ -25,3 +25,53 @@ setup(
             "slowfast-demo-data = slowfast.commands:demo_data",
             "slowfast-predict = slowfast.commands:predict",
             "slowfast-features = slowfast.commands:features",
+            "slowfast-report = slowfast.commands:report",
+            "slowfast-doctor = slowfast.commands:doctor",
+        ]
+    },
+    # The lower bounds of torch, torchvision, av, timm and submitit were tested together, on Python 3.10. torch and
+    # torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair, and torchvision
+    # pins its own torch, so any resolver ends at one.
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.24",
+        "opencv-python-headless>=4.8",
+        "Pillow>=10.1",
+        # one of three decoders; it has no wheels for other platforms, which use the other two
+        'decord>=0.6.0; sys_platform == "linux" and platform_machine == "x86_64"',
+        "av>=17.1",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "yacs>=0.1.8",
+        "PyYAML>=6",
+        "simplejson>=3.17",
+        "scipy>=1.10",
+        "tensorboard>=2.14",
+        "matplotlib>=3.8",
+        "Jinja2>=3.1",
+        "MarkupSafe>=2.1",
+        "tqdm>=4.66",
+        "submitit>=1.5.1",
+        "timm>=1.0.22",
+        "safetensors>=0.4",
+        "huggingface_hub>=0.24",
+    ],
+    extras_require={
+        "dev": [
+            # needs FFmpeg's shared libraries, and a release for the installed torch
+            "torchcodec",
+            # other programs, whose numbers the tests compare with ours
+            "open_clip_torch>=2.24",
+            "transformers>=4.40",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.5",
+            "selenium>=4.20",
+            "ruff==0.17.*",
+            "pyright[nodejs]>=1.1.400",
+            "pre-commit>=3.7",
+            "codespell>=2.3",
+        ],
+    },
+)

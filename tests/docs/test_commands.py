@@ -123,6 +123,11 @@ def make_checkout(folder: Path, inputs: Path, warm: str) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (environment / ".installed").touch()
     write_python(environment / "bin/python", warm, SMALLER)
+    for command, function in re.findall(r'"(\S+) = slowfast\.commands:(\w+)"', (ROOT / "setup.py").read_text()):
+        script = environment / "bin" / command
+        call = f"import sys; from slowfast.commands import {function}; sys.exit({function}())"
+        script.write_text(f"#!/bin/sh\nexec '{environment}/bin/python' -c '{call}' \"$@\"\n")
+        script.chmod(0o755)
 
 
 @pytest.fixture(scope="module")
@@ -210,15 +215,7 @@ def demo(inputs, warm, made_once) -> Path:
 
 
 # Pages that assume the results of the first command of the README, or of the first one of DATASET.md.
-AFTER_DEMO = ("docs/FINETUNING.md", "docs/MIGRATING.md", "docs/REPORT.md")
-AFTER_LISTS = ("MODEL_ZOO.md",)
-# Files that the commands of a page write.
-LEFT: dict[str, tuple[str, ...]] = {
-    "README.md": ("output/demo/test/metrics.json", "output/lr5e-4/test/metrics.json"),
-    "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
-    "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
-    "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
-    "docs/REPORT.md": ("output/demo/report.html", "output/comparison.html", "output/comparison.csv"),
+AFTER_DEMO = ("docs/FEATURES.md", "docs/FINETUNING.md", "docs/MIGRATING.md", "docs/PREDICT.md", "docs/REPORT.md")
 }
 
 
