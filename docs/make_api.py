@@ -13,6 +13,9 @@ PAGE = Path(__file__).with_name("API.md")
 NAMES = (
     ("slowfast", "create_model"),
     ("slowfast", "list_models"),
+    ("slowfast", "load"),
+    ("slowfast.inference.network", "Network"),
+    ("slowfast.inference.results", "Prediction"),
     ("slowfast.config", "load_config"),
     ("slowfast.config", "get_cfg"),
     ("slowfast.config", "dump_config"),

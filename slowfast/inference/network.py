@@ -32,6 +32,10 @@ Path = str | os.PathLike[str]
 class Network:
     """A trained network with its class names, transform, sampling and views; see `slowfast.load`.
 
+    Its methods are `predict` (paths -> `Prediction`), `features` (paths -> vectors of a layer), `transform` (decoded
+    frames -> clips on the device), `frame_indices` (length of a video -> frames of its views), and `layer` (name ->
+    module from clips to vectors).
+
     Args:
         model: the network on the device, in evaluation mode.
         cfg: the configuration of its training and test.
@@ -53,6 +57,17 @@ class Network:
     def num_views(self) -> int:
         """The clips of a video: temporal views x crops."""
         return 1 if self.is_image else self.cfg.TEST.NUM_ENSEMBLE_VIEWS * self.cfg.TEST.NUM_SPATIAL_CROPS
+
+    @property
+    def views_of_video(self) -> VideoEvalDataset:
+        """The sampling and the transform of a test of videos.
+
+        Raises:
+            ValueError: the network takes images.
+        """
+        if not isinstance(self.dataset, VideoEvalDataset):
+            raise ValueError("this network takes images, not clips: predict image files, without windows and pictures")
+        return self.dataset
 
     @overload
     def predict(  # pyright: ignore[reportOverlappingOverload]  # a str is a sequence of strings too
@@ -132,33 +147,26 @@ class Network:
             frames: (V * T, H, W, C) uint8 of V temporal views one after the other, in the channel order of the
                 network; see `frame_indices`.
         """
-        dataset = self.dataset
-        if not isinstance(dataset, VideoEvalDataset):
-            raise ValueError("this network takes images: use predict or features")
         time = self.cfg.DATA.NUM_FRAMES
         if len(frames) % time:
             raise ValueError(f"{len(frames)} frames are not made of clips of {time}: give {time} frames per clip")
-        return self.transform_prepared([dataset.prepare(frames)])
+        return self.transform_prepared([self.views_of_video.prepare(frames)])
 
     def transform_prepared(self, videos: Sequence[Prepared]) -> Tensor:
         """Return the clips of videos from `VideoEvalDataset.prepare`; see `transform`."""
-        dataset = self.dataset
-        assert isinstance(dataset, VideoEvalDataset)
         with torch.no_grad():
-            return self._to_device(dataset.views(videos))
+            return self._to_device(self.views_of_video.views(videos))
 
     def pictures(self, frames: np.ndarray) -> np.ndarray:
         """Return the clips of RGB frames as in `transform`, but as pictures (B, T, H, W, C) uint8."""
-        dataset = self.dataset
-        assert isinstance(dataset, VideoEvalDataset)
+        dataset = self.views_of_video
         prepared = dataset.prepare(frames[..., ::-1] if self.cfg.DATA.REVERSE_INPUT_CHANNEL else frames)
-        clips = torch.stack([*dataset.views([prepared]).cut()])
+        clips = dataset.views([prepared]).cut()
         return clips.round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).numpy()
 
     def frame_indices(self, length: int) -> list[int]:
         """Return the frames of all temporal views of a video of `length` frames, view by view."""
-        assert isinstance(self.dataset, VideoEvalDataset)
-        return self.dataset.frame_indices(length, 0)
+        return self.views_of_video.frame_indices(length, 0)
 
     def probabilities(self, scores: np.ndarray, views: int) -> np.ndarray:
         """Return probabilities (..., K) of scores (..., K), the sums or maxima over a number of views.

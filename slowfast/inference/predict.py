@@ -103,7 +103,7 @@ def guarded(run: Callable[[], int]) -> int:
     """Run a program; end wrong inputs with one line."""
     try:
         return run()
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # for example a full disk
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
@@ -142,7 +142,8 @@ def _targets(place: str | None, paths: Sequence[str], option: str) -> dict[str, 
     """Return path of a video -> file to write; for several videos, `place` is a folder."""
     if not place:
         return {}
-    suffix = {"video": ".mp4", "sheet": ".png"}[option]
+    endings = {"video": (".mp4", ".mkv", ".mov"), "sheet": (".png",)}[option]
+    suffix = endings[0]
     files = {}
     for path in paths:
         name = os.path.splitext(os.path.basename(path.rstrip("/")))[0]
@@ -150,8 +151,8 @@ def _targets(place: str | None, paths: Sequence[str], option: str) -> dict[str, 
         files[path] = place if len(paths) == 1 and not os.path.isdir(place) else os.path.join(place, name + suffix)
     for file in files.values():
         check_output(file, f"--{option}")
-        if not file.lower().endswith((suffix, ".mkv", ".mov")):
-            raise ValueError(f"--{option} {file} must end in {suffix}")
+        if not file.lower().endswith(endings):
+            raise ValueError(f"--{option} {file} must end in {' or '.join(endings)}")
     if same := [path for path, file in files.items() if os.path.realpath(path) == os.path.realpath(file)]:
         raise ValueError(f"--{option} would replace {same[0]}: choose another place")
     return files

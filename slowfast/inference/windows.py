@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slowfast.datasets.dataset import VideoEvalDataset
+from slowfast.datasets.dataset import Prepared
 from slowfast.datasets.lists import Sample
 from slowfast.datasets.reader import MediaError, stream_frames
 from slowfast.datasets.rows import UNKNOWN
@@ -29,13 +29,15 @@ class Window:
         first: number of its first frame.
         begin: time of its first frame in seconds.
         end: time at which its last frame ends.
-        frames: (C, T, H, W) from `VideoEvalDataset.prepare`.
+        numbers: T numbers of the frames that the network gets.
+        frames: these frames, each (1, H, W, C).
     """
 
     first: int
     begin: float
     end: float
-    frames: Tensor
+    numbers: list[int]
+    frames: list[Tensor]
 
 
 class WindowCutter:
@@ -56,8 +58,7 @@ class WindowCutter:
     """
 
     def __init__(self, net: Network, path: str, window: int, stride: int) -> None:
-        assert isinstance(net.dataset, VideoEvalDataset)
-        self.dataset, self.path, self.window, self.stride = net.dataset, path, window, stride
+        self.dataset, self.path, self.window, self.stride = net.views_of_video, path, window, stride
         self.length, self.seconds = 0, 0.0
         self.offsets = self._choose(window)
         self.earliest: dict[int, int] = {}  # remainder of a frame number by the stride -> its first needed frame
@@ -88,10 +89,10 @@ class WindowCutter:
             self.length, self.seconds = number + 1, end
             times.append(begin)
             if pixels is not None:
-                kept[number] = self.dataset.prepare(pixels[None])
+                kept[number] = self._prepare(pixels)
             if number == first + self.window - 1:
-                clip = torch.cat([kept[first + offset] for offset in self.offsets], dim=1)
-                yield Window(first, times[0], end, clip)
+                numbers = [first + offset for offset in self.offsets]
+                yield Window(first, times[0], end, numbers, [kept[place] for place in numbers])
                 first += self.stride
                 kept = {place: frame for place, frame in kept.items() if place >= first}
         if not self.length:
@@ -102,7 +103,20 @@ class WindowCutter:
     def _whole(self, begin: float) -> Window:
         """Return the only window of a short video, which is decoded again."""
         frames = self.dataset.reader.read(Sample(self.path, UNKNOWN), self._choose)
-        return Window(0, begin, self.seconds, self.dataset.prepare(frames))
+        numbers = self._choose(self.length)
+        return Window(0, begin, self.seconds, numbers, [self._prepare(frame) for frame in frames])
+
+    def _prepare(self, frame: np.ndarray) -> Tensor:
+        """Return a frame (1, H, W, C) as `VideoEvalDataset.prepare` keeps it; the order of frames is set later."""
+        return self.dataset.prepare(frame[None], [0] * self.dataset.reader.sampler.num_frames)[0]
+
+
+def join(windows: Sequence[Window]) -> Prepared:
+    """Return windows as the temporal views of one video, so that a frame of several windows is resized once."""
+    frames = {number: frame for window in windows for number, frame in zip(window.numbers, window.frames, strict=True)}
+    places = {number: place for place, number in enumerate(sorted(frames))}
+    order = np.array([[places[number] for number in window.numbers] for window in windows])
+    return torch.cat([frames[number] for number in places]), order
 
 
 @torch.no_grad()
@@ -117,14 +131,13 @@ def run_windows(
         function: clips (B, C, T, H, W) -> (B, D).
         batch: windows that are computed together.
     """
-    assert isinstance(net.dataset, VideoEvalDataset)
-    crops = net.dataset.num_crops
+    crops = net.views_of_video.num_crops
     windows = ahead(iter(cutter), AHEAD * batch)
     while together := [*islice(windows, batch)]:
-        clips = net.transform_prepared([window.frames for window in together])
+        clips = net.transform_prepared([join(together)])
         outputs = function(clips).float().unflatten(0, (-1, crops)).cpu().numpy()
         for window, output in zip(together, outputs, strict=True):
-            yield replace(window, frames=torch.empty(0)), output
+            yield replace(window, frames=[]), output
 
 
 def ahead(items: Iterator[Window], count: int) -> Iterator[Window]:

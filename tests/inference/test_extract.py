@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import slowfast
+from slowfast.inference.arrays import Task
 from slowfast.inference.extract import execute, names_of, parse_args
 from slowfast.inference.predict import guarded
-from slowfast.inference.windows import WindowCutter
+from slowfast.inference.windows import WindowCutter, join
 from slowfast.utils.io import sha256
 
 
@@ -44,7 +45,7 @@ def test_features_are_those_of_the_network_with_their_description(trained, paths
         assert video["fps"] == pytest.approx(video["frames"] / video["seconds"], rel=1e-4)
         for row, window in zip(found, windows, strict=True):
             with torch.no_grad():
-                clips = net.transform_prepared([window.frames])
+                clips = net.transform_prepared([join([window])])
                 expected = model.forward_head(model.forward_features(clips), pre_logits=True)[0]
             assert np.abs(row - expected.numpy()).max() < 1e-5
 
@@ -114,6 +115,22 @@ def test_processes_write_the_same_features(trained, paths, tmp_path):
     for path in paths:
         one, two = (np.load(tmp_path / name / f"{path.stem}.npy") for name in "12")
         assert np.allclose(one, two, atol=1e-6)
+
+
+def test_tasks_of_an_array_share_the_videos(trained, paths, tmp_path, monkeypatch):
+    args = parse_args([*map(str, paths), "--weights", str(trained), "--window", "8", "--out", str(tmp_path / "f")])
+    assert execute(args) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "f").glob("*.npy")}
+    for path in (tmp_path / "f").glob("*.npy"):
+        path.unlink()
+    task = Task(args, names_of([str(path) for path in paths]), 2)
+    assert task(0) == 0
+    assert {path.name for path in (tmp_path / "f").glob("*.npy")} == {"val_0.npy", "val_2.npy"}
+    assert task(1) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "f").glob("*.npy")} == before
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command = [paths[0], "--weights", trained, "--out", tmp_path / "g", "--slurm", 2]
+    assert extract(*command) == 2
 
 
 def test_names_are_unique_below_the_common_folder():

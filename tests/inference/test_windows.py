@@ -16,7 +16,7 @@ from slowfast.datasets import decode
 from slowfast.datasets.reader import MediaError, read_frames, stream_frames
 from slowfast.inference.results import Class
 from slowfast.inference.segments import Timeline, predict_windows
-from slowfast.inference.windows import WindowCutter, ahead, run_windows
+from slowfast.inference.windows import WindowCutter, ahead, join, run_windows
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_windows_contain_the_frames_that_a_test_would_choose(net, write_video, t
     sampler = replace(net.dataset.reader.sampler, num_views=1)
     for each in found:
         numbers = [each.first + offset for offset in sampler(window, 0, None)]
-        expected = net.dataset.prepare(read_frames(path, lambda length, numbers=numbers: numbers))
-        assert torch.equal(each.frames, expected)
+        expected = net.transform(read_frames(path, lambda length, numbers=numbers: numbers))
+        assert each.numbers == numbers and torch.equal(net.transform_prepared([join([each])]), expected)
         assert each.begin == pytest.approx(each.first / 25) and each.end == pytest.approx((each.first + window) / 25)
 
 
@@ -76,7 +76,7 @@ def test_a_short_video_is_one_window(net, write_video, tmp_path):
     (only,) = WindowCutter(net, path, 16, 4)
     sampler = net.dataset.reader.sampler
     expected = read_frames(path, lambda length: replace(sampler, num_views=1)(length, 0, None))
-    assert torch.equal(only.frames, net.dataset.prepare(expected))
+    assert torch.equal(net.transform_prepared([join([only])]), net.transform(expected))
 
 
 def test_frames_of_a_stream_are_those_of_a_read(write_video, write_folder, tmp_path):
@@ -107,7 +107,7 @@ def test_outputs_of_windows_are_those_of_the_network(net, write_video, tmp_path)
     assert len(outputs) == len(windows)
     for window, output in zip(windows, outputs, strict=True):
         with torch.no_grad():
-            clips = net.transform_prepared([window.frames])
+            clips = net.transform_prepared([join([window])])
             expected = net.model.forward_head(net.model.forward_features(clips), pre_logits=True)
         assert np.abs(output - expected.numpy()).max() < 1e-5
 
