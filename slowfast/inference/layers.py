@@ -13,6 +13,7 @@ from slowfast.models.backbone import TimmBackbone
 
 POOLED = "pooled"
 SHOWN = 5  # names that an error shows
+SMALL = 64  # pixels; smaller clips may be too small for a network
 
 
 class _Reached(Exception):
@@ -22,9 +23,9 @@ class _Reached(Exception):
 class LayerFeatures(nn.Module):
     """A network up to a layer: clips (B, C, T, H, W) -> the mean output (B, C') of the layer over all positions.
 
-    Outputs of four and more dimensions have their channels second, others last. The dimension that contains the clips
-    is found by a run with one and with two clips, so tokens (L, B, C') and frames of a clip that are processed as
-    images, (B * T, ...), are possible too.
+    Layers arrange clips, positions and channels in any order, for example (B, C', T, H, W), (B, T, L, C') or, for
+    frames that are processed as images, (B * T, L, C'). Runs with one clip, two clips and a clip of another size show
+    which dimension is which: that of clips changes with their number, those of positions with the size of a clip.
 
     Args:
         model: the network, in evaluation mode.
@@ -42,14 +43,16 @@ class LayerFeatures(nn.Module):
         if not name or name not in modules:
             raise ValueError(_unknown(layer, [POOLED, *filter(None, modules)]))
         self.model, self.layer, self.name = model, modules[name], layer
-        self.batch_axis: int | None = None
+        self.axes: tuple[int, int] | None = None  # of the clips and of the channels
         self.train(model.training)  # an evaluation restores it
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return (B, C') of clips (B, C, T, H, W) or images (B, C, H, W)."""
-        if self.batch_axis is None:
-            self.batch_axis = self._find_batch_axis(clips[:1])
-        return self._pool(self._run(clips), len(clips), self.batch_axis)
+        if self.axes is None:
+            self.axes = self._find_axes(clips[:1])
+        output = self._run(clips).movedim(self.axes, (0, -1))
+        # a clip may be several rows, its frames
+        return output.reshape(len(clips), -1, output.shape[-1]).float().mean(1)
 
     def _run(self, clips: Tensor) -> Tensor:
         """Return the first tensor of the output of the layer."""
@@ -78,21 +81,18 @@ class LayerFeatures(nn.Module):
             raise ValueError(f"layer {self.name} returns a {type(output).__name__}, no tensor: choose another one")
         return output
 
-    def _find_batch_axis(self, clip: Tensor) -> int:
-        one, two = self._run(clip).shape, self._run(torch.cat([clip, clip])).shape
-        axes = [axis for axis, (a, b) in enumerate(zip(one, two, strict=True)) if b == 2 * a]
-        if len(axes) != 1 or len(one) < 2:
+    def _find_axes(self, clip: Tensor) -> tuple[int, int]:
+        """Return the dimensions of the clips and of the channels in the output of the layer."""
+        time, size = clip.shape[-3], clip.shape[-1]
+        other = clip[..., : size // 2, : size // 2] if size > SMALL else torch.cat([torch.cat([clip] * 2, -1)] * 2, -2)
+        if clip.ndim == 5:
+            other = other[:, :, : max(1, time // 2)]
+        one, two, resized = (self._run(clips).shape for clips in (clip, torch.cat([clip, clip]), other))
+        batch = [axis for axis in range(len(one)) if two[axis] == 2 * one[axis]]
+        channels = [axis for axis in range(len(one)) if axis not in batch and resized[axis] == one[axis]]
+        if len(batch) != 1 or not channels or len(two) != len(one) or len(resized) != len(one):
             raise ValueError(f"layer {self.name} returns {tuple(one)} for a clip, no features: choose another one")
-        return axes[0]
-
-    @staticmethod
-    def _pool(output: Tensor, clips: int, batch_axis: int) -> Tensor:
-        channels = 1 if output.ndim >= 4 else output.ndim - 1
-        if batch_axis == channels:
-            raise ValueError(f"an output {tuple(output.shape)} of {clips} clips has no dimension of channels")
-        output = output.movedim((batch_axis, channels), (0, -1)).flatten(1, -2) if output.ndim > 2 else output
-        # a clip may be several rows, its frames
-        return output.reshape(clips, -1, output.shape[-1]).float().mean(1)
+        return batch[0], max(channels, key=lambda axis: one[axis])
 
 
 def _classifier(model: nn.Module) -> str:
