@@ -34,6 +34,7 @@ def test_a_test_computes_in_its_number_format(name):
     assert types == [getattr(torch, name)] and next(model.parameters()).dtype is torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if "frozen" not in name])
 def test_every_family_is_compiled_to_one_graph_for_all_batches(name, graphs):
     model = small(name)
