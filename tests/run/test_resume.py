@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -63,6 +64,12 @@ def test_the_resolved_configuration_is_that_of_the_last_attempt(tmp_path):
     leave_checkpoint(tmp_path)
     prepare_output_dir(cfg(tmp_path, "SOLVER.MAX_EPOCH", 10, "LOG_PERIOD", 3))
     assert load_config(str(tmp_path / OWN)).LOG_PERIOD == 3
+
+
+def test_the_resolved_configuration_names_the_origins_also_in_another_process(tmp_path):
+    prepare_output_dir(pickle.loads(pickle.dumps(cfg(tmp_path, "LOG_PERIOD", 3))))
+    (line,) = [line for line in (tmp_path / OWN).read_text().splitlines() if line.startswith("LOG_PERIOD")]
+    assert line.split() == ["LOG_PERIOD:", "3", "#", "command", "line"]
 
 
 def test_a_resume_compares_with_the_newest_checkpoint(tmp_path):
