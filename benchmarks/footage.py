@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import av
@@ -9,6 +12,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from slowfast.datasets.workers import usable_cores
 from slowfast.utils.rng import rng_for
 
 
@@ -52,15 +56,23 @@ def write_video(
         container.mux(stream.encode())
 
 
-def make_videos(folder: Path, count: int, key_frames: int) -> Path:
-    """Write `count` videos, except those that exist, and their list; return the path of the list."""
+def make_videos(folder: Path, count: int, key_frames: int, seconds: float = 10) -> Path:
+    """Write `count` videos with all cores, except those that exist, and their list; return the path of the list."""
     folder = folder / f"key_frames_{key_frames}"
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"{number:04d}.mp4" for number in range(count)]
-    for number, name in enumerate(tqdm(names, "make videos", disable=None)):
-        if not (folder / name).exists():
-            write_video(folder / f".{name}", number, key_frames=key_frames)
-            (folder / f".{name}").replace(folder / name)
+    missing = [number for number, name in enumerate(names) if not (folder / name).exists()]
+    make = partial(_make_video, folder, key_frames=key_frames, seconds=seconds)
+    with ProcessPoolExecutor(min(usable_cores(), max(len(missing), 1)), mp_context=get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(make, missing), "make videos", len(missing), disable=None):
+            pass
     listed = folder / "list.csv"
     listed.write_text("".join(f"{(folder / name).resolve()},0\n" for name in names))
     return listed
+
+
+def _make_video(folder: Path, number: int, key_frames: int, seconds: float) -> None:
+    cv2.setNumThreads(0)
+    unfinished = folder / f".{number:04d}.mp4"
+    write_video(unfinished, number, seconds=seconds, key_frames=key_frames)
+    unfinished.replace(folder / f"{number:04d}.mp4")

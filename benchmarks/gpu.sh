@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Run all checks and benchmarks that need a GPU, unattended, in under 9 minutes, and leave JSON and logs in a folder:
-#     bash benchmarks/gpu.sh OUT [--device cpu --quick]
-# A failed part does not stop the others; the exit code is 1 if any failed. Packages must be installed; no network is used.
+#     bash benchmarks/gpu.sh OUT [--device cpu] [--quick]
+# A failed part does not stop the others; the exit code is 1 if any failed. Packages must be installed, or in a folder on
+# PYTHONPATH; no network is used. --quick runs every kind of part on small networks; with --device cpu it tests this file.
 set -u
 cd "$(dirname "$0")/.."
-out=${1:?folder for the results}
+out=$(realpath -m "${1:?folder for the results}")
 shift
-device=cuda quick=
+device=cuda quick='' deadline=525 failed=0
 while [ $# -gt 0 ]; do
     case $1 in
     --device) device=$2 && shift ;;
@@ -16,38 +17,91 @@ while [ $# -gt 0 ]; do
     shift
 done
 mkdir -p "$out"
+rm -f "$out"/*.json "$out"/*.log "$out"/summary.txt "$out"/parts
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-failed=0
+py=${PYTHON:-python3}
+gpus=$([ "$device" = cpu ] && echo 0 || echo 1)
 
-part() { # NAME SECONDS COMMAND...: run a part within a time limit
+part() { # NAME SECONDS COMMAND...: run a part within its time limit and the deadline
     local name=$1 limit=$2 start=$SECONDS code=0
     shift 2
-    timeout "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
-    printf '%-28s exit code %3d, %4d s\n' "$name" $code $((SECONDS - start)) | tee -a "$out/summary.txt"
+    [ "$limit" -le $((deadline - start)) ] || limit=$((deadline - start))
+    if [ "$limit" -lt 10 ]; then
+        code=124
+        echo "no time is left" >"$out/$name.log"
+    else
+        timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1 </dev/null || code=$?
+    fi
     [ $code -eq 0 ] || failed=1
-    tail -n 8 "$out/$name.log" >>"$out/summary.txt"
+    printf '%-24s exit code %3d, %4d s\n' "$name" $code $((SECONDS - start)) | tee -a "$out/summary.txt"
+    tail -n 8 "$out/$name.log" | sed 's/^/    /' >>"$out/summary.txt"
+    printf '{"part": "%s", "exit_code": %d, "seconds": %d}\n' "$name" $code $((SECONDS - start)) >>"$out/parts"
 }
 
-model() { # NAME EXPERIMENT BATCH [OPTION...]
-    local name=$1 experiment=$2 batch=$3
+model() { # NAME NETWORK BATCH [OPTION...]
+    local name=$1 network=$2 batch=$3
     shift 3
-    part "$name" 75 python benchmarks/model.py "$experiment" --batch "$batch" --device $device "$@" --json "$out/$name.json"
+    part "$name" 60 "$py" benchmarks/model.py "$network" --batch "$batch" --device $device "$@" --json "$out/$name.json"
 }
 
+train_demo() { # VIDEOS ACCURACY [KEY VALUE...]: train on synthetic videos, and require a top-1 accuracy in percent
+    local videos=$1 accuracy=$2
+    shift 2
+    "$py" tools/make_demo_data.py --out "$out/data" --train "$videos" --test $((videos / 4)) &&
+        "$py" tools/run_net.py --cfg exp/demo/config.yaml NUM_GPUS $gpus OUTPUT_DIR "$out/demo" \
+            DATA.PATH_TO_DATA_DIR "$out/data" DATA.PATH_PREFIX "$out/data" "$@" &&
+        "$py" -c "
+import json, shutil, sys
+shutil.copy('$out/demo/test/metrics.json', '$out/demo.json')
+sys.exit(json.load(open('$out/demo.json'))['metrics']['top1'] < $accuracy)"
+}
+
+probe() {
+    "$py" -c "
+import json, torch
+from slowfast.engine.setup import _bfloat16_convolution_is_right
+right = _bfloat16_convolution_is_right(torch.device('$device'))
+record = {'right': right, 'torch': torch.__version__, 'cudnn': torch.backends.cudnn.version()}
+json.dump(record, open('$out/probe.json', 'w'))
+print(record)"
+}
+export -f train_demo probe
+export out device py gpus
+
+mapfile -t tests < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
 if [ -n "$quick" ]; then
-    small=(MODEL.NUM_CLASSES 8 DATA.NUM_FRAMES 4 DATA.TEST_CROP_SIZE 64)
-    model uniformer_s uniformer_s16x4_k400 1 --rounds 1 "${small[@]}" UNIFORMER.DEPTH "[1, 1, 1, 1]"
-    exit $failed
+    tiny=(MODEL.NUM_CLASSES 8 DATA.NUM_FRAMES 4 DATA.TRAIN_CROP_SIZE 32 DATA.TEST_CROP_SIZE 32)
+    tiny+=(UNIFORMER.DEPTH '[1, 1, 1, 1]' UNIFORMER.EMBED_DIM '[8, 16, 32, 32]' UNIFORMER.HEAD_DIM 16)
+    part probe 60 bash -c probe
+    part tests 60 "$py" -m pytest -q -m gpu -p no:cacheprovider tests/datasets/test_views.py
+    part demo 90 bash -c 'train_demo "$@"' - 16 0 SOLVER.MAX_EPOCH 1 SOLVER.WARMUP_EPOCHS 0.0 TRAIN.BATCH_SIZE 8 \
+        DATA_LOADER.NUM_WORKERS 0 "${tiny[@]}"
+    model uniformer_s16 uniformer_s16x4_k400 2 --rounds 1 DATA.NUM_FRAMES 4 DATA.TEST_CROP_SIZE 64 \
+        UNIFORMER.DEPTH '[1, 1, 1, 1]' UNIFORMER.EMBED_DIM '[32, 32, 64, 64]' UNIFORMER.HEAD_DIM 32
+    part training 90 "$py" benchmarks/training.py uniformer_s16x4_k400 --device $device --batch 2 --steps 2 --rounds 1 \
+        --workers 1 --make 2 --seconds 2 "${tiny[@]}" --json "$out/training.json"
+else
+    nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >"$out/card.txt" 2>&1
+    part probe 40 bash -c probe
+    part tests 80 "$py" -m pytest -q -m gpu -p no:cacheprovider "${tests[@]}"
+    part demo 120 bash -c 'train_demo "$@"' - 400 99 TRAIN.MIXED_PRECISION True DATA_LOADER.NUM_WORKERS 8
+    model uniformer_s16 uniformer_s16x4_k400 32 --dtype bfloat16 --compile --rounds 5 --profile
+    model uniformerv2_b16 uniformerv2_k400_b16_f8x224 32 --dtype bfloat16 --rounds 5 --profile
+    model uniformerv2_l14 uniformerv2_k400+k710_l14_f8x224 16 --dtype bfloat16 --rounds 5
+    part training 100 "$py" benchmarks/training.py uniformer_s16x4_k400 --device $device --batch 32 \
+        --steps 12 --rounds 2 --json "$out/training.json" TRAIN.MIXED_PRECISION True
+    model uniformer_xxs16 uniformer_xxs16_160_k400 64 --dtype bfloat16 --rounds 5
+    model uniformer_b32 uniformer_b32x4_k400 8 --dtype bfloat16 --rounds 5
+    model uniformerv2_l14_f16 uniformerv2_k400+k710_l14_f16x224 8 --dtype bfloat16 --rounds 3
+    model uniformerv2_b16_compiled uniformerv2_k400_b16_f8x224 32 --dtype bfloat16 --compile --rounds 3
 fi
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >"$out/card.txt" 2>&1
-part tests 120 python -m pytest -q -m gpu -p no:cacheprovider
-part demo 150 bash exp/demo/run.sh NUM_GPUS 1 TRAIN.MIXED_PRECISION True OUTPUT_DIR "$out/demo"
-model uniformer_s16 uniformer_s16x4_k400 32 --dtype bfloat16 --profile
-model uniformerv2_b16 uniformerv2_k400_b16_f8x224 32 --dtype bfloat16 --profile
-model uniformerv2_l14 uniformerv2_k400+k710_l14_f8x224 16 --dtype bfloat16
-model uniformer_b32 uniformer_b32x4_k400 8 --dtype bfloat16
-model uniformer_xxs16 uniformer_xxs16_160_k400 64 --dtype bfloat16
-model uniformer_s16_compiled uniformer_s16x4_k400 32 --dtype bfloat16 --compile --rounds 5
-model uniformerv2_l14_f16 uniformerv2_k400+k710_l14_f16x224 8 --dtype bfloat16 --rounds 5
-part loader 60 python benchmarks/loading.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 --json "$out/loader.json"
+"$py" - "$out" <<'END'
+import json, pathlib, platform, sys
+out = pathlib.Path(sys.argv[1])
+parts = [json.loads(line) for line in (out / "parts").read_text().splitlines()]
+card = (out / "card.txt").read_text().strip() if (out / "card.txt").is_file() else ""
+record = {"card": card, "python": platform.python_version(), "parts": parts}
+(out / "summary.json").write_text(json.dumps(record, indent=2) + "\n")
+END
+[ ! -f "$out/summary.json" ] || rm "$out/parts"
 exit $failed

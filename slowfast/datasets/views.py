@@ -119,18 +119,25 @@ class Views:
         Returns:
             `out`, or a new tensor: uint8 if nothing is resized or normalized, else float32.
         """
-        uses = self._uses()
         if out is None:
             out = self._allocate(torch.device(device), normalized=normalization is not None)
         target = out.movedim(1, -1)
-        for video, places in uses.items():
+        # whole rows of a frame, because three channels are too few for a fast loop
+        rows_of = target.flatten(3) if target.is_contiguous() else torch.empty(0)
+        mean, std = normalization or (None, None)
+        std = None if std is None else std.repeat(self.crop)
+        for video, uses in self._uses().items():
             # a processor keeps one frame in its cache; a GPU is fastest with all of them
-            rows = sorted(places) if out.device.type == "cpu" else range(min(places), max(places) + 1)
-            for row, picture in zip(rows, self._pictures(video, rows, out.device, normalization), strict=True):
-                height, width = picture.shape[:2]
-                for clip, t, position in places.get(row, ()):
-                    y, x = corner(height, width, self.crop, position)
-                    target[clip, t].copy_(picture[y : y + self.crop, x : x + self.crop])
+            needed = sorted(uses) if out.device.type == "cpu" else range(min(uses), max(uses) + 1)
+            for row, picture in zip(needed, self._pictures(video, needed, out.device, mean), strict=True):
+                for clip, t, position in uses.get(row, ()):
+                    piece = picture[self._box(video, position)]
+                    if std is None:
+                        target[clip, t].copy_(piece.unflatten(1, (self.crop, -1)))
+                    elif len(rows_of):
+                        torch.div(piece, std, out=rows_of[clip, t])
+                    else:
+                        target[clip, t].copy_((piece / std).unflatten(1, (self.crop, -1)))
         return out
 
     def _numbers(self) -> range:
@@ -153,10 +160,19 @@ class Views:
         dtype = torch.uint8 if whole and not normalized else torch.float32
         return torch.empty(self.shape, dtype=dtype, device=device)
 
-    def _pictures(
-        self, video: int, rows: Sequence[int], device: torch.device, normalization: tuple[Tensor, Tensor] | None
-    ) -> Iterator[Tensor]:
-        """Yield frames of a video (h, w, C), resized and normalized, on the device."""
+    def _size(self, video: int) -> tuple[int, int]:
+        """Return the height and width of the resized frames of a video."""
+        height, width = self.frames[video].shape[1:3]
+        return (height, width) if min(height, width) == self.scale else short_side_size(height, width, self.scale)
+
+    def _box(self, video: int, position: int) -> tuple[slice, slice]:
+        """Return the rows and columns of a crop in the pictures of a video."""
+        y, x = corner(*self._size(video), self.crop, position)
+        channels = self.frames[video].shape[-1]
+        return slice(y, y + self.crop), slice(channels * x, channels * (x + self.crop))
+
+    def _pictures(self, video: int, rows: Sequence[int], device: torch.device, mean: Tensor | None) -> Iterator[Tensor]:
+        """Yield frames of a video (h, w * C), resized, on the device; with a mean, scaled to 0..1 and centred."""
         frames = self.frames[video]
         if device.type == "cpu":
             chunks = (frames[row : row + 1] for row in rows)
@@ -164,13 +180,11 @@ class Views:
         else:
             chunks = (frames[rows[0] : rows[-1] + 1].to(device, non_blocking=True),)
             floats = torch.empty_like(chunks[0], dtype=torch.float32)
-        mean = std = torch.empty(0)
+        mean = None if mean is None else mean.repeat(self._size(video)[1])
         for chunk in chunks:
-            pictures = chunk
-            if normalization or min(chunk.shape[1:3]) != self.scale:
-                pictures = resize_short_side(floats.copy_(chunk), self.scale)
-            if normalization:
-                if not len(mean):  # for whole rows, because three channels are too few for a fast loop
-                    mean, std = (values.repeat(pictures.shape[2]) for values in normalization)
-                pictures.view(*pictures.shape[:2], -1).div_(255).sub_(mean).div_(std)
+            if mean is not None or min(chunk.shape[1:3]) != self.scale:
+                chunk = resize_short_side(floats.copy_(chunk), self.scale)
+            pictures = chunk.flatten(2)
+            if mean is not None:
+                pictures.div_(255).sub_(mean)
             yield from pictures

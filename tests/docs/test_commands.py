@@ -47,6 +47,8 @@ NOT_RUN = {
     "make lint": "is a part of `make test`",
     "pre-commit install": "changes the repository",
     "python benchmarks/fingerprint.py": "takes minutes",
+    "python benchmarks/model.py": "takes minutes; tests/benchmarks/test_model.py runs it",
+    "python benchmarks/views.py": "takes half a minute; tests/benchmarks/test_views.py runs its parts",
     'python -c "import timm, torch; torch.save(timm.create_model(': "needs the network",
     "DATA_ROOT=/data bash exp/uniformer_s16x4_k400/test.sh TEST.CHECKPOINT_FILE_PATH": "needs the network",
 }
