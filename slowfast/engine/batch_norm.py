@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,10 +17,6 @@ from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.rng import rng_for
-
-with warnings.catch_warnings():  # fvcore calls the deprecated torch.jit.script when it is imported
-    warnings.simplefilter("ignore", FutureWarning)
-    from fvcore.nn.precise_bn import update_bn_stats
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
@@ -42,7 +38,7 @@ def update_statistics(state: TrainState, run: Run, loader: DataLoader[Any]) -> N
             where = (run.cfg.RNG_SEED, state.epoch, distributed.rank())
             torch.manual_seed(int(rng_for("precise", *where).integers(2**62)))  # dropout and drop path
             clips = clips_until_stopped(run, loader)
-            update_bn_stats(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
+            _precise_statistics()(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
         for buffer in model.buffers():
             distributed.broadcast_tensor(buffer, 0)
 
@@ -59,3 +55,11 @@ def clips_until_stopped(run: Run, loader: DataLoader[Any]) -> Iterator[Tensor]:
         if distributed.all_reduce_max(asked) > 0:
             raise interrupt.Interruption("asked to stop during the BatchNorm statistics, which will start again")
         yield run.to_device(batch["video"])
+
+
+def _precise_statistics() -> Callable[..., None]:
+    """Return fvcore's function; its package takes as long to import as a part of PyTorch, and few runs use it."""
+    with warnings.catch_warnings():  # it calls the deprecated torch.jit.script
+        warnings.simplefilter("ignore", FutureWarning)
+        from fvcore.nn.precise_bn import update_bn_stats
+    return update_bn_stats
