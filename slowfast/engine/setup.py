@@ -155,6 +155,7 @@ def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Calla
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
     before: list[Tensor] = []
+    copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def cut(views: Views) -> Tensor:
         shape = views.shape
@@ -167,7 +168,18 @@ def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Calla
     def move(video: Tensor | Views) -> Tensor:
         if isinstance(video, Views):
             return cut(video)
-        video = video.to(device, non_blocking=True).contiguous(memory_format=layout(device, video.ndim))
+        video = _copied(video, copies) if copies else video
+        video = video.contiguous(memory_format=layout(device, video.ndim))
         return normalize(video if video.ndim == 5 else video[:, :, None], mean, std).view(video.shape)
 
     return move
+
+
+def _copied(video: Tensor, copies: torch.cuda.Stream) -> Tensor:
+    """Return a tensor on the GPU, copied in a stream of its own: it arrives while the step before is computed."""
+    with torch.cuda.stream(copies):
+        video = video.to(copies.device, non_blocking=True)
+    computes = torch.cuda.current_stream(copies.device)
+    computes.wait_stream(copies)
+    video.record_stream(computes)  # or its memory could be used again while the step reads it
+    return video

@@ -84,7 +84,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     It does not wait for the device, so the next step can be prepared during this one: `settle` reads its facts.
     """
     where = (run.cfg.RNG_SEED, state.step, distributed.rank())
-    torch.manual_seed(int(rng_for("network", *where).integers(2**62)))  # dropout and drop path
+    seed(run.device, int(rng_for("network", *where).integers(2**62)))  # dropout and drop path
     statistics = running_statistics(state.model)
     before = [buffer.clone() for buffer in statistics]  # in case this step is dropped
     used, results = [], []
@@ -170,6 +170,16 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
     logits = outputs[0].detach()
     scores, labels = merge_mixed(logits, target) if run.mixup else (logits, label)
     return loss.detach(), scores, labels
+
+
+def seed(device: torch.device, number: int) -> None:
+    """Seed the generators of the CPU and of a device.
+
+    `torch.manual_seed` also prepares devices that are not there, and records the stack for each of them.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number)
 
 
 def autocast(run: Run) -> torch.autocast:
