@@ -120,7 +120,7 @@ def _short(values: Sequence[float]) -> list[float]:
 
 
 def matrix_chart(counts: np.ndarray, names: list[str], order: np.ndarray) -> Chart:
-    """Draw a confusion matrix (K, K) of true classes (rows) and predictions; dark is a large share of a row."""
+    """Draw a confusion matrix (K, K) of true classes (rows) and predictions, coloured by the share of the row."""
     counts = counts[np.ix_(order, order)]
     names = [names[k] for k in order.tolist()]
     classes = len(order)
