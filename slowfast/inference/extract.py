@@ -182,7 +182,7 @@ def _of_video(net: Network, rule: Rule, path: str, batch: int) -> tuple[np.ndarr
     """Return the features of a video, (N, C), or (C,) per video, and their description."""
     if rule.per_video:
         return net.features(path, rule.layer).values.astype(np.float32), {"path": path}
-    layer, cutter = net.layer(rule.layer), WindowCutter(net, path, rule.window, rule.stride)
+    layer, cutter = net.as_tested(net.layer(rule.layer)), WindowCutter(net, path, rule.window, rule.stride)
     found = [output.mean(0) for _, output in run_windows(net, cutter, layer, batch)]
     about = {
         "path": path,

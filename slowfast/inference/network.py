@@ -18,7 +18,7 @@ from slowfast.datasets.reader import MediaError
 from slowfast.datasets.rows import UNKNOWN
 from slowfast.datasets.workers import usable_cores
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
-from slowfast.engine.setup import clip_mover, make_loader
+from slowfast.engine.setup import Inference, clip_mover, inference_dtype, make_loader
 from slowfast.engine.test import clips_at_once, score
 from slowfast.inference.layers import POOLED, LayerFeatures
 from slowfast.inference.results import Features, Prediction, top_classes
@@ -112,7 +112,7 @@ class Network:
             ValueError: the network does not have the layer.
         """
         listed = self._list(paths)
-        loader, model = self._loader(listed), self.layer(layer)
+        loader, model = self._loader(listed), self.as_tested(self.layer(layer))
         sums, errors = _by_row(
             lambda: evaluate(
                 model,
@@ -139,6 +139,10 @@ class Network:
             ValueError: the network does not have the layer.
         """
         return LayerFeatures(self.model, name)
+
+    def as_tested(self, module: nn.Module) -> nn.Module:
+        """Return a module from clips to vectors that computes in the number format of a test."""
+        return Inference(module, inference_dtype(self.cfg, self.device), 1, compiled=False)
 
     def transform(self, frames: np.ndarray) -> Tensor:
         """Return the clips (B, C, T, H, W) that the network takes, normalized and on its device.

@@ -83,8 +83,9 @@ def predict_windows(net: Network, path: str, window: int, stride: int, batch: in
     """
     cutter, timeline, before = WindowCutter(net, path, window, stride), Timeline(path), 0.0
     softmax, method = sums_softmax(net.cfg), net.cfg.DATA.ENSEMBLE_METHOD
+    model = net.as_tested(net.model)
     for span, scores in run_windows(
-        net, cutter, lambda clips: net.model(clips).softmax(1) if softmax else net.model(clips), batch
+        net, cutter, lambda clips: model(clips).softmax(1) if softmax else model(clips), batch
     ):
         together = scores.sum(0) if method == "sum" else scores.max(0)
         probabilities = net.probabilities(together, len(scores))
