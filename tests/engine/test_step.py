@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,9 +21,13 @@ from slowfast.engine.setup import clip_mover
 from slowfast.engine.start import prepare_run
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, StepOutcome, agree, settle, train_step, unmixed_target
+from slowfast.engine.train import save, train_epoch
 from slowfast.optim.build import build_optimizer
 from slowfast.optim.losses import LOSSES
+from slowfast.run import interrupt
+from slowfast.run.checkpoint import list_checkpoints
 from slowfast.utils.distributed import SharedError
+from slowfast.weights.tensors import load_tensors
 
 CPU = torch.device("cpu")
 CLASSES = 3
@@ -334,6 +339,38 @@ def test_facts_of_a_step_are_settled_while_the_next_one_runs(make, tmp_path):
         train_step(state, run, iter([{**third, "video": third["video"] * math.nan}]))
     with pytest.raises(SharedError):
         settle(state, run)
+
+
+class Asking(list):
+    """Batches, between which this process is asked to stop."""
+
+    class batch_sampler:
+        @staticmethod
+        def set_position(*_: int) -> None: ...
+
+    def __init__(self, made: list[dict[str, Any]], before: int, received: list[Any]) -> None:
+        super().__init__(made)
+        self.before, self.received = before, received
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(list.__iter__(self)):
+            self.received += [signal.SIGTERM] * (number == self.before)
+            yield batch
+
+
+def test_a_request_to_stop_between_two_log_lines_ends_the_epoch_one_step_later(make, monkeypatch):
+    received: list[Any] = []
+    monkeypatch.setattr(interrupt, "_received", received)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
+    state, run = make(model, LOG_PERIOD=100)
+    state.optimizer = build_optimizer(model, run.cfg)
+    made: Any = Asking(batches(8), 3, received)
+    made[4]["video"] = made[4]["video"] * math.nan  # the step whose facts are not yet read
+    assert train_epoch(state, run, made)
+    assert state.step == 5 and state.nonfinite == 0
+    assert save(state, run, "end") and state.nonfinite == 1
+    run.writer.wait()
+    assert load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[0])["nonfinite"] == 1
 
 
 class Small(nn.Module):
