@@ -8,28 +8,168 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
 # by the number of dimensions: 2 for images, 3 for video
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
+# oneDNN has the fast kernels on such CPUs
+X86_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX") and torch.backends.mkldnn.is_available()
+
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.6 has only the second
+
+
+def _faster_routes(x: Tensor) -> bool:
+    """Return whether layers take the routes that are fastest on CPUs, with channels last.
+
+    Exported networks, other devices and other types take the convolutions of PyTorch.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and X86_VECTORS
+        and not (is_exporting() or torch.jit.is_tracing())
+    )
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x`, (B, C, *grid), in the channels-last memory format if the layers are faster with it."""
+    if not _faster_routes(x):
+        return x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+class _Pointwise(_ConvNd):
+    """Convolution of size 1, computed on a CPU as a matrix product of tokens: no layout is converted."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _faster_routes(input):
+            return super().forward(input)
+        return F.linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+class PointwiseConv2d(_Pointwise, nn.Conv2d):
+    """Convolution of size 1 for images."""
+
+
+class PointwiseConv3d(_Pointwise, nn.Conv3d):
+    """Convolution of size 1 for video."""
+
+
+def pointwise_conv(dim: int, out: int, ndim: int) -> nn.Module:
+    """Return a convolution of size 1; `ndim` is 3 for video, 2 for images."""
+    return (PointwiseConv3d if ndim == 3 else PointwiseConv2d)(dim, out, 1)
+
+
+class _Patches(_ConvNd):
+    """Convolution of disjoint patches (the stride is the kernel), computed on a CPU as a matrix product of patches."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _faster_routes(input):
+            return super().forward(input)
+        x, ndim = input.movedim(1, -1), input.ndim - 2
+        for axis, size in zip(range(1, 2 * ndim, 2), self.kernel_size, strict=True):
+            if x.shape[axis] % size:  # as in a convolution, positions after the last patch are unused
+                x = x.narrow(axis, 0, x.shape[axis] // size * size)
+            x = x.unflatten(axis, (-1, size))
+        x = x.permute(0, *range(1, 2 * ndim, 2), *range(2, 2 * ndim + 1, 2), -1).flatten(1 + ndim)
+        return F.linear(x, self.weight.movedim(1, -1).flatten(1), self.bias).movedim(-1, 1)
+
+
+class PatchConv2d(_Patches, nn.Conv2d):
+    """Convolution of disjoint patches of images."""
+
+
+class PatchConv3d(_Patches, nn.Conv3d):
+    """Convolution of disjoint patches of video."""
+
+
+PATCH_CONV: dict[int, Any] = {2: PatchConv2d, 3: PatchConv3d}
+
+
+class _DepthwiseFunction(Function):
+    """Depthwise convolution of stride 1 whose gradients are forward convolutions too.
+
+    oneDNN's kernels for the gradients are 6 to 20 times slower than its forward kernel, and that for the gradient of
+    bfloat16 weights is wrong for clips shorter than the kernel. The gradient of the input is the convolution of the
+    gradient with the flipped kernel; the gradient of the kernel is the convolution of the input with the gradient.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding = [size // 2 for size in weight.shape[2:]]
+        return (F.conv3d if x.ndim == 5 else F.conv2d)(x, weight, bias, padding=padding, groups=weight.shape[0])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad, axes = channels_last(grad_outputs[0]), list(range(2, x.ndim))
+        grads: list[Tensor | None] = [None, None, None]
+        if ctx.needs_input_grad[0]:
+            grads[0] = _DepthwiseFunction.apply(grad, weight.flip(axes), None)  # pyright: ignore
+        if ctx.needs_input_grad[1]:
+            grads[1] = _kernel_gradient(channels_last(x), grad, [size // 2 for size in weight.shape[2:]])
+        if ctx.needs_input_grad[2]:
+            grads[2] = grad.sum([0, *axes])
+        return tuple(grads)
+
+
+def _kernel_gradient(x: Tensor, grad: Tensor, padding: list[int]) -> Tensor:
+    """Return the gradient (C, 1, *kernel) of a depthwise kernel: each clip is convolved with its gradient."""
+    if x.ndim == 4:  # the images are the frames of one clip
+        x, grad = x.transpose(0, 1)[None], grad.transpose(0, 1)[None]
+        return _kernel_gradient(x, grad, [0, *padding])[:, :, 0]
+    kernels = grad.transpose(0, 1).split(1, dim=1)
+    gradients = [F.conv3d(x[i : i + 1], k, padding=padding, groups=k.shape[0]) for i, k in enumerate(kernels)]
+    return sum(gradients[1:], gradients[0]).transpose(0, 1)
+
+
+class _Depthwise(_ConvNd):
+    """Depthwise convolution that keeps the size of its input."""
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim)  # pyright: ignore
+
+    def forward(self, input: Tensor) -> Tensor:
+        inputs: Any = (input, self.weight, self.bias)
+        if input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            inputs = [None if value is None else value.to(dtype) for value in inputs]
+        if not _faster_routes(inputs[0]) or not torch.is_grad_enabled():
+            return super().forward(input)
+        return _DepthwiseFunction.apply(*inputs)  # pyright: ignore
+
+
+class DepthwiseConv2d(_Depthwise, nn.Conv2d):
+    """Depthwise convolution of images."""
+
+
+class DepthwiseConv3d(_Depthwise, nn.Conv3d):
+    """Depthwise convolution of video."""
+
 
 def depthwise_conv(dim: int, kernel: int, ndim: int) -> nn.Module:
     """Return a depthwise convolution that keeps the size of its input; `ndim` is 3 for video, 2 for images."""
-    return CONV[ndim](dim, dim, kernel, padding=kernel // 2, groups=dim)
+    return (DepthwiseConv3d if ndim == 3 else DepthwiseConv2d)(dim, kernel)
 
 
 def to_tokens(x: Tensor) -> Tensor:
     """Flatten (B, C, *grid) to (B, L, C) with L = prod(grid), without a copy in the channels-last memory format."""
-    return x.flatten(2).transpose(1, 2)
+    return x.movedim(1, -1).flatten(1, -2)
 
 
 def to_grid(tokens: Tensor, grid: Sequence[int]) -> Tensor:
     """Unflatten (B, L, C) to (B, C, *grid), the inverse of `to_tokens`."""
-    return tokens.transpose(1, 2).unflatten(2, tuple(grid))
+    return tokens.unflatten(1, tuple(grid)).movedim(-1, 1)
 
 
 class PatchEmbed(nn.Module):
@@ -45,7 +185,8 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.proj = CONV[len(kernel)](in_channels, dim, tuple(kernel), tuple(stride), tuple(padding))
+        conv = PATCH_CONV if tuple(kernel) == tuple(stride) and not any(padding) else CONV
+        self.proj = conv[len(kernel)](in_channels, dim, tuple(kernel), tuple(stride), tuple(padding))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj(x)
@@ -70,7 +211,7 @@ class OverlapPatchEmbed(nn.Module):
         self.proj = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+        return channels_last(self.proj(x))
 
 
 def layer_scales(initial: float | None, *shape: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
@@ -93,7 +234,7 @@ class Mlp(nn.Module):
         if conv_ndim is None:
             self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         else:
-            self.fc1, self.fc2 = CONV[conv_ndim](dim, hidden, 1), CONV[conv_ndim](hidden, dim, 1)
+            self.fc1, self.fc2 = pointwise_conv(dim, hidden, conv_ndim), pointwise_conv(hidden, dim, conv_ndim)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

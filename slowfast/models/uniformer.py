@@ -17,15 +17,16 @@ from torch import Tensor, nn
 from slowfast.models.backbone import TimmBackbone
 from slowfast.models.layers import (
     BATCH_NORM,
-    CONV,
     Attention,
     DropPath,
     Mlp,
     OverlapPatchEmbed,
     PatchEmbed,
+    channels_last,
     classifier,
     depthwise_conv,
     layer_scales,
+    pointwise_conv,
     recompute,
     recomputed_blocks,
     scaled,
@@ -81,8 +82,8 @@ class LocalBlock(nn.Module):
         self.gamma_1, self.gamma_2 = layer_scales(options.layer_scale, 1, dim, *[1] * ndim)
         self.pos_embed = depthwise_conv(dim, 3, ndim)
         self.norm1 = BATCH_NORM[ndim](dim)
-        self.conv1 = CONV[ndim](dim, dim, 1)
-        self.conv2 = CONV[ndim](dim, dim, 1)
+        self.conv1 = pointwise_conv(dim, dim, ndim)
+        self.conv2 = pointwise_conv(dim, dim, ndim)
         self.attn = depthwise_conv(dim, 5, ndim)
         self.norm2 = BATCH_NORM[ndim](dim)
         self.mlp = options.mlp(conv_ndim=ndim)
@@ -376,7 +377,7 @@ class UniFormer(FourStages):
 
     def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
         """Return the normalized feature map (B, C', T/2, H/32, W/32) of (B, C, T, H, W); images have no time axis."""
-        x = video
+        x = channels_last(video)
         for stage in self.stages(stop):
             x = self.get_submodule(f"patch_embed{stage}")(x)
             if stage == 1:

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.layers import BATCH_NORM, Attention, classifier, scaled, single_input, to_grid, to_tokens
+from slowfast.models.layers import (
+    BATCH_NORM,
+    Attention,
+    channels_last,
+    classifier,
+    scaled,
+    single_input,
+    to_grid,
+    to_tokens,
+)
 from slowfast.models.uniformer import (
     AttentionBlock,
     BlockOptions,
@@ -206,7 +215,7 @@ class UniFormerLight(FourStages):
         self, video: Tensor, taps: dict[int, Any], stop: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the normalized feature map (B, C', T/2, H/32, W/32) and class token (B, 1, C') of (B, C, T, H, W)."""
-        x = video
+        x = channels_last(video)
         cls_token: Any = None
         scores: Any = None
         for stage in self.stages(stop):

@@ -1,0 +1,111 @@
+"""Test the layers that compute convolutions by other routes: values and gradients equal those of plain convolutions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_networks import SMALL, small, video_for
+from torch import Tensor, nn
+
+from slowfast.models.layers import PatchEmbed, depthwise_conv, pointwise_conv
+
+# (B, C, *grid): one clip, clips shorter than the kernel, channels that are no multiple of a vector, images
+SHAPES = [(1, 16, 4, 9, 10), (2, 56, 1, 7, 7), (3, 16, 2, 6, 5), (2, 5, 7, 4, 8), (4, 28, 14, 14)]
+
+
+def plain(layer: Any) -> nn.Module:
+    """Return PyTorch's convolution with the weights of `layer`, in float64."""
+    kind: Any = nn.Conv3d if isinstance(layer, nn.Conv3d) else nn.Conv2d
+    same = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+    conv = kind(*same, groups=layer.groups, dtype=torch.float64)
+    conv.load_state_dict(layer.state_dict())
+    return conv
+
+
+def results(layer: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
+    """Return the output and the gradients of the input and of all parameters."""
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    (out * weight).sum().backward()
+    return [out.detach(), *(value.grad.double() for value in (x, *layer.parameters()))]
+
+
+def layers(shape: tuple[int, ...]) -> list[Any]:
+    channels, ndim = shape[1], len(shape) - 2
+    torch.manual_seed(0)
+    patches = PatchEmbed(channels, 24, (1, 2, 2)[-ndim:], (1, 2, 2)[-ndim:], (0, 0, 0)[-ndim:]).proj
+    return [
+        depthwise_conv(channels, 3, ndim),
+        depthwise_conv(channels, 5, ndim),
+        pointwise_conv(channels, 24, ndim),
+        patches,
+    ]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_outputs_and_gradients_equal_those_of_a_plain_convolution(shape, last, dtype):
+    x = torch.randn(shape)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
+    limit = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}[dtype]
+    for layer in layers(shape):
+        double = plain(layer)
+        weight = torch.randn_like(layer(x))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            kind = torch.float32 if dtype is torch.bfloat16 else dtype
+            found = results(layer.to(kind), x.to(kind), weight)
+        for value, expected in zip(found, results(double, x.double(), weight.double()), strict=True):
+            assert value.shape == expected.shape
+            assert (value - expected).norm() <= limit * expected.norm(), (layer, dtype)
+
+
+def test_second_derivatives_of_a_depthwise_convolution():
+    layer = depthwise_conv(16, 3, 3)
+    x, gradients = torch.randn(2, 16, 3, 5, 5), []
+    for conv, value in ((layer, x.clone()), (plain(layer), x.double())):
+        value.requires_grad_()
+        first = torch.autograd.grad(conv(value).square().sum(), [value, *conv.parameters()], create_graph=True)
+        gradients.append(
+            torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), [value, *conv.parameters()])
+        )
+    for found, expected in zip(*gradients, strict=True):
+        assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["uniformer", "uniformer_image", "uniformer_plus_aux_image", "light"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_channels_are_last_in_every_block_and_its_gradient(name, batch):
+    model, strides = small(name).train(), []
+
+    def keep(_module, _inputs, out):
+        maps = out[0] if isinstance(out, tuple) else out
+        strides.append((maps.stride(), maps.shape))
+        maps.register_hook(lambda grad: strides.append((grad.stride(), grad.shape)))
+
+    for part, module in model.named_modules():
+        if part.count(".") == 1 and part.startswith("blocks"):
+            module.register_forward_hook(keep)
+    out = model(video_for(name, batch))
+    (torch.stack(out) if isinstance(out, tuple) else out).square().sum().backward()
+    assert len(strides) == 2 * sum(model.depth)
+    for stride, shape in strides:
+        assert stride[1:] == torch.empty(shape[0], *shape[2:], shape[1]).movedim(-1, 1).stride()[1:]
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if not name.startswith("v2")])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_compiles_without_a_graph_break(name, training):
+    torch.compiler.reset()
+    model, video = small(name).train(training), video_for(name)
+    results = []
+    for run in (model, torch.compile(model, backend="eager", fullgraph=True)):
+        out = run(video)
+        out = torch.stack(out) if isinstance(out, tuple) else out
+        out.square().sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+        model.zero_grad()
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
