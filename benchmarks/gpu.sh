@@ -17,7 +17,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 mkdir -p "$out"
-rm -f "$out"/*.json "$out"/*.log "$out"/summary.txt "$out"/parts
+rm -rf "$out"/*.json "$out"/*.log "$out"/summary.txt "$out"/parts "$out"/demo
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 py=${PYTHON:-python3}
 gpus=$([ "$device" = cpu ] && echo 0 || echo 1)
