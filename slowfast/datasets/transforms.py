@@ -28,9 +28,14 @@ def normalize(
     Returns:
         float32 tensor of the same shape.
     """
-    shape = (-1, 1, 1, 1)
-    centre, width = (torch.as_tensor(v, dtype=torch.float32, device=video.device).view(shape) for v in (mean, std))
-    return (video.float() / 255).sub_(centre).div_(width)
+    centre, width = (torch.as_tensor(v, dtype=torch.float32, device=video.device) for v in (mean, std))
+    result = video.to(torch.float32, copy=True).div_(255)
+    rows = result.movedim(1, -1)
+    if rows.is_contiguous():  # channels last: three channels are too few for a fast loop, so take whole rows
+        rows.flatten(3).sub_(centre.repeat(rows.shape[3])).div_(width.repeat(rows.shape[3]))
+    else:
+        rows.sub_(centre).div_(width)
+    return result
 
 
 @lru_cache
