@@ -52,7 +52,6 @@ setup(
         "Jinja2>=3.1",
         "MarkupSafe>=2.1",
         "tqdm>=4.66",
-        "pebble>=5.0.7",
         "submitit>=1.5.1",
         "timm>=1.0.22",
         "safetensors>=0.4",

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from time import monotonic
 from typing import Any, TypeVar
 
-from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from slowfast.datasets.container import MediaError
 
 Task = TypeVar("Task")
+
+START_LIMIT = 300.0  # seconds until a process must be ready; imports from a busy network drive take long
 
 # A fork server imports the decoders only once, so a killed process is replaced quickly.
 _CONTEXT: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
@@ -57,52 +60,102 @@ def run_killable(
     """
     if _CONTEXT.get_start_method() == "forkserver":
         _CONTEXT.set_forkserver_preload([getattr(function, "func", function).__module__])
-    waiting, running = iter(tasks), dict[Any, Task]()
+    waiting = iter(tasks)
+    free: list[_Process] = []
+    busy: list[_Process] = []
     bar = tqdm(total=done + len(tasks), initial=done, desc=title, unit="file", disable=None)
-    pool = ProcessPool(max(1, min(workers, len(tasks))), initializer=_start, context=_CONTEXT)
     try:
         while True:
-            for task in islice(waiting, 2 * workers - len(running)):
-                running[pool.schedule(_attempt, (function, task), timeout=timeout)] = task
-            if not running:
+            for task in islice(waiting, workers - len(busy)):
+                busy.append(free.pop() if free else _Process(function))
+                busy[-1].start(task, timeout)
+            if not busy:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            nearest = min(process.deadline for process in busy)
+            wait([process.connection for process in busy], max(0.0, nearest - monotonic()))
+            for process in [process for process in busy if process.is_done(timeout)]:
+                outcome = process.outcome(timeout)
+                busy.remove(process)
+                if not process.connection.closed:
+                    free.append(process)
                 bar.update()
-                yield running.pop(future), _outcome(future, timeout)
+                yield process.task, outcome
     finally:
         bar.close()
-        pool.stop()
-        pool.join()
+        for process in busy + free:
+            process.kill()
 
 
-def _outcome(future: Any, timeout: float) -> Any:
-    try:
-        return future.result()
-    except TimeoutError:
-        return Failure(f"timed out after {timeout:g} s")
-    except ProcessExpired as error:
-        return Failure(f"the decoder crashed (exit code {error.exitcode})")
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a process ended before its first task, see its message above: a script that calls this must do so under "
-            "if __name__ == '__main__'"
-        ) from error
+class _Process:
+    """A process, its pipe, its task and the time at which it is killed.
+
+    Its first message says that it is ready: the time of a task does not include the imports.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.connection, theirs = _CONTEXT.Pipe()
+        self.process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the pipe ends with the process
+        self.ready = False
+
+    def start(self, task: Any, timeout: float) -> None:
+        self.task, self.deadline = task, monotonic() + (timeout if self.ready else START_LIMIT)
+        with contextlib.suppress(OSError):  # it was killed: `outcome` returns the reason
+            self.connection.send(task)
+
+    def is_done(self, timeout: float) -> bool:
+        if not self.ready and (self.connection.poll() or monotonic() >= self.deadline):
+            self._await_start()
+            self.deadline = monotonic() + timeout
+        return self.connection.poll() or monotonic() >= self.deadline
+
+    def _await_start(self) -> None:
+        reason = f"is not ready after {START_LIMIT:g} s"
+        try:
+            self.ready = self.connection.poll() and self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            reason = f"ended with exit code {self.process.exitcode} before its first task, see its message above"
+        if not self.ready:
+            raise RuntimeError(
+                f"a process {reason}: a script that calls this must do so under if __name__ == '__main__'"
+            )
+
+    def outcome(self, timeout: float) -> Any:
+        reason = f"timed out after {timeout:g} s"
+        try:
+            if self.connection.poll():
+                return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            reason = f"the decoder crashed (exit code {self.process.exitcode})"
+        self.kill()
+        return Failure(reason)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join(1)  # even a killed process does not exit while it waits for an unreachable network drive
+        self.connection.close()
 
 
-def _attempt(function: Callable[[Any], Any], task: Any) -> Any:
-    try:
-        return function(task)
-    except MediaError as error:
-        return Failure(error.reason or str(error))
-    except ValueError as error:
-        return Failure(str(error))
-    except Exception as error:
-        return Failure(f"{type(error).__name__}: {error}")
-
-
-def _start() -> None:
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which kills this process
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of decoders; results contain the reasons
+    connection.send(True)
+    with contextlib.suppress(EOFError):
+        while True:
+            task = connection.recv()
+            try:
+                outcome = function(task)
+            except MediaError as error:
+                outcome = Failure(error.reason or str(error))
+            except ValueError as error:
+                outcome = Failure(str(error))
+            except Exception as error:
+                outcome = Failure(f"{type(error).__name__}: {error}")
+            connection.send(outcome)
 
 
 def _exit_with_parent() -> None:
