@@ -256,12 +256,8 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="with --make: distance of key frames (default: %(default)s, as in `reencode`; x264 uses 250)",
     )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("data/benchmark"),
-        help="with --make: folder of the videos (default: %(default)s)",
-    )
+    folder = Path("data/benchmark")
+    parser.add_argument("--folder", type=Path, default=folder, help="with --make: where (default: %(default)s)")
     parser.add_argument("--job", choices=("train", "test"), help="measure only this one (default: both)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="measure 1 worker and N workers (default: %(default)s)"

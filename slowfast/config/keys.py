@@ -100,8 +100,7 @@ key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
 key("TRAIN.MIXED_PRECISION", True, FLAG,
     "Use automatic mixed precision in training; validation is in float32.", may_differ=True)
 key("TRAIN.AMP_DTYPE", "auto", one_of("auto", "bfloat16", "float16"),
-    "Number format of mixed precision; auto is bfloat16 if the GPU has it, else float16, and float32 on the CPU.",
-    may_differ=True)
+    "Type of mixed precision; auto: bfloat16 if the GPU has it, else float16; float32 on the CPU.", may_differ=True)
 key("TRAIN.MAX_STEPS", 0, integer(0),
     "Stop with a checkpoint after this number of optimizer steps, on the same schedule; 0 is off.", may_differ=True)
 
@@ -111,8 +110,7 @@ key("TEST.ENABLE", True, FLAG,
 key("TEST.DATASET", "kinetics", one_of(*CATALOG),
     "How lists and videos of the test set are read: a row of slowfast/datasets/catalog.py.", may_differ=True)
 key("TEST.BATCH_SIZE", 8, integer(1),
-    "Clips per node and step, divided over its processes; at least one video per process, with all its views.",
-    may_differ=True)
+    "Clips per node and step, divided over its processes; at least one whole video per process.", may_differ=True)
 key("TEST.CHECKPOINT_FILE_PATH", "", TEXT,
     "Weights (path or address) to test; empty: OUTPUT_DIR, else TRAIN.CHECKPOINT_FILE_PATH.", may_differ=True)
 key("TEST.TEST_BEST", False, FLAG,
@@ -129,8 +127,7 @@ key("TEST.SKIP_BAD", False, FLAG,
 key("TEST.SHUFFLE_FRAMES", False, FLAG,
     "Control experiment: put the frames of each test clip in random order.", may_differ=True)
 key("TEST.AMP_DTYPE", "float32", one_of("float32", "bfloat16", "float16"),
-    "Number format of the network in a test; the lower ones need a GPU, or for bfloat16 a CPU that has it.",
-    may_differ=True)
+    "Number format of the network in a test; float16 needs a GPU, bfloat16 hardware that has it.", may_differ=True)
 
 SECTIONS["DATA"] = "Data"
 key("DATA.PATH_TO_DATA_DIR", "", TEXT,
@@ -154,8 +151,7 @@ key("DATA.NUM_FRAMES", 8, integer(1),
 key("DATA.SAMPLING_RATE", 8, integer(1),
     "Dense sampling: frames of the video per frame of the clip.")
 key("DATA.USE_OFFSET_SAMPLING", False, FLAG,
-    "Dense sampling in a test: clips begin at whole frame numbers, and the last one ends with the video.",
-    may_differ=True)
+    "Dense sampling in a test: clips begin at whole frames, the last one ends with the video.", may_differ=True)
 key("DATA.INPUT_CHANNEL_NUM", [3], several(integer(1), 1),
     "Channels of the input; a list with one number, as in SlowFast, which has one per pathway.")
 key("DATA.MEAN", [0.45, 0.45, 0.45], several(number()),
@@ -184,8 +180,7 @@ SECTIONS["DATA_LOADER"] = "Loading"
 key("DATA_LOADER.NUM_WORKERS", 8, integer(0),
     "Workers per process; 0 decodes in the process itself.", may_differ=True)
 key("DATA_LOADER.DECODE_TIMEOUT", 60.0, number(0),
-    "Seconds after which a video that is not decoded counts as broken; 0 sets no limit and uses no decoder process.",
-    may_differ=True)
+    "Seconds to decode a video, after which it is broken; 0: no limit and no decoder process.", may_differ=True)
 key("DATA_LOADER.PIN_MEMORY", True, FLAG,
     "Copy batches to page-locked memory, for a faster transfer to a GPU.", may_differ=True)
 
@@ -262,8 +257,7 @@ key("SOLVER.NESTEROV", True, FLAG,
 
 SECTIONS["DDP"] = "Distributed training"
 key("DDP.SHARDING", "none", one_of("none", "zero1"),
-    "zero1 divides the state of sgd, adam and adamw among the processes, which saves memory; checkpoints are the same.",
-    may_differ=True)
+    "zero1 divides the state of sgd, adam and adamw among the processes; checkpoints are the same.", may_differ=True)
 
 SECTIONS["BN"] = "Batch normalization"
 key("BN.NORM_TYPE", "batchnorm", one_of("batchnorm", "sync_batchnorm"),
@@ -295,11 +289,9 @@ key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entr
     "Loss. soft_cross_entropy smooths the labels by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup; bce and "
     "bce_logit use one sigmoid per class.")
 key("MODEL.COMPILE", False, FLAG,
-    "Compile the network with torch.compile, in training and test: the first step takes a minute or more, the others "
-    "less time and memory.", may_differ=True)
+    "Compile the network in training and test: the first step takes minutes, the others less time.", may_differ=True)
 key("MODEL.USE_CHECKPOINT", False, FLAG,
-    "Recompute activations in the backward pass, which needs less memory, in the blocks of MODEL.CHECKPOINT_NUM.",
-    may_differ=True)
+    "Save memory: recompute activations of the blocks of MODEL.CHECKPOINT_NUM in the backward pass.", may_differ=True)
 key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),
     "Blocks to recompute: one number per stage (UniFormer), or one for the image ViT (UniFormerV2).", may_differ=True)
 key("MODEL.RESET_HEAD", False, FLAG,

@@ -28,8 +28,12 @@ class ModelEma:
             model: the network.
             kept: () whether to do it; False changes nothing.
         """
-        parameters: list[Tensor] = list(self.module.parameters())
-        share = (1.0 - self.decay) * kept.to(parameters[0].dtype)
-        torch._foreach_lerp_(parameters, list(model.parameters()), [share] * len(parameters))
+        # A step of SGD along the half squared distance to the weights, average - weights, is the moving average. The
+        # kernel updates all tensors at once and reads on the device whether to do it, which `_foreach_lerp_` does not.
+        torch._fused_sgd_(
+            list(self.module.parameters()), list(model.parameters()), [], maximize=True, weight_decay=1.0,
+            lr=1.0 - self.decay, momentum=0.0, dampening=0.0, nesterov=False, is_first_step=False,
+            found_inf=(~kept).float(),
+        )  # fmt: skip
         for mine, other in zip(self.module.buffers(), model.buffers(), strict=True):
             mine.copy_(torch.where(kept, other, mine))

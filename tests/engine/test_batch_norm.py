@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import small
 from torch import nn
 
 from slowfast.config import get_cfg
 from slowfast.engine.batch_norm import clips_until_stopped, freeze_batch_norm, update_statistics
 from slowfast.engine.ema import ModelEma
+from slowfast.engine.setup import place
 from slowfast.run import interrupt
 
 CPU = torch.device("cpu")
@@ -109,3 +111,22 @@ def test_an_average_of_weights_moves_by_its_share_and_copies_buffers():
     assert not any(parameter.requires_grad for parameter in ema.module.parameters())
     for name in ("0.running_mean", "0.num_batches_tracked"):
         assert torch.equal(ema.module.get_buffer(name), model.get_buffer(name))
+
+
+@pytest.mark.parametrize("name", ["uniformer", "v2"])
+def test_an_average_is_the_same_weighted_mean_for_every_layout_of_weights(name):
+    model = small(name)
+    place(model, torch.device("cpu"))  # with channels last, whose strides are others
+    ema = ModelEma(model, 0.9)
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn(parameter.shape)
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    ema.update(model, torch.tensor(False))
+    assert all(map(torch.equal, ema.module.parameters(), expected))
+    ema.update(model, torch.tensor(True))
+    torch.testing.assert_close(
+        list(ema.module.parameters()), [a.lerp(w, 0.1) for a, w in zip(expected, weights, strict=True)]
+    )
+    assert all(map(torch.equal, model.parameters(), weights))
