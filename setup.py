@@ -25,6 +25,7 @@ setup(
             "slowfast-demo-data = slowfast.commands:demo_data",
             "slowfast-predict = slowfast.commands:predict",
             "slowfast-features = slowfast.commands:features",
+            "slowfast-export = slowfast.commands:export",
             "slowfast-report = slowfast.commands:report",
             "slowfast-doctor = slowfast.commands:doctor",
         ]
@@ -58,9 +59,13 @@ setup(
         "huggingface_hub>=0.24",
     ],
     extras_require={
+        "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
         "dev": [
             # needs FFmpeg's shared libraries, and a release for the installed torch
             "torchcodec",
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
+            "onnxscript>=0.2",
             # other programs, whose numbers the tests compare with ours
             "open_clip_torch>=2.24",
             "transformers>=4.40",

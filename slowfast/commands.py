@@ -39,6 +39,13 @@ def features() -> int:
     return main()
 
 
+def export() -> int:
+    """Write a network as ONNX, as an exported program of PyTorch, or as safetensors."""
+    from slowfast.inference.export import main
+
+    return main()
+
+
 def demo_data() -> int:
     """Run tools/make_demo_data.py: make the data of the demos."""
     return _run("make_demo_data")

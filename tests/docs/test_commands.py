@@ -217,7 +217,7 @@ def demo(inputs, warm, made_once) -> Path:
 
 
 # Pages that assume the results of the first command of the README, or of the first one of DATASET.md.
-AFTER_DEMO = ("docs/FEATURES.md", "docs/FINETUNING.md", "docs/MIGRATING.md", "docs/PREDICT.md", "docs/REPORT.md")
+AFTER_DEMO = tuple(f"docs/{name}.md" for name in ("EXPORT", "FEATURES", "FINETUNING", "MIGRATING", "PREDICT", "REPORT"))
 AFTER_LISTS = ("MODEL_ZOO.md",)
 # Files that the commands of a page write.
 LEFT: dict[str, tuple[str, ...]] = {
@@ -225,6 +225,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
     "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
     "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
+    "docs/EXPORT.md": ("demo.onnx", "demo.pt2", "demo.safetensors"),
     "docs/FEATURES.md": ("features/features.json", "features/test_00000.npy", "features_of_a_block/test_00000.npy"),
     "docs/PREDICT.md": ("predictions.csv", "predicted.mp4", "seen.png", "segments.png", "over_time.mp4"),
     "docs/REPORT.md": ("output/demo/report.html", "output/comparison.html", "output/comparison.csv"),

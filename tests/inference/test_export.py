@@ -1,0 +1,128 @@
+"""slowfast-export: files of every format equal the network, for any number of clips."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import slowfast
+from slowfast.inference.export import METADATA, execute, export_model, parse_args
+from slowfast.inference.predict import guarded
+from slowfast.models.timm_tower import VisionTower
+from slowfast.models.uniformer import UniFormer
+from slowfast.models.uniformer_light import UniFormerLight
+from slowfast.models.uniformerv2 import UniFormerV2
+
+STAGES = {"depth": (1, 1, 2, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+TOWER = VisionTower(width=32, layers=3, heads=2, patch=16, resolution=32)
+NETWORKS = {
+    "uniformer": lambda: UniFormer(5, **STAGES),
+    "divided attention": lambda: UniFormer(5, **STAGES, split=True),
+    "light": lambda: UniFormerLight(5, **STAGES),
+    "v2": lambda: UniFormerV2(5, TOWER, (1, 2), 2),
+    "v2 without local blocks": lambda: UniFormerV2(5, TOWER, (1, 2), 2, no_lmhra=True, temporal_downsample=False),
+}
+SHAPE = (3, 4, 64, 64)
+
+
+def make(name: str) -> nn.Module:
+    """Return a network whose branches, which are initially zero, add to its logits."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def export(*arguments: object) -> int:
+    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch-export"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_file_gives_the_logits_of_the_network_for_any_number_of_clips(name, kind, tmp_path):
+    model, clips = make(name), torch.randn(5, *SHAPE)
+    runner, error = export_model(model, SHAPE, {}, kind, tmp_path / "a.file")
+    assert error < 1e-4
+    with torch.no_grad():
+        expected = model(clips)
+    assert expected.std() > 0.01
+    assert (runner(clips) - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.file"]
+
+
+class Unstable(nn.Module):
+    """A network that gives other logits in each call outside of an export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(3, 5), 0
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layer(clips.flatten(2).mean(2)) * self.calls
+
+
+def test_a_file_that_differs_is_not_written(tmp_path):
+    (tmp_path / "a.pt2").write_text("before")
+    with pytest.raises(ValueError, match="share"):
+        export_model(Unstable(), SHAPE, {}, "torch-export", tmp_path / "a.pt2")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+@pytest.mark.slow
+def test_onnx_contains_class_names_and_normalization(trained, tmp_path, capsys):
+    path = tmp_path / "new" / "demo.onnx"
+    assert export(trained, "--format", "onnx", "--out", path) == 0
+    net = slowfast.load(trained, device="cpu")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    about = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert about["class_names"] == net.class_names
+    assert about["mean"] == net.cfg.DATA.MEAN and about["std"] == net.cfg.DATA.STD
+    assert about["shape"] == [3, 4, 32, 32] and about["channel_order"] == "RGB" and about["views"] == 2
+    clips = torch.randn(4, *about["shape"])
+    (logits,) = session.run(["logits"], {"clips": clips.numpy()})
+    with torch.no_grad():
+        assert np.allclose(logits, net.model(clips), atol=1e-5)
+    assert {"eager", "onnx"} <= {*capsys.readouterr().out.split()}
+
+
+def test_a_program_contains_class_names(trained, tmp_path):
+    path = tmp_path / "demo.pt2"
+    assert export(trained, "--format", "torch-export", "--out", path) == 0
+    files = {METADATA: ""}
+    torch.export.load(path, extra_files=files)
+    assert json.loads(files[METADATA])["class_names"] == slowfast.load(trained, device="cpu").class_names
+
+
+def test_tensors_are_those_of_the_network(trained, tmp_path):
+    path = tmp_path / "demo.safetensors"
+    assert export(trained, "--format", "safetensors", "--out", path) == 0
+    net = slowfast.load(trained, device="cpu")
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        assert json.loads(file.metadata()["class_names"]) == net.class_names
+    assert tensors.keys() == net.model.state_dict().keys()
+    assert all(torch.equal(value, tensors[name]) for name, value in net.model.state_dict().items())
+
+
+@pytest.mark.parametrize("case", ["ending", "source", "folder"])
+def test_wrong_inputs_are_one_line_and_exit_code_2(case, trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    source, out = {
+        "ending": (trained, tmp_path / "a.pt"),
+        "source": (tmp_path / "missing", tmp_path / "a.onnx"),
+        "folder": (trained, tmp_path / "file" / "a.onnx"),
+    }[case]
+    assert export(source, "--format", "onnx", "--out", out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
