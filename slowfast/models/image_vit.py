@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slowfast.models.layers import is_exporting
 from slowfast.models.timm_tower import VisionTower, timm_tower
 
 TOWERS = {
@@ -22,9 +23,6 @@ TOWERS = {
     "uniformerv2_l14": VisionTower(width=1024, layers=24, heads=16, patch=14, resolution=224),
     "uniformerv2_l14_336": VisionTower(width=1024, layers=24, heads=16, patch=14, resolution=336),
 }
-
-# whether `torch.export` runs the network; PyTorch 2.6 has no function that leaves `torch.compile` out
-exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def vision_tower(name: str) -> VisionTower:
@@ -132,7 +130,7 @@ class QueryAttention(SelfAttention):
         b_q, _, b_v = self.in_proj_bias.chunk(3)
         q = F.linear(query, w_q.flatten(0, 1), b_q).unflatten(2, (self.heads, -1))
         q = torch.einsum("bqhd,hdc->bqhc", q, w_k).flatten(1, 2)
-        if exporting():  # ONNX has this operator for (B, heads, L, C) only
+        if is_exporting():  # ONNX has this operator for (B, heads, L, C) only
             q, tokens = q.unsqueeze(1), tokens.unsqueeze(1)
         x = F.scaled_dot_product_attention(q, tokens, tokens, scale=w_q.shape[1] ** -0.5).flatten(0, -3)
         x = torch.einsum("bqhc,hdc->bqhd", x.unflatten(1, (-1, self.heads)), w_v)
