@@ -69,6 +69,7 @@ setup(
             # other programs, whose numbers the tests compare with ours
             "open_clip_torch>=2.24",
             "transformers>=4.40",
+            "scikit-learn>=1.4",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",

@@ -1,4 +1,4 @@
-"""Turn the scores of an evaluation into probabilities."""
+"""Turn the scores of an evaluation into probabilities, and rank samples by them."""
 
 from __future__ import annotations
 
@@ -18,3 +18,36 @@ def log_probabilities(scores: Tensor, probabilities: bool, summed: int) -> Tenso
         return (scores.double() / summed).log_softmax(1)
     smallest = torch.finfo(torch.float32).tiny  # a probability may be too small for its type
     return (scores.double() / scores.double().sum(1, keepdim=True)).clamp(min=smallest).log()
+
+
+def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return the average precision of each class, (K,) float64; NaN for a class without positive samples.
+
+    It is the sum over the thresholds of the precision times the gain in recall, without interpolation. Samples with
+    equal scores share a threshold.
+
+    Args:
+        scores: (N, K), any increasing function of the probabilities.
+        targets: (N, K), not zero where a sample belongs to a class.
+    """
+    ordered, order = scores.sort(0, descending=True)
+    positive = targets.ne(0).gather(0, order).double()
+    hits = positive.cumsum(0)
+    ranks = torch.arange(1, len(scores) + 1, dtype=torch.float64, device=scores.device).unsqueeze(1)
+    last = torch.ones_like(positive, dtype=torch.bool)  # of the samples with equal scores
+    last[:-1] = ordered[1:] != ordered[:-1]
+    # hits at the threshold before: counts never fall, so that the largest one above a row is the latest one
+    at_threshold = torch.where(last, hits, 0.0).cummax(0).values
+    before = torch.cat([torch.zeros_like(hits[:1]), at_threshold[:-1]])
+    gained = torch.where(last, hits - before, 0.0)
+    return (hits / ranks * gained).sum(0) / positive.sum(0)
+
+
+def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
+    """Return the mean of the average precisions of the classes that have positive samples, 0 to 1; NaN if none has.
+
+    Args:
+        scores: (N, K), any increasing function of the probabilities.
+        targets: (N, K), not zero where a sample belongs to a class.
+    """
+    return average_precisions(scores, targets).nanmean().item()
