@@ -6,7 +6,6 @@ does not change what is learned, so a resumed run may have another value. docs/C
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -224,6 +223,8 @@ key("SOLVER.BASE_LR_SCALE_NUM_SHARDS", False, FLAG,
     "Multiply BASE_LR, COSINE_END_LR and WARMUP_START_LR by NUM_SHARDS.")
 key("SOLVER.BACKBONE_LR_RATIO", 1.0, number(0),
     "Factor of the learning rate for all weights but those of the classifier.")
+key("SOLVER.LAYER_DECAY", 1.0, number(above=0, most=1),
+    "Factor of the learning rate from each block to the one before it; 1 gives all blocks the same.")
 key("SOLVER.LR_POLICY", "cosine", one_of("cosine", "steps_with_relative_lrs"),
     "Learning rate over time.")
 key("SOLVER.COSINE_END_LR", 0.0, number(0),
@@ -400,15 +401,6 @@ key("TENSORBOARD.LOG_DIR", "", TEXT,
 
 DEFAULT_VALUES = {name: row.default for name, row in KEYS.items()}
 MAY_DIFFER = tuple(name for name, row in KEYS.items() if row.may_differ)
-
-
-def default_tree() -> dict[str, Any]:
-    """Return a copy of the defaults, with the keys of a section in a dictionary below its name."""
-    tree: dict[str, Any] = {}
-    for name, default in DEFAULT_VALUES.items():
-        parent, _, leaf = name.rpartition(".")
-        (tree.setdefault(parent, {}) if parent else tree)[leaf] = copy.deepcopy(default)
-    return tree
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

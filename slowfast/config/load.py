@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
@@ -16,7 +17,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from slowfast.config.files import VARIABLE, Assignment, Notes, expand, read_file, read_text, shown
-from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, SECTIONS, default_tree, leaves
+from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, SECTIONS, leaves
 from slowfast.config.official import REPLACED_VALUES, family_of, reason_to_ignore
 from slowfast.config.rules import ConfigError, broken_rules
 from slowfast.config.values import literal
@@ -53,6 +54,15 @@ class ConfigNode(CfgNode):
     def _merge(self, assignments: Iterable[Assignment], notes: Notes) -> None:
         merge(self, assignments, notes)
         _report(notes)
+
+
+def default_tree() -> dict[str, Any]:
+    """Return a copy of the defaults, with the keys of a section in a dictionary below its name."""
+    tree: dict[str, Any] = {}
+    for name, default in DEFAULT_VALUES.items():
+        parent, _, leaf = name.rpartition(".")
+        (tree.setdefault(parent, {}) if parent else tree)[leaf] = copy.deepcopy(default)
+    return tree
 
 
 def get_cfg() -> ConfigNode:

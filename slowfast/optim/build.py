@@ -60,7 +60,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
     """Return the optimizer of the configuration; its parameter groups have a weight decay and a learning-rate factor.
 
     Raises:
-        ValueError: SOLVER.OPTIMIZING_METHOD is unknown.
+        ValueError: SOLVER.OPTIMIZING_METHOD is unknown, or SOLVER.LAYER_DECAY does not fit the network.
     """
     groups = parameter_groups(
         model,
@@ -68,6 +68,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
         bn_weight_decay=cfg.BN.WEIGHT_DECAY,
         zero_wd_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
         backbone_lr_ratio=cfg.SOLVER.BACKBONE_LR_RATIO,
+        layer_decay=cfg.SOLVER.LAYER_DECAY,
     )
     name = cfg.SOLVER.OPTIMIZING_METHOD
     if name.startswith("timm/"):

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_networks import small
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from slowfast.config import get_cfg
@@ -209,3 +211,49 @@ def test_a_state_of_another_layout_and_implementation_continues_the_same_steps(m
     train(second, resumed, range(3, 6))
     assert not second.weight.is_contiguous() and resumed.param_groups[0]["fused"]
     assert torch.equal(first.weight, second.weight)
+
+
+def scales(model, **options):
+    groups = parameter_groups(model, weight_decay=0.05, **options)
+    return {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
+
+
+@pytest.mark.parametrize("name", ["uniformer", "light", "v2", "v2_frozen"])
+def test_layer_decay_gives_each_parameter_the_factor_of_timm(name):
+    model = small(name)
+    found = scales(model, layer_decay=0.75)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    expected = {
+        names[parameter]: (group["lr_scale"], group["weight_decay"])
+        for group in param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)
+        for parameter in group["params"]
+    }
+    # BatchNorm is one-dimensional, so timm gives it no weight decay either
+    assert found == expected
+
+
+def test_layer_decay_follows_the_blocks_of_a_uniformer():
+    found = scales(small("uniformer"), layer_decay=0.5, backbone_lr_ratio=0.1)
+    # 5 blocks between the stem and the classifier: stages of 1, 1, 2 and 1 blocks
+    powers = {"patch_embed1": 6, "blocks1.0": 5, "patch_embed2": 4, "blocks2.0": 4, "blocks3.0": 3, "blocks3.1": 2}
+    powers |= {"patch_embed3": 3, "patch_embed4": 1, "blocks4.0": 1, "norm": 1}
+    for name, (scale, _) in found.items():
+        power = next((power for prefix, power in powers.items() if name.startswith(f"{prefix}.")), 0)
+        assert scale == pytest.approx((1.0 if name.startswith("head.") else 0.1) * 0.5**power), name
+
+
+def test_layer_decay_sets_the_learning_rates_of_the_optimizer():
+    options = {"SOLVER__LAYER_DECAY": 0.5, "SOLVER__OPTIMIZING_METHOD": "adamw"}
+    optimizer = build_optimizer(small("v2"), config(**options))
+    set_learning_rate(optimizer, 1.0)
+    lr = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    # stem, 3 blocks of the image ViT, 2 global blocks, classifier
+    assert lr["backbone.conv1.weight"] == 0.5**6 and lr["backbone.transformer.proj.2.weight"] == 1.0
+    assert lr["backbone.transformer.resblocks.0.mlp.c_fc.weight"] == 0.5**5
+    assert lr["backbone.transformer.dec.0.mlp.c_fc.weight"] == 0.5**2
+
+
+def test_layer_decay_needs_the_order_of_the_layers():
+    with pytest.raises(ValueError, match="group_matcher"):
+        parameter_groups(nn.Linear(1, 1), weight_decay=0.1, layer_decay=0.5)
+    assert len(parameter_groups(nn.Linear(1, 1), weight_decay=0.1)) == 2
