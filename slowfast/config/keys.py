@@ -295,6 +295,8 @@ key("MODEL.USE_CHECKPOINT", False, FLAG,
     "Save memory: recompute activations of the blocks of MODEL.CHECKPOINT_NUM in the backward pass.", may_differ=True)
 key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),
     "Blocks to recompute: one number per stage (UniFormer), or one for the image ViT (UniFormerV2).", may_differ=True)
+key("MODEL.CHECKPOINT_KEEP", "nothing", one_of("nothing", "products"),
+    "Results that these blocks keep; products: of matrix products and attention, which saves time.", may_differ=True)
 key("MODEL.RESET_HEAD", False, FLAG,
     "Start with a new classifier instead of the loaded one.")
 key("MODEL.HEAD_ROWS", "", TEXT,
@@ -384,8 +386,7 @@ key("UNIFORMERV2.NO_LMHRA", False, FLAG,
 key("UNIFORMERV2.DOUBLE_LMHRA", True, FLAG,
     "Add local blocks before both the attention and the feed-forward layer; if False, only before the attention.")
 key("UNIFORMERV2.PRETRAIN", "", TEXT,
-    "Weights to start from, a name or a path; empty for those of CLIP, and for none if BACKBONE is timm/NAME or "
-    "custom.")
+    "Weights to start from, a name or a path; empty for those of CLIP, or none if BACKBONE is timm/NAME or custom.")
 key("UNIFORMERV2.DELETE_SPECIAL_HEAD", False, FLAG,
     "Leave out the classifier of these weights if its number of classes differs; if False, the rows of Kinetics-400, "
     "600 or 700 are selected from Kinetics-710, and other classes require MODEL.HEAD_ROWS.")

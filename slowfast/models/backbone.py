@@ -21,9 +21,9 @@ class Backbone(Protocol):
 
     The class takes the keyword arguments `num_classes`, `in_channels` and options of its own. These attributes are
     optional: `no_weight_decay()`, which returns the names of parameters without weight decay;
-    `set_grad_checkpointing(blocks)`; and those of `slowfast.weights.network.WeightRules`, by which weights are adapted
-    or refused. `forward` must call layers instead of reading `layer.weight`, so that layers can be wrapped, and read
-    sizes as `x.shape[0]`, so that the network can be exported.
+    `set_grad_checkpointing(blocks, keep)`; and those of `slowfast.weights.network.WeightRules`, by which weights are
+    adapted or refused. `forward` must call layers instead of reading `layer.weight`, so that layers can be wrapped, and
+    read sizes as `x.shape[0]`, so that the network can be exported.
 
     Attributes:
         head_names: prefixes of the parameter names of the classifiers.

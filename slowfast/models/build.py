@@ -169,10 +169,25 @@ def build_model(cfg: CfgNode) -> nn.Module:
     except ValueError as error:
         raise ValueError(f"{cfg.MODEL.MODEL_NAME}: {error} (see {row.family.section or 'MODEL.OPTIONS'})") from error
     if cfg.MODEL.USE_CHECKPOINT:
-        if not hasattr(model, "set_grad_checkpointing"):
-            raise ValueError(f"MODEL.USE_CHECKPOINT True is not for {cfg.MODEL.MODEL_NAME}: set it to False")
-        model.set_grad_checkpointing(cfg.MODEL.CHECKPOINT_NUM)  # pyright: ignore[reportCallIssue]
+        _set_checkpointing(model, cfg)
     return model
+
+
+def _set_checkpointing(model: Any, cfg: CfgNode) -> None:
+    """Recompute the activations of the blocks that the configuration names.
+
+    Raises:
+        ValueError: the network cannot do it.
+    """
+    name, keep = cfg.MODEL.MODEL_NAME, cfg.MODEL.CHECKPOINT_KEEP
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise ValueError(f"MODEL.USE_CHECKPOINT True is not for {name}: set it to False")
+    if keep == "nothing":
+        model.set_grad_checkpointing(cfg.MODEL.CHECKPOINT_NUM)
+    elif "keep" in inspect.signature(model.set_grad_checkpointing).parameters:
+        model.set_grad_checkpointing(cfg.MODEL.CHECKPOINT_NUM, keep=keep)
+    else:
+        raise ValueError(f"MODEL.CHECKPOINT_KEEP {keep} is not for {name}: set it to nothing")
 
 
 def input_shape(cfg: CfgNode) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 # by the number of dimensions: 2 for images, 3 for video
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -300,11 +301,46 @@ def classifier(dim: int, num_classes: int) -> nn.Module:
     return nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
 
-def recompute(block: nn.Module, *inputs: Any) -> Any:
-    """Run `block`; recompute its activations in the backward pass, but update BatchNorm statistics only once."""
+def recompute(block: nn.Module, *inputs: Any, keep: str = "nothing") -> Any:
+    """Run `block`; recompute its activations in the backward pass, but update BatchNorm statistics only once.
+
+    Args:
+        block: to run.
+        inputs: of the block.
+        keep: "products" keeps the results of matrix products, dense convolutions and attention, which take the most
+            time; "nothing" recomputes them too.
+    """
+    selected = _KEEP[keep]
     if torch.compiler.is_compiling() or not _batch_norms(block):  # a compiled block updates its buffers only once
-        return checkpoint(block, *inputs, use_reentrant=False)
-    return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block)))
+        options = {} if keep == "nothing" else {"context_fn": selected}  # compilers do not take the former
+        return checkpoint(block, *inputs, use_reentrant=False, **options)
+
+    def contexts() -> tuple[Any, Any]:
+        forward, backward = selected()
+        return forward, _statistics_kept(block, backward)
+
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Return whether the results of an operation are kept."""
+    name = op.overloadpacket.__name__
+    if name == "convolution":
+        kept = args[-1] == 1  # in one group
+    elif name.startswith("_scaled_dot_product"):
+        # dropout within the kernel must draw again, or the draws that follow would be others
+        given = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
+        kept = not given.get("dropout_p")
+    else:
+        kept = name in ("mm", "addmm", "bmm", "baddbmm")
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+# what `recompute` keeps -> the contexts of the forward pass and of the recomputation
+_KEEP: dict[str, Any] = {
+    "nothing": noop_context_fn,
+    "products": partial(create_selective_checkpoint_contexts, _policy),
+}
 
 
 def recomputed_blocks(blocks: Any, depth: Sequence[int]) -> tuple[int, ...]:
@@ -334,11 +370,12 @@ def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Generator[None, None, None]:
+def _statistics_kept(module: nn.Module, context: Any) -> Generator[None, None, None]:
     norms = _batch_norms(module)
     kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
-        yield
+        with context:
+            yield
     finally:  # PyTorch ends a recomputation early, by an exception
         with torch.no_grad():
             for norm, buffers in zip(norms, kept, strict=True):

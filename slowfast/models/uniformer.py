@@ -189,6 +189,7 @@ class FourStages(TimmBackbone):
             for i, dim in enumerate(self.widths)
         ]
         self.checkpointed = (0, 0, 0, 0)
+        self.kept = "nothing"  # of a checkpointed block, see `recompute`
 
     def add_embeddings(self, in_channels: int, dropout: float, overlapped: int = 0, std: bool = False) -> None:
         """Add patch embeddings: the first halves time and quarters space, the others halve space (section 3.4).
@@ -239,16 +240,22 @@ class FourStages(TimmBackbone):
     def blocks(self, stage: int) -> Iterator[Callable[..., Any]]:
         """Yield the blocks of a stage (1 to 4) as functions, with recomputation as set by `set_grad_checkpointing`."""
         for i, block in enumerate(self.get_submodule(f"blocks{stage}").children()):
-            yield partial(recompute, block) if self.training and i < self.checkpointed[stage - 1] else block
+            recomputed = self.training and i < self.checkpointed[stage - 1]
+            yield partial(recompute, block, keep=self.kept) if recomputed else block
 
     def stages(self, stop: int | None) -> range:
         """Return the numbers, from 1, of the stages to run."""
         return range(1, 1 + (stop or len(self.feature_info)))
 
-    def set_grad_checkpointing(self, enable: bool | Sequence[int] = True) -> None:
-        """Recompute activations in the backward pass of all blocks, of none, or of the first n of each stage."""
+    def set_grad_checkpointing(self, enable: bool | Sequence[int] = True, keep: str = "nothing") -> None:
+        """Recompute activations in the backward pass of all blocks, of none, or of the first n of each stage.
+
+        Args:
+            enable: the blocks.
+            keep: "nothing", or "products" to keep the results of matrix products and attention.
+        """
         depth = [len(self.get_submodule(f"blocks{stage}")) for stage in self.stages(None)]  # pyright: ignore
-        self.checkpointed = recomputed_blocks(enable, depth)
+        self.checkpointed, self.kept = recomputed_blocks(enable, depth), keep
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (B, K) of a feature map (B, C', ...), or the input of the classifier (B, C')."""

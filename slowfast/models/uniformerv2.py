@@ -179,6 +179,7 @@ class VideoTransformer(nn.Module):
         for dpe in self.dpe:
             nn.init.zeros_(dpe.get_parameter("bias"))
         self.checkpointed = 0  # number of blocks that recompute their activations in the backward pass
+        self.kept = "nothing"  # of such a block, see `recompute`
 
     def forward(self, x: Tensor, size: Sequence[int], taps: dict[int, Any], stop: int | None) -> Tensor:
         """Return features (B, C) of (B, T, 1 + H*W, C); `size` is (H, W); see also `TimmBackbone.forward_stages`."""
@@ -187,7 +188,7 @@ class VideoTransformer(nn.Module):
         for i, block in enumerate(self.resblocks):
             if i == stop:
                 break
-            x = recompute(block, x) if self._recompute(i) else block(x)
+            x = recompute(block, x, keep=self.kept) if self._recompute(i) else block(x)
             if i in taps:
                 taps[i] = to_video(x, size)
             if i in self.return_list:
@@ -337,10 +338,16 @@ class UniFormerV2(TimmBackbone):
         """Return a position embedding, resized to the resolution of this network; None for any other tensor."""
         return fit_position_embedding(value, shape) if name.endswith("positional_embedding") else None
 
-    def set_grad_checkpointing(self, enable: bool | Sequence[int] = True) -> None:
-        """Recompute activations in the backward pass of all blocks of the image ViT, of none, or of the first [n]."""
+    def set_grad_checkpointing(self, enable: bool | Sequence[int] = True, keep: str = "nothing") -> None:
+        """Recompute activations in the backward pass of all blocks of the image ViT, of none, or of the first [n].
+
+        Args:
+            enable: the blocks.
+            keep: "nothing", or "products" to keep the results of matrix products and attention.
+        """
         transformer = self.backbone.transformer
         (transformer.checkpointed,) = recomputed_blocks(enable, [len(transformer.resblocks)])
+        transformer.kept = keep
 
     def classifier_names(self) -> tuple[str, ...]:
         """Return the name of the linear layer of the classifier."""

@@ -72,6 +72,18 @@ def test_a_new_backbone_trains_and_starts_from_its_checkpoint(tmp_path):
     assert torch.equal(again(video), model(video))
 
 
+def test_a_backbone_without_a_choice_of_what_to_keep_recomputes_everything(monkeypatch):
+    class Checkpointed(MeanPool):
+        def set_grad_checkpointing(self, blocks: list[int]) -> None:
+            self.blocks = blocks
+
+    monkeypatch.setitem(build.MODELS, "MeanPool", build.Row(Checkpointed))
+    options = {"MODEL__USE_CHECKPOINT": True, "MODEL__CHECKPOINT_NUM": [2]}
+    assert build.build_model(config(**options)).blocks == [2]  # pyright: ignore
+    with pytest.raises(ValueError, match=r"MODEL\.CHECKPOINT_KEEP products"):
+        build.build_model(config(**options, MODEL__CHECKPOINT_KEEP="products"))
+
+
 def test_without_weights_a_new_backbone_keeps_its_initial_values():
     model = build.build_model(config())
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -100,14 +100,15 @@ def test_an_exported_network_takes_other_sizes_or_fails(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("keep", ["nothing", "products"])
 @pytest.mark.parametrize("name", ["uniformer_image", "light_image", "v2"])
-def test_a_compiled_network_with_activation_checkpointing_equals_eager_mode(name):
+def test_a_compiled_network_with_activation_checkpointing_equals_eager_mode(name, keep):
     """Equal to eager mode: logits, gradients, and the statistics of BatchNorm, which are updated once per step."""
     torch.compiler.reset()
     results = []
     for compiled in (False, True):
         model = small(name, **SHALLOW[name]).train()
-        model.set_grad_checkpointing(True)
+        model.set_grad_checkpointing(True, keep)
         run = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
         logits = run(video_for(name))
         logits = torch.stack(logits) if isinstance(logits, tuple) else logits
