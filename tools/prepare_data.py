@@ -32,7 +32,12 @@ from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = ROOT / "exp" / "finetune" / "config.yaml"
+# --recipe -> the base of an experiment on own videos
+RECIPES = {
+    "uniformer_s": ROOT / "exp" / "finetune" / "config.yaml",
+    "uniformerv2_b16": ROOT / "exp" / "finetune" / "uniformerv2_b16.yaml",
+    "frozen": ROOT / "exp" / "finetune" / "frozen.yaml",
+}
 SHOWN = 10  # bad files
 
 
@@ -61,6 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--test-share", type=float, default=0.15, help="own videos to test on (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
     add("--group", default="", metavar="REGEX", help="keep videos with the same match together")
+    add("--recipe", choices=RECIPES, help="own videos: network of the experiment (default: uniformer_s)")
     add("--unlabelled", action="store_true", help="write test.csv only, for predictions")
     add("--overwrite", action="store_true", help="replace lists that differ")
 
@@ -118,17 +124,24 @@ def within(kind: Callable[[str], float], low: float, high: float = math.inf) -> 
 
 
 def make_lists(args: argparse.Namespace) -> int:
-    """Write lists; print the files that were found and left out."""
+    """Write lists; print the files that were found and left out.
+
+    Raises:
+        ValueError: the options do not fit together, or lists cannot be made or written.
+    """
+    dataset = DATASETS[args.dataset]
+    own = dataset.annotations == "folders"
+    if args.recipe and (args.unlabelled or not own):
+        option = "--unlabelled" if args.unlabelled else f"--dataset {args.dataset}"
+        raise ValueError(f"--recipe {args.recipe} makes an experiment on own videos, {option} makes none: remove one")
     if args.unlabelled:
         found = find_media(args.videos)
         target = write_unlabelled(args.out, found.sizes, found.notes, overwrite=args.overwrite)
         show(describe(found.notes))
         print(f"{target}: {len(found.sizes)} videos")
         return 0
-    dataset = DATASETS[args.dataset]
-    own = dataset.annotations == "folders"
+    recipe = own_recipe(args) if own else None
     lists = find_lists(args)
-    recipe = RECIPE if own else None
     written = write_lists(lists, args.out, args.videos, dataset, recipe=recipe, overwrite=args.overwrite)
     show([*describe(lists.notes), *count_rows(lists)])
     changes = "wrote " + ", ".join(path.name for path in written) if written else "unchanged"
@@ -138,6 +151,21 @@ def make_lists(args: argparse.Namespace) -> int:
         print(f"next: python tools/prepare_data.py check {videos} --lists {out} --clean {out}")
         print(f"then: python tools/run_net.py --cfg {config}")
     return 0
+
+
+def own_recipe(args: argparse.Namespace) -> Path:
+    """Return the recipe of an experiment on own videos.
+
+    Raises:
+        ValueError: there is an experiment with another one, which is never replaced.
+    """
+    recipe, config = RECIPES[args.recipe or "uniformer_s"], Path(args.out, "config.yaml")
+    if args.recipe and config.exists() and f"{recipe.parent.name}/{recipe.name}" not in config.read_text("utf-8"):
+        raise ValueError(
+            f"{config} is an experiment without --recipe {args.recipe}, and is never replaced: move it away, or name "
+            f"{recipe} in its _BASE_"
+        )
+    return recipe
 
 
 def find_lists(args: argparse.Namespace) -> Lists:

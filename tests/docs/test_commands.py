@@ -78,7 +78,7 @@ SMALLER = [
     Smaller(r"make_demo_data\.py", ["--train", "16", "--test", "8"], {}),
     Smaller(r"loading\.py", ["--make", "2", "--videos", "2", "--rounds", "1", "--workers", "1"], TINY),
     Smaller(r"run_net\.py.*BACKBONE timm/", ["--show"], {}),  # a ViT-B
-    Smaller(r"run_net\.py.*(uniformerv2_|v2\.yaml)", [], TINY | TINY_V2),
+    Smaller(r"run_net\.py.*(uniformerv2_|mine_v2)", [], TINY | TINY_V2),
     Smaller(r"run_net\.py", [], TINY),
 ]
 

@@ -320,3 +320,26 @@ def test_official_lists_of_ids_are_checked_and_cleaned(run, folder, tmp_path):
     assert code == 1 and "2 of 4 files are bad" in out
     assert (tmp_path / "clean/somesomev2_rgb_train_split.txt").read_text() == "78687 48 3\n42326 51 7\n"
     assert (tmp_path / "clean/somesomev2_rgb_validation_split.txt").read_text() == "42326 51 7\n"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "network", "frozen"),
+    [("uniformer_s", "Uniformer", False), ("uniformerv2_b16", "Uniformerv2", False), ("frozen", "Uniformerv2", True)],
+)
+def test_a_recipe_chooses_the_network(run, tmp_path, recipe, network, frozen):
+    out = tmp_path / "lists"
+    assert run("lists", "videos", "--out", out, "--recipe", recipe)[0] == 0
+    cfg = load_config(out / "config.yaml")
+    assert (network, frozen, 3) == (cfg.MODEL.MODEL_NAME, cfg.UNIFORMERV2.FROZEN, cfg.MODEL.NUM_CLASSES)
+    assert (cfg.NUM_GPUS, cfg.TEST.TEST_BEST, cfg.TRAIN.EVAL_PERIOD) == (1, True, 1)
+    config = (out / "config.yaml").read_text()
+    other = "frozen" if recipe == "uniformer_s" else "uniformer_s"
+    code, _, error = run("lists", "videos", "--out", out, "--recipe", other)
+    assert code == 2 and "config.yaml" in error and (out / "config.yaml").read_text() == config
+    assert run("lists", "videos", "--out", out, "--recipe", recipe)[0] == 0 == run("lists", "videos", "--out", out)[0]
+
+
+def test_a_recipe_is_for_own_videos(run, tmp_path):
+    for options in (("--unlabelled",), ("--dataset", "k400")):
+        assert run("lists", "videos", "--out", tmp_path / "lists", "--recipe", "frozen", *options)[0] == 2
+    assert not (tmp_path / "lists").exists()
