@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -112,9 +112,17 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens of the same shape."""
+        return self.out_proj(attend(*self.project(tokens)).transpose(1, 2).reshape(tokens.shape))
+
+    def project(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Project tokens (..., L, C) to queries, keys and values, each (B, heads, L, C / heads)."""
         parts = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).flatten(0, -3).chunk(3, dim=2)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # views, without copies
-        return self.out_proj(attend(q, k, v).transpose(1, 2).reshape(tokens.shape))
+        return (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # views, without copies
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """Return the attention (B, heads, L, L) of every token of (..., L, C), the rows, to all tokens."""
+        q, k, _ = self.project(tokens)
+        return (q.shape[-1] ** -0.5 * q @ k.transpose(-2, -1)).softmax(-1)
 
 
 class QueryAttention(SelfAttention):
@@ -126,15 +134,25 @@ class QueryAttention(SelfAttention):
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return (B, Q, C) after attention of query tokens (B, Q, C) over tokens (B, L, C)."""
-        w_q, w_k, w_v = self.in_proj_weight.unflatten(0, (3, self.heads, -1))  # (heads, C / heads, C)
-        b_q, _, b_v = self.in_proj_bias.chunk(3)
-        q = F.linear(query, w_q.flatten(0, 1), b_q).unflatten(2, (self.heads, -1))
-        q = torch.einsum("bqhd,hdc->bqhc", q, w_k).flatten(1, 2)
+        w_v, b_v = self.in_proj_weight.chunk(3)[2].unflatten(0, (self.heads, -1)), self.in_proj_bias.chunk(3)[2]
+        q = self.absorbed(query)
         if is_exporting():  # ONNX has this operator for (B, heads, L, C) only
             q, tokens = q.unsqueeze(1), tokens.unsqueeze(1)
-        x = F.scaled_dot_product_attention(q, tokens, tokens, scale=w_q.shape[1] ** -0.5).flatten(0, -3)
+        x = F.scaled_dot_product_attention(q, tokens, tokens, scale=w_v.shape[1] ** -0.5).flatten(0, -3)
         x = torch.einsum("bqhc,hdc->bqhd", x.unflatten(1, (-1, self.heads)), w_v)
         return self.out_proj(x.flatten(2) + b_v)
+
+    def absorbed(self, query: Tensor) -> Tensor:
+        """Return (B, Q * heads, C), the queries W_k^T q of query tokens (B, Q, C); their keys are the tokens."""
+        w_q, w_k, _ = self.in_proj_weight.unflatten(0, (3, self.heads, -1))  # (heads, C / heads, C)
+        q = F.linear(query, w_q.flatten(0, 1), self.in_proj_bias.chunk(3)[0]).unflatten(2, (self.heads, -1))
+        return torch.einsum("bqhd,hdc->bqhc", q, w_k).flatten(1, 2)
+
+    def weights(self, query: Tensor, tokens: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the attention (B, heads, Q, L) of query tokens (B, Q, C) to tokens (B, L, C)."""
+        scale = (query.shape[2] // self.heads) ** -0.5
+        scores = scale * self.absorbed(query) @ tokens.transpose(1, 2)
+        return scores.softmax(2).unflatten(1, (-1, self.heads)).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -286,6 +286,11 @@ class Attention(nn.Module):
         """Project tokens (B, L, C) to queries, keys and values, each (B, heads, L, C / heads)."""
         return self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the attention (B, heads, L, L) of every token of (B, L, C), the rows, to all tokens."""
+        q, k, _ = self.project(x)
+        return (self.scale * q @ k.transpose(2, 3)).softmax(3)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return tokens (B, L, C) after attention with queries, keys and values."""
         dropout = self.attention_dropout if self.training else 0.0
