@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "run": {"config", "datasets", "weights", "utils"},
     "engine": {"run", "config", "models", "datasets", "optim", "weights", "utils"},
     "visualization": {"config", "models", "datasets", "optim", "utils"},
-    "inference": {"engine", "run", "config", "models", "datasets", "weights", "utils"},
+    "inference": {"engine", "visualization", "run", "config", "models", "datasets", "weights", "utils"},
 }
 FILES = sorted(PACKAGE.glob("*/*.py"))
 

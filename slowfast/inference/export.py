@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from slowfast.datasets.sampling import DenseSampler
 from slowfast.inference.inputs import check_output
 from slowfast.inference.load import load
 from slowfast.inference.network import Network
@@ -52,12 +53,9 @@ def metadata(net: Network) -> dict[str, str]:
         "activation": "sigmoid" if net.cfg.MODEL.LOSS_FUNC.startswith("bce") else "softmax",
     }
     if not net.is_image:
-        sampler = net.views_of_video.reader.sampler
-        values |= {
-            "sampling": f"{type(sampler).__name__}, rate {data.SAMPLING_RATE}",
-            "views": test.NUM_ENSEMBLE_VIEWS,
-            "crops": test.NUM_SPATIAL_CROPS,
-        }
+        dense = isinstance(net.views_of_video.reader.sampler, DenseSampler)
+        values |= {"sampling": "dense", "sampling_rate": data.SAMPLING_RATE} if dense else {"sampling": "sparse"}
+        values |= {"views": test.NUM_ENSEMBLE_VIEWS, "crops": test.NUM_SPATIAL_CROPS}
     return {name: json.dumps(value) for name, value in values.items()}
 
 

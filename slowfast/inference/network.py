@@ -33,8 +33,8 @@ class Network:
     """A trained network with its class names, transform, sampling and views; see `slowfast.load`.
 
     Its methods are `predict` (paths -> `Prediction`), `features` (paths -> vectors of a layer), `transform` (decoded
-    frames -> clips on the device), `frame_indices` (length of a video -> frames of its views), and `layer` (name ->
-    module from clips to vectors).
+    frames -> clips on the device), `frame_indices` (length of a video -> frames of its views), `layer` (name -> module
+    from clips to vectors), and `save_pretrained` and `push_to_hub` (shared folders).
 
     Args:
         model: the network on the device, in evaluation mode.
@@ -143,6 +143,38 @@ class Network:
     def as_tested(self, module: nn.Module) -> nn.Module:
         """Return a module from clips to vectors that computes in the number format of a test."""
         return Inference(module, inference_dtype(self.cfg, self.device), 1, compiled=False)
+
+    def save_pretrained(self, folder: Path, licence: str | None = None) -> None:
+        """Write config.yaml, model.safetensors and a model card (README.md), which `slowfast.load` reads.
+
+        The card contains the accuracy of the test in OUTPUT_DIR, if that is a test of these weights. A card that exists
+        is kept.
+
+        Args:
+            folder: to write into.
+            licence: identifier of the Hub, for example "apache-2.0"; None leaves a line to fill in.
+        """
+        from slowfast.inference.share import save_folder  # which imports this module
+
+        save_folder(self, folder, licence=licence)
+
+    def push_to_hub(
+        self, name: str, folder: Path | None = None, licence: str | None = None, private: bool = False
+    ) -> str:
+        """Upload the network to the Hugging Face Hub; return its address, hf://OWNER/NAME.
+
+        Args:
+            name: OWNER/NAME; the repository is made if there is none.
+            folder: of `save_pretrained`, for example with a card that was edited; None makes one.
+            licence: as for `save_pretrained`.
+            private: whether a new repository is private.
+
+        Raises:
+            ValueError: the name is not OWNER/NAME, or the upload fails.
+        """
+        from slowfast.inference.share import upload
+
+        return upload(self, name, folder, licence, private)
 
     def transform(self, frames: np.ndarray) -> Tensor:
         """Return the clips (B, C, T, H, W) that the network takes, normalized and on its device.

@@ -75,7 +75,8 @@ def _of_run(folder: Path, experiment: str | None, overrides: Sequence[str]) -> S
             f"{folder} contains no trained network: give the OUTPUT_DIR of a run (with {RESOLVED} and checkpoints/), a "
             f"folder with {SHARED_CONFIG} and {SHARED_WEIGHTS}, or a file"
         )
-    return Source(cfg, find_checkpoint(_moved(cfg, folder)))
+    cfg = _moved(cfg, folder)
+    return Source(cfg, find_checkpoint(cfg))
 
 
 def _moved(cfg: CfgNode, folder: Path) -> CfgNode:

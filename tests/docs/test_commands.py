@@ -225,7 +225,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
     "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
     "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
-    "docs/EXPORT.md": ("demo.onnx", "demo.pt2", "demo.safetensors"),
+    "docs/EXPORT.md": ("demo.onnx", "demo.pt2", "demo.safetensors", "shared/demo/README.md"),
     "docs/FEATURES.md": ("features/features.json", "features/test_00000.npy", "features_of_a_block/test_00000.npy"),
     "docs/PREDICT.md": ("predictions.csv", "predicted.mp4", "seen.png", "segments.png", "over_time.mp4"),
     "docs/REPORT.md": ("output/demo/report.html", "output/comparison.html", "output/comparison.csv"),

@@ -1,0 +1,103 @@
+"""Shared folders: the same network on another machine, and a model card of the run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from make_demo_data import CLASS_NAMES
+
+import slowfast
+from slowfast.models.zoo import create_model
+from slowfast.weights.tensors import load_tensors
+
+
+@pytest.fixture(scope="module")
+def net(trained):
+    return slowfast.load(trained, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def shared(net, tmp_path_factory) -> Path:
+    """Return the shared folder of a trained network."""
+    folder = tmp_path_factory.mktemp("shared") / "demo"
+    net.save_pretrained(folder)
+    return folder
+
+
+def test_a_shared_folder_predicts_the_same_to_the_last_bit(net, shared, videos):
+    assert sorted(path.name for path in shared.iterdir()) == ["README.md", "config.yaml", "model.safetensors"]
+    paths = [str(videos / f"val_{i}.mp4") for i in range(3)]
+    other = slowfast.load(shared, device="cpu")
+    assert other.class_names == net.class_names and other.num_views == net.num_views
+    for mine, theirs in zip(net.predict(paths), other.predict(paths), strict=True):
+        assert np.array_equal(mine.scores, theirs.scores) and mine.top == theirs.top
+
+
+def test_a_shared_folder_contains_no_places_of_this_machine(net, shared):
+    text = (shared / "config.yaml").read_text() + (shared / "README.md").read_text()
+    assert net.cfg.DATA.PATH_TO_DATA_DIR not in text and net.cfg.OUTPUT_DIR not in text
+    config = yaml.safe_load((shared / "config.yaml").read_text())
+    assert config["DATA"]["NUM_FRAMES"] == 4 and config["TEST"]["CHECKPOINT_FILE_PATH"] == ""
+
+
+def test_the_card_contains_the_results_of_the_test_of_these_weights(shared, trained):
+    metrics = json.loads((trained / "test/metrics.json").read_text())["metrics"]
+    card = ModelCard.load(shared / "README.md")
+    data = card.data.to_dict()
+    assert data["pipeline_tag"] == "video-classification" and "license" not in data
+    values = {row["name"]: row["value"] for row in data["model-index"][0]["results"][0]["metrics"]}
+    assert values["top1"] == pytest.approx(metrics["top1"], abs=1e-3) and "top5" in values
+    rows = [line for line in card.text.splitlines() if line.startswith("|")]
+    known = {row.split("|")[1].strip(): row.split("|")[2:4] for row in rows}
+    videos, accuracy = zip(*(known[name] for name in CLASS_NAMES if name in known), strict=True)
+    assert sum(map(int, videos)) == metrics["num_labelled"]
+    correct = sum(int(n) * float(share) / 100 for n, share in zip(videos, accuracy, strict=True))
+    assert 100 * correct / metrics["num_labelled"] == pytest.approx(metrics["top1"], abs=0.1)
+
+
+def test_the_card_of_other_weights_has_no_results(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    used = slowfast.load(folder, device="cpu").weights
+    torch.save({**torch.load(used, weights_only=True), "other": 1}, used)
+    slowfast.load(folder, device="cpu").save_pretrained(tmp_path / "shared", licence="apache-2.0")
+    data = ModelCard.load(tmp_path / "shared/README.md").data.to_dict()
+    assert "model-index" not in data and data["license"] == "apache-2.0"
+
+
+def test_an_edited_card_is_kept_and_a_shared_network_can_be_shared(shared, tmp_path):
+    folder = tmp_path / "demo"
+    shutil.copytree(shared, folder)
+    (folder / "README.md").write_text("mine")
+    slowfast.load(folder, device="cpu").save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "mine"
+    assert (folder / "config.yaml").read_bytes() == (shared / "config.yaml").read_bytes()
+    content = [load_tensors(place / "model.safetensors") for place in (folder, shared)]
+    assert content[0]["class_names"] == content[1]["class_names"] == [*CLASS_NAMES]
+    assert all(torch.equal(value, content[1]["model_state"][name]) for name, value in content[0]["model_state"].items())
+
+
+def test_the_order_of_the_classes_is_shared(monkeypatch, tmp_path):
+    monkeypatch.setenv("SLOWFAST_HOME", str(tmp_path))
+    path = tmp_path / "uniformer_xxs4_128_k400.pth"
+    torch.save(dict(create_model("uniformer_xxs", num_classes=400, init_value=0.1).state_dict()), path)
+    names = sorted(slowfast.load(path, device="cpu").class_names or ())
+    net = slowfast.load(path, device="cpu", class_names=names)
+    net.save_pretrained(tmp_path / "shared")
+    other = slowfast.load(tmp_path / "shared", device="cpu")
+    assert other.class_names == names
+    assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in net.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["demo", "owner/demo@main", "owner/a/b", ""])
+def test_a_wrong_name_is_an_error_before_anything_is_written(name, net, tmp_path):
+    with pytest.raises(ValueError, match="OWNER/NAME"):
+        net.push_to_hub(name, tmp_path / "shared")
+    assert not (tmp_path / "shared").exists()
