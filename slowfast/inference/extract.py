@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from slowfast.datasets.lists import Sample
 from slowfast.datasets.reader import MediaError
+from slowfast.datasets.rows import UNKNOWN
 from slowfast.datasets.workers import usable_cores
 from slowfast.inference.inputs import check_output, find_videos
 from slowfast.inference.network import Network
@@ -38,6 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=positive(int), metavar="N", help="frames of a window (default: of a clip)")
     parser.add_argument("--stride", type=positive(int), metavar="N", help="frames between them (default: window / 4)")
     parser.add_argument("--per-video", action="store_true", help="one vector per video, the mean over its views")
+    parser.add_argument("--tokens", action="store_true", help="with --per-video: all positions of all its views")
     parser.add_argument(
         "--layer", default="pooled", metavar="NAME", help="layer (default pooled: input of the classifier)"
     )
@@ -53,6 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.per_video and (args.window or args.stride):
         parser.error("--per-video takes the views of a test: leave --window and --stride out")
+    if args.tokens and not args.per_video:
+        parser.error("--tokens needs --per-video")
     return args
 
 
@@ -65,6 +70,7 @@ class Rule:
         sha256: checksum of their file.
         layer: name of the layer.
         per_video: one vector per video instead of one per window.
+        tokens: a vector per position of each view, instead of their mean.
         window: frames of a window; 0 for `per_video`.
         stride: frames between windows; 0 for `per_video`.
         crops: crops of a window, or clips of a video.
@@ -76,6 +82,7 @@ class Rule:
     sha256: str
     layer: str
     per_video: bool
+    tokens: bool
     window: int
     stride: int
     crops: int
@@ -133,7 +140,7 @@ def _rule(args: argparse.Namespace, net: Network) -> Rule:
     net.layer(args.layer)  # before the work begins
     crops = net.num_views if args.per_video else args.crops
     checksum, size = sha256(fetch(net.weights)), net.cfg.DATA.TEST_CROP_SIZE
-    return Rule(net.weights, checksum, args.layer, args.per_video, window, stride, crops, clip, size)
+    return Rule(net.weights, checksum, args.layer, args.per_video, args.tokens, window, stride, crops, clip, size)
 
 
 def _begin(out: str, rule: Rule) -> None:
@@ -180,6 +187,8 @@ def run_part(
 
 def _of_video(net: Network, rule: Rule, path: str, batch: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the features of a video, (N, C), or (C,) per video, and their description."""
+    if rule.tokens:
+        return _tokens(net, rule, path, batch), {"path": path}
     if rule.per_video:
         return net.features(path, rule.layer).values.astype(np.float32), {"path": path}
     layer, cutter = net.as_tested(net.layer(rule.layer)), WindowCutter(net, path, rule.window, rule.stride)
@@ -192,6 +201,15 @@ def _of_video(net: Network, rule: Rule, path: str, batch: int) -> tuple[np.ndarr
         "fps": round(cutter.length / cutter.seconds, 6),
     }
     return np.stack(found).astype(np.float32), about
+
+
+@torch.no_grad()
+def _tokens(net: Network, rule: Rule, path: str, batch: int) -> np.ndarray:
+    """Return the output of a layer at all positions of the views of a video, view after view, (N, C)."""
+    frames = net.views_of_video.reader.read(Sample(path, UNKNOWN), net.frame_indices)
+    layer = net.as_tested(net.layer(rule.layer, tokens=True))
+    tokens = torch.cat([layer(clips) for clips in net.transform(np.stack([*frames])).split(batch)])
+    return tokens.flatten(0, 1).float().cpu().numpy()
 
 
 def finish(args: argparse.Namespace, names: dict[str, str]) -> int:

@@ -30,29 +30,31 @@ class LayerFeatures(nn.Module):
     Args:
         model: the network, in evaluation mode.
         layer: name of one of its modules; "pooled" is the input of the classifier.
+        tokens: return all positions, (B, L, C'), not their mean.
 
     Raises:
         ValueError: the network does not have the layer.
     """
 
-    def __init__(self, model: nn.Module, layer: str = POOLED) -> None:
+    def __init__(self, model: nn.Module, layer: str = POOLED, tokens: bool = False) -> None:
         super().__init__()
         modules = dict(model.named_modules())
         self.takes_input = layer == POOLED and POOLED not in modules
         name = _classifier(model) if self.takes_input else layer
         if not name or name not in modules:
             raise ValueError(_unknown(layer, [POOLED, *filter(None, modules)]))
-        self.model, self.layer, self.name = model, modules[name], layer
+        self.model, self.layer, self.name, self.tokens = model, modules[name], layer, tokens
         self.axes: tuple[int, int] | None = None  # of the clips and of the channels
         self.train(model.training)  # an evaluation restores it
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Return (B, C') of clips (B, C, T, H, W) or images (B, C, H, W)."""
+        """Return (B, C'), or the tokens, of clips (B, C, T, H, W) or images (B, C, H, W)."""
         if self.axes is None:
             self.axes = self._find_axes(clips[:1])
         output = self._run(clips).movedim(self.axes, (0, -1))
         # a clip may be several rows, its frames
-        return output.reshape(len(clips), -1, output.shape[-1]).float().mean(1)
+        tokens = output.reshape(len(clips), -1, output.shape[-1]).float()
+        return tokens if self.tokens else tokens.mean(1)
 
     def _run(self, clips: Tensor) -> Tensor:
         """Return the first tensor of the output of the layer."""

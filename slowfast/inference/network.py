@@ -132,13 +132,17 @@ class Network:
         ]
         return _one(found) if isinstance(paths, (str, os.PathLike)) else found
 
-    def layer(self, name: str = POOLED) -> LayerFeatures:
+    def layer(self, name: str = POOLED, tokens: bool = False) -> LayerFeatures:
         """Return a module from clips (B, C, T, H, W) to the mean output (B, C') of a layer; it shares the weights.
+
+        Args:
+            name: of the layer.
+            tokens: return the output at all positions, (B, L, C'), not the mean.
 
         Raises:
             ValueError: the network does not have the layer.
         """
-        return LayerFeatures(self.model, name)
+        return LayerFeatures(self.model, name, tokens)
 
     def as_tested(self, module: nn.Module) -> nn.Module:
         """Return a module from clips to vectors that computes in the number format of a test."""

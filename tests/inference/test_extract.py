@@ -88,6 +88,17 @@ def test_per_video_is_the_mean_over_the_views_of_a_test(trained, paths, tmp_path
     assert np.array_equal(np.load(tmp_path / "val_0.npy"), expected)
 
 
+def test_tokens_are_those_whose_mean_is_the_feature(trained, paths, tmp_path):
+    common = [*paths, "--weights", trained, "--layer", "norm", "--per-video", "--out"]
+    assert extract(*common, tmp_path / "one") == 0 == extract(*common, tmp_path / "all", "--tokens")
+    net = slowfast.load(trained, device="cpu")
+    for path in paths:
+        mean, tokens = (np.load(tmp_path / folder / f"{path.stem}.npy") for folder in ("one", "all"))
+        assert len(tokens) > net.num_views and len(tokens) % net.num_views == 0
+        assert np.abs(tokens.mean(0) - mean).max() < 1e-5
+    assert extract(*common, tmp_path / "one", "--tokens") == 2
+
+
 @pytest.mark.parametrize(("kind", "library"), [("hdf5", "h5py"), ("parquet", "pyarrow")])
 def test_one_file_contains_all_videos_or_names_the_missing_package(trained, paths, tmp_path, capsys, kind, library):
     code = extract(*paths, "--weights", trained, "--window", 8, "--out", tmp_path, "--format", kind)
