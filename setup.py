@@ -25,6 +25,7 @@ setup(
             "slowfast-demo-data = slowfast.commands:demo_data",
             "slowfast-predict = slowfast.commands:predict",
             "slowfast-features = slowfast.commands:features",
+            "slowfast-probe = slowfast.commands:probe",
             "slowfast-export = slowfast.commands:export",
             "slowfast-report = slowfast.commands:report",
             "slowfast-doctor = slowfast.commands:doctor",

@@ -46,6 +46,13 @@ def export() -> int:
     return main()
 
 
+def probe() -> int:
+    """Measure frozen features by small classifiers."""
+    from slowfast.inference.probe import main
+
+    return main()
+
+
 def demo_data() -> int:
     """Run tools/make_demo_data.py: make the data of the demos."""
     return _run("make_demo_data")

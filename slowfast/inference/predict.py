@@ -57,10 +57,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def add_network(parser: argparse.ArgumentParser) -> None:
+def add_network(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options that name a network and where it runs."""
     parser.add_argument(
-        "--weights", required=True, metavar="SOURCE", help="OUTPUT_DIR, checkpoint, name, folder, hf://"
+        "--weights", required=required, metavar="SOURCE", help="OUTPUT_DIR, checkpoint, name, folder, hf://"
     )
     parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
     parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")

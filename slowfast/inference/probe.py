@@ -1,0 +1,227 @@
+"""Measure frozen features by small classifiers: slowfast-probe LIST --val LIST (--weights SOURCE | --features DIR)."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slowfast.datasets.lists import VideoList, read_list
+from slowfast.datasets.rows import RowFormat
+from slowfast.engine.meters import in_top
+from slowfast.inference import extract
+from slowfast.inference.inputs import check_output
+from slowfast.inference.layers import POOLED
+from slowfast.inference.predict import add_network, guarded, positive, report_bad
+from slowfast.inference.probe_heads import (
+    AttentiveHead,
+    LinearHead,
+    Samples,
+    Stored,
+    bank_scores,
+    knn_scores,
+    statistics,
+    train_bank,
+)
+from slowfast.utils.io import atomic_write, to_json, write_text
+
+PROBES = ("knn", "linear", "attentive")
+# Learning rates; the weight decays are those of arXiv:2506.09985, as are the learning rates of the attentive probe.
+RATES = {"linear": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3), "attentive": (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)}
+DECAYS = (0.01, 0.1, 0.4, 0.8)
+RESULTS = "probe.json"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="slowfast-probe", description=__doc__, allow_abbrev=False)
+    parser.add_argument("train", metavar="LIST", help="list of videos with classes, to train on")
+    parser.add_argument("--val", required=True, metavar="LIST", help="list of videos with classes, to measure on")
+    parser.add_argument("--features", metavar="DIR", help="folder of slowfast-features, instead of --weights")
+    add_network(parser, required=False)
+    parser.add_argument("--layer", default=POOLED, metavar="NAME", help="layer (default pooled)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument("--probe", nargs="+", choices=PROBES, help="probes (default: all that fit the features)")
+    parser.add_argument("--k", nargs="+", type=positive(int), default=[10, 20], metavar="K", help="nearest neighbours")
+    parser.add_argument("--lr", nargs="+", type=positive(float), metavar="LR", help="learning rates")
+    parser.add_argument("--weight-decay", nargs="+", type=float, default=DECAYS, metavar="WD", help="weight decays")
+    parser.add_argument("--epochs", type=positive(int), default=20, metavar="N", help="epochs (default 20)")
+    parser.add_argument("--batch", type=positive(int), default=64, metavar="N", help="videos in a step (default 64)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of initial values and order (default 0)")
+    args = parser.parse_args(argv)
+    if bool(args.features) == bool(args.weights):
+        parser.error("give --weights, to compute features, or --features, to read them")
+    if args.features and args.layer != POOLED:
+        parser.error("--features are of one layer already: leave --layer out")
+    return args
+
+
+def main() -> int:
+    """Measure; return 0, 1 if features of some videos are missing, or 2 for wrong inputs."""
+    return guarded(lambda: execute(parse_args()))
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Train and measure the probes of a command line; return the exit code."""
+    lists = [_read(path) for path in (args.train, args.val)]
+    check_output(os.path.join(args.out, RESULTS), "--out")
+    folder = Path(args.features or _extract(args, lists))
+    settings = _settings(folder)
+    (train, missing), (val, also) = (_load(folder, settings, listed) for listed in lists)
+    classes = 1 + int(max(listed.labels.max() for listed in lists))
+    found = run_probes(args, train, val, classes)
+    for row in found:
+        same = [other for other in found if other["probe"] == row["probe"]]
+        row["best"] = row is max(same, key=lambda other: other["top1"])  # the first one of equal ones
+    _write(args, settings, found, [len(train), len(val), classes], lists[0].class_names)
+    _print_table(found)
+    return report_bad([(path, f"{folder} has no features of it") for path in missing + also])
+
+
+def _read(path: str) -> VideoList:
+    """Read a list of paths and classes, separated by blanks or a comma; paths are relative to here or to the list."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            first = next((line.strip() for line in file if line.strip()), "")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give a list with 'path label' per line") from None
+    comma = RowFormat(separator=",").fits([first])
+    listed = read_list(path, separator="," if comma else " ")
+    if not os.path.exists(listed.path(0)):
+        listed = read_list(path, separator="," if comma else " ", prefix=os.path.dirname(path))
+    return listed
+
+
+def _extract(args: argparse.Namespace, lists: Sequence[VideoList]) -> str:
+    """Write the features of all videos, or those that are missing after an interruption; return their folder."""
+    attentive = "attentive" in (args.probe or ())
+    if attentive and args.layer == POOLED:
+        raise ValueError("--probe attentive needs a layer with several positions: give --layer, for example norm")
+    out = os.path.join(args.out, "features")
+    paths = [listed.path(row) for listed in lists for row in range(len(listed))]
+    command = [*paths, "--weights", args.weights, "--out", out, "--layer", args.layer, "--per-video"]
+    wanted = extract.parse_args(command + ["--tokens"] * (attentive or (args.probe is None and args.layer != POOLED)))
+    for name in ("experiment", "class_names", "device", "gpus", "processes", "opts"):
+        setattr(wanted, name, getattr(args, name))
+    extract.execute(wanted)  # videos that cannot be read have no features, and are reported with these
+    return out
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return the description of the features in a folder."""
+    try:
+        return json.loads((folder / extract.SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(f"{folder} is no folder of slowfast-features: it needs {extract.SETTINGS}") from None
+
+
+def _load(folder: Path, settings: Mapping[str, Any], listed: VideoList) -> tuple[Samples, list[str]]:
+    """Return the features of a list, which stay on disk, and the videos without any.
+
+    Raises:
+        ValueError: there are no features of any of them.
+    """
+    names = {os.path.abspath(about["path"]): name for name, about in settings["videos"].items()}
+    rows, files, missing = list[int](), list[Path](), list[str]()
+    for row in range(len(listed)):
+        file = folder / f"{names.get(os.path.abspath(listed.path(row)), '')}.npy"
+        if not file.is_file():
+            missing.append(listed.path(row))
+            continue
+        rows.append(row)
+        files.append(file)
+    if not rows:
+        raise ValueError(
+            f"{folder} has no features of the videos of {listed.source}, the first is {missing[0]}: "
+            "compute them with slowfast-features"
+        )
+    return Samples(Stored(files), torch.from_numpy(listed.labels[rows])), missing
+
+
+def run_probes(args: argparse.Namespace, train: Samples, val: Samples, classes: int) -> list[dict[str, Any]]:
+    """Train and measure the probes; save the best head of each.
+
+    Returns:
+        A row per hyperparameter with "probe", its values, "top1" and "top5" in percent.
+
+    Raises:
+        ValueError: the attentive probe is wanted, but no video has several tokens.
+    """
+    several = any(len(part) > 1 for part in itertools.chain(train.tokens, val.tokens))
+    probes = args.probe or [name for name in PROBES if several or name != "attentive"]
+    if "attentive" in probes and not several:
+        raise ValueError(
+            "--probe attentive needs several vectors per video, and these features have one: make them with "
+            "windows, or with --per-video --tokens and a --layer before pooling"
+        )
+    pooled, found = (train.pooled(), val.pooled()), list[dict[str, Any]]()
+    for name in probes:
+        if name == "knn":
+            found += [{"probe": name, "k": k, **_accuracy(knn_scores(*pooled, k, classes), val.labels)} for k in args.k]
+        else:
+            found += _train(args, name, pooled if name == "linear" else (train, val), classes)
+    return found
+
+
+def _train(args: argparse.Namespace, name: str, samples: tuple[Samples, Samples], classes: int) -> list[dict[str, Any]]:
+    """Train the heads of a probe, and save the best one."""
+    train, val = samples
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    grid = [(lr, decay) for lr in args.lr or RATES[name] for decay in args.weight_decay]
+
+    def make() -> nn.Module:
+        if name == "linear":
+            return LinearHead(*statistics(train), classes)
+        return AttentiveHead(train.tokens[0].shape[1], classes)
+
+    bank = train_bank(make, train, grid, epochs=args.epochs, batch=args.batch, seed=args.seed, device=device)
+    scores = bank_scores(bank, val, args.batch, device)
+    rows = [
+        {"probe": name, "lr": lr, "weight_decay": decay, **_accuracy(logits, val.labels)}
+        for (lr, decay), logits in zip(grid, scores, strict=True)
+    ]
+    best = max(range(len(rows)), key=lambda row: rows[row]["top1"])
+    with atomic_write(Path(args.out, f"{name}.pt")) as file:
+        torch.save({key: value.cpu() for key, value in bank[best].state_dict().items()}, file)
+    return rows
+
+
+def _accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the accuracies in percent; a head whose training failed has no correct class."""
+    finite = scores.isfinite().all(1)
+    return {f"top{k}": 100.0 * (in_top(scores, labels, k) & finite).double().mean().item() for k in (1, 5)}
+
+
+def _write(
+    args: argparse.Namespace,
+    settings: Mapping[str, Any],
+    found: Sequence[Mapping[str, Any]],
+    counts: Sequence[int],
+    class_names: Sequence[str] | None,
+) -> None:
+    about = {
+        "train": args.train,
+        "val": args.val,
+        **dict(zip(("train_videos", "val_videos", "classes"), counts, strict=True)),
+        "class_names": class_names,
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "batch": args.batch,
+        "features": {key: value for key, value in settings.items() if key != "videos"},
+        "results": found,
+    }
+    write_text(Path(args.out, RESULTS), to_json(about, indent=2) + "\n")
+
+
+def _print_table(found: Sequence[Mapping[str, Any]]) -> None:
+    print(f"{'probe':<10} {'setting':<26} {'top1':>7} {'top5':>7}")
+    for row in found:
+        values = "  ".join(f"{key} {row[key]:g}" for key in ("k", "lr", "weight_decay") if key in row)
+        print(f"{row['probe']:<10} {values:<26} {row['top1']:7.2f} {row['top5']:7.2f}{' best' * row['best']}")
