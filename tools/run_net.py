@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
     parser.add_argument("--show", action="store_true", help="print the resolved configuration and where it came from")
+    parser.add_argument("--find-batch", action="store_true", help="print the largest TRAIN.BATCH_SIZE that fits")
     parser.add_argument("--num_shards", help="machines of the job (NUM_SHARDS)")
     parser.add_argument("--shard_id", help="number of this machine (SHARD_ID)")
     parser.add_argument("--init_method", default="", metavar="tcp://HOST:PORT", help="meeting point of the machines")
@@ -89,6 +90,11 @@ def execute(args: argparse.Namespace) -> int:
         show(format_config(cfg, sources))
         return 0
     check_variables(cfg)
+    if args.find_batch:
+        from slowfast.engine.batch_size import describe, find_batch
+
+        print(describe(cfg, find_batch(cfg)))
+        return 0
     if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
         raise ValueError("TRAIN.ENABLE and TEST.ENABLE are both False: set one of them True")
     if args.slurm:

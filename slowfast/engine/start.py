@@ -86,18 +86,27 @@ def prepare_state(
     if source is None:
         warn_of_weights_only(cfg)
         initialize(model, cfg, lists.train.class_names)
+    state = new_state(cfg, model, steps_per_epoch, device)
+    logger.info("%s: %.2f M parameters", cfg.MODEL.MODEL_NAME, count_parameters(state.model) / 1e6)
+    if source is not None:
+        resume(state, source, cfg, lists)
+    return state, source is not None
+
+
+def new_state(cfg: CfgNode, model: nn.Module, steps_per_epoch: int, device: torch.device) -> TrainState:
+    """Return the state before the first step, with the model on the device.
+
+    Raises:
+        ValueError: BatchNorm cannot be synchronized on this device.
+    """
     place(model, device)
     if cfg.BN.NORM_TYPE == "sync_batchnorm" and distributed.world_size() > 1:
         if device.type == "cpu":
             raise ValueError("BN.NORM_TYPE sync_batchnorm needs GPUs; use batchnorm with NUM_GPUS 0")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    logger.info("%s: %.2f M parameters", cfg.MODEL.MODEL_NAME, count_parameters(model) / 1e6)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(cfg, device) is torch.float16)  # pyright: ignore
     ema = ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None
-    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), steps_per_epoch, ema)
-    if source is not None:
-        resume(state, source, cfg, lists)
-    return state, source is not None
+    return TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), steps_per_epoch, ema)
 
 
 def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
+import sys
 import tempfile
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT = 128 << 20  # bytes; the arrays of a video of two clips take a fifth of it
@@ -28,3 +32,32 @@ def memory_file(name: str) -> int:
         return os.memfd_create(name)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
+
+
+def peak_resident() -> int:
+    """Return the largest number of bytes that this process has had in memory; 0 on Windows, which does not count it."""
+    with contextlib.suppress(OSError):
+        # `getrusage` counts a larger parent too
+        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) * 2**10
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available() -> int:
+    """Return the bytes of memory that new processes can use: those of the machine, or of its container if fewer."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())
+    free = [int(found[1]) * 2**10] if found else []
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # not in a container with a limit, which is then "max"
+        files = re.search(r"^inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        used = int((group / "memory.current").read_text()) - int(files[1] if files else 0)
+        free.append(int((group / "memory.max").read_text()) - used)
+    return min(free)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from typing import Any
 
 import torch
 from torch import nn
+
+from slowfast.utils.memory import peak_resident
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -56,9 +57,4 @@ def peak_memory_gib(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ImportError:
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_resident() / 2**30

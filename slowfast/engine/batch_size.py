@@ -1,0 +1,177 @@
+"""Find the largest batch of a training that fits into memory, by measured steps."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+import torch
+from fvcore.common.config import CfgNode
+
+from slowfast.config.rules import check_hardware, num_local_processes
+from slowfast.engine.batch_norm import freeze_batch_norm
+from slowfast.engine.start import new_state, prepare_run
+from slowfast.engine.state import TrainState
+from slowfast.engine.step import Run, train_step
+from slowfast.models.build import build_model, input_shape
+from slowfast.optim.build import set_learning_rate
+from slowfast.utils import distributed
+from slowfast.utils.memory import available, peak_resident
+
+SMALL = (1, 3)  # videos per process of the steps from which larger ones are estimated
+SPARE = 0.05  # share of the memory that is left free, for fragments and for libraries
+
+
+class Fit(NamedTuple):
+    """Memory of training steps, in bytes of one process.
+
+    Attributes:
+        videos: the largest number of videos of a process that fits; 0 if not even one does.
+        per_video: memory of a video, with all its augmented clips.
+        fixed: memory without a video: weights, gradients, optimizer state.
+        limit: of the memory.
+    """
+
+    videos: int
+    per_video: float
+    fixed: float
+    limit: int
+
+    def needed(self, videos: int) -> float:
+        """Return the estimate for another number of videos."""
+        return self.fixed + self.per_video * videos
+
+
+def find_batch(cfg: CfgNode, limit: int | None = None) -> Fit:
+    """Return the largest training batch of a process that fits, for its device and with all that a step needs.
+
+    On a GPU a step of this size is taken too. On the CPU it is estimated from the memory of smaller steps, which are
+    taken in another process.
+
+    Args:
+        cfg: of the training.
+        limit: bytes that a process may use; None for what the device has, less `SPARE`.
+
+    Raises:
+        ValueError: the hardware of the configuration is not there, or not even the smallest step is possible.
+    """
+    check_hardware(cfg)
+    if cfg.NUM_GPUS:
+        steps = Steps(cfg)
+        free = torch.cuda.mem_get_info(steps.run.device)[0] + torch.cuda.memory_reserved(steps.run.device)
+        return fit(steps.peak, limit or int((1 - SPARE) * free), verify=True)
+    limit = limit or int((1 - SPARE) * available() / num_local_processes(cfg))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            peaks: dict[int, int | None] = pool.submit(_peaks, cfg).result()
+        except BrokenProcessPool:
+            raise ValueError("there is not enough memory for training steps of 1 and 3 videos") from None
+    return fit(lambda videos: peaks[videos], limit, verify=False)
+
+
+def fit(peak: Callable[[int], int | None], limit: int, verify: bool) -> Fit:
+    """Return the largest number of videos whose steps stay below a limit.
+
+    Args:
+        peak: from a number of videos to the peak memory of their steps; None if there is not enough.
+        limit: of the peak.
+        verify: also measure steps of this number, and lower it until they fit.
+    """
+    few, many = SMALL
+    first, second = peak(few), peak(many)
+    if first is None or first > limit:
+        return Fit(0, first or limit, 0.0, limit)
+    per_video = max(1.0, ((limit if second is None else second) - first) / (many - few))
+    videos = int(few + (limit - first) / per_video)
+    videos = min(videos, many - 1) if second is None else videos
+    while verify and videos > few:
+        measured = peak(videos)
+        if measured is not None:
+            per_video = (measured - first) / (videos - few)
+            if measured <= limit:
+                break
+        videos = min(videos - 1, int(0.97 * videos))
+    return Fit(videos, per_video, first - few * per_video, limit)
+
+
+class Steps:
+    """Training steps of a configuration with random clips; nothing is written and no list is read.
+
+    Args:
+        cfg: of the training.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TENSORBOARD.ENABLE = False
+        # the gradients of a micro-batch exist when the next one begins, and more of them need no more memory
+        cfg.SOLVER.ACCUMULATION_STEPS = min(2, cfg.SOLVER.ACCUMULATION_STEPS)
+        device = distributed.device(cfg.NUM_GPUS)
+        self.state: TrainState = new_state(cfg, build_model(cfg), 1, device)
+        with tempfile.TemporaryDirectory() as cfg.OUTPUT_DIR:
+            self.run: Run = prepare_run(cfg, self.state, 1, {}, device)
+        self.state.model.train()
+        if cfg.MODEL.FROZEN_BN:
+            freeze_batch_norm(self.state.model)
+        set_learning_rate(self.state.optimizer, 0.0)
+
+    def peak(self, videos: int) -> int | None:
+        """Return the peak memory of two steps, because the first one makes the state of the optimizer.
+
+        Returns:
+            Bytes; None if a GPU has not enough. On the CPU it is the peak since the start of the process.
+        """
+        cfg, device = self.run.cfg, self.run.device
+        clips = videos * (cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1)
+        side = cfg.DATA.TRAIN_CROP_SIZE
+        shape = (clips, *input_shape(cfg)[:-2], side, side)
+        label = torch.zeros(clips, dtype=torch.long)
+        batch = {"video": torch.randint(256, shape, dtype=torch.uint8), "label": label, "bad": []}
+        try:
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
+            for _ in range(2):
+                train_step(self.state, self.run, itertools.repeat(batch))
+                self.run.pending.clear()  # whether random clips give finite losses is of no interest
+        except torch.OutOfMemoryError:
+            self.state.optimizer.zero_grad(set_to_none=True)
+            self.run.pending.clear()
+            return None
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
+
+
+def _peaks(cfg: CfgNode) -> dict[int, int | None]:
+    """Return the peak memory of steps of `SMALL` videos, in a process of their own."""
+    steps = Steps(cfg)
+    return {videos: steps.peak(videos) for videos in SMALL}
+
+
+def describe(cfg: CfgNode, found: Fit) -> str:
+    """Return the lines about a batch that `--find-batch` prints.
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    processes, gib = num_local_processes(cfg), 2**30
+    copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
+    if not found.videos:
+        raise ValueError(
+            f"not even one video per process fits into {found.limit / gib:.2f} GiB: recompute activations "
+            "(MODEL.USE_CHECKPOINT True, MODEL.CHECKPOINT_NUM), or choose a smaller network, crop or number of frames"
+        )
+    configured = cfg.TRAIN.BATCH_SIZE // processes
+    needed = found.needed(configured) / gib
+    return (
+        f"TRAIN.BATCH_SIZE {found.videos * processes} is the largest that fits "
+        f"({'measured' if cfg.NUM_GPUS else 'estimated'})\n"
+        f"memory per clip {found.per_video / copies / gib:.3f} GiB, without clips {found.fixed / gib:.2f} GiB, "
+        f"limit per process {found.limit / gib:.2f} GiB\n"
+        f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} as configured: about {needed:.2f} GiB per process"
+    )
