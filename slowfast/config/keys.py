@@ -77,6 +77,8 @@ key("TRAIN.BATCH_SIZE", 64, integer(1),
     "Videos per node and micro-batch, divided evenly over its processes; each video gives AUG.NUM_SAMPLE clips.")
 key("TRAIN.EVAL_PERIOD", 10, integer(1),
     "Epochs between two validations; the last epoch is always validated.", may_differ=True)
+key("TRAIN.PATIENCE", 0, integer(0),
+    "End the training after this number of validations in a row without a better top-1; 0 is off.", may_differ=True)
 key("TRAIN.CHECKPOINT_PERIOD", 10, integer(1),
     "Epochs between two checkpoints; the last epoch and each validated epoch always write one.", may_differ=True)
 key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),

@@ -33,6 +33,7 @@ REQUIRED: dict[str, Any] = {
 OPTIONAL: dict[str, Any] = {
     "epochs_closed": int,
     "nonfinite": int,
+    "since_best": int,
     "format": int,
     "class_names": (list, NoneType),
     "lists": Mapping,
@@ -52,6 +53,7 @@ class TrainState:
         epochs_closed: epochs whose statistics, validation and checkpoint are done too.
         nonfinite: how many of the last steps in a row were not finite; they changed nothing.
         best: best validation top-1 so far, in percent; -1 before the first.
+        since_best: validations since then.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class TrainState:
     epochs_closed: int = 0
     nonfinite: int = 0
     best: float = -1.0
+    since_best: int = 0
 
     @property
     def epoch(self) -> int:
@@ -108,6 +111,7 @@ class TrainState:
             "steps_per_epoch": self.steps_per_epoch,
             "nonfinite": self.nonfinite,
             "best": self.best,
+            "since_best": self.since_best,
             "format": FORMAT,
         }
 
@@ -155,7 +159,7 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler_state"])
         self.meter.load_state_dict(state["meter_state"])
         self.step, self.best = state["step"], state["best"]
-        self.nonfinite = state.get("nonfinite", 0)
+        self.nonfinite, self.since_best = state.get("nonfinite", 0), state.get("since_best", 0)
         self.epochs_closed = state.get("epochs_closed", self.epoch)
 
 

@@ -74,7 +74,7 @@ def train(cfg: CfgNode) -> None:
 
 
 def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
-    """Train up to the last step of the run.
+    """Train up to the last step of the run, or until TRAIN.PATIENCE validations in a row were not the best.
 
     Raises:
         Interruption: in every process, if one was interrupted; all is saved.
@@ -82,13 +82,27 @@ def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_l
     while True:
         if state.epochs_closed < state.epoch:
             close_epoch(state, run, train_loader, val_loader)
-        if state.step >= run.last_step:
+        if state.step >= run.last_step or out_of_patience(state, run.cfg.TRAIN.PATIENCE):
             return
         interrupted = train_epoch(state, run, train_loader)
         if interrupted or (state.step == run.last_step and state.within_epoch):
             save(state, run, "end")
         if interrupted:
             raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
+
+
+def out_of_patience(state: TrainState, patience: int) -> bool:
+    """Return whether the last `patience` validations were not better than one before them; 0 is off.
+
+    All processes compute the same metrics from the same scores, so they agree.
+    """
+    if not patience or state.since_best < patience:
+        return False
+    logger.info(
+        "top1 %.2f was not exceeded in the last %d validations: the training ends (TRAIN.PATIENCE %d)",
+        state.best, state.since_best, patience,
+    )  # fmt: skip
+    return True
 
 
 def train_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
@@ -169,6 +183,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     metrics = evaluation.metrics()
     best = metrics["top1"] > state.best
     state.best = max(state.best, metrics["top1"])
+    state.since_best = 0 if best else state.since_best + 1
     for path, reason in evaluation.bad:
         logger.warning("left out of the validation, it cannot be decoded: %s: %s", path, reason)
     run.log.validation(state.step, state.epoch, metrics, state.best)
