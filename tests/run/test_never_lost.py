@@ -95,6 +95,31 @@ def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
     assert differences(result(tmp_path / "undisturbed"), result(tmp_path / "out")) == []
 
 
+def test_a_signal_between_two_log_lines_saves_a_step_from_which_the_run_goes_on(experiment, fork, run_net, tmp_path):
+    common = (*LONG, "LOG_PERIOD", 1000, "DATA_LOADER.NUM_WORKERS", 1)
+    process = begin(fork, tmp_path, experiment, *common)
+    path = tmp_path / "out" / "metrics.jsonl"
+    wait_for(lambda: path.is_file() and "epoch" in [r["kind"] for r in read_metrics(path)], process, tmp_path)
+    os.kill(process.pid, signal.SIGTERM)
+    code, out, err = end(process, tmp_path)
+    assert code == EXIT_REQUEUE and steps(tmp_path / "out") == 0, out + err
+    saved = load_tensors(list_checkpoints(str(tmp_path / "out"))[-1])["step"]
+    assert 6 <= saved < 240
+
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", saved + 3)
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", saved + 3, "OUTPUT_DIR", tmp_path / "undisturbed")
+    whole, resumed = (result(tmp_path / name)["checkpoint"] for name in ("undisturbed", "out"))
+    assert differences(whole, resumed) == []
+
+
+def test_a_run_with_a_divided_optimizer_goes_on_without_and_with_it(experiment, run_net, tmp_path):
+    common = ("TEST.ENABLE", False, "EMA.ENABLE", True)
+    for sharding, stop in (("zero1", 3), ("none", 5), ("zero1", 8)):
+        run_net(experiment, *common, "TRAIN.MAX_STEPS", stop, "DDP.SHARDING", sharding, ranks=2)
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", 8, "OUTPUT_DIR", tmp_path / "whole", ranks=2)
+    assert differences(result(tmp_path / "whole"), result(tmp_path / "out")) == []
+
+
 STUCK_DISK = """
 import runpy, threading, time
 from slowfast.run import interrupt
