@@ -122,8 +122,6 @@ def execute(args: argparse.Namespace) -> int:
         check_output(args.segments, "--segments")
         return _predict_long(args, paths, targets["video"])
     found, net = _predict(args, paths)
-    if net.class_names is None:
-        print("the weights do not name their classes, so these are numbers: give --class-names FILE", file=sys.stderr)
     good = [prediction for prediction in found if not prediction.error]
     if not good:
         raise ValueError(f"{found[0].path}: {found[0].error}" + f" ({len(found) - 1} more)" * (len(found) > 1))
@@ -158,13 +156,23 @@ def _targets(place: str | None, paths: Sequence[str], option: str) -> dict[str, 
     return files
 
 
+def _named_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Network:
+    net = load_network(args, overrides)
+    if net.class_names is None:
+        raise ValueError(
+            f"{args.weights} does not name its classes: give --class-names FILE, one name per line in the order of "
+            "the rows of the classifier"
+        )
+    return net
+
+
 def _predict(args: argparse.Namespace, paths: list[str]) -> tuple[list[Prediction], Network]:
     if not args.gpus and not args.processes:
-        net = load_network(args)
+        net = _named_network(args)
         return net.predict(paths, args.top), net
     from slowfast.run.launch import JobError, launch
 
-    net = load_network(argparse.Namespace(**{**vars(args), "device": "cpu"}))
+    net = _named_network(argparse.Namespace(**{**vars(args), "device": "cpu"}))
     folder = tempfile.mkdtemp(prefix="slowfast-predict-")
     try:
         cfg = net.cfg.clone()
@@ -232,9 +240,7 @@ def _predict_long(args: argparse.Namespace, paths: Sequence[str], videos: dict[s
     """Predict the windows of videos, and write their segments."""
     from slowfast.inference.draw import write_timeline, write_video
 
-    net = load_network(args, ["TEST.NUM_SPATIAL_CROPS", "1"])
-    if net.class_names is None:
-        print("the weights do not name their classes, so these are numbers: give --class-names FILE", file=sys.stderr)
+    net = _named_network(args, ["TEST.NUM_SPATIAL_CROPS", "1"])
     good, bad = list[Timeline](), list[tuple[str, str]]()
     for path in paths:
         try:

@@ -92,6 +92,8 @@ def _read(path: str) -> VideoList:
             first = next((line.strip() for line in file if line.strip()), "")
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): give a list with 'path label' per line") from None
+    if "\0" in first:
+        raise ValueError(f"{path} is no text: give a list with 'path label' per line")
     comma = RowFormat(separator=",").fits([first])
     listed = read_list(path, separator="," if comma else " ")
     if not os.path.exists(listed.path(0)):

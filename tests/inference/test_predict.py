@@ -10,13 +10,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import slowfast
 from slowfast.inference.inputs import find_videos
 from slowfast.inference.predict import execute, guarded, parse_args
-from slowfast.weights.tensors import load_tensors
 
 
 def predict(*arguments: object) -> int:
@@ -99,15 +97,6 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(trained, videos, tmp_path, ca
     error = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in error if line.startswith("error: ")]) == 1
     assert (videos / "val_0.mp4").stat().st_size == size
-
-
-def test_classes_without_names_are_numbers_with_a_note(trained, videos, tmp_path, capsys):
-    checkpoint = load_tensors(trained / "checkpoints/best.pyth")
-    checkpoint["class_names"] = None
-    torch.save(checkpoint, tmp_path / "nameless.pyth")
-    assert predict(videos / "val_0.mp4", "--weights", tmp_path / "nameless.pyth", "--json", tmp_path / "a.json") == 0
-    assert all(one["name"] == str(one["index"]) for one in json.loads((tmp_path / "a.json").read_text())[0]["top"])
-    assert "--class-names" in capsys.readouterr().err
 
 
 def test_pictures_of_several_videos_are_in_a_folder(trained, videos, tmp_path):
