@@ -27,6 +27,7 @@ setup(
             "slowfast-features = slowfast.commands:features",
             "slowfast-probe = slowfast.commands:probe",
             "slowfast-export = slowfast.commands:export",
+            "slowfast-visualize = slowfast.commands:visualize",
             "slowfast-report = slowfast.commands:report",
             "slowfast-doctor = slowfast.commands:doctor",
         ]

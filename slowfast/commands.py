@@ -53,6 +53,13 @@ def probe() -> int:
     return main()
 
 
+def visualize() -> int:
+    """Draw the clips of a training, Grad-CAM and attention."""
+    from slowfast.inference.visualize import main
+
+    return main()
+
+
 def demo_data() -> int:
     """Run tools/make_demo_data.py: make the data of the demos."""
     return _run("make_demo_data")

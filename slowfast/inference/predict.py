@@ -57,16 +57,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def add_network(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add the options that name a network and where it runs."""
+def add_network(parser: argparse.ArgumentParser, required: bool = True, parallel: bool = True) -> None:
+    """Add the options that name a network and where it runs; `parallel`: in several processes too."""
     parser.add_argument(
         "--weights", required=required, metavar="SOURCE", help="OUTPUT_DIR, checkpoint, name, folder, hf://"
     )
     parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
     parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
-    parser.add_argument("--gpus", type=positive(int), metavar="N", help="one process per GPU")
-    parser.add_argument("--processes", type=positive(int), metavar="N", help="processes on the CPU")
+    parser.set_defaults(gpus=None, processes=None)
+    if parallel:
+        parser.add_argument("--gpus", type=positive(int), metavar="N", help="one process per GPU")
+        parser.add_argument("--processes", type=positive(int), metavar="N", help="processes on the CPU")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change the configuration")
 
 

@@ -65,7 +65,7 @@ def _of_run(folder: Path, experiment: str | None, overrides: Sequence[str]) -> S
     """Return what a test of this OUTPUT_DIR would test."""
     resolved = [path for path in (folder / RESOLVED, folder / "test" / RESOLVED) if path.is_file()]
     if experiment:
-        cfg = _read(_experiment(experiment), overrides)
+        cfg = _read(experiment_file(experiment), overrides)
     elif resolved:
         cfg = _read(resolved[0], overrides)
     elif checkpoint_dir(str(folder)).is_dir() or official_best(str(folder)).is_file():
@@ -90,7 +90,7 @@ def _moved(cfg: CfgNode, folder: Path) -> CfgNode:
 
 def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> Source:
     if experiment:
-        return Source(_read(_experiment(experiment), overrides), source)
+        return Source(_read(experiment_file(experiment), overrides), source)
     entry = identify(source)
     if entry is None or source not in released_weights():
         recorded = load_tensors(fetch_checkpoint(source), shapes_only=True).get("cfg")
@@ -154,7 +154,7 @@ def _with_views(folder: Path) -> Path:
     return next(path for path in (folder / "test.yaml", folder / "config.yaml") if path.is_file())
 
 
-def _experiment(name: str) -> Path:
+def experiment_file(name: str) -> Path:
     """Return the configuration of an experiment, given by its name or path.
 
     Raises:

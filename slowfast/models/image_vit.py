@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,10 +114,11 @@ class SelfAttention(nn.Module):
         """Return tokens of the same shape."""
         return self.out_proj(attend(*self.project(tokens)).transpose(1, 2).reshape(tokens.shape))
 
-    def project(self, tokens: Tensor) -> Iterator[Tensor]:
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens (..., L, C) to queries, keys and values, each (B, heads, L, C / heads)."""
         parts = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).flatten(0, -3).chunk(3, dim=2)
-        return (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # views, without copies
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # views, without copies
+        return q, k, v
 
     def weights(self, tokens: Tensor) -> Tensor:
         """Return the attention (B, heads, L, L) of every token of (..., L, C), the rows, to all tokens."""

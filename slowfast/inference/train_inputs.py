@@ -1,0 +1,104 @@
+"""Draw the clips that a recipe trains on, after augmentation and mixup, with their targets."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from slowfast.config import load_config
+from slowfast.datasets.mixup import one_hot
+from slowfast.engine.setup import clip_mover, listed, make_loader
+from slowfast.engine.start import build_mixup
+from slowfast.engine.step import unmixed_target
+from slowfast.inference.draw import MUTED, PANEL, TEXT, draw_bars, font, shortened
+from slowfast.inference.results import Class, top_classes
+from slowfast.inference.sources import experiment_file
+from slowfast.utils.io import atomic_write
+from slowfast.utils.rng import random_state_for
+
+COLUMNS = 8  # frames of a clip
+TILE = 150  # pixels
+SIDE = 300  # width of the labels in pixels
+
+
+def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int, out: str) -> None:
+    """Write a PNG with a row of frames for each of the first clips of a training step.
+
+    The clips are those of the first micro-batch of a training in one process with this configuration.
+
+    Args:
+        experiment: name of a folder of exp/, or path of a configuration.
+        overrides: KEY VALUE pairs.
+        step: number of the optimizer step, from 0.
+        count: clips to draw.
+        out: path of the PNG.
+
+    Raises:
+        ValueError: the configuration or its list cannot be used, or the training is shorter.
+    """
+    cfg = load_config(
+        experiment_file(experiment), [*overrides, "DATA_LOADER.NUM_WORKERS", "0", "DATA.CHECK_FILES", "False"]
+    )
+    loader: Any = make_loader(cfg, "train", torch.device("cpu"))
+    epoch, place = divmod(step, max(1, len(loader) // cfg.SOLVER.ACCUMULATION_STEPS))
+    if not 0 <= epoch < cfg.SOLVER.MAX_EPOCH:
+        raise ValueError(f"--step {step} is not one of the training of {cfg.SOLVER.MAX_EPOCH} epochs: lower it")
+    loader.batch_sampler.set_position(epoch, place * cfg.SOLVER.ACCUMULATION_STEPS)
+    batch = next(itertools.islice(loader, 1))
+    video, target = mixed(cfg, batch, step)
+    samples, names = listed(loader), listed(loader).class_names
+    labels = [(samples.path(row), _classes(one, names)) for row, one in zip(batch["index"], target, strict=True)]
+    title = f"{experiment}: clips of step {step} (epoch {epoch + 1}), {len(video)} in the batch"
+    with atomic_write(out) as file:
+        _sheet(_pictures(cfg, video[:count]), labels[:count], title).save(file, "PNG")
+
+
+def mixed(cfg: CfgNode, batch: dict[str, Any], step: int) -> tuple[Tensor, Tensor]:
+    """Return the normalized clips (B, C, T, H, W) and targets (B, K) that a network gets of a batch in a step."""
+    video, label = clip_mover(cfg, torch.device("cpu"))(batch["video"]), batch["label"]
+    if cfg.MIXUP.ENABLE:
+        video, target = build_mixup(cfg)(video, label, random_state_for("mixup", cfg.RNG_SEED, step, 0, 0))
+    else:
+        target = unmixed_target(cfg, label)
+    return video, target if target.ndim == 2 else one_hot(target, cfg.MODEL.NUM_CLASSES)
+
+
+def _classes(target: Tensor, names: list[str] | None) -> tuple[Class, ...]:
+    """Return the classes with weights above that of label smoothing, or above 0; the largest is the first."""
+    count = int((target > target.min() + 1e-6).sum())
+    return top_classes(target.numpy(), names, min(3, max(1, count)))
+
+
+def _pictures(cfg: CfgNode, video: Tensor) -> np.ndarray:
+    """Return normalized clips as RGB pictures (B, T, H, W, 3) uint8."""
+    clips = video if video.ndim == 5 else video[:, :, None]
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
+    clips = ((clips * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
+    return (clips.flip(-1) if cfg.DATA.REVERSE_INPUT_CHANNEL else clips).numpy()
+
+
+def _sheet(clips: np.ndarray, labels: Sequence[tuple[str, tuple[Class, ...]]], title: str) -> Image.Image:
+    gap, head, size = 6, 48, 15
+    columns = np.linspace(0, clips.shape[1] - 1, min(COLUMNS, clips.shape[1])).round().astype(int)
+    left = SIDE + 32
+    image = Image.new(
+        "RGB", (max(left + len(columns) * (TILE + gap), 720), head + len(clips) * (TILE + gap) + gap), PANEL
+    )
+    pen = ImageDraw.Draw(image)
+    pen.text((16, head / 2), shortened(title, 20, image.width - 32), fill=TEXT, font=font(20), anchor="lm")
+    for row, (clip, (path, classes)) in enumerate(zip(clips, labels, strict=True)):
+        y = head + row * (TILE + gap)
+        pen.text((16, y + 6), shortened(os.path.basename(path), 13, SIDE), fill=MUTED, font=font(13))
+        draw_bars(image, classes, (16, y + 34, SIDE), size)
+        for column, frame in enumerate(clip[columns]):
+            tile = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
+            image.paste(tile, (left + column * (TILE + gap), y))
+    return image

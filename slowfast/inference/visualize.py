@@ -1,0 +1,114 @@
+"""Show what a network sees and uses: slowfast-visualize inputs|cam|attention ...
+
+inputs draws the augmented clips that a recipe trains on; cam draws where a layer increases the score of a class
+(Grad-CAM), and attention which positions the tokens of a layer attend to, over the frames of a video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import numpy as np
+
+from slowfast.inference.inputs import check_output, find_videos
+from slowfast.inference.network import Network
+from slowfast.inference.overlay import video_heat, write_overlay, write_picture
+from slowfast.inference.predict import add_network, guarded, load_network, positive
+from slowfast.visualization.maps import attention, attention_layer, cam_layer, grad_cam
+
+ENDINGS = (".png", ".mp4", ".mkv", ".mov")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        prog="slowfast-visualize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    inputs = commands.add_parser("inputs", help="draw the clips that a recipe trains on", allow_abbrev=False)
+    inputs.add_argument("--cfg", required=True, metavar="EXPERIMENT", help="folder of exp/, or a configuration")
+    inputs.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
+    inputs.add_argument("--clips", type=positive(int), default=8, metavar="N", help="clips to draw (default 8)")
+    inputs.add_argument("--step", type=int, default=0, metavar="N", help="step of the training (default 0)")
+    inputs.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change the configuration")
+    for name, text in (("cam", "draw Grad-CAM over a video"), ("attention", "draw attention over a video")):
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.add_argument("video", metavar="VIDEO", help="video file, folder of frames or URL")
+        add_network(command, parallel=False)
+        command.add_argument("--out", required=True, metavar="FILE", help=f"file to write ({', '.join(ENDINGS)})")
+        command.add_argument("--layer", metavar="NAME", help="module of the network (default: docs/VISUALIZE.md)")
+        if name == "cam":
+            command.add_argument("--class", dest="label", metavar="NAME", help="class (default: the predicted one)")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Draw; return 0, or 2 for wrong inputs."""
+    return guarded(lambda: execute(parse_args()))
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Draw what a command line says; return the exit code."""
+    endings = ENDINGS[:1] if args.command == "inputs" else ENDINGS
+    if not args.out.lower().endswith(endings):
+        raise ValueError(f"--out {args.out} must end in {', '.join(endings)}")
+    check_output(args.out, "--out")
+    if args.command == "inputs":
+        from slowfast.inference.train_inputs import draw_inputs
+
+        draw_inputs(args.cfg, args.opts, args.step, args.clips, args.out)
+    else:
+        _draw_map(args)
+    print(f"written: {args.out}", file=sys.stderr)
+    return 0
+
+
+def _draw_map(args: argparse.Namespace) -> None:
+    paths = find_videos([args.video])
+    if len(paths) > 1:
+        raise ValueError(f"{args.video} contains {len(paths)} videos: give one of them")
+    net = load_network(args, ["TEST.NUM_SPATIAL_CROPS", "1"])
+    side = net.views_of_video.crop
+    if args.command == "cam":
+        layer = cam_layer(net.model, args.layer, side)
+        label, shown = _class(net, paths[0], args.label)
+        title, ends = f"Grad-CAM: {shown}, layer {layer}", ("0", "highest")
+        heat = video_heat(net, paths[0], lambda clip: grad_cam(net.model, clip, layer, label), from_zero=True)
+        if not heat.high:
+            print(f"layer {layer} increases the score of this class nowhere: choose another layer", file=sys.stderr)
+    else:
+        layer = attention_layer(net.model, args.layer, side)
+        heat = video_heat(
+            net, paths[0], lambda clip: (found := attention(net.model, clip, layer)) * found.numel(), from_zero=False
+        )
+        title, ends = f"Attention: layer {layer}", (f"{heat.low:.2g} x mean", f"{heat.high:.2g} x mean")
+    write = write_picture if args.out.lower().endswith(".png") else write_overlay
+    write(net, paths[0], heat, title, ends, args.out)
+
+
+def _class(net: Network, path: str, name: str | None) -> tuple[int, str]:
+    """Return number and description of a class; without a name, of the predicted one.
+
+    Raises:
+        ValueError: the network has no such class.
+    """
+    found = net.predict(path, top=1)
+    if name is None:
+        label = found.top[0].index
+    elif net.class_names and name in net.class_names:
+        label = net.class_names.index(name)
+    elif name.isdecimal() and int(name) < len(found.probabilities):
+        label = int(name)
+    else:
+        near = get_close_matches(name, net.class_names or [], 5, 0.4)
+        near = near or (net.class_names or [f"a number from 0 to {len(found.probabilities) - 1}"])[:5]
+        raise ValueError(f"the network has no class {name!r}: choose, for example, {', '.join(near)}")
+    shown = (net.class_names[label] if net.class_names else str(label)).replace("_", " ")
+    rank = int(np.sum(found.probabilities > found.probabilities[label])) + 1
+    return label, f"{shown} ({100 * found.probabilities[label]:.1f} %{'' if rank == 1 else f', rank {rank}'})"
