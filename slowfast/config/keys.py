@@ -147,6 +147,8 @@ key("DATA.CHECK_FILES", True, FLAG,
     "Check before the start that all files of the list exist.", may_differ=True)
 key("DATA.MAX_BAD_SHARE", 0.01, SHARE,
     "Stop if more than one video, and more than this share of the list, cannot be decoded.", may_differ=True)
+key("DATA.BALANCE", False, FLAG,
+    "Draw videos of all classes equally often in an epoch, which keeps its length: few videos of a class are repeated.")
 key("DATA.NUM_FRAMES", 8, integer(1),
     "Frames per clip.")
 key("DATA.SAMPLING_RATE", 8, integer(1),
@@ -291,6 +293,8 @@ key("MODEL.NUM_CLASSES", 400, integer(1),
 key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),
     "Loss. soft_cross_entropy smooths the labels by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup; bce and "
     "bce_logit use one sigmoid per class.")
+key("MODEL.CLASS_WEIGHTS", "none", one_of("none", "balanced"),
+    "balanced multiplies the loss of a class by the mean number of training videos per class / that of the class.")
 key("MODEL.COMPILE", False, FLAG,
     "Compile the network in training and test: the first step takes minutes, the others less time.", may_differ=True)
 key("MODEL.USE_CHECKPOINT", False, FLAG,

@@ -223,6 +223,20 @@ def _batch(cfg: CfgNode) -> Iterator[str]:
         yield "MIXUP.ALPHA = 0 and MIXUP.CUTMIX_ALPHA = 0: raise one of them, or set MIXUP.ENABLE False"
 
 
+def _balance(cfg: CfgNode) -> Iterator[str]:
+    weights, loss = cfg.MODEL.CLASS_WEIGHTS, cfg.MODEL.LOSS_FUNC
+    if weights != "none" and cfg.DATA.BALANCE:
+        yield (
+            f"DATA.BALANCE = True and MODEL.CLASS_WEIGHTS = {weights} both raise the share of rare classes: set "
+            "MODEL.CLASS_WEIGHTS none, or DATA.BALANCE False"
+        )
+    if weights != "none" and not loss.endswith("cross_entropy"):
+        yield (
+            f"MODEL.CLASS_WEIGHTS = {weights} for MODEL.LOSS_FUNC = {loss}: set MODEL.LOSS_FUNC cross_entropy or "
+            "soft_cross_entropy, or MODEL.CLASS_WEIGHTS none"
+        )
+
+
 def _sharding(cfg: CfgNode) -> Iterator[str]:
     if cfg.DDP.SHARDING != "none" and cfg.SOLVER.OPTIMIZING_METHOD.startswith("timm/"):
         yield (
@@ -241,4 +255,5 @@ RULES: tuple[Rule, ...] = (
     _blocks,
     _classifier,
 )
-TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _sharding)  # a test alone need not follow them
+# those that a test alone need not follow
+TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _balance, _sharding)

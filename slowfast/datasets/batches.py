@@ -2,9 +2,32 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from slowfast.utils.rng import rng_for
+
+REPEATED = 1 << 32  # added to the epoch of a row per repetition in it, so that the clips of a repeated row differ
+
+
+def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Return as many (repetition, row) as there are rows, in random order, with the same number of each class.
+
+    The numbers of two classes differ by at most one. All rows of a class are drawn before one of them is repeated.
+
+    Args:
+        labels: (N,) class of each row.
+        rng: of the draws.
+    """
+    _, sizes = np.unique(labels, return_counts=True)
+    share, rest = divmod(len(labels), len(sizes))
+    longer = set(rng.permutation(len(sizes))[:rest].tolist())
+    drawn: list[tuple[int, int]] = []
+    for number, rows in enumerate(np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])):
+        for place in range(0, share + (number in longer), len(rows)):
+            wanted = share + (number in longer) - place
+            drawn += [(place // len(rows), row) for row in rng.permutation(rows)[:wanted].tolist()]
+    return [drawn[place] for place in rng.permutation(len(drawn)).tolist()]
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -22,13 +45,23 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: of the permutation.
         rank: of this process.
         world_size: number of processes.
+        balanced: labels (N,) of the rows, to draw all classes equally often; the epoch of a repeated row is increased
+            by `REPEATED` per repetition.
 
     Raises:
         ValueError: the list has fewer rows than a batch of all processes, so that a training would take no step.
     """
 
     def __init__(
-        self, num_videos: int, batch_size: int, *, train: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        num_videos: int,
+        batch_size: int,
+        *,
+        train: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        balanced: np.ndarray | None = None,
     ) -> None:
         self.num_videos = num_videos
         self.batch_size = batch_size
@@ -36,6 +69,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.balanced = balanced
         self.set_position(0)
         if train and not len(self):
             raise ValueError(
@@ -57,12 +91,18 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield the batches from the position to the end of the epoch."""
         if self.train:
-            order = rng_for(self.seed, self.epoch, "order").permutation(self.num_videos).tolist()
+            order = self._keys()
             first, step = self.rank * self.batch_size, self.batch_size * self.world_size
         else:
-            order = range(self.rank, self.num_videos, self.world_size)
+            order = [(self.epoch, index) for index in range(self.rank, self.num_videos, self.world_size)]
             first, step = 0, self.batch_size
-        epoch = self.epoch
         for batch in range(self.batch, len(self)):
             start = first + batch * step
-            yield [(epoch, index) for index in order[start : start + self.batch_size]]
+            yield order[start : start + self.batch_size]
+
+    def _keys(self) -> list[tuple[int, int]]:
+        """Return the (epoch, index) of all rows of an epoch of training, in order."""
+        rng = rng_for(self.seed, self.epoch, "order")
+        if self.balanced is None:
+            return [(self.epoch, index) for index in rng.permutation(self.num_videos).tolist()]
+        return [(self.epoch + REPEATED * times, index) for times, index in balanced_order(self.balanced, rng)]

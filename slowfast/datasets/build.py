@@ -71,7 +71,10 @@ def build_loader(
         check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
     size, ranks = _batch_size(cfg, split, local_world_size), {"rank": rank, "world_size": world_size}
     with _keys_of_arguments():
-        sampler = EpochBatchSampler(len(dataset), size, train=split == "train", seed=cfg.RNG_SEED, **ranks)
+        balanced = dataset.samples.labels if cfg.DATA.BALANCE and split == "train" else None
+        sampler = EpochBatchSampler(
+            len(dataset), size, train=split == "train", seed=cfg.RNG_SEED, balanced=balanced, **ranks
+        )
     workers = cfg.DATA_LOADER.NUM_WORKERS
     if rank == 0:
         warn_of_few_cores(workers, local_world_size, "DATA_LOADER.NUM_WORKERS")

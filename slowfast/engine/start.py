@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -138,8 +139,12 @@ def prepare_run(
     description: dict[str, Any],
     device: torch.device,
     resumed: bool = False,
+    labels: np.ndarray | None = None,
 ) -> Run:
-    """Return the parts of a training that no step replaces, such as the distributed network, the loss and the logs."""
+    """Return the parts of a training that no step replaces, such as the distributed network, the loss and the logs.
+
+    `labels` (N,) are those of the training list, for the weights of the classes.
+    """
     network: Any = state.model
     if distributed.world_size() > 1:
         # channels last lays 1x1x1 kernels out in another, equally good order; it is only a matter of speed
@@ -156,7 +161,7 @@ def prepare_run(
         device=device,
         network=network,
         to_device=clip_mover(cfg, device, reuse=True),
-        loss=build_loss(cfg),
+        loss=build_loss(cfg, labels, device),
         mixup=build_mixup(cfg) if cfg.MIXUP.ENABLE else None,
         amp=amp_dtype(cfg, device),
         log=RunLog(cfg, state.step, last_step),

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slowfast.optim.groups import parameter_groups
-from slowfast.optim.losses import LOSSES
+from slowfast.optim.losses import LOSSES, balanced_weights
 from slowfast.optim.schedules import cosine_lr, steps_lr, warmup_lr
 from slowfast.optim.sharded import ShardedOptimizer
 from slowfast.utils.distributed import world_size
@@ -142,6 +143,17 @@ def load_optimizer_state(optimizer: Optimizer | ShardedOptimizer, state: Mapping
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def build_loss(cfg: CfgNode) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss function MODEL.LOSS_FUNC of logits (B, K) and targets."""
-    return LOSSES[cfg.MODEL.LOSS_FUNC]
+def build_loss(
+    cfg: CfgNode, labels: np.ndarray | None = None, device: torch.device | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the loss function MODEL.LOSS_FUNC of logits (B, K) and targets.
+
+    Args:
+        cfg: the configuration.
+        labels: (N,) of the training list, from which MODEL.CLASS_WEIGHTS are computed.
+        device: of the logits.
+    """
+    loss = LOSSES[cfg.MODEL.LOSS_FUNC]
+    if cfg.MODEL.CLASS_WEIGHTS == "none" or labels is None:
+        return loss
+    return partial(loss, weight=balanced_weights(labels, cfg.MODEL.NUM_CLASSES).to(device))

@@ -39,6 +39,8 @@ from slowfast.config import ConfigError, load_config, num_local_processes
             "MIXUP.ALPHA 0 MIXUP.CUTMIX_ALPHA 0 MIXUP.ENABLE True MODEL.LOSS_FUNC soft_cross_entropy",
             "MIXUP.CUTMIX_ALPHA",
         ),
+        ("MODEL.CLASS_WEIGHTS balanced DATA.BALANCE True", "DATA.BALANCE"),
+        ("MODEL.CLASS_WEIGHTS balanced MODEL.LOSS_FUNC bce", "soft_cross_entropy"),
         ("DDP.SHARDING zero1 SOLVER.OPTIMIZING_METHOD timm/lamb", "adamw"),
         ("SOLVER.LR_POLICY steps_with_relative_lrs", "SOLVER.STEPS"),
         ("SOLVER.LR_POLICY steps_with_relative_lrs SOLVER.STEPS [0,9] SOLVER.LRS [1]", ""),

@@ -7,12 +7,13 @@ import os
 import re
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from slowfast.config import get_cfg
 from slowfast.datasets import workers
-from slowfast.datasets.batches import EpochBatchSampler
+from slowfast.datasets.batches import REPEATED, EpochBatchSampler
 from slowfast.datasets.build import Split, build_dataset, build_loader
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.dataset import TrainDataset, VideoEvalDataset
@@ -85,6 +86,39 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes():
     whole = epoch_of(EpochBatchSampler(23, 6, train=True), 1)
     parts = [epoch_of(EpochBatchSampler(23, 2, train=True, rank=rank, world_size=3), 1) for rank in range(3)]
     assert [left + centre + right for left, centre, right in zip(*parts, strict=True)] == whole
+
+
+LABELS = np.array([0] * 14 + [1] * 7 + [4] * 2)
+
+
+def test_balanced_batches_have_all_classes_equally_often():
+    sampler = EpochBatchSampler(23, 1, train=True, seed=5, balanced=LABELS)
+    keys = [key for batch in epoch_of(sampler, 3) for key in batch]
+    rows = np.array([index for _, index in keys])
+    assert sorted(np.bincount(LABELS[rows])[[0, 1, 4]].tolist()) == [7, 8, 8]
+    # no clip occurs twice: a repeated row has another coordinate
+    assert len(set(keys)) == 23 and {epoch % REPEATED for epoch, _ in keys} == {3}
+    counts = np.bincount(rows, minlength=23)
+    assert counts[:14].max() == 1 and counts[14:21].min() == 1 and counts[21:].min() >= 3
+    assert epoch_of(EpochBatchSampler(23, 1, train=True, seed=5, balanced=LABELS), 3) == [[key] for key in keys]
+    assert epoch_of(sampler, 4) != [[key] for key in keys]
+
+
+def test_balanced_batches_do_not_depend_on_processes_and_resume():
+    whole = epoch_of(EpochBatchSampler(23, 6, train=True, balanced=LABELS), 1)
+    options = {"train": True, "world_size": 3, "balanced": LABELS}
+    parts = [epoch_of(EpochBatchSampler(23, 2, rank=rank, **options), 1) for rank in range(3)]
+    assert [[*itertools.chain(*batches)] for batches in zip(*parts, strict=True)] == whole
+    assert epoch_of(EpochBatchSampler(23, 6, train=True, balanced=LABELS), 1, 2) == whole[2:]
+
+
+def test_a_repeated_video_has_another_clip(make_cfg):
+    cfg = make_cfg("DATA.BALANCE", True)
+    loader = build_loader(cfg, "train")
+    assert loader.batch_sampler.balanced.tolist() == loader.dataset.samples.labels.tolist()
+    first, again = (loader.dataset[(epoch, 0)]["video"] for epoch in (2, 2 + REPEATED))
+    assert not torch.equal(first, again)
+    assert build_loader(cfg, "val").batch_sampler.balanced is None
 
 
 def test_evaluation_reads_every_row_once():

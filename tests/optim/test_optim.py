@@ -24,7 +24,7 @@ from slowfast.optim.build import (
     set_learning_rate,
 )
 from slowfast.optim.groups import parameter_groups
-from slowfast.optim.losses import soft_cross_entropy
+from slowfast.optim.losses import balanced_weights, soft_cross_entropy
 
 SCHEDULE = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())
 
@@ -257,3 +257,25 @@ def test_layer_decay_needs_the_order_of_the_layers():
     with pytest.raises(ValueError, match="group_matcher"):
         parameter_groups(nn.Linear(1, 1), weight_decay=0.1, layer_decay=0.5)
     assert len(parameter_groups(nn.Linear(1, 1), weight_decay=0.1)) == 2
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    labels = np.array([0, 0, 0, 1, 3, 3])
+    # number of labels / (classes that occur * labels of the class)
+    assert balanced_weights(labels, 5).tolist() == pytest.approx([6 / 9, 2.0, 1.0, 1.0, 1.0])
+    assert balanced_weights(labels, 5)[labels].mean().item() == pytest.approx(1.0)
+
+
+def test_class_weights_multiply_the_loss_of_each_sample():
+    logits, target = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 0, 0, 1, 2])
+    weights = torch.tensor([0.5, 2.0, 2.0])
+    each = nn.functional.cross_entropy(logits, target, reduction="none")
+    options = {"MODEL__CLASS_WEIGHTS": "balanced", "MODEL__NUM_CLASSES": 3}
+    hard = build_loss(config(**options), target.numpy())
+    soft = build_loss(config(**options, MODEL__LOSS_FUNC="soft_cross_entropy"), target.numpy())
+    expected = (weights[target] * each).mean().item()
+    assert hard(logits, target).item() == pytest.approx(expected, rel=1e-6)
+    assert soft(logits, nn.functional.one_hot(target, 3).float()).item() == pytest.approx(expected, rel=1e-6)
+    # the parts of a batch on two processes have the same mean as the whole
+    halves = (hard(logits[:3], target[:3]) + hard(logits[3:], target[3:])) / 2
+    assert halves.item() == pytest.approx(expected, rel=1e-6)

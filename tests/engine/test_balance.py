@@ -1,0 +1,30 @@
+"""A training on classes of unequal size resumes exactly, with balanced batches or with weights of the classes."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from slowfast.utils.logging import read_metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("option", [("DATA.BALANCE", True), ("MODEL.CLASS_WEIGHTS", "balanced")])
+def test_a_balanced_training_resumes_exactly(experiment, videos, run_net, tmp_path, option):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("val.csv", "class_names.txt"):
+        shutil.copy(videos / name, lists)
+    (lists / "train.csv").write_text("".join(f"train_{i}.mp4 {max(0, i - 16)}\n" for i in range(24)))
+    options = (*option, "DATA.PATH_TO_DATA_DIR", lists, "TEST.ENABLE", False)
+
+    def losses(name: str) -> list[float]:
+        return [record["loss"] for record in read_metrics(tmp_path / name) if record["kind"] == "train"]
+
+    for output, steps in (("whole", 0), ("parts", 4), ("parts", 9), ("parts", 0)):
+        run_net(experiment, *options, "OUTPUT_DIR", tmp_path / output, "TRAIN.MAX_STEPS", steps)
+    run_net(experiment, *options[2:], "OUTPUT_DIR", tmp_path / "plain", "TRAIN.MAX_STEPS", 4)
+    assert losses("parts") == losses("whole") and len(losses("whole")) == 12
+    assert losses("plain") != losses("whole")[:4]
