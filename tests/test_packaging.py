@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"torchcodec"}  # imported only if chosen; in the extra "dev"
+OPTIONAL = {"onnxruntime", "torchcodec"}  # imported only if chosen; in the extra "dev"
 
 
 def imported(folder: str) -> set[str]:
