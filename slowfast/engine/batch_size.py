@@ -23,7 +23,9 @@ from slowfast.optim.build import set_learning_rate
 from slowfast.utils import distributed
 from slowfast.utils.memory import available, peak_resident
 
-SMALL = (1, 3)  # videos per process of the steps from which larger ones are estimated
+# Videos per process of the steps from which larger ones are estimated. With recomputed activations, the memory of fewer
+# than 6 videos is that of the optimizer, and it grows too slowly.
+SMALL = (1, 6)
 SPARE = 0.05  # share of the memory that is left free, for fragments and for libraries
 
 
@@ -70,7 +72,7 @@ def find_batch(cfg: CfgNode, limit: int | None = None) -> Fit:
         try:
             peaks: dict[int, int | None] = pool.submit(_peaks, cfg).result()
         except BrokenProcessPool:
-            raise ValueError("there is not enough memory for training steps of 1 and 3 videos") from None
+            raise ValueError(f"there is not enough memory for training steps of {SMALL} videos") from None
     return fit(lambda videos: peaks[videos], limit, verify=False)
 
 
