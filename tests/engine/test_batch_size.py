@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -51,6 +52,15 @@ def test_more_memory_fits_more_videos_and_the_estimate_holds():
     assert str(small.videos) in describe(cfg, small)
     with pytest.raises(ValueError, match=r"MODEL\.USE_CHECKPOINT"):
         describe(cfg, find_batch(cfg, 10 * MIB))
+
+
+@pytest.mark.slow
+def test_the_program_prints_the_batch_and_writes_nothing(experiment, call, tmp_path):
+    arguments = ("--find-batch", "TRAIN.BATCH_SIZE", 6, "AUG.ENABLE", True, "AUG.NUM_SAMPLE", 2, "NUM_PROCESSES", 2)
+    done = call("tools/run_net.py", "--cfg", experiment, *arguments)
+    assert done.returncode == 0, done.stderr
+    found, configured = map(int, re.findall(r"TRAIN\.BATCH_SIZE (\d+)", done.stdout))
+    assert found > 6 == configured and found % 2 == 0 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.gpu
