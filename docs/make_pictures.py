@@ -1,7 +1,8 @@
 """Draw the pictures of the README from a trained demo: python docs/make_pictures.py [OUTPUT_DIR].
 
-It writes docs/images/predictions.jpg (one test video per class, with its label and the prediction), curves.png, and two
-parts of the report, report.png and report_errors.png, for which it needs chromium, chromedriver and selenium.
+It writes docs/images/predictions.jpg (one test video per class, with its label and the prediction), curves.png, what
+slowfast-visualize draws (inputs.jpg, cam.jpg, attention.jpg), and two parts of the report, report.png and
+report_errors.png, for which it needs chromium, chromedriver and selenium.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import io
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from slowfast.datasets.reader import read_frames
+from slowfast.inference.visualize import execute, parse_args
 
 IMAGES = Path(__file__).with_name("images")
 FRAMES = 8
@@ -43,6 +46,24 @@ def draw_predictions(predictions: Path, out: Path) -> None:
         axes[-1].text(0, 0.3, f"predicted: {row['top1']}", fontsize=11, color="tab:green" if right else "tab:red")
         axes[-1].text(0, 0.02, f"then: {row['top2']}", fontsize=9, color="gray")
     figure.savefig(out, dpi=80, pil_kwargs={"quality": 85})
+
+
+def draw_visualizations(output_dir: Path) -> None:
+    """Draw mixed clips of the demo, and Grad-CAM and attention over one of its videos."""
+    seen = ["data/demo/videos/test_00000.mp4", "--weights", str(output_dir)]
+    mixed = ["--opts", "AUG.ENABLE", "True", "MIXUP.ENABLE", "True", "MODEL.LOSS_FUNC", "soft_cross_entropy"]
+    commands = {
+        "inputs": ["inputs", "--cfg", "demo", "--step", "5", "--clips", "4", *mixed],
+        "cam": ["cam", *seen],
+        "attention": ["attention", *seen],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, arguments in commands.items():
+            drawn = Path(folder, f"{name}.png")
+            execute(parse_args([*arguments, "--out", str(drawn)]))
+            picture = Image.open(drawn).convert("RGB")
+            picture.thumbnail((1280, 1280), Image.Resampling.LANCZOS)
+            picture.save(IMAGES / f"{name}.jpg", quality=85)
 
 
 def draw_report(report: Path, parts: dict[str, tuple[str, int]]) -> None:
@@ -71,6 +92,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     draw_predictions(output_dir / "test" / "predictions.csv", IMAGES / "predictions.jpg")
     shutil.copy(output_dir / "curves.png", IMAGES / "curves.png")
+    draw_visualizations(output_dir)
     draw_report(output_dir / "report.html", {"report.png": ("", 690), "report_errors.png": ("#confusion", 1560)})
 
 
