@@ -38,7 +38,6 @@ IGNORED: dict[str, str] = {
     "SOLVER.GAMMA": "steps are given by SOLVER.STEPS and SOLVER.LRS",
     "SOLVER.STEP_SIZE": "steps are given by SOLVER.STEPS and SOLVER.LRS",
     "SOLVER.WARMUP_FACTOR": "use SOLVER.WARMUP_START_LR",
-    "SOLVER.LAYER_DECAY": "there are no learning rates per layer; see SOLVER.BACKBONE_LR_RATIO",
     "SOLVER.LARS_ON": "use SOLVER.OPTIMIZING_METHOD adamw or sgd",
     "BN.NUM_SPLITS": "there is no split BatchNorm",
     "BN.NUM_SYNC_DEVICES": "BN.NORM_TYPE sync_batchnorm spans all processes",

@@ -74,6 +74,6 @@ def _depth_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
             f"layer_decay {layer_decay} needs the layers of a network in order, and {type(model).__name__} has no "
             "group_matcher: define it as in timm, or use layer_decay 1"
         )
-    layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+    layers: Any = group_parameters(model, matcher(coarse=False), reverse=True)
     last = max(layers.values())
     return {name: layer_decay ** (last - layer) for name, layer in layers.items()}
