@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
+
+from slowfast.config import load_config
+from slowfast.models.build import build_model
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {"onnxruntime", "torchcodec"}  # imported only if chosen; in the extra "dev"
@@ -106,3 +114,52 @@ def test_the_wheel_works_outside_a_checkout(wheel, tmp_path):
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "NUM_CLASSES: 8" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+SMALL = ["DATA.NUM_FRAMES", "4", "DATA.TEST_CROP_SIZE", "32", "TEST.NUM_ENSEMBLE_VIEWS", "1"]
+SMALL += ["UNIFORMER.DEPTH", "[1,1,1,1]", "UNIFORMER.EMBED_DIM", "[8,16,32,32]", "UNIFORMER.HEAD_DIM", "16"]
+
+
+@pytest.fixture
+def installed(wheel, tmp_path) -> Callable[..., str]:
+    """Run a console command of the wheel in an empty folder; return its standard output."""
+
+    def run(command: str, *arguments: object) -> str:
+        code = f"import sys; from slowfast.commands import {command}; sys.exit({command}())"
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(wheel)}
+        call = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_uses_released_weights(installed, wheel, write_video, tmp_path):
+    overrides = ["UNIFORMER.PRETRAIN_NAME", "", *SMALL]
+    cfg = load_config(ROOT / "exp/uniformer_s16x4_k400/config.yaml", overrides)
+    torch.save(build_model(cfg).state_dict(), tmp_path / "weights.pth")  # tensors alone, as the authors release them
+    write_video(tmp_path / "a.mp4")
+    network = ["--experiment", "uniformer_s16x4_k400", "--opts", *SMALL]
+
+    shown = installed("predict", "a.mp4", "--json", "a.json", "--weights", "weights.pth", *network)
+    (found,) = json.loads((tmp_path / "a.json").read_text())
+    assert len(found["top"]) == 5 and found["top"][0]["name"] in shown
+    assert set(found["top"][0]["name"]) - set("0123456789")  # not a number
+
+    installed("features", "a.mp4", "--out", "features", "--stride", "4", "--weights", "weights.pth", *network)
+    assert np.load(tmp_path / "features/a.npy").shape == (7, 32)
+
+    installed("export", "weights.pth", "--format", "safetensors", "--out", "a.safetensors", *network)
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["class_names"])[0] == "riding a bike"  # in the order of the authors
+
+    (tmp_path / "list.csv").write_text("a.mp4,3\n")
+    places = ["DATA.PATH_TO_DATA_DIR", ".", "DATA.PATH_PREFIX", ".", "DATA.PATH_LABEL_SEPARATOR", ","]
+    run = ["NUM_GPUS", "0", "DATA_LOADER.NUM_WORKERS", "0", "TRAIN.ENABLE", "False", "OUTPUT_DIR", "out", *SMALL]
+    run += ["TEST.CHECKPOINT_FILE_PATH", "weights.pth", *places]
+    (tmp_path / "test.csv").write_text("a.mp4,3\n")
+    installed("train", "--cfg", "exp/uniformer_s16x4_k400/config.yaml", *run)
+    installed("report", "out")
+    assert "<html" in (tmp_path / "out/report.html").read_text()
