@@ -76,6 +76,10 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "selenium>=4.20",
+            # they run the notebook
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
             "ruff==0.17.*",
             "pyright[nodejs]>=1.1.400",
             "pre-commit>=3.7",

@@ -19,9 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import pytest
 import torch
 from make_demo_data import CLASS_NAMES, write_video
+from nbclient import NotebookClient
 from run_fixtures import write_python
 from torchvision.models._meta import _KINETICS400_CATEGORIES
 
@@ -308,3 +310,17 @@ def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
     assert [name for name in LEFT.get(page, ()) if not (folder / name).is_file()] == []
     if page in RESULTS:
         RESULTS[page](folder)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(demo, tmp_path):
+    shutil.copytree(demo, tmp_path / "checkout", ignore=shutil.ignore_patterns(".*"))
+    notebook = nbformat.read(tmp_path / "checkout/examples/quickstart.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "commit it without outputs"
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path / "checkout/examples"}})
+    client.execute(env={**os.environ, "PYTHONPATH": str(tmp_path / "checkout"), "OMP_NUM_THREADS": "1"})
+    outputs = [output for cell in code for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    text = "".join(output.get("text", "") for output in outputs)
+    assert all(f"test_{number:05d}.mp4" in text for number in range(8))
