@@ -33,8 +33,8 @@ class Network:
     """A trained network with its class names, transform, sampling and views; see `slowfast.load`.
 
     Its methods are `predict` (paths -> `Prediction`), `features` (paths -> vectors of a layer), `transform` (decoded
-    frames -> clips on the device), `frame_indices` (length of a video -> frames of its views), `layer` (name -> module
-    from clips to vectors), and `save_pretrained` and `push_to_hub` (shared folders).
+    frames -> clips on the device), `frame_indices` (length of a video -> frames of its views), `layer` (name ->
+    module from clips to vectors), and `save_pretrained` and `push_to_hub` (shared folders).
 
     Args:
         model: the network on the device, in evaluation mode.

@@ -46,6 +46,7 @@ NOT_RUN = {
     "pytest tests/": "is what runs this test",
     "make dev": "needs the network; .ci/run installs",
     "slowfast-doctor": "is run by tests/tools/test_doctor.py",
+    "bash benchmarks/gpu.sh": "needs a GPU",
     "make lint": "is a part of `make test`",
     "pre-commit install": "changes the repository",
     "python benchmarks/fingerprint.py": "takes minutes",

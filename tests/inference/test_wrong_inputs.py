@@ -85,6 +85,7 @@ INPUTS: dict[str, list[str]] = {
     "predict": ["WRONG", "--weights", "net", "--csv", "OUT/a.csv"],
     "features": ["WRONG", "--weights", "net", "--out", "OUT"],
     "probe": ["WRONG", "--val", "list", "--weights", "net", "--out", "OUT"],
+    "visualize": ["cam", "WRONG", "--weights", "net", "--out", "OUT/a.png"],
     "export": ["WRONG", "--format", "safetensors", "--out", "OUT/a.safetensors"],
     "report": ["WRONG", "--out", "OUT/a.html"],
 }
@@ -92,15 +93,18 @@ SOURCES: dict[str, list[str]] = {
     "predict": ["video", "--weights", "WRONG", "--csv", "OUT/a.csv"],
     "features": ["video", "--weights", "WRONG", "--out", "OUT"],
     "probe": ["list", "--val", "list", "--weights", "WRONG", "--out", "OUT"],
+    "visualize": ["attention", "video", "--weights", "WRONG", "--out", "OUT/a.png"],
 }
 LAYERS: dict[str, list[str]] = {
     "features": ["video", "--weights", "net", "--out", "OUT", "--layer", "WRONG"],
     "probe": ["list", "--val", "list", "--weights", "net", "--out", "OUT", "--layer", "WRONG"],
+    "visualize": ["cam", "video", "--weights", "net", "--out", "OUT/a.png", "--layer", "WRONG"],
 }
 PLACES: dict[str, list[str]] = {
     "predict": ["video", "--weights", "net", "--csv", "WRONG/a.csv"],
     "features": ["video", "--weights", "net", "--out", "WRONG/features"],
     "probe": ["list", "--val", "list", "--weights", "net", "--out", "WRONG/probe"],
+    "visualize": ["cam", "video", "--weights", "net", "--out", "WRONG/a.png"],
     "export": ["net", "--format", "safetensors", "--out", "WRONG/a.safetensors"],
     "report": ["net", "--out", "WRONG/a.html"],
 }
