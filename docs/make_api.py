@@ -16,6 +16,7 @@ NAMES = (
     ("slowfast", "load"),
     ("slowfast.inference.network", "Network"),
     ("slowfast.inference.results", "Prediction"),
+    ("slowfast.inference.probe_heads", "load_head"),
     ("slowfast.config", "load_config"),
     ("slowfast.config", "get_cfg"),
     ("slowfast.config", "dump_config"),

@@ -223,7 +223,7 @@ def _write(
 
 
 def _print_table(found: Sequence[Mapping[str, Any]]) -> None:
-    print(f"{'probe':<10} {'setting':<26} {'top1':>7} {'top5':>7}")
+    print(f"{'probe':<10} {'setting':<32} {'top1':>7} {'top5':>7}")
     for row in found:
-        values = "  ".join(f"{key} {row[key]:g}" for key in ("k", "lr", "weight_decay") if key in row)
-        print(f"{row['probe']:<10} {values:<26} {row['top1']:7.2f} {row['top5']:7.2f}{' best' * row['best']}")
+        values = "  ".join(f"{key} {row[key]:<6g}" for key in ("k", "lr", "weight_decay") if key in row)
+        print(f"{row['probe']:<10} {values:<32} {row['top1']:7.2f} {row['top5']:7.2f}{' best' * row['best']}")

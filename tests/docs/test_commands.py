@@ -221,7 +221,8 @@ def demo(inputs, warm, made_once) -> Path:
 
 # Pages that assume the results of the first command of the README, or of the first one of DATASET.md.
 AFTER_DEMO = tuple(
-    f"docs/{name}.md" for name in ("EXPORT", "FEATURES", "FINETUNING", "MIGRATING", "PREDICT", "REPORT", "VISUALIZE")
+    f"docs/{name}.md"
+    for name in ("EXPORT", "FEATURES", "FINETUNING", "MIGRATING", "PREDICT", "PROBE", "REPORT", "VISUALIZE")
 )
 AFTER_LISTS = ("MODEL_ZOO.md",)
 # Files that the commands of a page write.
@@ -234,6 +235,7 @@ LEFT: dict[str, tuple[str, ...]] = {
     "docs/FEATURES.md": ("features/features.json", "features/test_00000.npy", "features_of_a_block/test_00000.npy"),
     "docs/PREDICT.md": ("predictions.csv", "predicted.mp4", "seen.png", "segments.png", "over_time.mp4"),
     "docs/VISUALIZE.md": ("inputs.png", "cam.mp4", "attention.mp4", "mixed.png", "cam.png"),
+    "docs/PROBE.md": ("probes/probe.json", "probes/attentive.pt", "probes_of_windows/linear.pt"),
     "docs/REPORT.md": ("output/demo/report.html", "output/comparison.html", "output/comparison.csv"),
 }
 
