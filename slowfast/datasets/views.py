@@ -91,8 +91,9 @@ class Views:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the clips, (B, C, T, crop, crop)."""
-        return len(self), self.frames[0].shape[-1], self.order[0].shape[1], self.crop, self.crop
+        """The shape of the clips, (B, C, T, crop, crop); C and T are 0 without any video."""
+        channels, time = (self.frames[0].shape[-1], self.order[0].shape[1]) if self.frames else (0, 0)
+        return len(self), channels, time, self.crop, self.crop
 
     def split(self, size: int) -> "list[Views]":
         """Return parts of `size` clips, and a shorter one at the end, as `Tensor.split` does."""

@@ -249,7 +249,7 @@ def test_a_resume_with_another_list_says_so(experiment, run_net, videos, tmp_pat
     message = "has changed since the checkpoint was written"
     assert "resumed from" in same.stdout and message not in same.stdout
     if workers <= 8:  # more than there are cores: one warning, with the number that is enough
-        assert same.stdout.count(f"num_workers to {workers - 1},") == 1
+        assert same.stdout.count(f"NUM_WORKERS to {workers - 1},") == 1
     assert "This DataLoader" not in same.stdout + same.stderr
     assert "resumed from" in other.stdout and f"{tmp_path / 'train.csv'} {message}" in other.stdout
     rows = (tmp_path / "val.csv").read_text().splitlines(keepends=True)

@@ -63,7 +63,7 @@ def tower_tokens(model: UniFormerV2, image: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         model(image.unsqueeze(2))
     hook.remove()
-    return tokens[0].transpose(0, 1)
+    return tokens[0].flatten(0, 1)
 
 
 # ---- CLIP, golden ---------------------------------------------------------------------------------------------------
