@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import re
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -114,11 +114,12 @@ def test_balanced_batches_do_not_depend_on_processes_and_resume():
 
 def test_a_repeated_video_has_another_clip(make_cfg):
     cfg = make_cfg("DATA.BALANCE", True)
-    loader = build_loader(cfg, "train")
+    loader: Any = build_loader(cfg, "train")
     assert loader.batch_sampler.balanced.tolist() == loader.dataset.samples.labels.tolist()
     first, again = (loader.dataset[(epoch, 0)]["video"] for epoch in (2, 2 + REPEATED))
     assert not torch.equal(first, again)
-    assert build_loader(cfg, "val").batch_sampler.balanced is None
+    evaluation: Any = build_loader(cfg, "val")
+    assert evaluation.batch_sampler.balanced is None
 
 
 def test_evaluation_reads_every_row_once():
