@@ -24,14 +24,15 @@ HEAD = """\
 Measured figures, and the commands that measure them on your machine. `benchmarks/report.py` writes this page from the
 records in `benchmarks/results/`.
 
-"Reference" computes the same network as the official modules do, with the same weights (`benchmarks/reference.py`).
-"Times" is the CPU time of the reference per CPU time of this program on a CPU, and the wall time on a GPU; above 1 this
-program is faster. All figures are medians of interleaved rounds.
+The reference (`benchmarks/reference.py`) computes the same network as the official modules do, with the same weights.
+"1.50 times" means that the reference takes 1.5 times as long: in CPU time on a CPU, in wall time on a GPU. Memory is
+the peak during a training step, without what the network and the optimizer hold before it. All figures are medians of
+interleaved rounds.
 """
 NETWORKS = """
 ## Training step and inference on a CPU
 
-Processor: {cpu}.
+Processor: {cpu}. "Clips/s" are clips per second of CPU time.
 
 ```bash
 source .venv/bin/activate
@@ -43,8 +44,9 @@ python benchmarks/model.py uniformer_s --frames 8 --batch 2 --threads 1
 LOADING = """
 ## Loading
 
-Milliseconds of CPU per video; "plain" loads the same clips in the usual way, as the official programs do, see
-`benchmarks/loading.py`.
+Milliseconds of CPU per video. "Ours" is the loader of this program, from the list to batches in shared memory. "Plain"
+loads the same clips as the official programs do. "Decode" only opens a video with decord and decodes the frames of its
+clips.
 
 ```bash
 source .venv/bin/activate
@@ -53,14 +55,15 @@ python benchmarks/loading.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 2
 
 {table}
 
-"All on the CPU" adds what a GPU does otherwise: to cut out views, and to normalize. A test decodes a video once for all
-its views; that alone is most of "ours", so "plain / ours" bounds what is left to gain.
+"All on the CPU" is "ours" and the work that a GPU does if there is one: cutting out views, and normalization. "Plain"
+includes this work, so the last column compares equal work.
 """
 VIEWS = """
 ## Views of a test
 
-Milliseconds of CPU per video in one thread: 4 x 3 clips of 16 frames, resized, normalized and cut out. The frames of
-large videos are resized in the worker, so that less is sent.
+Milliseconds of CPU per video in one thread: 4 x 3 clips of 16 frames are resized, normalized and cut out. "Worker" is
+the time of a loader worker, which resizes the frames of large videos, so that fewer bytes are sent; "cut" is the time
+of the rest.
 
 ```bash
 source .venv/bin/activate
@@ -72,14 +75,14 @@ python benchmarks/views.py
 START = """
 ## Start
 
-`run_net.py --show` takes {start} seconds of CPU.
+`run_net.py --show`, which reads a configuration and prints it, takes {start} seconds of CPU.
 """
 GPU = """
 ## On a GPU
 
-One command runs all checks and benchmarks in under 9 minutes, without a network:
+One command runs all checks and benchmarks that need a GPU in under 9 minutes, without an internet connection:
 
-```text
+```bash
 bash benchmarks/gpu.sh results
 ```
 
@@ -112,11 +115,12 @@ def network_rows(records: Iterable[Record]) -> list[Sequence[str]]:
             cells += [str(record["threads"])] if on_cpu(record) else []
             for kind in ("train", "forward"):
                 values, first = kinds[kind], record["figures"]["reference"][kind]
-                times = values["times_reference_cpu" if on_cpu(record) else "times_reference"]
-                cells.append(f"{values['clips_per_s']:.2f}, {times:.2f} times")
+                seconds = "cpu_s" if on_cpu(record) else "wall_s"  # wall time of a CPU includes other jobs
+                speed, times = record["batch"] / values[seconds], first[seconds] / values[seconds]
+                cells.append(f"{speed:.2f}, {times:.2f} times")
                 if kind == "train":
                     cells.append(f"{values['peak_gib']:.2f} / {first['peak_gib']:.2f}")
-            cells.append(f"{100 * kinds['train']['share_of_matrix_rate']:.0f} %")
+            cells += [] if on_cpu(record) else [f"{100 * kinds['train']['share_of_matrix_rate']:.0f} %"]
             rows.append(cells)
     return sorted(rows)
 
@@ -146,9 +150,9 @@ def page(records: Sequence[Record]) -> str:
         "type",
         "threads",
         "training: clips/s",
-        "GiB, reference",
+        "GiB / GiB of the reference",
         "inference: clips/s",
-        "rate",
+        "FLOP/s of training / of a matrix product",
     ]
     cards = sorted({record["device"] for record in networks if not on_cpu(record)})
     gpu = "\n\n".join(
@@ -170,7 +174,9 @@ def page(records: Sequence[Record]) -> str:
     header = ["recipe", "clips", "workers", "decode", "ours", "plain", "plain / ours", "all on the CPU", "plain / this"]
     parts = [
         HEAD,
-        NETWORKS.format(cpu="; ".join(cpus) or "unknown", table=table(columns, network_rows(filter(on_cpu, networks)))),
+        NETWORKS.format(
+            cpu="; ".join(cpus) or "unknown", table=table(columns[:-1], network_rows(filter(on_cpu, networks)))
+        ),
         LOADING.format(table=table(header, loading_rows(loading))),
         VIEWS.format(table=table(["frames", "short side", "worker", "cut"], sizes)),
         START.format(start=f"{views[0]['start_s']:.1f}") if views else "",
