@@ -294,7 +294,7 @@ key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entr
     "Loss. soft_cross_entropy smooths the labels by MIXUP.LABEL_SMOOTH_VALUE, with or without mixup; bce and "
     "bce_logit use one sigmoid per class.")
 key("MODEL.CLASS_WEIGHTS", "none", one_of("none", "balanced"),
-    "balanced multiplies the loss of a class by the mean number of training videos per class / that of the class.")
+    "Factors of the loss; balanced: mean number of training videos of a class / number of videos of this class.")
 key("MODEL.COMPILE", False, FLAG,
     "Compile the network in training and test: the first step takes minutes, the others less time.", may_differ=True)
 key("MODEL.USE_CHECKPOINT", False, FLAG,

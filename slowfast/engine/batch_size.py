@@ -36,7 +36,7 @@ class Fit(NamedTuple):
         videos: the largest number of videos of a process that fits; 0 if not even one does.
         per_video: memory of a video, with all its augmented clips.
         fixed: memory without a video: weights, gradients, optimizer state.
-        limit: of the memory.
+        limit: memory that may be used.
     """
 
     videos: int
@@ -72,7 +72,9 @@ def find_batch(cfg: CfgNode, limit: int | None = None) -> Fit:
         try:
             peaks: dict[int, int | None] = pool.submit(_peaks, cfg).result()
         except BrokenProcessPool:
-            raise ValueError(f"there is not enough memory for training steps of {SMALL} videos") from None
+            raise ValueError(
+                f"there is not enough memory to measure training steps of {SMALL[0]} and {SMALL[1]} videos"
+            ) from None
     return fit(lambda videos: peaks[videos], limit, verify=False)
 
 
@@ -127,7 +129,7 @@ class Steps:
         """Return the peak memory of two steps, because the first one makes the state of the optimizer.
 
         Returns:
-            Bytes; None if a GPU has not enough. On the CPU it is the peak since the start of the process.
+            Bytes; None if the memory of a GPU is too small. On the CPU it is the peak since the start of the process.
         """
         cfg, device = self.run.cfg, self.run.device
         clips = videos * (cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1)
@@ -141,7 +143,7 @@ class Steps:
                 torch.cuda.reset_peak_memory_stats(device)
             for _ in range(2):
                 train_step(self.state, self.run, itertools.repeat(batch))
-                self.run.pending.clear()  # whether random clips give finite losses is of no interest
+                self.run.pending.clear()  # losses of random clips need not be finite
         except torch.OutOfMemoryError:
             self.state.optimizer.zero_grad(set_to_none=True)
             self.run.pending.clear()

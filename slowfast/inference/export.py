@@ -151,7 +151,7 @@ def _write_onnx(model: nn.Module, clips: Tensor, about: Mapping[str, str], path:
         )
     if (size := sum(value.numel() * value.element_size() for value in model.state_dict().values())) > ONNX_BYTES:
         raise ValueError(
-            f"the {size / 2**30:.1f} GiB of parameters exceed 2 GiB, an ONNX file: use --format torch-export"
+            f"the {size / 2**30:.1f} GiB of parameters exceed 2 GiB, the limit of ONNX: use --format torch-export"
         )
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
     with _quiet():
@@ -199,13 +199,13 @@ def latency(runners: Mapping[str, Runner], clips: Tensor) -> dict[str, float]:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="slowfast-export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", metavar="SOURCE", help="OUTPUT_DIR, checkpoint, name, folder, hf://")
+    parser.add_argument("source", metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://")
     parser.add_argument("--format", required=True, choices=ENDINGS, help="format of the file")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
-    parser.add_argument("--compile", action="store_true", help="measure the network compiled by torch.compile too")
+    parser.add_argument("--compile", action="store_true", help="also measure the network compiled")
     parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
     parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change the configuration")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration values")
     return parser.parse_args(argv)
 
 

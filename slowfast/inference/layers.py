@@ -106,5 +106,5 @@ def _classifier(model: nn.Module) -> str:
 
 def _unknown(layer: str, known: Sequence[str]) -> str:
     near = get_close_matches(layer, known, SHOWN, 0.5)
-    shown = f"near names are {', '.join(near)}" if near else f"names are {', '.join(known[:SHOWN])}, ..."
+    shown = f"similar names are {', '.join(near)}" if near else f"names are {', '.join(known[:SHOWN])}, ..."
     return f"the network has no layer {layer!r}: {shown} ({len(known)} in all; docs/FEATURES.md lists them)"

@@ -40,15 +40,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top", type=positive(int), default=5, metavar="N", help="classes per video (default 5)")
     parser.add_argument("--json", metavar="FILE", help="write the predictions as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the predictions as a table")
-    parser.add_argument("--video", metavar="FILE", help="write the video with its predictions; a folder for several")
-    parser.add_argument("--sheet", metavar="FILE", help="write the frames that the network saw; a folder for several")
+    parser.add_argument("--video", metavar="FILE", help="video to write, with predictions; a folder for several")
+    parser.add_argument("--sheet", metavar="FILE", help="picture to write, of the frames seen; a folder for several")
     long = parser.add_argument_group("long videos")
     long.add_argument("--window", type=positive(float), metavar="S", help="predict windows of S seconds")
     long.add_argument(
         "--stride", type=positive(float), metavar="S", help="seconds between windows (default: window / 4)"
     )
-    long.add_argument("--segments", metavar="FILE", default="segments.json", help="JSON of segments, with a PNG beside")
-    long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows at once (default 8)")
+    long.add_argument("--segments", metavar="FILE", default="segments.json", help="JSON to write; a PNG beside it")
+    long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default 8)")
     args = parser.parse_args(argv)
     if args.stride and not args.window:
         parser.error("--stride needs --window")
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def add_network(parser: argparse.ArgumentParser, required: bool = True, parallel: bool = True) -> None:
     """Add the options that name a network and where it runs; `parallel`: in several processes too."""
     parser.add_argument(
-        "--weights", required=required, metavar="SOURCE", help="OUTPUT_DIR, checkpoint, name, folder, hf://"
+        "--weights", required=required, metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://"
     )
     parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
     parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")
@@ -69,7 +69,7 @@ def add_network(parser: argparse.ArgumentParser, required: bool = True, parallel
     if parallel:
         parser.add_argument("--gpus", type=positive(int), metavar="N", help="one process per GPU")
         parser.add_argument("--processes", type=positive(int), metavar="N", help="processes on the CPU")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change the configuration")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration values")
 
 
 def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:

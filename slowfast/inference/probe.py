@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weight-decay", nargs="+", type=float, default=DECAYS, metavar="WD", help="weight decays")
     parser.add_argument("--epochs", type=positive(int), default=20, metavar="N", help="epochs (default 20)")
     parser.add_argument("--batch", type=positive(int), default=64, metavar="N", help="videos in a step (default 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of initial values and order (default 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of initial values and order (default 0)")
     args = parser.parse_args(argv)
     if bool(args.features) == bool(args.weights):
         parser.error("give --weights, to compute features, or --features, to read them")
@@ -93,7 +93,7 @@ def _read(path: str) -> VideoList:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): give a list with 'path label' per line") from None
     if "\0" in first:
-        raise ValueError(f"{path} is no text: give a list with 'path label' per line")
+        raise ValueError(f"{path} is not a text file: give a list with 'path label' per line")
     comma = RowFormat(separator=",").fits([first])
     listed = read_list(path, separator="," if comma else " ")
     if not os.path.exists(listed.path(0)):
@@ -121,7 +121,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / extract.SETTINGS).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
-        raise ValueError(f"{folder} is no folder of slowfast-features: it needs {extract.SETTINGS}") from None
+        raise ValueError(f"{folder} is not a folder of slowfast-features, which contains {extract.SETTINGS}") from None
 
 
 def _load(folder: Path, settings: Mapping[str, Any], listed: VideoList) -> tuple[Samples, list[str]]:

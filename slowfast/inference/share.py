@@ -25,7 +25,7 @@ from slowfast.visualization.runs import OTHER_FIELDS
 from slowfast.weights.fetch import fetch
 
 CARD = "README.md"
-# Places on a machine, which mean nothing on another one.
+# Keys of paths, which do not exist on another machine.
 PLACES = (
     "OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "TRAIN.CHECKPOINT_FILE_PATH",
     "TEST.CHECKPOINT_FILE_PATH", "TENSORBOARD.LOG_DIR",
@@ -90,7 +90,7 @@ def upload(net: Network, name: str, folder: str | os.PathLike[str] | None, licen
 
 
 def shared_config(cfg: CfgNode) -> CfgNode:
-    """Return a configuration without places on this machine: they get their defaults."""
+    """Return a configuration in which paths of this machine are replaced by the defaults."""
     cfg = cfg.clone()
     cfg.defrost()
     for key, value in leaves(cfg).items():

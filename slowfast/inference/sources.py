@@ -101,7 +101,7 @@ def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> S
             return Source(cfg, source)
     if entry is None:
         raise ValueError(
-            f"{source} contains weights without their configuration: name the experiment of exp/ that it is of "
+            f"{source} contains weights without their configuration: name the experiment that trained them "
             "(--experiment NAME, in Python experiment=NAME)"
         )
     folders = {name: path for path in _experiments() if (name := _weights_of(path))}

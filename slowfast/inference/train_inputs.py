@@ -48,9 +48,10 @@ def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int
         experiment_file(experiment), [*overrides, "DATA_LOADER.NUM_WORKERS", "0", "DATA.CHECK_FILES", "False"]
     )
     loader: Any = make_loader(cfg, "train", torch.device("cpu"))
-    epoch, place = divmod(step, max(1, len(loader) // cfg.SOLVER.ACCUMULATION_STEPS))
+    per_epoch = max(1, len(loader) // cfg.SOLVER.ACCUMULATION_STEPS)
+    epoch, place = divmod(step, per_epoch)
     if not 0 <= epoch < cfg.SOLVER.MAX_EPOCH:
-        raise ValueError(f"--step {step} is not one of the training of {cfg.SOLVER.MAX_EPOCH} epochs: lower it")
+        raise ValueError(f"the training has no --step {step}: choose 0 to {per_epoch * cfg.SOLVER.MAX_EPOCH - 1}")
     loader.batch_sampler.set_position(epoch, place * cfg.SOLVER.ACCUMULATION_STEPS)
     batch = next(itertools.islice(loader, 1))
     video, target = mixed(cfg, batch, step)
