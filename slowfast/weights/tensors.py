@@ -53,16 +53,43 @@ class StandIn:
         return value
 
 
+class Dtype:
+    """A type of numbers in a file, made from its name alone: NumPy believes any state, also false pointers."""
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.dtype = np.dtype(str(name))
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class Array(np.ndarray[Any, Any]):
+    """An array in a file."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, kind, *rest = state
+        super().__setstate__((version, shape, _numpy_type(kind), *rest))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _numpy_type(kind: Any) -> np.dtype[Any]:
+    if type(kind) is not Dtype:
+        raise RefusedError("it contains an array without a type; save a state_dict")
+    return kind.dtype
+
+
+def _scalar(kind: Any, value: bytes) -> Any:
+    return np.frombuffer(value, _numpy_type(kind), 1)[0]
+
+
 # Functions and types that files may use besides those of PyTorch: containers, and numbers and arrays of NumPy.
 _KNOWN: dict[str, Any] = {
     "builtins.set": set,
     "builtins.frozenset": frozenset,
     "collections.deque": lambda items=(), *_: list(items),
-    "numpy.dtype": np.dtype,
-    "numpy.ndarray": np.ndarray,
-    **{f"numpy.{core}.multiarray._reconstruct": np.empty(0).__reduce__()[0] for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": np.float64(0).__reduce__()[0] for core in ("core", "_core")},
-    **{f"numpy.dtypes.{code}": type(np.dtype(code)) for code in np.typecodes["All"]},
+    "numpy.dtype": Dtype,
+    "numpy.ndarray": Array,
+    **{f"numpy.{core}.multiarray._reconstruct": lambda *_: np.empty(0).view(Array) for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
 }
 
 
