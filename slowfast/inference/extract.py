@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -125,8 +127,10 @@ def names_of(paths: Sequence[str]) -> dict[str, str]:
     above = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     short = [os.path.splitext(os.path.relpath(path, above))[0] for path in paths]
     full = [os.path.relpath(path, above) for path in paths]
+    uses, whole_names = Counter(short), set(full)
     return {
-        (name if short.count(name) == 1 else whole): path for name, whole, path in zip(short, full, paths, strict=True)
+        (name if uses[name] == 1 and name not in whole_names else whole): path
+        for name, whole, path in zip(short, full, paths, strict=True)
     }
 
 
@@ -237,31 +241,36 @@ def finish(args: argparse.Namespace, names: dict[str, str]) -> int:
 def _run_processes(args: argparse.Namespace, names: dict[str, str], count: int) -> list[tuple[str, str]]:
     """Run the parts in processes; return (path, reason) of videos that cannot be read."""
     context = get_context("spawn")
-    answers: Any = context.SimpleQueue()
-    processes = [context.Process(target=_process, args=(args, names, part, count, answers)) for part in range(count)]
-    for process in processes:
-        process.start()
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    processes = [
+        context.Process(target=_process, args=(args, names, part, count, answer))
+        for part, (_, answer) in enumerate(pipes)
+    ]
+    bad = list[tuple[str, str]]()
     try:
-        for process in processes:
+        for process, (_, answer) in zip(processes, pipes, strict=True):
+            process.start()
+            answer.close()  # the process has its own; so the end of the process ends the pipe
+        for process, (answers, _) in zip(processes, pipes, strict=True):
+            with contextlib.suppress(EOFError):  # it failed, and has printed why
+                bad += answers.recv()  # before the join: a long answer waits for its reader
             process.join()
     finally:
         for process in processes:
-            process.kill()
-    bad, failed = list[tuple[str, str]](), [process.exitcode for process in processes if process.exitcode]
-    while not answers.empty():
-        bad += answers.get()
-    if failed:
+            if process.pid is not None:
+                process.kill()
+    if failed := [process.exitcode for process in processes if process.exitcode]:
         print(f"{len(failed)} of {count} processes failed; repeat the command to continue", file=sys.stderr)
         sys.exit(WRONG_INPUT if failed[0] == WRONG_INPUT else 1)
     return bad
 
 
-def _process(args: argparse.Namespace, names: dict[str, str], part: int, count: int, answers: Any) -> None:
+def _process(args: argparse.Namespace, names: dict[str, str], part: int, count: int, answer: Any) -> None:
     torch.set_num_threads(max(1, usable_cores() // count))
     args = argparse.Namespace(**{**vars(args), "device": f"cuda:{part}" if args.gpus else args.device})
 
     def run() -> int:
-        answers.put(run_part(args, names, part, count))
+        answer.send(run_part(args, names, part, count))
         return 0
 
     sys.exit(guarded(run))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,10 @@ def write_store(kind: str, folder: Path, settings: dict[str, Any]) -> None:
         settings: content of features.json.
     """
     path = folder / FILES[kind]
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{path.name}.") as own:  # several tasks may write at once
+        part = Path(own, path.name)
         (_write_hdf5 if kind == "hdf5" else _write_parquet)(part, folder, settings)
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _write_hdf5(path: Path, folder: Path, settings: dict[str, Any]) -> None:

@@ -128,6 +128,15 @@ def test_processes_write_the_same_features(trained, paths, tmp_path):
         assert np.allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_processes_report_more_bad_videos_than_a_pipe_holds(trained, paths, tmp_path, capsys):
+    bad = [tmp_path / ("long_name_" * 15 + f"{number}.mp4") for number in range(600)]
+    for path in bad:
+        path.write_bytes(b"no video")
+    assert extract(*paths, *bad, "--weights", trained, "--out", tmp_path / "f", "--processes", 2) == 1
+    assert capsys.readouterr().err.count("long_name_" * 15) >= len(bad)
+
+
 def test_tasks_of_an_array_share_the_videos(trained, paths, tmp_path, monkeypatch):
     args = parse_args([*map(str, paths), "--weights", str(trained), "--window", "8", "--out", str(tmp_path / "f")])
     assert execute(args) == 0
@@ -146,3 +155,4 @@ def test_tasks_of_an_array_share_the_videos(trained, paths, tmp_path, monkeypatc
 
 def test_names_are_unique_below_the_common_folder():
     assert [*names_of(["/v/a/1.mp4", "/v/b/1.mp4", "/v/2.mp4", "/v/2.avi"])] == ["a/1", "b/1", "2.mp4", "2.avi"]
+    assert len(names_of(["/v/a.mp4", "/v/a.avi", "/v/a.mp4.mkv"])) == 3
