@@ -224,18 +224,18 @@ def finish(args: argparse.Namespace, names: dict[str, str]) -> int:
     Returns:
         The number of finished videos.
     """
-    out = Path(args.out)
-    videos = {
-        name: json.loads(path.read_text(encoding="utf-8"))
-        for name in names
-        if (path := out / DESCRIPTIONS / f"{name}.json").is_file()
-    }
-    settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    settings["videos"] = dict(sorted({**settings["videos"], **videos}.items()))
-    write_text(out / SETTINGS, to_json(settings, indent=2) + "\n")
+    out, settings = Path(args.out), dict[str, Any]()
+    files = {name: out / DESCRIPTIONS / f"{name}.json" for name in names}
+    before, done = None, [name for name, file in files.items() if file.is_file()]
+    while done != before:  # repeated if another task has finished since, whose list this one may have replaced
+        settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        videos = {name: json.loads(files[name].read_text(encoding="utf-8")) for name in done}
+        settings["videos"] = dict(sorted({**settings["videos"], **videos}.items()))
+        write_text(out / SETTINGS, to_json(settings, indent=2) + "\n")
+        before, done = done, [name for name, file in files.items() if file.is_file()]
     if args.format != "npy":
         write_store(args.format, out, settings)
-    return len(videos)
+    return len(done)
 
 
 def _run_processes(args: argparse.Namespace, names: dict[str, str], count: int) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import torch
 
 import slowfast
 from slowfast.inference.arrays import Task
-from slowfast.inference.extract import execute, names_of, parse_args
+from slowfast.inference.extract import execute, finish, names_of, parse_args
 from slowfast.inference.predict import guarded
 from slowfast.inference.windows import WindowCutter, join
 from slowfast.utils.io import sha256
@@ -135,6 +135,21 @@ def test_processes_report_more_bad_videos_than_a_pipe_holds(trained, paths, tmp_
         path.write_bytes(b"no video")
     assert extract(*paths, *bad, "--weights", trained, "--out", tmp_path / "f", "--processes", 2) == 1
     assert capsys.readouterr().err.count("long_name_" * 15) >= len(bad)
+
+
+def test_a_task_adds_what_another_one_finishes_while_it_writes(tmp_path, monkeypatch):
+    args = parse_args(["video", "--weights", "none", "--out", str(tmp_path)])
+    (tmp_path / "described").mkdir()
+    (tmp_path / "features.json").write_text('{"videos": {}}')
+    (tmp_path / "described/a.json").write_text('{"path": "a.mp4"}')
+
+    def slow_write(path: Path, text: str) -> None:
+        (tmp_path / "described/b.json").write_text('{"path": "b.mp4"}')
+        path.write_text(text)
+
+    monkeypatch.setattr("slowfast.inference.extract.write_text", slow_write)
+    assert finish(args, {"a": "a.mp4", "b": "b.mp4", "c": "c.mp4"}) == 2
+    assert [*json.loads((tmp_path / "features.json").read_text())["videos"]] == ["a", "b"]
 
 
 def test_tasks_of_an_array_share_the_videos(trained, paths, tmp_path, monkeypatch):
