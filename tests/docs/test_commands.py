@@ -50,6 +50,7 @@ NOT_RUN = {
     "make lint": "is a part of `make test`",
     "pre-commit install": "changes the repository",
     "python benchmarks/fingerprint.py": "takes minutes",
+    "python benchmarks/loading.py": "takes half a minute; tests/benchmarks/test_loading.py runs it",
     "python benchmarks/model.py": "takes minutes; tests/benchmarks/test_model.py runs it",
     "python benchmarks/views.py": "takes half a minute; tests/benchmarks/test_views.py runs its parts",
     'python -c "import timm, torch; torch.save(timm.create_model(': "needs the network",
@@ -79,7 +80,6 @@ class Smaller(NamedTuple):
 
 SMALLER = [
     Smaller(r"make_demo_data\.py", ["--train", "16", "--test", "8"], {}),
-    Smaller(r"loading\.py", ["--make", "2", "--videos", "2", "--rounds", "1", "--workers", "1"], TINY),
     Smaller(r"run_net\.py.*BACKBONE timm/", ["--show"], {}),  # a ViT-B
     Smaller(r"run_net\.py.*(uniformerv2_|mine_v2)", [], TINY | TINY_V2),
     Smaller(r"run_net\.py", [], TINY),
