@@ -62,6 +62,7 @@ setup(
     ],
     extras_require={
         "export": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
+        "trackers": ["wandb>=0.22", "mlflow>=2.20", "trackio>=0.30"],
         "dev": [
             # needs FFmpeg's shared libraries, and a release for the installed torch
             "torchcodec",

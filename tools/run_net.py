@@ -18,6 +18,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config import check_variables, format_config, is_key, load_config_with_sources
 from slowfast.config.load import read_overrides
+from slowfast.engine.trackers import check_packages
 from slowfast.run.interrupt import EXIT_REQUEUE, INTERRUPTED, Interruption, ignore, leave
 
 # Options that set a key: of PySlowFast, and for Slurm.
@@ -90,6 +91,7 @@ def execute(args: argparse.Namespace) -> int:
         show(format_config(cfg, sources))
         return 0
     check_variables(cfg)
+    check_packages(cfg)
     if args.find_batch:
         from slowfast.engine.batch_size import describe, find_batch
 

@@ -67,6 +67,8 @@ key("RNG_SEED", 1, integer(0),
     "Seed of all random numbers.")
 key("LOG_PERIOD", 10, integer(1),
     "Optimizer steps between two log lines.", may_differ=True)
+key("TRACKERS", [], several(one_of("tensorboard", "wandb", "mlflow", "trackio")),
+    "Programs that get the curves of training and validation, see docs/REPORT.md.", may_differ=True)
 
 SECTIONS["TRAIN"] = "Training"
 key("TRAIN.ENABLE", True, FLAG,
@@ -401,7 +403,7 @@ key("UNIFORMERV2.FROZEN", False, FLAG,
 
 SECTIONS["TENSORBOARD"] = "TensorBoard"
 key("TENSORBOARD.ENABLE", False, FLAG,
-    "Write curves of training and validation for TensorBoard.", may_differ=True)
+    "Official name for tensorboard in TRACKERS.", may_differ=True)
 key("TENSORBOARD.LOG_DIR", "", TEXT,
     "Folder of its files, relative to OUTPUT_DIR; empty for tensorboard.", may_differ=True)
 # fmt: on

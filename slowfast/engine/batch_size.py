@@ -113,7 +113,7 @@ class Steps:
     def __init__(self, cfg: CfgNode) -> None:
         cfg = cfg.clone()
         cfg.defrost()
-        cfg.TENSORBOARD.ENABLE = False
+        cfg.TENSORBOARD.ENABLE, cfg.TRACKERS = False, []
         # the gradients of a micro-batch exist when the next one begins, and more of them need no more memory
         cfg.SOLVER.ACCUMULATION_STEPS = min(2, cfg.SOLVER.ACCUMULATION_STEPS)
         device = distributed.device(cfg.NUM_GPUS)

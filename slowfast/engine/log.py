@@ -1,19 +1,19 @@
-"""Log a training: a progress bar and text, records in metrics.jsonl, curves for TensorBoard."""
+"""Log a training: a progress bar and text, records in metrics.jsonl, curves for trackers."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import logging
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from slowfast.engine.meters import METRICS, metrics_text
+from slowfast.engine.trackers import Link, close, start_trackers
+from slowfast.run.interrupt import Interruption
 from slowfast.utils import distributed
 from slowfast.utils.logging import MetricsLog
 
@@ -23,17 +23,23 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Write the numbers of a run, in the main process only. Leave the `with` block to close it.
 
+    All processes must make one.
+
     Args:
         cfg: of the run.
         step: number of steps that the run has already done.
         last_step: of the run.
+
+    Raises:
+        ValueError: in every process, if a tracker of a new run does not start.
     """
 
     def __init__(self, cfg: CfgNode, step: int, last_step: int) -> None:
         main = distributed.is_main()
         self.num_classes = cfg.MODEL.NUM_CLASSES
         self.records = MetricsLog(cfg.OUTPUT_DIR, enabled=main)
-        self.board = _summary_writer(cfg, step) if main and cfg.TENSORBOARD.ENABLE else None
+        self.trackers: list[Link] = []
+        distributed.on_main(lambda: self.trackers.extend(start_trackers(cfg, step)))
         # None: a bar on a terminal only
         self.bar = tqdm(total=last_step, initial=step, desc="train", disable=None if main else True)
         self.started, self.first_step, self.last_step = time.perf_counter(), step, last_step
@@ -41,11 +47,9 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.close()
-        if self.board:
-            with contextlib.suppress(OSError):  # of a full disk; `_draw` has reported it
-                self.board.close()
+        close(self.trackers, failed=kind is not None and not issubclass(kind, Interruption))
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Write a record, see `MetricsLog.write`."""
@@ -79,19 +83,6 @@ class RunLog:
         self._draw("val", step, {name: values[name] for name in ("loss", *METRICS)})
 
     def _draw(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        """Add every value to the curve "group/name" of TensorBoard."""
-        if self.board:
-            try:
-                for name, value in values.items():
-                    self.board.add_scalar(f"{group}/{name}", value, step)
-            except OSError as error:  # its thread could not write, and has ended
-                logger.error("no more curves for TensorBoard: %s", error)
-                self.board = None
-
-
-def _summary_writer(cfg: CfgNode, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # slow to import, and only used if TENSORBOARD.ENABLE
-
-    folder = Path(cfg.OUTPUT_DIR) / (cfg.TENSORBOARD.LOG_DIR or "tensorboard")
-    # a resumed run repeats steps: what was written after `step` is hidden
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        """Add every value to the curve "group/name" of the trackers."""
+        for tracker in self.trackers:
+            tracker.send({f"{group}/{name}": value for name, value in values.items()}, step)

@@ -47,6 +47,7 @@ NOT_RUN = {
     "make dev": "needs the network; .ci/run installs",
     "slowfast-doctor": "is run by tests/tools/test_doctor.py",
     "bash benchmarks/gpu.sh": "needs a GPU",
+    "bash exp/demo/run.sh TRACKERS": "needs a package that is not installed; tests/engine/test_trackers.py",
     "make lint": "is a part of `make test`",
     "pre-commit install": "changes the repository",
     "python benchmarks/fingerprint.py": "takes minutes",

@@ -1,0 +1,238 @@
+"""Send the curves of a training to trackers: TensorBoard, Weights & Biases, MLflow, Trackio.
+
+Each tracker has a thread of its own, so that no step waits for a disk or a network.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from fvcore.common.config import CfgNode
+
+from slowfast.config.keys import leaves
+from slowfast.utils.io import to_json, write_text
+
+logger = logging.getLogger(__name__)
+
+IDS = "trackers.json"  # in OUTPUT_DIR: name of a tracker -> identifier of the run there
+PROJECT = "slowfast"  # of all runs, if the environment has no other name
+MOST_ROWS = 1000  # that wait for a tracker
+PATIENCE = 30.0  # seconds for all trackers together to finish
+
+
+class Tracker(Protocol):
+    """A program that draws curves. All methods are called in the same thread.
+
+    Args:
+        cfg: of the run.
+        step: number of steps that the run has already done.
+        id: of an earlier attempt, whose run it must continue; "" for a new run.
+
+    Attributes:
+        id: of the run.
+    """
+
+    id: str
+
+    def __init__(self, cfg: CfgNode, step: int, id: str) -> None: ...
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+    def finish(self, failed: bool) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        self.id = cfg.TENSORBOARD.LOG_DIR or "tensorboard"
+        # a resumed run repeats steps: what was written after `step` is hidden
+        self.board = SummaryWriter(str(Path(cfg.OUTPUT_DIR, self.id)), purge_step=step + 1 if step else None)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def finish(self, failed: bool) -> None:
+        self.board.close()
+
+
+class _Wandb:
+    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
+        wandb: Any = importlib.import_module("wandb")
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{PATIENCE:.0f}")  # else it waits for a lost network at the exit
+        self.id = id or uuid.uuid4().hex[:12]
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT), name=_name(cfg), id=self.id, resume="allow",
+            config=leaves(cfg), dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
+        )  # fmt: skip
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(values, step=step)
+
+    def finish(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+class _Mlflow:
+    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
+        self.mlflow: Any = importlib.import_module("mlflow")
+        if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
+            self.mlflow.set_experiment(PROJECT)
+        self.id = self.mlflow.start_run(run_id=id or None, run_name=_name(cfg)).info.run_id
+        if not id:  # a parameter cannot change
+            self.mlflow.log_params(leaves(cfg))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.mlflow.log_metrics(values, step=step)
+
+    def finish(self, failed: bool) -> None:
+        self.mlflow.end_run("FAILED" if failed else "FINISHED")
+
+
+class _Trackio:
+    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
+        trackio: Any = importlib.import_module("trackio")
+        self.id = id or f"{_name(cfg)}-{uuid.uuid4().hex[:6]}"  # its runs are identified by their names
+        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        self.run = trackio.init(project, self.id, config=leaves(cfg), resume="allow", embed=False)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.run.log(values, step=step)
+
+    def finish(self, failed: bool) -> None:
+        self.run.finish()
+
+
+def _name(cfg: CfgNode) -> str:
+    return Path(cfg.OUTPUT_DIR).absolute().name
+
+
+# Name, which is also that of its package -> class.
+TRACKERS: dict[str, type[Tracker]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _Wandb,
+    "mlflow": _Mlflow,
+    "trackio": _Trackio,
+}
+
+
+def chosen(cfg: CfgNode) -> list[str]:
+    """Return the names of the trackers of a run."""
+    return [*dict.fromkeys(["tensorboard"] * cfg.TENSORBOARD.ENABLE + cfg.TRACKERS)]
+
+
+def check_packages(cfg: CfgNode) -> None:
+    """Raise ValueError if the package of a tracker of a training is not installed."""
+    missing = [name for name in chosen(cfg) if importlib.util.find_spec(name) is None]
+    if missing and cfg.TRAIN.ENABLE:
+        packages = " ".join(missing)
+        raise ValueError(f"TRACKERS {cfg.TRACKERS}: not installed here: {packages}; install: pip install {packages}")
+
+
+class Link:
+    """Pass rows to a tracker in a thread; after a failure, log one warning and drop all further rows.
+
+    Args:
+        name: of the tracker.
+        start: makes the tracker.
+        waited_for: the caller takes the error of a failed start from `id`, so no warning is logged.
+
+    Attributes:
+        id: of the run, or the error, as soon as the tracker has started.
+    """
+
+    def __init__(self, name: str, start: Callable[[], Tracker], waited_for: bool) -> None:
+        self.name, self.failed, self.warned = name, False, False
+        self.rows: SimpleQueue[tuple[dict[str, float], int] | None] = SimpleQueue()
+        self.id: Future[str] = Future()
+        arguments = (start, waited_for)
+        self.thread = threading.Thread(target=self._run, args=arguments, name=f"tracker {name}", daemon=True)
+        self.thread.start()
+
+    def _run(self, start: Callable[[], Tracker], waited_for: bool) -> None:
+        try:
+            tracker = start()
+            self.id.set_result(tracker.id)
+            while row := self.rows.get():
+                tracker.log(*row)
+            tracker.finish(self.failed)
+        except BaseException as error:  # libraries may call sys.exit
+            if waited_for and not self.id.done():
+                self.id.set_exception(error)
+            else:
+                self._warn(_reason(error))
+
+    def _warn(self, reason: str) -> None:
+        if not self.warned:
+            logger.warning("the tracker %s loses values, metrics.jsonl has all of them: %s", self.name, reason)
+        self.warned = True
+
+    def send(self, values: dict[str, float], step: int) -> None:
+        """Add a row, and return at once."""
+        if self.rows.qsize() < MOST_ROWS:
+            self.rows.put((values, step))
+        else:
+            self._warn(f"it has not accepted the last {MOST_ROWS} rows")
+
+    def end(self, failed: bool) -> None:
+        """Let the tracker finish the run after the last row."""
+        self.failed = failed
+        self.rows.put(None)
+
+    def wait(self, deadline: float) -> None:
+        """Wait until it has finished, or until a time of `time.monotonic`."""
+        self.thread.join(max(0.0, deadline - time.monotonic()))
+        if self.thread.is_alive():
+            self._warn(f"it has not finished within {PATIENCE:.0f} s")
+
+
+def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
+    """Start the trackers of a run; a later attempt continues the runs of the earlier one, and does not wait for them.
+
+    Args:
+        cfg: of the run.
+        step: number of steps that the run has already done.
+
+    Raises:
+        ValueError: a tracker does not start, and no attempt before has used it.
+    """
+    file, links = Path(cfg.OUTPUT_DIR, IDS), list[Link]()
+    ids: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name in chosen(cfg):
+        id = ids.get(name, "")
+        link = Link(name, partial(TRACKERS[name], cfg, step, id), waited_for=not id)
+        links.append(link)
+        if not id and (error := link.id.exception()):
+            close(links, failed=True)
+            raise ValueError(
+                f"the tracker {name} does not start ({_reason(error)}): repair that, or remove it from TRACKERS"
+            ) from error
+        ids[name] = id or link.id.result()
+    if links:
+        write_text(file, to_json(ids, indent=2) + "\n")
+    return links
+
+
+def close(links: Sequence[Link], failed: bool) -> None:
+    """Let all trackers finish, for at most `PATIENCE` seconds."""
+    deadline = time.monotonic() + PATIENCE
+    for link in links:
+        link.end(failed)
+    for link in links:
+        link.wait(deadline)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -1,0 +1,231 @@
+"""Curves of a training in trackers: rows arrive, a resumed run continues, no fault of a tracker stops a training."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sqlite3
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_net
+
+from slowfast.config import get_cfg
+from slowfast.config.keys import KEYS
+from slowfast.engine import trackers
+from slowfast.engine.log import RunLog
+from slowfast.engine.meters import METRICS
+from slowfast.run.interrupt import Interruption
+from slowfast.utils.logging import read_metrics
+
+VALUES = {"loss": 1.5, "lr": 0.1, "grad_norm": 2.0, "clips_per_s": 4.0, "data_wait": 0.25, "memory_gib": 3.0}
+VALUES |= dict.fromkeys(METRICS, 50.0)
+
+
+class Recorder:
+    """A tracker in memory, whose methods can fail or block."""
+
+    made: list[Recorder]
+    fails: str
+    blocked: threading.Event
+
+    def __init__(self, cfg: Any, step: int, id: str) -> None:
+        self.id, self.given, self.rows, self.end = id or f"run-{len(self.made)}", id, list[Any](), None
+        self.made.append(self)
+        self.call("start")
+
+    def call(self, name: str) -> None:
+        if self.fails == name:
+            raise OSError("the network is gone")
+        if self.fails == f"{name} blocks":
+            self.blocked.wait(60)
+
+    def log(self, values: Any, step: int) -> None:
+        self.call("log")
+        self.rows.append((step, values.get("train/loss")))
+
+    def finish(self, failed: bool) -> None:
+        self.call("finish")
+        self.end = failed
+
+
+@pytest.fixture
+def recorder(monkeypatch) -> Iterator[type[Recorder]]:
+    class Own(Recorder):
+        made, fails, blocked = [], "", threading.Event()
+
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", Own)
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)
+    yield Own
+    Own.blocked.set()
+
+
+def make(folder: Path, *names: str, step: int = 0) -> RunLog:
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR, cfg.TRACKERS = str(folder / "run7"), [*names]
+    return RunLog(cfg, step, last_step=20)
+
+
+def train(folder: Path, *names: str, first: int = 1) -> dict[str, str]:
+    """Log three steps and a validation; return the identifiers of the runs."""
+    with make(folder, *names, step=first - 1) as run:
+        for step in range(first, first + 3):
+            run.train(step, 0.0, VALUES | {"loss": 10.0 + step})
+        run.validation(first + 2, 1, VALUES | {"num_videos": 7}, best=60.0)
+    return json.loads((folder / "run7/trackers.json").read_text())
+
+
+def test_mlflow_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file:{tmp_path}/store")
+    ids = train(tmp_path, "mlflow")
+    assert train(tmp_path, "mlflow", first=3) == ids
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("slowfast").experiment_id])
+    assert (run.info.run_id, run.info.run_name, run.info.status) == (ids["mlflow"], "run7", "FINISHED")
+    assert run.data.params["TRAIN.BATCH_SIZE"] == str(get_cfg().TRAIN.BATCH_SIZE)
+    rows = [(row.step, row.value) for row in client.get_metric_history(ids["mlflow"], "train/loss")]
+    assert sorted({*rows}) == [(step, 10.0 + step) for step in range(1, 6)]
+    assert {row.step for row in client.get_metric_history(ids["mlflow"], "val/top1")} == {3, 5}
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Yield the records of an offline file: blocks of 32 KiB with records of checksum, length, kind and content."""
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    data, position, content = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (room := 32768 - position % 32768) < 7:
+            position += room
+            continue
+        length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        content += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the record is complete
+            yield messages.Record.FromString(content)
+            content = b""
+
+
+def test_wandb_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    ids = train(tmp_path, "wandb")
+    assert train(tmp_path, "wandb", first=3) == ids
+    rows = dict[int, dict[str, str]]()
+    files = sorted((tmp_path / "run7/wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    for file in files:
+        records = [*wandb_records(file)]
+        (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+        assert (run.run_id, run.display_name, run.project) == (ids["wandb"], "run7", "slowfast")
+        config = {(item.key or item.nested_key[0]): item.value_json for item in run.config.update}
+        assert config["TRAIN.BATCH_SIZE"] == str(get_cfg().TRAIN.BATCH_SIZE)
+        assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+        for record in records:
+            if record.HasField("history"):
+                values = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
+                rows.setdefault(record.history.step.num, {}).update(values)
+    assert len(files) == 2
+    assert {step: float(row["train/loss"]) for step, row in rows.items()} == {n: 10.0 + n for n in range(1, 6)}
+    assert [step for step, row in rows.items() if "val/top1" in row] == [3, 5]
+
+
+def test_trackio_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))  # its import reads it
+    pytest.importorskip("trackio")
+    ids = train(tmp_path, "trackio")
+    assert train(tmp_path, "trackio", first=3) == ids
+    with sqlite3.connect(tmp_path / "store/slowfast.db") as store:
+        found = [*store.execute("SELECT run_id, run_name, step, metrics FROM metrics")]
+        ((config,),) = store.execute("SELECT config FROM configs")
+    assert len({run for run, *_ in found}) == 1 and {name for _, name, *_ in found} == {ids["trackio"]}
+    assert json.loads(config)["TRAIN.BATCH_SIZE"] == get_cfg().TRAIN.BATCH_SIZE
+    losses = {(step, json.loads(row).get("train/loss")) for *_, step, row in found}
+    assert losses - {(3, None), (5, None)} == {(step, 10.0 + step) for step in range(1, 6)}
+    assert {step for *_, step, row in found if "val/top1" in json.loads(row)} == {3, 5}
+
+
+def test_a_tracker_without_its_package_is_refused_before_the_training(tmp_path, monkeypatch, capsys):
+    missing = [name for name in trackers.TRACKERS if importlib.util.find_spec(name) is None]
+    if not missing:
+        pytest.skip("all packages are installed")
+    pairs = ["OUTPUT_DIR", f"{tmp_path}/out", "TRACKERS", f"[{','.join(missing)}]", "NUM_GPUS", "0"]
+    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", *pairs])
+    assert run_net.main() == 2
+    assert f"pip install {' '.join(missing)}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_name_that_the_key_accepts_is_a_tracker():
+    assert KEYS["TRACKERS"].kind.read([*trackers.TRACKERS]) == [*trackers.TRACKERS]
+    with pytest.raises(ValueError):
+        KEYS["TRACKERS"].kind.read(["other"])
+    cfg = get_cfg()
+    cfg.TENSORBOARD.ENABLE, cfg.TRACKERS = True, ["wandb", "tensorboard"]
+    assert trackers.chosen(cfg) == ["tensorboard", "wandb"]
+
+
+@pytest.mark.parametrize("call", ["log", "finish"])
+def test_a_tracker_that_fails_costs_one_warning_and_no_other_tracker(call, recorder, tmp_path, caplog):
+    recorder.fails = call
+    train(tmp_path, "wandb", "tensorboard")
+    assert [row["step"] for row in read_metrics(tmp_path / "run7")] == [1, 2, 3, 3]
+    assert [*(tmp_path / "run7/tensorboard").iterdir()]
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+
+def test_a_tracker_that_blocks_never_blocks_a_step_or_the_end(recorder, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+    monkeypatch.setattr(trackers, "MOST_ROWS", 50)
+    recorder.fails = "log blocks"
+    with make(tmp_path, "wandb") as run:
+        for step in range(200):
+            run.train(step + 1, 0.0, VALUES)
+        assert run.trackers[0].rows.qsize() == 50
+        started = time.monotonic()
+    assert 0.1 < time.monotonic() - started < 20
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+
+def test_a_new_run_needs_its_trackers_and_a_resumed_one_does_not(recorder, tmp_path, caplog):
+    recorder.fails = "start"
+    with pytest.raises(ValueError, match="wandb"):
+        train(tmp_path, "wandb")
+    assert not (tmp_path / "run7/trackers.json").exists()
+    recorder.fails = ""
+    ids = train(tmp_path, "wandb")
+    assert train(tmp_path, "wandb", first=3) == ids == {"wandb": recorder.made[1].id}
+    assert (recorder.made[1].given, recorder.made[2].given) == ("", ids["wandb"])
+    assert not caplog.records or max(record.levelno for record in caplog.records) < logging.WARNING
+    recorder.fails = "start"
+    assert train(tmp_path, "wandb", first=5) == ids
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+
+def test_a_resumed_run_does_not_wait_for_the_start_of_a_tracker(recorder, tmp_path):
+    train(tmp_path, "wandb")
+    recorder.fails = "start blocks"
+    with make(tmp_path, "wandb", step=3) as run:
+        run.train(4, 0.0, VALUES | {"loss": 14.0})
+        assert recorder.made[1].rows == []
+        recorder.blocked.set()
+    assert recorder.made[1].rows == [(4, 14.0)]
+
+
+@pytest.mark.parametrize(("error", "failed"), [(RuntimeError, True), (Interruption, False), (None, False)])
+def test_a_run_that_an_error_ends_is_failed_there(error, failed, recorder, tmp_path):
+    try:
+        with make(tmp_path, "wandb") as run:
+            run.train(1, 0.0, VALUES)
+            if error:
+                raise error("reason")
+    except (RuntimeError, Interruption):
+        pass
+    assert recorder.made[0].end is failed
