@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from submitit import SlurmExecutor
@@ -21,11 +22,18 @@ class Task:
     args: argparse.Namespace
     names: dict[str, str]
     parts: int
+    array: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __call__(self, part: int) -> int:
-        """Write the features of a part, and collect what is finished so far."""
+        """Write the features of a part, and collect what is finished so far; the last task writes the one file.
+
+        Two tasks that end together may both find that they are the last one, and write the same content.
+        """
         bad = run_part(self.args, self.names, part, self.parts)
-        finish(self.args, self.names)
+        ended = Path(self.args.out, "slurm", f"ended_{self.array}")
+        ended.mkdir(parents=True, exist_ok=True)
+        (ended / str(part)).touch()
+        finish(self.args, self.names, store=len([*ended.iterdir()]) == self.parts)
         return report_bad(bad)
 
 

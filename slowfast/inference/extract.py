@@ -218,8 +218,13 @@ def _tokens(net: Network, rule: Rule, path: str, batch: int) -> np.ndarray:
     return tokens.flatten(0, 1).float().cpu().numpy()
 
 
-def finish(args: argparse.Namespace, names: dict[str, str]) -> int:
+def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) -> int:
     """Collect the descriptions of finished videos into one file, and their features if one file is wanted.
+
+    Args:
+        args: command line.
+        names: name in the output folder -> path of all videos.
+        store: False (other tasks are at work) collects no features.
 
     Returns:
         The number of finished videos.
@@ -233,7 +238,7 @@ def finish(args: argparse.Namespace, names: dict[str, str]) -> int:
         settings["videos"] = dict(sorted({**settings["videos"], **videos}.items()))
         write_text(out / SETTINGS, to_json(settings, indent=2) + "\n")
         before, done = done, [name for name, file in files.items() if file.is_file()]
-    if args.format != "npy":
+    if store and args.format != "npy":
         write_store(args.format, out, settings)
     return len(done)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from slowfast.inference.arrays import Task
 from slowfast.inference.extract import execute, finish, names_of, parse_args
 from slowfast.inference.predict import guarded
 from slowfast.inference.windows import WindowCutter, join
-from slowfast.utils.io import sha256
+from slowfast.utils.io import sha256, write_text
 
 
 def extract(*arguments: object) -> int:
@@ -166,6 +167,36 @@ def test_tasks_of_an_array_share_the_videos(trained, paths, tmp_path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     command = [paths[0], "--weights", trained, "--out", tmp_path / "g", "--slurm", 2]
     assert extract(*command) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "library"), [("hdf5", "h5py"), ("parquet", "pyarrow.parquet")])
+def test_one_file_of_an_array_is_written_when_no_task_is_left(trained, paths, tmp_path, kind, library):
+    reader = pytest.importorskip(library)
+    options = ["--weights", str(trained), "--window", "8", "--format", kind, "--out", str(tmp_path)]
+    args = parse_args([*map(str, paths), *options])
+    (tmp_path / "broken.mp4").write_text("no video")  # never finished
+    task = Task(args, names_of([*map(str, paths), str(tmp_path / "broken.mp4")]), 4)
+    names = [name for name in task.names if "broken" not in name]
+    write_text(tmp_path / "features.json", '{"videos": {}}')
+    assert task(1) == 0
+    assert not [*tmp_path.glob("features.[hp]*")]
+    context = get_context("spawn")
+    processes = [context.Process(target=task, args=(part,)) for part in (0, 2, 3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    about = json.loads((tmp_path / "features.json").read_text())
+    assert [*about["videos"]] == sorted(names) and len(names) == 3
+    if kind == "hdf5":
+        with reader.File(tmp_path / "features.h5") as file:
+            found = {name: file[name][:] for name in names}
+    else:
+        rows = reader.read_table(tmp_path / "features.parquet").to_pylist()
+        found = {name: [row["features"] for row in rows if row["video"] == name] for name in names}
+    assert all(np.array_equal(found[name], np.load(tmp_path / f"{name}.npy")) for name in names)
 
 
 def test_names_are_unique_below_the_common_folder():
