@@ -42,7 +42,7 @@ class Tracker(Protocol):
         id: of an earlier attempt, whose run it must continue; "" for a new run.
 
     Attributes:
-        id: of the run.
+        id: of the run; "" if it needs none.
     """
 
     id: str
@@ -56,9 +56,9 @@ class _TensorBoard:
     def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self.id = cfg.TENSORBOARD.LOG_DIR or "tensorboard"
+        self.id, folder = "", Path(cfg.OUTPUT_DIR, cfg.TENSORBOARD.LOG_DIR or "tensorboard")
         # a resumed run repeats steps: what was written after `step` is hidden
-        self.board = SummaryWriter(str(Path(cfg.OUTPUT_DIR, self.id)), purge_step=step + 1 if step else None)
+        self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -220,8 +220,8 @@ def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
                 f"the tracker {name} does not start ({_reason(error)}): repair that, or remove it from TRACKERS"
             ) from error
         ids[name] = id or link.id.result()
-    if links:
-        write_text(file, to_json(ids, indent=2) + "\n")
+    if any(ids.values()):
+        write_text(file, to_json({name: id for name, id in ids.items() if id}, indent=2) + "\n")
     return links
 
 

@@ -175,7 +175,7 @@ def test_every_name_that_the_key_accepts_is_a_tracker():
 @pytest.mark.parametrize("call", ["log", "finish"])
 def test_a_tracker_that_fails_costs_one_warning_and_no_other_tracker(call, recorder, tmp_path, caplog):
     recorder.fails = call
-    train(tmp_path, "wandb", "tensorboard")
+    assert [*train(tmp_path, "wandb", "tensorboard")] == ["wandb"]
     assert [row["step"] for row in read_metrics(tmp_path / "run7")] == [1, 2, 3, 3]
     assert [*(tmp_path / "run7/tensorboard").iterdir()]
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
