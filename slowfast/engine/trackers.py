@@ -71,7 +71,6 @@ class _TensorBoard:
 class _Wandb:
     def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
         wandb: Any = importlib.import_module("wandb")
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", f"{PATIENCE:.0f}")  # else it waits for a lost network at the exit
         self.id = id or uuid.uuid4().hex[:12]
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), name=_name(cfg), id=self.id, resume="allow",
