@@ -46,26 +46,28 @@ for pattern, flags, pairs in {smaller!r}:
         new = [text for key, value in pairs.items() if key not in given for text in (key, value)]
         arguments += flags + new
         break
-if not {address!r}:
-    os.execv({executable!r}, [{executable!r}, *arguments])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    socket.send_fds(server, [json.dumps((arguments, dict(os.environ), os.getcwd(), 0)).encode()], [1, 2])
+    socket.send_fds(server, [json.dumps((arguments, dict(os.environ), os.getcwd(), 0, {fresh})).encode()], [1, 2])
     _process, code = server.makefile()
     sys.exit(int(code))
 """
 
 
-def write_python(path: Path, address: str, smaller: Sequence[tuple[str, list[str], dict[str, str]]] = ()) -> None:
+def write_python(
+    path: Path, address: str, smaller: Sequence[tuple[str, list[str], dict[str, str]]] = (), fresh: bool = False
+) -> None:
     """Write a program to use as `python`.
 
     Args:
         path: file to write.
-        address: of the server of tests/warm.py; "" starts programs without it.
+        address: of the server of tests/warm.py.
         smaller: pattern of a command line, and the flags and KEY VALUE pairs to add to it; the first row that fits.
+        fresh: whether programs import the package from PYTHONPATH, instead of that of this checkout.
     """
     path.unlink(missing_ok=True)
-    path.write_text(PYTHON.format(executable=sys.executable, smaller=[tuple(row) for row in smaller], address=address))
+    rows = [tuple(row) for row in smaller]
+    path.write_text(PYTHON.format(executable=sys.executable, smaller=rows, address=address, fresh=fresh))
     path.chmod(0o755)
 
 
@@ -119,18 +121,25 @@ class Forked:
 def fork(warm) -> Callable[..., Forked]:
     """Start a program in a new session, in a process with all imports done.
 
-    `fork(arguments, out, err)` writes to these files. `ranks` is a number of processes, as torchrun would start them.
+    `fork(arguments, out, err)` writes to these files. `ranks` is a number of processes, as torchrun would start them;
+    `fresh` imports the package again, from the PYTHONPATH of `environment`.
     """
 
     def start(
-        arguments: Sequence[object], out: IO[Any], err: IO[Any], ranks: int = 0, environment: Mapping[str, str] = {}
+        arguments: Sequence[object],
+        out: IO[Any],
+        err: IO[Any],
+        ranks: int = 0,
+        environment: Mapping[str, str] = {},
+        folder: Path = ROOT,
+        fresh: bool = False,
     ) -> Forked:
         environment = {**ENVIRONMENT, **environment}
         if ranks:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
         server = socket.socket(socket.AF_UNIX)
         server.connect(warm)
-        message = json.dumps(([*map(str, arguments)], environment, str(ROOT), ranks)).encode()
+        message = json.dumps(([*map(str, arguments)], environment, str(folder), ranks, fresh)).encode()
         socket.send_fds(server, [message], [out.fileno(), err.fileno()])
         return Forked(server)
 

@@ -58,12 +58,18 @@ def test_decord_is_required_only_where_it_has_wheels():
     assert "sys_platform" in line and "x86_64" in line
 
 
+def script(command: str, path: Path) -> Path:
+    """Write the program that pip installs for a console command."""
+    body = f"import sys\n    from slowfast.commands import {command}\n    sys.exit({command}())\n"
+    path.write_text(f"if __name__ == '__main__':\n    {body}")
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", re.findall(r"= slowfast\.commands:(\w+)", (ROOT / "setup.py").read_text()))
-def test_a_console_command_runs_its_program(command, tmp_path):
-    code = f"import sys; from slowfast.commands import {command}; sys.exit({command}())"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code, "--help"], cwd=tmp_path, env=environment, check=True)
+def test_a_console_command_runs_its_program(command, call, tmp_path):
+    done = call(script(command, tmp_path / "program.py"), "--help")
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
 
 
 @pytest.mark.slow
@@ -121,14 +127,13 @@ SMALL += ["UNIFORMER.DEPTH", "[1,1,1,1]", "UNIFORMER.EMBED_DIM", "[8,16,32,32]",
 
 
 @pytest.fixture
-def installed(wheel, tmp_path) -> Callable[..., str]:
+def installed(wheel, call, tmp_path) -> Callable[..., str]:
     """Run a console command of the wheel in an empty folder; return its standard output."""
 
     def run(command: str, *arguments: object) -> str:
-        code = f"import sys; from slowfast.commands import {command}; sys.exit({command}())"
-        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(wheel)}
-        call = [sys.executable, "-c", code, *map(str, arguments)]
-        done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        environment = {"HOME": str(tmp_path), "PYTHONPATH": str(wheel)}
+        program = script(command, tmp_path / "program.py")
+        done = call(program, *arguments, environment=environment, folder=tmp_path, fresh=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

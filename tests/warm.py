@@ -1,9 +1,10 @@
 """A server that forks processes with all imports of a run done, because these take longer than most runs of the tests.
 
 It is a fresh interpreter without threads of Python: a run begins as it would from the command line, some seconds later.
-A request is the JSON of (arguments, environment, working directory, ranks), with the descriptors of stdout and stderr;
-the answer is a line with the process id, and one with the exit code. The process leads a new session. With ranks, it
-forks that many as torchrun would, and its exit code is the first of theirs that is not 0.
+A request is the JSON of (arguments, environment, working directory, ranks, fresh), with the descriptors of stdout and
+stderr; the answer is a line with the process id, and one with the exit code. The process leads a new session. With
+ranks, it forks that many as torchrun would, and its exit code is the first of theirs that is not 0. If `fresh`, it
+imports the package again, from the PYTHONPATH of the environment.
 """
 
 import atexit
@@ -17,12 +18,19 @@ import sys
 import threading
 
 import scipy.optimize  # noqa: F401  every test with labels
-import torch._dynamo  # noqa: F401  the first optimizer imports it
+import torch._dynamo  # the first optimizer imports it
+import torch.utils.tensorboard  # noqa: F401
 
+import slowfast.commands
 import slowfast.engine.test
 import slowfast.engine.train
+import slowfast.inference.export
+import slowfast.inference.extract
+import slowfast.inference.predict
+import slowfast.inference.probe
+import slowfast.inference.visualize
 import slowfast.run.launch
-import slowfast.visualization.plots  # noqa: F401
+import slowfast.visualization.report  # noqa: F401
 
 
 def serve(address: str, owner: int) -> None:
@@ -62,10 +70,16 @@ def serve(address: str, owner: int) -> None:
     for standard, descriptor in zip((1, 2), descriptors, strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    sys.argv, environment, folder, ranks = json.loads(message)
+    sys.argv, environment, folder, ranks, fresh = json.loads(message)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if fresh:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "slowfast"]:
+            del sys.modules[name]
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        others = [path for path in sys.path[1:] if path != root]
+        sys.path[1:] = [*environment["PYTHONPATH"].split(os.pathsep), *others]
     if ranks:
         lead(ranks)
 

@@ -112,8 +112,8 @@ def test_excluded_commands_exist_on_a_page():
     assert [start for start in NOT_RUN if not any(line.startswith(start) for line in lines)] == []
 
 
-def test_the_page_of_public_names_is_up_to_date():
-    assert subprocess.run([sys.executable, "docs/make_api.py", "--check"], cwd=ROOT).returncode == 0
+def test_the_page_of_public_names_is_up_to_date(call):
+    assert call("docs/make_api.py", "--check").returncode == 0
 
 
 def not_in_a_checkout(folder: str, names: list[str]) -> list[str]:
@@ -121,18 +121,20 @@ def not_in_a_checkout(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name.startswith(".") or name in ("__pycache__", *made)]
 
 
-def make_checkout(folder: Path, inputs: Path, warm: str) -> None:
+def make_checkout(folder: Path, inputs: Path, warm: str, fresh: bool = False) -> None:
     """Copy the checkout, with an environment and with the files that the pages assume."""
     shutil.copytree(ROOT, folder, ignore=not_in_a_checkout)
     shutil.copytree(inputs, folder, dirs_exist_ok=True, copy_function=os.link)
     environment = folder / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (environment / ".installed").touch()
-    write_python(environment / "bin/python", warm, SMALLER)
+    write_python(environment / "bin/python", warm, SMALLER, fresh)
     for command, function in re.findall(r'"(\S+) = slowfast\.commands:(\w+)"', (ROOT / "setup.py").read_text()):
         script = environment / "bin" / command
-        call = f"import sys; from slowfast.commands import {function}; sys.exit({function}())"
-        script.write_text(f"#!/bin/sh\nexec '{environment}/bin/python' -c '{call}' \"$@\"\n")
+        program = script.with_name(f"{command}.py")
+        call = f"import sys\n    from slowfast.commands import {function}\n    sys.exit({function}())\n"
+        program.write_text(f"if __name__ == '__main__':\n    {call}")
+        script.write_text(f"#!/bin/sh\nexec '{environment}/bin/python' '{program}' \"$@\"\n")
         script.chmod(0o755)
 
 
@@ -195,16 +197,19 @@ def shell(folder: Path, script: str) -> subprocess.CompletedProcess:
 
 
 def page_script(page: str, folder: Path) -> str:
-    """Return all blocks of a page as one script."""
-    script = ""
+    """Return all blocks of a page as one script; a line that the page repeats runs once."""
+    script, done = "", set()
     for number, (language, text) in enumerate(blocks(page)):
         script += f"echo '=== {page}, block {number}'\n"
         if language == "python":
             (folder / f"block_{number}.py").write_text(text)
             script += f".venv/bin/python block_{number}.py\n"
         elif language == "bash":
-            wanted = [line for line in commands(text) if not line.startswith(tuple(NOT_RUN))]
-            script += "".join(f"{line}\n" for line in wanted)
+            for line in commands(text):
+                command = line.partition(" #")[0].strip()
+                if command not in done and not line.startswith(tuple(NOT_RUN)):
+                    script += f"{line}\n"
+                done.add(command)
     return re.sub(r"(?<![\w./])/data\b", str(folder / "disk"), script)
 
 
@@ -297,7 +302,7 @@ RESULTS: dict[str, Callable[[Path], None]] = {
 def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
     folder = tmp_path / "checkout"
     changed = any(kind == "diff" for kind, _ in blocks(page))
-    make_checkout(folder, inputs, "" if changed else warm)  # a process with all imports done has the old modules
+    make_checkout(folder, inputs, warm, fresh=changed)
     apply_changes(page, folder)
     if page in AFTER_DEMO:
         trained: Path = request.getfixturevalue("demo")
