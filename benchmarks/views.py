@@ -44,7 +44,7 @@ def measure(height: int, width: int, scale: int, rounds: int) -> dict[str, Any]:
     frames = np.random.default_rng(0).integers(0, 256, (64, height, width, 3), np.uint8)
     views = Views([shrink(frames, scale)], [np.arange(64).reshape(4, 16)], scale, scale, (0, 1, 2))
     statistics = torch.full((3,), 0.45), torch.full((3,), 0.225)
-    out = torch.empty(views.shape, memory_format=layout(torch.device("cpu"), 5))
+    out = torch.empty(views.shape, memory_format=layout(5))
     return {
         "size": f"{width}x{height}",
         "short_side": scale,

@@ -298,7 +298,7 @@ key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entr
 key("MODEL.CLASS_WEIGHTS", "none", one_of("none", "balanced"),
     "Factors of the loss; balanced: mean number of training videos of a class / number of videos of this class.")
 key("MODEL.COMPILE", False, FLAG,
-    "Compile the network in training and test: the first step takes minutes, the others less time.", may_differ=True)
+    "Compile the blocks of the network: the first step takes half a minute, the others less time.", may_differ=True)
 key("MODEL.USE_CHECKPOINT", False, FLAG,
     "Save memory: recompute activations of the blocks of MODEL.CHECKPOINT_NUM in the backward pass.", may_differ=True)
 key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),

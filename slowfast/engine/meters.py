@@ -41,12 +41,9 @@ def merge_mixed(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     The label is the class of the largest target. The score of the second largest one is added to its score, as in the
     released training logs.
     """
-    first, second = target.topk(2, dim=1).indices.unbind(1)
-    rows = torch.arange(len(scores), device=scores.device)
-    merged = scores.clone()
-    merged[rows, first] += merged[rows, second]
-    merged[rows, second] = 0.0
-    return merged, first
+    first, second = target.topk(2, dim=1).indices.split(1, dim=1)
+    merged = scores.scatter(1, first, scores.gather(1, first) + scores.gather(1, second))  # indexing would wait
+    return merged.scatter(1, second, 0.0), first[:, 0]
 
 
 class TrainMeter:

@@ -21,7 +21,7 @@ from slowfast.engine.ema import ModelEma
 from slowfast.engine.log import RunLog
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.official import adopt
-from slowfast.engine.setup import amp_dtype, clip_mover, listed, place
+from slowfast.engine.setup import amp_dtype, clip_mover, compile_blocks, listed, place
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run
 from slowfast.models.build import initialize
@@ -146,13 +146,13 @@ def prepare_run(
     `labels` (N,) are those of the training list, for the weights of the classes.
     """
     network: Any = state.model
+    if cfg.MODEL.COMPILE:
+        compile_blocks(state.model)
     if distributed.world_size() > 1:
         # channels last lays 1x1x1 kernels out in another, equally good order; it is only a matter of speed
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         devices = [device] if device.type == "cuda" else None
         network = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-    if cfg.MODEL.COMPILE:  # outside of the distributed wrapper, which splits the graph to exchange gradients early
-        network = torch.compile(network, dynamic=False)
     last_step = cfg.SOLVER.MAX_EPOCH * state.steps_per_epoch
     last_step = min(cfg.TRAIN.MAX_STEPS or last_step, last_step)
     stop_on_error = cfg.TRAIN.ON_SAVE_ERROR == "stop"

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -22,34 +21,40 @@ BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 # oneDNN has the fast kernels on such CPUs
 X86_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX") and torch.backends.mkldnn.is_available()
 
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # PyTorch 2.6 has only the second
+
+def is_exporting() -> bool:
+    """Return whether `torch.export` traces the network.
+
+    `torch.compiler.is_exporting` is also true in `torch.compile` before PyTorch 2.14; 2.6 has no such flag.
+    """
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_compiling() if flag is None else flag
 
 
-def _faster_routes(x: Tensor) -> bool:
-    """Return whether layers take the routes that are fastest on CPUs, with channels last.
+def faster_routes(x: Tensor) -> bool:
+    """Return whether layers take the routes that are fastest with channels last, on GPUs and on CPUs with oneDNN.
 
     Exported networks, other devices and other types take the convolutions of PyTorch.
     """
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and X86_VECTORS
-        and not (is_exporting() or torch.jit.is_tracing())
-    )
+    if is_exporting() or torch.jit.is_tracing():
+        return False
+    if x.device.type == "cpu":
+        return X86_VECTORS and x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cuda" and x.is_floating_point()
 
 
 def channels_last(x: Tensor) -> Tensor:
     """Return `x`, (B, C, *grid), in the channels-last memory format if the layers are faster with it."""
-    if not _faster_routes(x):
+    if not faster_routes(x):
         return x
     return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 class _Pointwise(_ConvNd):
-    """Convolution of size 1, computed on a CPU as a matrix product of tokens: no layout is converted."""
+    """Convolution of size 1, computed as a matrix product of tokens: no layout is converted."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _faster_routes(input):
+        if not faster_routes(input):
             return super().forward(input)
         return F.linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
@@ -68,10 +73,10 @@ def pointwise_conv(dim: int, out: int, ndim: int) -> nn.Module:
 
 
 class _Patches(_ConvNd):
-    """Convolution of disjoint patches (the stride is the kernel), computed on a CPU as a matrix product of patches."""
+    """Convolution of disjoint patches (the stride is the kernel), computed as a matrix product of patches."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _faster_routes(input):
+        if not faster_routes(input):
             return super().forward(input)
         x, ndim = input.movedim(1, -1), input.ndim - 2
         for axis, size in zip(range(1, 2 * ndim, 2), self.kernel_size, strict=True):
@@ -91,76 +96,6 @@ class PatchConv3d(_Patches, nn.Conv3d):
 
 
 PATCH_CONV: dict[int, Any] = {2: PatchConv2d, 3: PatchConv3d}
-
-
-class _DepthwiseFunction(Function):
-    """Depthwise convolution of stride 1 whose gradients are forward convolutions too.
-
-    oneDNN's kernels for the gradients are 6 to 20 times slower than its forward kernel, and that for the gradient of
-    bfloat16 weights is wrong for clips shorter than the kernel. The gradient of the input is the convolution of the
-    gradient with the flipped kernel; the gradient of the kernel is the convolution of the input with the gradient.
-    """
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding = [size // 2 for size in weight.shape[2:]]
-        return (F.conv3d if x.ndim == 5 else F.conv2d)(x, weight, bias, padding=padding, groups=weight.shape[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad, axes = channels_last(grad_outputs[0]), list(range(2, x.ndim))
-        grads: list[Tensor | None] = [None, None, None]
-        if ctx.needs_input_grad[0]:
-            grads[0] = _DepthwiseFunction.apply(grad, weight.flip(axes), None)  # pyright: ignore
-        if ctx.needs_input_grad[1]:
-            grads[1] = _kernel_gradient(channels_last(x), grad, [size // 2 for size in weight.shape[2:]])
-        if ctx.needs_input_grad[2]:
-            grads[2] = grad.sum([0, *axes])
-        return tuple(grads)
-
-
-def _kernel_gradient(x: Tensor, grad: Tensor, padding: list[int]) -> Tensor:
-    """Return the gradient (C, 1, *kernel) of a depthwise kernel: each clip is convolved with its gradient."""
-    if x.ndim == 4:  # the images are the frames of one clip
-        x, grad = x.transpose(0, 1)[None], grad.transpose(0, 1)[None]
-        return _kernel_gradient(x, grad, [0, *padding])[:, :, 0]
-    kernels = grad.transpose(0, 1).split(1, dim=1)
-    gradients = [F.conv3d(x[i : i + 1], k, padding=padding, groups=k.shape[0]) for i, k in enumerate(kernels)]
-    return sum(gradients[1:], gradients[0]).transpose(0, 1)
-
-
-class _Depthwise(_ConvNd):
-    """Depthwise convolution that keeps the size of its input."""
-
-    def __init__(self, dim: int, kernel: int) -> None:
-        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim)  # pyright: ignore
-
-    def forward(self, input: Tensor) -> Tensor:
-        inputs: Any = (input, self.weight, self.bias)
-        if input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            inputs = [None if value is None else value.to(dtype) for value in inputs]
-        if not _faster_routes(inputs[0]) or not torch.is_grad_enabled():
-            return super().forward(input)
-        return _DepthwiseFunction.apply(*inputs)  # pyright: ignore
-
-
-class DepthwiseConv2d(_Depthwise, nn.Conv2d):
-    """Depthwise convolution of images."""
-
-
-class DepthwiseConv3d(_Depthwise, nn.Conv3d):
-    """Depthwise convolution of video."""
-
-
-def depthwise_conv(dim: int, kernel: int, ndim: int) -> nn.Module:
-    """Return a depthwise convolution that keeps the size of its input; `ndim` is 3 for video, 2 for images."""
-    return (DepthwiseConv3d if ndim == 3 else DepthwiseConv2d)(dim, kernel)
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -254,11 +189,18 @@ class DropPath(nn.Module):
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         self.rate = rate
+        self.kept: Tensor | None
+        # a tensor, so that blocks of other rates share their compiled code
+        kept = torch.tensor(1.0 - rate, device="cpu") if rate else None
+        self.register_buffer("kept", kept, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
+        if self.kept is None or not self.training:
             return x
-        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1.0 - self.rate)
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        if torch.compiler.is_compiling():
+            return x * ((torch.rand(shape, device=x.device) < self.kept) / self.kept).to(x.dtype)
+        keep = x.new_empty(shape).bernoulli_(1.0 - self.rate)
         return x * (keep / (1.0 - self.rate))
 
 

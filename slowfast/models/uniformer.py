@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
+from slowfast.models.depthwise import depthwise_conv
 from slowfast.models.layers import (
     BATCH_NORM,
     Attention,
@@ -24,7 +25,6 @@ from slowfast.models.layers import (
     PatchEmbed,
     channels_last,
     classifier,
-    depthwise_conv,
     layer_scales,
     pointwise_conv,
     recompute,

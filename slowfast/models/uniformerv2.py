@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
+from slowfast.models.depthwise import depthwise_conv
 from slowfast.models.image_vit import (
     PatchConv,
     PointwiseConv,
@@ -30,7 +31,6 @@ from slowfast.models.image_vit import (
 )
 from slowfast.models.layers import (
     DropPath,
-    depthwise_conv,
     layer_scales,
     recompute,
     recomputed_blocks,

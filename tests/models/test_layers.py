@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from small_networks import SMALL, small, video_for
 from torch import Tensor, nn
 
-from slowfast.models.layers import PatchEmbed, depthwise_conv, pointwise_conv
+from slowfast.models.depthwise import depthwise_conv
+from slowfast.models.layers import X86_VECTORS, PatchEmbed, pointwise_conv
 
 # (B, C, *grid): one clip, clips shorter than the kernel, channels that are no multiple of a vector, images
 SHAPES = [(1, 16, 4, 9, 10), (2, 56, 1, 7, 7), (3, 16, 2, 6, 5), (2, 5, 7, 4, 8), (4, 28, 14, 14)]
@@ -109,3 +111,18 @@ def test_a_network_compiles_without_a_graph_break(name, training):
         model.zero_grad()
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compiled_network_takes_the_same_routes_and_an_exported_one_those_of_pytorch():
+    layer, clip, called = pointwise_conv(8, 8, 3), torch.randn(1, 8, 2, 4, 4), []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    torch.compile(layer, backend=backend, fullgraph=True)(clip)
+    exported = str(torch.export.export(layer, (clip,)).graph)
+    if X86_VECTORS:
+        assert any("linear" in name for name in called) and not any("conv" in name for name in called)
+    assert "conv" in exported and "linear" not in exported
+    torch.compiler.reset()
