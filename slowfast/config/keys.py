@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slowfast.config.values import FLAG, NONE, POSITIVE, SHARE, TEXT, Kind, integer, number, one_of, several
+from slowfast.config.values import FLAG, NONE, POSITIVE, RATE, SHARE, TEXT, Kind, integer, number, one_of, several
 from slowfast.datasets.catalog import CATALOG
 
 
@@ -37,8 +37,6 @@ class Key:
 NAME = re.compile(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?")  # what may be a key in a text
 KEYS: dict[str, Key] = {}
 SECTIONS: dict[str, str] = {}  # name -> title
-
-RATE = number(0, below=1)  # a drop path of 1 would divide by 0
 NUMBERS = several(number(0))
 
 
@@ -80,7 +78,7 @@ key("TRAIN.BATCH_SIZE", 64, integer(1),
 key("TRAIN.EVAL_PERIOD", 10, integer(1),
     "Epochs between two validations; the last epoch is always validated.", may_differ=True)
 key("TRAIN.PATIENCE", 0, integer(0),
-    "End the training after this number of validations in a row without a better top-1; 0 is off.", may_differ=True)
+    "End after this number of validations in a row without a better top-1 or mAP; 0 is off.", may_differ=True)
 key("TRAIN.CHECKPOINT_PERIOD", 10, integer(1),
     "Epochs between two checkpoints; the last epoch and each validated epoch always write one.", may_differ=True)
 key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),
@@ -124,7 +122,7 @@ key("TEST.NUM_SPATIAL_CROPS", 3, one_of(1, 3),
     "Crops per clip: the centre, or start, centre and end of the longer side.", may_differ=True)
 key("TEST.ADD_SOFTMAX", None, FLAG | NONE,
     "Add up softmax scores (True) or logits (False) over the views; None as published: logits for UniFormer, softmax "
-    "for UniFormerV2.", may_differ=True)
+    "for UniFormerV2. DATA.MULTI_LABEL adds up a sigmoid per class.", may_differ=True)
 key("TEST.SKIP_BAD", False, FLAG,
     "Leave out videos that cannot be decoded; if False, the test fails and names them.", may_differ=True)
 key("TEST.SHUFFLE_FRAMES", False, FLAG,
@@ -139,6 +137,8 @@ key("DATA.PATH_PREFIX", "", TEXT,
     "Folder before each path in a list; empty uses the paths unchanged.", may_differ=True)
 key("DATA.PATH_LABEL_SEPARATOR", " ", TEXT,
     "Text between the columns of a list.")
+key("DATA.MULTI_LABEL", False, FLAG,
+    "A video has any number of classes: path 3,17. MODEL.LOSS_FUNC must be bce; the metric is mAP instead of top-1.")
 key("DATA.LABEL_PATH_TEMPLATE", "somesomev1_rgb_{}_split.txt", TEXT,
     "List of a data set of frame folders; {} is the split. {}.json reads the lists of Something-Something.")
 key("DATA.IMAGE_TEMPLATE", "{:05d}.jpg", TEXT,
@@ -208,7 +208,7 @@ key("AUG.RE_COUNT", 1, integer(1),
 
 SECTIONS["MIXUP"] = "Mixup and CutMix"
 key("MIXUP.ENABLE", False, FLAG,
-    "Mix the clips of a batch; it needs MODEL.LOSS_FUNC soft_cross_entropy.")
+    "Mix the clips of a batch; it needs MODEL.LOSS_FUNC soft_cross_entropy, or DATA.MULTI_LABEL True.")
 key("MIXUP.ALPHA", 0.8, number(0),
     "Parameter of the beta distribution of the mixup weight; 0 turns mixup off.")
 key("MIXUP.CUTMIX_ALPHA", 1.0, number(0),

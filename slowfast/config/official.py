@@ -49,7 +49,6 @@ IGNORED: dict[str, str] = {
     "DATA.TRAIN_JITTER_FPS": "the frames of a video are used at its own rate; see DATA.SAMPLING_RATE",
     "DATA.INV_UNIFORM_SAMPLE": "use DATA.TRAIN_JITTER_SCALES_RELATIVE",
     "DATA.TRAIN_PCA_*": "use AUG.AA_TYPE",
-    "DATA.MULTI_LABEL": "a list has one class per video",
     "DATA.*COLOR*": "use AUG.AA_TYPE",
     "DATA_LOADER.ENABLE_MULTI_THREAD_DECODE": "use DATA_LOADER.NUM_WORKERS",
     "TENSORBOARD.*": "only curves are written",

@@ -214,7 +214,7 @@ def _batch(cfg: CfgNode) -> Iterator[str]:
             f"TRAIN.BATCH_SIZE = {cfg.TRAIN.BATCH_SIZE} must be a multiple of the {processes} processes of a node "
             f"(NUM_PROCESSES = {cfg.NUM_PROCESSES}, NUM_GPUS = {cfg.NUM_GPUS})"
         )
-    if cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy":
+    if cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy" and not cfg.DATA.MULTI_LABEL:
         yield (
             f"MIXUP.ENABLE = True, MODEL.LOSS_FUNC = {cfg.MODEL.LOSS_FUNC}: set MODEL.LOSS_FUNC soft_cross_entropy, or "
             "MIXUP.ENABLE False"
@@ -225,6 +225,13 @@ def _batch(cfg: CfgNode) -> Iterator[str]:
 
 def _balance(cfg: CfgNode) -> Iterator[str]:
     weights, loss = cfg.MODEL.CLASS_WEIGHTS, cfg.MODEL.LOSS_FUNC
+    if cfg.DATA.MULTI_LABEL:  # the rows with a class cannot be drawn or weighted without those of other classes
+        if weights != "none" or cfg.DATA.BALANCE:
+            yield (
+                f"DATA.BALANCE = {cfg.DATA.BALANCE} and MODEL.CLASS_WEIGHTS = {weights} need one class per video, for "
+                "DATA.MULTI_LABEL = True: set DATA.BALANCE False and MODEL.CLASS_WEIGHTS none"
+            )
+        return
     if weights != "none" and cfg.DATA.BALANCE:
         yield (
             f"DATA.BALANCE = True and MODEL.CLASS_WEIGHTS = {weights} both raise the share of rare classes: set "
@@ -234,6 +241,31 @@ def _balance(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"MODEL.CLASS_WEIGHTS = {weights} for MODEL.LOSS_FUNC = {loss}: set MODEL.LOSS_FUNC cross_entropy or "
             "soft_cross_entropy, or MODEL.CLASS_WEIGHTS none"
+        )
+
+
+def _multi_label_lists(cfg: CfgNode) -> Iterator[str]:
+    if not cfg.DATA.MULTI_LABEL:
+        return
+    if cfg.TEST.ADD_SOFTMAX is not None:
+        yield (
+            f"TEST.ADD_SOFTMAX = {cfg.TEST.ADD_SOFTMAX} for DATA.MULTI_LABEL = True, which adds up a sigmoid per "
+            "class: set TEST.ADD_SOFTMAX None"
+        )
+    for part in ("TRAIN", "TEST"):
+        spec, template = CATALOG[cfg[part].DATASET], cfg.DATA.LABEL_PATH_TEMPLATE
+        if cfg[part].ENABLE and (spec.images or (spec.list_file is None and template.endswith(".json"))):
+            yield (
+                f"{part}.DATASET = {cfg[part].DATASET} has one class per image or entry, for DATA.MULTI_LABEL = True: "
+                "set DATA.MULTI_LABEL False"
+            )
+
+
+def _multi_label_loss(cfg: CfgNode) -> Iterator[str]:
+    if cfg.DATA.MULTI_LABEL and not cfg.MODEL.LOSS_FUNC.startswith("bce"):
+        yield (
+            f"MODEL.LOSS_FUNC = {cfg.MODEL.LOSS_FUNC} takes one class per video, for DATA.MULTI_LABEL = True: set "
+            "MODEL.LOSS_FUNC bce"
         )
 
 
@@ -254,6 +286,7 @@ RULES: tuple[Rule, ...] = (
     _patches,
     _blocks,
     _classifier,
+    _multi_label_lists,
 )
 # those that a test alone need not follow
-TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _balance, _sharding)
+TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _balance, _multi_label_loss, _sharding)

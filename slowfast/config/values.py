@@ -155,3 +155,4 @@ NONE = _instance(type(None), "None")
 TEXT = Kind("a text (in quotes if it looks like a number)", _text)
 POSITIVE = number(above=0)
 SHARE = number(0, 1)
+RATE = number(0, below=1)  # a drop path of 1 would divide by 0

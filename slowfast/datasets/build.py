@@ -29,6 +29,7 @@ KEYS = {
     "data folder": "DATA.PATH_TO_DATA_DIR",
     "data set": "TRAIN.DATASET and TEST.DATASET",
     "jitter_scales": "DATA.TRAIN_JITTER_SCALES",
+    "multi_label": "DATA.MULTI_LABEL",
     "num_classes": "MODEL.NUM_CLASSES",
     "prefix": "DATA.PATH_PREFIX",
     "RandAugment": "AUG.AA_TYPE",
@@ -189,6 +190,7 @@ def _read_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
         prefix=prefix,
         num_classes=num_classes,
         unknown=split == "test",
+        multi_label=cfg.DATA.MULTI_LABEL,
     )
 
 

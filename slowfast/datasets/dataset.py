@@ -5,7 +5,8 @@ entries of a batch are:
 
 * "video": uint8 clips (B, C, T, H, W) or images (B, C, H, W); in an evaluation of videos, the `Views` from which the B
   clips are cut. In a worker, they are in memory that is ready to be sent.
-* "label", "index" (row of the list), "view": (B,) int64.
+* "label", "index" (row of the list), "view": (B,) int64; of a multi-label list, "label" is (B, K) int8, see
+  `VideoList.targets`.
 * "bad": list of (path, reason) of files that could not be decoded.
 
 In training, one decoded clip gives one or more augmented copies, and a broken file is replaced by another one, which
@@ -159,7 +160,7 @@ class ClipDataset(Dataset[Batch], ABC):
         index = torch.tensor(rows, dtype=torch.int64)
         return {
             "video": video,
-            "label": torch.from_numpy(self.samples.labels[rows]).repeat_interleave(clips),
+            "label": torch.from_numpy(self.samples.targets(rows)).repeat_interleave(clips, 0),
             "index": index.repeat_interleave(clips),
             "view": torch.arange(clips).repeat(len(rows)),
             "bad": bad,

@@ -31,7 +31,7 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
     """Return a sentence with a cure for all rows of a list or, if there is none, with the columns that are needed."""
     num_classes, form = form.num_classes, replace(form, num_classes=None)
     if form.fits(rows):
-        return _cure_labels([int(form.parse(row)[1][-1]) for row in rows], num_classes)
+        return _cure_labels([int(label) for row in rows for label in form.labels(row)], num_classes)
     if replace(form, lowest=UNKNOWN).fits(rows):
         return f"Labels count from 0; {UNKNOWN}, for a class that is not known, is for test lists only."
     if cure := next((cure for column, cure in FOREIGN.items() if column in rows[0]), ""):
@@ -48,12 +48,12 @@ def _cure_format(rows: Sequence[str], form: RowFormat) -> str:
     """Return the cure for rows with another separator or with the columns of another data set; "" for other rows."""
     if not all(form.split(row)[0].lower().endswith(VIDEO_SUFFIXES) for row in rows):
         for separator in SEPARATORS:
-            if _fits_well(rows, RowFormat(form.columns, separator, lowest=UNKNOWN)):
+            if _fits_well(rows, replace(form, separator=separator, lowest=UNKNOWN)):
                 return f"The rows are separated by {separator!r}: set separator to it."
     others = sorted({spec.columns for spec in CATALOG.values()} - {tuple(form.columns)}, key=len, reverse=True)
     for separator in (form.separator, *SEPARATORS):
         for columns in others:
-            if _fits_well(rows, RowFormat(columns, separator, lowest=UNKNOWN)):
+            if _fits_well(rows, replace(form, columns=columns, separator=separator, lowest=UNKNOWN)):
                 cure = f"use a data set whose rows have them ({kinds_with(columns)}), and separator {separator!r}"
                 return f"The rows have {' '.join(columns)}: {cure}."
     return ""
@@ -72,9 +72,11 @@ def _cure_labels(labels: Sequence[int], num_classes: int | None) -> str:
 
 
 def _cure_last_field(rows: Sequence[str], form: RowFormat) -> str:
+    if replace(form, multi_label=True).fits(rows):
+        return "Some rows have several labels, or none: keep one label per row, or set multi_label True."
     last = [fields[-1] for row in rows if len(fields := form.split(row)) == len(form.columns)]
     if any(SEVERAL.fullmatch(field) for field in last):
-        return "Some rows have several labels, but a video must have one class: keep one label per row."
+        return "Some rows have several labels: keep one per row, or separate them by commas and set multi_label True."
     if last and all(field[:1].isalpha() for field in last):
         return "Rows end in class names: write numbers instead, counted from 0 in the order of class_names.txt."
     named = ", ".join(f"{name} ({COLUMNS[name]})" for name in form.columns)

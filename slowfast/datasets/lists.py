@@ -7,7 +7,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -32,10 +32,10 @@ class ListError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One row of a list: `segment` is (total, begin, end) in seconds."""
+    """One row of a list: `segment` is (total, begin, end) in seconds, `label` a tuple in a multi-label list."""
 
     path: str
-    label: int
+    label: int | tuple[int, ...]
     num_frames: int | None = None
     segment: tuple[float, float, float] | None = None
 
@@ -79,13 +79,15 @@ class VideoList(Sequence[Sample]):
 
     Args:
         paths: paths as in the file; they are kept in `listed`.
-        labels: one per path.
+        labels: one per path; if `label_ends` is given, any number per path, those of the first path first.
         num_frames: one per path, or None if the list has no such column.
         segments: (total, begin, end) per path, or None.
         prefix: folder that is put before every path that is not absolute.
         suffix: suffix that is put after every path.
         source: the list file, for messages.
         class_names: in the order of the labels, or None if unknown.
+        label_ends: (N,) position in `labels` at which those of each path end; None if each path has one.
+        num_classes: K, number of classes; None for those up to the largest label.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class VideoList(Sequence[Sample]):
         suffix: str = "",
         source: str = "",
         class_names: Sequence[str] | None = None,
+        label_ends: np.ndarray | None = None,
+        num_classes: int | None = None,
     ) -> None:
         self.listed = paths if isinstance(paths, Paths) else Paths.of(paths)
         self.labels = np.asarray(labels, np.int64)
@@ -108,10 +112,17 @@ class VideoList(Sequence[Sample]):
         self.suffix = suffix
         self.source = source
         self.class_names = None if class_names is None else list(class_names)
-        assert len(self.labels) == len(self.listed)
+        self.label_ends = label_ends
+        self.num_classes = num_classes
+        assert len(self.labels if label_ends is None else label_ends) == len(self.listed)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.listed)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row has any number of labels."""
+        return self.label_ends is not None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -119,19 +130,43 @@ class VideoList(Sequence[Sample]):
         digest = hashlib.sha256(self.listed.blob)
         for column in (self.listed.ends, self.labels, self._num_frames, self._segments):
             digest.update(b"none" if column is None else column.tobytes())
+        digest.update(b"" if self.label_ends is None else self.label_ends.tobytes())
         return digest.hexdigest()[:12]
 
     def path(self, index: int) -> str:
         """Return the full path of row `index`."""
         return os.path.join(self.prefix, self.listed[index] + self.suffix)
 
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        """Return the labels of row `index`: one, unless the list is a multi-label list."""
+        if self.label_ends is None:
+            return (int(self.labels[index]),)
+        return tuple(self.labels[self.label_ends[index - 1] if index else 0 : self.label_ends[index]].tolist())
+
+    def targets(self, rows: Sequence[int]) -> np.ndarray:
+        """Return the labels of B rows, (B,) int64, or in a multi-label list 1 for each of their classes, (B, K) int8.
+
+        All K numbers of a row whose classes are not known are `UNKNOWN`.
+        """
+        if self.label_ends is None:
+            return self.labels[rows]
+        targets = np.zeros((len(rows), self.num_classes or 1 + int(self.labels.max(initial=0))), np.int8)
+        for target, row in zip(targets, rows, strict=True):
+            labels = self.labels_of(row)
+            if labels == (UNKNOWN,):
+                target[:] = UNKNOWN
+            else:
+                target[list(labels)] = 1
+        return targets
+
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices
         index = int(index)
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of a list of {len(self)} ({self.source})")
+        labels = self.labels_of(index)
         return Sample(
             self.path(index),
-            int(self.labels[index]),
+            labels if self.multi_label else labels[0],
             None if self._num_frames is None else int(self._num_frames[index]),
             None if self._segments is None else tuple(self._segments[index].tolist()),
         )
@@ -145,6 +180,7 @@ def read_list(
     prefix: str = "",
     num_classes: int | None = None,
     unknown: bool = False,
+    multi_label: bool = False,
 ) -> VideoList:
     """Read a list with one video per line.
 
@@ -160,16 +196,16 @@ def read_list(
         prefix: folder of the videos.
         num_classes: labels must be below it; None does not check.
         unknown: also accept the label `UNKNOWN`.
+        multi_label: rows have any number of labels, see `RowFormat`.
 
     Raises:
         ListError: the file is missing or empty, or has faulty rows; the message shows their number and the first three.
     """
-    lowest = UNKNOWN if unknown else 0
+    form = RowFormat(columns, separator, num_classes, UNKNOWN if unknown else 0, multi_label)
     if "num_frames" in columns:
         first = [row for _, row in islice(_rows(path), 1)]
-        fitting = (form for form in (separator, " ") if RowFormat(columns, form, lowest=lowest).fits(first))
-        separator = next(fitting, separator)
-    form = RowFormat(columns, separator, num_classes, lowest)
+        forms = (replace(form, separator=other, num_classes=None) for other in (separator, " "))
+        form = replace(form, separator=next((other.separator for other in forms if other.fits(first)), separator))
     listed, values = _read_rows(path, form)
     segments = [values[name] for name in ("total", "begin", "end")] if "total" in columns else None
     return VideoList(
@@ -181,13 +217,16 @@ def read_list(
         suffix=find_suffix(prefix, listed),
         source=str(path),
         class_names=_class_names(Path(path).parent, num_classes),
+        label_ends=values.get("label_ends"),
+        num_classes=num_classes,
     )
 
 
 def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.ndarray]]:
     """Return the paths of a list, and one array of numbers per other column."""
     cut, count = form.cut, len(form.columns) - 1
-    blob, ends, numbers = bytearray(), array("q"), bytearray()
+    blob, ends, numbers, row_ends = bytearray(), array("q"), bytearray(), array("q")
+    keep = 0 if form.multi_label and cut == "," else KNOWN  # there, the end may be a part of the labels
     known: dict[str, bytes] = {}  # end of a row -> its numbers; many rows of a list have the same end
     faults: list[str] = []
     for line, row in _rows(path):
@@ -200,18 +239,34 @@ def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.n
                 faults.append(f"{path}:{line}: {row!r}: {fault}" if len(faults) < SHOWN else "")
                 continue
             values = array("d", parsed).tobytes()
-            if len(known) < KNOWN:
+            if len(known) < keep:
                 known[end] = values
         blob += name.encode("utf-8", "surrogateescape")
         ends.append(len(blob))
         numbers += values
+        if form.multi_label:
+            row_ends.append(len(numbers) // 8)
     if faults:
         cure = cure_rows([row for _, row in _rows(path)], form)
         raise ListError(f"{_report(faults, len(ends) + len(faults), path)}\n{cure}")
     if not ends:
         raise ListError(f"{path} has no rows: write one '{form.separator.join(form.columns)}' per line")
-    table = np.frombuffer(numbers).reshape(-1, count)
-    return Paths(blob, np.frombuffer(ends, np.int64)), dict(zip(form.columns[1:], table.T, strict=True))
+    listed, table = Paths(blob, np.frombuffer(ends, np.int64)), np.frombuffer(numbers)
+    if form.multi_label:
+        return listed, _multi_label_columns(table, np.frombuffer(row_ends, np.int64), form.columns[1:-1])
+    return listed, dict(zip(form.columns[1:], table.reshape(-1, count).T, strict=True))
+
+
+def _multi_label_columns(numbers: np.ndarray, ends: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the columns of rows whose numbers, all in one array, are those of `names` and then any number of labels.
+
+    The entry "label" contains those of all rows, "label_ends" the position at which those of each row end.
+    """
+    first = np.concatenate([[0], ends[:-1]])
+    places = first[:, None] + np.arange(len(names))
+    columns = dict(zip(names, numbers[places].T, strict=True))
+    label_ends = ends - len(names) * np.arange(1, len(ends) + 1)
+    return columns | {"label": np.delete(numbers, places), "label_ends": label_ends}
 
 
 def read_something_something(

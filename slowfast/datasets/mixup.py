@@ -7,14 +7,19 @@ import torch
 
 
 def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> torch.Tensor:
-    """Turn labels (B,) into smoothed targets (B, K): `smoothing / K` everywhere, plus `1 - smoothing` at the label."""
+    """Turn labels (B,) into smoothed targets (B, K): `smoothing / K` everywhere, plus `1 - smoothing` at the label.
+
+    Labels (B, K), which are 1 for each class of a sample and else 0, are smoothed in the same way.
+    """
     off = smoothing / num_classes
+    if labels.ndim == 2:
+        return labels * (1.0 - smoothing) + off
     targets = torch.full((len(labels), num_classes), off, device=labels.device)
     return targets.scatter_(1, labels.long().view(-1, 1), 1.0 - smoothing + off)
 
 
 def mixup_target(labels: torch.Tensor, num_classes: int, lam: float, smoothing: float = 0.0) -> torch.Tensor:
-    """Return targets (B, K) of labels (B,): share `lam` of the own label, the rest of that in the flipped batch."""
+    """Return targets (B, K) of labels: share `lam` of the own ones, the rest of those in the flipped batch."""
     target = one_hot(labels, num_classes, smoothing)
     return target.flip(0).lerp_(target, lam)
 
@@ -56,7 +61,7 @@ class MixUp:
 
         Args:
             video: (B, C, T, H, W), or images (B, C, H, W), floating point and normalized; it is not changed.
-            label: (B,) classes.
+            label: (B,) classes, or (B, K) 1 for each class of a sample.
             rng: source of the draws; each rank has its own.
 
         Returns:

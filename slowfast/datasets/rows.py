@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from slowfast.utils.class_names import unquoted
 
@@ -27,6 +28,7 @@ DIGITS = 15  # most digits of a number that a float64 represents exactly
 # Other forms that Python accepts, such as 1_000 and the digits of other scripts, are more likely a mistake.
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+UNQUOTED = re.compile(r",[0-9]+")  # end of a path that is a label: several labels in a row of commas, without quotes
 LOOKS = 10  # number of rows checked to find the suffix
 
 
@@ -39,12 +41,15 @@ class RowFormat:
         separator: between the columns; a blank means any run of blanks and tabs.
         num_classes: labels must be below it; None does not check.
         lowest: labels must not be below it.
+        multi_label: the last column, label, has any number of classes, separated by commas: `a.mp4 3,17`. It may be
+            quoted, and must be if the separator is a comma, or if a video has no class: `a.mp4,"3,17"`, `a.mp4 ""`.
     """
 
     columns: Sequence[str] = ("path", "label")
     separator: str = " "
     num_classes: int | None = None
     lowest: int = 0
+    multi_label: bool = False
 
     @property
     def cut(self) -> str | None:
@@ -53,33 +58,59 @@ class RowFormat:
 
     def split(self, row: str) -> list[str]:
         """Return the fields of a row, which is split from the right: a path may contain the separator."""
-        return [unquoted(field) for field in row.rsplit(self.cut, len(self.columns) - 1)]
+        count, ends = len(self.columns) - 1, list[str]()
+        start = row.rfind('"', 0, -1)
+        if self.multi_label and row.endswith('"') and start > 0:  # a quoted last field, which may contain the separator
+            count, ends = count - 1, [row[start:]]
+            row = row[:start].rstrip().removesuffix(self.cut or "")
+        return [unquoted(field) for field in (*row.rsplit(self.cut, count), *ends)]
 
     def parse(self, row: str) -> tuple[str, list[float], str]:
-        """Return the path, the numbers and the fault ("" for none) of a stripped row."""
+        """Return the path, the numbers and the fault ("" for none) of a stripped row.
+
+        If `multi_label` is set, the numbers end with those of all classes.
+        """
         path, *fields = self.split(row)
         if not path:
             return path, [], "the path is empty"
         if len(fields) + 1 < len(self.columns):
             held = f"{len(fields) + 1} of {len(self.columns)} columns ({', '.join(self.columns)})"
             return path, [], f"{held} when split by {self.separator!r}"
-        for name, field in zip(self.columns[1:], fields, strict=True):
-            if fault := self._fault(name, field):
+        names = self.columns[1:]
+        if self.multi_label:
+            labels = [label.strip() for label in fields[-1].split(",")] if fields[-1] or row[-2:] != '""' else []
+            if fault := self._labels_fault(path, labels):
+                return path, [], fault
+            names, fields = [*names[:-1], *["label"] * len(labels)], fields[:-1] + labels
+        for name, field in zip(names, fields, strict=True):
+            if fault := _fault(name, field, self.num_classes, self.lowest):
                 return path, [], fault
         values = [float(field) for field in fields]
         return path, values, _segment_fault(*values[:3]) if "total" in self.columns else ""
+
+    def _labels_fault(self, path: str, labels: Sequence[str]) -> str:
+        if self.cut == "," and UNQUOTED.fullmatch(path[path.rfind(",") :]):
+            return "several labels are not in quotes"
+        unknown = len(labels) > 1 and str(UNKNOWN) in labels
+        return f"label {UNKNOWN}, for unknown classes, is beside others" if unknown else ""
+
+    def labels(self, row: str) -> list[float]:
+        """Return the labels of a row that can be read; they are its last numbers."""
+        return self.parse(row)[1][len(self.columns) - 2 :]
 
     def fits(self, rows: Sequence[str]) -> bool:
         """Return whether there are rows and none has a fault."""
         return bool(rows) and not any(self.parse(row)[2] for row in rows)
 
-    def _fault(self, name: str, field: str) -> str:
-        form, kind = (WHOLE, "whole number") if name in ("label", "num_frames") else (NUMBER, "number")
-        if not form.fullmatch(field) or abs(float(field)) >= 10**DIGITS:
-            return f"{name} {field!r} is not a {kind} below 10**{DIGITS}"
-        if name in ("num_frames", "total") and float(field) <= 0:
-            return f"{name} {field!r} is not above 0"
-        return label_fault(int(field), self.num_classes, self.lowest) if name == "label" else ""
+
+@lru_cache(10_000)  # the same labels are in many rows
+def _fault(name: str, field: str, num_classes: int | None, lowest: int) -> str:
+    form, kind = (WHOLE, "whole number") if name in ("label", "num_frames") else (NUMBER, "number")
+    if not form.fullmatch(field) or abs(float(field)) >= 10**DIGITS:
+        return f"{name} {field!r} is not a {kind} below 10**{DIGITS}"
+    if name in ("num_frames", "total") and float(field) <= 0:
+        return f"{name} {field!r} is not above 0"
+    return label_fault(int(field), num_classes, lowest) if name == "label" else ""
 
 
 def label_fault(label: int, num_classes: int | None, lowest: int = 0) -> str:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from slowfast.engine.meters import METRICS
+from slowfast.engine.meters import METRICS, MULTI_LABEL_METRICS
 from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
-from slowfast.utils.scores import log_probabilities
+from slowfast.utils.scores import log_probabilities, multi_label_losses
 
 CHUNK = 8 << 20  # bytes of scores that are compared or sent at once
 
@@ -28,24 +28,32 @@ class ViewEnsemble:
     Args:
         method: "sum" or "max" over views.
         softmax: turn logits into probabilities first.
+        sigmoid: turn logits into a probability per class first.
     """
 
-    def __init__(self, method: str, softmax: bool) -> None:
+    def __init__(self, method: str, softmax: bool, sigmoid: bool = False) -> None:
         assert method in ("sum", "max"), method
-        self.method, self.softmax = method, softmax
+        self.method, self.softmax, self.sigmoid = method, softmax, sigmoid
         self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); undefined for rows not in `views`
-        self.labels: dict[int, int] = {}
+        self.labels: dict[int, Any] = {}  # a number, or (K,)
         self.views: dict[int, int] = {}  # bit v: view v is counted
         self.num_views = 1  # of a video
         self.finite = True
 
+    def values(self, logits: Tensor) -> Tensor:
+        """Return the scores (B, K) of the views, of which the sum or maximum is computed."""
+        if self.sigmoid:
+            return logits.sigmoid()
+        return logits.softmax(1) if self.softmax else logits
+
     def update(self, logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
-        """Add clips: logits (B, K), label, index of the video and number of the view (B,)."""
-        values = (logits.softmax(1) if self.softmax else logits).float().cpu().numpy()
+        """Add clips: logits (B, K), label (B,) or (B, K), index of the video and number of the view (B,)."""
+        values = self.values(logits).float().cpu().numpy()
         self.finite = self.finite and bool(np.isfinite(values).all())
         self.reserve(int(index.max()) + 1, values.shape[1])
         self.num_views = max(self.num_views, int(view.max()) + 1)
-        for row, y, i, v in zip(values, label.tolist(), index.tolist(), view.tolist(), strict=True):
+        labels = label.tolist() if label.ndim == 1 else label.numpy()
+        for row, y, i, v in zip(values, labels, index.tolist(), view.tolist(), strict=True):
             seen = self.views.get(i, 0)
             if seen >> v & 1:
                 continue
@@ -73,7 +81,7 @@ class Evaluation:
 
     Attributes:
         index: (N,) row in the list.
-        label: (N,) true class, or -1 where it is not known.
+        label: (N,) true class, or -1 where it is not known; of a multi-label list (N, K) int8, 1 for each true class.
         scores: (N, K) sum or maximum over views.
         bad: (path, reason) of videos left out because they could not be decoded.
         probabilities: whether the scores are sums or maxima of probabilities, not of logits.
@@ -91,10 +99,20 @@ class Evaluation:
         """Return "loss", and the mean of each metric in percent.
 
         The loss is the mean cross-entropy, of the mean logits of the views or of their mean probabilities. For K < 5
-        classes, "top5" is the top-K that "top5_k" names. All are over the "num_labelled" videos whose class is known,
-        and None if there is none.
+        classes, "top5" is the top-K that "top5_k" names. Of a multi-label list, the loss is the binary cross-entropy,
+        the mean over all classes. All are over the "num_labelled" videos whose class is known; None if there is none.
         """
-        known = np.flatnonzero(self.label >= 0)
+        multi_label = self.label.ndim == 2
+        known = np.flatnonzero((self.label[:, 0] if multi_label else self.label) >= 0)
+        return {
+            **(self._multi_label(known) if multi_label else self._single_label(known)),
+            "num_videos": len(self.index),
+            "num_labelled": len(known),
+            "num_skipped": len(self.bad),
+        }
+
+    def _single_label(self, known: np.ndarray) -> dict[str, Any]:
+        """Return the loss and the metrics of the rows `known`."""
         sums = dict.fromkeys(METRICS, 0.0)
         loss = 0.0
         for rows in _chunks(known, self.scores):
@@ -107,10 +125,19 @@ class Evaluation:
             "loss": loss / len(known) if len(known) else None,
             **{name: 100.0 * (sums[name] / len(known)) if len(known) else None for name in METRICS},
             "top5_k": min(5, self.scores.shape[1]),
-            "num_videos": len(self.index),
-            "num_labelled": len(known),
-            "num_skipped": len(self.bad),
         }
+
+    def _multi_label(self, known: np.ndarray) -> dict[str, Any]:
+        """Return the loss and the metrics of the rows `known`; 0 for a metric that is not defined."""
+        if not len(known):
+            return dict.fromkeys(("loss", *MULTI_LABEL_METRICS))
+        loss = 0.0
+        for rows in _chunks(known, self.scores):
+            scores, targets = torch.from_numpy(self.scores[rows]), torch.from_numpy(self.label[rows])
+            loss += float(multi_label_losses(scores, targets, self.probabilities, self.summed).sum())
+        scores, targets = torch.from_numpy(self.scores[known]), torch.from_numpy(self.label[known])
+        found = {name: metric(scores, targets) for name, metric in MULTI_LABEL_METRICS.items()}
+        return {"loss": loss / len(known)} | {name: 100.0 * float(np.nan_to_num(found[name])) for name in found}
 
 
 def _chunks(rows: np.ndarray, scores: np.ndarray) -> Iterator[np.ndarray]:
@@ -187,7 +214,7 @@ def evaluate(
         label=np.array([label[i] for i in index.tolist()]),
         scores=scores,
         bad=bad,
-        probabilities=ensemble.softmax,
+        probabilities=ensemble.softmax or ensemble.sigmoid,
         summed=views if ensemble.method == "sum" else 1,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
-from slowfast.engine.meters import METRICS, metrics_text
+from slowfast.engine.meters import metric_names, metrics_text
 from slowfast.engine.trackers import Link, close, start_trackers
 from slowfast.run.interrupt import Interruption
 from slowfast.utils import distributed
@@ -36,7 +36,7 @@ class RunLog:
 
     def __init__(self, cfg: CfgNode, step: int, last_step: int) -> None:
         main = distributed.is_main()
-        self.num_classes = cfg.MODEL.NUM_CLASSES
+        self.num_classes, self.metrics = cfg.MODEL.NUM_CLASSES, metric_names(cfg.DATA.MULTI_LABEL)
         self.records = MetricsLog(cfg.OUTPUT_DIR, enabled=main)
         self.trackers: list[Link] = []
         distributed.on_main(lambda: self.trackers.extend(start_trackers(cfg, step)))
@@ -60,9 +60,9 @@ class RunLog:
         seconds = (time.perf_counter() - self.started) / (step - self.first_step)
         eta = datetime.timedelta(seconds=round(seconds * (self.last_step - step)))
         logger.info(
-            "epoch %.2f step %d/%d  loss %.4f  %s  lr %.3g  grad %.2f  %.1f clips/s  data wait %.0f%%  "
+            "epoch %.2f step %d/%d  loss %.4f%s  lr %.3g  grad %.2f  %.1f clips/s  data wait %.0f%%  "
             "%.1f GiB  eta %s",
-            epoch, step, self.last_step, values["loss"], metrics_text(values, self.num_classes), values["lr"],
+            epoch, step, self.last_step, values["loss"], self._metrics(values), values["lr"],
             values["grad_norm"], values["clips_per_s"], 100 * values["data_wait"], values["memory_gib"], eta,
         )  # fmt: skip
         self.write("train", step, epoch=epoch, **values)
@@ -70,17 +70,23 @@ class RunLog:
 
     def epoch(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Write the means of an epoch of training."""
-        logger.info("epoch %d done: loss %.4f  top1 %.2f", epoch, values["loss"], values["top1"])
+        first = {name: values[name] for name in self.metrics[:1] if name in values}
+        logger.info("epoch %d done: loss %.4f%s", epoch, values["loss"], self._metrics(first))
         self.write("epoch", step, epoch=epoch, **values)
 
     def validation(self, step: int, epoch: int, values: Mapping[str, Any], best: float) -> None:
-        """Write the metrics of a validation; `best` is the best top-1 so far."""
+        """Write the metrics of a validation; `best` is the best value of the first one so far."""
         logger.info(
-            "validation after epoch %d: %s  loss %.4f  (%d videos, best top1 %.2f)",
-            epoch, metrics_text(values, self.num_classes), values["loss"], values["num_videos"], best,
+            "validation after epoch %d: %s  loss %.4f  (%d videos, best %s %.2f)", epoch,
+            metrics_text(values, self.num_classes), values["loss"], values["num_videos"], self.metrics[0], best,
         )  # fmt: skip
         self.write("val", step, epoch=epoch, **values)
-        self._draw("val", step, {name: values[name] for name in ("loss", *METRICS)})
+        self._draw("val", step, {name: values[name] for name in ("loss", *self.metrics)})
+
+    def _metrics(self, values: Mapping[str, float]) -> str:
+        """Return the metrics of a training step as text; "" without metrics."""
+        text = metrics_text(values, self.num_classes)
+        return f"  {text}" if text else ""
 
     def _draw(self, group: str, step: int, values: Mapping[str, float]) -> None:
         """Add every value to the curve "group/name" of the trackers."""

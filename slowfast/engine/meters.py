@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from slowfast.utils import distributed
+from slowfast.utils.scores import mean_average_precision
 
 
 def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
@@ -25,14 +26,25 @@ def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 # Name in metrics.jsonl, in TensorBoard and in results -> function of scores (N, K) and labels (N,). It returns (N,)
-# values between 0 and 1, whose mean is reported in percent. A new metric is a function and a row.
+# values between 0 and 1, whose mean is reported in percent. A new metric is a function and a row; the first row decides
+# which checkpoint is the best.
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"top1": partial(in_top, k=1), "top5": partial(in_top, k=5)}
+
+# The same for multi-label lists: functions of all scores (N, K) and targets (N, K) of a validation or test, each to one
+# value from 0 to 1. A training step has none of them.
+MULTI_LABEL_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"mAP": mean_average_precision}
+
+
+def metric_names(multi_label: bool) -> list[str]:
+    """Return the names of the metrics of a validation or test; the first one decides which checkpoint is the best."""
+    return [*(MULTI_LABEL_METRICS if multi_label else METRICS)]
 
 
 def metrics_text(values: Mapping[str, float], num_classes: int) -> str:
     """Return the metrics as text, such as "top1 50.00  top5 75.00"; for K < 5 classes, top5 is called topK."""
     names = {"top5": f"top{min(5, num_classes)}"}
-    return "  ".join(f"{names.get(name, name)} {values[name]:.2f}" for name in METRICS)
+    found = [name for name in (*METRICS, *MULTI_LABEL_METRICS) if name in values]
+    return "  ".join(f"{names.get(name, name)} {values[name]:.2f}" for name in found)
 
 
 def merge_mixed(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,11 +63,16 @@ class TrainMeter:
 
     The sums are on the device. `update` does not wait for it; `log_values`, `epoch_values` and `state_dict` do, and
     every process must call them.
+
+    Args:
+        device: of the sums.
+        multi_label: labels are (B, K), and there are no metrics.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, multi_label: bool = False) -> None:
+        self.metrics = {} if multi_label else METRICS
         # rows: period, epoch; columns: clips, loss, metrics
-        self.sums = torch.zeros(2, 2 + len(METRICS), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(2, 2 + len(self.metrics), dtype=torch.float64, device=device)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -69,13 +86,14 @@ class TrainMeter:
         Args:
             loss: its mean.
             scores: (B, K).
-            labels: (B,).
+            labels: (B,), or (B, K) if `multi_label` is set.
             waited: seconds until the loader returned it.
             kept: () whether the batch counts; None is True.
         """
         clips = len(scores)
-        hits = [metric(scores, labels).double().sum() for metric in METRICS.values()]
-        added = torch.stack([torch.full_like(hits[0], clips), loss.double() * clips, *hits])
+        hits = [metric(scores, labels).double().sum() for metric in self.metrics.values()]
+        total = loss.double() * clips
+        added = torch.stack([torch.full_like(total, clips), total, *hits])
         self.sums += added if kept is None else torch.where(kept, added, 0.0)
         self.clips += clips
         self.waited += waited
@@ -84,7 +102,8 @@ class TrainMeter:
         clips, loss, *hits = distributed.all_reduce_sum(self.sums[row].clone()).tolist()
         self.sums[row] = 0.0
         clips = max(clips, 1.0)
-        return {"loss": loss / clips} | {name: 100.0 * sum_ / clips for name, sum_ in zip(METRICS, hits, strict=True)}
+        values = {name: 100.0 * sum_ / clips for name, sum_ in zip(self.metrics, hits, strict=True)}
+        return {"loss": loss / clips} | values
 
     def log_values(self) -> dict[str, float]:
         """Return the means of the period, clips per second of all processes and the share of time without data."""

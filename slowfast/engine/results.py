@@ -37,7 +37,7 @@ def write_results(
     """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
 
     The scores of predictions.csv are means over the views, so means of probabilities lie between 0 and 1;
-    scores.npz has the sums.
+    scores.npz has the sums. In a multi-label list, the column "label" has all classes of a video, with semicolons.
 
     Args:
         folder: to write into.
@@ -55,9 +55,10 @@ def write_results(
     paths = [samples.path(int(i)) for i in evaluation.index]
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS if cfg.DATA.ENSEMBLE_METHOD == "sum" else 1
     for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
-        order = np.argsort(-scores, kind="stable")[:top]
-        classes = ["" if k < 0 else names[k] if names else int(k) for k in (label, *order)]
-        writer.writerow([path, *classes, *(f"{scores[k] / views:.6g}" for k in order)])
+        order = np.argsort(-scores, kind="stable")[:top].tolist()
+        true = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0).tolist()
+        named, classes = (["" if k < 0 else names[k] if names else str(k) for k in part] for part in (true, order))
+        writer.writerow([path, ";".join(named), *classes, *(f"{scores[k] / views:.6g}" for k in order)])
     write_text(folder / "predictions.csv", table.getvalue())
     write_scores(folder, evaluation, samples, names)
     report = {
@@ -116,7 +117,7 @@ def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgN
     logger.info(
         "test%s: %s %d videos x %d views%s; results in %s",
         " with shuffled frames" if cfg.TEST.SHUFFLE_FRAMES else "",
-        f"{metrics_text(metrics, metrics['top5_k'])}  loss {metrics['loss']:.4f}  over"
+        f"{metrics_text(metrics, cfg.MODEL.NUM_CLASSES)}  loss {metrics['loss']:.4f}  over"
         if labelled
         else "predictions of",
         labelled or videos,

@@ -107,7 +107,8 @@ def new_state(cfg: CfgNode, model: nn.Module, steps_per_epoch: int, device: torc
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(cfg, device) is torch.float16)  # pyright: ignore
     ema = ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None
-    return TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), steps_per_epoch, ema)
+    meter = TrainMeter(device, cfg.DATA.MULTI_LABEL)
+    return TrainState(model, build_optimizer(model, cfg), scaler, meter, steps_per_epoch, ema)
 
 
 def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:

@@ -52,7 +52,7 @@ class TrainState:
         step: optimizer steps done.
         epochs_closed: epochs whose statistics, validation and checkpoint are done too.
         nonfinite: how many of the last steps in a row were not finite; they changed nothing.
-        best: best validation top-1 so far, in percent; -1 before the first.
+        best: best validation top-1, or mAP, so far, in percent; -1 before the first.
         since_best: validations since then.
     """
 

@@ -148,7 +148,7 @@ def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
 
 
 def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Add the gradient of micro-batch number `micro`; return loss, scores (B, K) and labels (B,) for the metrics."""
+    """Add the gradient of micro-batch number `micro`; return loss, scores (B, K) and labels for the metrics."""
     accumulation = run.cfg.SOLVER.ACCUMULATION_STEPS
     video = run.to_device(batch["video"])
     label = batch["label"].to(run.device, non_blocking=True)
@@ -168,7 +168,7 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
             state.scaler.scale(loss / accumulation).backward()
 
     logits = outputs[0].detach()
-    scores, labels = merge_mixed(logits, target) if run.mixup else (logits, label)
+    scores, labels = merge_mixed(logits, target) if run.mixup and label.ndim == 1 else (logits, label)
     return loss.detach(), scores, labels
 
 
@@ -188,7 +188,7 @@ def autocast(run: Run) -> torch.autocast:
 
 
 def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
-    """Return the targets of the loss: labels (B,), or soft targets (B, K) if the loss takes them."""
+    """Return the targets of the loss: labels (B,), or soft targets (B, K) if the loss takes them or the labels are."""
     if cfg.MODEL.LOSS_FUNC == "cross_entropy":
         return label
     smoothing = cfg.MIXUP.LABEL_SMOOTH_VALUE if cfg.MODEL.LOSS_FUNC == "soft_cross_entropy" else 0.0

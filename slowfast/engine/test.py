@@ -81,10 +81,15 @@ def score(
         loader,
         clip_mover(cfg, device, reuse=True),
         device,
-        ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg)),
+        view_ensemble(cfg),
         max_clips=clips,
         description=description,
     )
+
+
+def view_ensemble(cfg: CfgNode) -> ViewEnsemble:
+    """Return an empty sum or maximum of the scores of the views of a test."""
+    return ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg), sigmoid=cfg.DATA.MULTI_LABEL)
 
 
 def load_model(
@@ -119,7 +124,9 @@ def clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
 
 
 def _check_classes(evaluation: Evaluation, class_names: Sequence[str] | None, order: ClassOrder | None) -> None:
-    """Warn if the predictions are numbered in another order than the labels."""
+    """Warn if the predictions are numbered in another order than the labels; several labels have no one prediction."""
+    if evaluation.label.ndim == 2:
+        return
     predicted, classes = evaluation.scores.argmax(1), evaluation.scores.shape[1]
     taken_as = order.name if order else ""
     if permutation := find_permutation(predicted, evaluation.label, classes, class_names, taken_as):

@@ -15,6 +15,7 @@ from slowfast.datasets.list_checks import log_labels
 from slowfast.datasets.lists import VideoList
 from slowfast.engine.batch_norm import freeze_batch_norm, update_statistics
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.meters import metric_names
 from slowfast.engine.results import write_scores
 from slowfast.engine.setup import Inference, listed, make_loader
 from slowfast.engine.start import Lists, check_test, count_steps, prepare_run, prepare_state
@@ -33,7 +34,7 @@ from slowfast.utils.profiling import peak_memory_gib
 logger = logging.getLogger(__name__)
 
 # When a checkpoint is written -> whether also after steps that were not finite, which otherwise leave the good
-# checkpoints alone. After a validation with the best top-1 so far, best.pyth is another name of the same file.
+# checkpoints alone. After a validation with the best top-1 or mAP so far, best.pyth is another name of the same file.
 SAVE_WHILE_FAILING = {
     "within epoch": False,  # TRAIN.CHECKPOINT_MINUTES have passed
     "epoch": False,  # the end of every TRAIN.CHECKPOINT_PERIOD-th epoch without a validation
@@ -83,7 +84,7 @@ def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_l
     while True:
         if state.epochs_closed < state.epoch:
             close_epoch(state, run, train_loader, val_loader)
-        if state.step >= run.last_step or out_of_patience(state, run.cfg.TRAIN.PATIENCE):
+        if state.step >= run.last_step or out_of_patience(state, run.cfg):
             return
         interrupted = train_epoch(state, run, train_loader)
         if interrupted or (state.step == run.last_step and state.within_epoch):
@@ -92,16 +93,17 @@ def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_l
             raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
 
 
-def out_of_patience(state: TrainState, patience: int) -> bool:
-    """Return whether the last `patience` validations were not better than one before them; 0 is off.
+def out_of_patience(state: TrainState, cfg: CfgNode) -> bool:
+    """Return whether the last TRAIN.PATIENCE validations were not better than one before them; 0 is off.
 
     All processes compute the same metrics from the same scores, so they agree.
     """
+    patience = cfg.TRAIN.PATIENCE
     if not patience or state.since_best < patience:
         return False
     logger.info(
-        "top1 %.2f was not exceeded in the last %d validations: the training ends (TRAIN.PATIENCE %d)",
-        state.best, state.since_best, patience,
+        "%s %.2f was not exceeded in the last %d validations: the training ends (TRAIN.PATIENCE %d)",
+        metric_names(cfg.DATA.MULTI_LABEL)[0], state.best, state.since_best, patience,
     )  # fmt: skip
     return True
 
@@ -182,8 +184,9 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
         description="validate",
     )
     metrics = evaluation.metrics()
-    best = metrics["top1"] > state.best
-    state.best = max(state.best, metrics["top1"])
+    value = metrics[metric_names(run.cfg.DATA.MULTI_LABEL)[0]]
+    best = value > state.best
+    state.best = max(state.best, value)
     state.since_best = 0 if best else state.since_best + 1
     for path, reason in evaluation.bad:
         logger.warning("left out of the validation, it cannot be decoded: %s: %s", path, reason)

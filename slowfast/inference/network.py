@@ -212,10 +212,12 @@ class Network:
         """Return probabilities (..., K) of scores (..., K), the sums or maxima over a number of views.
 
         For logits, they are the softmax of the mean over the views, or a sigmoid per class if the network was trained
-        with a sigmoid per class.
+        with a sigmoid per class. Those of several classes per video (DATA.MULTI_LABEL) are independent of each other.
         """
         method, loss = self.cfg.DATA.ENSEMBLE_METHOD, self.cfg.MODEL.LOSS_FUNC
         mean = torch.from_numpy(scores / (views if method == "sum" else 1)).double()
+        if self.cfg.DATA.MULTI_LABEL:
+            return mean.numpy()
         if sums_softmax(self.cfg):
             return (mean / mean.sum(-1, keepdim=True)).numpy()
         return (mean.sigmoid() if loss.startswith("bce") else mean.softmax(-1)).numpy()

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from slowfast.engine.test import view_ensemble
 from slowfast.inference.network import Network
 from slowfast.inference.results import Class, top_classes
 from slowfast.inference.windows import WindowCutter, run_windows
-from slowfast.models.build import sums_softmax
 
 TOP = 5  # classes that are kept per window
 
@@ -82,12 +82,9 @@ def predict_windows(net: Network, path: str, window: int, stride: int, batch: in
         MediaError: the video cannot be decoded.
     """
     cutter, timeline, before = WindowCutter(net, path, window, stride), Timeline(path), 0.0
-    softmax, method = sums_softmax(net.cfg), net.cfg.DATA.ENSEMBLE_METHOD
-    model = net.as_tested(net.model)
-    for span, scores in run_windows(
-        net, cutter, lambda clips: model(clips).softmax(1) if softmax else model(clips), batch
-    ):
-        together = scores.sum(0) if method == "sum" else scores.max(0)
+    ensemble, model = view_ensemble(net.cfg), net.as_tested(net.model)
+    for span, scores in run_windows(net, cutter, lambda clips: ensemble.values(model(clips)), batch):
+        together = scores.sum(0) if ensemble.method == "sum" else scores.max(0)
         probabilities = net.probabilities(together, len(scores))
         centre = (span.begin + span.end) / 2
         timeline.begin.append((before + centre) / 2 if timeline.tops else 0.0)

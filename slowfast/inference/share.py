@@ -20,6 +20,7 @@ from slowfast.utils.io import sha256, write_text
 from slowfast.utils.profiling import count_parameters
 from slowfast.visualization.charts import finite
 from slowfast.visualization.compare import markdown
+from slowfast.visualization.multi_label import precision_rows, read_multi_label
 from slowfast.visualization.outcomes import class_rows, confusion, read_outcomes
 from slowfast.visualization.runs import OTHER_FIELDS
 from slowfast.weights.fetch import fetch
@@ -113,8 +114,9 @@ def model_card(net: Network, title: str, name: str, licence: str | None) -> str:
 
     cfg, test = net.cfg, test_results(net)
     results = [
-        EvalResult(TASK, cfg.TEST.DATASET, cfg.TEST.DATASET, "accuracy", round(value, 3), metric_name=metric)
+        EvalResult(TASK, cfg.TEST.DATASET, cfg.TEST.DATASET, kind, round(value, 3), metric_name=metric)
         for metric, value in accuracies(test).items()
+        for kind in (metric if metric == "mAP" else "accuracy",)
     ]
     data = ModelCardData(
         model_name=title,
@@ -151,7 +153,7 @@ def accuracies(test: dict[str, Any]) -> dict[str, float]:
     metrics = test.get("metrics", {})
     if not metrics.get("num_labelled"):
         return {}
-    names = {"top5": f"top{metrics['top5_k']}"}
+    names = {"top5": f"top{metrics.get('top5_k', 5)}"}
     shown: dict[str, float] = {
         name: value for name, value in metrics.items() if name not in OTHER_FIELDS and finite([value])
     }
@@ -184,7 +186,13 @@ def _result_parts(net: Network, test: dict[str, Any]) -> list[str]:
     rows = [["metric", "percent"], *([name, f"{value:.2f}"] for name, value in shown.items())]
     text = f"{videos} videos of {net.cfg.TEST.DATASET}, {views['temporal']} x {views['spatial']} views."
     parts = [f"## Accuracy\n\n{text}\n\n{markdown(rows)}"]
-    if outcomes := read_outcomes(Path(net.cfg.OUTPUT_DIR, "test", "scores.npz")):
+    scores = Path(net.cfg.OUTPUT_DIR, "test", "scores.npz")
+    if ranked := read_multi_label(scores):
+        table = [["class", "videos", "average precision"]]
+        for row in sorted(precision_rows(ranked), key=lambda row: row.name):
+            table.append([row.name, str(row.videos), f"{row.precision:.1f}"])
+        parts.append(f"### Average precision per class\n\n{markdown(table)}")
+    elif outcomes := read_outcomes(scores):
         table = [["class", "videos", "top-1", "most often taken for"]]
         for row in sorted(class_rows(outcomes, confusion(outcomes)), key=lambda row: row.name):
             table.append([row.name, str(row.videos), f"{row.top1:.1f}", row.confused])

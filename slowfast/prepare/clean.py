@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -36,17 +38,26 @@ class ListFile:
     videos: str
 
     def read(self, path: Path | None = None) -> VideoList:
-        """Return the rows of the list, or of a file `path` of the same format, with the suffix of the videos."""
-        faults: list[ListError] = []
-        for separator in dict.fromkeys((self.separator, ",", " ")):
+        """Return the rows of the list, or of a file `path` of the same format, with the suffix of the videos.
+
+        A row of a multi-label list may be readable with a wrong separator too, so the first video decides.
+        """
+        faults, found = list[ListError](), list[VideoList]()
+        for separator, multi in product(dict.fromkeys((self.separator, ",", " ")), (False, True)):
             try:
-                samples = read_list(path or self.path, self.columns, separator=separator, unknown=True)
+                samples = read_list(
+                    path or self.path, self.columns, separator=separator, unknown=True, multi_label=multi
+                )
             except ListError as error:
                 faults.append(error)
-            else:
-                samples.suffix = find_suffix(self.videos, samples.listed)
+                continue
+            samples.suffix = find_suffix(self.videos, samples.listed)
+            if os.path.exists(os.path.join(self.videos, samples.listed[0] + samples.suffix)):
                 return samples
-        raise faults[0]
+            found.append(samples)
+        if not found:
+            raise faults[0]
+        return found[0]
 
     def without(self, bad: set[str]) -> tuple[str, int, list[int]]:
         """Return the text without the rows of the paths `bad`, their number, and the labels without a row that is left.
@@ -62,7 +73,7 @@ class ListFile:
             raise ValueError(
                 f"all {len(rows)} videos of {self.path} are bad, so no row would be left: repair the videos first"
             )
-        lost = set(samples.labels.tolist()) - set(samples.labels[kept].tolist())
+        lost = set(samples.labels.tolist()) - {label for index in kept for label in samples.labels_of(index)}
         return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), sorted(lost)
 
     def removed(self) -> list[Sample] | None:
@@ -74,9 +85,9 @@ class ListFile:
             before = self.read(original_of(self.path))
         except ListError:
             return None
-        kept = set(zip(now.listed, now.labels.tolist(), strict=True))
-        all_rows = enumerate(zip(before.listed, before.labels.tolist(), strict=True))
-        rows = [before[index] for index, row in all_rows if row not in kept]
+        kept = {(name, now.labels_of(index)) for index, name in enumerate(now.listed)}
+        all_rows = enumerate(before.listed)
+        rows = [before[index] for index, name in all_rows if (name, before.labels_of(index)) not in kept]
         return rows if len(before) - len(rows) == len(now) else None
 
 

@@ -62,10 +62,12 @@ def order_by_labels(
         folders[_plain(name)] = None if _plain(name) in folders else name
     seen: dict[int, Counter[str]] = defaultdict(Counter)
     for samples in lists:
-        for path, label in zip(samples.listed, samples.labels.tolist(), strict=True):
+        for row, path in enumerate(samples.listed):
+            labels = samples.labels_of(row)
             of_class = next((classes[key] for key in _keys(path) if key in classes), None)
-            if name := of_class or folders.get(_plain(Path(path).parent.name)):
-                seen[label][name] += 1
+            name = of_class or folders.get(_plain(Path(path).parent.name))
+            if name and len(labels) == 1:
+                seen[labels[0]][name] += 1
     shown = {label: found.most_common(1)[0][0] for label, found in seen.items() if label >= 0}
     rows = sum(found[shown[label]] for label, found in seen.items() if label >= 0)
     wrong = [label for label, name in shown.items() if label >= len(names) or names[label] != name]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+CELLS = 1 << 20  # scores that are sorted at once
 
 
 def log_probabilities(scores: Tensor, probabilities: bool, summed: int) -> Tensor:
@@ -20,16 +23,34 @@ def log_probabilities(scores: Tensor, probabilities: bool, summed: int) -> Tenso
     return (scores.double() / scores.double().sum(1, keepdim=True)).clamp(min=smallest).log()
 
 
+def multi_label_losses(scores: Tensor, targets: Tensor, probabilities: bool, summed: int) -> Tensor:
+    """Return the mean binary cross-entropy over the classes of each sample, (N,) float64.
+
+    Args:
+        scores: (N, K) as for `log_probabilities`, of a sigmoid per class.
+        targets: (N, K), 1 where a sample belongs to a class, else 0.
+        probabilities: whether they are of probabilities, not of logits.
+        summed: views that a score is the sum of; 1 for maxima.
+    """
+    loss = functional.binary_cross_entropy if probabilities else functional.binary_cross_entropy_with_logits
+    return loss(scores.double() / summed, targets.double(), reduction="none").mean(1)
+
+
 def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the average precision of each class, (K,) float64; NaN for a class without positive samples.
 
     It is the sum over the thresholds of the precision times the gain in recall, without interpolation. Samples with
-    equal scores share a threshold.
+    equal scores share a threshold. A few classes are sorted at once, so that many samples need little memory.
 
     Args:
         scores: (N, K), any increasing function of the probabilities.
         targets: (N, K), not zero where a sample belongs to a class.
     """
+    parts = zip(*(each.split(max(1, CELLS // max(1, len(scores))), dim=1) for each in (scores, targets)), strict=True)
+    return torch.cat([_average_precisions(*part) for part in parts])
+
+
+def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
     ordered, order = scores.sort(0, descending=True)
     positive = targets.ne(0).gather(0, order).double()
     hits = positive.cumsum(0)

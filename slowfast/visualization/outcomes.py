@@ -44,9 +44,12 @@ class Outcomes:
 
 
 def read_outcomes(path: str | os.PathLike[str]) -> Outcomes | None:
-    """Read a scores.npz file; return None if it has no labelled videos, or is of a version without probabilities."""
+    """Read a scores.npz file; return None if it has no labelled videos, or is of a version without probabilities.
+
+    It also returns None if the videos have any number of classes; see `read_multi_label`.
+    """
     with np.load(path) as file:
-        if "probabilities" not in file:
+        if "probabilities" not in file or file["label"].ndim == 2:
             return None
         label, scores = file["label"], file["scores"]
         known = np.flatnonzero(label >= 0)

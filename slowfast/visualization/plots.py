@@ -17,9 +17,11 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
     If there are several tests of a kind, the last one is shown. A run that only tested has no curves.
     """
     records = read_metrics(output_dir)
-    train = _rows(records, "train", "epoch", "loss", "top1", "lr")
-    val = _rows(records, "val", "epoch", "top1")
-    tests = {bool(r["shuffled_frames"]): r["top1"] for r in _rows(records, "test", "shuffled_frames", "top1")}
+    metric = "mAP" if _rows(records, "val", "mAP") else "top1"
+    name = {"top1": "top-1"}.get(metric, metric)
+    train = _rows(records, "train", "epoch", "loss", "lr")
+    val = _rows(records, "val", "epoch", metric)
+    tests = {bool(r["shuffled_frames"]): r[metric] for r in _rows(records, "test", "shuffled_frames", metric)}
     if not train and not val:
         return
     figure = Figure(figsize=(12, 3.5))
@@ -33,11 +35,12 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
     loss.plot([r["epoch"] for r in losses], [r["loss"] for r in losses], "o-", label="validation")
     loss.set_title("loss")
     loss.legend()
-    accuracy.plot(epochs, [r["top1"] for r in train], label="training, top-1")
-    accuracy.plot([r["epoch"] for r in val], [r["top1"] for r in val], "o-", label="validation, top-1")
-    for shuffled, top1 in tests.items():
-        name = "test, shuffled frames" if shuffled else "test, all views"
-        accuracy.axhline(top1, color="gray" if shuffled else "black", linestyle="--", label=name)
+    if steps := _rows(train, "train", metric):  # absent from steps on several classes per video
+        accuracy.plot([r["epoch"] for r in steps], [r[metric] for r in steps], label=f"training, {name}")
+    accuracy.plot([r["epoch"] for r in val], [r[metric] for r in val], "o-", label=f"validation, {name}")
+    for shuffled, value in tests.items():
+        words = "test, shuffled frames" if shuffled else "test, all views"
+        accuracy.axhline(value, color="gray" if shuffled else "black", linestyle="--", label=words)
     accuracy.set(title="accuracy in percent", ylim=(0, 101))
     accuracy.legend()
     rate.plot(epochs, [r["lr"] for r in train])

@@ -22,6 +22,7 @@ from slowfast.visualization.charts import (
     curve_chart,
     matrix_chart,
 )
+from slowfast.visualization.multi_label import MultiLabelOutcomes, precision_rows, read_multi_label
 from slowfast.visualization.outcomes import Outcomes, read_outcomes
 from slowfast.visualization.runs import TESTS, Run, read_run
 from slowfast.visualization.thumbnails import Thumbnails
@@ -58,7 +59,7 @@ def write_report(output_dir: str | os.PathLike[str], path: str | os.PathLike[str
     path = Path(path or run.folder / "report.html")
     numbers = {name: value for name, value in run.numbers().items() if name not in NOT_ABOVE}
     analysis = _analysis(run)
-    if analysis:
+    if analysis and "calibration" in analysis:
         numbers[f"{analysis['source']}: ECE, %"] = analysis["calibration"].ece
     page = {
         "title": run.name,
@@ -100,7 +101,8 @@ def run_charts(run: Run) -> list[Chart]:
             if series and value is not None and (field, folder) != ("loss", "test_shuffled"):  # it is far above
                 series.append(Series(words, [], [value], color=2 + number, level=True))
         if series:
-            title = "Loss, cross-entropy" if field == "loss" else f"{run.label(field).capitalize()} accuracy, percent"
+            titles = {"loss": "Loss, cross-entropy", "mAP": run.title("mAP")}
+            title = titles.get(field, run.title(field).capitalize())
             charts.append(curve_chart(title, series, field, percent=field != "loss"))
     for field, title in SPEED.items():
         x, y = run.points("train", field)
@@ -114,7 +116,7 @@ def comparison_charts(runs: Sequence[Run]) -> list[Chart]:
     accuracies = [*dict.fromkeys(name for run in runs for name in run.accuracies)]
     wanted = [("train", "loss", "Training loss"), ("val", "loss", "Validation loss")]
     for name in accuracies:
-        wanted += [(kind, name, f"{words}: {runs[0].label(name)} accuracy, percent") for kind, words in
+        wanted += [(kind, name, f"{words}: {runs[0].title(name)}") for kind, words in
                    (("train", "Training"), ("val", "Validation"))]  # fmt: skip
     wanted += [("train", field, title) for field, title in SPEED.items()]
     charts: list[Chart] = []
@@ -131,32 +133,52 @@ def comparison_charts(runs: Sequence[Run]) -> list[Chart]:
 
 def _analysis(run: Run) -> dict[str, Any] | None:
     """Return what the predictions show: of the test, or else of the best validation."""
+    thumbnail = Thumbnails(DECODE_LIMIT, run.settings()["DATA"]["IMAGE_TEMPLATE"])
     for folder in ("test", "validation"):
         file = run.folder / folder / "scores.npz"
-        outcomes = read_outcomes(file) if file.is_file() else None
-        if outcomes is not None:
-            break
-    else:
-        return None
+        if not file.is_file():
+            continue
+        if (outcomes := read_outcomes(file)) is not None:
+            return {"source": folder, "top5": run.label("top5"), **_classification(outcomes, thumbnail)}
+        if (ranked := read_multi_label(file)) is not None:
+            return {"source": folder, **_multi_label(ranked, thumbnail)}
+    return None
+
+
+def _classification(outcomes: Outcomes, thumbnail: Thumbnails) -> dict[str, Any]:
     counts, classes = results.confusion(outcomes), len(outcomes.names)
     clustered = classes > CLUSTERED
     order = results.cluster_order(counts) if clustered else np.arange(classes)
-    thumbnail = Thumbnails(DECODE_LIMIT, run.settings()["DATA"]["IMAGE_TEMPLATE"])
     pairs = results.confused_pairs(outcomes, counts, PAIRS)
     largest = (-outcomes.loss).argsort(kind="stable")[:LOSSES].tolist()
     bins = results.calibration(outcomes)
     return {
-        "source": folder,
         "clustered": clustered,
         "matrix": matrix_chart(counts, outcomes.names, order),
         "classes": results.class_rows(outcomes, counts),
-        "top5": run.label("top5"),
         "pairs": [(pair, [_video(outcomes, row, thumbnail) for row in pair.rows[:PER_PAIR]]) for pair in pairs],
         "largest": [_video(outcomes, row, thumbnail) for row in largest],
         "calibration": bins,
         "calibration_chart": calibration_chart(bins),
         "videos": len(outcomes.labels),
     }
+
+
+def _multi_label(outcomes: MultiLabelOutcomes, thumbnail: Thumbnails) -> dict[str, Any]:
+    videos: list[dict[str, Any]] = []
+    for row in (-outcomes.loss).argsort(kind="stable")[:LOSSES].tolist():
+        path, true, predicted = str(outcomes.paths[row]), outcomes.true(row), outcomes.predicted(row)
+        videos.append({
+            "path": path,
+            "file": Path(path).name,
+            "picture": thumbnail(path),
+            "true": ", ".join(true) or "no class",
+            "predicted": ", ".join(predicted),
+            "wrong": predicted != true,
+            "confidence": 100 * float(outcomes.probabilities[row].max()),
+            "loss": float(outcomes.loss[row]),
+        })  # fmt: skip
+    return {"videos": len(outcomes.paths), "precisions": precision_rows(outcomes), "largest": videos}
 
 
 def _video(outcomes: Outcomes, row: int, thumbnail: Thumbnails) -> dict[str, Any]:

@@ -65,8 +65,9 @@ class Run:
 
     @property
     def best_validation(self) -> dict[str, Any]:
-        """The record of the first validation with the highest top-1; empty without validations."""
-        return max(self.rows("val", "top1"), key=lambda record: record["top1"], default={})
+        """The record of the first validation with the highest top-1 or mAP; empty without validations."""
+        name = "mAP" if self.rows("val", "mAP") else "top1"
+        return max(self.rows("val", name), key=lambda record: record[name], default={})
 
     @property
     def environment(self) -> dict[str, str]:
@@ -78,6 +79,10 @@ class Run:
         """Return the name of a metric for a reader, such as "top-5"."""
         number = {"top1": 1, "top5": self.top5_k}.get(accuracy)
         return accuracy.replace("_", " ") if number is None else f"top-{number}"
+
+    def title(self, accuracy: str) -> str:
+        """Return the title of the curve of a metric."""
+        return f"{self.label(accuracy)}{' accuracy' * (accuracy != 'mAP')}, percent"
 
     def numbers(self) -> dict[str, float]:
         """Return name -> value of the results: of the tests, the best validation, the training, and its speed."""
