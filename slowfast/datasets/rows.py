@@ -58,12 +58,14 @@ class RowFormat:
 
     def split(self, row: str) -> list[str]:
         """Return the fields of a row, which is split from the right: a path may contain the separator."""
-        count, ends = len(self.columns) - 1, list[str]()
-        start = row.rfind('"', 0, -1)
-        if self.multi_label and row.endswith('"') and start > 0:  # a quoted last field, which may contain the separator
-            count, ends = count - 1, [row[start:]]
-            row = row[:start].rstrip().removesuffix(self.cut or "")
-        return [unquoted(field) for field in (*row.rsplit(self.cut, count), *ends)]
+        count = len(self.columns) - 1
+        if self.multi_label and row.endswith('"'):  # the quoted labels may contain the separator
+            start = row.rfind('"', 0, -1)
+            head = row[: max(start, 0)].rstrip()
+            if head and (head.endswith(self.cut) if self.cut else len(head) < start):
+                fields = head.removesuffix(self.cut or "").rsplit(self.cut, count - 1)
+                return [unquoted(field) for field in (*fields, row[start:])]
+        return [unquoted(field) for field in row.rsplit(self.cut, count)]
 
     def parse(self, row: str) -> tuple[str, list[float], str]:
         """Return the path, the numbers and the fault ("" for none) of a stripped row.

@@ -136,7 +136,7 @@ class Evaluation:
             scores, targets = torch.from_numpy(self.scores[rows]), torch.from_numpy(self.label[rows])
             loss += float(multi_label_losses(scores, targets, self.probabilities, self.summed).sum())
         scores, targets = torch.from_numpy(self.scores[known]), torch.from_numpy(self.label[known])
-        found = {name: metric(scores, targets) for name, metric in MULTI_LABEL_METRICS.items()}
+        found = {name: float(metric(scores, targets)) for name, metric in MULTI_LABEL_METRICS.items()}
         return {"loss": loss / len(known)} | {name: 100.0 * float(np.nan_to_num(found[name])) for name in found}
 
 

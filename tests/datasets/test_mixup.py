@@ -12,6 +12,16 @@ from slowfast.datasets.mixup import MixUp, mixup_target, one_hot
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mixup.json").read_text())
 
 
+def test_targets_of_several_labels_are_smoothed_and_mixed_like_those_of_one():
+    labels = torch.tensor([2, 0, 1])
+    hot = torch.nn.functional.one_hot(labels, 3).to(torch.int8)
+    torch.testing.assert_close(one_hot(hot, 3, 0.1), one_hot(labels, 3, 0.1))
+    torch.testing.assert_close(mixup_target(hot, 3, 0.7, 0.1), mixup_target(labels, 3, 0.7, 0.1))
+    several = torch.tensor([[1, 1, 0], [0, 0, 0]], dtype=torch.int8)
+    expected = torch.tensor([[0.75, 0.75, 0.0], [0.25, 0.25, 0.0]])
+    torch.testing.assert_close(mixup_target(several, 3, 0.75), expected)
+
+
 def test_one_hot_matches_the_official_numbers():
     case = GOLDEN["convert_to_one_hot"]
     smoothing = case["off_value"] * case["num_classes"]

@@ -20,6 +20,26 @@ def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("separator", [" ", ","])
+@pytest.mark.parametrize("given", [" ", ","])
+def test_rows_with_several_labels_are_cleaned(tmp_path, separator, given):
+    rows = [f'{name}.mp4{separator}"{labels}"' for name, labels in (("a", "0,2"), ("b", "1,2"), ("c", ""))]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    (tmp_path / "a.mp4").touch()
+    file = ListFile(tmp_path / "train.csv", ("path", "label"), given, str(tmp_path))
+    assert [sample.label for sample in file.read()] == [(0, 2), (1, 2), ()]
+    assert file.without({"b.mp4"}) == (f"{rows[0]}\n{rows[2]}\n", 1, [1])
+
+
+@pytest.mark.parametrize(("row", "label"), [("a.mp4 3,17", (3, 17)), ("a.mp4,17", 17), ("a 3.mp4,17", 17)])
+def test_the_first_video_decides_how_rows_are_read(tmp_path, row, label):
+    (tmp_path / "train.csv").write_text(f"{row}\n")
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a 3.mp4").touch()
+    for given in (" ", ","):
+        assert ListFile(tmp_path / "train.csv", ("path", "label"), given, str(tmp_path)).read()[0].label == label
+
+
 def test_a_list_without_good_files_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
     with pytest.raises(ValueError, match=r"all 2 videos of .*train\.csv are bad"):
