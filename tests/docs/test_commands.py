@@ -235,7 +235,7 @@ AFTER_LISTS = ("MODEL_ZOO.md",)
 LEFT: dict[str, tuple[str, ...]] = {
     "README.md": ("output/demo/test/metrics.json", "output/lr5e-4/test/metrics.json"),
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
-    "docs/OWN_VIDEOS.md": ("output/mine/test/predictions.csv", "output/mine_v2/test/predictions.csv"),
+    "docs/OWN_VIDEOS.md": tuple(f"output/{name}/test/predictions.csv" for name in ("mine", "mine_v2", "kinds")),
     "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
     "docs/EXPORT.md": ("demo.onnx", "demo.pt2", "demo.safetensors", "shared/demo/README.md"),
     "docs/FEATURES.md": ("features/features.json", "features/test_00000.npy", "features_of_a_block/test_00000.npy"),
