@@ -28,7 +28,7 @@ DIGITS = 15  # most digits of a number that a float64 represents exactly
 # Other forms that Python accepts, such as 1_000 and the digits of other scripts, are more likely a mistake.
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-UNQUOTED = re.compile(r",[0-9]+")  # end of a path that is a label: several labels in a row of commas, without quotes
+UNQUOTED = re.compile(r"(,|\.\w+\s+)[0-9]+$")  # end of a path that is a label: of several without quotes between commas
 LOOKS = 10  # number of rows checked to find the suffix
 
 
@@ -91,7 +91,7 @@ class RowFormat:
         return path, values, _segment_fault(*values[:3]) if "total" in self.columns else ""
 
     def _labels_fault(self, path: str, labels: Sequence[str]) -> str:
-        if self.cut == "," and UNQUOTED.fullmatch(path[path.rfind(",") :]):
+        if self.cut == "," and path[-1].isdigit() and UNQUOTED.search(path):
             return "several labels are not in quotes"
         unknown = len(labels) > 1 and str(UNKNOWN) in labels
         return f"label {UNKNOWN}, for unknown classes, is beside others" if unknown else ""

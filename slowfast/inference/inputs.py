@@ -70,7 +70,8 @@ def _in_list(path: str) -> list[str]:
 
 def _listed(row: str, folder: str) -> str:
     """Return the path in a row; if none exists, that of its first column in the folder of the list."""
-    forms = [row, row.rsplit(",", 1)[0], row.rsplit(None, 1)[0], row.split(",")[0], row.split()[0]]
+    last = [row.rsplit(separator, 1)[0] for separator in (",", None, ',"')]  # a label; several may be in quotes
+    forms = [row, *last, row.split(",")[0], row.split()[0]]
     forms = [form.strip().strip('"') for form in forms]
     places = [place for form in forms for place in (form, os.path.join(folder, form))]
     first = row.rsplit(",", 1)[0] if "," in row else row.split()[0]

@@ -95,6 +95,7 @@ def test_the_fingerprint_depends_on_which_row_has_a_label():
         (["a.mp4,17", "b.mp4,3,17"], ",", "quotes"),
         (["a.mp4 3", "b.mp4 -1,3"], " ", "beside"),
         (["a.mp4 1,0", "b.mp4 18"], " ", "at least 19"),
+        (["a.mp4 1,2", "b.mp4 2,3"], ",", "' '"),
         (['a.mp4,"1,2"', 'b.mp4,"2"'], " ", "','"),
         (["path label", "a.mp4 1,2", "b.mp4 1"], " ", "header"),
     ],

@@ -139,10 +139,12 @@ def test_files_folders_patterns_and_lists_name_videos(videos, tmp_path, monkeypa
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "list.csv").write_text("a/1.mp4,3\nd e/4.mp4,2\nmissing.mp4,1\n")
+    (tmp_path / "several.csv").write_text('a/1.mp4 3,17\nd e/4.mp4 "2"\na/1.mp4,"3,17"\nd e/4.mp4,""\n')
     (tmp_path / "list.txt").write_text("a/1.mp4 3\n")
     monkeypatch.chdir(tmp_path)
     assert find_videos(["a"]) == ["a/1.mp4", "a/b/2.webm"]
     assert find_videos(["*/*.mp4", "a/1.mp4"]) == ["a/1.mp4", "c/3.mp4", "d e/4.mp4"]
+    assert find_videos(["several.csv"]) == ["a/1.mp4", "d e/4.mp4"]
     assert find_videos(["list.csv"]) == ["a/1.mp4", "d e/4.mp4", "missing.mp4"]
     assert find_videos(["list.txt", "frames"]) == ["a/1.mp4", "frames"]
     monkeypatch.chdir("/")
