@@ -25,6 +25,10 @@ from torch import Tensor, nn
 # Tests fork, and a fork of a process with a pool of threads may hang; test processes also share the cores.
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes
+# Tests start some hundred interpreters; each would compile the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 GOLDEN = Path(__file__).parent / "golden"
 WORKER = "PYTEST_XDIST_WORKER" in os.environ

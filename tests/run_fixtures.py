@@ -164,17 +164,11 @@ def call(fork) -> Callable[..., subprocess.CompletedProcess]:
 def run_net(call) -> Callable[..., subprocess.CompletedProcess]:
     """Run tools/run_net.py in a new process; it has to end well.
 
-    `torchrun` is a number of processes under torchrun, `ranks` of processes as torchrun or Slurm start them.
+    `ranks` is a number of processes, as torchrun or Slurm start them.
     """
 
-    def run(config: Path, *overrides: object, torchrun: int = 0, ranks: int = 0) -> subprocess.CompletedProcess:
-        arguments = ["tools/run_net.py", "--cfg", str(config), *map(str, overrides)]
-        if torchrun:
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={torchrun}"]
-            command = [sys.executable, *launcher, *arguments]
-            done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-        else:
-            done = call(*arguments, ranks=ranks)
+    def run(config: Path, *overrides: object, ranks: int = 0) -> subprocess.CompletedProcess:
+        done = call("tools/run_net.py", "--cfg", config, *overrides, ranks=ranks)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from run_fixtures import write_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,8 +20,9 @@ def run(out: Path, *options: str, **variables: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.slow
-def test_every_part_leaves_its_record(tmp_path):
-    done = run(tmp_path, "--device", "cpu", "--quick")
+def test_every_part_leaves_its_record(warm, tmp_path):
+    write_python(tmp_path / "python", warm)
+    done = run(tmp_path, "--device", "cpu", "--quick", PYTHON=str(tmp_path / "python"))
     parts = {part["part"]: part for part in json.loads((tmp_path / "summary.json").read_text())["parts"]}
     assert {name: part["exit_code"] for name, part in parts.items()} == dict.fromkeys(
         ("probe", "tests", "demo", "uniformer_s16", "training"), 0

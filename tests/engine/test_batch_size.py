@@ -51,7 +51,7 @@ def test_more_memory_fits_more_videos_and_the_estimate_holds():
     assert found == [2, 10, 20]
     assert str(small.videos) in describe(cfg, small)
     with pytest.raises(ValueError, match=r"MODEL\.USE_CHECKPOINT"):
-        describe(cfg, find_batch(cfg, 10 * MIB))
+        describe(cfg, fit(lambda videos: int(small.needed(videos)), 10 * MIB, False))
 
 
 @pytest.mark.slow

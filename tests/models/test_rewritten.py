@@ -100,8 +100,7 @@ def test_an_exported_network_takes_other_sizes_or_fails(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["nothing", "products"])
-@pytest.mark.parametrize("name", ["uniformer_image", "v2"])
+@pytest.mark.parametrize(("name", "keep"), [("uniformer_image", "nothing"), ("v2", "products")])
 def test_a_compiled_network_with_activation_checkpointing_equals_eager_mode(name, keep):
     """Equal to eager mode: logits, gradients, and the statistics of BatchNorm, which are updated once per step."""
     torch.compiler.reset()

@@ -155,16 +155,6 @@ def test_bfloat16_gradients_are_those_of_float32():
         assert (gradients[1][name] - expected).norm() <= 0.05 * expected.norm() + 1e-3 * total, name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-def test_it_compiles_without_graph_breaks(training):
-    torch.compiler.reset()
-    model = small(mlp_dropout=0.0, cls_dropout=0.0).train(training)
-    video = torch.randn(2, 3, 4, 32, 32)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(video), model(video), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("options", [{}, {"no_lmhra": True}, {"temporal_downsample": False}, {"double_lmhra": False}])
 @pytest.mark.parametrize("shape", [(1, 32, 32), (4, 48, 32), (7, 24, 40)])
 def test_any_frame_count_and_size_is_accepted(options, shape):

@@ -178,11 +178,11 @@ def test_a_training_may_last_longer_than_the_timeout(start):
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_job(start, tmp_path):
-    job = start(*LONG, "TRAIN.MAX_STEPS", 60, "TRAIN.CHECKPOINT_MINUTES", 1e-6, torchrun=2, restarts=1).trains()
+    job = start(*LONG, "TRAIN.MAX_STEPS", 40, "TRAIN.CHECKPOINT_MINUTES", 1e-6, torchrun=2, restarts=1).trains()
     os.kill(job.ranks()[0], signal.SIGKILL)
     assert job.ends() == 0
     steps = [record["step"] for record in read_metrics(tmp_path / "out") if record["kind"] == "train"]
-    assert "resumed from" in job.text() and steps == [*range(1, 61)]
+    assert "resumed from" in job.text() and steps == [*range(1, 41)]
 
 
 @pytest.mark.slow
