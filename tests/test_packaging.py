@@ -23,7 +23,8 @@ from slowfast.config import load_config
 from slowfast.models.build import build_model
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"onnxruntime", "torchcodec"}  # imported only if chosen; in the extra "dev"
+# imported only if chosen, in the extra "dev"; Triton comes with PyTorch where there are GPUs
+OPTIONAL = {"onnxruntime", "torchcodec", "triton"}
 
 
 def imported(folder: str) -> set[str]:

@@ -83,7 +83,7 @@ def rounding_error(device: torch.device, groups: int, low: torch.dtype) -> float
     In PyTorch 2.14, the gradient of a depthwise 5x5x5 kernel is wrong in bfloat16 on CPUs, in channels last.
     """
     results: list[list[torch.Tensor]] = []
-    memory_format = layout(device, ndim=5)
+    memory_format = layout(ndim=5)
     for dtype in (torch.float32, low):
         generator = torch.Generator().manual_seed(0)
         video = torch.randn(2, 64, 4, 14, 14, generator=generator)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast.models.depthwise import depthwise
-from slowfast.models.layers import is_exporting
+from slowfast.models.layers import apply_linear, is_exporting, linear
 from slowfast.models.timm_tower import VisionTower, timm_tower
 
 TOWERS = {
@@ -51,7 +51,7 @@ class PatchConv(nn.Conv3d):
         windows = F.pad(input, (0, 0, 0, 0, pad, pad)).unfold(2, frames, stride)  # (B, C, T', H, W, frames)
         windows = windows.unflatten(4, (-1, width)).unflatten(3, (-1, height))
         windows = windows.permute(0, 2, 3, 5, 1, 7, 4, 6).flatten(4)
-        return F.linear(windows, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+        return linear(windows, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
 
 
 class PointwiseConv(nn.Conv3d):
@@ -59,7 +59,7 @@ class PointwiseConv(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return tokens (..., C')."""
-        return F.linear(input, self.weight.flatten(1), self.bias)
+        return linear(input, self.weight.flatten(1), self.bias)
 
 
 class TemporalConv(nn.Conv3d):
@@ -90,10 +90,20 @@ class QuickGELU(nn.Module):
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
+class FeedForward(nn.Sequential):
+    """Layers one after the other."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the output of the last layer."""
+        for layer in self:
+            input = apply_linear(layer, input)
+        return input
+
+
 def feed_forward(dim: int, hidden: int, dropout: float = 0.0, activation: str = "quick_gelu") -> nn.Sequential:
     """Return two linear layers with an activation between them, with CLIP's parameter names."""
     layers = (("c_fc", nn.Linear(dim, hidden)), ("gelu", ACTIVATIONS[activation]()), ("dropout", nn.Dropout(dropout)))
-    return nn.Sequential(OrderedDict((*layers, ("c_proj", nn.Linear(hidden, dim)))))
+    return FeedForward(OrderedDict((*layers, ("c_proj", nn.Linear(hidden, dim)))))
 
 
 class SelfAttention(nn.Module):
@@ -116,11 +126,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return tokens of the same shape."""
-        return self.out_proj(attend(*self.project(tokens)).transpose(1, 2).reshape(tokens.shape))
+        return apply_linear(self.out_proj, attend(*self.project(tokens)).transpose(1, 2).reshape(tokens.shape))
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Project tokens (..., L, C) to queries, keys and values, each (B, heads, L, C / heads)."""
-        parts = F.linear(tokens, self.in_proj_weight, self.in_proj_bias).flatten(0, -3).chunk(3, dim=2)
+        parts = linear(tokens, self.in_proj_weight, self.in_proj_bias).flatten(0, -3).chunk(3, dim=2)
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # views, without copies
         return q, k, v
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 WAYS = {"none": (False, "nothing"), "all": (True, "nothing"), "but products": (True, "products")}
+PRODUCTS = (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.mkldnn._linear_pointwise)
 FAMILIES = ("uniformer", "uniformer_split", "uniformer_image", "light", "v2")
 
 
@@ -26,7 +27,7 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        self.products += func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.mm, torch.ops.aten.bmm)
+        self.products += func.overloadpacket in PRODUCTS
         for tensor in tree_leaves(made):
             if torch.is_tensor(tensor):
                 self.add(tensor.untyped_storage())

@@ -11,7 +11,7 @@ from small_networks import SMALL, small, video_for
 from torch import Tensor, nn
 
 from slowfast.models.depthwise import depthwise_conv
-from slowfast.models.layers import X86_VECTORS, PatchEmbed, pointwise_conv
+from slowfast.models.layers import X86_VECTORS, PatchEmbed, apply_linear, linear, pointwise_conv
 
 # (B, C, *grid): one clip, clips shorter than the kernel, channels that are no multiple of a vector, images
 SHAPES = [(1, 16, 4, 9, 10), (2, 56, 1, 7, 7), (3, 16, 2, 6, 5), (2, 5, 7, 4, 8), (4, 28, 14, 14)]
@@ -128,3 +128,26 @@ def test_a_compiled_network_takes_the_same_routes_and_an_exported_one_those_of_p
         assert any("linear" in name for name in called) and not any("conv" in name for name in called)
     assert "conv" in exported and "linear" not in exported
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (2, 7, 16), (2, 3, 400, 16)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_linear_layer_has_the_values_and_gradients_of_pytorch(shape, with_bias):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape), torch.randn(24, 16), *([torch.randn(24)] if with_bias else [])]
+    results = []
+    for compute, dtype in ((linear, torch.float32), (nn.functional.linear, torch.float64)):
+        values = [value.to(dtype, copy=True).requires_grad_() for value in inputs]
+        out = compute(*values, *([] if with_bias else [None]))
+        first = torch.autograd.grad(out.square().sum(), values, create_graph=True)
+        second = torch.autograd.grad(torch.stack([value.square().sum() for value in first]).sum(), values)
+        results.append([value.detach().double() for value in (out, *first, *second)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_hooks_of_a_linear_layer_are_called():
+    layer, seen = nn.Linear(4, 3), []
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    apply_linear(layer, torch.randn(2, 4))
+    assert seen == [(2, 3)]

@@ -33,10 +33,11 @@ def test_every_linear_layer_may_be_wrapped(name):
     wrappers = {layer: LowRank(module) for layer, module in layers.items()}
     for layer, wrapper in wrappers.items():
         model.set_submodule(layer, wrapper)
-    assert torch.equal(model(video), expected)
+    wrapped = model(video)
+    torch.testing.assert_close(wrapped, expected, rtol=1e-4, atol=1e-5)
     for layer, wrapper in wrappers.items():
         wrapper.scale = 1.0
-        bypassed = torch.equal(model(video), expected)
+        bypassed = torch.equal(model(video), wrapped)
         assert bypassed == (layer == "head_cls"), layer  # this layer is used in training only
         wrapper.scale = 0.0
 
