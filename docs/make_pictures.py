@@ -1,8 +1,8 @@
 """Draw the pictures of the README from a trained demo: python docs/make_pictures.py [OUTPUT_DIR].
 
 It writes docs/images/predictions.jpg (one test video per class, with its label and the prediction), curves.png, what
-slowfast-visualize draws (inputs.jpg, cam.jpg, attention.jpg), and two parts of the report, report.png and
-report_errors.png, for which it needs chromium, chromedriver and selenium.
+slowfast-visualize draws (inputs.jpg, cam.jpg, attention.jpg) and slowfast-predict (predicted.gif, sheet.jpg), and two
+parts of the report, report.png and report_errors.png, for which it needs chromium, chromedriver and selenium.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import av
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from slowfast.datasets.reader import read_frames
+from slowfast.inference import predict
 from slowfast.inference.visualize import execute, parse_args
 
 IMAGES = Path(__file__).with_name("images")
@@ -66,6 +68,23 @@ def draw_visualizations(output_dir: Path) -> None:
             picture.save(IMAGES / f"{name}.jpg", quality=85)
 
 
+def draw_prediction(output_dir: Path) -> None:
+    """Draw the predicted classes over a test video of the demo, and the frames that the network saw."""
+    with tempfile.TemporaryDirectory() as folder:
+        drawn, sheet = Path(folder, "predicted.mp4"), Path(folder, "sheet.png")
+        command = ["data/demo/videos/test_00001.mp4", "--weights", str(output_dir)]
+        predict.execute(predict.parse_args([*command, "--video", str(drawn), "--sheet", str(sheet)]))
+        with av.open(str(drawn)) as container:
+            frames = [frame.to_image() for frame in container.decode(video=0)][::2]
+        for frame in frames:
+            frame.thumbnail((300, 300), Image.Resampling.LANCZOS)
+        first, *rest = (frame.quantize(64) for frame in frames)
+        first.save(IMAGES / "predicted.gif", save_all=True, append_images=rest, duration=100, loop=0)
+        picture = Image.open(sheet).convert("RGB")
+        picture.thumbnail((1300, 1300), Image.Resampling.LANCZOS)
+        picture.save(IMAGES / "sheet.jpg", quality=85)
+
+
 def draw_report(report: Path, parts: dict[str, tuple[str, int]]) -> None:
     """Draw parts of a report, 1280 pixels wide: name of the picture -> anchor and height."""
     from selenium import webdriver
@@ -93,6 +112,7 @@ def main() -> None:
     draw_predictions(output_dir / "test" / "predictions.csv", IMAGES / "predictions.jpg")
     shutil.copy(output_dir / "curves.png", IMAGES / "curves.png")
     draw_visualizations(output_dir)
+    draw_prediction(output_dir)
     draw_report(output_dir / "report.html", {"report.png": ("", 690), "report_errors.png": ("#confusion", 1560)})
 
 

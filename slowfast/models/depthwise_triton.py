@@ -150,9 +150,11 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weight, size = weight.flatten(1).t().contiguous(), weight.shape[2:]
     bias = weight.new_zeros(C) if bias is None else bias
     grid = (B * triton.cdiv(T, length) * triton.cdiv(H * W, POSITIONS), triton.cdiv(C, CHANNELS))
-    _convolve[grid](
-        x, weight, bias, out, T, H, W, C // unit, unit, *size, length, length == T, POSITIONS, CHANNELS, num_warps=WARPS
-    )
+    with torch.cuda.device_of(x):
+        _convolve[grid](
+            x, weight, bias, out, T, H, W, C // unit, unit, *size, length, length == T,
+            POSITIONS, CHANNELS, num_warps=WARPS,
+        )  # fmt: skip
     return out
 
 
@@ -174,13 +176,14 @@ def kernel_gradient(x: Tensor, grad: Tensor, size: list[int]) -> Tensor:
     x, grad, unit, length = x.contiguous(), grad.contiguous(), _unit(C), _length(T)
     work = B * triton.cdiv(T, length) * triton.cdiv(H * W, GRADIENT_POSITIONS)
     blocks = triton.cdiv(C, GRADIENT_CHANNELS)
-    chunk = triton.cdiv(work, PARTS)
+    chunk = max(1, triton.cdiv(work, PARTS))
     parts = triton.cdiv(work, chunk)
     out = x.new_empty((parts, size[0] * size[1] * size[2], C), dtype=torch.float32)
-    _kernel_gradient[(size[1], blocks, parts)](
-        x, grad, out, B, T, H, W, C // unit, chunk, unit, *size, length, length == T,
-        GRADIENT_POSITIONS, GRADIENT_CHANNELS, num_warps=GRADIENT_WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _kernel_gradient[(size[1], blocks, parts)](
+            x, grad, out, B, T, H, W, C // unit, chunk, unit, *size, length, length == T,
+            GRADIENT_POSITIONS, GRADIENT_CHANNELS, num_warps=GRADIENT_WARPS,
+        )  # fmt: skip
     return out.sum(0).t().contiguous().view(C, 1, *size)
 
 

@@ -41,7 +41,7 @@ def faster_routes(x: Tensor) -> bool:
         return False
     if x.device.type == "cpu":
         return X86_VECTORS and x.dtype in (torch.float32, torch.bfloat16)
-    return x.device.type == "cuda" and x.is_floating_point()
+    return x.device.type == "cuda" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def channels_last(x: Tensor) -> Tensor:
