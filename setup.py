@@ -69,7 +69,7 @@ setup(
             "onnx>=1.16",
             "onnxruntime>=1.18",
             "onnxscript>=0.2",
-            # one of the two packages for features in one file
+            # one of the two packages that write all features into one file
             "h5py>=3.8",
             # other programs, whose numbers the tests compare with ours
             "open_clip_torch>=2.24",

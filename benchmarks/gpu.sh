@@ -2,7 +2,9 @@
 # Run all checks and benchmarks that need a GPU, unattended, in under 9 minutes, and leave JSON and logs in a folder:
 #     bash benchmarks/gpu.sh OUT [--device cpu] [--quick] [--no-checks] [--seconds N]
 # A failed part does not stop the others; the exit code is 1 if any failed. Packages must be installed, or in a folder on
-# PYTHONPATH; no network is used. Parts for which no time is left (default: 525 seconds) are left out. --quick runs every kind of part on small networks; with --device cpu it tests this file.
+# PYTHONPATH; no network is used. --seconds N limits the time of all parts together (default: 525); a part for which less
+# than 10 seconds are left does not run and counts as failed. --no-checks leaves out the parts that are not timed.
+# --quick runs every kind of part on small networks; with --device cpu it tests this file.
 set -u
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:?folder for the results}")

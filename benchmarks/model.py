@@ -77,7 +77,7 @@ def start_peak(device: torch.device) -> int:
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, float]:
     """Return wall seconds, CPU seconds and the peak of additional GiB of one call."""
-    if device.type == "cuda":  # the memory of the network before is returned, and that of this one prepared
+    if device.type == "cuda":  # release the memory of the previous network, and allocate that of this one
         torch.cuda.empty_cache()
         work()
     synchronize(device)

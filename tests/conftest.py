@@ -26,7 +26,7 @@ from torch import Tensor, nn
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes
-# Tests start some hundred interpreters; each would compile the package.
+# Tests start several hundred interpreters; without files of bytecode, each would compile the package.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

@@ -63,7 +63,7 @@ def write_python(
         path: file to write.
         address: of the server of tests/warm.py.
         smaller: pattern of a command line, and the flags and KEY VALUE pairs to add to it; the first row that fits.
-        fresh: whether programs import the package from PYTHONPATH, instead of that of this checkout.
+        fresh: whether programs import the package from PYTHONPATH instead of from this checkout.
     """
     path.unlink(missing_ok=True)
     rows = [tuple(row) for row in smaller]

@@ -66,7 +66,7 @@ key("RNG_SEED", 1, integer(0),
 key("LOG_PERIOD", 10, integer(1),
     "Optimizer steps between two log lines.", may_differ=True)
 key("TRACKERS", [], several(one_of("tensorboard", "wandb", "mlflow", "trackio")),
-    "Programs that get the curves of training and validation, see docs/REPORT.md.", may_differ=True)
+    "Programs to which training and validation curves are sent; see docs/REPORT.md.", may_differ=True)
 
 SECTIONS["TRAIN"] = "Training"
 key("TRAIN.ENABLE", True, FLAG,
@@ -78,7 +78,7 @@ key("TRAIN.BATCH_SIZE", 64, integer(1),
 key("TRAIN.EVAL_PERIOD", 10, integer(1),
     "Epochs between two validations; the last epoch is always validated.", may_differ=True)
 key("TRAIN.PATIENCE", 0, integer(0),
-    "End after this number of validations in a row without a better top-1 or mAP; 0 is off.", may_differ=True)
+    "End training after this many validations in a row without a better top-1 or mAP; 0 is off.", may_differ=True)
 key("TRAIN.CHECKPOINT_PERIOD", 10, integer(1),
     "Epochs between two checkpoints; the last epoch and each validated epoch always write one.", may_differ=True)
 key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),
@@ -122,7 +122,7 @@ key("TEST.NUM_SPATIAL_CROPS", 3, one_of(1, 3),
     "Crops per clip: the centre, or start, centre and end of the longer side.", may_differ=True)
 key("TEST.ADD_SOFTMAX", None, FLAG | NONE,
     "Add up softmax scores (True) or logits (False) over the views; None as published: logits for UniFormer, softmax "
-    "for UniFormerV2. DATA.MULTI_LABEL adds up a sigmoid per class.", may_differ=True)
+    "for UniFormerV2. DATA.MULTI_LABEL True adds up sigmoids and requires None.", may_differ=True)
 key("TEST.SKIP_BAD", False, FLAG,
     "Leave out videos that cannot be decoded; if False, the test fails and names them.", may_differ=True)
 key("TEST.SHUFFLE_FRAMES", False, FLAG,
@@ -138,7 +138,7 @@ key("DATA.PATH_PREFIX", "", TEXT,
 key("DATA.PATH_LABEL_SEPARATOR", " ", TEXT,
     "Text between the columns of a list.")
 key("DATA.MULTI_LABEL", False, FLAG,
-    "A video has any number of classes: path 3,17. MODEL.LOSS_FUNC must be bce; the metric is mAP instead of top-1.")
+    "A row may have any number of classes (path 3,17); MODEL.LOSS_FUNC must be bce; the metric is mAP, not top-1.")
 key("DATA.LABEL_PATH_TEMPLATE", "somesomev1_rgb_{}_split.txt", TEXT,
     "List of a data set of frame folders; {} is the split. {}.json reads the lists of Something-Something.")
 key("DATA.IMAGE_TEMPLATE", "{:05d}.jpg", TEXT,
@@ -298,7 +298,7 @@ key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entr
 key("MODEL.CLASS_WEIGHTS", "none", one_of("none", "balanced"),
     "Factors of the loss; balanced: mean number of training videos of a class / number of videos of this class.")
 key("MODEL.COMPILE", False, FLAG,
-    "Compile the blocks of the network: the first step takes half a minute, the others less time.", may_differ=True)
+    "Compile the blocks of the network: the first step takes half a minute, later steps are faster.", may_differ=True)
 key("MODEL.USE_CHECKPOINT", False, FLAG,
     "Save memory: recompute activations of the blocks of MODEL.CHECKPOINT_NUM in the backward pass.", may_differ=True)
 key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),
@@ -403,7 +403,7 @@ key("UNIFORMERV2.FROZEN", False, FLAG,
 
 SECTIONS["TENSORBOARD"] = "TensorBoard"
 key("TENSORBOARD.ENABLE", False, FLAG,
-    "Official name for tensorboard in TRACKERS.", may_differ=True)
+    "Official key; True is the same as tensorboard in TRACKERS.", may_differ=True)
 key("TENSORBOARD.LOG_DIR", "", TEXT,
     "Folder of its files, relative to OUTPUT_DIR; empty for tensorboard.", may_differ=True)
 # fmt: on

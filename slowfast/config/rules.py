@@ -225,10 +225,10 @@ def _batch(cfg: CfgNode) -> Iterator[str]:
 
 def _balance(cfg: CfgNode) -> Iterator[str]:
     weights, loss = cfg.MODEL.CLASS_WEIGHTS, cfg.MODEL.LOSS_FUNC
-    if cfg.DATA.MULTI_LABEL:  # the rows with a class cannot be drawn or weighted without those of other classes
+    if cfg.DATA.MULTI_LABEL:  # a class cannot be drawn or weighted alone: its rows also have other classes
         if weights != "none" or cfg.DATA.BALANCE:
             yield (
-                f"DATA.BALANCE = {cfg.DATA.BALANCE} and MODEL.CLASS_WEIGHTS = {weights} need one class per video, for "
+                f"DATA.BALANCE = {cfg.DATA.BALANCE} and MODEL.CLASS_WEIGHTS = {weights} need one class per video, but "
                 "DATA.MULTI_LABEL = True: set DATA.BALANCE False and MODEL.CLASS_WEIGHTS none"
             )
         return
@@ -249,14 +249,14 @@ def _multi_label_lists(cfg: CfgNode) -> Iterator[str]:
         return
     if cfg.TEST.ADD_SOFTMAX is not None:
         yield (
-            f"TEST.ADD_SOFTMAX = {cfg.TEST.ADD_SOFTMAX} for DATA.MULTI_LABEL = True, which adds up a sigmoid per "
+            f"TEST.ADD_SOFTMAX = {cfg.TEST.ADD_SOFTMAX}, but DATA.MULTI_LABEL = True adds up a sigmoid per "
             "class: set TEST.ADD_SOFTMAX None"
         )
     for part in ("TRAIN", "TEST"):
         spec, template = CATALOG[cfg[part].DATASET], cfg.DATA.LABEL_PATH_TEMPLATE
         if cfg[part].ENABLE and (spec.images or (spec.list_file is None and template.endswith(".json"))):
             yield (
-                f"{part}.DATASET = {cfg[part].DATASET} has one class per image or entry, for DATA.MULTI_LABEL = True: "
+                f"{part}.DATASET = {cfg[part].DATASET} has one class per image or entry, but DATA.MULTI_LABEL = True: "
                 "set DATA.MULTI_LABEL False"
             )
 
@@ -264,7 +264,7 @@ def _multi_label_lists(cfg: CfgNode) -> Iterator[str]:
 def _multi_label_loss(cfg: CfgNode) -> Iterator[str]:
     if cfg.DATA.MULTI_LABEL and not cfg.MODEL.LOSS_FUNC.startswith("bce"):
         yield (
-            f"MODEL.LOSS_FUNC = {cfg.MODEL.LOSS_FUNC} takes one class per video, for DATA.MULTI_LABEL = True: set "
+            f"MODEL.LOSS_FUNC = {cfg.MODEL.LOSS_FUNC} needs one class per video, but DATA.MULTI_LABEL = True: set "
             "MODEL.LOSS_FUNC bce"
         )
 

@@ -5,7 +5,7 @@ entries of a batch are:
 
 * "video": uint8 clips (B, C, T, H, W) or images (B, C, H, W); in an evaluation of videos, the `Views` from which the B
   clips are cut. In a worker, they are in memory that is ready to be sent.
-* "label", "index" (row of the list), "view": (B,) int64; of a multi-label list, "label" is (B, K) int8, see
+* "label", "index" (row of the list), "view": (B,) int64; for a multi-label list, "label" is (B, K) int8, see
   `VideoList.targets`.
 * "bad": list of (path, reason) of files that could not be decoded.
 

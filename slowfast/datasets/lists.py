@@ -86,8 +86,8 @@ class VideoList(Sequence[Sample]):
         suffix: suffix that is put after every path.
         source: the list file, for messages.
         class_names: in the order of the labels, or None if unknown.
-        label_ends: (N,) position in `labels` at which those of each path end; None if each path has one.
-        num_classes: K, number of classes; None for those up to the largest label.
+        label_ends: (N,) positions in `labels` at which the labels of each path end; None if each path has one label.
+        num_classes: K, number of classes; None derives it from the largest label.
     """
 
     def __init__(
@@ -144,9 +144,9 @@ class VideoList(Sequence[Sample]):
         return tuple(self.labels[self.label_ends[index - 1] if index else 0 : self.label_ends[index]].tolist())
 
     def targets(self, rows: Sequence[int]) -> np.ndarray:
-        """Return the labels of B rows, (B,) int64, or in a multi-label list 1 for each of their classes, (B, K) int8.
+        """Return the labels of B rows, (B,) int64; for a multi-label list (B, K) int8, with 1 for each class of a row.
 
-        All K numbers of a row whose classes are not known are `UNKNOWN`.
+        If the classes of a row are not known, all its K numbers are `UNKNOWN`.
         """
         if self.label_ends is None:
             return self.labels[rows]
@@ -226,7 +226,7 @@ def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.n
     """Return the paths of a list, and one array of numbers per other column."""
     cut, count = form.cut, len(form.columns) - 1
     blob, ends, numbers, row_ends = bytearray(), array("q"), bytearray(), array("q")
-    keep = 0 if form.multi_label and cut == "," else KNOWN  # there, the end may be a part of the labels
+    keep = 0 if form.multi_label and cut == "," else KNOWN  # a comma may cut within the labels
     known: dict[str, bytes] = {}  # end of a row -> its numbers; many rows of a list have the same end
     faults: list[str] = []
     for line, row in _rows(path):
@@ -258,9 +258,10 @@ def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.n
 
 
 def _multi_label_columns(numbers: np.ndarray, ends: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the columns of rows whose numbers, all in one array, are those of `names` and then any number of labels.
+    """Return the columns of rows that consist of one number per name, then any number of labels.
 
-    The entry "label" contains those of all rows, "label_ends" the position at which those of each row end.
+    `numbers` contains those of all rows, `ends` the positions at which each row ends. The entry "label" contains the
+    labels of all rows, "label_ends" the positions at which the labels of each row end.
     """
     first = np.concatenate([[0], ends[:-1]])
     places = first[:, None] + np.arange(len(names))

@@ -9,7 +9,7 @@ import torch
 def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> torch.Tensor:
     """Turn labels (B,) into smoothed targets (B, K): `smoothing / K` everywhere, plus `1 - smoothing` at the label.
 
-    Labels (B, K), which are 1 for each class of a sample and else 0, are smoothed in the same way.
+    Labels (B, K), which are 1 for each class of a sample and 0 for others, are smoothed in the same way.
     """
     off = smoothing / num_classes
     if labels.ndim == 2:
@@ -19,7 +19,7 @@ def one_hot(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> t
 
 
 def mixup_target(labels: torch.Tensor, num_classes: int, lam: float, smoothing: float = 0.0) -> torch.Tensor:
-    """Return targets (B, K) of labels: share `lam` of the own ones, the rest of those in the flipped batch."""
+    """Return targets (B, K): share `lam` of the sample's own labels, the rest of those in the flipped batch."""
     target = one_hot(labels, num_classes, smoothing)
     return target.flip(0).lerp_(target, lam)
 
@@ -61,7 +61,7 @@ class MixUp:
 
         Args:
             video: (B, C, T, H, W), or images (B, C, H, W), floating point and normalized; it is not changed.
-            label: (B,) classes, or (B, K) 1 for each class of a sample.
+            label: (B,) classes, or (B, K) with 1 for each class of a sample.
             rng: source of the draws; each rank has its own.
 
         Returns:

@@ -28,7 +28,7 @@ DIGITS = 15  # most digits of a number that a float64 represents exactly
 # Other forms that Python accepts, such as 1_000 and the digits of other scripts, are more likely a mistake.
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-UNQUOTED = re.compile(r"(,|\.\w+\s+)[0-9]+$")  # end of a path that is a label: of several without quotes between commas
+UNQUOTED = re.compile(r"(,|\.\w+\s+)[0-9]+$")  # end of a path that is a label: several were not in quotes
 LOOKS = 10  # number of rows checked to find the suffix
 
 
@@ -41,8 +41,8 @@ class RowFormat:
         separator: between the columns; a blank means any run of blanks and tabs.
         num_classes: labels must be below it; None does not check.
         lowest: labels must not be below it.
-        multi_label: the last column, label, has any number of classes, separated by commas: `a.mp4 3,17`. It may be
-            quoted, and must be if the separator is a comma, or if a video has no class: `a.mp4,"3,17"`, `a.mp4 ""`.
+        multi_label: the last column, label, has any number of classes, separated by commas: `a.mp4 3,17`. They may
+            be in quotes. No class is `a.mp4 ""`. If the separator is a comma, several need quotes: `a.mp4,"3,17"`.
     """
 
     columns: Sequence[str] = ("path", "label")
@@ -70,7 +70,7 @@ class RowFormat:
     def parse(self, row: str) -> tuple[str, list[float], str]:
         """Return the path, the numbers and the fault ("" for none) of a stripped row.
 
-        If `multi_label` is set, the numbers end with those of all classes.
+        If `multi_label` is set, the last numbers are the labels, any number of them.
         """
         path, *fields = self.split(row)
         if not path:
@@ -92,12 +92,12 @@ class RowFormat:
 
     def _labels_fault(self, path: str, labels: Sequence[str]) -> str:
         if self.cut == "," and path[-1].isdigit() and UNQUOTED.search(path):
-            return "several labels are not in quotes"
+            return "several labels must be in quotes"
         unknown = len(labels) > 1 and str(UNKNOWN) in labels
-        return f"label {UNKNOWN}, for unknown classes, is beside others" if unknown else ""
+        return f"label {UNKNOWN}, for unknown classes, must be the only one" if unknown else ""
 
     def labels(self, row: str) -> list[float]:
-        """Return the labels of a row that can be read; they are its last numbers."""
+        """Return the labels of a row without a fault; they are its last numbers."""
         return self.parse(row)[1][len(self.columns) - 2 :]
 
     def fits(self, rows: Sequence[str]) -> bool:
@@ -105,7 +105,7 @@ class RowFormat:
         return bool(rows) and not any(self.parse(row)[2] for row in rows)
 
 
-@lru_cache(10_000)  # the same labels are in many rows
+@lru_cache(10_000)  # many rows have the same labels
 def _fault(name: str, field: str, num_classes: int | None, lowest: int) -> str:
     form, kind = (WHOLE, "whole number") if name in ("label", "num_frames") else (NUMBER, "number")
     if not form.fullmatch(field) or abs(float(field)) >= 10**DIGITS:

@@ -41,7 +41,7 @@ class ViewEnsemble:
         self.finite = True
 
     def values(self, logits: Tensor) -> Tensor:
-        """Return the scores (B, K) of the views, of which the sum or maximum is computed."""
+        """Return the scores (B, K) of single views, before their sum or maximum."""
         if self.sigmoid:
             return logits.sigmoid()
         return logits.softmax(1) if self.softmax else logits
@@ -81,7 +81,7 @@ class Evaluation:
 
     Attributes:
         index: (N,) row in the list.
-        label: (N,) true class, or -1 where it is not known; of a multi-label list (N, K) int8, 1 for each true class.
+        label: (N,) true class, or -1 where it is not known; for a multi-label list (N, K) int8, 1 for each true class.
         scores: (N, K) sum or maximum over views.
         bad: (path, reason) of videos left out because they could not be decoded.
         probabilities: whether the scores are sums or maxima of probabilities, not of logits.
@@ -99,8 +99,9 @@ class Evaluation:
         """Return "loss", and the mean of each metric in percent.
 
         The loss is the mean cross-entropy, of the mean logits of the views or of their mean probabilities. For K < 5
-        classes, "top5" is the top-K that "top5_k" names. Of a multi-label list, the loss is the binary cross-entropy,
-        the mean over all classes. All are over the "num_labelled" videos whose class is known; None if there is none.
+        classes, "top5" is the top-K that "top5_k" names. For a multi-label list, the loss is the mean binary
+        cross-entropy over all classes. All values are those of the "num_labelled" videos whose class is known, and None
+        if there is no such video.
         """
         multi_label = self.label.ndim == 2
         known = np.flatnonzero((self.label[:, 0] if multi_label else self.label) >= 0)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Write the numbers of a run, in the main process only. Leave the `with` block to close it.
 
-    All processes must make one.
+    All processes must create it.
 
     Args:
         cfg: of the run.
@@ -75,7 +75,7 @@ class RunLog:
         self.write("epoch", step, epoch=epoch, **values)
 
     def validation(self, step: int, epoch: int, values: Mapping[str, Any], best: float) -> None:
-        """Write the metrics of a validation; `best` is the best value of the first one so far."""
+        """Write the metrics of a validation; `best` is the best value of the first metric so far."""
         logger.info(
             "validation after epoch %d: %s  loss %.4f  (%d videos, best %s %.2f)", epoch,
             metrics_text(values, self.num_classes), values["loss"], values["num_videos"], self.metrics[0], best,
@@ -84,11 +84,11 @@ class RunLog:
         self._draw("val", step, {name: values[name] for name in ("loss", *self.metrics)})
 
     def _metrics(self, values: Mapping[str, float]) -> str:
-        """Return the metrics of a training step as text; "" without metrics."""
+        """Return the metrics as text after two blanks; "" if there are none."""
         text = metrics_text(values, self.num_classes)
         return f"  {text}" if text else ""
 
     def _draw(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        """Add every value to the curve "group/name" of the trackers."""
+        """Send every value to the curve "group/name" of all trackers."""
         for tracker in self.trackers:
             tracker.send({f"{group}/{name}": value for name, value in values.items()}, step)

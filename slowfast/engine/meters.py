@@ -30,8 +30,8 @@ def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 # which checkpoint is the best.
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"top1": partial(in_top, k=1), "top5": partial(in_top, k=5)}
 
-# The same for multi-label lists: functions of all scores (N, K) and targets (N, K) of a validation or test, each to one
-# value from 0 to 1. A training step has none of them.
+# The same for multi-label lists: functions of all scores (N, K) and targets (N, K) of a validation or test. Each
+# returns one value from 0 to 1. Training steps do not compute them.
 MULTI_LABEL_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"mAP": mean_average_precision}
 
 
@@ -54,7 +54,8 @@ def merge_mixed(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     released training logs.
     """
     first, second = target.topk(2, dim=1).indices.split(1, dim=1)
-    merged = scores.scatter(1, first, scores.gather(1, first) + scores.gather(1, second))  # indexing would wait
+    # indexing with tensors would wait for the device
+    merged = scores.scatter(1, first, scores.gather(1, first) + scores.gather(1, second))
     return merged.scatter(1, second, 0.0), first[:, 0]
 
 

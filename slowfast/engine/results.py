@@ -37,7 +37,7 @@ def write_results(
     """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
 
     The scores of predictions.csv are means over the views, so means of probabilities lie between 0 and 1;
-    scores.npz has the sums. In a multi-label list, the column "label" has all classes of a video, with semicolons.
+    scores.npz has the sums. For a multi-label list, the column "label" has all classes of a video, with ";" between.
 
     Args:
         folder: to write into.

@@ -128,12 +128,12 @@ class Inference(nn.Module):
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile the blocks of a network, the children of its module lists, or all of it if it has none.
+    """Compile the blocks of a network (the children of its module lists), or the whole network if it has none.
 
-    Equal blocks share their code, so this takes a fraction of the time that the whole network would. Buffers, names and
-    hooks of distributed training remain those of the network.
+    Equal blocks share their compiled code, so this takes a fraction of the time of compiling the whole network. Names,
+    buffers and the hooks of distributed training do not change.
     """
-    # the types, sizes and modes of all blocks of a class count as versions of the same code
+    # one compiled version per type, size and mode of the blocks of a class; the limit counts all of them
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # pyright: ignore
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     for block in [block for blocks in lists for block in blocks] or [model]:

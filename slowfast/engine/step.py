@@ -188,7 +188,7 @@ def autocast(run: Run) -> torch.autocast:
 
 
 def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
-    """Return the targets of the loss: labels (B,), or soft targets (B, K) if the loss takes them or the labels are."""
+    """Return the targets of the loss: labels (B,), or soft targets (B, K) if the loss or the list has them."""
     if cfg.MODEL.LOSS_FUNC == "cross_entropy":
         return label
     smoothing = cfg.MIXUP.LABEL_SMOOTH_VALUE if cfg.MODEL.LOSS_FUNC == "soft_cross_entropy" else 0.0

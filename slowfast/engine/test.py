@@ -88,7 +88,7 @@ def score(
 
 
 def view_ensemble(cfg: CfgNode) -> ViewEnsemble:
-    """Return an empty sum or maximum of the scores of the views of a test."""
+    """Return an empty ensemble for the views of a test."""
     return ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg), sigmoid=cfg.DATA.MULTI_LABEL)
 
 
@@ -124,7 +124,7 @@ def clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
 
 
 def _check_classes(evaluation: Evaluation, class_names: Sequence[str] | None, order: ClassOrder | None) -> None:
-    """Warn if the predictions are numbered in another order than the labels; several labels have no one prediction."""
+    """Warn if predictions are numbered in another order than labels; lists with several labels are not checked."""
     if evaluation.label.ndim == 2:
         return
     predicted, classes = evaluation.scores.argmax(1), evaluation.scores.shape[1]

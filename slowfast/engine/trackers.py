@@ -39,10 +39,10 @@ class Tracker(Protocol):
     Args:
         cfg: of the run.
         step: number of steps that the run has already done.
-        id: of an earlier attempt, whose run it must continue; "" for a new run.
+        id: of the run of an earlier attempt, which must be continued; "" for a new run.
 
     Attributes:
-        id: of the run; "" if it needs none.
+        id: of the run; "" if the tracker needs none.
     """
 
     id: str
@@ -90,7 +90,7 @@ class _Mlflow:
         if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
             self.mlflow.set_experiment(PROJECT)
         self.id = self.mlflow.start_run(run_id=id or None, run_name=_name(cfg)).info.run_id
-        if not id:  # a parameter cannot change
+        if not id:  # MLflow refuses to change parameters
             self.mlflow.log_params(leaves(cfg))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -103,7 +103,7 @@ class _Mlflow:
 class _Trackio:
     def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
         trackio: Any = importlib.import_module("trackio")
-        self.id = id or f"{_name(cfg)}-{uuid.uuid4().hex[:6]}"  # its runs are identified by their names
+        self.id = id or f"{_name(cfg)}-{uuid.uuid4().hex[:6]}"  # Trackio identifies runs by their names
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         self.run = trackio.init(project, self.id, config=leaves(cfg), resume="allow", embed=False)
 
@@ -118,7 +118,7 @@ def _name(cfg: CfgNode) -> str:
     return Path(cfg.OUTPUT_DIR).absolute().name
 
 
-# Name, which is also that of its package -> class.
+# Name of a tracker and of its package -> class.
 TRACKERS: dict[str, type[Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _Wandb,
@@ -133,11 +133,11 @@ def chosen(cfg: CfgNode) -> list[str]:
 
 
 def check_packages(cfg: CfgNode) -> None:
-    """Raise ValueError if the package of a tracker of a training is not installed."""
+    """Raise ValueError if a training uses a tracker whose package is not installed."""
     missing = [name for name in chosen(cfg) if importlib.util.find_spec(name) is None]
     if missing and cfg.TRAIN.ENABLE:
         packages = " ".join(missing)
-        raise ValueError(f"TRACKERS {cfg.TRACKERS}: not installed here: {packages}; install: pip install {packages}")
+        raise ValueError(f"TRACKERS {cfg.TRACKERS}: not installed here: {packages}: run pip install {packages}")
 
 
 class Link:
@@ -145,11 +145,11 @@ class Link:
 
     Args:
         name: of the tracker.
-        start: makes the tracker.
+        start: creates the tracker.
         waited_for: the caller takes the error of a failed start from `id`, so no warning is logged.
 
     Attributes:
-        id: of the run, or the error, as soon as the tracker has started.
+        id: of the run, as soon as the tracker has started; or its error, if `waited_for`.
     """
 
     def __init__(self, name: str, start: Callable[[], Tracker], waited_for: bool) -> None:
@@ -175,7 +175,7 @@ class Link:
 
     def _warn(self, reason: str) -> None:
         if not self.warned:
-            logger.warning("the tracker %s loses values, metrics.jsonl has all of them: %s", self.name, reason)
+            logger.warning("the tracker %s loses values (metrics.jsonl contains all of them): %s", self.name, reason)
         self.warned = True
 
     def send(self, values: dict[str, float], step: int) -> None:
@@ -191,21 +191,23 @@ class Link:
         self.rows.put(None)
 
     def wait(self, deadline: float) -> None:
-        """Wait until it has finished, or until a time of `time.monotonic`."""
+        """Wait until the tracker has finished, at most until `deadline`, a time of `time.monotonic`."""
         self.thread.join(max(0.0, deadline - time.monotonic()))
         if self.thread.is_alive():
             self._warn(f"it has not finished within {PATIENCE:.0f} s")
 
 
 def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
-    """Start the trackers of a run; a later attempt continues the runs of the earlier one, and does not wait for them.
+    """Start the trackers of a run.
+
+    A resumed training continues the runs of the earlier attempt in the trackers, and does not wait until these start.
 
     Args:
         cfg: of the run.
         step: number of steps that the run has already done.
 
     Raises:
-        ValueError: a tracker does not start, and no attempt before has used it.
+        ValueError: a tracker that no earlier attempt has used does not start.
     """
     file, links = Path(cfg.OUTPUT_DIR, IDS), list[Link]()
     ids: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -225,7 +227,7 @@ def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
 
 
 def close(links: Sequence[Link], failed: bool) -> None:
-    """Let all trackers finish, for at most `PATIENCE` seconds."""
+    """Let all trackers finish; wait at most `PATIENCE` seconds for them."""
     deadline = time.monotonic() + PATIENCE
     for link in links:
         link.end(failed)

@@ -25,9 +25,10 @@ class Task:
     array: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __call__(self, part: int) -> int:
-        """Write the features of a part, and collect what is finished so far; the last task writes the one file.
+        """Write the features of a part, and collect what is finished so far.
 
-        Two tasks that end together may both find that they are the last one, and write the same content.
+        The task that ends last writes the one file. If two tasks end together, both may find that they are the last
+        one; then both write the same content.
         """
         bad = run_part(self.args, self.names, part, self.parts)
         ended = Path(self.args.out, "slurm", f"ended_{self.array}")

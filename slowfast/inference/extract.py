@@ -224,7 +224,7 @@ def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) 
     Args:
         args: command line.
         names: name in the output folder -> path of all videos.
-        store: False (other tasks are at work) collects no features.
+        store: whether to collect features; False while other tasks are not finished.
 
     Returns:
         The number of finished videos.

@@ -70,7 +70,7 @@ def _in_list(path: str) -> list[str]:
 
 def _listed(row: str, folder: str) -> str:
     """Return the path in a row; if none exists, that of its first column in the folder of the list."""
-    last = [row.rsplit(separator, 1)[0] for separator in (",", None, ',"')]  # a label; several may be in quotes
+    last = [row.rsplit(separator, 1)[0] for separator in (",", None, ',"')]  # without the label, or several in quotes
     forms = [row, *last, row.split(",")[0], row.split()[0]]
     forms = [form.strip().strip('"') for form in forms]
     places = [place for form in forms for place in (form, os.path.join(folder, form))]

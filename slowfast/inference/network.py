@@ -212,7 +212,7 @@ class Network:
         """Return probabilities (..., K) of scores (..., K), the sums or maxima over a number of views.
 
         For logits, they are the softmax of the mean over the views, or a sigmoid per class if the network was trained
-        with a sigmoid per class. Those of several classes per video (DATA.MULTI_LABEL) are independent of each other.
+        with a sigmoid per class. With DATA.MULTI_LABEL, the scores are of sigmoids already.
         """
         method, loss = self.cfg.DATA.ENSEMBLE_METHOD, self.cfg.MODEL.LOSS_FUNC
         mean = torch.from_numpy(scores / (views if method == "sum" else 1)).double()

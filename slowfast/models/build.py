@@ -247,6 +247,6 @@ def errors_name_keys(model: nn.Module, path: str) -> Generator[None, None, None]
 
 
 def sums_softmax(cfg: CfgNode) -> bool:
-    """Return whether a test adds up the softmax over the views of a video; False adds up logits, or sigmoids."""
+    """Return whether a test adds up softmax scores over the views of a video, not logits or sigmoids."""
     softmax = model_row(cfg).family.sums_softmax if cfg.TEST.ADD_SOFTMAX is None else cfg.TEST.ADD_SOFTMAX
     return softmax and not cfg.DATA.MULTI_LABEL

@@ -1,6 +1,6 @@
 """Define depthwise convolutions with the fastest exact kernels of each device, and their gradients.
 
-On CPUs oneDNN's forward kernel also computes the gradients. On GPUs all three are kernels in Triton.
+On CPUs, oneDNN's forward kernel also computes the gradients. On GPUs, kernels in Triton compute result and gradients.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def _triton_gradient(x: Tensor, grad: Tensor, size: list[int]) -> Tensor:
 
 
 def depthwise(layer: _ConvNd, x: Tensor) -> Tensor | None:
-    """Return the result of a depthwise convolution layer for (B, C, *grid); None if PyTorch's own should compute it.
+    """Return the result of a depthwise convolution layer for (B, C, *grid); None if PyTorch must compute it.
 
-    Under autocast the computation has its type, as that of PyTorch.
+    Under autocast, the result has the type of autocast, as in PyTorch.
     """
     if not faster_routes(x) or (x.is_cuda and not has_triton()):
         return None
@@ -102,11 +102,11 @@ def depthwise(layer: _ConvNd, x: Tensor) -> Tensor | None:
 
 
 def has_triton() -> bool:
-    """Return whether Triton can compile kernels for the GPU of this process; a warning says why not."""
+    """Return whether Triton can compile kernels for the GPU of this process; if it fails, log the reason."""
     return _has_triton()
 
 
-# what torch.compiler.assume_constant_result does, but that takes a second to import the compiler
+# as torch.compiler.assume_constant_result does, which would take a second to import the compiler
 has_triton._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
@@ -117,8 +117,8 @@ def _has_triton() -> bool:
     try:
         clip = torch.ones(1, 8, 1, 1, 1, device="cuda")
         return bool((_convolve(clip, clip.new_ones(8, 1, 1, 1, 1), None) == 1).all())
-    except Exception as error:  # the compiler of Triton, which needs one for C, fails in many ways
-        logger.warning("depthwise convolutions are slow here, since Triton compiles no kernels: %s", error)
+    except Exception as error:  # Triton, which also needs a C compiler, fails in many ways
+        logger.warning("depthwise convolutions are slow here, because Triton cannot compile kernels: %s", error)
         return False
 
 

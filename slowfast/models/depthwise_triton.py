@@ -1,9 +1,9 @@
 """Define the depthwise convolution and the gradient of its kernel in Triton, for clips with channels last on a GPU.
 
 On an H100, a convolution of 5x5x5 over 32 clips of 64 x 8 x 56 x 56 in bfloat16 takes PyTorch 5.3 ms and cuDNN with
-channels last 34 ms, and its gradients 26 and 99 ms. Here they take 0.64 and 1.4 ms, most of it for instructions instead
-of memory. So a program computes some frames of a tile together: a value is loaded and converted to float32 once for all
-of them. Import this module only if Triton is installed.
+channels last 34 ms; its gradients take 26 and 99 ms. With these kernels they take 0.64 and 1.4 ms, mostly limited by
+instructions, not by memory. Therefore a program computes several frames of a tile together: each value is loaded and
+converted to float32 once for all of them. Import this module only if Triton is installed.
 """
 
 # ruff: noqa: RUF005 - Triton has no starred expressions
@@ -19,7 +19,7 @@ from torch import Tensor
 POSITIONS, CHANNELS, WARPS = 16, 64, 4  # of a program of the convolution
 GRADIENT_POSITIONS, GRADIENT_CHANNELS, GRADIENT_WARPS = 16, 32, 4  # of a program of the gradient
 FRAMES = 8  # that a program computes together, at most
-PARTS = 128  # the gradient of the kernel is summed in about so many parts, always in the same order
+PARTS = 128  # the gradient of the kernel is summed in about this many parts, always in the same order
 
 
 @triton.jit(do_not_specialize=["frames", "height", "width", "units"])
@@ -30,7 +30,7 @@ def _convolve(
 ):  # fmt: skip
     """Compute a tile of positions of `length` frames; `whole` if these are all frames of a clip.
 
-    A position has units * unit channels, so the compiler can see how they are aligned.
+    A position has units * unit channels; `unit` is a constant, from which the compiler derives their alignment.
     """
     row, area = units * unit, height * width
     tiles, parts = tl.cdiv(area, positions), tl.cdiv(frames, length)
@@ -80,7 +80,7 @@ def _kernel_gradient(
     unit: tl.constexpr, kt: tl.constexpr, kh: tl.constexpr, kw: tl.constexpr,
     length: tl.constexpr, whole: tl.constexpr, positions: tl.constexpr, channels: tl.constexpr,
 ):  # fmt: skip
-    """Sum products of input and gradient over `chunk` tiles of `length` frames, for all taps of one height."""
+    """Sum products of input and gradient over `chunk` tiles of `length` frames, for all taps of one height index."""
     row, area = units * unit, height * width
     tiles, parts = tl.cdiv(area, positions), tl.cdiv(frames, length)
     dh = tl.program_id(0) - kh // 2
@@ -127,7 +127,7 @@ def _kernel_gradient(
 
 
 def _unit(channels: int) -> int:
-    """Return the largest power of 2 up to 16 that divides the channels."""
+    """Return the largest power of 2 up to 16 that divides the number of channels."""
     return next(unit for unit in (16, 8, 4, 2, 1) if channels % unit == 0)
 
 
@@ -138,7 +138,7 @@ def _length(frames: int) -> int:
 
 @torch.library.custom_op("slowfast::depthwise", mutates_args=())
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the depthwise convolution (B, T, H, W, C) of clips of this shape, of the same size.
+    """Return the depthwise convolution of clips (B, T, H, W, C), in the same shape.
 
     Args:
         x: clips (B, T, H, W, C).

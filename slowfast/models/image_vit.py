@@ -63,9 +63,9 @@ class PointwiseConv(nn.Conv3d):
 
 
 class TemporalConv(nn.Conv3d):
-    """A depthwise convolution over the frames of tokens (B, T, L, C), as one of images (B, C, T, L) on CPUs.
+    """A depthwise convolution over the frames of tokens (B, T, L, C); on CPUs, of images (B, C, T, L).
 
-    PyTorch's 3D kernels take 20 times as long there, and give wrong bfloat16 gradients of the weights of short clips.
+    There, PyTorch's 3D kernels take 20 times as long, and give wrong bfloat16 gradients of the weights of short clips.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
 class FeedForward(nn.Sequential):
-    """Layers one after the other."""
+    """Apply layers one after the other, linear layers by `apply_linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of the last layer."""

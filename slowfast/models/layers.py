@@ -26,7 +26,7 @@ X86_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX") and torc
 def is_exporting() -> bool:
     """Return whether `torch.export` traces the network.
 
-    `torch.compiler.is_exporting` is also true in `torch.compile` before PyTorch 2.14; 2.6 has no such flag.
+    Before PyTorch 2.14, `torch.compiler.is_exporting` is also true in `torch.compile`; PyTorch 2.6 has no such flag.
     """
     flag = getattr(torch.compiler, "_is_exporting_flag", None)
     return torch.compiler.is_compiling() if flag is None else flag
@@ -52,7 +52,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 class _LinearFunction(Function):
-    """Linear layer computed by oneDNN, forward and for the gradient of the input."""
+    """Linear layer of which oneDNN computes the result and the gradient of the input."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -86,8 +86,8 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the linear map (..., C') of x (..., C).
 
-    On CPUs in float32, oneDNN computes it: PyTorch would use MKL, which takes 10 to 60 % longer for these sizes (on an
-    AMD EPYC with AVX512), and copies the bias first.
+    On CPUs in float32, oneDNN computes it. PyTorch would use MKL, which takes 10 to 60 % longer for these sizes (on an
+    AMD EPYC with AVX512), and would copy the bias first.
     """
     if (
         x.device.type != "cpu"
@@ -103,7 +103,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return `layer(x)`, by `linear` if it is an `nn.Linear` without hooks.
+    """Return `layer(x)`, computed by `linear` if the layer is an `nn.Linear` without hooks.
 
     The layer remains an `nn.Linear`, because tools for quantization replace layers of exactly this class.
     """
@@ -253,7 +253,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
         self.kept: Tensor | None
-        # a tensor, so that blocks of other rates share their compiled code
+        # a tensor, so that blocks with different rates share their compiled code
         kept = torch.tensor(1.0 - rate, device="cpu") if rate else None
         self.register_buffer("kept", kept, persistent=False)
 

@@ -40,7 +40,7 @@ class ListFile:
     def read(self, path: Path | None = None) -> VideoList:
         """Return the rows of the list, or of a file `path` of the same format, with the suffix of the videos.
 
-        A row of a multi-label list may be readable with a wrong separator too, so the first video decides.
+        Rows with several labels may fit several formats, so the one with which the first video is found is preferred.
         """
         faults, found = list[ListError](), list[VideoList]()
         for separator, multi in product(dict.fromkeys((self.separator, ",", " ")), (False, True)):

@@ -29,7 +29,7 @@ def multi_label_losses(scores: Tensor, targets: Tensor, probabilities: bool, sum
     Args:
         scores: (N, K) as for `log_probabilities`, of a sigmoid per class.
         targets: (N, K), 1 where a sample belongs to a class, else 0.
-        probabilities: whether they are of probabilities, not of logits.
+        probabilities: whether the scores are of probabilities, not of logits.
         summed: views that a score is the sum of; 1 for maxima.
     """
     loss = functional.binary_cross_entropy if probabilities else functional.binary_cross_entropy_with_logits
@@ -40,7 +40,7 @@ def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the average precision of each class, (K,) float64; NaN for a class without positive samples.
 
     It is the sum over the thresholds of the precision times the gain in recall, without interpolation. Samples with
-    equal scores share a threshold. A few classes are sorted at once, so that many samples need little memory.
+    equal scores share a threshold. Only a few classes are sorted at once, to save memory.
 
     Args:
         scores: (N, K), any increasing function of the probabilities.

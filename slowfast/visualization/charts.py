@@ -33,7 +33,7 @@ NAMED = 40  # classes that a matrix names beside its rows and columns
 COUNTED = 16  # classes up to which it shows the counts
 CELLS = 30_000  # cells of a matrix that the pointer shows, the largest first
 FAINTEST = 0.2  # opacity of a cell with a video; rare mistakes must be visible
-# Room for all texts, as shares of the figure: to measure the texts takes twice as long as to draw the chart.
+# Room for all texts, as shares of the figure: measuring them takes twice as long as drawing the chart.
 CURVE_MARGINS = {"left": 0.115, "right": 0.985, "bottom": 0.18, "top": 0.925}
 CALIBRATION_MARGINS = {"left": 0.13, "right": 0.98, "bottom": 0.12, "top": 0.98, "hspace": 0.08}
 RIGHT, WRONG = (47, 158, 104), (224, 102, 40)  # colours of the cells, on light and dark pages

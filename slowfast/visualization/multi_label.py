@@ -59,7 +59,7 @@ def read_multi_label(path: str | os.PathLike[str]) -> MultiLabelOutcomes | None:
 
 
 class PrecisionRow(NamedTuple):
-    """Results of one class in percent: the average precision, and that of a random order, its share of the videos."""
+    """Results of a class, in percent: its average precision, and that of a random order (its share of the videos)."""
 
     name: str
     videos: int

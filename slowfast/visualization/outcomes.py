@@ -46,7 +46,7 @@ class Outcomes:
 def read_outcomes(path: str | os.PathLike[str]) -> Outcomes | None:
     """Read a scores.npz file; return None if it has no labelled videos, or is of a version without probabilities.
 
-    It also returns None if the videos have any number of classes; see `read_multi_label`.
+    For a multi-label list, it also returns None; see `read_multi_label`.
     """
     with np.load(path) as file:
         if "probabilities" not in file or file["label"].ndim == 2:

@@ -26,7 +26,7 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
         return
     figure = Figure(figsize=(12, 3.5))
     FigureCanvasAgg(figure)
-    # room for all texts; to measure them takes most of the time of a drawing
+    # room for all texts; measuring them would take longer than the rest of the drawing
     margins = {"left": 0.05, "right": 0.99, "bottom": 0.13, "top": 0.9, "wspace": 0.2}
     loss, accuracy, rate = figure.subplots(1, 3, gridspec_kw=margins)
     epochs = [r["epoch"] for r in train]
@@ -35,7 +35,7 @@ def plot_curves(output_dir: str | os.PathLike[str], path: str | os.PathLike[str]
     loss.plot([r["epoch"] for r in losses], [r["loss"] for r in losses], "o-", label="validation")
     loss.set_title("loss")
     loss.legend()
-    if steps := _rows(train, "train", metric):  # absent from steps on several classes per video
+    if steps := _rows(train, "train", metric):  # absent if videos have several classes
         accuracy.plot([r["epoch"] for r in steps], [r[metric] for r in steps], label=f"training, {name}")
     accuracy.plot([r["epoch"] for r in val], [r[metric] for r in val], "o-", label=f"validation, {name}")
     for shuffled, value in tests.items():

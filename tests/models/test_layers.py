@@ -100,7 +100,7 @@ def test_the_channels_are_last_in_every_block_and_its_gradient(name, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if "frozen" not in name])
 def test_a_training_compiles_without_a_graph_break(name):
-    """For users who compile whole networks; the blocks that training and test compile are in engine/test_setup.py."""
+    """Compile whole networks, as users may; tests/engine/test_setup.py compiles blocks, as training and test do."""
     torch.compiler.reset()
     options = {"mlp_dropout": 0.0, "cls_dropout": 0.0} if name.startswith("v2") else {}
     model, video = small(name, **options).train(), video_for(name)
