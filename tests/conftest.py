@@ -37,12 +37,33 @@ pytest_plugins = ["media_fixtures", "run_fixtures"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # the longest first, so that no process of several is left alone with them
-    items.sort(key=lambda item: ("slurm" not in item.nodeid, item.get_closest_marker("slow") is None))
+    items[:] = slow_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def slow_first(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """Order tests so that each process of pytest begins with slow files, and ends with quick tests.
+
+    A process starts with its equal part of the list, and takes tests from the end of those of another one when it has
+    none left. In any other order, the last to finish is alone with slow tests.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            files.setdefault(item.path, []).append(item)
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for path in sorted(files, key=lambda path: ("slurm" not in path.parts, -len(files[path]))):
+        min(parts, key=len).extend(files[path])
+    ordered: list[pytest.Item] = []
+    for number, part in enumerate(parts):
+        size = (len(items) - len(ordered)) // (processes - number)
+        ordered += [*part, *quick[: max(size - len(part), 0)]]
+        del quick[: max(size - len(part), 0)]
+    return ordered + quick
 
 
 @pytest.fixture(autouse=True)

@@ -169,8 +169,8 @@ def test_a_hung_process_ends_the_job(start, tmp_path):
 @pytest.mark.slow
 def test_a_training_may_last_longer_than_the_timeout(start):
     # no process is started for the decoder, which takes long on a busy machine
-    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.15, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
-    time.sleep(10)
+    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.1, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
+    time.sleep(7)
     assert job.process.poll() is None, job.text()
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.ends() == EXIT_REQUEUE
