@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from types import TracebackType
 
 from slowfast.run.interrupt import SIGNALS
 
@@ -26,6 +27,13 @@ def _after_fork() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if _libc:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception, unless it is that the parent exited while a thread sent it tensors."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 @functools.cache
