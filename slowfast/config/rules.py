@@ -269,6 +269,14 @@ def _multi_label_loss(cfg: CfgNode) -> Iterator[str]:
         )
 
 
+def _compiled(cfg: CfgNode) -> Iterator[str]:
+    if cfg.MODEL.COMPILE and cfg.MODEL.USE_CHECKPOINT and cfg.MODEL.CHECKPOINT_KEEP == "products":
+        yield (
+            "MODEL.CHECKPOINT_KEEP = products cannot see the products of compiled blocks: set MODEL.CHECKPOINT_KEEP "
+            "nothing, or MODEL.COMPILE False"
+        )
+
+
 def _sharding(cfg: CfgNode) -> Iterator[str]:
     if cfg.DDP.SHARDING != "none" and cfg.SOLVER.OPTIMIZING_METHOD.startswith("timm/"):
         yield (
@@ -289,4 +297,4 @@ RULES: tuple[Rule, ...] = (
     _multi_label_lists,
 )
 # those that a test alone need not follow
-TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _balance, _multi_label_loss, _sharding)
+TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _balance, _multi_label_loss, _compiled, _sharding)

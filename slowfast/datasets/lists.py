@@ -233,7 +233,7 @@ def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.n
         name = row.rsplit(cut, count)[0]
         end = row[len(name) :]
         name, values = name.strip(), known.get(end)
-        if values is None or not name or '"' in name:
+        if values is None or not name or '"' in name or (form.multi_label and name[-1] == ","):
             name, parsed, fault = form.parse(row)
             if fault:
                 faults.append(f"{path}:{line}: {row!r}: {fault}" if len(faults) < SHOWN else "")

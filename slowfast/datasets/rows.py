@@ -91,7 +91,7 @@ class RowFormat:
         return path, values, _segment_fault(*values[:3]) if "total" in self.columns else ""
 
     def _labels_fault(self, path: str, labels: Sequence[str]) -> str:
-        if self.cut == "," and path[-1].isdigit() and UNQUOTED.search(path):
+        if (self.cut == "," and path[-1].isdigit() and UNQUOTED.search(path)) or (not self.cut and path[-1] == ","):
             return "several labels must be in quotes"
         unknown = len(labels) > 1 and str(UNKNOWN) in labels
         return f"label {UNKNOWN}, for unknown classes, must be the only one" if unknown else ""

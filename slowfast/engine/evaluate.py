@@ -43,8 +43,8 @@ class ViewEnsemble:
     def values(self, logits: Tensor) -> Tensor:
         """Return the scores (B, K) of single views, before their sum or maximum."""
         if self.sigmoid:
-            return logits.sigmoid()
-        return logits.softmax(1) if self.softmax else logits
+            return logits.float().sigmoid()  # in lower precision, many would be equal
+        return logits.float().softmax(1) if self.softmax else logits
 
     def update(self, logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
         """Add clips: logits (B, K), label (B,) or (B, K), index of the video and number of the view (B,)."""
@@ -52,7 +52,7 @@ class ViewEnsemble:
         self.finite = self.finite and bool(np.isfinite(values).all())
         self.reserve(int(index.max()) + 1, values.shape[1])
         self.num_views = max(self.num_views, int(view.max()) + 1)
-        labels = label.tolist() if label.ndim == 1 else label.numpy()
+        labels = label.tolist() if label.ndim == 1 else label.numpy().copy()  # or the batch would remain in memory
         for row, y, i, v in zip(values, labels, index.tolist(), view.tolist(), strict=True):
             seen = self.views.get(i, 0)
             if seen >> v & 1:

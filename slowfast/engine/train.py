@@ -62,7 +62,7 @@ def train(cfg: CfgNode) -> None:
         log_labels(lists._asdict(), cfg.MODEL.NUM_CLASSES)
     state, resumed = prepare_state(cfg, model, count_steps(cfg, train_loader), lists, device)
     labels = lists.train.labels
-    run = prepare_run(cfg, state, len(labels), describe_run(cfg, *lists), device, resumed, labels)
+    run = prepare_run(cfg, state, len(lists.train), describe_run(cfg, *lists), device, resumed, labels)
     about = environment() if distributed.is_main() else {}
     processes = distributed.world_size()
     run.log.write("start", state.step, steps_per_epoch=state.steps_per_epoch, processes=processes, environment=about)

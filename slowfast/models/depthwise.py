@@ -66,6 +66,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _kernel_gradient(x: Tensor, grad: Tensor, size: list[int]) -> Tensor:
     """Return the gradient (C, 1, *size) of a depthwise kernel: each clip is convolved with its gradient."""
+    if not x.shape[0]:
+        return x.new_zeros(x.shape[1], 1, *size)
     if x.ndim == 4:  # the images are the frames of one clip
         x, grad = x.transpose(0, 1)[None], grad.transpose(0, 1)[None]
         return _kernel_gradient(x, grad, [1, *size])[:, :, 0]
@@ -88,7 +90,7 @@ def depthwise(layer: _ConvNd, x: Tensor) -> Tensor | None:
 
     Under autocast, the result has the type of autocast, as in PyTorch.
     """
-    if not faster_routes(x) or (x.is_cuda and not has_triton()):
+    if x.ndim != layer.weight.ndim or not faster_routes(x) or (x.is_cuda and not has_triton(x.device.index)):
         return None
     inputs: Any = (x, layer.weight, layer.bias)
     if torch.is_autocast_enabled(x.device.type):
@@ -101,9 +103,9 @@ def depthwise(layer: _ConvNd, x: Tensor) -> Tensor | None:
     return DepthwiseFunction.apply(*inputs)  # pyright: ignore
 
 
-def has_triton() -> bool:
-    """Return whether Triton can compile kernels for the GPU of this process; if it fails, log the reason."""
-    return _has_triton()
+def has_triton(index: int) -> bool:
+    """Return whether Triton can compile kernels for the GPU with this number; if it fails, log the reason."""
+    return _has_triton(index)
 
 
 # as torch.compiler.assume_constant_result does, which would take a second to import the compiler
@@ -111,11 +113,11 @@ has_triton._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMembe
 
 
 @functools.cache
-def _has_triton() -> bool:
+def _has_triton(index: int) -> bool:
     if not importlib.util.find_spec("triton"):
         return False
     try:
-        clip = torch.ones(1, 8, 1, 1, 1, device="cuda")
+        clip = torch.ones(1, 8, 1, 1, 1, device=f"cuda:{index}")
         return bool((_convolve(clip, clip.new_ones(8, 1, 1, 1, 1), None) == 1).all())
     except Exception as error:  # Triton, which also needs a C compiler, fails in many ways
         logger.warning("depthwise convolutions are slow here, because Triton cannot compile kernels: %s", error)

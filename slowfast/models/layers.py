@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 # by the number of dimensions: 2 for images, 3 for video
@@ -32,12 +33,17 @@ def is_exporting() -> bool:
     return torch.compiler.is_compiling() if flag is None else flag
 
 
+def _in_function_transform() -> bool:
+    """Return whether `torch.func` transforms the network; it has no rules for the routes."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def faster_routes(x: Tensor) -> bool:
     """Return whether layers take the routes that are fastest with channels last, on GPUs and on CPUs with oneDNN.
 
     Exported networks, other devices and other types take the convolutions of PyTorch.
     """
-    if is_exporting() or torch.jit.is_tracing():
+    if is_exporting() or torch.jit.is_tracing() or _in_function_transform():
         return False
     if x.device.type == "cpu":
         return X86_VECTORS and x.dtype in (torch.float32, torch.bfloat16)
@@ -95,6 +101,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         or not faster_routes(x)
         or torch.compiler.is_compiling()
         or torch.is_autocast_enabled("cpu")
+        or type(weight) not in (Tensor, nn.Parameter)  # subclasses have products of their own
+        or (weight.dtype, weight.device, weight.shape[1]) != (x.dtype, x.device, x.shape[-1])
         or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
     ):
         return F.linear(x, weight, bias)
@@ -108,7 +116,7 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
     The layer remains an `nn.Linear`, because tools for quantization replace layers of exactly this class.
     """
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if type(layer) is not nn.Linear or any(hooks):
+    if type(layer) is not nn.Linear or any(hooks) or _has_any_global_hook() or "forward" in vars(layer):
         return layer(x)
     return linear(x, layer.weight, layer.bias)
 
@@ -256,6 +264,12 @@ class DropPath(nn.Module):
         # a tensor, so that blocks with different rates share their compiled code
         kept = torch.tensor(1.0 - rate, device="cpu") if rate else None
         self.register_buffer("kept", kept, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> DropPath:
+        super()._apply(fn, recurse)
+        if self.kept is not None:
+            self.kept.fill_(1.0 - self.rate)  # `to_empty` leaves what was in the memory
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kept is None or not self.training:

@@ -51,6 +51,7 @@ from slowfast.config import ConfigError, load_config, num_local_processes
             "MULTI_LABEL F",
         ),
         ("DDP.SHARDING zero1 SOLVER.OPTIMIZING_METHOD timm/lamb", "adamw"),
+        ("MODEL.COMPILE True MODEL.USE_CHECKPOINT True MODEL.CHECKPOINT_KEEP products", "CHECKPOINT_KEEP nothing"),
         ("SOLVER.LR_POLICY steps_with_relative_lrs", "SOLVER.STEPS"),
         ("SOLVER.LR_POLICY steps_with_relative_lrs SOLVER.STEPS [0,9] SOLVER.LRS [1]", ""),
         ("SOLVER.MAX_EPOCH 5 SOLVER.WARMUP_EPOCHS 5", ""),

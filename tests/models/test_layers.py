@@ -11,7 +11,7 @@ from small_networks import SMALL, small, video_for
 from torch import Tensor, nn
 
 from slowfast.models.depthwise import depthwise_conv
-from slowfast.models.layers import X86_VECTORS, PatchEmbed, apply_linear, linear, pointwise_conv
+from slowfast.models.layers import X86_VECTORS, DropPath, PatchEmbed, apply_linear, linear, pointwise_conv
 
 # (B, C, *grid): one clip, clips shorter than the kernel, channels that are no multiple of a vector, images
 SHAPES = [(1, 16, 4, 9, 10), (2, 56, 1, 7, 7), (3, 16, 2, 6, 5), (2, 5, 7, 4, 8), (4, 28, 14, 14)]
@@ -151,3 +151,25 @@ def test_hooks_of_a_linear_layer_are_called():
     layer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     apply_linear(layer, torch.randn(2, 4))
     assert seen == [(2, 3)]
+
+
+def test_routes_leave_what_they_cannot_compute_to_pytorch():
+    layer, x = nn.Linear(4, 3), torch.randn(5, 4)
+    torch.testing.assert_close(torch.func.vmap(lambda row: apply_linear(layer, row))(x), layer(x))
+    layer.forward = lambda input: input  # as programs do that load weights late
+    assert apply_linear(layer, x) is x
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(torch.randn(5, 7), torch.randn(3, 4), None)
+
+
+def test_rates_of_stochastic_depth_survive_the_meta_device():
+    with torch.device("meta"):
+        layer = DropPath(0.25)
+    assert layer.to_empty(device="cpu").kept == 0.75
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_depthwise_convolution_of_no_clips_has_no_gradient(ndim):
+    layer = depthwise_conv(8, 3, ndim)
+    layer(torch.randn(0, 8, *[5] * ndim)).sum().backward()
+    assert not layer.get_parameter("weight").grad.any()
