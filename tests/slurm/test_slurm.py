@@ -22,7 +22,7 @@ from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
-STEPS = 80
+STEPS = 120  # enough for a signal to arrive in time on a busy machine
 SHORT = ("TRAIN.MAX_STEPS", STEPS, "TEST.ENABLE", False, "LOG_PERIOD", 1, "TENSORBOARD.ENABLE", False)
 
 
