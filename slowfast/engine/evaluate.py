@@ -42,13 +42,14 @@ class ViewEnsemble:
 
     def values(self, logits: Tensor) -> Tensor:
         """Return the scores (B, K) of single views, before their sum or maximum."""
+        logits = logits.float()  # in lower precision, many scores would be equal
         if self.sigmoid:
-            return logits.float().sigmoid()  # in lower precision, many would be equal
-        return logits.float().softmax(1) if self.softmax else logits
+            return logits.sigmoid()
+        return logits.softmax(1) if self.softmax else logits
 
     def update(self, logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
         """Add clips: logits (B, K), label (B,) or (B, K), index of the video and number of the view (B,)."""
-        values = self.values(logits).float().cpu().numpy()
+        values = self.values(logits).cpu().numpy()
         self.finite = self.finite and bool(np.isfinite(values).all())
         self.reserve(int(index.max()) + 1, values.shape[1])
         self.num_views = max(self.num_views, int(view.max()) + 1)

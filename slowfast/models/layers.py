@@ -34,7 +34,7 @@ def is_exporting() -> bool:
 
 
 def _in_function_transform() -> bool:
-    """Return whether `torch.func` transforms the network; it has no rules for the routes."""
+    """Return whether `torch.func` transforms the network, for which the faster routes have no rules."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 

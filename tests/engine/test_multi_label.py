@@ -65,10 +65,8 @@ def test_scores_are_sums_of_sigmoids_over_the_views():
 
 def test_scores_of_logits_in_bfloat16_are_not_rounded():
     logits = torch.tensor([[7.0, 8.0], [8.0, 9.0]], dtype=torch.bfloat16)
-    labels, ensemble = (
-        torch.tensor([[0, 1], [1, 0]], dtype=torch.int8),
-        ViewEnsemble("sum", softmax=False, sigmoid=True),
-    )
+    labels = torch.tensor([[0, 1], [1, 0]], dtype=torch.int8)
+    ensemble = ViewEnsemble("sum", softmax=False, sigmoid=True)
     ensemble.update(logits, labels, torch.arange(2), torch.zeros(2, dtype=torch.int64))
     assert len(np.unique(ensemble.scores)) == 3 and ensemble.scores.max() < 1
     labels.zero_()  # the memory of a batch is used again
