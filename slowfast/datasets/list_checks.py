@@ -63,11 +63,7 @@ def _cure(samples: VideoList, lost: Sequence[int]) -> str:
             f"The list without them: python tools/prepare_data.py check {shlex.quote(samples.prefix or '.')} "
             f"--lists {folder}{dataset} --clean {folder}"
         )
-    if all(map(os.path.isabs, missing)):
-        return "The listed paths are absolute, so prefix has no effect: make them relative to it."
-    names = names_in(samples.prefix or ".")
-    content = f"contains {', '.join(names[:SHOWN])}" if names else "is not a folder that can be read, or is empty"
-    return f"prefix {samples.prefix!r} {content}: set it to the folder that the listed paths start from."
+    return f"Set prefix, which is {samples.prefix!r}, to the folder that the listed paths start from."
 
 
 def _spread(count: int) -> list[int]:
