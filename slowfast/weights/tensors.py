@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import re
 import tarfile
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +20,6 @@ from torch import Tensor, _weights_only_unpickler
 
 from slowfast.weights.fetch import fetch_checkpoint
 
-HEAD = 1 << 16  # bytes of a file that are read to recognise its type
 MAX_INFLATION = 4  # bytes in the records of an archive per byte of the file; real weights stay below 2
 
 
@@ -222,12 +219,12 @@ def _tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(value, f"{prefix}{name}.")
 
 
-# First bytes -> type of the file, and the cure.
-_ARCHIVES = {
+# First bytes of files that contain no tensors -> type of the file, and the cure.
+_OTHER_FILES = {
+    b"<": "a web page or a message of a server, not the file; follow its download link, in a browser if necessary",
+    b"version https://git-lfs": "a Git LFS pointer to a file; run `git lfs pull` in its repository",
     b"\x1f\x8b": "a gzip archive; unpack it",
     b"\xfd7zXZ": "an xz archive; unpack it",
-    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
-    b"Rar!": "a RAR archive; unpack it",
     b"\x28\xb5\x2f\xfd": "a Zstandard archive; unpack it",
     b"\x89HDF": "an HDF5 file, of Keras for example; convert it to safetensors",
 }
@@ -236,18 +233,11 @@ _ARCHIVES = {
 def _describe(path: str) -> str | None:
     """Return the type of a file without tensors, with the cure; None if it is not recognised."""
     with open(path, "rb") as file:
-        head = file.read(HEAD)
+        head = file.read(100).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head:
         return "it is empty; download it again"
-    text = head
-    if head.startswith(b"\x1f\x8b"):  # a server may compress a page
-        with contextlib.suppress(zlib.error):
-            text = zlib.decompressobj(31).decompress(head, HEAD)
-    if page := _describe_text(text.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()):
-        return page
-    for start, kind in _ARCHIVES.items():
-        if head.startswith(start):
-            return f"it is {kind}"
+    if kind := next((kind for start, kind in _OTHER_FILES.items() if head.startswith(start)), ""):
+        return f"it is {kind}"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -256,28 +246,3 @@ def _describe(path: str) -> str | None:
     elif tarfile.is_tarfile(path):
         return "it is a tar archive; unpack it, or save it again if PyTorch before 0.4 wrote it"
     return None
-
-
-def _describe_text(text: str) -> str | None:
-    """Return the type of a text that a server, or Git, sent instead of a file."""
-    if text.startswith("version https://git-lfs"):
-        size = re.search(r"^size (\d+)", text, re.MULTILINE)
-        of = f" of {int(size[1]):,} bytes" if size else ""
-        return f"it is a Git LFS pointer to a file{of}; run `git lfs pull` in its repository"
-    if code := re.match(r"(?:<\?xml[^>]*>\s*)?<Error>.*?<Code>(.*?)</Code>", text, re.DOTALL):
-        return f"it is the error message {code[1]} of a server; check the address and the access rights"
-    saved = text.startswith(("From: <Saved by", "MIME-Version:"))  # by a browser, with its pictures
-    if not saved and not re.match(
-        r"(<\?xml[^>]*>\s*|<!--.*?-->\s*)*<(!doctype html|html|head|body)\b", text, re.I | re.S
-    ):
-        return None
-    if re.search(r"quota exceeded|too many users have viewed", text, re.IGNORECASE):
-        return "it is a page of Google Drive: the limit of downloads of this file is reached; try again after a day"
-    if re.search(r"virus scan warning|google drive", text, re.IGNORECASE):
-        return (
-            "it is a page of Google Drive (large files are not scanned for viruses), not the file; open the address in "
-            "a browser and confirm the download"
-        )
-    title = re.search(r"<title[^>]*>\s*(.*?)\s*</title>", text, re.IGNORECASE | re.DOTALL)
-    called = f" called {' '.join(title[1].split())[:80]!r}" if title else ""
-    return f"it is a web page{called}, not the file; follow its download link, in a browser if it asks to sign in"
