@@ -14,7 +14,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,17 +219,14 @@ def check(args: argparse.Namespace) -> int:
     if args.lists:
         lists = list_files(Path(args.lists), DATASETS[args.dataset], args.videos)
         media = {row.path: row.num_frames for file in lists for row in file.read()}
-        removed = {row.path: row.num_frames for file in lists for row in file.removed() or () if row.path not in media}
         template, out = image_template_of(Path(args.lists)), Path(args.out or Path(args.lists, "check"))
     else:
         found = find_media(args.videos)
         media = dict.fromkeys((*found.sizes, *found.unusable))
-        lists, removed, template, out = [], {}, "", Path(args.out)
+        lists, template, out = [], "", Path(args.out)
     limits = {"workers": args.workers, "timeout": args.timeout or (3600 if args.full else 60)}
-    rows = check_media(
-        args.videos, media | removed, out, **limits, recheck=args.recheck, template=template, full=args.full
-    )
-    bad = show_check(rows, media, out)
+    rows = check_media(args.videos, media, out, **limits, recheck=args.recheck, template=template, full=args.full)
+    bad = show_check(rows, out)
     if args.clean:
         if len(bad) > max(1, args.max_bad_share * len(media)):
             raise ValueError(
@@ -238,22 +235,15 @@ def check(args: argparse.Namespace) -> int:
                 "start from it, or remove all bad files with --max-bad-share 1"
             )
         print("\n".join(clean_lists(lists, Path(args.clean), bad)))
-    if back := [row.path for row in rows if row.ok and row.path in removed]:
-        print(
-            f"  {len(back)} files that can be read are in no list, only in the .orig beside one, such as {back[0]}: to "
-            "have them back, rename it to the list and clean again"
-        )
     return int(bool(bad))
 
 
-def show_check(rows: Iterable[Row], media: Mapping[str, object], out: Path) -> set[str]:
+def show_check(rows: Sequence[Row], out: Path) -> set[str]:
     """Print the results of a check; return the paths of bad media."""
-    reasons = {row.path: row.reason for row in rows if not row.ok}
-    bad = [path for path in reasons if path in media]
-    show(f"{path}: {reasons[path]}" for path in bad[:SHOWN])
-    more = f", and {len(reasons) - len(bad)} that the lists had before" if len(reasons) > len(bad) else ""
-    print(f"{len(bad)} of {len(media)} files are bad{more}; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
-    if slow := [row for row in rows if row.ok and row.reason and row.path in media]:
+    bad = {row.path: row.reason for row in rows if not row.ok}
+    show(f"{path}: {bad[path]}" for path in list(bad)[:SHOWN])
+    print(f"{len(bad)} of {len(rows)} files are bad; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
+    if slow := [row for row in rows if row.ok and row.reason]:
         print(
             f"{len(slow)} good files are decoded from the beginning to the end for every read, such as {slow[0].path} "
             f"({slow[0].reason}): prepare_data.py reencode makes faster copies"

@@ -200,6 +200,6 @@ def _read_report(path: Path) -> list[Row]:
         return []
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
-    if lines and lines[0] not in (list(COLUMNS), list(COLUMNS[:-1])):  # earlier reports had no column "full"
+    if lines[:1] != [list(COLUMNS)]:
         raise ValueError(f"{path} is not a report of this command: choose another folder, or remove the file")
-    return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:] if len(line) == len(lines[0])]
+    return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from slowfast.datasets.catalog import CATALOG, Dataset
-from slowfast.datasets.lists import ListError, Sample, VideoList, read_list
+from slowfast.datasets.lists import ListError, VideoList, read_list
 from slowfast.datasets.rows import find_suffix
 from slowfast.utils.io import atomic_write, write_text
 
@@ -37,17 +37,15 @@ class ListFile:
     separator: str
     videos: str
 
-    def read(self, path: Path | None = None) -> VideoList:
-        """Return the rows of the list, or of a file `path` of the same format, with the suffix of the videos.
+    def read(self) -> VideoList:
+        """Return the rows of the list, with the suffix of the videos.
 
         Rows with several labels may fit several formats, so the one with which the first video is found is preferred.
         """
         faults, found = list[ListError](), list[VideoList]()
         for separator, multi in product(dict.fromkeys((self.separator, ",", " ")), (False, True)):
             try:
-                samples = read_list(
-                    path or self.path, self.columns, separator=separator, unknown=True, multi_label=multi
-                )
+                samples = read_list(self.path, self.columns, separator=separator, unknown=True, multi_label=multi)
             except ListError as error:
                 faults.append(error)
                 continue
@@ -75,20 +73,6 @@ class ListFile:
             )
         lost = set(samples.labels.tolist()) - {label for index in kept for label in samples.labels_of(index)}
         return "".join(f"{rows[index]}\n" for index in kept), len(rows) - len(kept), sorted(lost)
-
-    def removed(self) -> list[Sample] | None:
-        """Return the rows that were removed when the list was cleaned in place; None without a .orig of this list."""
-        if not original_of(self.path).exists():
-            return None
-        now = self.read()
-        try:
-            before = self.read(original_of(self.path))
-        except ListError:
-            return None
-        kept = {(name, now.labels_of(index)) for index, name in enumerate(now.listed)}
-        all_rows = enumerate(before.listed)
-        rows = [before[index] for index, name in all_rows if (name, before.labels_of(index)) not in kept]
-        return rows if len(before) - len(rows) == len(now) else None
 
 
 def list_files(folder: Path, dataset: Dataset, videos: str = "") -> list[ListFile]:
@@ -118,14 +102,10 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
     The first version of a list that is cleaned in place is kept as .orig.
 
     Raises:
-        ValueError: a list would be empty, or there is a .orig of another list; then nothing is written.
+        ValueError: a list would be empty; then nothing is written.
     """
     cleaned = [(file, *file.without(bad)) for file in lists]
     in_place = folder.resolve() == lists[0].path.parent.resolve()
-    for file, _, dropped, _ in cleaned if in_place else ():
-        original = original_of(file.path)
-        if dropped and original.exists() and file.removed() is None:
-            raise ValueError(f"{original} is not {file.path} as it was before it was cleaned: move it away")
     lines = []
     for file, text, dropped, lost in cleaned:
         original = original_of(file.path)

@@ -235,18 +235,6 @@ def test_a_full_check_decodes_every_image(tmp_path, write_folder):
     assert not row.ok and row.reason.startswith("img_00003.jpg")
 
 
-def test_a_report_of_an_earlier_version_is_continued(videos, tmp_path):
-    """The old report lacks the last column: its files were not decoded in full."""
-    out, item = tmp_path / "out", {"a/0.mp4": None}
-    check_media(videos, item, out, workers=1)
-    lines = (out / REPORT).read_text().splitlines()
-    (out / REPORT).write_text("".join(line.rpartition(",")[0].replace(",24,", ",99,") + "\n" for line in lines))
-    [row] = check_media(videos, item, out, workers=1)
-    assert row.frames == "99" and (out / REPORT).read_text().startswith(",".join(COLUMNS) + "\n")
-    [row] = check_media(videos, item, out, workers=1, full=True)
-    assert (row.frames, row.full) == (24, 1)
-
-
 def test_a_foreign_report_is_not_touched(videos, tmp_path):
     (tmp_path / REPORT).write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"report\.csv"):
