@@ -1,4 +1,4 @@
-"""Write lists and class names, check videos, make copies that decode fast; docs writes the tables of DATASET.md.
+"""Write lists and class names, check videos, and make copies that decode fast.
 
 python tools/prepare_data.py lists my/videos --out data/mine
 python tools/prepare_data.py lists /data/k400 --dataset k400 --annotations k400/annotations --out /data/k400
@@ -26,7 +26,6 @@ from slowfast.prepare.label_order import annotated_classes, order_by_labels
 from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode
 from slowfast.prepare.scan import describe, find_media
 from slowfast.prepare.split import lists_from_folders
-from slowfast.prepare.tables import update_tables
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import write_text
@@ -105,9 +104,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--timeout", type=within(float, 0.001), default=3600, help="seconds for one file (default: %(default)s)")
     add("--workers", **workers)
-
-    add = command("docs", write_docs, "write the tables of DATASET.md")
-    add("--check", action="store_true", help="write nothing; exit with 1 if DATASET.md would change")
     return parser.parse_args(argv)
 
 
@@ -274,18 +270,6 @@ def make_copies(args: argparse.Namespace) -> int:
         slower = "; the copies are slower to read: train on the original videos" if after > before else ""
         print(f"16 random frames: {before:.1f} ms before, {after:.1f} ms after ({before / after:.1f} x){slower}")
     return int(bool(outcome.broken))
-
-
-def write_docs(args: argparse.Namespace) -> int:
-    """Write the tables of DATASET.md; with --check only compare them, and return 1 if they differ."""
-    path = ROOT / "DATASET.md"
-    old = path.read_text(encoding="utf-8")
-    new = update_tables(old)
-    if not args.check:
-        write_text(path, new)
-    elif new != old:
-        print("DATASET.md is not up to date: run python tools/prepare_data.py docs", file=sys.stderr)
-    return int(args.check and new != old)
 
 
 def show(lines: Iterable[str]) -> None:

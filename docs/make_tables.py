@@ -1,28 +1,25 @@
-"""Write the tables of DATASET.md from the rows of the catalog."""
+"""Write the tables of DATASET.md from the rows of the catalog: python docs/make_tables.py [--check]."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
 
 from slowfast.datasets.catalog import CATALOG, DATASETS, Dataset, DatasetSpec
 
-MARK = "<!-- Written by tools/prepare_data.py docs, up to the next mark. -->"
-END = "<!-- End of what tools/prepare_data.py wrote. -->"
+PAGE = Path(__file__).parents[1] / "DATASET.md"
+MARK = "<!-- Written by docs/make_tables.py, up to the next mark. -->"
+END = "<!-- End of what docs/make_tables.py wrote. -->"
 FRAMES = {"dense": "a window: `NUM_FRAMES` x `SAMPLING_RATE`", "sparse": "one of each of `NUM_FRAMES` segments"}
 SEPARATORS = {",": "comma", " ": "blank"}
 
 
 def update_tables(page: str) -> str:
-    """Return the page with the tables between its two marks replaced.
-
-    Raises:
-        ValueError: a mark is missing.
-    """
-    head, mark, rest = page.partition(MARK)
-    _, end, tail = rest.partition(END)
-    if not mark or not end:
-        raise ValueError(f"the page lacks the line {END if mark else MARK}: add it")
+    """Return the page with the tables between its two marks replaced."""
+    head, rest = page.split(MARK)
+    tail = rest.split(END)[1]
     kinds = _table(
         ("`TRAIN.DATASET`, `TEST.DATASET`", "for", "a row of the list", "frames of a clip"),
         (_kind_row(kind, spec) for kind, spec in CATALOG.items()),
@@ -54,3 +51,17 @@ def _dataset_row(key: str, dataset: Dataset) -> tuple[str, ...]:
         "anywhere" if key == "own" else f"`{key}`{lists}",
         dataset.licence,
     )
+
+
+def main() -> int:
+    """Write the tables; with --check, return 1 if they are not up to date."""
+    old = PAGE.read_text(encoding="utf-8")
+    new = update_tables(old)
+    if "--check" not in sys.argv:
+        PAGE.write_text(new, encoding="utf-8")
+        return 0
+    return int(new != old)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
