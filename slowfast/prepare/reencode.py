@@ -143,26 +143,16 @@ def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats
 
     The folders alternate file by file, so that they are measured under the same conditions.
     """
-    tasks = [(str(folder), path, turn) for turn in range(repeats) for path in paths for folder in folders]
-    times: dict[tuple[str, str], list[float]] = {}
-    with closing(run_killable(_time_access, tasks, workers=1, timeout=60, title="measure")) as outcomes:
-        for (folder, path, _), seconds in outcomes:
-            if not isinstance(seconds, Failure):
-                times.setdefault((folder, path), []).append(seconds)
-    whole = [path for path in paths if all((str(folder), path) in times for folder in folders)]
-    if not whole:
-        return []
-    return [1000 * median(median(times[str(folder), path]) for path in whole) for folder in folders]
+    times = [
+        [median(_time_access(os.path.join(folder, path), turn) for turn in range(repeats)) for folder in folders]
+        for path in paths
+    ]
+    return [1000 * median(of_folder) for of_folder in zip(*times, strict=True)]
 
 
-def _time_access(task: tuple[str, str, int]) -> float:
-    folder, path, turn = task
-
-    def choose(length: int) -> list[int]:
-        return sorted(rng_for(turn, path).integers(length, size=ACCESS_FRAMES).tolist())
-
+def _time_access(path: str, turn: int) -> float:
     start = perf_counter()
-    read_frames(os.path.join(folder, path), choose)
+    read_frames(path, lambda length: rng_for(turn).integers(length, size=ACCESS_FRAMES).tolist())
     return perf_counter() - start
 
 
