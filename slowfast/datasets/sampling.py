@@ -39,13 +39,30 @@ class FrameSampler(ABC):
 
 
 class DenseSampler(FrameSampler):
-    """Take a window of the video; see `dense_indices`."""
+    """Take a window of `num_frames * sampling_rate` frames (SlowFast; Kinetics, UCF101 and HMDB51 of UniFormer).
+
+    A random window has a real-valued start; the windows of views are spread evenly over the video, and a single one is
+    in the middle, or at the beginning without `use_offset`. A short video repeats its last frame.
+    """
 
     def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
-        """Return the frames of a window."""
-        return dense_indices(
-            length, self.num_frames, self.sampling_rate, view, self.num_views, rng, use_offset=self.use_offset
-        )
+        """Return non-decreasing indices in [0, length)."""
+        _check(length, self.num_frames, view, self.num_views)
+        span = self.num_frames * self.sampling_rate
+        slack = max(length - span, 0)
+        if view is None:
+            assert rng is not None
+            start = rng.uniform(0, slack)
+        elif not self.use_offset:
+            start = slack * view / self.num_views
+        elif self.num_views == 1:
+            start = slack // 2
+        else:
+            start = view * (slack // (self.num_views - 1))
+        # Both ends of the window are sampled, so the step is slightly larger than sampling_rate. float32 is part of the
+        # rule: its rounding decides to which integer a value is cut.
+        ticks = np.linspace(start, start + span - 1, self.num_frames, dtype=np.float32)
+        return ticks.clip(0, length - 1).astype(np.int64).tolist()
 
 
 class SparseSampler(FrameSampler):
@@ -57,52 +74,6 @@ class SparseSampler(FrameSampler):
 
 
 SAMPLERS: dict[str, type[FrameSampler]] = {"dense": DenseSampler, "sparse": SparseSampler}
-
-
-def dense_indices(
-    length: int,
-    num_frames: int,
-    sampling_rate: int,
-    view: int | None,
-    num_views: int,
-    rng: np.random.Generator | None,
-    use_offset: bool = True,
-) -> list[int]:
-    """Take a window of `num_frames * sampling_rate` frames (SlowFast; Kinetics, UCF101 and HMDB51 of UniFormer).
-
-    A short video repeats its last frame.
-
-    Args:
-        length: frames in the video (>= 1).
-        num_frames: frames of the clip.
-        sampling_rate: frames of the video per frame of the clip.
-        view: None draws a real-valued start; 0..num_views-1 spreads the windows evenly over the video.
-        num_views: windows per video; a single one is in the middle, or at the beginning without `use_offset`.
-        rng: source of the draw; needed only if `view` is None.
-        use_offset: start the windows of the views at whole frames; False allows fractions.
-
-    Returns:
-        `num_frames` non-decreasing indices in [0, length).
-
-    Raises:
-        ValueError: `length` or `num_frames` < 1.
-    """
-    _check(length, num_frames, view, num_views)
-    span = num_frames * sampling_rate
-    slack = max(length - span, 0)
-    if view is None:
-        assert rng is not None
-        start = rng.uniform(0, slack)
-    elif not use_offset:
-        start = slack * view / num_views
-    elif num_views == 1:
-        start = slack // 2
-    else:
-        start = view * (slack // (num_views - 1))
-    # Both ends of the window are sampled, so the step is slightly larger than sampling_rate. float32 is part of the
-    # rule: its rounding decides to which integer a value is cut.
-    ticks = np.linspace(start, start + span - 1, num_frames, dtype=np.float32)
-    return ticks.clip(0, length - 1).astype(np.int64).tolist()
 
 
 def sparse_indices(

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from slowfast.datasets.dataset import TrainDataset, VideoEvalDataset, VideoReader, as_made
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.reader import MediaError
-from slowfast.datasets.sampling import DenseSampler, SparseSampler, dense_indices, sparse_indices
+from slowfast.datasets.sampling import DenseSampler, SparseSampler, sparse_indices
 from slowfast.datasets.transforms import TrainTransform
 
 WHOLE = TrainTransform(48, (48, 48), flip=False)  # only a random position along the width
@@ -86,7 +86,7 @@ def test_evaluation_clips_are_views_times_crops(videos, frame_numbers):
     assert video.shape == (9, 3, 4, 48, 48) and item["view"].tolist() == list(range(9))
     assert item["label"].tolist() == [1] * 9 and item["index"].tolist() == [1] * 9
     for view in range(3):
-        expected = dense_indices(35, 4, 3, view, 3, None)
+        expected = reader.sampler(35, view, None)
         start, centre, end = video[3 * view : 3 * view + 3]
         assert numbers(frame_numbers, start) == numbers(frame_numbers, centre) == expected
         for offset, crop in ((0, start), (8, centre), (16, end)):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from slowfast.datasets.sampling import SAMPLERS, annotated_indices, dense_indices, sparse_indices
+from slowfast.datasets.sampling import DenseSampler, SparseSampler, annotated_indices, sparse_indices
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +16,13 @@ def rows(golden) -> Callable[[str], list[list]]:
 
 def test_dense_views_match_the_official_indices(rows):
     for use_offset, length, num_frames, rate, num_views, view, expected in rows("dense"):
-        indices = dense_indices(length, num_frames, rate, view, num_views, None, bool(use_offset))
+        indices = DenseSampler(num_frames, num_views, rate, bool(use_offset))(length, view, None)
         assert indices == expected, (use_offset, length, num_frames, rate, num_views, view)
 
 
 def test_dense_views_at_the_edge_of_float32_match_one_of_the_two_lists(rows):
     for use_offset, length, num_frames, rate, num_views, view, *either in rows("dense_float32_sensitive"):
-        assert dense_indices(length, num_frames, rate, view, num_views, None, bool(use_offset)) in either
+        assert DenseSampler(num_frames, num_views, rate, bool(use_offset))(length, view, None) in either
 
 
 def test_sparse_views_match_the_official_indices(rows):
@@ -43,19 +43,19 @@ def test_something_something_files_are_the_sparse_rule_counted_from_one(rows):
 def test_hmdb_files_are_the_dense_rule_counted_from_one(rows):
     for mode, length, num_frames, rate, num_views, num_crops, clip, expected, _ in rows("hmdb"):
         view = clip // num_crops if mode == "test" else 0
-        assert [i + 1 for i in dense_indices(length, num_frames, rate, view, num_views, None)] == expected
+        assert [i + 1 for i in DenseSampler(num_frames, num_views, rate)(length, view, None)] == expected
 
 
 def test_random_dense_windows_reach_both_ends_and_start_between_frames():
     rng = np.random.default_rng(0)
-    clips = np.array([dense_indices(100, 8, 4, None, 1, rng) for _ in range(3000)])
+    clips = np.array([DenseSampler(8, 1, 4)(100, None, rng) for _ in range(3000)])
     assert clips.min() == 0 and clips[:, 0].max() == 67 and clips.max() == 98  # starts are below the slack
     assert np.bincount(clips[:, 0], minlength=68).min() > 15  # 3000 / 68 = 44 expected of each
     assert len(np.unique(np.diff(clips, axis=1), axis=0)) > 1  # whole starts would give one pattern
 
 
 def test_random_dense_window_of_a_short_video_starts_at_zero_and_repeats_the_last_frame():
-    assert dense_indices(5, 4, 4, None, 1, np.random.default_rng(0)) == [0, 4, 4, 4]
+    assert DenseSampler(4, 1, 4)(5, None, np.random.default_rng(0)) == [0, 4, 4, 4]
 
 
 def test_random_sparse_frames_cover_each_segment_and_both_borders():
@@ -75,20 +75,17 @@ def test_annotated_indices_stay_inside_the_annotation_and_the_video():
     assert set(annotated_indices(300, 8, (10.0, 2.0, 2.0), rng)) == {60}
 
 
-def test_samplers_follow_their_rule_for_views_and_draws():
-    dense, sparse = (SAMPLERS[name](8, 3, 4, False) for name in ("dense", "sparse"))
-    for view in range(3):
-        assert dense(100, view, None) == dense_indices(100, 8, 4, view, 3, None, False)
-        assert sparse(100, view, None) == sparse_indices(100, 8, view, 3, None)
+def test_the_sparse_sampler_follows_its_rule_for_views_and_draws():
+    sparse = SparseSampler(8, 3)
+    assert [sparse(100, view, None) for view in range(3)] == [sparse_indices(100, 8, v, 3, None) for v in range(3)]
     first, second = np.random.default_rng(3), np.random.default_rng(3)
-    assert dense(100, None, first) == dense_indices(100, 8, 4, None, 3, second)
     assert sparse(100, None, first) == sparse_indices(100, 8, None, 3, second)
 
 
 @pytest.mark.parametrize("length", [0, -3])
 def test_a_video_without_frames_is_refused(length):
     with pytest.raises(ValueError, match=str(length)):
-        dense_indices(length, 8, 4, 0, 1, None)
+        DenseSampler(8)(length, 0, None)
     with pytest.raises(ValueError, match=str(length)):
         sparse_indices(length, 8, 0, 1, None)
     with pytest.raises(ValueError, match=str(length)):
