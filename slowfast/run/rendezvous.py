@@ -1,7 +1,7 @@
 """Connect the processes of a job; a failure ends each of them within seconds, with an error that names the cause.
 
-Each attempt is a session in a store. A process registers in the newest session, and takes part only after rank 0 has
-counted it. Entries of an earlier attempt in a store that outlives it (that of torchrun) are thus ignored.
+Rank 0 opens a store and a session in it, in which each process registers. They begin when as many have registered as
+the job has processes. Then rank 0 ends the session: the store of torchrun's agent outlives the attempts of a job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from math import inf
 from typing import NamedTuple, TypeVar
@@ -69,26 +69,37 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
     Raises:
         ValueError: two processes have the same rank, the address cannot be used, or a process did not join.
     """
-    meeting = _Meeting(timeout, check)
+    me = _Member(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), host())
+    serves = me.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = meeting.wait(meeting.open)
-        if meeting.me.rank == 0:
-            store.set("session", meeting.me.token)
-        session = meeting.wait(lambda: meeting.lead(store) if meeting.me.rank == 0 else meeting.follow(store))
+        store = _repeat(lambda: _open(serves, check), me, timeout, check)
+        if me.rank == 0:
+            session = store.compare_set("session", "", secrets.token_hex(8)).decode()
+        else:
+            session = _repeat(lambda: _session(store), me, timeout, check)
+        group = PrefixStore(session, store)
+        try:
+            group.set(f"member {group.add('count', 1)}", json.dumps(me))
+            _repeat(lambda: _require_all(group, me.world), me, timeout, check)
+        finally:
+            if me.rank == 0:
+                store.delete_key("session")
+    except ValueError:
+        time.sleep(5 * POLL * serves)  # the store ends with this process, and the others have to read it
+        raise
     except RuntimeError as error:  # DistError, and before PyTorch 2.7 no class of its own
         raise ValueError(
-            f"{meeting.me}: the connection to {meeting.address} was lost before all processes had joined "
-            f"({_first_line(error)}); see the message of rank 0"
+            f"{me}: the store at MASTER_ADDR and MASTER_PORT (--init_method) cannot be used "
+            f"({str(error).partition(chr(10))[0]}); see the message of rank 0"
         ) from error
     store.set_timeout(timedelta(seconds=timeout))
-    return PrefixStore(session, store)
+    return group
 
 
 class _Member(NamedTuple):
     rank: int
     world: int
     where: str
-    token: str
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.world} on {self.where}"
@@ -101,128 +112,88 @@ class _NotYetError(Exception):
         self.missing, self.cure, self.patience = missing, cure, patience
 
 
-class _Meeting:
-    def __init__(self, timeout: float, check: Callable[[], None]) -> None:
-        self.timeout, self.check, self.begun = timeout, check, time.monotonic()
-        self.host, self.port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self.address = f"{self.host}:{self.port}"
-        self.noticed = os.environ.get("LOCAL_RANK", "0") != "0"  # one process of each node prints
-        self.me = _Member(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), host(), secrets.token_hex(8))
-        self.members = [self.me]  # that rank 0 has counted
-        self.session = ""  # that this process has registered in
-        self.rival: Store | None = None
-
-    def wait(self, attempt: Callable[[], T]) -> T:
-        """Repeat an attempt until it does not raise `_NotYetError`, and return its result."""
-        while True:
-            self.check()
-            try:
-                with _quiet():
-                    return attempt()
-            except _NotYetError as reason:
-                waited, missing = time.monotonic() - self.begun, reason.missing
-                if waited > min(self.timeout, reason.patience):
-                    raise ValueError(f"{self.me}: waited {waited:.0f} s for {missing}; {reason.cure}") from None
-            if waited > NOTICE and not self.noticed:
-                self.noticed = True
-                print(f"warning: {self.me}: waiting for {missing}", file=sys.stderr, flush=True)
-            time.sleep(POLL)
-
-    def open(self) -> Store:
-        """Open the store at the address of rank 0: as its server in rank 0, unless torchrun is that."""
-        if self.me.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-            return self._serve()
+def _repeat(attempt: Callable[[], T], me: _Member, timeout: float, check: Callable[[], None]) -> T:
+    """Repeat an attempt until it does not raise `_NotYetError`, and return its result."""
+    begun = time.monotonic()
+    noticed = os.environ.get("LOCAL_RANK", "0") != "0"  # one process of each node prints
+    while True:
+        check()
         try:
-            socket.create_connection((self.host, self.port), timeout=5).close()
-        except OSError as error:
-            unknown = isinstance(error, socket.gaierror)
-            cure = "correct MASTER_ADDR (--init_method)" if unknown else "is it started?"
-            missing = f"rank 0 at {self.address} ({error.strerror or 'no answer'})"
-            raise _NotYetError(missing, cure, PATIENCE if unknown else inf) from error
-        if store := self._connect(PATIENCE):
-            return store
+            return attempt()
+        except _NotYetError as reason:
+            waited, missing = time.monotonic() - begun, reason.missing
+            if waited > min(timeout, reason.patience):
+                raise ValueError(f"{me}: waited {waited:.0f} s for {missing}; {reason.cure}") from None
+        if waited > NOTICE and not noticed:
+            noticed = True
+            print(f"warning: {me}: waiting for {missing}", file=sys.stderr, flush=True)
+        time.sleep(POLL)
+
+
+def _open(serves: bool, check: Callable[[], None]) -> Store:
+    """Open the store at the address of rank 0, or connect to it."""
+    name, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.getaddrinfo(name, port)
+    except OSError as error:
+        cure = "correct MASTER_ADDR (--init_method)"
+        raise _NotYetError(f"the address of {name} ({error.strerror})", cure, PATIENCE) from error
+    try:
+        if serves:
+            socket.create_server(("", port)).close()  # for a port in use, PyTorch prints a stack trace
+            return _store(name, port, is_master=True)
+        socket.create_connection((name, port), timeout=5).close()
+    except OSError as error:
+        if serves:  # the last process of an earlier attempt may still have the port
+            cure = "choose another MASTER_PORT (--init_method), or start a single process with rank 0 (--shard_id)"
+            raise _NotYetError(f"port {port}, which is in use by another program", cure, PATIENCE) from error
+        missing = f"rank 0 at {name}:{port} ({error.strerror or 'no answer'})"
+        raise _NotYetError(missing, "is it started?") from error
+    stores: list[Store] = []
+
+    def connect() -> None:
+        with contextlib.suppress(RuntimeError):
+            stores.append(_store(name, port, is_master=False))
+
+    # in a thread, since PyTorch waits without limit for the first response of a listener
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    until = time.monotonic() + PATIENCE
+    while thread.is_alive() and time.monotonic() < until:
+        check()
+        thread.join(POLL)
+    if not stores:
         raise ValueError(
-            f"{self.me}: the program at {self.address} is not rank 0 of this job; see its message, or choose another "
-            "MASTER_PORT (--init_method)"
+            f"the program at {name}:{port} is not rank 0 of this job; see its message, or choose another MASTER_PORT "
+            "(--init_method)"
         )
+    return stores[0]
 
-    def _serve(self) -> Store:
-        try:
-            return self._store(PATIENCE / 2, is_master=True)
-        except RuntimeError as error:
-            if "EADDRINUSE" not in str(error):
-                raise ValueError(
-                    f"{self.me}: cannot listen at {self.address} ({_first_line(error)}); correct MASTER_ADDR and "
-                    "MASTER_PORT (--init_method)"
-                ) from error
-        # another rank 0 may use the port: if it counts this one, both raise the fault
-        self.rival = self.rival or self._connect(PATIENCE / 4)
-        if self.rival:
-            with contextlib.suppress(RuntimeError, _NotYetError):
-                self.follow(self.rival)
-        # the last process of an earlier attempt may still have the port
-        missing = f"port {self.port}, which is in use by another program"
-        raise _NotYetError(missing, "choose another MASTER_PORT (--init_method)", PATIENCE)
 
-    def _connect(self, seconds: float) -> Store | None:
-        """Connect in a thread, since PyTorch waits without limit for the first response of a listener."""
-        stores: list[Store] = []
+def _store(name: str, port: int, is_master: bool) -> Store:
+    timeout = timedelta(seconds=PATIENCE / 2)
+    return TCPStore(name, port, is_master=is_master, wait_for_workers=False, timeout=timeout)
 
-        def connect() -> None:
-            with contextlib.suppress(RuntimeError):
-                stores.append(self._store(seconds / 3, is_master=False))
 
-        thread = threading.Thread(target=connect, daemon=True)
-        thread.start()
-        until = time.monotonic() + seconds
-        while thread.is_alive() and time.monotonic() < until:
-            self.check()
-            thread.join(POLL)
-        return stores[0] if stores else None
+def _session(store: Store) -> str:
+    if not store.check(["session"]):
+        raise _NotYetError("rank 0, which opens the session", "is it started?")
+    return store.get("session").decode()
 
-    def _store(self, seconds: float, is_master: bool) -> Store:
-        timeout = timedelta(seconds=seconds)
-        return TCPStore(self.host, self.port, is_master=is_master, wait_for_workers=False, timeout=timeout)
 
-    def lead(self, store: Store) -> str:
-        """Return the name of the session, if all processes have registered in it."""
-        session = self.me.token
-        self._count(store)
-        if _fault(self.members):
-            time.sleep(1)  # for processes that are still connecting
-            self._count(store)
-        elif len(self.members) < self.me.world:
-            absent = sorted(set(range(self.me.world)) - {member.rank for member in self.members})
-            names = ", ".join(map(str, absent[:8])) + ", ..." * (len(absent) > 8)
-            missing = f"rank{'s' * (len(absent) > 1)} {names}"
-            raise _NotYetError(missing, "start the processes of the other machines")
-        fault = _fault(self.members)
-        for member in self.members:
-            store.set(member.token, json.dumps([session, fault]))
-        if fault:
-            until = time.monotonic() + PATIENCE / 4  # the store ends with this process
-            while store.add(f"{session}/read", 0) < len(self.members) - 1 and time.monotonic() < until:
-                time.sleep(POLL)
-            raise ValueError(fault)
-        return session
+def _require_all(store: Store, world: int) -> None:
+    """Return when all processes have registered.
 
-    def _count(self, store: Store) -> None:
-        while store.check([key := f"{self.me.token}/{len(self.members)}"]):
-            self.members.append(_Member(*json.loads(store.get(key))))
-
-    def follow(self, store: Store) -> str:
-        """Register in the newest session; return its name, if rank 0 has counted all processes."""
-        newest = store.get("session").decode() if store.check(["session"]) else ""
-        if newest != self.session:
-            self.session = newest
-            store.set(f"{newest}/{store.add(f'{newest}/count', 1)}", json.dumps(self.me))
-        if not store.check([self.me.token]):
-            raise _NotYetError("the other processes, which rank 0 counts", "see its message")
-        session, fault = json.loads(store.get(self.me.token))
-        if fault:
-            store.add(f"{session}/read", 1)
-            raise ValueError(fault)
-        return session
+    Raises:
+        ValueError: those that have cannot be one group.
+    """
+    members = [_Member(*json.loads(store.get(f"member {n + 1}"))) for n in range(store.add("count", 0))]
+    if fault := _fault(members):
+        raise ValueError(fault)
+    if len(members) < world:
+        absent = sorted(set(range(world)) - {member.rank for member in members})
+        names = ", ".join(map(str, absent[:8])) + ", ..." * (len(absent) > 8)
+        raise _NotYetError(f"rank{'s' * (len(absent) > 1)} {names}", "start the processes of the other machines")
 
 
 def _fault(members: Sequence[_Member]) -> str:
@@ -239,24 +210,3 @@ def _fault(members: Sequence[_Member]) -> str:
         f"rank {rank} was started {count} times, on {places}; give each machine its own number (--shard_id 0, 1, ..., "
         "torchrun's --node_rank)"
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """Keep PyTorch's C++ stack traces off stderr; the error that is raised has the cause in one line."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr
-        yield
-        return
-    with open(os.devnull, "wb") as null:
-        os.dup2(null.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
