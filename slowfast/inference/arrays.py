@@ -10,8 +10,8 @@ from pathlib import Path
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
+from slowfast.inference.command import report_bad
 from slowfast.inference.extract import finish, run_part
-from slowfast.inference.predict import report_bad
 from slowfast.run.slurm import minutes, sbatch_parameters
 
 

@@ -24,10 +24,8 @@ from torch import Tensor, nn
 
 from slowfast.datasets.sampling import DenseSampler
 from slowfast.engine.setup import compile_blocks
-from slowfast.inference.inputs import check_output
-from slowfast.inference.load import load
+from slowfast.inference.command import add_configuration, check_output, guarded, load_network
 from slowfast.inference.network import Network
-from slowfast.inference.predict import guarded
 from slowfast.models.build import input_shape
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
@@ -200,13 +198,12 @@ def latency(runners: Mapping[str, Runner], clips: Tensor) -> dict[str, float]:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="slowfast-export", description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://")
+    parser.add_argument("weights", metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://")
     parser.add_argument("--format", required=True, choices=ENDINGS, help="format of the file")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
     parser.add_argument("--compile", action="store_true", help="also measure the network compiled")
-    parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
-    parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration values")
+    parser.set_defaults(device="cpu")
+    add_configuration(parser)
     return parser.parse_args(argv)
 
 
@@ -220,7 +217,7 @@ def execute(args: argparse.Namespace) -> int:
     if not args.out.endswith(ENDINGS[args.format]):
         raise ValueError(f"--out {args.out} must end in {ENDINGS[args.format]} for --format {args.format}")
     check_output(args.out, "--out")
-    net = load(args.source, args.experiment, device="cpu", class_names=args.class_names, overrides=args.opts)
+    net = load_network(args)
     runner, error = export_network(net, args.format, args.out)
     shape = ", ".join(["batch", *map(str, input_shape(net.cfg))])
     named = "with" if net.class_names else "without"

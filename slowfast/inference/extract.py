@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import sys
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +16,19 @@ from tqdm import tqdm
 from slowfast.datasets.lists import Sample
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.rows import UNKNOWN
-from slowfast.datasets.workers import usable_cores
-from slowfast.inference.inputs import check_output, find_videos
+from slowfast.inference.command import (
+    add_network,
+    check_output,
+    check_some,
+    find_videos,
+    guarded,
+    in_processes,
+    load_network,
+    names_of,
+    positive,
+    report_bad,
+)
 from slowfast.inference.network import Network
-from slowfast.inference.predict import WRONG_INPUT, add_network, guarded, load_network, positive, report_bad
 from slowfast.inference.stores import check_library, write_store
 from slowfast.inference.windows import WindowCutter, run_windows
 from slowfast.utils.io import atomic_write, sha256, to_json, write_text
@@ -65,35 +69,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Everything that the features depend on; a folder contains those of one rule.
-
-    Attributes:
-        weights: path or address of the weights.
-        sha256: checksum of their file.
-        layer: name of the layer.
-        per_video: one vector per video instead of one per window.
-        tokens: a vector per position of each view, instead of their mean.
-        window: frames of a window; 0 for `per_video`.
-        stride: frames between windows; 0 for `per_video`.
-        crops: crops of a window, or clips of a video.
-        clip: frames of a clip.
-        size: height and width of a clip in pixels.
-    """
-
-    weights: str
-    sha256: str
-    layer: str
-    per_video: bool
-    tokens: bool
-    window: int
-    stride: int
-    crops: int
-    clip: int
-    size: int
-
-
 def main() -> int:
     """Write the features; return 0, 1 if some videos cannot be read, or 2 for wrong inputs."""
     return guarded(lambda: execute(parse_args()))
@@ -106,32 +81,17 @@ def execute(args: argparse.Namespace) -> int:
     check_output(os.path.join(args.out, SETTINGS), "--out")
     names = names_of(paths)
     net = _network(args)
-    rule = _rule(args, net)
-    _begin(args.out, rule)
+    _begin(args, net)
     if args.slurm:
         from slowfast.inference.arrays import submit
 
         submit(args, names)
         return 0
-    count = args.gpus or args.processes or 1
-    bad = _run_processes(args, names, count) if count > 1 else run_part(args, names, net=net)
+    bad = [entry for part in in_processes(run_part, args, names, net) for entry in part]
     done = finish(args, names)
-    if not done:
-        raise ValueError(f"{bad[0][0]}: {bad[0][1]}" + f" ({len(bad) - 1} more)" * (len(bad) > 1))
-    print(f"features of {done} videos are in {args.out}")
+    check_some(done, bad)
+    print(f"features of {len(done)} videos are in {args.out}")
     return report_bad(bad)
-
-
-def names_of(paths: Sequence[str]) -> dict[str, str]:
-    """Return name in the output folder -> path; names are below the common folder, without suffix where unique."""
-    above = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
-    short = [os.path.splitext(os.path.relpath(path, above))[0] for path in paths]
-    full = [os.path.relpath(path, above) for path in paths]
-    uses, whole_names = Counter(short), set(full)
-    return {
-        (name if uses[name] == 1 and name not in whole_names else whole): path
-        for name, whole, path in zip(short, full, paths, strict=True)
-    }
 
 
 def _network(args: argparse.Namespace) -> Network:
@@ -139,42 +99,47 @@ def _network(args: argparse.Namespace) -> Network:
     return load_network(args, crops)
 
 
-def _rule(args: argparse.Namespace, net: Network) -> Rule:
-    clip = net.cfg.DATA.NUM_FRAMES
-    window = 0 if args.per_video else args.window or clip
-    stride = 0 if args.per_video else args.stride or max(1, window // 4)
-    net.layer(args.layer)  # before the work begins
-    crops = net.num_views if args.per_video else args.crops
-    checksum, size = sha256(fetch(net.weights)), net.cfg.DATA.TEST_CROP_SIZE
-    return Rule(net.weights, checksum, args.layer, args.per_video, args.tokens, window, stride, crops, clip, size)
-
-
-def _begin(out: str, rule: Rule) -> None:
-    """Write the settings into a new folder; compare them with those of a folder that has features.
+def _begin(args: argparse.Namespace, net: Network) -> None:
+    """Write all that features depend on into a new folder; compare it with that of a folder that has features.
 
     Raises:
-        ValueError: the folder contains features of another rule.
+        ValueError: the network does not have the layer, or the folder contains features of other settings.
     """
-    path = Path(out, SETTINGS)
+    net.layer(args.layer)
+    clip = net.cfg.DATA.NUM_FRAMES
+    window = args.window or clip
+    rule = {
+        "weights": net.weights,
+        "sha256": sha256(fetch(net.weights)),
+        "layer": args.layer,
+        "per_video": args.per_video,
+        "tokens": args.tokens,
+        "window": 0 if args.per_video else window,
+        "stride": 0 if args.per_video else args.stride or max(1, window // 4),
+        "crops": net.num_views if args.per_video else args.crops,  # of a window, or clips of a video
+        "clip": clip,
+        "size": net.cfg.DATA.TEST_CROP_SIZE,
+    }
+    path = Path(args.out, SETTINGS)
     if not path.is_file():
-        write_text(path, to_json({**asdict(rule), "videos": {}}, indent=2) + "\n")
+        write_text(path, to_json({**rule, "videos": {}}, indent=2) + "\n")
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    differ = [key for key, value in asdict(rule).items() if key != "weights" and before.get(key) != value]
+    differ = [key for key, value in rule.items() if key != "weights" and before.get(key) != value]
     if differ:
-        values = ", ".join(f"{key} {before.get(key)} there, {getattr(rule, key)} here" for key in differ)
-        raise ValueError(f"{out} contains other features ({values}): choose another --out, or repeat that command")
+        values = ", ".join(f"{key} {before.get(key)} there, {rule[key]} here" for key in differ)
+        raise ValueError(f"{args.out} contains other features ({values}): choose another --out, or repeat that command")
 
 
 def run_part(
-    args: argparse.Namespace, names: dict[str, str], part: int = 0, parts: int = 1, net: Network | None = None
+    args: argparse.Namespace, names: dict[str, str], part: int, parts: int, net: Network | None = None
 ) -> list[tuple[str, str]]:
     """Write the features of every `parts`-th video; return (path, reason) of those that cannot be read.
 
     Videos whose features are complete are skipped.
     """
     net = net or _network(args)
-    rule, bad = _rule(args, net), list[tuple[str, str]]()
+    rule, bad = json.loads(Path(args.out, SETTINGS).read_text(encoding="utf-8")), list[tuple[str, str]]()
     mine = list(names.items())[part::parts]
     for name, path in tqdm(mine, desc="features", unit="video", disable=True if part else None):
         described = Path(args.out, DESCRIPTIONS, f"{name}.json")
@@ -191,13 +156,13 @@ def run_part(
     return bad
 
 
-def _of_video(net: Network, rule: Rule, path: str, batch: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _of_video(net: Network, rule: dict[str, Any], path: str, batch: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the features of a video, (N, C), or (C,) per video, and their description."""
-    if rule.tokens:
-        return _tokens(net, rule, path, batch), {"path": path}
-    if rule.per_video:
-        return net.features(path, rule.layer).values.astype(np.float32), {"path": path}
-    layer, cutter = net.as_tested(net.layer(rule.layer)), WindowCutter(net, path, rule.window, rule.stride)
+    if rule["tokens"]:
+        return _tokens(net, rule["layer"], path, batch), {"path": path}
+    if rule["per_video"]:
+        return net.features(path, rule["layer"]).values.astype(np.float32), {"path": path}
+    layer, cutter = net.as_tested(net.layer(rule["layer"])), WindowCutter(net, path, rule["window"], rule["stride"])
     found = [output.mean(0) for _, output in run_windows(net, cutter, layer, batch)]
     about = {
         "path": path,
@@ -210,15 +175,15 @@ def _of_video(net: Network, rule: Rule, path: str, batch: int) -> tuple[np.ndarr
 
 
 @torch.no_grad()
-def _tokens(net: Network, rule: Rule, path: str, batch: int) -> np.ndarray:
+def _tokens(net: Network, name: str, path: str, batch: int) -> np.ndarray:
     """Return the output of a layer at all positions of the views of a video, view after view, (N, C)."""
     frames = net.views_of_video.reader.read(Sample(path, UNKNOWN), net.frame_indices)
-    layer = net.as_tested(net.layer(rule.layer, tokens=True))
+    layer = net.as_tested(net.layer(name, tokens=True))
     tokens = torch.cat([layer(clips) for clips in net.transform(np.stack([*frames])).split(batch)])
     return tokens.flatten(0, 1).float().cpu().numpy()
 
 
-def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) -> int:
+def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) -> list[str]:
     """Collect the descriptions of finished videos into one file, and their features if one file is wanted.
 
     Args:
@@ -227,7 +192,7 @@ def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) 
         store: whether to collect features; False while other tasks are not finished.
 
     Returns:
-        The number of finished videos.
+        The names of the finished videos.
     """
     out, settings = Path(args.out), dict[str, Any]()
     files = {name: out / DESCRIPTIONS / f"{name}.json" for name in names}
@@ -240,42 +205,4 @@ def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) 
         before, done = done, [name for name, file in files.items() if file.is_file()]
     if store and args.format != "npy":
         write_store(args.format, out, settings)
-    return len(done)
-
-
-def _run_processes(args: argparse.Namespace, names: dict[str, str], count: int) -> list[tuple[str, str]]:
-    """Run the parts in processes; return (path, reason) of videos that cannot be read."""
-    context = get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in range(count)]
-    processes = [
-        context.Process(target=_process, args=(args, names, part, count, answer))
-        for part, (_, answer) in enumerate(pipes)
-    ]
-    bad = list[tuple[str, str]]()
-    try:
-        for process, (_, answer) in zip(processes, pipes, strict=True):
-            process.start()
-            answer.close()  # the process has its own; so the end of the process ends the pipe
-        for process, (answers, _) in zip(processes, pipes, strict=True):
-            with contextlib.suppress(EOFError):  # it failed, and has printed why
-                bad += answers.recv()  # before the join: a long answer waits for its reader
-            process.join()
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.kill()
-    if failed := [process.exitcode for process in processes if process.exitcode]:
-        print(f"{len(failed)} of {count} processes failed; repeat the command to continue", file=sys.stderr)
-        sys.exit(WRONG_INPUT if failed[0] == WRONG_INPUT else 1)
-    return bad
-
-
-def _process(args: argparse.Namespace, names: dict[str, str], part: int, count: int, answer: Any) -> None:
-    torch.set_num_threads(max(1, usable_cores() // count))
-    args = argparse.Namespace(**{**vars(args), "device": f"cuda:{part}" if args.gpus else args.device})
-
-    def run() -> int:
-        answer.send(run_part(args, names, part, count))
-        return 0
-
-    sys.exit(guarded(run))
+    return done

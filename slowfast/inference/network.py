@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -21,9 +21,8 @@ from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import Inference, clip_mover, inference_dtype, make_loader
 from slowfast.engine.test import clips_at_once, score
 from slowfast.inference.layers import POOLED, LayerFeatures
-from slowfast.inference.results import Features, Prediction, top_classes
+from slowfast.inference.results import Class, Features, Prediction, top_classes
 from slowfast.models.build import model_row, sums_softmax
-from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
 
 Path = str | os.PathLike[str]
@@ -85,13 +84,8 @@ class Network:
         Raises:
             MediaError: a single video cannot be decoded. In a list, `Prediction.error` contains the reason.
         """
-        listed = self._list(paths)
-        loader = self._loader(listed)
-        scores, errors = _by_row(lambda: score(self.cfg, self.model, loader, self.device, "predict"), loader, listed)
-        found = [
-            Prediction(path, *self._named(scores.get(row), top), errors.get(row, ""))
-            for row, path in enumerate(listed.listed)
-        ]
+        outcomes = self._evaluate(paths, lambda loader: score(self.cfg, self.model, loader, self.device, "predict"))
+        found = [Prediction(path, *self._named(scores, top), error) for path, scores, error in outcomes]
         return _one(found) if isinstance(paths, (str, os.PathLike)) else found
 
     @overload
@@ -111,25 +105,12 @@ class Network:
             MediaError: a single video cannot be decoded. In a list, `Features.error` contains the reason.
             ValueError: the network does not have the layer.
         """
-        listed = self._list(paths)
-        loader, model = self._loader(listed), self.as_tested(self.layer(layer))
-        sums, errors = _by_row(
-            lambda: evaluate(
-                model,
-                loader,
-                self._to_device,
-                self.device,
-                ViewEnsemble("sum", softmax=False),
-                clips_at_once(self.cfg, distributed.local_world_size()),
-                "features",
-            ),
-            loader,
-            listed,
+        model, ensemble = self.as_tested(self.layer(layer)), ViewEnsemble("sum", softmax=False)
+        clips = clips_at_once(self.cfg, local_world_size=1)
+        outcomes = self._evaluate(
+            paths, lambda loader: evaluate(model, loader, self._to_device, self.device, ensemble, clips, "features")
         )
-        found = [
-            Features(path, sums.get(row, np.empty(0, np.float32)) / self.num_views, errors.get(row, ""))
-            for row, path in enumerate(listed.listed)
-        ]
+        found = [Features(path, sums / self.num_views, error) for path, sums, error in outcomes]
         return _one(found) if isinstance(paths, (str, os.PathLike)) else found
 
     def layer(self, name: str = POOLED, tokens: bool = False) -> LayerFeatures:
@@ -222,55 +203,51 @@ class Network:
             return (mean / mean.sum(-1, keepdim=True)).numpy()
         return (mean.sigmoid() if loss.startswith("bce") else mean.softmax(-1)).numpy()
 
-    def _named(self, scores: np.ndarray | None, top: int) -> tuple[Any, np.ndarray, np.ndarray]:
-        """Return the first classes, the probabilities and the scores of a video."""
-        if scores is None:
-            nothing = np.empty(0, np.float32)
-            return (), nothing, nothing
+    def _named(self, scores: np.ndarray, top: int) -> tuple[tuple[Class, ...], np.ndarray, np.ndarray]:
+        """Return the first classes, the probabilities and the scores of a video; nothing without scores."""
+        if not len(scores):
+            return (), scores, scores
         probabilities = self.probabilities(scores, self.num_views)
         return top_classes(probabilities, self.class_names, top), probabilities, scores
 
-    def _list(self, paths: Path | Sequence[Path]) -> VideoList:
-        listed = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-        if not len(listed):
+    def _evaluate(
+        self, paths: Path | Sequence[Path], run: Callable[[Iterable[dict[str, Any]]], Evaluation]
+    ) -> list[tuple[str, np.ndarray, str]]:
+        """Return path, sum or maximum over the views, and error of each video; `run` evaluates batches."""
+        given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+        if not len(given):
             raise ValueError("the list of videos is empty: give at least one path")
-        return VideoList([os.fspath(path) for path in listed], np.full(len(listed), UNKNOWN), source="the given videos")
-
-    def _loader(self, listed: VideoList) -> _NotesBad:
-        """Return the loader of a test of these videos, with workers only where there is work for them."""
+        listed = [os.fspath(path) for path in given]
         cfg = self.cfg.clone()
         cfg.defrost()
+        # workers only where there is work for them
         cfg.DATA_LOADER.NUM_WORKERS = min(cfg.DATA_LOADER.NUM_WORKERS, usable_cores(), len(listed) // 4)
-        return _NotesBad(make_loader(cfg, "test", self.device, listed))
+        videos = VideoList(listed, np.full(len(listed), UNKNOWN), source="the given videos")
+        loader = _NotesBad(make_loader(cfg, "test", self.device, videos))
+        scores: dict[int, np.ndarray] = {}
+        try:
+            done = run(loader)
+            scores = dict(zip(done.index.tolist(), done.scores, strict=True))
+        except SharedError:
+            if len(loader.bad) < len(set(listed)):  # some can be decoded
+                raise
+        nothing = np.empty(0, np.float32)
+        return [(path, scores.get(row, nothing), loader.bad.get(path, "")) for row, path in enumerate(listed)]
 
 
 class _NotesBad:
-    """A loader that keeps the (path, reason) of the videos that cannot be decoded, even if none can."""
+    """A loader that keeps the reasons of the videos that cannot be decoded, by path, even if none can."""
 
     def __init__(self, loader: Any) -> None:
-        self.loader, self.bad = loader, list[tuple[str, str]]()
+        self.loader, self.bad = loader, dict[str, str]()
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
-            self.bad += batch["bad"]
+            self.bad.update(batch["bad"])
             yield batch
-
-
-def _by_row(run: Any, loader: _NotesBad, listed: VideoList) -> tuple[dict[int, np.ndarray], dict[int, str]]:
-    """Run an evaluation; return the scores, and the reasons of videos without scores, by row of the list."""
-    try:
-        done: Evaluation = run()
-    except SharedError:
-        gathered = [entry for part in distributed.all_gather(loader.bad) for entry in part]
-        if len({path for path, _ in gathered}) < len(set(listed.listed)):
-            raise
-        done = Evaluation(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float32), gathered)
-    reasons = dict(done.bad)
-    errors = {row: reasons[path] for row, path in enumerate(listed.listed) if path in reasons}
-    return dict(zip(done.index.tolist(), done.scores, strict=True)), errors
 
 
 def _one(found: Iterable[Any]) -> Any:

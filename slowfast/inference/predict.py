@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from slowfast.datasets.container import open_video, video_stream
 from slowfast.datasets.decode import frame_rate
 from slowfast.datasets.reader import FOLDER_RATE, MediaError, read_frames
-from slowfast.inference.inputs import check_output, find_videos
-from slowfast.inference.load import load
+from slowfast.inference.command import (
+    add_network,
+    check_output,
+    check_some,
+    find_videos,
+    guarded,
+    in_processes,
+    load_network,
+    names_of,
+    positive,
+    report_bad,
+)
 from slowfast.inference.network import Network
 from slowfast.inference.results import Class, Prediction
 from slowfast.inference.segments import Timeline, predict_windows
-from slowfast.utils import distributed
 from slowfast.utils.io import csv_text, to_json, write_text
 
-SOME_FAILED, WRONG_INPUT = 1, 2  # exit codes
 BAR = 24  # characters
 SHOWN = 40  # videos and segments that the terminal shows
 
@@ -57,60 +59,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def add_network(parser: argparse.ArgumentParser, required: bool = True, parallel: bool = True) -> None:
-    """Add the options that name a network and where it runs; `parallel`: in several processes too."""
-    parser.add_argument(
-        "--weights", required=required, metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://"
-    )
-    parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
-    parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
-    parser.set_defaults(gpus=None, processes=None)
-    if parallel:
-        parser.add_argument("--gpus", type=positive(int), metavar="N", help="one process per GPU")
-        parser.add_argument("--processes", type=positive(int), metavar="N", help="processes on the CPU")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration values")
-
-
-def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return the type of an option whose value must be above 0."""
-
-    def number(text: str) -> Any:
-        if (value := kind(text)) <= 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    number.__name__ = kind.__name__
-    return number
-
-
-def load_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Network:
-    """Load the network of a command line."""
-    device = "cpu" if args.processes else args.device
-    return load(
-        args.weights,
-        args.experiment,
-        device=device,
-        class_names=args.class_names,
-        overrides=[*overrides, *args.opts],
-    )
-
-
 def main() -> int:
     """Predict; return 0, 1 if some videos cannot be read, or 2 for wrong inputs."""
     return guarded(lambda: execute(parse_args()))
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """Run a program; end wrong inputs with one line."""
-    try:
-        return run()
-    except (ValueError, OSError) as error:  # for example a full disk
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -123,19 +74,17 @@ def execute(args: argparse.Namespace) -> int:
     if args.window:
         check_output(args.segments, "--segments")
         return _predict_long(args, paths, targets["video"])
-    found, net = _predict(args, paths)
+    net = _named_network(args)
+    parts = in_processes(predict_part, args, paths, net)
+    found = [parts[row % len(parts)][row // len(parts)] for row in range(len(paths))]
     good = [prediction for prediction in found if not prediction.error]
-    if not good:
-        raise ValueError(f"{found[0].path}: {found[0].error}" + f" ({len(found) - 1} more)" * (len(found) > 1))
+    bad = [(prediction.path, prediction.error) for prediction in found if prediction.error]
+    check_some(good, bad)
     _write(args, found)
-    for prediction in tqdm(good, desc="draw", disable=_quiet(targets)):
+    for prediction in tqdm(good, desc="draw", disable=None if any(targets.values()) else True):
         _draw(net, prediction, targets)
     _print_table(good)
-    return report_bad([(prediction.path, prediction.error) for prediction in found if prediction.error])
-
-
-def _quiet(targets: dict[str, dict[str, str]]) -> bool | None:
-    return None if any(targets.values()) else True
+    return report_bad(bad)
 
 
 def _targets(place: str | None, paths: Sequence[str], option: str) -> dict[str, str]:
@@ -143,18 +92,16 @@ def _targets(place: str | None, paths: Sequence[str], option: str) -> dict[str, 
     if not place:
         return {}
     endings = {"video": (".mp4", ".mkv", ".mov"), "sheet": (".png",)}[option]
-    suffix = endings[0]
-    files = {}
-    for path in paths:
-        name = os.path.splitext(os.path.basename(path.rstrip("/")))[0]
-        name = f"{name}_{len(files)}" if os.path.join(place, name + suffix) in files.values() else name
-        files[path] = place if len(paths) == 1 and not os.path.isdir(place) else os.path.join(place, name + suffix)
-    for file in files.values():
+    if len(paths) == 1 and not os.path.isdir(place):
+        files = {paths[0]: place}
+    else:
+        files = {path: os.path.join(place, name + endings[0]) for name, path in names_of(paths).items()}
+    for path, file in files.items():
         check_output(file, f"--{option}")
         if not file.lower().endswith(endings):
             raise ValueError(f"--{option} {file} must end in {' or '.join(endings)}")
-    if same := [path for path, file in files.items() if os.path.realpath(path) == os.path.realpath(file)]:
-        raise ValueError(f"--{option} would replace {same[0]}: choose another place")
+        if os.path.realpath(path) == os.path.realpath(file):
+            raise ValueError(f"--{option} would replace {path}: choose another place")
     return files
 
 
@@ -168,39 +115,12 @@ def _named_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> N
     return net
 
 
-def _predict(args: argparse.Namespace, paths: list[str]) -> tuple[list[Prediction], Network]:
-    if not args.gpus and not args.processes:
-        net = _named_network(args)
-        return net.predict(paths, args.top), net
-    from slowfast.run.launch import JobError, launch
-
-    net = _named_network(argparse.Namespace(**{**vars(args), "device": "cpu"}))
-    folder = tempfile.mkdtemp(prefix="slowfast-predict-")
-    try:
-        cfg = net.cfg.clone()
-        cfg.defrost()
-        cfg.NUM_GPUS, cfg.NUM_PROCESSES, cfg.NUM_SHARDS = args.gpus or 0, args.processes or 0, 1
-        cfg.TRAIN.ENABLE, cfg.OUTPUT_DIR = False, folder
-        cfg.freeze()
-        launch(cfg, _Job(args, paths))
-        return pickle.loads(Path(folder, "found.pkl").read_bytes()), net
-    except JobError as error:
-        raise ValueError(str(error)) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass
-class _Job:
-    """Predict in one process of a group; the main process writes the result."""
-
-    args: argparse.Namespace
-    paths: list[str]
-
-    def __call__(self, cfg: CfgNode) -> None:
-        found = load_network(self.args).predict(self.paths, self.args.top)
-        if distributed.is_main():
-            Path(cfg.OUTPUT_DIR, "found.pkl").write_bytes(pickle.dumps(found))
+def predict_part(
+    args: argparse.Namespace, paths: Sequence[str], part: int, parts: int, net: Network | None = None
+) -> list[Prediction]:
+    """Predict every `parts`-th video."""
+    mine = paths[part::parts]
+    return (net or load_network(args)).predict(mine, args.top) if mine else []
 
 
 def _write(args: argparse.Namespace, found: Sequence[Prediction]) -> None:
@@ -249,8 +169,7 @@ def _predict_long(args: argparse.Namespace, paths: Sequence[str], videos: dict[s
             good.append(_timeline(args, net, path))
         except MediaError as error:
             bad.append((error.path, error.reason))
-    if not good:
-        raise ValueError(f"{bad[0][0]}: {bad[0][1]}" + f" ({len(bad) - 1} more)" * (len(bad) > 1))
+    check_some(good, bad)
     report = [
         {"path": one.path, "seconds": round(one.seconds, 3), "segments": [part.as_dict() for part in one.segments()]}
         for one in good
@@ -308,12 +227,3 @@ def _print_segments(timeline: Timeline) -> None:
         print(f"  {begin:>9} - {end:>9}  {name:<{width}}  {share:>8}")
     if len(rows) > SHOWN:
         print(f"  ... and {len(rows) - SHOWN} more segments")
-
-
-def report_bad(bad: Sequence[tuple[str, str]]) -> int:
-    """List the videos that cannot be read; return the exit code."""
-    if bad:
-        print(f"{len(bad)} videos cannot be read:", file=sys.stderr)
-    for path, reason in bad:
-        print(f"  {path}: {reason}", file=sys.stderr)
-    return SOME_FAILED if bad else 0

@@ -17,9 +17,8 @@ from slowfast.datasets.lists import VideoList, read_list
 from slowfast.datasets.rows import RowFormat
 from slowfast.engine.meters import in_top
 from slowfast.inference import extract
-from slowfast.inference.inputs import check_output
+from slowfast.inference.command import add_network, check_output, guarded, positive, report_bad
 from slowfast.inference.layers import POOLED
-from slowfast.inference.predict import add_network, guarded, positive, report_bad
 from slowfast.inference.probe_heads import (
     AttentiveHead,
     LinearHead,

@@ -13,10 +13,9 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from slowfast.inference.inputs import check_output, find_videos
+from slowfast.inference.command import add_network, check_output, find_videos, guarded, load_network, positive
 from slowfast.inference.network import Network
 from slowfast.inference.overlay import video_heat, write_overlay, write_picture
-from slowfast.inference.predict import add_network, guarded, load_network, positive
 from slowfast.visualization.maps import attention, attention_layer, cam_layer, grad_cam
 
 ENDINGS = (".png", ".mp4", ".mkv", ".mov")

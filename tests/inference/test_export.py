@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import nn
 
 import slowfast
+from slowfast.inference.command import guarded
 from slowfast.inference.export import METADATA, execute, export_model, parse_args
-from slowfast.inference.predict import guarded
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight

@@ -15,10 +15,10 @@ import torch
 
 import slowfast
 from slowfast.inference.arrays import Task
-from slowfast.inference.extract import execute, finish, names_of, parse_args
-from slowfast.inference.predict import guarded
+from slowfast.inference.command import guarded, names_of
+from slowfast.inference.extract import execute, finish, parse_args
 from slowfast.inference.windows import WindowCutter, join
-from slowfast.utils.io import sha256, write_text
+from slowfast.utils.io import sha256
 
 
 def extract(*arguments: object) -> int:
@@ -149,7 +149,7 @@ def test_a_task_adds_what_another_one_finishes_while_it_writes(tmp_path, monkeyp
         path.write_text(text)
 
     monkeypatch.setattr("slowfast.inference.extract.write_text", slow_write)
-    assert finish(args, {"a": "a.mp4", "b": "b.mp4", "c": "c.mp4"}) == 2
+    assert finish(args, {"a": "a.mp4", "b": "b.mp4", "c": "c.mp4"}) == ["a", "b"]
     assert [*json.loads((tmp_path / "features.json").read_text())["videos"]] == ["a", "b"]
 
 
@@ -178,7 +178,7 @@ def test_one_file_of_an_array_is_written_when_no_task_is_left(trained, paths, tm
     (tmp_path / "broken.mp4").write_text("no video")  # never finished
     task = Task(args, names_of([*map(str, paths), str(tmp_path / "broken.mp4")]), 4)
     names = [name for name in task.names if "broken" not in name]
-    write_text(tmp_path / "features.json", '{"videos": {}}')
+    assert extract(paths[0], *options[:4], "--out", tmp_path) == 0
     assert task(1) == 0
     assert not [*tmp_path.glob("features.[hp]*")]
     context = get_context("spawn")

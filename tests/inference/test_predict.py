@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import slowfast
-from slowfast.inference.inputs import find_videos
-from slowfast.inference.predict import execute, guarded, parse_args
+from slowfast.inference.command import find_videos, guarded
+from slowfast.inference.predict import execute, parse_args
 
 
 def predict(*arguments: object) -> int:

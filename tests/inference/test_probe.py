@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from slowfast.inference import extract
-from slowfast.inference.predict import guarded
+from slowfast.inference.command import guarded
 from slowfast.inference.probe import execute, parse_args
 from slowfast.inference.probe_heads import (
     TEMPERATURE,

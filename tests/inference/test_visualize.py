@@ -18,8 +18,8 @@ from slowfast.config import load_config
 from slowfast.engine.setup import clip_mover, make_loader
 from slowfast.engine.start import build_mixup
 from slowfast.engine.step import forward_backward
+from slowfast.inference.command import guarded
 from slowfast.inference.overlay import Heat, draw_heat, video_heat
-from slowfast.inference.predict import guarded
 from slowfast.inference.train_inputs import mixed
 from slowfast.inference.visualize import execute, parse_args
 

@@ -1,0 +1,217 @@
+"""Define what the programs of this package share: options, videos, outputs, processes, errors and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from slowfast.datasets.rows import VIDEO_SUFFIXES
+from slowfast.datasets.workers import usable_cores
+from slowfast.inference.load import load
+from slowfast.inference.network import Network
+from slowfast.weights.fetch import fetch
+
+SOME_FAILED, WRONG_INPUT = 1, 2  # exit codes
+LIST_SUFFIXES = (".txt", ".csv", ".lst")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+Result = TypeVar("Result")
+
+
+def add_network(parser: argparse.ArgumentParser, required: bool = True, parallel: bool = True) -> None:
+    """Add the options that name a network and where it runs; `parallel`: in several processes too."""
+    parser.add_argument(
+        "--weights", required=required, metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://"
+    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
+    if parallel:
+        parser.add_argument("--gpus", type=positive(int), metavar="N", help="one process per GPU")
+        parser.add_argument("--processes", type=positive(int), metavar="N", help="processes on the CPU")
+    add_configuration(parser)
+
+
+def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """Add the options that complete the configuration of a network."""
+    parser.add_argument("--experiment", metavar="NAME", help="folder of exp/, for weights without a configuration")
+    parser.add_argument("--class-names", metavar="FILE", help="class names, for weights without them")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration values")
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return the type of an option whose value must be above 0."""
+
+    def number(text: str) -> Any:
+        if (value := kind(text)) <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    number.__name__ = kind.__name__
+    return number
+
+
+def load_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Network:
+    """Load the network of a command line."""
+    device = "cpu" if getattr(args, "processes", None) else args.device
+    overrides = [*overrides, *args.opts]
+    return load(args.weights, args.experiment, device=device, class_names=args.class_names, overrides=overrides)
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run a program; end wrong inputs with one line."""
+    try:
+        return run()
+    except (ValueError, OSError) as error:  # for example a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def in_processes(work: Callable[..., Result], args: argparse.Namespace, items: Any, net: Network) -> list[Result]:
+    """Call a function in this process, or in the processes that a command line wants.
+
+    Args:
+        work: function of `args` (with its device), `items`, number of the process and number of processes; in this
+            process also of `net`.
+        args: the command line.
+        items: what the processes share.
+        net: the network, which other processes load themselves.
+
+    Returns:
+        The result of each process.
+
+    Raises:
+        ValueError: a process was killed, or raised it.
+    """
+    count = args.gpus or args.processes or 1
+    if count == 1:
+        return [work(args, items, 0, 1, net)]
+    devices = [f"cuda:{part}" if args.gpus else "cpu" for part in range(count)]
+    own = [argparse.Namespace(**{**vars(args), "device": device}) for device in devices]
+    threads = max(1, usable_cores() // count)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
+    with pool:
+        futures = [pool.submit(work, own[part], items, part, count) for part in range(count)]
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool:
+            raise ValueError(f"one of {count} processes was killed (out of memory?): repeat the command") from None
+
+
+def check_some(good: Sequence[Any], bad: Sequence[tuple[str, str]]) -> None:
+    """Raise ValueError with the first (path, reason) if no video can be read."""
+    if not good:
+        raise ValueError(f"{bad[0][0]}: {bad[0][1]}" + f" ({len(bad) - 1} more)" * (len(bad) > 1))
+
+
+def report_bad(bad: Sequence[tuple[str, str]]) -> int:
+    """List the videos that cannot be read; return the exit code."""
+    if bad:
+        print(f"{len(bad)} videos cannot be read:", file=sys.stderr)
+    for path, reason in bad:
+        print(f"  {path}: {reason}", file=sys.stderr)
+    return SOME_FAILED if bad else 0
+
+
+def find_videos(sources: Sequence[str]) -> list[str]:
+    """Return the paths of videos, and of folders of frames, without duplicates.
+
+    Args:
+        sources: video files; folders, which are searched with all folders below; shell patterns; lists of paths (.txt
+            or .csv, other columns are ignored; paths are relative to the current folder or to that of the list); web
+            addresses, which are downloaded once.
+
+    Raises:
+        ValueError: a source does not exist or contains no video.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        found.update(dict.fromkeys(_expand(source)))
+    return [*found]
+
+
+def _expand(source: str) -> list[str]:
+    if source.startswith(("http://", "https://", "hf://")):
+        return [fetch(source)]
+    if os.path.isdir(source):
+        return _in_folder(source)
+    if os.path.isfile(source):
+        return _in_list(source) if source.lower().endswith(LIST_SUFFIXES) else [source]
+    if matched := sorted(glob.glob(source, recursive=True)):
+        return [path for match in matched for path in _expand(match)]
+    kind = "pattern matches no file" if glob.has_magic(source) else "no such file or folder"
+    raise ValueError(f"{source}: {kind}; check the path")
+
+
+def _in_folder(folder: str) -> list[str]:
+    files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+    if videos := [path for path in files if path.lower().endswith(VIDEO_SUFFIXES)]:
+        return videos
+    images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
+    if not images:
+        raise ValueError(
+            f"{folder} contains no video: give a folder with files such as {', '.join(VIDEO_SUFFIXES[:4])}"
+        )
+    return sorted({os.path.dirname(path) for path in images})
+
+
+def _in_list(path: str) -> list[str]:
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}): give a list of videos") from None
+    rows = [line.strip() for line in lines if line.strip()]
+    if not rows:
+        raise ValueError(f"{path} is empty: write one path per line")
+    return [_listed(row, os.path.dirname(path)) for row in rows]
+
+
+def _listed(row: str, folder: str) -> str:
+    """Return the path in a row; if none exists, that of its first column in the folder of the list."""
+    last = [row.rsplit(separator, 1)[0] for separator in (",", None, ',"')]  # without the label, or several in quotes
+    forms = [row, *last, row.split(",")[0], row.split()[0]]
+    forms = [form.strip().strip('"') for form in forms]
+    places = [place for form in forms for place in (form, os.path.join(folder, form))]
+    first = row.rsplit(",", 1)[0] if "," in row else row.split()[0]
+    return next((place for place in places if os.path.exists(place)), os.path.join(folder, first))
+
+
+def names_of(paths: Sequence[str]) -> dict[str, str]:
+    """Return name in an output folder -> path; names are below the common folder, without suffix where unique."""
+    above = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    short = [os.path.splitext(os.path.relpath(path, above))[0] for path in paths]
+    full = [os.path.relpath(path, above) for path in paths]
+    uses, whole_names = Counter(short), set(full)
+    return {
+        (name if uses[name] == 1 and name not in whole_names else whole): path
+        for name, whole, path in zip(short, full, paths, strict=True)
+    }
+
+
+def check_output(path: str, option: str) -> None:
+    """Check that a file can be written, before the work begins.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(0, "it is a folder")
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written ({error.strerror}): choose another place") from None
