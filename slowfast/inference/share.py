@@ -14,8 +14,8 @@ from fvcore.common.config import CfgNode
 from slowfast.config import dump_config
 from slowfast.config.keys import DEFAULT_VALUES, leaves
 from slowfast.inference.export import metadata, write_tensors
+from slowfast.inference.load import SHARED_CONFIG, SHARED_WEIGHTS
 from slowfast.inference.network import Network
-from slowfast.inference.sources import SHARED_CONFIG, SHARED_WEIGHTS
 from slowfast.utils.io import sha256, write_text
 from slowfast.utils.profiling import count_parameters
 from slowfast.visualization.charts import finite

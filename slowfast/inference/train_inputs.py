@@ -19,8 +19,8 @@ from slowfast.engine.setup import clip_mover, listed, make_loader
 from slowfast.engine.start import build_mixup
 from slowfast.engine.step import unmixed_target
 from slowfast.inference.draw import MUTED, PANEL, TEXT, draw_bars, font, shortened
+from slowfast.inference.load import experiment_file
 from slowfast.inference.results import Class, top_classes
-from slowfast.inference.sources import experiment_file
 from slowfast.utils.io import atomic_write
 from slowfast.utils.rng import random_state_for
 
