@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from slowfast.datasets.container import open_container, open_video, video_stream
 from slowfast.datasets.decode import frame_rate, stream_video
 from slowfast.inference.results import Class
-from slowfast.inference.segments import Segment, Timeline
+from slowfast.inference.segments import Timeline
 from slowfast.utils.io import atomic_write
 
 SHORT_SIDE = 360  # pixels; smaller videos are enlarged, so that text is legible
@@ -70,8 +71,20 @@ def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int
     return y - box[1]
 
 
+def enlarged(frame: np.ndarray) -> tuple[int, int]:
+    """Return the width and height, which are even, in which a frame (H, W, 3) is drawn."""
+    height, width = frame.shape[:2]
+    scale = max(1.0, SHORT_SIDE / min(height, width))
+    return round(width * scale / 2) * 2, round(height * scale / 2) * 2
+
+
+def resized(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Return a frame (H, W, 3) RGB as a picture of this width and height."""
+    return Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)
+
+
 def draw_frame(frame: np.ndarray, timeline: Timeline, time: float, strip: Image.Image) -> np.ndarray:
-    """Return a frame with the classes of its time over it, and the time line below.
+    """Return an enlarged frame with the classes of its time over it, and the time line below.
 
     Args:
         frame: (H, W, 3) RGB.
@@ -79,13 +92,13 @@ def draw_frame(frame: np.ndarray, timeline: Timeline, time: float, strip: Image.
         time: of the frame in seconds.
         strip: from `draw_strip`, as wide as the enlarged frame.
     """
-    height = round(frame.shape[0] * strip.width / frame.shape[1] / 2) * 2
-    image = Image.new("RGB", (strip.width, height + strip.height), PANEL)
-    image.paste(Image.fromarray(frame).resize((strip.width, height), Image.Resampling.BICUBIC))
+    width, height = enlarged(frame)
+    image = Image.new("RGB", (width, height + strip.height), PANEL)
+    image.paste(resized(frame, (width, height)))
     top = timeline.at(time)[:3]
-    size = max(12, min(strip.width, height) // 22)
+    size = max(12, min(width, height) // 22)
     margin = size
-    wide = min(strip.width - 2 * margin, 17 * size)
+    wide = min(width - 2 * margin, 17 * size)
     high = round(1.75 * size) * len(top) + round(0.9 * size)
     pen = ImageDraw.Draw(image, "RGBA")
     corner = (margin // 2, margin // 2, margin // 2 + wide + size, margin // 2 + high)
@@ -93,7 +106,7 @@ def draw_frame(frame: np.ndarray, timeline: Timeline, time: float, strip: Image.
     draw_bars(image, top, (margin, margin, wide), size)
     image.paste(strip, (0, height))
     share = min(1.0, time / timeline.seconds) if timeline.seconds else 0.0
-    x = round(share * (strip.width - 1))
+    x = round(share * (width - 1))
     pen.rectangle((max(0, x - 1), height, x + 1, height + strip.height), fill=(255, 255, 255))
     return np.asarray(image)
 
@@ -113,6 +126,39 @@ def draw_strip(timeline: Timeline, width: int, height: int) -> Image.Image:
     return image
 
 
+@contextmanager
+def new_video(path: str, rate: Fraction | None = None) -> Generator[tuple[Any, Callable[[np.ndarray, float], None]]]:
+    """Write an H.264 video, which appears complete or not at all.
+
+    Args:
+        path: of the file, with the ending of its container.
+        rate: frames per second; None if it is not known.
+
+    Yields:
+        The container, and a function that adds a frame (H, W, 3) RGB, of even sides, at a time in seconds.
+    """
+    part = f"{path}.part{os.path.splitext(path)[1]}"
+    try:
+        with av.open(part, "w") as target:
+            stream: Any = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            stream.pix_fmt = "yuv420p"
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
+
+            def add(pixels: np.ndarray, begin: float) -> None:
+                if not stream.codec_context.is_open:
+                    stream.height, stream.width = pixels.shape[:2]
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = round(begin * 90000), stream.time_base
+                target.mux(stream.encode(frame))
+
+            yield target, add
+            target.mux(stream.encode(None))
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+
+
 def write_video(timeline: Timeline, path: str) -> str:
     """Write a copy of a video with its predictions over it; return why its sound is left out, "" if it is kept.
 
@@ -121,25 +167,10 @@ def write_video(timeline: Timeline, path: str) -> str:
     """
     if os.path.isdir(timeline.path):
         raise ValueError(f"{timeline.path} is a folder of frames: --video needs a video file")
-    part = f"{path}.part{os.path.splitext(path)[1]}"
-    try:
-        with av.open(part, "w") as target:
-            silent = _write_streams(timeline, target)
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
-    return silent
-
-
-def _write_streams(timeline: Timeline, target: Any) -> str:
+    strip, silent, sound = None, "", None
     with open_video(timeline.path) as source:
         rate = frame_rate(video_stream(timeline.path, source))
-    stream = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-    stream.pix_fmt = "yuv420p"
-    stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
-    strip, silent, sound = None, "", None
-    with open_container(timeline.path) as source:
+    with open_container(timeline.path) as source, new_video(path, rate) as (target, add):
         tracks = source.streams.audio
         if tracks:
             try:
@@ -149,28 +180,15 @@ def _write_streams(timeline: Timeline, target: Any) -> str:
         for begin, _, pixels in stream_video(timeline.path, lambda number: True):
             assert pixels is not None
             if strip is None:
-                strip = _new_strip(timeline, pixels.shape)
-                stream.width, stream.height = strip.width, _height(strip, pixels.shape) + strip.height
-            frame = av.VideoFrame.from_ndarray(draw_frame(pixels, timeline, begin, strip), format="rgb24")
-            frame.pts, frame.time_base = round(begin * 90000), stream.time_base
-            target.mux(stream.encode(frame))
-        target.mux(stream.encode(None))
+                width, height = enlarged(pixels)
+                strip = draw_strip(timeline, width, round(STRIP * min(width, height) / 2) * 2)
+            add(draw_frame(pixels, timeline, begin, strip), begin)
         if sound is not None:
             for packet in source.demux(tracks[0]):
                 if packet.dts is not None:
                     packet.stream = sound
                     target.mux(packet)
     return silent
-
-
-def _new_strip(timeline: Timeline, shape: Sequence[int]) -> Image.Image:
-    scale = max(1.0, SHORT_SIDE / min(shape[:2]))
-    short = scale * min(shape[:2])
-    return draw_strip(timeline, round(shape[1] * scale / 2) * 2, round(STRIP * short / 2) * 2)
-
-
-def _height(strip: Image.Image, shape: Sequence[int]) -> int:
-    return round(shape[0] * strip.width / shape[1] / 2) * 2
 
 
 def write_timeline(timeline: Timeline, path: str) -> None:
@@ -203,47 +221,35 @@ def write_timeline(timeline: Timeline, path: str) -> None:
         figure.savefig(file, dpi=110, format="png")
 
 
-def write_sheet(clips: np.ndarray, views: int, title: str, top: Sequence[Class], path: str) -> None:
-    """Draw the frames that the network saw: one row per clip.
+def write_sheet(clips: np.ndarray, labels: Sequence[tuple[str, Sequence[Class]]], title: str, path: str) -> None:
+    """Draw clips: one row of frames per clip, with its name and classes on the left.
 
     Args:
         clips: (B, T, H, W, 3) RGB uint8.
-        views: temporal views; the other clips are crops of them.
+        labels: name and classes of each clip.
         title: of the picture.
-        top: classes to draw beside the frames.
         path: of the PNG.
     """
-    count, time, height, width = clips.shape[:4]
-    tile = max(48, min(160, 1500 // time))
+    time, height, width = clips.shape[1:4]
+    gap, head, side, size = 6, 48, 300, 15
+    tile = max(48, min(150, 1500 // time))
     high = round(tile * height / width)
-    gap, size, side = 6, 16, 300
-    left, head = 92, 56
-    body = max(count * (high + gap), round(1.75 * size) * len(top) + gap)
-    image = Image.new("RGB", (left + time * (tile + gap) + side + 30, head + body + 16), PANEL)
+    row_height = gap + max(high, *(34 + round(1.75 * size) * len(classes) for _, classes in labels))
+    left = side + 32
+    shape = max(left + time * (tile + gap), 720), head + len(clips) * row_height + gap
+    image = Image.new("RGB", shape, PANEL)
     pen = ImageDraw.Draw(image)
-    pen.text((16, 16), shortened(title, 20, image.width - 32), fill=TEXT, font=font(20))
-    for row, clip in enumerate(clips):
-        y = head + row * (high + gap)
-        crops = count // views
-        crop = f"\ncrop {row % crops + 1}" if crops > 1 else ""
-        pen.text((16, y + 4), f"view {row // crops + 1}{crop}", fill=MUTED, font=font(14))
+    pen.text((16, head / 2), shortened(title, 20, image.width - 32), fill=TEXT, font=font(20), anchor="lm")
+    for row, (clip, (name, classes)) in enumerate(zip(clips, labels, strict=True)):
+        y = head + row * row_height
+        pen.text((16, y + 6), shortened(name, 13, side), fill=MUTED, font=font(13))
+        draw_bars(image, classes, (16, y + 34, side), size)
         for column, frame in enumerate(clip):
-            small = Image.fromarray(frame).resize((tile, high), Image.Resampling.BICUBIC)
-            image.paste(small, (left + column * (tile + gap), y))
-    draw_bars(image, top, (left + time * (tile + gap) + 14, head, side), size)
+            image.paste(resized(frame, (tile, high)), (left + column * (tile + gap), y))
+    write_png(image, path)
+
+
+def write_png(image: Image.Image, path: str) -> None:
+    """Write a picture as a PNG, which appears complete or not at all."""
     with atomic_write(path) as file:
         image.save(file, "PNG")
-
-
-def segment_rows(segments: Sequence[Segment]) -> list[list[str]]:
-    """Return the rows of a table of segments."""
-    return [
-        [clock(one.begin), clock(one.end), one.found.name, f"{100 * one.found.probability:.1f} %"] for one in segments
-    ]
-
-
-def clock(seconds: float) -> str:
-    """Return a time as MINUTES:SECONDS, with hours if there are any."""
-    hours, rest = divmod(seconds, 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{int(hours)}:{int(minutes):02d}:{seconds:04.1f}" if hours else f"{int(minutes)}:{seconds:04.1f}"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Any
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -18,9 +14,19 @@ from torch import Tensor
 from slowfast.datasets.lists import Sample
 from slowfast.datasets.reader import MediaError, stream_frames
 from slowfast.datasets.rows import UNKNOWN
-from slowfast.inference.draw import MUTED, PANEL, SHORT_SIDE, TEXT, font, shortened
+from slowfast.inference.draw import (
+    MUTED,
+    PANEL,
+    SHORT_SIDE,
+    TEXT,
+    enlarged,
+    font,
+    new_video,
+    resized,
+    shortened,
+    write_png,
+)
 from slowfast.inference.network import Network
-from slowfast.utils.io import atomic_write
 
 COLUMNS = 8  # frames of a picture
 WIDTH = 1600  # of a picture in pixels, about
@@ -151,40 +157,23 @@ def write_picture(net: Network, path: str, heat: Heat, title: str, ends: tuple[s
     pen = ImageDraw.Draw(image)
     for column, (number, begin, pixels) in enumerate(frames):
         x = gap + column * (tile[0] + gap)
-        frame = np.asarray(Image.fromarray(pixels).resize(tile, Image.Resampling.BICUBIC))
+        frame = np.asarray(resized(pixels, tile))
         image.paste(Image.fromarray(frame), (x, head))
         image.paste(Image.fromarray(draw_heat(frame, heat.at(number), heat.covered)), (x, head + tile[1] + gap))
         place = (x + tile[0] / 2, size[1] - foot / 2 - 2)
         pen.text(place, f"{begin:.2f} s", fill=MUTED, font=font(14), anchor="mm")
-    with atomic_write(out) as file:
-        image.save(file, "PNG")
+    write_png(image, out)
 
 
 def write_overlay(net: Network, path: str, heat: Heat, title: str, ends: tuple[str, str], out: str) -> None:
     """Write a video without sound: each frame, beside it the frame with its values, and the legend below."""
-    part = f"{out}.part{os.path.splitext(out)[1]}"
-    stream: Any = None
-    legend, tile = Image.new("RGB", (0, 0)), (0, 0)
-    try:
-        with av.open(part, "w") as target:
-            for number, begin, pixels in _frames(net, path, lambda number: True):
-                if stream is None:
-                    height, width = pixels.shape[:2]
-                    scale = max(1.0, SHORT_SIDE / min(height, width))
-                    tile = round(width * scale / 2) * 2, round(height * scale / 2) * 2
-                    legend = draw_legend(2 * tile[0], round(0.06 * tile[1]) * 2, title, ends)
-                    stream = target.add_stream("libx264", options={"crf": "20", "preset": "veryfast"})
-                    stream.pix_fmt, stream.width, stream.height = "yuv420p", 2 * tile[0], tile[1] + legend.height
-                    stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
-                large = np.asarray(Image.fromarray(pixels).resize(tile, Image.Resampling.BICUBIC))
-                both = np.hstack([large, draw_heat(large, heat.at(number), heat.covered)])
-                frame = av.VideoFrame.from_ndarray(np.vstack([both, np.asarray(legend)]), format="rgb24")
-                frame.pts, frame.time_base = round(begin * 90000), stream.time_base
-                target.mux(stream.encode(frame))
-            if stream is None:
-                raise MediaError(path, "the video stream has no frames")
-            target.mux(stream.encode(None))
-        os.replace(part, out)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+    legend: np.ndarray | None = None
+    with new_video(out) as (_, add):
+        for number, begin, pixels in _frames(net, path, lambda number: True):
+            width, height = enlarged(pixels)
+            if legend is None:
+                legend = np.asarray(draw_legend(2 * width, round(0.06 * height) * 2, title, ends))
+            large = np.asarray(resized(pixels, (width, height)))
+            add(np.vstack([np.hstack([large, draw_heat(large, heat.at(number), heat.covered)]), legend]), begin)
+        if legend is None:
+            raise MediaError(path, "the video stream has no frames")

@@ -26,7 +26,7 @@ from slowfast.inference.command import (
     report_bad,
 )
 from slowfast.inference.network import Network
-from slowfast.inference.results import Class, Prediction
+from slowfast.inference.results import Prediction
 from slowfast.inference.segments import Timeline, predict_windows
 from slowfast.utils.io import csv_text, to_json, write_text
 
@@ -142,9 +142,10 @@ def _draw(net: Network, prediction: Prediction, targets: dict[str, dict[str, str
 
     if file := targets["sheet"].get(prediction.path):
         frames = read_frames(prediction.path, net.frame_indices, image_template=net.cfg.DATA.IMAGE_TEMPLATE)
-        clips = net.pictures(frames)
-        title = os.path.basename(prediction.path.rstrip("/"))
-        write_sheet(clips, net.cfg.TEST.NUM_ENSEMBLE_VIEWS, title, prediction.top[:5], file)
+        clips, crops = net.pictures(frames), net.cfg.TEST.NUM_SPATIAL_CROPS
+        names = [f"view {clip // crops + 1}{f', crop {clip % crops + 1}' * (crops > 1)}" for clip in range(len(clips))]
+        labels = [(name, () if clip else prediction.top[:3]) for clip, name in enumerate(names)]
+        write_sheet(clips, labels, os.path.basename(prediction.path.rstrip("/")), file)
     if file := targets["video"].get(prediction.path):
         timeline = Timeline(prediction.path, [0.0], [prediction.top], _seconds(prediction.path))
         if silent := write_video(timeline, file):
@@ -200,30 +201,30 @@ def _timeline(args: argparse.Namespace, net: Network, path: str) -> Timeline:
         return predict_windows(net, path, window, stride, args.batch, lambda time: bar.update(time - bar.n))
 
 
-def bar_text(found: Class) -> str:
-    """Return a bar of text for a probability."""
-    eighths = round(found.probability * BAR * 8)
-    partial = " ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else ""
-    return ("█" * (eighths // 8) + partial).ljust(BAR)
-
-
 def _print_table(found: Sequence[Prediction]) -> None:
     width = max(len(one.name) for prediction in found for one in prediction.top)
     for prediction in found[:SHOWN]:
         print(prediction.path)
         for one in prediction.top:
-            print(f"  {one.name:<{width}}  {bar_text(one)} {100 * one.probability:5.1f} %")
+            bar = "█" * round(one.probability * BAR)
+            print(f"  {one.name:<{width}}  {bar:<{BAR}} {100 * one.probability:5.1f} %")
     if len(found) > SHOWN:
         print(f"... and {len(found) - SHOWN} more videos: write them with --json or --csv")
 
 
 def _print_segments(timeline: Timeline) -> None:
-    from slowfast.inference.draw import segment_rows
-
     print(timeline.path)
-    rows = segment_rows(timeline.segments())
-    width = max(len(row[2]) for row in rows)
-    for begin, end, name, share in rows[:SHOWN]:
-        print(f"  {begin:>9} - {end:>9}  {name:<{width}}  {share:>8}")
-    if len(rows) > SHOWN:
-        print(f"  ... and {len(rows) - SHOWN} more segments")
+    segments = timeline.segments()
+    width = max(len(one.found.name) for one in segments)
+    for one in segments[:SHOWN]:
+        share = f"{100 * one.found.probability:.1f} %"
+        print(f"  {clock(one.begin):>9} - {clock(one.end):>9}  {one.found.name:<{width}}  {share:>8}")
+    if len(segments) > SHOWN:
+        print(f"  ... and {len(segments) - SHOWN} more segments")
+
+
+def clock(seconds: float) -> str:
+    """Return a time as MINUTES:SECONDS, with hours if there are any."""
+    hours, rest = divmod(seconds, 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{int(hours)}:{int(minutes):02d}:{seconds:04.1f}" if hours else f"{int(minutes)}:{seconds:04.1f}"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from slowfast.config import load_config
@@ -18,15 +17,12 @@ from slowfast.datasets.mixup import one_hot
 from slowfast.engine.setup import clip_mover, listed, make_loader
 from slowfast.engine.start import build_mixup
 from slowfast.engine.step import unmixed_target
-from slowfast.inference.draw import MUTED, PANEL, TEXT, draw_bars, font, shortened
+from slowfast.inference.draw import write_sheet
 from slowfast.inference.load import experiment_file
 from slowfast.inference.results import Class, top_classes
-from slowfast.utils.io import atomic_write
 from slowfast.utils.rng import random_state_for
 
 COLUMNS = 8  # frames of a clip
-TILE = 150  # pixels
-SIDE = 300  # width of the labels in pixels
 
 
 def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int, out: str) -> None:
@@ -56,10 +52,14 @@ def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int
     batch = next(itertools.islice(loader, 1))
     video, target = mixed(cfg, batch, step)
     samples, names = listed(loader), listed(loader).class_names
-    labels = [(samples.path(row), _classes(one, names)) for row, one in zip(batch["index"], target, strict=True)]
+    labels = [
+        (os.path.basename(samples.path(row)), _classes(one, names))
+        for row, one in zip(batch["index"][:count], target, strict=False)
+    ]
+    clips = _pictures(cfg, video[:count])
+    columns = np.linspace(0, clips.shape[1] - 1, min(COLUMNS, clips.shape[1])).round().astype(int)
     title = f"{experiment}: clips of step {step} (epoch {epoch + 1}), {len(video)} in the batch"
-    with atomic_write(out) as file:
-        _sheet(_pictures(cfg, video[:count]), labels[:count], title).save(file, "PNG")
+    write_sheet(clips[:, columns], labels, title, out)
 
 
 def mixed(cfg: CfgNode, batch: dict[str, Any], step: int) -> tuple[Tensor, Tensor]:
@@ -84,22 +84,3 @@ def _pictures(cfg: CfgNode, video: Tensor) -> np.ndarray:
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
     clips = ((clips * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
     return (clips.flip(-1) if cfg.DATA.REVERSE_INPUT_CHANNEL else clips).numpy()
-
-
-def _sheet(clips: np.ndarray, labels: Sequence[tuple[str, tuple[Class, ...]]], title: str) -> Image.Image:
-    gap, head, size = 6, 48, 15
-    columns = np.linspace(0, clips.shape[1] - 1, min(COLUMNS, clips.shape[1])).round().astype(int)
-    left = SIDE + 32
-    image = Image.new(
-        "RGB", (max(left + len(columns) * (TILE + gap), 720), head + len(clips) * (TILE + gap) + gap), PANEL
-    )
-    pen = ImageDraw.Draw(image)
-    pen.text((16, head / 2), shortened(title, 20, image.width - 32), fill=TEXT, font=font(20), anchor="lm")
-    for row, (clip, (path, classes)) in enumerate(zip(clips, labels, strict=True)):
-        y = head + row * (TILE + gap)
-        pen.text((16, y + 6), shortened(os.path.basename(path), 13, SIDE), fill=MUTED, font=font(13))
-        draw_bars(image, classes, (16, y + 34, SIDE), size)
-        for column, frame in enumerate(clip[columns]):
-            tile = Image.fromarray(frame).resize((TILE, TILE), Image.Resampling.BICUBIC)
-            image.paste(tile, (left + column * (TILE + gap), y))
-    return image
