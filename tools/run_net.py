@@ -19,7 +19,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config import check_variables, format_config, is_key, load_config_with_sources
 from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
-from slowfast.run.interrupt import EXIT_REQUEUE, INTERRUPTED, Interruption, ignore, leave
+from slowfast.run.interrupt import EXIT_REQUEUE, Interruption, ignore, leave
 
 # Options that set a key: of PySlowFast, and for Slurm.
 KEYS = {
@@ -79,8 +79,7 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+    except KeyboardInterrupt:  # before or after the job
         leave()
 
 
@@ -106,7 +105,7 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     try:
         code = run_job(cfg, args.init_method)
-    except Exception:  # not a second Ctrl-C, which exits at once
+    except Exception:
         draw(cfg)
         raise
     if code != EXIT_REQUEUE:

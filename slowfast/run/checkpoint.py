@@ -178,7 +178,7 @@ class CheckpointWriter:
     A file appears complete, flushed and with checksums, or not at all, and older ones are removed only after that; so a
     full or vanished disk costs the new checkpoint and never the last good one. A best one that could not be written
     stays in memory, and is tried again with every later one and at the end. Leave the `with` block to wait for the last
-    one; a KeyboardInterrupt does not wait.
+    one.
 
     Args:
         output_dir: of the run.
@@ -201,15 +201,13 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        hurry = kind is not None and issubclass(kind, KeyboardInterrupt)
         try:
-            if not hurry:
+            self.wait(stop_on_error=kind is None)
+            if self.best is not None:
+                self.pending = self.thread.submit(self._write_best)
                 self.wait(stop_on_error=kind is None)
-                if self.best is not None:
-                    self.pending = self.thread.submit(self._write_best)
-                    self.wait(stop_on_error=kind is None)
         finally:
-            self.thread.shutdown(wait=not hurry, cancel_futures=hurry)
+            self.thread.shutdown()
 
     def seconds_since_save(self) -> float:
         """Return the seconds since the last call of `save`, or since this object was made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -20,9 +21,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 # Messages of a first and a second Ctrl-C.
 ASKED = "asked to stop, at the end of this step; a second Ctrl-C exits at once"
 INTERRUPTED = "interrupted; the same command continues from the last checkpoint"
-
-# Seconds after a second Ctrl-C in which the program can exit in order.
-PATIENCE = 10
 
 _received: list[signal.Signals] = []
 
@@ -50,7 +48,7 @@ class Interruption(Exception):
 def listen() -> None:
     """Let the signals of Ctrl-C, schedulers and time limits only set `received` from now on.
 
-    A second Ctrl-C raises KeyboardInterrupt at once.
+    A second Ctrl-C ends this process and its children at once.
     """
     _received.clear()
     for number in SIGNALS:
@@ -74,25 +72,25 @@ def received() -> signal.Signals | None:
 def _handle(number: int, _: FrameType | None) -> None:
     again = number == signal.SIGINT and signal.SIGINT in _received
     _received.append(signal.Signals(number))
-    if number == signal.SIGINT and not again and "RANK" not in os.environ:  # one process of a job prints
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{ASKED}\n".encode())  # the signal may have interrupted a print
     if again:
-        signal.signal(signal.SIGALRM, _leave_anyway)
-        signal.alarm(PATIENCE)
-        raise KeyboardInterrupt
-
-
-def _leave_anyway(*_: object) -> NoReturn:
-    """Exit although the exception was lost: in a destructor, for example, Python only prints it."""
-    with contextlib.suppress(OSError, RuntimeError):  # the reader has exited, or the signal came within another print
-        print(INTERRUPTED, file=sys.stderr, flush=True)
-    leave()
+        leave()
+    if number == signal.SIGINT:
+        _print(ASKED)
 
 
 def leave() -> NoReturn:
-    """Exit at once, without waiting for threads, such as one that writes a checkpoint."""
+    """Exit at once, without waiting for children and threads, such as one that writes a checkpoint."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    _print(INTERRUPTED)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):  # the reader has exited, or the signal came within a print
             stream.flush()
     os._exit(EXIT_INTERRUPTED)
+
+
+def _print(text: str) -> None:
+    """Print in one process of a job; the signal may have interrupted another print."""
+    if "RANK" not in os.environ:
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{text}\n".encode())

@@ -139,8 +139,6 @@ def _process(
         os._exit(0)
     except Interruption as stop:
         sys.exit(EXIT_REQUEUE if stop.saved else EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        interrupt.leave()
     except Exception:  # it is in the error file, which the parent process reads
         sys.exit(1)
 
@@ -203,7 +201,6 @@ def _own_signal_handlers() -> Generator[None]:
     try:
         yield
     finally:
-        signal.alarm(0)  # of a second Ctrl-C, whose exception has arrived here
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
@@ -166,24 +165,6 @@ def test_a_checkpoint_that_cannot_be_loaded_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_tensors", load)
     with pytest.raises(ValueError, match="none of the checkpoints"):
         resumable_checkpoint(str(tmp_path))
-
-
-def test_a_second_interrupt_waits_for_no_disk(tmp_path, monkeypatch):
-    begun, room = threading.Event(), threading.Event()
-
-    def write(*_):
-        begun.set()
-        assert room.wait(60)
-
-    monkeypatch.setattr(CheckpointWriter, "_write", write)
-    with pytest.raises(KeyboardInterrupt), CheckpointWriter(str(tmp_path)) as writer:
-        writer.save(state(10))
-        assert begun.wait(60)
-        pending = writer.pending
-        raise KeyboardInterrupt
-    assert pending and not pending.done()
-    room.set()
-    pending.result(60)
 
 
 def test_what_is_written_is_the_moment_of_the_call(tmp_path):

@@ -15,17 +15,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_a_second_interrupt_that_gets_lost_ends_the_process_all_the_same():
+def test_a_second_interrupt_ends_the_process_in_any_state():
+    """Within a destructor, for example, where Python only prints exceptions; and if the reader of its output is gone."""
     program = (
-        "import os, signal, time\nfrom slowfast.run import interrupt\ninterrupt.PATIENCE = 1\ninterrupt.listen()\n"
+        "import os, signal, time\nfrom slowfast.run import interrupt\ninterrupt.listen()\n"
         "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\n"
-        "for _ in range(2):\n    Lost()\nprint('went on', flush=True)\ntime.sleep(100)\n"
+        "for _ in range(2):\n    Lost()\n    print('went on', flush=True)\n"
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == EXIT_INTERRUPTED and done.stdout == "went on\n"
     assert "from the last checkpoint" in done.stderr
-    # the reader of its output has exited, as after a Ctrl-C in `... 2>&1 | tee log`
     out, into = os.pipe()
     os.close(out)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=into, timeout=50)
