@@ -16,7 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from fvcore.common.config import CfgNode
 
-from slowfast.config import check_variables, format_config, is_key, load_config_with_sources
+from slowfast.config import check_variables, format_config, is_key, load_config
 from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
 from slowfast.run.interrupt import EXIT_REQUEUE, Interruption, ignore, leave
@@ -85,9 +85,9 @@ def main() -> int:
 
 def execute(args: argparse.Namespace) -> int:
     """Show, submit or run the configuration of a command line; return the exit code."""
-    cfg, sources = load_config_with_sources(args.cfg, all_overrides(args))
+    cfg = load_config(args.cfg, all_overrides(args))
     if args.show:
-        show(format_config(cfg, sources))
+        show(format_config(cfg))
         return 0
     check_variables(cfg)
     check_packages(cfg)

@@ -9,7 +9,6 @@ from slowfast.config.load import (
     get_cfg,
     is_key,
     load_config,
-    load_config_with_sources,
     recorded_config,
 )
 from slowfast.config.rules import ConfigError, check_hardware, num_local_processes
@@ -25,7 +24,6 @@ __all__ = [
     "get_cfg",
     "is_key",
     "load_config",
-    "load_config_with_sources",
     "num_local_processes",
     "recorded_config",
 ]

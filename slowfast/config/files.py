@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1]
 # A variable of the environment in a value: ${DATA_ROOT}/k400.
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 # Limits of a configuration file; an alias counts at each place where it is used.
-MAX_BYTES, MAX_VALUES, MAX_DEPTH, MAX_LETTERS = 1 << 17, 2000, 20, 4096
+MAX_BYTES, MAX_VALUES = 1 << 17, 2000
 
 
 class Assignment(NamedTuple):
@@ -104,8 +104,9 @@ def read_text(text: str, path: str, notes: Notes, parents: tuple[str, ...] = ())
     try:
         loader = yaml.SafeLoader(text[:MAX_BYTES])
         root = loader.get_single_node() if len(text) <= MAX_BYTES else None
-        if fault := _excess(text, root):
-            notes.faults.append(f"{path}:{fault}")
+        if len(text) > MAX_BYTES or _has_too_many_values(root):
+            limits = f"{MAX_BYTES} bytes, or {MAX_VALUES} values with those of aliases"
+            notes.faults.append(f"{path}:1: the file has more than {limits}: name a configuration file")
         elif isinstance(root, yaml.MappingNode):
             for key, line, node in _values(root, path, loader, notes):
                 if key == BASE_KEY:
@@ -121,7 +122,7 @@ def read_text(text: str, path: str, notes: Notes, parents: tuple[str, ...] = ())
     except yaml.YAMLError as error:
         notes.faults.append(f"{path}:1: not a text file in UTF-8 ({error}): save it as one")
     except RecursionError:
-        notes.faults.append(f"{path}:1: values are nested deeper than {MAX_DEPTH} levels: write at most 3")
+        notes.faults.append(f"{path}:1: values are nested too deep: write at most 3 levels")
     return inherited + own
 
 
@@ -137,25 +138,13 @@ def _read_bases(node: yaml.Node, path: str, notes: Notes, parents: tuple[str, ..
     return inherited
 
 
-def _excess(text: str, root: yaml.Node | None) -> str:
-    """Return the line and the limit that a file exceeds, or "" if it exceeds none."""
-    if len(text) > MAX_BYTES:
-        return f"1: the file is larger than {MAX_BYTES} bytes: name the configuration file"
-    nodes, count = [(root, 0)] if root else [], 0
-    while nodes:
-        node, depth = nodes.pop()
-        line, count = node.start_mark.line + 1, count + 1
-        if depth > MAX_DEPTH:
-            return f"{line}: values are nested deeper than {MAX_DEPTH} levels, or an alias contains itself: remove it"
-        if count > MAX_VALUES:
-            return f"{line}: more than {MAX_VALUES} values, aliases included: remove those that are not needed"
-        if isinstance(node, yaml.ScalarNode):
-            if len(node.value) > MAX_LETTERS:
-                return f"{line}: a value has {len(node.value)} characters: shorten it to {MAX_LETTERS}"
-        else:
-            children = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
-            nodes += [(child, depth + 1) for child in children]
-    return ""
+def _has_too_many_values(root: yaml.Node | None) -> bool:
+    nodes, count = [root] if root else [], 0
+    while nodes and count <= MAX_VALUES:
+        node, count = nodes.pop(), count + 1
+        if not isinstance(node, yaml.ScalarNode):
+            nodes += chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+    return count > MAX_VALUES
 
 
 def _values(

@@ -83,13 +83,6 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     Raises:
         ConfigError: lists all faults, each with its origin and cure.
     """
-    return load_config_with_sources(path, overrides)[0]
-
-
-def load_config_with_sources(
-    path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()
-) -> tuple[ConfigNode, dict[str, str]]:
-    """Return `load_config`, and full key -> "file.yaml:LINE" or "command line" of every value that was given."""
     notes = Notes()
     assignments = read_file(path, notes) if path is not None else []
     cfg = get_cfg()
@@ -100,7 +93,7 @@ def load_config_with_sources(
     _report(notes)
     cfg.__dict__["_sources"] = sources  # an attribute would become a key
     cfg.freeze()
-    return cfg, sources
+    return cfg
 
 
 def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
@@ -130,9 +123,9 @@ def dump_config(cfg: CfgNode) -> str:
     return "".join(f"{line}\n" for _, line in _lines(cfg))
 
 
-def format_config(cfg: CfgNode, sources: Mapping[str, str]) -> str:
+def format_config(cfg: CfgNode) -> str:
     """Return `dump_config` with a comment after every value that is not the default: its origin."""
-    text, values = "", leaves(cfg)
+    text, values, sources = "", leaves(cfg), getattr(cfg, "sources", {})
     for key, line in _lines(cfg):
         if key in values and values[key] != DEFAULT_VALUES[key]:
             unset = "".join(f"; {name} is not set" for name in _unset(values[key]))
@@ -232,14 +225,17 @@ def _unknown(key: str) -> str:
     """Return the fault of a key that does not exist, with the keys that may be meant."""
     if key in SECTIONS:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
-    upper, last = key.upper(), {full: full.rpartition(".")[2] for full in KEYS}
-    name = upper.rpartition(".")[2]
-    near = [full for full in KEYS if last[full] == name]
-    near = near or difflib.get_close_matches(upper, KEYS, n=3, cutoff=0.7)
-    near = near or [full for full in KEYS if difflib.get_close_matches(name, [last[full]], cutoff=0.8)]
-    near.sort(key=lambda full: -difflib.SequenceMatcher(None, upper, full).ratio())
+    upper = key.upper()
+    likeness = {full: _likeness(full, upper) for full in KEYS}
+    near = sorted((full for full in KEYS if max(likeness[full]) > 0.8), key=lambda full: -sum(likeness[full]))
     cure = f"did you mean {' or '.join(near[:2])}?" if near else "no key has a similar name"
     return f"unknown key {key}: {cure} (docs/CONFIG.md lists all)"
+
+
+def _likeness(key: str, other: str) -> tuple[float, float]:
+    """Return how similar two keys are, and how similar they are without their sections."""
+    pairs = ((key, other), (key.rpartition(".")[2], other.rpartition(".")[2]))
+    return tuple(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)  # pyright: ignore[reportReturnType]
 
 
 def _unset(value: Any) -> list[str]:
@@ -250,16 +246,9 @@ def _unset(value: Any) -> list[str]:
 def _report(notes: Notes) -> None:
     """Emit one warning with all warnings, and raise one ConfigError with all faults."""
     if notes.warnings:
-        warnings.warn("obsolete in this configuration:" + "".join(f"\n  {w}" for w in notes.warnings), stacklevel=4)
+        warnings.warn("obsolete in this configuration:" + "".join(f"\n  {w}" for w in notes.warnings), stacklevel=3)
     if notes.faults:
         raise ConfigError(notes.faults)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Write lists on one line."""
-
-
-_Dumper.add_representer(list, lambda dumper, v: dumper.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))
 
 
 def _lines(node: Mapping[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
@@ -269,5 +258,5 @@ def _lines(node: Mapping[str, Any], prefix: str = "", indent: str = "") -> Itera
             yield f"{prefix}{name}", f"{indent}{name}:"
             yield from _lines(value, f"{prefix}{name}.", f"{indent}  ")
         else:
-            text = yaml.dump({name: value}, Dumper=_Dumper, width=math.inf, allow_unicode=True)
-            yield f"{prefix}{name}", indent + text.rstrip("\n")
+            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+            yield f"{prefix}{name}", f"{indent}{name}: {text.partition(chr(10))[0]}"

@@ -71,12 +71,6 @@ def _output_folder(cfg: CfgNode) -> Iterator[str]:
         yield f"OUTPUT_DIR = {cfg.OUTPUT_DIR!r}: name a folder for this run, or . for the current folder"
 
 
-def _names_fit_a_file_system(cfg: CfgNode) -> Iterator[str]:
-    for name, value in leaves(cfg).items():
-        if isinstance(value, str) and (len(value) > 4000 or max(map(len, value.encode().split(b"/"))) > 255):
-            yield f"{name} = {value[:80]!r}... is longer than 255 bytes per name or 4000 per path: shorten it"
-
-
 def _processes(cfg: CfgNode) -> Iterator[str]:
     if cfg.NUM_GPUS not in (0, num_local_processes(cfg)):
         yield (
@@ -287,7 +281,6 @@ def _sharding(cfg: CfgNode) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     _output_folder,
-    _names_fit_a_file_system,
     _processes,
     _frames,
     _images,

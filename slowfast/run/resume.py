@@ -79,7 +79,7 @@ def write_resolved(cfg: CfgNode, folder: Path) -> None:
     if path.exists() and path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] != WRITTEN_HERE:
         logger.warning("%s was not written by a run: it is not replaced", path)
         return
-    write_text(path, f"{WRITTEN_HERE}\n{format_config(cfg, getattr(cfg, 'sources', {}))}")
+    write_text(path, f"{WRITTEN_HERE}\n{format_config(cfg)}")
 
 
 def _changes(entries: Mapping[str, Any], now: CfgNode) -> dict[str, tuple[Any, Any]]:

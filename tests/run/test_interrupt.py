@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_the_process_in_any_state():
-    """Within a destructor, for example, where Python only prints exceptions; and if the reader of its output is gone."""
+    """Within a destructor, for example, where Python only prints exceptions; and if the reader of its output exited."""
     program = (
         "import os, signal, time\nfrom slowfast.run import interrupt\ninterrupt.listen()\n"
         "class Lost:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(0.01)\n"

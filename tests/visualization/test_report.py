@@ -64,7 +64,7 @@ def make_run(folder: Path, lr: float = 0.2, result: Evaluation | None = None, pa
             )
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     cfg = load_config(ROOT / "exp/demo/config.yaml", ["SOLVER.BASE_LR", str(lr), "OUTPUT_DIR", str(folder)])
-    (folder / "resolved_config.yaml").write_text(format_config(cfg, cfg.sources))
+    (folder / "resolved_config.yaml").write_text(format_config(cfg))
     return folder
 
 
