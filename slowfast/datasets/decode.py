@@ -302,7 +302,7 @@ class _Rgb:
     def __call__(self, frame: Any) -> np.ndarray:
         self.turn = self.turn or orientation(frame)
         swap, left_right, top_bottom = self.turn
-        rgb = self.converter.reformat(frame, format="rgb24")
+        rgb = self.converter.reformat(frame, format="rgb24", threads=1)
         image = rgb.to_ndarray()
         if rgb is frame:
             image = image.copy()
