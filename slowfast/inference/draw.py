@@ -12,7 +12,10 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
+from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from slowfast.datasets.container import open_container, open_video, video_stream
 from slowfast.datasets.decode import frame_rate, stream_video
@@ -219,6 +222,14 @@ def write_timeline(timeline: Timeline, path: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as file:
         figure.savefig(file, dpi=110, format="png")
+
+
+def pictures(cfg: CfgNode, clips: Tensor) -> np.ndarray:
+    """Return normalized clips (B, C, T, H, W) or images (B, C, H, W) as RGB pictures (B, T, H, W, 3) uint8."""
+    videos = clips.cpu() if clips.ndim == 5 else clips.cpu().unsqueeze(2)
+    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
+    pixels = ((videos * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
+    return (pixels.flip(-1) if cfg.DATA.REVERSE_INPUT_CHANNEL else pixels).numpy()
 
 
 def write_sheet(clips: np.ndarray, labels: Sequence[tuple[str, Sequence[Class]]], title: str, path: str) -> None:

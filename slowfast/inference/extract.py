@@ -13,9 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from slowfast.datasets.lists import Sample
 from slowfast.datasets.reader import MediaError
-from slowfast.datasets.rows import UNKNOWN
 from slowfast.inference.command import (
     add_network,
     check_output,
@@ -177,9 +175,8 @@ def _of_video(net: Network, rule: dict[str, Any], path: str, batch: int) -> tupl
 @torch.no_grad()
 def _tokens(net: Network, name: str, path: str, batch: int) -> np.ndarray:
     """Return the output of a layer at all positions of the views of a video, view after view, (N, C)."""
-    frames = net.views_of_video.reader.read(Sample(path, UNKNOWN), net.frame_indices)
     layer = net.as_tested(net.layer(name, tokens=True))
-    tokens = torch.cat([layer(clips) for clips in net.transform(np.stack([*frames])).split(batch)])
+    tokens = torch.cat([layer(clips) for clips in net.clips(path).split(batch)])
     return tokens.flatten(0, 1).float().cpu().numpy()
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
+from slowfast.models.options import close_to
 
 POOLED = "pooled"
-SHOWN = 5  # names that an error shows
 SMALL = 64  # pixels; smaller clips may be too small for a network
 
 
@@ -42,7 +40,8 @@ class LayerFeatures(nn.Module):
         self.takes_input = layer == POOLED and POOLED not in modules
         name = _classifier(model) if self.takes_input else layer
         if not name or name not in modules:
-            raise ValueError(_unknown(layer, [POOLED, *filter(None, modules)]))
+            near = close_to(layer, [POOLED, *modules])
+            raise ValueError(f"the network has no layer {layer!r}{near}: docs/FEATURES.md shows how to list the layers")
         self.model, self.layer, self.name, self.tokens = model, modules[name], layer, tokens
         self.axes: tuple[int, int] | None = None  # of the clips and of the channels
         self.train(model.training)  # an evaluation restores it
@@ -102,9 +101,3 @@ def _classifier(model: nn.Module) -> str:
     if isinstance(model, TimmBackbone):
         return model.classifier_names()[0]
     return next(iter(getattr(model, "head_names", ())), "")
-
-
-def _unknown(layer: str, known: Sequence[str]) -> str:
-    near = get_close_matches(layer, known, SHOWN, 0.5)
-    shown = f"similar names are {', '.join(near)}" if near else f"names are {', '.join(known[:SHOWN])}, ..."
-    return f"the network has no layer {layer!r}: {shown} ({len(known)} in all; docs/FEATURES.md lists them)"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slowfast.datasets.build import build_dataset
 from slowfast.datasets.dataset import Prepared, VideoEvalDataset
-from slowfast.datasets.lists import VideoList
+from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.rows import UNKNOWN
 from slowfast.datasets.workers import usable_cores
@@ -161,6 +161,14 @@ class Network:
 
         return upload(self, name, folder, licence, private)
 
+    def clips(self, path: Path) -> Tensor:
+        """Return the clips (B, C, T, H, W) of a video in a test, normalized and on the device.
+
+        Raises:
+            MediaError: the video cannot be decoded.
+        """
+        return self.transform(self.views_of_video.reader.read(Sample(os.fspath(path), UNKNOWN), self.frame_indices))
+
     def transform(self, frames: np.ndarray) -> Tensor:
         """Return the clips (B, C, T, H, W) that the network takes, normalized and on its device.
 
@@ -177,13 +185,6 @@ class Network:
         """Return the clips of videos from `VideoEvalDataset.prepare`; see `transform`."""
         with torch.no_grad():
             return self._to_device(self.views_of_video.views(videos))
-
-    def pictures(self, frames: np.ndarray) -> np.ndarray:
-        """Return the clips of RGB frames as in `transform`, but as pictures (B, T, H, W, C) uint8."""
-        dataset = self.views_of_video
-        prepared = dataset.prepare(frames[..., ::-1] if self.cfg.DATA.REVERSE_INPUT_CHANNEL else frames)
-        clips = dataset.views([prepared]).cut()
-        return clips.round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).numpy()
 
     def frame_indices(self, length: int) -> list[int]:
         """Return the frames of all temporal views of a video of `length` frames, view by view."""

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from slowfast.datasets.container import open_video, video_stream
 from slowfast.datasets.decode import frame_rate
-from slowfast.datasets.reader import FOLDER_RATE, MediaError, read_frames
+from slowfast.datasets.reader import FOLDER_RATE, MediaError
 from slowfast.inference.command import (
     add_network,
     check_output,
@@ -138,11 +138,10 @@ def _write(args: argparse.Namespace, found: Sequence[Prediction]) -> None:
 
 
 def _draw(net: Network, prediction: Prediction, targets: dict[str, dict[str, str]]) -> None:
-    from slowfast.inference.draw import write_sheet, write_video
+    from slowfast.inference.draw import pictures, write_sheet, write_video
 
     if file := targets["sheet"].get(prediction.path):
-        frames = read_frames(prediction.path, net.frame_indices, image_template=net.cfg.DATA.IMAGE_TEMPLATE)
-        clips, crops = net.pictures(frames), net.cfg.TEST.NUM_SPATIAL_CROPS
+        clips, crops = pictures(net.cfg, net.clips(prediction.path)), net.cfg.TEST.NUM_SPATIAL_CROPS
         names = [f"view {clip // crops + 1}{f', crop {clip % crops + 1}' * (crops > 1)}" for clip in range(len(clips))]
         labels = [(name, () if clip else prediction.top[:3]) for clip, name in enumerate(names)]
         write_sheet(clips, labels, os.path.basename(prediction.path.rstrip("/")), file)

@@ -17,7 +17,7 @@ from slowfast.datasets.mixup import one_hot
 from slowfast.engine.setup import clip_mover, listed, make_loader
 from slowfast.engine.start import build_mixup
 from slowfast.engine.step import unmixed_target
-from slowfast.inference.draw import write_sheet
+from slowfast.inference.draw import pictures, write_sheet
 from slowfast.inference.load import experiment_file
 from slowfast.inference.results import Class, top_classes
 from slowfast.utils.rng import random_state_for
@@ -56,7 +56,7 @@ def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int
         (os.path.basename(samples.path(row)), _classes(one, names))
         for row, one in zip(batch["index"][:count], target, strict=False)
     ]
-    clips = _pictures(cfg, video[:count])
+    clips = pictures(cfg, video[:count])
     columns = np.linspace(0, clips.shape[1] - 1, min(COLUMNS, clips.shape[1])).round().astype(int)
     title = f"{experiment}: clips of step {step} (epoch {epoch + 1}), {len(video)} in the batch"
     write_sheet(clips[:, columns], labels, title, out)
@@ -76,11 +76,3 @@ def _classes(target: Tensor, names: list[str] | None) -> tuple[Class, ...]:
     """Return the classes with weights above that of label smoothing, or above 0; the largest is the first."""
     count = int((target > target.min() + 1e-6).sum())
     return top_classes(target.numpy(), names, min(3, max(1, count)))
-
-
-def _pictures(cfg: CfgNode, video: Tensor) -> np.ndarray:
-    """Return normalized clips as RGB pictures (B, T, H, W, 3) uint8."""
-    clips = video if video.ndim == 5 else video[:, :, None]
-    mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
-    clips = ((clips * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
-    return (clips.flip(-1) if cfg.DATA.REVERSE_INPUT_CHANNEL else clips).numpy()

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import numpy as np
 
 from slowfast.inference.command import add_network, check_output, find_videos, guarded, load_network, positive
 from slowfast.inference.network import Network
 from slowfast.inference.overlay import video_heat, write_overlay, write_picture
+from slowfast.models.options import close_to
 from slowfast.visualization.maps import attention, attention_layer, cam_layer, grad_cam
 
 ENDINGS = (".png", ".mp4", ".mkv", ".mov")
@@ -97,17 +97,18 @@ def _class(net: Network, path: str, name: str | None) -> tuple[int, str]:
     Raises:
         ValueError: the network has no such class.
     """
-    found = net.predict(path, top=1)
+    found, names = net.predict(path, top=1), net.class_names or []
     if name is None:
         label = found.top[0].index
-    elif net.class_names and name in net.class_names:
-        label = net.class_names.index(name)
+    elif name in names:
+        label = names.index(name)
     elif name.isdecimal() and int(name) < len(found.probabilities):
         label = int(name)
     else:
-        near = get_close_matches(name, net.class_names or [], 5, 0.4)
-        near = near or (net.class_names or [f"a number from 0 to {len(found.probabilities) - 1}"])[:5]
-        raise ValueError(f"the network has no class {name!r}: choose, for example, {', '.join(near)}")
+        last = len(found.probabilities) - 1
+        raise ValueError(
+            f"the network has no class {name!r}{close_to(name, names)}: give a name, or a number to {last}"
+        )
     shown = (net.class_names[label] if net.class_names else str(label)).replace("_", " ")
     rank = int(np.sum(found.probabilities > found.probabilities[label])) + 1
     return label, f"{shown} ({100 * found.probabilities[label]:.1f} %{'' if rank == 1 else f', rank {rank}'})"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 from slowfast.models.backbone import TimmBackbone
 from slowfast.models.image_vit import QueryAttention, SelfAttention
 from slowfast.models.layers import Attention
+from slowfast.models.options import close_to
 from slowfast.models.uniformer import FourStages
 from slowfast.models.uniformer_light import PruningBlock
 from slowfast.models.uniformerv2 import UniFormerV2
 
-SHOWN = 5  # names that an error shows
 FINE = 6  # positions per side below which a map is too coarse to see where something is
 ATTENTION = (Attention, SelfAttention, PruningBlock)
 BLOCK = re.compile(r"blocks\d+\.\d+")
@@ -160,10 +159,9 @@ def _last_block(model: nn.Module, name: str) -> str:
 
 
 def _known(name: str, known: Sequence[str]) -> str:
-    if name in known:
-        return name
-    near = get_close_matches(name, known, SHOWN, 0.4) or known[:SHOWN]
-    raise ValueError(f"the network has no such layer {name!r}: choose, for example, {', '.join(near)}")
+    if name not in known:
+        raise ValueError(f"the network has no layer {name!r}{close_to(name, known)}: docs/FEATURES.md lists the layers")
+    return name
 
 
 def _record_grid(model: nn.Module, layer: str, found: dict[str, Any]) -> list[Any]:
