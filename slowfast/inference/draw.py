@@ -21,7 +21,7 @@ from slowfast.datasets.container import open_container, open_video, video_stream
 from slowfast.datasets.decode import frame_rate, stream_video
 from slowfast.inference.results import Class
 from slowfast.inference.segments import Timeline
-from slowfast.utils.io import atomic_write
+from slowfast.utils.io import atomic_path, atomic_write
 
 SHORT_SIDE = 360  # pixels; smaller videos are enlarged, so that text is legible
 STRIP = 0.12  # height of the time line, as a share of the short side
@@ -140,26 +140,20 @@ def new_video(path: str, rate: Fraction | None = None) -> Generator[tuple[Any, C
     Yields:
         The container, and a function that adds a frame (H, W, 3) RGB, of even sides, at a time in seconds.
     """
-    part = f"{path}.part{os.path.splitext(path)[1]}"
-    try:
-        with av.open(part, "w") as target:
-            stream: Any = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
-            stream.pix_fmt = "yuv420p"
-            stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
+    with atomic_path(path) as part, av.open(str(part), "w") as target:
+        stream: Any = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
 
-            def add(pixels: np.ndarray, begin: float) -> None:
-                if not stream.codec_context.is_open:
-                    stream.height, stream.width = pixels.shape[:2]
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                frame.pts, frame.time_base = round(begin * 90000), stream.time_base
-                target.mux(stream.encode(frame))
+        def add(pixels: np.ndarray, begin: float) -> None:
+            if not stream.codec_context.is_open:
+                stream.height, stream.width = pixels.shape[:2]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(begin * 90000), stream.time_base
+            target.mux(stream.encode(frame))
 
-            yield target, add
-            target.mux(stream.encode(None))
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+        yield target, add
+        target.mux(stream.encode(None))
 
 
 def write_video(timeline: Timeline, path: str) -> str:

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,6 +26,7 @@ from slowfast.engine.setup import compile_blocks
 from slowfast.inference.command import add_configuration, check_output, guarded, load_network
 from slowfast.inference.network import Network
 from slowfast.models.build import input_shape
+from slowfast.utils.io import atomic_path
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # that ONNX needs
@@ -58,11 +58,6 @@ def metadata(net: Network) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in values.items()}
 
 
-def export_network(net: Network, kind: str, path: str | os.PathLike[str]) -> tuple[Runner, float]:
-    """Export a network with its metadata; see `export_model`."""
-    return export_model(net.model, input_shape(net.cfg), metadata(net), kind, path)
-
-
 def export_model(
     model: nn.Module, shape: Sequence[int], about: Mapping[str, str], kind: str, path: str | os.PathLike[str]
 ) -> tuple[Runner, float]:
@@ -83,15 +78,12 @@ def export_model(
     Raises:
         ValueError: a package is missing, or the file differs from the network by more than `LIMIT`.
     """
-    path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     write, read = {
         "onnx": (_write_onnx, _read_onnx),
         "torch-export": (_write_program, _read_program),
-        "safetensors": (_write_tensors, _read_tensors),
+        "safetensors": (lambda model, _, about, part: write_tensors(model, about, part), _read_tensors),
     }[kind]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder, torch.no_grad():
-        part = Path(folder, path.name)
+    with atomic_path(path) as part, torch.no_grad():
         write(model, torch.randn(TRACED, *shape), about, part)
         runner = read(model, part)
         error = max(_difference(model, runner, torch.randn(count, *shape)) for count in CHECKED)
@@ -100,8 +92,6 @@ def export_model(
                 f"the logits of the {kind} file differ from those of the network by a share of {error:.1e}, above "
                 f"{LIMIT}, so nothing was written: choose another --format"
             )
-        os.chmod(part, 0o644)
-        os.replace(part, path)
     return runner, error
 
 
@@ -114,10 +104,6 @@ def write_tensors(model: nn.Module, about: Mapping[str, str], path: Path) -> Non
     """Write the tensors of a network as safetensors, whose metadata `slowfast.load` reads."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, path, {"format": "pt", **about})
-
-
-def _write_tensors(model: nn.Module, clips: Tensor, about: Mapping[str, str], path: Path) -> None:
-    write_tensors(model, about, path)
 
 
 def _read_tensors(model: nn.Module, path: Path) -> Runner:
@@ -218,7 +204,7 @@ def execute(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out} must end in {ENDINGS[args.format]} for --format {args.format}")
     check_output(args.out, "--out")
     net = load_network(args)
-    runner, error = export_network(net, args.format, args.out)
+    runner, error = export_model(net.model, input_shape(net.cfg), metadata(net), args.format, args.out)
     shape = ", ".join(["batch", *map(str, input_shape(net.cfg))])
     named = "with" if net.class_names else "without"
     size = math.ceil(os.path.getsize(args.out) / 1e5) / 10

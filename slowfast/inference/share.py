@@ -16,7 +16,7 @@ from slowfast.config.keys import DEFAULT_VALUES, leaves
 from slowfast.inference.export import metadata, write_tensors
 from slowfast.inference.load import SHARED_CONFIG, SHARED_WEIGHTS
 from slowfast.inference.network import Network
-from slowfast.utils.io import sha256, write_text
+from slowfast.utils.io import atomic_path, sha256, write_text
 from slowfast.utils.profiling import count_parameters
 from slowfast.visualization.charts import finite
 from slowfast.visualization.compare import markdown
@@ -59,12 +59,9 @@ def save_folder(net: Network, folder: str | os.PathLike[str], name: str = "", li
         licence: identifier of the Hub, for example "apache-2.0"; None leaves a line to fill in.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SHARED_CONFIG, dump_config(shared_config(net.cfg)))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as part:
-        write_tensors(net.model, metadata(net), Path(part, SHARED_WEIGHTS))
-        os.chmod(Path(part, SHARED_WEIGHTS), 0o644)
-        os.replace(Path(part, SHARED_WEIGHTS), folder / SHARED_WEIGHTS)
+    with atomic_path(folder / SHARED_WEIGHTS) as part:
+        write_tensors(net.model, metadata(net), part)
     if not (folder / CARD).exists():
         write_text(folder / CARD, model_card(net, name or folder.resolve().name, name or "OWNER/NAME", licence))
 

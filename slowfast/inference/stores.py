@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from slowfast.utils.io import atomic_path
 
 LIBRARIES = {"hdf5": "h5py", "parquet": "pyarrow"}
 FILES = {"hdf5": "features.h5", "parquet": "features.parquet"}
@@ -33,11 +33,8 @@ def write_store(kind: str, folder: Path, settings: dict[str, Any]) -> None:
         folder: of the `.npy` files.
         settings: content of features.json.
     """
-    path = folder / FILES[kind]
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{path.name}.") as own:  # several tasks may write at once
-        part = Path(own, path.name)
+    with atomic_path(folder / FILES[kind]) as part:  # several tasks may write at once
         (_write_hdf5 if kind == "hdf5" else _write_parquet)(part, folder, settings)
-        os.replace(part, path)
 
 
 def _write_hdf5(path: Path, folder: Path, settings: dict[str, Any]) -> None:

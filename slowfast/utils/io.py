@@ -32,6 +32,18 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
             raise
 
 
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
+    """Yield a path of the same name at which to write a file, which appears at `path` whole or not at all."""
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part = Path(folder, path.name)
+        yield part
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as file:
