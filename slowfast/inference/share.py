@@ -20,8 +20,13 @@ from slowfast.utils.io import atomic_path, sha256, write_text
 from slowfast.utils.profiling import count_parameters
 from slowfast.visualization.charts import finite
 from slowfast.visualization.compare import markdown
-from slowfast.visualization.multi_label import precision_rows, read_multi_label
-from slowfast.visualization.outcomes import class_rows, confusion, read_outcomes
+from slowfast.visualization.outcomes import (
+    MultiLabelOutcomes,
+    class_rows,
+    confusion,
+    precision_rows,
+    read_outcomes,
+)
 from slowfast.visualization.runs import OTHER_FIELDS
 from slowfast.weights.fetch import fetch
 
@@ -184,12 +189,13 @@ def _result_parts(net: Network, test: dict[str, Any]) -> list[str]:
     text = f"{videos} videos of {net.cfg.TEST.DATASET}, {views['temporal']} x {views['spatial']} views."
     parts = [f"## Accuracy\n\n{text}\n\n{markdown(rows)}"]
     scores = Path(net.cfg.OUTPUT_DIR, "test", "scores.npz")
-    if ranked := read_multi_label(scores):
+    outcomes = read_outcomes(scores)
+    if isinstance(outcomes, MultiLabelOutcomes):
         table = [["class", "videos", "average precision"]]
-        for row in sorted(precision_rows(ranked), key=lambda row: row.name):
+        for row in sorted(precision_rows(outcomes), key=lambda row: row.name):
             table.append([row.name, str(row.videos), f"{row.precision:.1f}"])
         parts.append(f"### Average precision per class\n\n{markdown(table)}")
-    elif outcomes := read_outcomes(scores):
+    elif outcomes:
         table = [["class", "videos", "top-1", "most often taken for"]]
         for row in sorted(class_rows(outcomes, confusion(outcomes)), key=lambda row: row.name):
             table.append([row.name, str(row.videos), f"{row.top1:.1f}", row.confused])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -46,14 +47,9 @@ def grad_cam(model: nn.Module, clip: Tensor, layer: str, label: int) -> Tensor:
     """
     found: dict[str, Any] = {}
     module = model.get_submodule(layer)
-    hooks = [module.register_forward_hook(lambda module, inputs, output: found.update(output=output))]
-    hooks += _record_grid(model, layer, found)
-    try:
-        with torch.enable_grad():
-            logits = model(clip.detach().requires_grad_())  # so that frozen networks have gradients
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hook = module.register_forward_hook(lambda module, inputs, output: found.update(output=output))
+    with hook, _record_grid(model, layer, found), torch.enable_grad():
+        logits = model(clip.detach().requires_grad_())  # so that frozen networks have gradients
     output = found.get("output")
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -88,16 +84,12 @@ def attention(model: nn.Module, clip: Tensor, layer: str) -> Tensor:
     found: dict[str, Any] = {}
     module = model.get_submodule(layer)
     if isinstance(module, PruningBlock):
-        hooks = [module.register_forward_hook(lambda module, inputs, output: found.update(weights=output[2]))]
+        hook = module.register_forward_hook(lambda module, inputs, output: found.update(weights=output[2]))
     else:
         received = _attention_received(module)
-        hooks = [module.register_forward_pre_hook(lambda module, inputs: found.update(weights=received(*inputs)))]
-    hooks += _record_grid(model, layer, found)
-    try:
+        hook = module.register_forward_pre_hook(lambda module, inputs: found.update(weights=received(*inputs)))
+    with hook, _record_grid(model, layer, found):
         model(clip)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if "weights" not in found:
         raise ValueError(f"layer {layer} is not used by this network in a test: choose another one")
     weights, grid = found["weights"].float(), found["grid"]
@@ -164,16 +156,16 @@ def _known(name: str, known: Sequence[str]) -> str:
     return name
 
 
-def _record_grid(model: nn.Module, layer: str, found: dict[str, Any]) -> list[Any]:
-    """Record the grid (T', H', W') of the positions of a layer as found["grid"]; return the hooks that do it."""
+def _record_grid(model: nn.Module, layer: str, found: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Record the grid (T', H', W') of the positions of a layer as found["grid"] within the context."""
     if isinstance(model, UniFormerV2):
         embedding = model.backbone.conv1
-        return [embedding.register_forward_hook(lambda module, inputs, output: found.update(grid=output.shape[2:]))]
+        return embedding.register_forward_hook(lambda module, inputs, output: found.update(grid=output.shape[2:]))
     block = BLOCK.match(layer) if isinstance(model, TimmBackbone) else None
     if block is None:
-        return []  # outputs outside of the blocks have the shape of a grid
+        return nullcontext()  # outputs outside of the blocks have the shape of a grid
     source = model.get_submodule(block[0])
-    return [source.register_forward_pre_hook(lambda module, inputs: found.update(grid=inputs[0].shape[2:]))]
+    return source.register_forward_pre_hook(lambda module, inputs: found.update(grid=inputs[0].shape[2:]))
 
 
 def _as_map(output: Tensor, grid: Sizes | None, layer: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Analyse the predictions of a test or validation: confusion, accuracy per class, calibration, largest losses."""
+"""Analyse the predictions of a test or validation: accuracy per class, confusion, calibration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from slowfast.utils.scores import log_probabilities
+from slowfast.utils.scores import average_precisions, log_probabilities, multi_label_losses
 
-CHUNK = 4096  # videos that are read at once
+CHUNK = 4096  # videos whose probabilities are in memory at once
 BINS = 15  # of the calibration, as in arXiv 1706.04599, section 2
 
 
@@ -43,30 +43,72 @@ class Outcomes:
         return self.predicted != self.labels
 
 
-def read_outcomes(path: str | os.PathLike[str]) -> Outcomes | None:
-    """Read a scores.npz file; return None if it has no labelled videos, or is of a version without probabilities.
+@dataclass(frozen=True)
+class MultiLabelOutcomes:
+    """What a network predicted for each of N videos that have any number of classes.
 
-    For a multi-label list, it also returns None; see `read_multi_label`.
+    Attributes:
+        paths: (N,) of the videos.
+        targets: (N, K) whether a video belongs to a class.
+        probabilities: (N, K), independent of each other.
+        loss: (N,) mean binary cross-entropy over the classes.
+        precisions: (K,) average precision of each class, 0 to 1; NaN for a class without videos.
+        names: (K,) of the classes.
     """
+
+    paths: np.ndarray
+    targets: np.ndarray
+    probabilities: np.ndarray
+    loss: np.ndarray
+    precisions: np.ndarray
+    names: list[str]
+
+    def true(self, row: int) -> list[str]:
+        """Return the names of the classes of a video."""
+        return [self.names[k] for k in np.flatnonzero(self.targets[row]).tolist()]
+
+    def predicted(self, row: int) -> list[str]:
+        """Return the names of the most probable classes, as many as the video has, in the order of the classes."""
+        count = max(1, int(self.targets[row].sum()))
+        return [self.names[k] for k in sorted(np.argsort(-self.probabilities[row], kind="stable")[:count].tolist())]
+
+
+def read_outcomes(path: str | os.PathLike[str]) -> Outcomes | MultiLabelOutcomes | None:
+    """Read a scores.npz file; return None if it has no labelled videos, or is of a version without probabilities."""
     with np.load(path) as file:
-        if "probabilities" not in file or file["label"].ndim == 2:
+        if "probabilities" not in file:
             return None
-        label, scores = file["label"], file["scores"]
-        known = np.flatnonzero(label >= 0)
-        if not len(known):
-            return None
-        paths, names = file["id"][known], file["class_names"].tolist()
-        probabilities, summed = bool(file["probabilities"]), int(file["summed"])
-    parts: list[tuple[np.ndarray, ...]] = []
-    for rows in (known[start : start + CHUNK] for start in range(0, len(known), CHUNK)):
-        logs = log_probabilities(torch.from_numpy(scores[rows]), probabilities, summed).numpy()
-        own = logs[np.arange(len(rows)), label[rows]]
-        predicted = scores[rows].argmax(1)
-        higher = (scores[rows] > scores[rows, label[rows]][:, None]).sum(1)
-        parts.append((predicted, higher, np.exp(logs.max(1)), -own))
-    predicted, rank, confidence, loss = (np.concatenate(column) for column in zip(*parts, strict=True))
+        label, scores, names = file["label"], file["scores"], file["class_names"].tolist()
+        known = np.flatnonzero(label.reshape(len(label), -1)[:, 0] >= 0)
+        paths, probabilities, summed = file["id"][known], bool(file["probabilities"]), int(file["summed"])
+    if not len(known):
+        return None
     names = names or [str(k) for k in range(scores.shape[1])]
-    return Outcomes(paths, label[known], predicted, rank, confidence, loss, names)
+    read = _multi_label_outcomes if label.ndim == 2 else _outcomes
+    return read(paths, label[known], scores[known], names, probabilities, summed)
+
+
+def _outcomes(
+    paths: np.ndarray, labels: np.ndarray, scores: np.ndarray, names: list[str], probabilities: bool, summed: int
+) -> Outcomes:
+    parts: list[tuple[np.ndarray, ...]] = []
+    for start in range(0, len(labels), CHUNK):
+        own, part = labels[start : start + CHUNK, None], scores[start : start + CHUNK]
+        logs = log_probabilities(torch.from_numpy(part), probabilities, summed).numpy()
+        higher = (part > np.take_along_axis(part, own, 1)).sum(1)
+        parts.append((part.argmax(1), higher, np.exp(logs.max(1)), -np.take_along_axis(logs, own, 1)[:, 0]))
+    predicted, rank, confidence, loss = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Outcomes(paths, labels, predicted, rank, confidence, loss, names)
+
+
+def _multi_label_outcomes(
+    paths: np.ndarray, label: np.ndarray, scores: np.ndarray, names: list[str], probabilities: bool, summed: int
+) -> MultiLabelOutcomes:
+    values, targets = torch.from_numpy(scores), torch.from_numpy(label)
+    loss = multi_label_losses(values, targets, probabilities, summed).numpy()
+    mean = values / summed if probabilities else (values / summed).sigmoid()
+    precisions = average_precisions(values, targets).numpy()
+    return MultiLabelOutcomes(paths, label > 0, mean.numpy(), loss, precisions, names)
 
 
 def confusion(outcomes: Outcomes) -> np.ndarray:
@@ -159,3 +201,23 @@ def calibration(outcomes: Outcomes) -> Calibration:
     accuracy = np.bincount(bins, weights=~outcomes.wrong, minlength=BINS) / filled
     error = float((videos * np.abs(confidence - accuracy)).sum() / videos.sum())
     return Calibration(confidence, accuracy, videos, 100 * error)
+
+
+class PrecisionRow(NamedTuple):
+    """Results of a class, in percent: its average precision, and that of a random order (its share of the videos)."""
+
+    name: str
+    videos: int
+    precision: float
+    random: float
+
+
+def precision_rows(outcomes: MultiLabelOutcomes) -> list[PrecisionRow]:
+    """Return the results of each class that has videos, the lowest average precision first."""
+    videos, count = outcomes.targets.sum(0).tolist(), len(outcomes.targets)
+    rows = [
+        PrecisionRow(name, number, 100 * precision, 100 * number / count)
+        for name, number, precision in zip(outcomes.names, videos, outcomes.precisions.tolist(), strict=True)
+        if number
+    ]
+    return sorted(rows, key=lambda row: row.precision)

@@ -14,16 +14,8 @@ from markupsafe import Markup
 from slowfast.config import changed_keys, get_cfg
 from slowfast.utils.io import to_json, write_text
 from slowfast.visualization import outcomes as results
-from slowfast.visualization.charts import (
-    NUM_COLORS,
-    Chart,
-    Series,
-    calibration_chart,
-    curve_chart,
-    matrix_chart,
-)
-from slowfast.visualization.multi_label import MultiLabelOutcomes, precision_rows, read_multi_label
-from slowfast.visualization.outcomes import Outcomes, read_outcomes
+from slowfast.visualization.charts import NUM_COLORS, Chart, Series, calibration_chart, curve_chart, matrix_chart
+from slowfast.visualization.outcomes import MultiLabelOutcomes, Outcomes
 from slowfast.visualization.runs import TESTS, Run, read_run
 from slowfast.visualization.thumbnails import Thumbnails
 
@@ -91,24 +83,12 @@ def write_comparison(runs: Sequence[Run], table: Sequence[Sequence[str]], path: 
 
 def run_charts(run: Run) -> list[Chart]:
     """Return the curves of a run."""
-    charts: list[Chart] = []
-    for field in ("loss", *run.accuracies):
-        training, validation = run.points("train", field), run.points("val", field)
-        series = [Series("training", *training)] * bool(training[0])
-        series += [Series("validation", *validation, color=1, marks=True)] * bool(validation[0])
-        for number, (folder, words) in enumerate(TESTS.items()):
-            value = run.tests.get(folder, {"metrics": {}})["metrics"].get(field)
-            if series and value is not None and (field, folder) != ("loss", "test_shuffled"):  # it is far above
-                series.append(Series(words, [], [value], color=2 + number, level=True))
-        if series:
-            titles = {"loss": "Loss, cross-entropy", "mAP": run.title("mAP")}
-            title = titles.get(field, run.title(field).capitalize())
-            charts.append(curve_chart(title, series, field, percent=field != "loss"))
-    for field, title in SPEED.items():
-        x, y = run.points("train", field)
-        if x:
-            charts.append(curve_chart(title, [Series(field, x, y)], field))
-    return charts
+    titles = {"loss": "Loss, cross-entropy"} | {name: run.title(name) for name in run.accuracies} | SPEED
+    return [
+        curve_chart(title, series, field, percent=field in run.accuracies)
+        for field, title in titles.items()
+        if (series := run.curves(field))
+    ]
 
 
 def comparison_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -138,10 +118,11 @@ def _analysis(run: Run) -> dict[str, Any] | None:
         file = run.folder / folder / "scores.npz"
         if not file.is_file():
             continue
-        if (outcomes := read_outcomes(file)) is not None:
+        outcomes = results.read_outcomes(file)
+        if isinstance(outcomes, MultiLabelOutcomes):
+            return {"source": folder, **_multi_label(outcomes, thumbnail)}
+        if outcomes:
             return {"source": folder, "top5": run.label("top5"), **_classification(outcomes, thumbnail)}
-        if (ranked := read_multi_label(file)) is not None:
-            return {"source": folder, **_multi_label(ranked, thumbnail)}
     return None
 
 
@@ -167,30 +148,28 @@ def _classification(outcomes: Outcomes, thumbnail: Thumbnails) -> dict[str, Any]
 def _multi_label(outcomes: MultiLabelOutcomes, thumbnail: Thumbnails) -> dict[str, Any]:
     videos: list[dict[str, Any]] = []
     for row in (-outcomes.loss).argsort(kind="stable")[:LOSSES].tolist():
-        path, true, predicted = str(outcomes.paths[row]), outcomes.true(row), outcomes.predicted(row)
-        videos.append({
-            "path": path,
-            "file": Path(path).name,
-            "picture": thumbnail(path),
-            "true": ", ".join(true) or "no class",
-            "predicted": ", ".join(predicted),
-            "wrong": predicted != true,
-            "confidence": 100 * float(outcomes.probabilities[row].max()),
-            "loss": float(outcomes.loss[row]),
-        })  # fmt: skip
-    return {"videos": len(outcomes.paths), "precisions": precision_rows(outcomes), "largest": videos}
+        true, predicted = ", ".join(outcomes.true(row)) or "no class", ", ".join(outcomes.predicted(row))
+        videos.append(_described(outcomes, row, true, predicted, outcomes.probabilities[row].max(), thumbnail))
+    return {"videos": len(outcomes.paths), "precisions": results.precision_rows(outcomes), "largest": videos}
 
 
 def _video(outcomes: Outcomes, row: int, thumbnail: Thumbnails) -> dict[str, Any]:
+    true, predicted = (outcomes.names[classes[row]] for classes in (outcomes.labels, outcomes.predicted))
+    return _described(outcomes, row, true, predicted, outcomes.confidence[row], thumbnail)
+
+
+def _described(
+    outcomes: Outcomes | MultiLabelOutcomes, row: int, true: str, predicted: str, confidence: Any, thumbnail: Thumbnails
+) -> dict[str, Any]:
     path = str(outcomes.paths[row])
     return {
         "path": path,
         "file": Path(path).name,
         "picture": thumbnail(path),
-        "true": outcomes.names[outcomes.labels[row]],
-        "predicted": outcomes.names[outcomes.predicted[row]],
-        "wrong": bool(outcomes.wrong[row]),
-        "confidence": 100 * float(outcomes.confidence[row]),
+        "true": true,
+        "predicted": predicted,
+        "wrong": predicted != true,
+        "confidence": 100 * float(confidence),
         "loss": float(outcomes.loss[row]),
     }
 

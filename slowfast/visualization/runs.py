@@ -13,7 +13,7 @@ from typing import Any
 
 from slowfast.config import recorded_config
 from slowfast.utils.logging import read_metrics
-from slowfast.visualization.charts import finite
+from slowfast.visualization.charts import Series, finite
 
 TESTS = {"test": "test", "test_shuffled": "shuffled"}  # folder -> words
 # Fields of validations and tests that are not accuracies.
@@ -49,6 +49,17 @@ class Run:
         rows = self.rows(kind, "epoch", field)
         return [r["epoch"] for r in rows], [r[field] for r in rows]
 
+    def curves(self, field: str) -> list[Series]:
+        """Return the curves of a field in training and validation, and its values in the tests; [] if it has none."""
+        training, validation = self.points("train", field), self.points("val", field)
+        series = [Series("training", *training)] * bool(training[0])
+        series += [Series("validation", *validation, color=1, marks=True)] * bool(validation[0])
+        for number, (folder, words) in enumerate(TESTS.items()):
+            value = self.tests.get(folder, {"metrics": {}})["metrics"].get(field)
+            if series and finite([value]) and (field, folder) != ("loss", "test_shuffled"):  # it is far above
+                series.append(Series(words, [], [value], color=2 + number, level=True))
+        return series
+
     @property
     def accuracies(self) -> list[str]:
         """The names of the metrics in percent that validations, tests or training steps contain."""
@@ -82,7 +93,7 @@ class Run:
 
     def title(self, accuracy: str) -> str:
         """Return the title of the curve of a metric."""
-        return f"{self.label(accuracy)}{' accuracy' * (accuracy != 'mAP')}, percent"
+        return "mAP, percent" if accuracy == "mAP" else f"{self.label(accuracy).capitalize()} accuracy, percent"
 
     def numbers(self) -> dict[str, float]:
         """Return name -> value of the results: of the tests, the best validation, the training, and its speed."""

@@ -19,7 +19,7 @@ from slowfast.config import load_config
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble
 from slowfast.engine.meters import MULTI_LABEL_METRICS, TrainMeter
 from slowfast.utils.logging import read_metrics
-from slowfast.visualization.multi_label import precision_rows, read_multi_label
+from slowfast.visualization.outcomes import MultiLabelOutcomes, precision_rows, read_outcomes
 from slowfast.visualization.runs import read_run
 
 NAMES = ("red", "green", "blue", "left", "right")
@@ -177,8 +177,8 @@ def test_predictions_of_a_loaded_network_equal_those_of_the_test(several, colour
 
 @pytest.mark.slow
 def test_the_report_has_the_average_precision_of_each_class(several):
-    page, outcomes = (several / "report.html").read_text(), read_multi_label(several / "test/scores.npz")
-    assert outcomes is not None
+    page, outcomes = (several / "report.html").read_text(), read_outcomes(several / "test/scores.npz")
+    assert isinstance(outcomes, MultiLabelOutcomes)
     rows = precision_rows(outcomes)
     mean = np.mean([row.precision for row in rows])
     assert mean == pytest.approx(records(several, "test")[0]["mAP"])
