@@ -28,11 +28,15 @@ def main() -> int:
         0, or 2 for a wrong input, which ends in one message.
     """
     args = parse_args()
+    from slowfast.utils.io import check_output
     from slowfast.visualization.compare import FORMATS, comparison_table
     from slowfast.visualization.report import write_comparison, write_report
     from slowfast.visualization.runs import read_runs
 
     try:
+        for option, path in (("--out", args.out), ("--table", args.table)):
+            if path:
+                check_output(path, option)
         runs = read_runs(args.runs)
         table = comparison_table(runs)
         if len(runs) == 1:

@@ -6,7 +6,6 @@ import argparse
 import glob
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -198,20 +197,3 @@ def names_of(paths: Sequence[str]) -> dict[str, str]:
         (name if uses[name] == 1 and name not in whole_names else whole): path
         for name, whole, path in zip(short, full, paths, strict=True)
     }
-
-
-def check_output(path: str, option: str) -> None:
-    """Check that a file can be written, before the work begins.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        if os.path.isdir(path):
-            raise IsADirectoryError(0, "it is a folder")
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"{option} {path} cannot be written ({error.strerror}): choose another place") from None

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from slowfast.datasets.sampling import DenseSampler
 from slowfast.engine.setup import compile_blocks
-from slowfast.inference.command import add_configuration, check_output, guarded, load_network
+from slowfast.inference.command import add_configuration, guarded, load_network
 from slowfast.inference.network import Network
 from slowfast.models.build import input_shape
-from slowfast.utils.io import atomic_path
+from slowfast.utils.io import atomic_path, check_output
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # that ONNX needs

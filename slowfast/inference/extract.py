@@ -16,7 +16,6 @@ from tqdm import tqdm
 from slowfast.datasets.reader import MediaError
 from slowfast.inference.command import (
     add_network,
-    check_output,
     check_some,
     find_videos,
     guarded,
@@ -29,7 +28,7 @@ from slowfast.inference.command import (
 from slowfast.inference.network import Network
 from slowfast.inference.stores import check_library, write_store
 from slowfast.inference.windows import WindowCutter, run_windows
-from slowfast.utils.io import atomic_write, sha256, to_json, write_text
+from slowfast.utils.io import atomic_write, check_output, sha256, to_json, write_text
 from slowfast.weights.fetch import fetch
 
 SETTINGS, DESCRIPTIONS = "features.json", "described"  # file, and folder of a JSON per finished video

@@ -15,7 +15,6 @@ from slowfast.datasets.decode import frame_rate
 from slowfast.datasets.reader import FOLDER_RATE, MediaError
 from slowfast.inference.command import (
     add_network,
-    check_output,
     check_some,
     find_videos,
     guarded,
@@ -28,7 +27,7 @@ from slowfast.inference.command import (
 from slowfast.inference.network import Network
 from slowfast.inference.results import Prediction
 from slowfast.inference.segments import Timeline, predict_windows
-from slowfast.utils.io import csv_text, to_json, write_text
+from slowfast.utils.io import check_output, csv_text, to_json, write_text
 
 BAR = 24  # characters
 SHOWN = 40  # videos and segments that the terminal shows

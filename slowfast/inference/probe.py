@@ -17,7 +17,7 @@ from slowfast.datasets.lists import VideoList, read_list
 from slowfast.datasets.rows import RowFormat
 from slowfast.engine.meters import in_top
 from slowfast.inference import extract
-from slowfast.inference.command import add_network, check_output, guarded, positive, report_bad
+from slowfast.inference.command import add_network, guarded, positive, report_bad
 from slowfast.inference.layers import POOLED
 from slowfast.inference.probe_heads import (
     AttentiveHead,
@@ -29,7 +29,7 @@ from slowfast.inference.probe_heads import (
     statistics,
     train_bank,
 )
-from slowfast.utils.io import atomic_write, to_json, write_text
+from slowfast.utils.io import atomic_write, check_output, to_json, write_text
 
 PROBES = ("knn", "linear", "attentive")
 # Learning rates; the weight decays are those of arXiv:2506.09985, as are the learning rates of the attentive probe.

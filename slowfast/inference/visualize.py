@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slowfast.inference.command import add_network, check_output, find_videos, guarded, load_network, positive
+from slowfast.inference.command import add_network, find_videos, guarded, load_network, positive
 from slowfast.inference.network import Network
 from slowfast.inference.overlay import video_heat, write_overlay, write_picture
 from slowfast.models.options import close_to
+from slowfast.utils.io import check_output
 from slowfast.visualization.maps import attention, attention_layer, cam_layer, grad_cam
 
 ENDINGS = (".png", ".mp4", ".mkv", ".mov")
