@@ -8,8 +8,8 @@ The frames that the decoder returns are compared with the list. If they have oth
 file is decoded and its frames are counted. If that fails too, the file is broken. The optional decoders (`backends`)
 are used only for files whose frames they are known to find; PyAV reads the others.
 
-PyAV is the default because it can skip frames on the way to a wanted frame: those to which no other frame refers. In
-files that x264 has written, that is every second frame.
+PyAV is the default because it can skip frames on the way to a wanted frame: those to which no other frame refers, in
+files that x264 has written every second one, and those between a wanted frame and the next key frame.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import gc
 import logging
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -222,15 +223,18 @@ def _decode_packets(
     codec = stream.codec_context
     marked = codec.name in MARKED_CODECS and is_progressive(codec) and not listed.ordered
     units = unit_reader(codec)
+    left = Counter(listed.groups.get(time) for time in wanted)  # wanted frames that are not decoded yet, by group
     container.seek(start, stream=stream)
     for count, packet in enumerate(packets(container, stream)):
         if count == 0 and listed.ordered and start not in (packet.pts, packet.dts):
             raise Unsure("a seek does not lead to its key frames")
-        if marked and packet.pts not in wanted and NOT_REFERRED_TO in units(packet):
+        needed, group = packet.pts in wanted, listed.groups.get(packet.pts)
+        if marked and not needed and ((listed.settled and not left[group]) or NOT_REFERRED_TO in units(packet)):
             passed.add(packet.pts)
             continue
         yield from packet.decode()
         wanted.discard(packet.pts)
+        left[group] -= needed
         if listed.settled and not wanted:
             break
     yield from codec.decode(None)  # frames that the decoder still holds because it reorders them

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from slowfast.datasets.container import MediaError, packets
@@ -50,6 +50,8 @@ class FrameList:
             are never decoded.
         ordered: times are those of decoding, and frames are counted from a key frame on.
         plain: decord and torchcodec also find the frames.
+        groups: for each time, the number of key frames up to it, in order of decoding, at which decoding can start; no
+            frame refers to one of another group.
     """
 
     times: list[int]
@@ -59,6 +61,7 @@ class FrameList:
     settled: bool = False
     ordered: bool = False
     plain: bool = False
+    groups: dict[int, int] = field(default_factory=dict)
 
 
 def is_progressive(codec: Any) -> bool:
@@ -96,7 +99,10 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     # whose packets come after the key frame.
     plain = settled and len(container.streams.video) == 1 and len(read) == len(times) > 1
     plain = plain and all(p.instant and p.time == times[at] for at, p in enumerate(read) if p.key)
-    return FrameList(times, keys, count, settled=settled or codec.codec.intra_only, plain=plain)
+    instants = accumulate(int(packet.instant) for packet in read)
+    groups = {packet.time: group for packet, group in zip(read, instants, strict=True) if packet.time is not None}
+    settled = settled or codec.codec.intra_only
+    return FrameList(times, keys, count, settled=settled, plain=plain, groups=groups)
 
 
 def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet], bool]:

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 from slowfast.datasets.backends import LIBRARIES, Unsure, check_backend
+from slowfast.datasets.container import open_video, video_stream
+from slowfast.datasets.decode import _decode_packets
+from slowfast.datasets.frame_list import list_frames
 from slowfast.datasets.reader import MediaError, read_frames
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +35,33 @@ def test_video_frames_have_the_requested_order(tmp_path, write_video, frame_numb
     assert lengths == [40]
     assert frames.shape == (5, 48, 64, 3) and frames.dtype == np.uint8
     assert frame_numbers(frames) == [39, 3, 3, 17, 0]
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_frames_between_a_wanted_one_and_the_next_key_frame_are_not_decoded(tmp_path, b_frames):
+    path, pixels = str(tmp_path / "a.mp4"), np.random.default_rng(0).integers(0, 256, (80, 112, 3), np.uint8)
+    with av.open(path, "w") as container:
+        options = {"g": "8", "bf": str(b_frames), "sc_threshold": "0"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for at in range(32):
+            image = np.ascontiguousarray(pixels[at : at + 48, at : at + 64])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    everything = read_frames(path, lambda n: range(n))
+    for wanted in ([2, 17], [7, 8, 24], [0, 31], [3, 12, 19, 26], [5]):
+        assert np.array_equal(read_frames(path, lambda n, wanted=wanted: wanted), everything[wanted])
+
+    passed = set[int]()
+    with open_video(path) as container:
+        stream = video_stream(path, container)
+        listed = list_frames(path, container, stream)
+        wanted = {listed.times[number] for number in (2, 17)}
+        decoded = list(_decode_packets(container, stream, listed, listed.keys[0][1], wanted, passed))
+    numbers = {listed.times.index(time) for time in passed}
+    assert numbers.issuperset(range(8, 16)) and numbers.isdisjoint({0, 2, 16, 17})  # key and wanted frames
+    assert b_frames or (numbers == {*range(3, 16)} and len(decoded) == 5)
 
 
 @pytest.mark.parametrize("kind", ["h264", "rgb", "fallback", "damaged"])
