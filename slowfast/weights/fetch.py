@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import logging
@@ -11,18 +10,18 @@ import os
 import re
 import time
 from difflib import get_close_matches
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request, urlopen
 
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
-from slowfast.utils.io import sha256, write_text
+from slowfast.utils.io import sha256
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def download(url: str, path: Path, checksum: str = "") -> None:
                 raise ValueError(f"it has SHA-256 {digest} instead of {checksum}... and was removed")
         except (OSError, HTTPException, ValueError) as error:
             reason = str(error) or type(error).__name__
-            cure = f"check the address, or download it in another way and save it as {path}"
+            cure = f"repeat to continue, check the address, or download it in another way and save it as {path}"
             raise ValueError(f"{without_secrets(url)} cannot be downloaded ({reason}): {cure}") from None
         os.replace(part, path)
 
@@ -85,70 +84,52 @@ def _size(path: Path) -> int:
 
 
 def _download_rest(url: str, part: Path) -> bool:
-    """Append the missing bytes of `url` to `part`; return whether it is complete.
+    """Append the bytes of `url` that `part` lacks; return False if the connection broke after at least STALL_BYTES.
 
-    A connection that breaks after less than STALL_BYTES is an error.
+    The time of change of `part` is that of the file at the server, which sends all of it if it has changed since.
     """
     offset = _size(part)
+    request = _request(url)
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        request.add_header("If-Range", formatdate(part.stat().st_mtime, usegmt=True))
     try:
-        if _request(url, part, offset):
-            return True
-        reason = "the connection broke"
-    except HTTPError:
+        with urlopen(request, timeout=STALL_SECONDS) as response:
+            if response.headers.get_content_type() == "text/html":
+                raise ValueError("it is a web page, not a file")
+            resumed = response.status == 206
+            length = response.headers.get("Content-Length")
+            total = None if length is None else offset * resumed + int(length)
+            modified = response.headers.get("Last-Modified")
+            with open(part, "ab" if resumed else "wb") as file:
+                try:
+                    _copy(response, file, total)
+                finally:
+                    file.flush()
+                    if modified:
+                        os.utime(part, (time.time(), parsedate_to_datetime(modified).timestamp()))
+        if total is not None and _size(part) < total:
+            raise ConnectionError("the connection broke")
+    except HTTPError as error:
+        if error.code == 416:  # there are no more bytes, so it is another file
+            part.unlink()
         raise
-    except (OSError, HTTPException) as error:
-        reason = str(error) or type(error).__name__
-    if _size(part) - offset < STALL_BYTES:
-        raise ValueError(f"{reason}; {_size(part)} bytes have arrived: repeat to continue")
-    return False
+    except (OSError, HTTPException):
+        if _size(part) - offset < STALL_BYTES:
+            raise
+        return False
+    return True
 
 
-class _WebOnly(HTTPRedirectHandler):
-    """Follow redirections to web addresses only."""
-
-    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
-        if urlsplit(newurl).scheme not in ("http", "https"):
-            raise ValueError(f"it leads to {without_secrets(newurl)}, which is not a web address")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _request(url: str, part: Path, offset: int) -> bool:
-    """Append the bytes of `url` from `offset`, the size of `part`, to `part`; return whether it is complete.
-
-    A `part` of another file is replaced.
-    """
+def _request(url: str) -> Request:
+    """Return the request of an address; its password is sent to the server only, not where the server redirects to."""
     parts = urlsplit(url)
     secret, _, place = parts.netloc.rpartition("@")
     request = Request(parts._replace(netloc=place).geturl(), headers={"User-Agent": "slowfast"})
-    if secret:  # redirections drop it
+    if secret:
         basic = base64.b64encode(unquote(secret).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {basic}")
-    if offset:
-        request.add_header("Range", f"bytes={offset}-")
-        request.add_header("If-Unmodified-Since", formatdate(part.stat().st_mtime, usegmt=True))
-    try:
-        response = build_opener(_WebOnly).open(request, timeout=STALL_SECONDS)
-    except HTTPError as error:
-        if not offset or error.code not in (412, 416):
-            raise
-        return error.headers.get("Content-Range") == f"bytes */{offset}" or _restart(url, part)
-    with response:
-        if response.headers.get_content_type() == "text/html":
-            raise ValueError("it is a web page, not a file")
-        resumed = bool(offset) and response.status == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            return _restart(url, part)
-        length = response.headers.get("Content-Length", "")
-        total = offset * resumed + int(length) if re.fullmatch("[0-9]+", length) else None
-        with open(part, "ab" if resumed else "wb") as file:
-            _copy(response, file, total)
-            os.fsync(file.fileno())
-            return total is None or file.tell() == total
-
-
-def _restart(url: str, part: Path) -> bool:
-    part.unlink()
-    return _request(url, part, 0)
+    return request
 
 
 def _copy(response: Any, file: IO[bytes], total: int | None) -> None:
@@ -219,7 +200,6 @@ def _fetch_released(entry: dict[str, Any]) -> str:
     names += [unquote(address.rpartition("/")[2]) for address in published]
     for path in (folder / name for name in dict.fromkeys(names) for folder in (PRETRAINED, home())):
         if path.is_file():
-            _check_once(path, entry)
             return str(path)
     target, reasons = home() / names[0], []
     if "google_drive" in entry:
@@ -236,23 +216,6 @@ def _fetch_released(entry: dict[str, Any]) -> str:
         page = f"https://drive.google.com/file/d/{entry['google_drive']}/view"
         reasons.append(f"open {page} in a browser, download the file and save it as {target}")
     raise ValueError("\n  ".join([f"released weights {entry['name']} cannot be downloaded:", *reasons]))
-
-
-def _check_once(path: Path, entry: dict[str, Any]) -> None:
-    """Compare a file with the checksum of its row; its own checksum is stored in NAME.sha256 until the file changes."""
-    checksum = entry.get("sha256", "").lower()
-    if not checksum:
-        return
-    record, state = path.with_name(path.name + ".sha256"), path.stat()
-    version = [str(state.st_size), str(state.st_mtime_ns)]
-    digest, *known = (record.read_text(encoding="utf-8").split() if record.is_file() else []) or [""]
-    if known != version:
-        digest = sha256(path)
-        with contextlib.suppress(OSError):  # a read-only folder: the next process computes it again
-            write_text(record, " ".join([digest, *version]) + "\n")
-    if not digest.startswith(checksum):
-        wrong = f"{digest} instead of {checksum}... of {entry['name']}"
-        raise ValueError(f"{path} has SHA-256 {wrong}: remove it, and download it again")
 
 
 def fetch(address: str | os.PathLike[str]) -> str:
