@@ -201,16 +201,11 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
     if found := next((path for path in paths if path.is_file()), None):
         return found
     there = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    others = {file.replace(name, "{}") for file in there for name in reversed(names) if file.count(name) == 1}
-    if configured and others:
-        cure = f"set DATA.LABEL_PATH_TEMPLATE {min(sorted(others), key=len)!r}"
-    elif split == "test" and (folder / template.format("val")).is_file():
-        cure = f"to test on the validation videos, copy {template.format('val')} to {paths[0].name}"
-    elif lists := [file for file in there if file.endswith((".csv", ".txt")) and any(name in file for name in names)]:
-        cure = f"if {min(lists, key=len)} is that list, copy it to {paths[0].name}"
-    else:
-        cure = "set DATA.PATH_TO_DATA_DIR to the folder of the lists"
-    raise ListError(f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): {cure}")
+    keys = "DATA.PATH_TO_DATA_DIR" + " or DATA.LABEL_PATH_TEMPLATE" * configured
+    raise ListError(
+        f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): copy the list of these videos "
+        f"to that name, or change {keys}"
+    )
 
 
 def _build_transform(cfg: CfgNode, images: bool) -> TrainTransform | ImageTransform:

@@ -330,7 +330,7 @@ def test_official_frame_lists_with_validation_in_their_name_are_found(make_cfg, 
     assert len(build_dataset(cfg, "val")) == 2
     wrong = make_cfg(*options, "DATA.LABEL_PATH_TEMPLATE", "somesomev1_rgb_{}_split.txt")
     for split in get_args(Split):
-        with pytest.raises(ListError, match=r"set DATA\.LABEL_PATH_TEMPLATE 'somesomev2_rgb_\{\}_split\.txt'$"):
+        with pytest.raises(ListError, match=r"somesomev2_rgb_train_split.*DATA\.LABEL_PATH_TEMPLATE$"):
             build_dataset(wrong, split)
 
 
@@ -339,12 +339,6 @@ def test_a_missing_list_names_a_key_that_has_an_effect(make_cfg, tmp_path):
     cfg = make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path))
     with pytest.raises(ListError, match=r"val\.csv .* train\.csv.*DATA\.PATH_TO_DATA_DIR(?!.*TEMPLATE)"):
         build_dataset(cfg, "val")
-    (tmp_path / "kinetics400_val_list_videos.txt").write_text("1.mp4 2\n")  # the name in MMAction2
-    with pytest.raises(ListError, match=r"copy it to val\.csv$"):
-        build_dataset(cfg, "val")
-    (tmp_path / "val.csv").write_text("1.mp4 2\n")  # the official lists of UCF101 have no test.csv
-    with pytest.raises(ListError, match=r"copy val\.csv to test\.csv(?!.*TEMPLATE)"):
-        build_dataset(cfg, "test")
     with pytest.raises(ListError, match=r"DATA\.PATH_TO_DATA_DIR"):
         build_dataset(make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path / "gone")), "train")
 
