@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import av
-import av.logging
 from av.stream import Disposition
 
 # Before version 19, PyAV by default refuses a file whose metadata (titles) are not UTF-8.
@@ -61,8 +60,8 @@ def video_stream(path: str, container: Any) -> Any:
     if stream.codec_context is None:
         raise MediaError(
             path,
-            f"FFmpeg has no decoder for its codec, {_codec_name(path, stream)}: convert it with a program that plays "
-            "it, or write the lists without it (prepare_data.py check --clean)",
+            "FFmpeg has no decoder for its codec: convert it with a program that plays it, or write the lists without "
+            "it (prepare_data.py check --clean)",
         )
     stream.codec_context.thread_count = 1
     return stream
@@ -93,19 +92,6 @@ def _first_with_packets(path: str, streams: list[Any]) -> Any:
             if streams[0].index in found:
                 break
     return next((stream for stream in streams if stream.index in found), streams[0])
-
-
-def _codec_name(path: str, stream: Any) -> str:
-    """Return the codec of a stream as FFmpeg prints it; FFmpeg also names codecs that it cannot decode."""
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.INFO)  # the description is written to the log
-    try:
-        with open_container(path) as container:
-            text = container.dumps_format()
-    finally:
-        av.logging.set_level(level)
-    found = re.search(rf"Stream #0:{stream.index}\b.*?: Video: ([^,\n]*)", text)
-    return found[1].strip() if found else "unknown"
 
 
 def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> str:

@@ -132,7 +132,7 @@ GOOD: dict[str, tuple[Callable[[Path], object], int]] = {
 }  # fmt: skip
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "other_codec.mp4": (other_codec, "no decoder for its codec.*dav9"),
+    "other_codec.mp4": (other_codec, "no decoder for its codec"),
     "encrypted.mp4": (lambda path: write(path, muxer=ENCRYPTION), "encrypted"),
 }
 
@@ -174,7 +174,7 @@ def test_empty_packets_do_not_end_a_video(tmp_path, backend):
     for full in (False, True):
         (row,) = check_media(tmp_path, {EMPTY.name: None}, tmp_path / f"{full}", workers=1, timeout=30, full=full)
         assert (row.ok, row.frames) == (1, len(shown))
-    assert reencode(tmp_path, [EMPTY.name], tmp_path.with_name("copies"), Settings(), workers=1).broken == {}
+    assert reencode(tmp_path, [EMPTY.name], tmp_path.with_name("copies"), Settings(), workers=1) == {}
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
