@@ -16,13 +16,7 @@ from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.prepare.reencode import RECORDS, WITHOUT_COPY, without_copy
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-UNUSUAL = {
-    "blanks": re.compile(r"\s"),
-    "commas": re.compile(","),
-    "quotes": re.compile("[\"']"),
-    "letters beyond ASCII": re.compile(r"[^\x00-\x7f]"),
-    "a leading dash": re.compile("(^|/)-"),
-}
+UNUSUAL = re.compile(r"""[\s,"']|[^\x00-\x7f]|(^|/)-""")
 LINE_BREAK = re.compile(r"[\r\n]")
 LEFT_OUT = {"hidden": re.compile(r"^\."), "with a line break in the name, which no list can hold": LINE_BREAK}
 
@@ -64,8 +58,8 @@ def find_media(videos: str | Path) -> Found:
             f"no video below {root} ({reason}): a video is a file that ends in one of "
             f"{', '.join(sorted(VIDEO_SUFFIXES))}, or a folder of .jpg or .png images"
         )
-    for what, pattern in UNUSUAL.items():
-        found.notes[f"with {what} in the name, kept"] += [path for path in found.sizes if pattern.search(path)]
+    unusual = "with blanks, commas, quotes, letters beyond ASCII or a leading dash in the name, kept"
+    found.notes[unusual] += filter(UNUSUAL.search, found.sizes)
     return Found(dict(sorted(found.sizes.items())), found.unusable, found.notes)
 
 

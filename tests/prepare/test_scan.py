@@ -34,11 +34,7 @@ def test_odd_things_are_counted_and_reported(tmp_path):
         "1 classes without a video, left out: none",
         "1 copies of another file, left out: a/copy.mp4 = a/0.mp4",
         "1 of the same content as a file of another class or split, kept: c/0.mp4 = b/same.mp4",
-        "2 with blanks in the name, kept: b/y, z.mp4, c/é 'q'.mp4",
-        "1 with commas in the name, kept: b/y, z.mp4",
-        "1 with quotes in the name, kept: c/é 'q'.mp4",
-        "1 with letters beyond ASCII in the name, kept: c/é 'q'.mp4",
-        "1 with a leading dash in the name, kept: b/-x.mp4",
+        "3 with blanks, commas, quotes, letters beyond ASCII or a leading dash in the name, kept: b/-x.mp4, b/y, z.mp4",
     ):
         assert line in notes_of(lists)
     assert places(lists)["c/0.mp4"] == places(lists)["b/same.mp4"]  # the same content is never trained and tested on
