@@ -254,22 +254,23 @@ def make_copies(args: argparse.Namespace) -> int:
     folders = [path for path, size in found.sizes.items() if size is None]
     settings = Settings(args.short_side, args.key_frames, args.crf, args.preset)
     limits = {"workers": args.workers, "timeout": args.timeout}
-    outcome = reencode(args.videos, paths, args.out, settings, **limits, folders=folders)
+    broken = reencode(args.videos, paths, args.out, settings, **limits, folders=folders)
+    done = [path for path in paths if path not in broken]
     if folders:
         print(f"{len(folders)} folders of images are not encoded")
-    show(f"{path}: {reason}" for path, reason in list(outcome.broken.items())[:SHOWN])
-    broken = f"{len(outcome.broken)} broken, see {Path(args.out, WITHOUT_COPY)}" if outcome.broken else "none is broken"
-    print(f"{len(outcome.done)} copies in {args.out}; {broken}")
-    if outcome.done:
-        before, after = outcome.bytes_before, outcome.bytes_after
+    show(f"{path}: {reason}" for path, reason in list(broken.items())[:SHOWN])
+    rest = f"{len(broken)} broken, see {Path(args.out, WITHOUT_COPY)}" if broken else "none is broken"
+    print(f"{len(done)} copies in {args.out}; {rest}")
+    if done:
+        before, after = (sum(Path(top, path).stat().st_size for path in done) for top in (args.videos, args.out))
         larger = "; a higher --crf, into another --out, makes smaller copies" if after > before else ""
         print(f"size: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after ({after / before:.0%}){larger}")
-    timed = outcome.done[:: max(1, len(outcome.done) // args.measure)][: args.measure] if args.measure else []
+    timed = done[:: max(1, len(done) // args.measure)][: args.measure] if args.measure else []
     if times := access_times([args.videos, args.out], timed):
         before, after = times
         slower = "; the copies are slower to read: train on the original videos" if after > before else ""
         print(f"16 random frames: {before:.1f} ms before, {after:.1f} ms after ({before / after:.1f} x){slower}")
-    return int(bool(outcome.broken))
+    return int(bool(broken))
 
 
 def show(lines: Iterable[str]) -> None:

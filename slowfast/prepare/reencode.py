@@ -50,23 +50,6 @@ class Settings:
     b_frames: int = 3
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of `reencode`.
-
-    Args:
-        done: complete files of `out`.
-        broken: path of an input without a copy -> reason.
-        bytes_before: size of the inputs of `done`.
-        bytes_after: size of `done`.
-    """
-
-    done: list[str]
-    broken: dict[str, str]
-    bytes_before: int
-    bytes_after: int
-
-
 def reencode(
     videos: str | Path,
     paths: Sequence[str],
@@ -76,7 +59,7 @@ def reencode(
     workers: int,
     timeout: float = 3600,
     folders: Sequence[str] = (),
-) -> Outcome:
+) -> dict[str, str]:
     """Encode every file to the same path below `out`, so that lists stay valid; copies are MP4, with any suffix.
 
     Frames and the differences of their times stay the same, and the first time becomes 0. Sound and other streams are
@@ -93,6 +76,9 @@ def reencode(
         workers: number of processes.
         timeout: limit for one file in seconds, after which its process is killed.
         folders: folders of images, which are not encoded, but recorded as videos without a copy.
+
+    Returns:
+        Path of each of `paths` without a copy -> reason.
 
     Raises:
         ValueError: `out` is in `videos` or the reverse, or contains copies made with other settings.
@@ -119,9 +105,7 @@ def reencode(
                 broken[path] = " ".join(outcome.reason.split())
                 _part(out / path).unlink(missing_ok=True)
     _record(out, left | broken)
-    whole = [path for path in paths if path not in broken]
-    sizes = [sum(_size(folder / path) for path in whole) for folder in (videos, out)]
-    return Outcome(whole, broken, *sizes)
+    return broken
 
 
 def without_copy(copies: str | Path) -> list[str]:
@@ -131,7 +115,7 @@ def without_copy(copies: str | Path) -> list[str]:
             rows = list(csv.DictReader(file))
     except OSError:
         return []
-    return [row["path"] for row in rows if not _size(Path(copies, row["path"]))]
+    return [row["path"] for row in rows if not Path(copies, row["path"]).exists()]
 
 
 def _record(out: Path, reasons: dict[str, str]) -> None:
@@ -163,13 +147,6 @@ def _is_current(copy: Path, source: Path) -> bool:
     except OSError:
         return False
     return made.st_size > 0 and made.st_mtime_ns == now.st_mtime_ns
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # it has vanished
-        return 0
 
 
 def _part(target: Path) -> Path:
