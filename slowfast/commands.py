@@ -9,8 +9,8 @@ from pathlib import Path
 
 
 def _run(program: str) -> int:
-    """Run a program of tools/, or a module of the package."""
-    if "." not in program:
+    """Run `main` of a module of the package, or of a program of tools/."""
+    if not program.startswith("slowfast."):
         package = Path(__file__).parent
         # a wheel contains the programs inside the package, a checkout beside it
         folder = next(folder for folder in (package / "tools", package.parent / "tools") if folder.is_dir())
@@ -18,13 +18,13 @@ def _run(program: str) -> int:
     return importlib.import_module(program).main()
 
 
-train = partial(_run, "run_net")
-prepare = partial(_run, "prepare_data")
-demo_data = partial(_run, "make_demo_data")
-report = partial(_run, "report_runs")
-doctor = partial(_run, "doctor")
-predict = partial(_run, "slowfast.inference.predict")
-features = partial(_run, "slowfast.inference.extract")
-export = partial(_run, "slowfast.inference.export")
-probe = partial(_run, "slowfast.inference.probe")
-visualize = partial(_run, "slowfast.inference.visualize")
+train = partial(_run, "run_net")  # train and test
+prepare = partial(_run, "prepare_data")  # make, check and re-encode data sets
+demo_data = partial(_run, "make_demo_data")  # make the data of the demos
+report = partial(_run, "report_runs")  # report of a run, or comparison of several
+doctor = partial(_run, "doctor")  # check the installation and the machine
+predict = partial(_run, "slowfast.inference.predict")  # the classes of videos
+features = partial(_run, "slowfast.inference.extract")  # write the features of videos
+probe = partial(_run, "slowfast.inference.probe")  # measure frozen features by small classifiers
+visualize = partial(_run, "slowfast.inference.visualize")  # clips of a training, Grad-CAM and attention
+export = partial(_run, "slowfast.inference.export")  # ONNX, exported programs, safetensors
