@@ -19,7 +19,7 @@ from fvcore.common.config import CfgNode
 from submitit import SlurmExecutor
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import FailedSubmissionError, UncompletedJobError
-from submitit.helpers import DelayedSubmission
+from submitit.helpers import DelayedSubmission, TorchDistributedEnvironment
 
 from slowfast.config import dump_config, num_local_processes
 from slowfast.run import interrupt
@@ -81,7 +81,10 @@ class Job:
         """Run one process of the job; requeue the job after a time limit or a preemption."""
         environment = JobEnvironment()
         attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        os.environ.update(group_environment(environment))
+        group = TorchDistributedEnvironment()
+        group.master_addr = address(group.master_addr)
+        group.master_port = PORTS[int(environment.raw_job_id) % len(PORTS)]  # jobs on the same node use different ones
+        group.export(set_cuda_visible_devices=False, overwrite=True)
         errors = Path(self.folder, f"{environment.job_id}_errors", str(attempt))
         os.environ[ERROR_FILE] = str(errors / str(environment.global_rank) / "error.json")
         overrides = ["SHARD_ID", str(environment.node)]
@@ -103,22 +106,6 @@ class Job:
     def checkpoint(self) -> DelayedSubmission:
         """Return the job for submitit to put into the queue again."""
         return DelayedSubmission(self)
-
-
-def group_environment(environment: JobEnvironment) -> dict[str, str]:
-    """Return torch.distributed's variables from Slurm's.
-
-    The meeting point is the first node of Slurm's list, and a port derived from the number of the job, so that jobs
-    on the same node use different ones.
-    """
-    return {
-        "MASTER_ADDR": address(environment.hostnames[0]),
-        "MASTER_PORT": str(PORTS[int(environment.raw_job_id) % len(PORTS)]),
-        "RANK": str(environment.global_rank),
-        "WORLD_SIZE": str(environment.num_tasks),
-        "LOCAL_RANK": str(environment.local_rank),
-        "LOCAL_WORLD_SIZE": str(environment.num_tasks // environment.num_nodes),
-    }
 
 
 def address(node: str) -> str:
