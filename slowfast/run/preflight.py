@@ -1,10 +1,9 @@
-"""Compare the processes of a job before training: code, configuration, data, and sums over the network."""
+"""Compare the processes of a job before training: code, configuration, lists, and sums over the network."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from slowfast.config.rules import leaves
-from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.lists import VideoList
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
@@ -41,7 +39,7 @@ def preflight(cfg: CfgNode) -> str:
     if distributed.world_size() == 1:
         return "1 process"
     started = time.monotonic()
-    values = {SUMS: check_sums(distributed.device(cfg.NUM_GPUS)), **code(PACKAGE), **data(cfg), **settings(cfg)}
+    values = {SUMS: check_sums(distributed.device(cfg.NUM_GPUS)), **code(PACKAGE), **settings(cfg)}
     records = distributed.all_gather((distributed.who(), values))
     if faults := [*differences(records)]:
         raise ValueError("the processes of this job do not fit together:" + "".join(f"\n  {fault}" for fault in faults))
@@ -65,20 +63,6 @@ def code(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
     return {f"the checksum of package {folder.name}": digest.hexdigest()[:12], "PyTorch": str(torch.__version__)}
-
-
-def data(cfg: CfgNode) -> dict[str, str]:
-    """Map the folders and lists of the configured data sets to "readable" or "missing or unreadable"."""
-    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
-    paths = {f"DATA.PATH_TO_DATA_DIR {folder}": folder}
-    if cfg.DATA.PATH_PREFIX:
-        paths[f"DATA.PATH_PREFIX {cfg.DATA.PATH_PREFIX}"] = Path(cfg.DATA.PATH_PREFIX)
-    for spec in [CATALOG[part.DATASET] for part in (cfg.TRAIN, cfg.TEST) if part.ENABLE]:
-        template = spec.list_file or cfg.DATA.LABEL_PATH_TEMPLATE
-        lists = [] if spec.images else [folder / template.format(s) for s in ("train", "val", "validation", "test")]
-        paths |= {f"the list {path}": path for path in lists}
-    readable = {name: os.access(path, os.R_OK) for name, path in paths.items()}
-    return {name: "readable" if yes else "missing or unreadable" for name, yes in readable.items()}
 
 
 def settings(cfg: CfgNode) -> dict[str, str]:

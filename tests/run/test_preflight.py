@@ -18,7 +18,7 @@ from cluster import free_ports
 from slowfast.config import get_cfg
 from slowfast.datasets.image_folder import load_image_folder
 from slowfast.datasets.lists import VideoList, read_list
-from slowfast.run.preflight import SUMS, build_alike, code, data, differences, settings
+from slowfast.run.preflight import SUMS, build_alike, code, differences, settings
 from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
 
@@ -65,17 +65,6 @@ def test_code_is_compared_by_content(tmp_path):
     assert list(code(tmp_path / "a").values()) == list(code(tmp_path / "b").values())
     (tmp_path / "b" / "sub" / "x.py").write_text("x = 2\n")
     assert list(code(tmp_path / "a").values()) != list(code(tmp_path / "b").values())
-
-
-def test_lists_and_folders_are_checked_for_readability(tmp_path):
-    cfg = get_cfg()
-    cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.PATH_PREFIX = str(tmp_path), str(tmp_path / "nowhere")
-    (tmp_path / "train.csv").write_text("a.mp4 0\n")
-    found = data(cfg)
-    assert found[f"DATA.PATH_TO_DATA_DIR {tmp_path}"] == "readable"
-    assert found[f"DATA.PATH_PREFIX {tmp_path}/nowhere"] == "missing or unreadable"
-    assert found[f"the list {tmp_path}/train.csv"] == "readable"
-    assert found[f"the list {tmp_path}/val.csv"] == "missing or unreadable"
 
 
 def build(rank: int, folder: Path, port: int, load: Callable[[], VideoList], results: multiprocessing.Queue) -> None:
