@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,7 +16,6 @@ from torch.optim import Optimizer
 
 from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import LOSSES, balanced_weights
-from slowfast.optim.schedules import cosine_lr, steps_lr, warmup_lr
 from slowfast.optim.sharded import ShardedOptimizer
 from slowfast.utils.distributed import world_size
 
@@ -86,19 +87,23 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
 
 
 def learning_rate(epoch: float, cfg: CfgNode) -> float:
-    """Return the learning rate at a fractional epoch: warm-up, then the schedule; scaled by the node count if set."""
+    """Return the learning rate at a fractional epoch: linear warm-up, then the schedule; scaled by nodes if set.
+
+    The schedule is half a cosine (arXiv:1608.03983, no restarts), or a factor for each part of the training.
+    """
     solver = cfg.SOLVER
     shards = cfg.NUM_SHARDS if solver.BASE_LR_SCALE_NUM_SHARDS else 1
+    base, end, first = (shards * lr for lr in (solver.BASE_LR, solver.COSINE_END_LR, solver.WARMUP_START_LR))
 
     def schedule(epoch: float) -> float:
-        if solver.LR_POLICY == "cosine":
-            start = solver.WARMUP_EPOCHS if solver.COSINE_AFTER_WARMUP else 0.0
-            return cosine_lr(epoch, solver.BASE_LR * shards, solver.COSINE_END_LR * shards, start, solver.MAX_EPOCH)
-        assert solver.LR_POLICY == "steps_with_relative_lrs", solver.LR_POLICY
-        return steps_lr(epoch, solver.BASE_LR * shards, solver.STEPS, solver.LRS)
+        if solver.LR_POLICY == "steps_with_relative_lrs":
+            return base * solver.LRS[bisect_right(solver.STEPS, epoch) - 1]
+        begin = solver.WARMUP_EPOCHS if solver.COSINE_AFTER_WARMUP else 0.0
+        progress = (epoch - begin) / (solver.MAX_EPOCH - begin)
+        return end + (base - end) * (math.cos(math.pi * progress) + 1.0) * 0.5
 
     if epoch < solver.WARMUP_EPOCHS:
-        return warmup_lr(epoch, solver.WARMUP_START_LR * shards, schedule(solver.WARMUP_EPOCHS), solver.WARMUP_EPOCHS)
+        return first + (schedule(solver.WARMUP_EPOCHS) - first) * epoch / solver.WARMUP_EPOCHS
     return schedule(epoch)
 
 
