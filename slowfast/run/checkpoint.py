@@ -73,30 +73,22 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
     for path in sorted(found, key=lambda path: (epochs[path] >= 0, -epochs[path])):
         if epochs[path] >= 0 and is_whole(path):
             return path
-        logger.warning("%s %s: skipped", path, _unfit(path, found[path], epochs[path]))
+        logger.warning("%s %s: skipped", path, _unfit(found[path], epochs[path]))
     if paths:
         last = paths[-1]
         raise ValueError(
             f"none of the checkpoints in {checkpoint_dir(output_dir)} can be resumed ({last.name} "
-            f"{_unfit(last, found[last], epochs[last])}); move them elsewhere, or choose another OUTPUT_DIR"
+            f"{_unfit(found[last], epochs[last])}); move them elsewhere, or choose another OUTPUT_DIR"
         )
     return None
 
 
-def _unfit(path: Path, entries: Mapping[str, Any], epochs: float) -> str:
-    """Return why a checkpoint cannot be resumed; only a former PyTorch file is called damaged."""
+def _unfit(entries: Mapping[str, Any], epochs: float) -> str:
+    """Return why a checkpoint cannot be resumed."""
     if entries and epochs < 0:
-        names = sorted(map(str, entries))
-        what = f"holds {', '.join(names[:4])}{' ...' * (len(names) > 4)}, but not the entries that a resume needs"
-        weights = {"model_state", "model", "state_dict"} & entries.keys() or torch.is_tensor(
-            next(iter(entries.values()))
-        )
-        return f"{what} (TRAIN.CHECKPOINT_FILE_PATH starts from weights)" if weights else what
-    if not entries and is_whole(path):
-        return "is whole, but does not contain a dictionary of tensors"
-    with open(path, "rb") as file:
-        start = file.read(2)
-    return "is torn or damaged" if start in (b"", b"PK") else "is not a PyTorch file"
+        what = f"contains {', '.join(sorted(map(str, entries))[:4])}, but not the entries that a resume needs"
+        return f"{what} (TRAIN.CHECKPOINT_FILE_PATH starts from weights)"
+    return "is torn or damaged, or not a checkpoint"
 
 
 def newest_entries(output_dir: str) -> Mapping[str, Any]:

@@ -192,19 +192,14 @@ def test_the_newest_checkpoint_is_resumed_whatever_wrote_it(tmp_path):
     assert [path.name[-7:-5] for path in list_checkpoints(str(tmp_path))] == ["02", "09", "12"]
 
 
-@pytest.mark.parametrize(
-    "content", [{"model_state": {}}, {"w": torch.zeros(1)}, {"x": Path("x")}, b"<html>", b"\x80\x02"]
-)
-def test_an_unknown_form_is_not_called_damaged(content, tmp_path, caplog):
+@pytest.mark.parametrize("content", [{"model_state": {}}, {"w": torch.zeros(1)}, {"x": Path("x")}, b"<html>", b"\x80"])
+def test_a_file_that_cannot_be_resumed_is_refused_and_kept(content, tmp_path):
     path = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00009.pyth"
     path.parent.mkdir()
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match="another OUTPUT_DIR") as error:
         resumable_checkpoint(str(tmp_path))
-    has_weights = isinstance(content, dict) and "x" not in content
-    assert ("TRAIN.CHECKPOINT_FILE_PATH" in str(error.value)) == has_weights
-    assert not any(word in caplog.text + str(error.value) for word in ("damaged", "delete", "torn"))
-    assert path.exists()
+    assert ("TRAIN.CHECKPOINT_FILE_PATH" in str(error.value)) == isinstance(content, dict) and path.exists()
 
 
 def test_the_best_checkpoint_of_the_official_programs_is_tested(tmp_path):
