@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.meters import metrics_text
 from slowfast.run.resume import write_resolved
 from slowfast.utils.environment import environment
-from slowfast.utils.io import atomic_write, sha256, to_json, write_text
+from slowfast.utils.io import atomic_write, csv_text, sha256, to_json, write_text
 from slowfast.utils.logging import MetricsLog
 from slowfast.weights.fetch import fetch
 
@@ -47,19 +45,17 @@ def write_results(
         cfg: of the test.
         checkpoint: path of the tested file; its checksum goes into the JSON.
     """
-    table = io.StringIO()
-    writer = csv.writer(table)
     top = min(5, evaluation.scores.shape[1])
     ranks = range(1, top + 1)
-    writer.writerow(["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)])
+    rows = [["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)]]
     paths = [samples.path(int(i)) for i in evaluation.index]
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS if cfg.DATA.ENSEMBLE_METHOD == "sum" else 1
     for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
         order = np.argsort(-scores, kind="stable")[:top].tolist()
         true = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0).tolist()
         named, classes = (["" if k < 0 else names[k] if names else str(k) for k in part] for part in (true, order))
-        writer.writerow([path, ";".join(named), *classes, *(f"{scores[k] / views:.6g}" for k in order)])
-    write_text(folder / "predictions.csv", table.getvalue())
+        rows.append([path, ";".join(named), *classes, *(f"{scores[k] / views:.6g}" for k in order)])
+    write_text(folder / "predictions.csv", csv_text(rows))
     write_scores(folder, evaluation, samples, names)
     report = {
         "metrics": evaluation.metrics(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
-from slowfast.utils.io import atomic_write, write_text
+from slowfast.utils.io import atomic_write, csv_text, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +89,8 @@ class BadVideos:
         for _, path, reason in sorted((entry for part in parts for entry in part), key=lambda entry: entry[0]):
             known.setdefault(path, reason)
         if distributed.is_main():
-            table = io.StringIO()
-            csv.writer(table).writerows(sorted(known.items()))
             try:
-                write_text(self.path, table.getvalue())
+                write_text(self.path, csv_text(sorted(known.items())))
             except OSError as error:
                 logger.error("%s could not be written: %s", self.path, error)
         return known
