@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,30 +152,12 @@ def collectives() -> Iterator[Finding]:
     for backend, processes in wanted.items():
         with tempfile.TemporaryDirectory(prefix="slowfast_doctor_") as folder:
             try:
-                seconds = timed(lambda b=backend, n=processes, f=folder: start_processes(b, n, f))
+                seconds = timed(partial(torch.multiprocessing.spawn, add, (backend, processes, folder), processes))
             except Exception as error:  # of any layer: the network, the driver, the other process
                 line = str(error).strip().rpartition("\n")[2]
                 yield Finding(BROKEN, f"all-reduce by {backend}, {processes} processes: {line}")
             else:
                 yield Finding(OK, f"all-reduce by {backend}, {processes} processes: {seconds:.1f} s with their start")
-
-
-def start_processes(backend: str, processes: int, folder: str) -> None:
-    """Add a tensor of each of a number of new processes.
-
-    Raises:
-        RuntimeError: they have not finished in time; other errors are those of a process.
-    """
-    arguments = (backend, processes, folder)
-    context = torch.multiprocessing.start_processes(add, arguments, processes, join=False, start_method="spawn")
-    assert context is not None  # it is None only for join=True
-    until = time.monotonic() + LIMIT
-    while not context.join(timeout=1):
-        if time.monotonic() > until:
-            for process in context.processes:
-                if process is not None:
-                    process.kill()
-            raise RuntimeError(f"not done after {LIMIT:g} s")
 
 
 def add(rank: int, backend: str, processes: int, folder: str) -> None:
