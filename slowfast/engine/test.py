@@ -16,7 +16,7 @@ from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate, first_bad
 from slowfast.engine.results import log_results, test_folder, write_results
 from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader, place
-from slowfast.models.build import build_model, errors_name_keys, model_row, sums_softmax
+from slowfast.models.build import build_model, errors_name_keys, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
@@ -160,14 +160,6 @@ def find_checkpoint(cfg: CfgNode) -> str:
     if not path:
         raise ValueError(
             f"no checkpoint to test: TEST.CHECKPOINT_FILE_PATH is empty and {cfg.OUTPUT_DIR}/checkpoints holds none; "
-            f"give the path of one, or train first{_pretrained(cfg)}"
+            "give the path of one, or train first"
         )
     return path
-
-
-def _pretrained(cfg: CfgNode) -> str:
-    """Return the purpose of the key for initial weights, if it is set."""
-    section = model_row(cfg).family.section
-    key = {"UNIFORMER": "PRETRAIN_NAME", "UNIFORMERV2": "PRETRAIN"}.get(section)
-    name = cfg[section][key] if key else ""
-    return f" ({section}.{key} {name} sets the initial weights of a training; a test does not read it)" if name else ""

@@ -90,8 +90,7 @@ def test_a_run_with_nothing_to_do_exits_with_code_2(experiment, fails):
 
 def test_initial_weights_are_not_tested(experiment, fails):
     message = fails("--cfg", experiment, "TRAIN.ENABLE", False, "UNIFORMER.PRETRAIN_NAME", "mine.pth")
-    assert "no checkpoint to test" in message and "UNIFORMER.PRETRAIN_NAME mine.pth" in message
-    assert "PRETRAIN" not in fails("--cfg", experiment, "TRAIN.ENABLE", False)
+    assert "no checkpoint to test" in message
 
 
 def test_a_missing_configuration_file_is_named(fails):
