@@ -21,18 +21,17 @@ def check_options(
         name: name of the network, for messages.
         network: class of the network.
         options: keyword arguments other than `num_classes`.
-        others: further names to suggest in place of a misspelt option.
+        others: further names that the user may choose from.
 
     Raises:
         ValueError: an option is unknown, or a value has another type.
     """
     parameters = inspect.signature(network).parameters
     kinds = get_type_hints(network.__init__ if inspect.isclass(network) else network)
-    known = [option for option in parameters if option != "num_classes"]
+    known = [*others, *(option for option in parameters if option != "num_classes")]
     for option, value in options.items():
         if option not in known:
-            near = close_to(option, [*known, *others])
-            raise ValueError(f"{name} has no option {option!r}{near}: choose from {known}")
+            raise ValueError(f"{name} has no option {option!r}{close_to(option, known)}: choose from {known}")
         if option in kinds and not _is_a(value, kinds[option]):
             raise ValueError(f"{name}: {option} {value!r} must be {parameters[option].annotation}")
 

@@ -42,47 +42,38 @@ class VisionTower:
     layer_scale: float | None = None
 
 
-# Parts of ViTs that a `VisionTower` cannot have: pattern of a parameter's name -> description.
-FOREIGN_PARTS = {
-    r"rel_pos|relative_position": "a relative position bias",
-    r"reg_token": "register tokens",
-    r"dist_token": "a distillation token",
-    r"[qk]_norm": "normalized queries and keys",
-    r"attn\.norm": "a norm inside the attention",
-    r"mlp\.norm": "a norm inside the feed-forward layer",
-    r"patch_embed\.norm": "a normalized patch embedding",
+# Layers of a plain ViT of timm: name of the layer -> names of its class.
+PARTS = {
+    "": ("VisionTransformer",),
+    "patch_embed": ("PatchEmbed",),
+    "blocks.0": ("Block",),
+    "blocks.0.attn": ("Attention",),
+    "blocks.0.mlp": ("Mlp",),
+    "blocks.0.mlp.act": ("GELU", "QuickGELU"),
+    "blocks.0.norm1": ("LayerNorm",),
 }
 
 
-def _foreign_parts(vit: nn.Module) -> list[str]:
-    """Return the parts of a network of timm that a `VisionTower` cannot have; empty if its parameters fit."""
-    names = [name for name, _ in vit.named_parameters()]
-    found = [words for part, words in FOREIGN_PARTS.items() if any(re.search(part, name) for name in names)]
-    if "cls_token" not in names:
-        found.append("no class token")
-    if getattr(vit, "rope", None) is not None:
-        found.append("rotary position embeddings")
-    elif "pos_embed" not in names:
-        found.append("no learned position embedding")
+def _check_parts(vit: nn.Module) -> None:
+    """Raise ValueError if a network of timm has or lacks parts, so that a `VisionTower` cannot describe it."""
+    from timm.models.vision_transformer import VisionTransformer
+
     parts: dict[str, Any] = dict(vit.named_modules())
-    for part, known in (
-        ("", "VisionTransformer"),
-        ("patch_embed", "PatchEmbed"),
-        ("blocks.0", "Block"),
-        ("blocks.0.attn", "Attention"),
-        ("blocks.0.mlp", "Mlp"),
-        ("blocks.0.mlp.act", "GELU or QuickGELU"),
-        ("blocks.0.norm1", "LayerNorm"),
-    ):
-        kind = type(parts[part]).__name__ if part in parts else "missing"
-        if kind not in known.split(" or "):
-            found.append(f"{part or 'the network'} is {kind}, not {known}")
-            break
-    else:  # its patch embedding has both sizes
-        patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size
-        if len({*patch}) > 1 or len({*grid}) > 1:
-            found.append(f"patches of {patch} pixels in a grid of {grid}, not squares")
-    return found
+    for name, known in PARTS.items():
+        kind = type(parts[name]).__name__ if name in parts else "missing"
+        if kind not in known:
+            raise ValueError(f"{name or 'the network'} is {kind}, not {' or '.join(known)}")
+    patch, grid = parts["patch_embed"].patch_size, parts["patch_embed"].grid_size
+    if len({*patch}) > 1 or len({*grid}) > 1:
+        raise ValueError(f"patches of {patch} pixels in a grid of {grid} are not squares")
+    plain = VisionTransformer(embed_dim=8, depth=1, num_heads=1, init_values=1.0)
+    has, known = (
+        {re.sub(r"^blocks\.\d+", "blocks", name) for name, _ in network.named_parameters()} for network in (vit, plain)
+    )
+    if foreign := {name for name in has - known if not name.startswith(("norm_pre.", "head.", "fc_norm."))}:
+        raise ValueError(f"it has {', '.join(sorted(foreign)[:3])}")
+    if missing := {"cls_token", "pos_embed"} - has:
+        raise ValueError(f"it has no {' and no '.join(sorted(missing))}")
 
 
 @functools.cache
@@ -102,7 +93,11 @@ def timm_tower(name: str) -> VisionTower:
             vit: nn.Module = timm.create_model(name, pretrained=False)
         return tower_of(vit)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"backbone timm/{name} does not fit: {error}") from error
+        raise ValueError(
+            f"backbone timm/{name} does not fit: {error}. Use a plain ViT with one class token, a learned position for "
+            "each patch and square patches: vit_*_patch*_224 (with any of its weights: .augreg_in21k, .dino, .mae, "
+            "...), vit_*_clip_*, deit_*, deit3_*, and vit_*_patch14_dinov2 without registers"
+        ) from error
 
 
 def tower_of(vit: nn.Module) -> VisionTower:
@@ -111,12 +106,7 @@ def tower_of(vit: nn.Module) -> VisionTower:
     Raises:
         ValueError: it has parts that a `VisionTower` cannot have.
     """
-    if foreign := _foreign_parts(vit):
-        raise ValueError(
-            f"{'; '.join(foreign)}. Use a plain ViT with one class token, a learned position for each patch "
-            "and square patches: vit_*_patch*_224 (with any of its weights: .augreg_in21k, .dino, .mae, ...), "
-            "vit_*_clip_*, deit_*, deit3_*, and vit_*_patch14_dinov2 without registers"
-        )
+    _check_parts(vit)
     embedding: Any = vit.get_submodule("patch_embed")
     blocks: Any = vit.get_submodule("blocks")
     block, fc1 = blocks[0], blocks[0].mlp.fc1

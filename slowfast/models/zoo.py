@@ -147,7 +147,8 @@ def create_model(
     if name not in VARIANTS:
         raise ValueError(f"model {name!r} is not known{close_to(name, VARIANTS)}: choose from {list_models()}")
     variant = VARIANTS[name]
-    _check_options(name, options)
+    own = [parameter for parameter in inspect.signature(create_model).parameters if parameter != "options"]
+    check_options(name, variant.network, options, own)
     if num_frames < 1:
         raise ValueError(f"num_frames {num_frames} is not possible: give at least 1")
     start = weights == "start"
@@ -214,24 +215,3 @@ def _options_of(
             "give head_dim=32 (files uniformer_*_tl_224 and *_tl_384) or head_dim=64 (files uniformer_*_dim64_tl_224)"
         )
     return {**found, **options}
-
-
-# Configuration keys that are no option of a network, and an argument of timm -> reason, or what to use instead.
-NO_OPTIONS = {
-    "n_dim": "it is the width of the backbone",
-    "n_layers": "it is the number of blocks in return_list",
-    "tower": "give backbone=VisionTower(width, layers, heads, patch, resolution)",
-    "pretrain": "give weights",
-    "pretrain_name": "give weights",
-    "pretrained": "give weights, a file or a name in slowfast/weights/released.json",
-    "delete_special_head": "give reset_head",
-    "representation_size": "it is in no released model",
-}
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Check keyword arguments for the network of that name, see `check_options`."""
-    for option in options:
-        if option in NO_OPTIONS:
-            raise ValueError(f"{name} has no option {option!r}: {NO_OPTIONS[option]}")
-    check_options(name, VARIANTS[name].network, options, inspect.signature(create_model).parameters)

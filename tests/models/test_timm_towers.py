@@ -129,13 +129,13 @@ def test_features_of_a_whole_vit_are_those_of_timm():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("beit_base_patch16_224", "a relative position bias"),
-        ("vit_base_patch16_siglip_224", "no class token"),
-        ("vit_small_patch14_reg4_dinov2", "register tokens"),
+        ("beit_base_patch16_224", "the network is Beit"),
+        ("vit_base_patch16_siglip_224", "it has attn_pool"),
+        ("vit_small_patch14_reg4_dinov2", "it has reg_token"),
         ("vit_giant_patch14_dinov2", "mlp is GluMlp, not Mlp"),
-        ("vit_small_patch16_rope_224", "rotary position embeddings"),
+        ("vit_small_patch16_rope_224", "the network is Eva"),
         ("eva02_tiny_patch14_224", "the network is Eva"),
-        ("deit_tiny_distilled_patch16_224", "a distillation token"),
+        ("deit_tiny_distilled_patch16_224", "the network is VisionTransformerDistilled"),
         ("vit_tiny_r_s16_p8_224", "patch_embed is HybridEmbed"),
         ("vit_small_patch16_18x2_224", "blocks.0 is ParallelThingsBlock"),
         ("cait_xxs24_224", "the network is Cait"),
