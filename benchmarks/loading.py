@@ -33,11 +33,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import cv2
-import decord
-import numpy as np
-import PIL
-import timm
 import torch
 from footage import make_videos
 from fvcore.common.config import CfgNode
@@ -53,7 +48,8 @@ from slowfast.datasets.lists import ListError
 from slowfast.datasets.workers import start_worker, usable_cores, use_one_thread
 from slowfast.engine.setup import clip_mover
 from slowfast.prepare.reencode import Settings
-from slowfast.utils.io import to_json
+from slowfast.utils.environment import environment
+from slowfast.utils.io import to_json, write_text
 
 
 def cpu_seconds() -> float:
@@ -207,17 +203,11 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Return the processor, the cores and the versions."""
+    """Return the processor, the cores, and what `environment` returns."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    modules = (torch, cv2, decord, timm, PIL, np)
-    return {
-        "processor": models[0] if models else platform.processor(),
-        "cores": usable_cores(),
-        "python": platform.python_version(),
-        **{module.__name__: module.__version__ for module in modules},
-    }
+    return {"processor": models[0] if models else platform.processor(), "cores": usable_cores(), **environment()}
 
 
 def format_result(title: str, clips: int, result: dict[str, Any]) -> str:
@@ -297,7 +287,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:
-        args.json.write_text(to_json(record, indent=2) + "\n")
+        write_text(args.json, to_json(record, indent=2) + "\n")
     return 0
 
 

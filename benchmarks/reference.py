@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from reference_layers import DropPath, plain
-from reference_v2 import VersionTwoReference
+from reference_v2 import VersionTwoReference, plain
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from slowfast.models import UniFormer, UniFormerLight, UniFormerV2

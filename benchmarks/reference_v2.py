@@ -9,15 +9,18 @@ import copy
 from typing import Any
 
 import torch
-from reference_layers import DropPath, plain
+from timm.layers import DropPath, QuickGELU
 from torch import Tensor, nn
 
 
-class QuickGELU(nn.Module):
-    """CLIP's approximation of the GELU (arXiv:1606.08415)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+def plain(module: Any) -> Any:
+    """Return a copy of layers in which every subclass of a layer of PyTorch is that layer, with contiguous weights."""
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("torch.nn."))
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()
+    return module
 
 
 def clip_mlp(ours: Any) -> nn.Sequential:

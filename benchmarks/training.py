@@ -24,14 +24,12 @@ from typing import Any
 import torch
 from footage import make_videos
 from fvcore.common.config import CfgNode
-from torch import nn
+from model import Subject, synchronize
 
 from slowfast.config import load_config
 from slowfast.datasets.workers import usable_cores
 from slowfast.engine.setup import listed, make_loader
 from slowfast.engine.start import Lists, prepare_run, prepare_state
-from slowfast.engine.state import TrainState
-from slowfast.engine.step import Run, unmixed_target
 from slowfast.engine.train import train_epoch
 from slowfast.models.build import build_model
 from slowfast.utils.io import to_json
@@ -50,33 +48,18 @@ class Ready:
         return itertools.repeat(self.batch, self.steps)
 
 
-def bare_steps(state: TrainState, run: Run, batch: dict[str, Any], steps: int) -> Callable[[], None]:
-    """Return a function that takes steps on clips that are on the device."""
-    clips, label = run.to_device(batch["video"]), batch["label"].to(run.device)
-    target = unmixed_target(run.cfg, label)
-    parameters = list(state.model.parameters())
-
-    def take() -> None:
-        state.model.train()
-        for _ in range(steps):
-            with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
-                outputs = run.network(clips)
-                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-                loss = torch.stack([run.loss(logits, target) for logits in outputs]).mean()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 20.0)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
-
-    return take
-
-
 def measure(cfg: CfgNode, device: torch.device, steps: int, rounds: int) -> dict[str, Any]:
     """Return the seconds per step of each kind, and what follows from them."""
     loader = make_loader(cfg, "train", device)
     state, _ = prepare_state(cfg, build_model(cfg), steps, Lists(listed(loader), listed(loader)), device)
     run = prepare_run(cfg, state, len(listed(loader)), {}, device)
     batch = next(iter(loader))
+    bare = Subject(state.model, cfg, run.to_device(batch["video"]), run.amp)
+    bare.network, bare.optimizer = run.network, state.optimizer
+
+    def bare_steps() -> None:
+        for _ in range(steps):
+            bare.train()
 
     def epoch(source: Any) -> Callable[[], None]:
         def take() -> None:
@@ -85,17 +68,14 @@ def measure(cfg: CfgNode, device: torch.device, steps: int, rounds: int) -> dict
 
         return take
 
-    kinds = {
-        "bare": bare_steps(state, run, batch, steps), "loop": epoch(Ready(batch, steps)), "loaded": epoch(loader)
-    }  # fmt: skip
+    kinds = {"bare": bare_steps, "loop": epoch(Ready(batch, steps)), "loaded": epoch(loader)}
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     with run.writer, run.log:
         for _ in range(rounds + 1):
             for kind, take in kinds.items():
                 start = time.perf_counter()
                 take()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                synchronize(device)
                 seconds[kind].append((time.perf_counter() - start) / steps)
     medians = {kind: statistics.median(values[1:]) for kind, values in seconds.items()}  # the first round warms up
     pairs = list(zip(*(seconds[kind][1:] for kind in kinds), strict=True))

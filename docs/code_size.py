@@ -1,4 +1,4 @@
-"""Print the size and the complexity of the code: python docs/code_size.py [--json].
+"""Print the size and the complexity of the code: python docs/code_size.py.
 
 Lines are whole lines of Python unless they are called code lines, which exclude blank lines, comments and docstrings.
 The core path is what training and testing import: `slowfast/` without the packages `prepare`, `run`, `inference` and
@@ -9,7 +9,6 @@ a handler of an exception, a conditional expression, a condition of a comprehens
 
 from __future__ import annotations
 
-import argparse
 import ast
 import io
 import json
@@ -122,13 +121,7 @@ def measure() -> dict[str, float | str]:
 
 def main() -> None:
     """Print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    figures = measure()
-    if parser.parse_args().json:
-        print(json.dumps(figures, indent=1))
-    else:
-        print("".join(f"| {name} | {value} |\n" for name, value in figures.items()), end="")
+    print("".join(f"| {name} | {value} |\n" for name, value in measure().items()), end="")
 
 
 if __name__ == "__main__":
