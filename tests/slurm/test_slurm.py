@@ -15,6 +15,7 @@ import pytest
 import run_net as program
 import torch
 from cluster import NODES, Cluster, why_not
+from run_fixtures import write_python
 
 from slowfast.run.checkpoint import last_checkpoint
 from slowfast.run.slurm import PORTS, minutes, sbatch_parameters
@@ -22,17 +23,34 @@ from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
-STEPS = 120  # enough for a signal to arrive in time on a busy machine
-SHORT = ("TRAIN.MAX_STEPS", STEPS, "TEST.ENABLE", False, "LOG_PERIOD", 1, "TENSORBOARD.ENABLE", False)
+# a small network, and more steps than a test waits for
+LONG = (
+    "SOLVER.MAX_EPOCH", 9000, "TRAIN.EVAL_PERIOD", 9000, "TRAIN.CHECKPOINT_PERIOD", 9000, "TEST.ENABLE", False,
+    "LOG_PERIOD", 1, "TENSORBOARD.ENABLE", False, "DATA_LOADER.NUM_WORKERS", 1, "DATA.NUM_FRAMES", 4,
+    "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 32, "UNIFORMER.DEPTH", "[1,1,1,1]",
+    "UNIFORMER.EMBED_DIM", "[8,16,32,32]", "UNIFORMER.HEAD_DIM", 16,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def checkout(warm, tmp_path_factory) -> Path:
+    """Return a folder as a checkout, whose `bin/python` makes few videos and forks from the server of tests/warm.py."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "exp", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "bin").mkdir()
+    write_python(folder / "bin/python", warm, [("make_demo_data", ["--train", "24", "--test", "8"], {})])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(checkout) -> Iterator[Cluster]:
     if reason := why_not():
         pytest.skip(reason)
     with Cluster() as running:
         running.environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        running.environment["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), running.environment["PATH"]))
+        places = (str(checkout / "bin"), str(Path(sys.executable).parent), running.environment["PATH"])
+        running.environment["PATH"] = os.pathsep.join(places)
         yield running
 
 
@@ -46,9 +64,9 @@ def wait_for(cluster: Cluster, what: Callable[[], object], seconds: float = 240.
         time.sleep(0.05)
 
 
-def submit(cluster: Cluster, *command: object) -> list[str]:
+def submit(cluster: Cluster, folder: Path, *command: object) -> list[str]:
     """Run a script that submits jobs; returns their numbers."""
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, env=cluster.environment, capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=cluster.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return re.findall(r"submitted job (\d+)", done.stdout)
 
@@ -71,11 +89,20 @@ def resumed_after(cluster: Cluster, log: Path, times: int) -> None:
     wait_for(cluster, begun)
 
 
+def end_at(step: int, out: Path) -> None:
+    """Let the next attempt of a training end at a step; each attempt reads the configuration of its job."""
+    for path in (out / "slurm").glob("config_*.yaml"):
+        text = path.read_text()
+        path.write_text(re.sub(r"\bMAX_STEPS: \d+", f"MAX_STEPS: {step}", text))
+        assert path.read_text() != text
+
+
 @pytest.mark.slow
-def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, run_net, tmp_path):
+def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, checkout, run_net, tmp_path):
     out = tmp_path / "out"
     flags = ("--slurm", "--nodes", 2, "--time", "1:00:00", "--sbatch", "comment=of a test", "TRAIN.BATCH_SIZE", 4)
-    training, control = submit(cluster, "bash", "exp/demo/run.sh", *flags, *SHORT, "OUTPUT_DIR", out)
+    command = ("bash", "exp/demo/run.sh", *flags, *LONG, "OUTPUT_DIR", out)
+    training, control = submit(cluster, checkout, *command)
     log = out / "slurm" / f"{training}.log"
     assert "Dependency=afterok" in cluster.run("scontrol", "show", "job", control)
     assert "Comment=of a test" in cluster.run("scontrol", "show", "job", training)
@@ -83,7 +110,11 @@ def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, run_net, 
     wait_for(cluster, lambda: steps_in(log) >= 5)
     cluster.run("scancel", "--signal=USR2", training)  # what Slurm sends before a time limit
     resumed_after(cluster, log, times=1)
-    cluster.run("scontrol", "requeue", training)  # what an administrator, or a preemption, does
+    cluster.run("scontrol", "requeuehold", training)  # what an administrator does; a preemption does not hold the job
+    wait_for(cluster, lambda: len(saved_in(log)) == 2 and state(cluster, training) == "PENDING")
+    last = saved_in(log)[1] + 5
+    end_at(last, out)
+    cluster.run("scontrol", "release", training)
     resumed_after(cluster, log, times=2)
     wait_for(cluster, lambda: state(cluster, training) == "COMPLETED")
     assert state(cluster, control) in ("PENDING", "RUNNING", "COMPLETED")
@@ -91,38 +122,42 @@ def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, run_net, 
 
     text = log.read_text()
     assert "2 processes on 2 nodes that agree" in text
-    assert re.search(r"asked to stop, saved at step (\d+)", text), "the first attempt saved where it was"
     resumed = [int(step) for step in re.findall(r"resumed from \S+ at step (\d+)", text)]
-    saved = [int(step) for step in re.findall(r"\] asked to stop, saved at step (\d+)", text)]
-    assert resumed == saved and 5 <= resumed[0] < resumed[1] < STEPS
+    assert resumed == saved_in(log) and 5 <= resumed[0] < resumed[1] < last
 
-    undisturbed = ("TRAIN.BATCH_SIZE", 8, *SHORT, "OUTPUT_DIR", tmp_path / "undisturbed")
-    run_net(Path("exp/demo/config.yaml"), *undisturbed, ranks=2)
-    assert_same_run(out, tmp_path / "undisturbed")
+    undisturbed = (*LONG, "DATA.PATH_TO_DATA_DIR", checkout / "data/demo", "DATA.PATH_PREFIX", checkout / "data/demo")
+    sizes = ("TRAIN.BATCH_SIZE", 8, "TRAIN.MAX_STEPS", last, "OUTPUT_DIR", tmp_path / "undisturbed")
+    run_net(Path("exp/demo/config.yaml"), *undisturbed, *sizes, ranks=2)
+    assert_same_run(out, tmp_path / "undisturbed", last)
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def saved_in(log: Path) -> list[int]:
+    """Return the steps at which attempts stopped."""
+    return [int(step) for step in re.findall(r"\] asked to stop, saved at step (\d+)", log.read_text())]
+
+
+def assert_same_run(one: Path, other: Path, steps: int) -> None:
     a, b = (load_tensors(last_checkpoint(str(folder)) or "") for folder in (one, other))
-    assert a["step"] == b["step"] == STEPS
+    assert a["step"] == b["step"] == steps
     assert all(torch.equal(value, b["model_state"][name]) for name, value in a["model_state"].items())
     losses = [[r["loss"] for r in read_metrics(folder) if r["kind"] == "train"] for folder in (one, other)]
-    assert losses[0] == losses[1] and len(losses[0]) == STEPS
+    assert losses[0] == losses[1] and len(losses[0]) == steps
 
 
 @pytest.mark.slow
-def test_a_job_that_slurm_refuses_leaves_nothing(cluster, tmp_path):
-    command = [sys.executable, "tools/run_net.py", "--cfg", "exp/demo/config.yaml", "--slurm", "--partition", "nowhere"]
+def test_a_job_that_slurm_refuses_leaves_nothing(cluster, checkout, tmp_path):
+    command = ["python", "tools/run_net.py", "--cfg", "exp/demo/config.yaml", "--slurm", "--partition", "nowhere"]
     out = ("OUTPUT_DIR", str(tmp_path / "out"))
-    done = subprocess.run([*command, *out], cwd=ROOT, env=cluster.environment, capture_output=True, text=True)
+    done = subprocess.run([*command, *out], cwd=checkout, env=cluster.environment, capture_output=True, text=True)
     assert done.returncode == 2 and "invalid partition specified: nowhere" in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr and not list((tmp_path / "out" / "slurm").iterdir())
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job(cluster, tmp_path):
+def test_a_killed_process_ends_the_job(cluster, checkout, experiment, tmp_path):
     out = tmp_path / "out"
-    flags = ("--slurm", "--nodes", 2, "--cfg", "exp/demo/config.yaml")
-    [job] = submit(cluster, sys.executable, "tools/run_net.py", *flags, *SHORT, "OUTPUT_DIR", out)
+    flags = ("--slurm", "--nodes", 2, "--cfg", experiment)
+    [job] = submit(cluster, checkout, "python", "tools/run_net.py", *flags, *LONG, "OUTPUT_DIR", out)
     log = out / "slurm" / f"{job}.log"
     wait_for(cluster, lambda: steps_in(log) >= 3)
     # the processes of the second node, as listed by the daemon of that node
