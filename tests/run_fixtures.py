@@ -48,14 +48,20 @@ for pattern, flags, pairs in {smaller!r}:
         break
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    socket.send_fds(server, [json.dumps((arguments, dict(os.environ), os.getcwd(), 0, {fresh})).encode()], [1, 2])
+    pictures = bool("run_net" not in arguments[0] or re.search({pictures!r}, " ".join(arguments)))
+    request = (arguments, dict(os.environ), os.getcwd(), 0, {fresh}, pictures)
+    socket.send_fds(server, [json.dumps(request).encode()], [1, 2])
     _process, code = server.makefile()
     sys.exit(int(code))
 """
 
 
 def write_python(
-    path: Path, address: str, smaller: Sequence[tuple[str, list[str], dict[str, str]]] = (), fresh: bool = False
+    path: Path,
+    address: str,
+    smaller: Sequence[tuple[str, list[str], dict[str, str]]] = (),
+    fresh: bool = False,
+    pictures: str = "$^",
 ) -> None:
     """Write a program to use as `python`.
 
@@ -64,10 +70,12 @@ def write_python(
         address: of the server of tests/warm.py.
         smaller: pattern of a command line, and the flags and KEY VALUE pairs to add to it; the first row that fits.
         fresh: whether programs import the package from PYTHONPATH instead of from this checkout.
+        pictures: pattern of the command lines of runs that draw their curves and report.
     """
     path.unlink(missing_ok=True)
     rows = [tuple(row) for row in smaller]
-    path.write_text(PYTHON.format(executable=sys.executable, smaller=rows, address=address, fresh=fresh))
+    text = PYTHON.format(executable=sys.executable, smaller=rows, address=address, fresh=fresh, pictures=pictures)
+    path.write_text(text)
     path.chmod(0o755)
 
 
@@ -122,7 +130,8 @@ def fork(warm) -> Callable[..., Forked]:
     """Start a program in a new session, in a process with all imports done.
 
     `fork(arguments, out, err)` writes to these files. `ranks` is a number of processes, as torchrun would start them;
-    `fresh` imports the package again, from the PYTHONPATH of `environment`.
+    `fresh` imports the package again, from the PYTHONPATH of `environment`. Runs draw no curves and no report, which
+    take longer than a short training, except with `pictures`.
     """
 
     def start(
@@ -133,14 +142,16 @@ def fork(warm) -> Callable[..., Forked]:
         environment: Mapping[str, str] = {},
         folder: Path = ROOT,
         fresh: bool = False,
+        pictures: bool = False,
     ) -> Forked:
         environment = {**ENVIRONMENT, **environment}
         if ranks:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
         server = socket.socket(socket.AF_UNIX)
         server.connect(warm)
-        message = json.dumps(([*map(str, arguments)], environment, str(folder), ranks, fresh)).encode()
-        socket.send_fds(server, [message], [out.fileno(), err.fileno()])
+        pictures = pictures or "run_net" not in str(arguments[0])
+        request = ([*map(str, arguments)], environment, str(folder), ranks, fresh, pictures)
+        socket.send_fds(server, [json.dumps(request).encode()], [out.fileno(), err.fileno()])
         return Forked(server)
 
     return start
@@ -164,12 +175,13 @@ def call(fork) -> Callable[..., subprocess.CompletedProcess]:
 def run_net(call) -> Callable[..., subprocess.CompletedProcess]:
     """Run tools/run_net.py in a new process; it has to end well.
 
-    `ranks` is a number of processes, as torchrun or Slurm start them.
+    `ranks` is a number of processes, as torchrun or Slurm start them. With `pictures` it draws its curves and report.
     """
 
-    def run(config: Path, *overrides: object, ranks: int = 0) -> subprocess.CompletedProcess:
-        done = call("tools/run_net.py", "--cfg", config, *overrides, ranks=ranks)
+    def run(config: Path, *overrides: object, ranks: int = 0, pictures: bool = False) -> subprocess.CompletedProcess:
+        done = call("tools/run_net.py", "--cfg", config, *overrides, ranks=ranks, pictures=pictures)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "is not complete" not in done.stderr  # a fault of the pictures is only a warning
         return done
 
     return run

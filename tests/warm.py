@@ -1,10 +1,11 @@
 """A server that forks processes with all imports of a run done, because these take longer than most runs of the tests.
 
 It is a fresh interpreter without threads of Python: a run begins as it would from the command line, some seconds later.
-A request is the JSON of (arguments, environment, working directory, ranks, fresh), with the descriptors of stdout and
-stderr; the answer is a line with the process id, and one with the exit code. The process leads a new session. With
-ranks, it forks that many as torchrun would, and its exit code is the first of theirs that is not 0. If `fresh`, it
-imports the package again, from the PYTHONPATH of the environment.
+A request is the JSON of (arguments, environment, working directory, ranks, fresh, pictures), with the descriptors of
+stdout and stderr; the answer is a line with the process id, and one with the exit code. The process leads a new
+session. With ranks, it forks that many as torchrun would, and its exit code is the first of theirs that is not 0. If
+`fresh`, it imports the package again, from the PYTHONPATH of the environment. Without `pictures`, a run ends without
+curves and report, which take longer than a short training.
 """
 
 import atexit
@@ -33,8 +34,8 @@ import slowfast.run.launch
 import slowfast.visualization.report  # noqa: F401
 
 
-def serve(address: str, owner: int) -> None:
-    """Wait for requests; returns in the process of each with `sys.argv` set to the program that it must run.
+def serve(address: str, owner: int) -> bool:
+    """Wait for requests; returns in the process of each, with `sys.argv` set to the program, if it draws pictures.
 
     The server exits after the process `owner`.
     """
@@ -70,7 +71,7 @@ def serve(address: str, owner: int) -> None:
     for standard, descriptor in zip((1, 2), descriptors, strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    sys.argv, environment, folder, ranks, fresh = json.loads(message)
+    sys.argv, environment, folder, ranks, fresh, pictures = json.loads(message)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -82,6 +83,7 @@ def serve(address: str, owner: int) -> None:
         sys.path[1:] = [*environment["PYTHONPATH"].split(os.pathsep), *others]
     if ranks:
         lead(ranks)
+    return pictures
 
 
 def lead(ranks: int) -> None:
@@ -99,8 +101,12 @@ def exit_code(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def run() -> int:
+def run(pictures: bool) -> int:
     """Run the program that `sys.argv` names; return its exit code."""
+    if not pictures:
+        from slowfast.visualization import plots, report
+
+        plots.plot_curves = report.write_report = lambda *_: None
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -112,8 +118,7 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]))
-    code = run()
+    code = run(serve(sys.argv[1], int(sys.argv[2])))
     # The shutdown of an interpreter, except that modules are not removed, which takes a second.
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()

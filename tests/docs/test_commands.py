@@ -128,7 +128,7 @@ def make_checkout(folder: Path, inputs: Path, warm: str, fresh: bool = False) ->
     environment = folder / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (environment / ".installed").touch()
-    write_python(environment / "bin/python", warm, SMALLER, fresh)
+    write_python(environment / "bin/python", warm, SMALLER, fresh, pictures="exp/demo/")
     for command, function in re.findall(r'"(\S+) = slowfast\.commands:(\w+)"', (ROOT / "setup.py").read_text()):
         script = environment / "bin" / command
         program = script.with_name(f"{command}.py")

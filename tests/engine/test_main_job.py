@@ -33,7 +33,7 @@ def losses(output_dir: Path) -> list[float]:
 
 def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, tmp_path):
     out = tmp_path / "out"
-    done = run_net(experiment, "TENSORBOARD.ENABLE", True)
+    done = run_net(experiment, "TENSORBOARD.ENABLE", True, "DATA_LOADER.DECODE_TIMEOUT", 60, pictures=True)
     assert "test: top1" in done.stdout and "7 videos x 6 views" in done.stdout
     assert "8 of 8 classes occur in train.csv" in done.stdout and "in test.csv" in done.stdout
 
