@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 
@@ -33,97 +33,79 @@ MOST_ROWS = 1000  # that wait for a tracker
 PATIENCE = 30.0  # seconds for all trackers together to finish
 
 
-class Tracker(Protocol):
-    """A program that draws curves. All methods are called in the same thread.
-
-    Args:
-        cfg: of the run.
-        step: number of steps that the run has already done.
-        id: of the run of an earlier attempt, which must be continued; "" for a new run.
+class Tracker(NamedTuple):
+    """A run in a program that draws curves. It is made and used in one thread.
 
     Attributes:
         id: of the run; "" if the tracker needs none.
+        log: draw the values of a step.
+        finish: end the run, with whether it has failed.
     """
 
     id: str
-
-    def __init__(self, cfg: CfgNode, step: int, id: str) -> None: ...
-    def log(self, values: Mapping[str, float], step: int) -> None: ...
-    def finish(self, failed: bool) -> None: ...
+    log: Callable[[Mapping[str, float], int], object]
+    finish: Callable[[bool], object]
 
 
-class _TensorBoard:
-    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+def _tensorboard(cfg: CfgNode, step: int, id: str) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-        self.id, folder = "", Path(cfg.OUTPUT_DIR, cfg.TENSORBOARD.LOG_DIR or "tensorboard")
-        # a resumed run repeats steps: what was written after `step` is hidden
-        self.board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    folder = Path(cfg.OUTPUT_DIR, cfg.TENSORBOARD.LOG_DIR or "tensorboard")
+    # a resumed run repeats steps: what was written after `step` is hidden
+    board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
+    def log(values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            board.add_scalar(name, value, step)
 
-    def finish(self, failed: bool) -> None:
-        self.board.close()
-
-
-class _Wandb:
-    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
-        wandb: Any = importlib.import_module("wandb")
-        self.id = id or uuid.uuid4().hex[:12]
-        self.run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), name=_name(cfg), id=self.id, resume="allow",
-            config=leaves(cfg), dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
-        )  # fmt: skip
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(values, step=step)
-
-    def finish(self, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+    return Tracker("", log, lambda failed: board.close())
 
 
-class _Mlflow:
-    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
-        self.mlflow: Any = importlib.import_module("mlflow")
-        if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
-            self.mlflow.set_experiment(PROJECT)
-        self.id = self.mlflow.start_run(run_id=id or None, run_name=_name(cfg)).info.run_id
-        if not id:  # MLflow refuses to change parameters
-            self.mlflow.log_params(leaves(cfg))
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.mlflow.log_metrics(values, step=step)
-
-    def finish(self, failed: bool) -> None:
-        self.mlflow.end_run("FAILED" if failed else "FINISHED")
+def _wandb(cfg: CfgNode, step: int, id: str) -> Tracker:
+    wandb: Any = importlib.import_module("wandb")
+    id = id or uuid.uuid4().hex[:12]
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT), name=_name(cfg), id=id, resume="allow",
+        config=leaves(cfg), dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
+    )  # fmt: skip
+    return Tracker(
+        id, lambda values, step: run.log(values, step=step), lambda failed: run.finish(exit_code=int(failed))
+    )
 
 
-class _Trackio:
-    def __init__(self, cfg: CfgNode, step: int, id: str) -> None:
-        trackio: Any = importlib.import_module("trackio")
-        self.id = id or f"{_name(cfg)}-{uuid.uuid4().hex[:6]}"  # Trackio identifies runs by their names
-        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        self.run = trackio.init(project, self.id, config=leaves(cfg), resume="allow", embed=False)
+def _mlflow(cfg: CfgNode, step: int, id: str) -> Tracker:
+    mlflow: Any = importlib.import_module("mlflow")
+    if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
+        mlflow.set_experiment(PROJECT)
+    run = mlflow.start_run(run_id=id or None, run_name=_name(cfg))
+    if not id:  # MLflow refuses to change parameters
+        mlflow.log_params(leaves(cfg))
+    return Tracker(
+        run.info.run_id,
+        lambda values, step: mlflow.log_metrics(values, step=step),
+        lambda failed: mlflow.end_run("FAILED" if failed else "FINISHED"),
+    )
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(values, step=step)
 
-    def finish(self, failed: bool) -> None:
-        self.run.finish()
+def _trackio(cfg: CfgNode, step: int, id: str) -> Tracker:
+    trackio: Any = importlib.import_module("trackio")
+    id = id or f"{_name(cfg)}-{uuid.uuid4().hex[:6]}"  # Trackio identifies runs by their names
+    project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+    run = trackio.init(project, id, config=leaves(cfg), resume="allow", embed=False)
+    return Tracker(id, lambda values, step: run.log(values, step=step), lambda failed: run.finish())
 
 
 def _name(cfg: CfgNode) -> str:
     return Path(cfg.OUTPUT_DIR).absolute().name
 
 
-# Name of a tracker and of its package -> class.
-TRACKERS: dict[str, type[Tracker]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _Wandb,
-    "mlflow": _Mlflow,
-    "trackio": _Trackio,
+# Name of a tracker and of its package -> function of the configuration, the number of steps that the run has already
+# done, and the identifier of the run of an earlier attempt, which must be continued; "" for a new run.
+TRACKERS: dict[str, Callable[[CfgNode, int, str], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "mlflow": _mlflow,
+    "trackio": _trackio,
 }
 
 
