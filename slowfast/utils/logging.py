@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +17,43 @@ from slowfast.utils.io import to_json
 
 
 class _Lines:
-    """Write lines to an output; while it fails, for example on a full disk, drop them and print one message.
+    """Write lines to a file; while it fails, for example on a full disk, drop them and print one message.
 
     Args:
-        name: name of the output, for the message.
-        write: writes a line.
+        path: of the file; None for the standard output.
     """
 
-    def __init__(self, name: str, write: Callable[[str], None]) -> None:
-        self.name, self.write, self.failing = name, write, False
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.failing = path, False
 
     def add(self, line: str) -> None:
         try:
-            self.write(line)
+            if self.path:
+                with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                    file.write(line + "\n")  # file names need not be UTF-8
+            else:
+                # above a running progress bar instead of through it
+                tqdm.write(line.encode("utf-8", "backslashreplace").decode(), file=sys.stdout)
+                sys.stdout.flush()
             self.failing = False
         except OSError as error:
             if not self.failing:
+                name = self.path or "the standard output"
                 with contextlib.suppress(OSError):  # stderr may be on the same disk
-                    print(
-                        f"error: {self.name} cannot be written ({error}): its lines are lost",
-                        file=sys.stderr, flush=True,
-                    )  # fmt: skip
+                    print(f"error: {name} cannot be written ({error}): its lines are lost", file=sys.stderr, flush=True)
             self.failing = True
 
 
-def _append_to(path: Path) -> Callable[[str], None]:
-    def append(line: str) -> None:
-        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:  # file names need not be UTF-8
-            file.write(line + "\n")
-
-    return append
-
-
-def _print_line(line: str) -> None:
-    """Print above a running progress bar instead of through it."""
-    tqdm.write(line.encode("utf-8", "backslashreplace").decode(), file=sys.stdout)
-    sys.stdout.flush()
-
-
 class _Handler(logging.Handler):
-    """Format records and pass them to an output."""
+    """Format records and pass them to an output; tracebacks go to files only."""
 
-    def __init__(self, lines: _Lines, tracebacks: bool) -> None:
+    def __init__(self, path: Path | None) -> None:
         super().__init__()
-        self.lines, self.tracebacks = lines, tracebacks
+        self.lines = _Lines(path)
         self.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.tracebacks or not record.exc_info:
+        if self.lines.path or not record.exc_info:
             self.lines.add(self.format(record))
 
 
@@ -80,10 +68,9 @@ def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if main else logging.WARNING)
-    logger.addHandler(_Handler(_Lines("the standard output", _print_line), tracebacks=False))
+    logger.addHandler(_Handler(None))
     if main:
-        path = Path(output_dir) / "log.txt"
-        logger.addHandler(_Handler(_Lines(str(path), _append_to(path)), tracebacks=True))
+        logger.addHandler(_Handler(Path(output_dir) / "log.txt"))
     else:
         warnings.simplefilter("ignore")  # the main process shows them
 
@@ -99,7 +86,7 @@ class MetricsLog:
     def __init__(self, output_dir: str | os.PathLike[str], enabled: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"
         self.enabled = enabled
-        self.lines = _Lines(str(self.path), _append_to(self.path))
+        self.lines = _Lines(self.path)
         with contextlib.suppress(OSError):  # `write` reports it
             if enabled and self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
                 self.lines.add("")  # the last process was killed in the middle of a line
