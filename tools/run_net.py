@@ -130,7 +130,8 @@ def run_job(cfg: CfgNode, init_method: str) -> int:
         return 1
     except Interruption as stop:
         if os.environ.get("RANK", "0") == "0":
-            print(f"{stop.reason}; {stop.outlook}", file=sys.stderr)
+            origin = "the last checkpoint" if not stop.saved else "there, everything is saved"
+            print(f"{stop.reason}; the same command continues from {origin}", file=sys.stderr)
         return EXIT_REQUEUE
     return 0
 

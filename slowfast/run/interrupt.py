@@ -37,13 +37,6 @@ class Interruption(Exception):
         super().__init__(reason)
         self.reason, self.saved = reason, saved
 
-    @property
-    def outlook(self) -> str:
-        """The effect of the same command, for a message."""
-        if self.saved:
-            return "everything is saved, the same command continues from there"
-        return "the same command continues from the last checkpoint"
-
 
 def listen() -> None:
     """Let the signals of Ctrl-C, schedulers and time limits only set `received` from now on.
