@@ -23,9 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -44,7 +42,7 @@ from slowfast.config import load_config
 from slowfast.datasets.build import build_dataset
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.dataset import ImageEvalDataset, Key, TrainDataset, VideoReader, as_made
-from slowfast.datasets.lists import ListError
+from slowfast.datasets.lists import read_list
 from slowfast.datasets.workers import start_worker, usable_cores, use_one_thread
 from slowfast.engine.setup import clip_mover
 from slowfast.prepare.reencode import Settings
@@ -184,20 +182,10 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
     spec = CATALOG[kind]
     if spec.images:
         raise ValueError(f"{name}: {kind!r} is a data set of images: choose an experiment with videos")
-    if listed is None:
-        dataset = build_dataset(cfg, "test" if name == "test" else "train")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            template = spec.list_file or "{}.csv"
-            copy = Path(folder) / template.format(spec.test_split if name == "test" else "train")
-            shutil.copy(listed, copy)
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.LABEL_PATH_TEMPLATE = folder, template
-            try:
-                dataset = build_dataset(cfg, "test" if name == "test" else "train")
-            except ListError as error:
-                raise ValueError(str(error).replace(str(copy), str(listed))) from None
+    samples, data = None, cfg.DATA
+    if listed is not None:
+        samples = read_list(listed, spec.columns, separator=data.PATH_LABEL_SEPARATOR, prefix=data.PATH_PREFIX)
+    dataset = build_dataset(cfg, "test" if name == "test" else "train", samples)
     assert not isinstance(dataset, ImageEvalDataset) and isinstance(dataset.reader, VideoReader)
     return dataset
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from slowfast.inference.probe_heads import (
     AttentiveHead,
     LinearHead,
     Samples,
-    Stored,
     bank_scores,
     knn_scores,
     statistics,
@@ -143,7 +141,7 @@ def _load(folder: Path, settings: Mapping[str, Any], listed: VideoList) -> tuple
             f"{folder} has no features of the videos of {listed.source}, the first is {missing[0]}: "
             "compute them with slowfast-features"
         )
-    return Samples(Stored(files), torch.from_numpy(listed.labels[rows])), missing
+    return Samples(files, torch.from_numpy(listed.labels[rows])), missing
 
 
 def run_probes(args: argparse.Namespace, train: Samples, val: Samples, classes: int) -> list[dict[str, Any]]:
@@ -155,7 +153,7 @@ def run_probes(args: argparse.Namespace, train: Samples, val: Samples, classes: 
     Raises:
         ValueError: the attentive probe is wanted, but no video has several tokens.
     """
-    several = any(len(part) > 1 for part in itertools.chain(train.tokens, val.tokens))
+    several = any(len(part.tokens(row)) > 1 for part in (train, val) for row in range(len(part)))
     probes = args.probe or [name for name in PROBES if several or name != "attentive"]
     if "attentive" in probes and not several:
         raise ValueError(
@@ -180,7 +178,7 @@ def _train(args: argparse.Namespace, name: str, samples: tuple[Samples, Samples]
     def make() -> nn.Module:
         if name == "linear":
             return LinearHead(*statistics(train), classes)
-        return AttentiveHead(train.tokens[0].shape[1], classes)
+        return AttentiveHead(train.tokens(0).shape[1], classes)
 
     bank = train_bank(make, train, grid, epochs=args.epochs, batch=args.batch, seed=args.seed, device=device)
     scores = bank_scores(bank, val, args.batch, device)

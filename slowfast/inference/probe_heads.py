@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -97,55 +96,43 @@ def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
     return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-class Stored(Sequence[np.ndarray]):
-    """Arrays (L, C) in files, which are read when they are needed; an array (C,) has one token.
-
-    Args:
-        paths: of `.npy` files.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> np.ndarray:  # type: ignore[override]  # no slices
-        return np.atleast_2d(np.load(self.paths[row]))
-
-
 @dataclass(frozen=True)
 class Samples:
     """Features of N videos with their classes.
 
     Attributes:
-        tokens: N arrays or tensors (L, C), see `Stored`; L may differ.
+        files: N tensors (L, C), or `.npy` files of arrays (L, C) or (C,), which are read when they are needed.
         labels: (N,).
     """
 
-    tokens: Sequence[Any]
+    files: Sequence[Tensor | Path]
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return tokens (B, L, C), filled up with zeros, and the mask (B, L) of the others."""
-        parts = [torch.as_tensor(self.tokens[row]) for row in rows]
-        tokens = nn.utils.rnn.pad_sequence(parts, batch_first=True).float()
-        lengths = torch.tensor([len(part) for part in parts])
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return tokens.to(device), mask.to(device)
+    def tokens(self, row: int) -> Tensor:
+        """Return the tokens (L, C) of a video."""
+        file = self.files[row]
+        return torch.atleast_2d(file if isinstance(file, Tensor) else torch.from_numpy(np.load(file))).float()
 
     def batches(self, order: Sequence[int], size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield tokens, mask and labels (B,) of the rows in `order`."""
+        """Yield tokens (B, L, C) filled up with zeros, the mask (B, L) of the others, and labels (B,) of some rows."""
         for start in range(0, len(order), size):
             rows = order[start : start + size]
-            yield *self.batch(rows, device), self.labels[rows].to(device)
+            parts = [self.tokens(row) for row in rows]
+            lengths = torch.tensor([len(part) for part in parts])
+            tokens = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+            mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+            yield tokens.to(device), mask.to(device), self.labels[rows].to(device)
 
     def pooled(self) -> Samples:
         """Return the same videos with one token, their mean."""
-        return Samples([torch.as_tensor(part).float().mean(0, keepdim=True) for part in self.tokens], self.labels)
+        return Samples([self.tokens(row).mean(0, keepdim=True) for row in range(len(self))], self.labels)
+
+    def vectors(self) -> Tensor:
+        """Return the mean tokens, (N, C)."""
+        return torch.stack([self.tokens(row).mean(0) for row in range(len(self))])
 
 
 def bank_logits(bank: Sequence[nn.Module], tokens: Tensor, mask: Tensor) -> Tensor:
@@ -220,7 +207,7 @@ def knn_scores(train: Samples, val: Samples, k: int, classes: int, batch: int = 
         classes: K.
         batch: samples whose distances are in memory at once.
     """
-    known, asked = (functional.normalize(_vectors(samples), dim=1) for samples in (train, val))
+    known, asked = (functional.normalize(samples.vectors(), dim=1) for samples in (train, val))
     votes = functional.one_hot(train.labels, classes).float()
     scores = []
     for part in asked.split(batch):
@@ -233,9 +220,5 @@ def knn_scores(train: Samples, val: Samples, k: int, classes: int, batch: int = 
 
 def statistics(samples: Samples) -> tuple[Tensor, Tensor]:
     """Return the mean and the standard deviation (C,) of the mean tokens."""
-    vectors = _vectors(samples)
+    vectors = samples.vectors()
     return vectors.mean(0), vectors.std(0, correction=0)
-
-
-def _vectors(samples: Samples) -> Tensor:
-    return torch.stack([torch.as_tensor(part).float().mean(0) for part in samples.tokens])

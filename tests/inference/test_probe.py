@@ -77,7 +77,7 @@ def test_a_linear_probe_is_as_accurate_as_logistic_regression():
         lambda: LinearHead(*statistics(train), CLASSES), train, grid, epochs=20, batch=64, seed=0, device=CPU
     )
     found = max(accuracy(scores, val.labels) for scores in bank_scores(bank, val, 256, CPU))
-    x, y = (torch.cat([*samples.tokens]).numpy() for samples in (train, val))
+    x, y = (samples.vectors().numpy() for samples in (train, val))
     scaler = StandardScaler().fit(x)
     regression = LogisticRegression(max_iter=2000).fit(scaler.transform(x), train.labels.numpy())
     expected = regression.score(scaler.transform(y), val.labels.numpy())
@@ -87,7 +87,7 @@ def test_a_linear_probe_is_as_accurate_as_logistic_regression():
 @pytest.mark.parametrize("k", [1, 10, 20, 5000])
 def test_neighbours_are_those_of_scikit_learn(k):
     train, val = blobs(300, 1), blobs(500, 2)
-    x, y = (torch.cat([*samples.tokens]).numpy() for samples in (train, val))
+    x, y = (samples.vectors().numpy() for samples in (train, val))
     weights: Any = lambda distance: np.exp((1 - distance.astype(np.float64)) / TEMPERATURE)  # noqa: E731
     model = KNeighborsClassifier(min(k, 300), metric="cosine", weights=weights).fit(x, train.labels.numpy())
     votes = knn_scores(train, val, k, CLASSES, batch=128)
@@ -136,7 +136,7 @@ def test_heads_of_a_bank_train_as_alone_and_depend_on_the_seed_only():
         return train_bank(lambda: AttentiveHead(16, CLASSES), train, grid, epochs=2, batch=16, seed=seed, device=CPU)
 
     bank, again, other = run(grid), run(grid), run(grid, seed=1)
-    tokens, mask = train.batch(range(60), CPU)
+    tokens, mask, _ = next(train.batches(range(60), 60, CPU))
     together = bank_logits(bank, tokens, mask)
     assert torch.equal(together, bank_logits(again, tokens, mask))
     assert not torch.allclose(together, bank_logits(other, tokens, mask), atol=1e-3)
