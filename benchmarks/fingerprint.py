@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from slowfast.run.checkpoint import last_checkpoint
+from slowfast.utils.io import write_json
 from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
@@ -98,7 +99,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fingerprint_") as folder:
         record = fingerprint(Path(folder))
-    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out, record)
     if args.compare is None:
         return 0
     other = json.loads(args.compare.read_text(encoding="utf-8"))

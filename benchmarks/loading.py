@@ -47,7 +47,7 @@ from slowfast.datasets.workers import start_worker, usable_cores, use_one_thread
 from slowfast.engine.setup import clip_mover
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.environment import environment
-from slowfast.utils.io import to_json, write_text
+from slowfast.utils.io import write_json
 
 
 def cpu_seconds() -> float:
@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.json:
-        write_text(args.json, to_json(record, indent=2) + "\n")
+        write_json(args.json, record)
     return 0
 
 

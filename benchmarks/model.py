@@ -29,7 +29,7 @@ from slowfast.models.build import build_model, input_shape
 from slowfast.models.zoo import create_model, list_models
 from slowfast.optim.build import build_optimizer
 from slowfast.optim.losses import soft_cross_entropy
-from slowfast.utils.io import to_json
+from slowfast.utils.io import write_json
 from slowfast.utils.profiling import count_flops
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -262,7 +262,7 @@ def main() -> None:
             "threads": args.threads, "torch": torch.__version__, "matrix_flop_per_s": rate, "errors": errors,
             "figures": figures,
         }  # fmt: skip
-        args.json.write_text(to_json(record, indent=2) + "\n")
+        write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from slowfast.engine.setup import listed, make_loader
 from slowfast.engine.start import Lists, prepare_run, prepare_state
 from slowfast.engine.train import train_epoch
 from slowfast.models.build import build_model
-from slowfast.utils.io import to_json
+from slowfast.utils.io import write_json
 
 
 class Ready:
@@ -127,7 +127,7 @@ def main() -> None:
         f"the loop adds {100 * record['overhead']:.1f} %, the loader keeps the device {100 * record['busy']:.0f} % busy"
     )
     if args.json:
-        args.json.write_text(to_json(record, indent=2) + "\n")
+        write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import torch
 from slowfast.datasets.views import Views, shrink
 from slowfast.datasets.workers import use_one_thread
 from slowfast.engine.setup import layout
-from slowfast.utils.io import to_json
+from slowfast.utils.io import write_json
 
 CASES = ((256, 340, 224), (256, 340, 256), (720, 1280, 224), (720, 1280, 256))
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def main() -> None:
     record = {"views": cases, "start_s": start_seconds(min(args.rounds, 3)), "torch": torch.__version__}
     print(f"start: {record['start_s']:.2f} CPU s")
     if args.json:
-        args.json.write_text(to_json(record, indent=2) + "\n")
+        write_json(args.json, record)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from slowfast.inference.command import (
 from slowfast.inference.network import Network
 from slowfast.inference.stores import check_library, write_store
 from slowfast.inference.windows import WindowCutter, run_windows
-from slowfast.utils.io import atomic_write, check_output, sha256, to_json, write_text
+from slowfast.utils.io import atomic_write, check_output, sha256, write_json
 from slowfast.weights.fetch import fetch
 
 SETTINGS, DESCRIPTIONS = "features.json", "described"  # file, and folder of a JSON per finished video
@@ -119,7 +119,7 @@ def _begin(args: argparse.Namespace, net: Network) -> None:
     }
     path = Path(args.out, SETTINGS)
     if not path.is_file():
-        write_text(path, to_json({**rule, "videos": {}}, indent=2) + "\n")
+        write_json(path, {**rule, "videos": {}})
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     differ = [key for key, value in rule.items() if key != "weights" and before.get(key) != value]
@@ -149,7 +149,7 @@ def run_part(
             continue
         with atomic_write(Path(args.out, f"{name}.npy")) as file:
             np.save(file, values)
-        write_text(described, to_json(about, indent=2) + "\n")
+        write_json(described, about)
     return bad
 
 
@@ -197,7 +197,7 @@ def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) 
         settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
         videos = {name: json.loads(files[name].read_text(encoding="utf-8")) for name in done}
         settings["videos"] = dict(sorted({**settings["videos"], **videos}.items()))
-        write_text(out / SETTINGS, to_json(settings, indent=2) + "\n")
+        write_json(out / SETTINGS, settings)
         before, done = done, [name for name, file in files.items() if file.is_file()]
     if store and args.format != "npy":
         write_store(args.format, out, settings)

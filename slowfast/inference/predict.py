@@ -27,7 +27,7 @@ from slowfast.inference.command import (
 from slowfast.inference.network import Network
 from slowfast.inference.results import Prediction
 from slowfast.inference.segments import Timeline, predict_windows
-from slowfast.utils.io import check_output, csv_text, to_json, write_text
+from slowfast.utils.io import check_output, csv_text, write_json, write_text
 
 BAR = 24  # characters
 SHOWN = 40  # videos and segments that the terminal shows
@@ -124,7 +124,7 @@ def predict_part(
 
 def _write(args: argparse.Namespace, found: Sequence[Prediction]) -> None:
     if args.json:
-        write_text(args.json, to_json([prediction.as_dict() for prediction in found], indent=2) + "\n")
+        write_json(args.json, [prediction.as_dict() for prediction in found])
     if args.csv:
         top = max(len(prediction.top) for prediction in found)
         ranks = range(1, top + 1)
@@ -174,7 +174,7 @@ def _predict_long(args: argparse.Namespace, paths: Sequence[str], videos: dict[s
         for one in good
     ]
     rule = {"window": args.window, "stride": args.stride or args.window / 4}
-    write_text(args.segments, to_json({**rule, "videos": report, "unreadable": bad}, indent=2) + "\n")
+    write_json(args.segments, {**rule, "videos": report, "unreadable": bad})
     base = os.path.splitext(args.segments)[0]
     for number, timeline in enumerate(good):
         stem = os.path.splitext(os.path.basename(timeline.path))[0]

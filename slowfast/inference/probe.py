@@ -27,7 +27,7 @@ from slowfast.inference.probe_heads import (
     statistics,
     train_bank,
 )
-from slowfast.utils.io import atomic_write, check_output, to_json, write_text
+from slowfast.utils.io import atomic_write, check_output, write_json
 
 PROBES = ("knn", "linear", "attentive")
 # Learning rates; the weight decays are those of arXiv:2506.09985, as are the learning rates of the attentive probe.
@@ -216,7 +216,7 @@ def _write(
         "features": {key: value for key, value in settings.items() if key != "videos"},
         "results": found,
     }
-    write_text(Path(args.out, RESULTS), to_json(about, indent=2) + "\n")
+    write_json(Path(args.out, RESULTS), about)
 
 
 def _print_table(found: Sequence[Mapping[str, Any]]) -> None:

@@ -62,6 +62,11 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return simplejson.dumps(value, ignore_nan=True, indent=indent)
 
 
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write an indented JSON file atomically, see `to_json`."""
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()

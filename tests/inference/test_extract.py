@@ -144,11 +144,11 @@ def test_a_task_adds_what_another_one_finishes_while_it_writes(tmp_path, monkeyp
     (tmp_path / "features.json").write_text('{"videos": {}}')
     (tmp_path / "described/a.json").write_text('{"path": "a.mp4"}')
 
-    def slow_write(path: Path, text: str) -> None:
+    def slow_write(path: Path, value: Any) -> None:
         (tmp_path / "described/b.json").write_text('{"path": "b.mp4"}')
-        path.write_text(text)
+        path.write_text(json.dumps(value))
 
-    monkeypatch.setattr("slowfast.inference.extract.write_text", slow_write)
+    monkeypatch.setattr("slowfast.inference.extract.write_json", slow_write)
     assert finish(args, {"a": "a.mp4", "b": "b.mp4", "c": "c.mp4"}) == ["a", "b"]
     assert [*json.loads((tmp_path / "features.json").read_text())["videos"]] == ["a", "b"]
 
