@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from slowfast.datasets.catalog import DATASETS
-from slowfast.datasets.list_cures import cure_paths, names_in
 from slowfast.datasets.lists import SHOWN, ListError, VideoList
+from slowfast.datasets.rows import SEPARATORS, VIDEO_SUFFIXES, find_suffix
 
 logger = logging.getLogger(__name__)
 
 SAMPLE = 50  # videos checked as a sample of all
 FEW = 0.2  # share of missing videos that `prepare_data.py check --clean` removes from a list by default
+MANY = 1000  # folders in one folder
 FULL = 0.95  # share of the images of a folder that a list must name
 
 
@@ -51,9 +52,11 @@ def check_files(samples: VideoList, threads: int = 16) -> None:
 
 
 def _cure(samples: VideoList, lost: Sequence[int]) -> str:
+    """Return a cure for missing files; another place is named only if most of them exist there."""
     missing = [samples.listed[lost[place]] for place in _spread(len(lost))]
-    if cure := cure_paths(missing, samples.prefix, samples.suffix, samples.source):
-        return cure
+    for places, cure in _other_places(missing, samples.prefix, samples.suffix, samples.source):
+        if 2 * sum(map(os.path.exists, places)) > len(places):
+            return cure
     if len(lost) <= FEW * len(samples):
         source = Path(samples.source)
         folder = shlex.quote(str(source.parent))
@@ -64,6 +67,38 @@ def _cure(samples: VideoList, lost: Sequence[int]) -> str:
             f"--lists {folder}{dataset} --clean {folder}"
         )
     return f"Set prefix, which is {samples.prefix!r}, to the folder that the listed paths start from."
+
+
+def _other_places(paths: Sequence[str], prefix: str, suffix: str, source: str) -> Iterator[tuple[list[str], str]]:
+    """Yield other paths at which the files may be, and the cure if most of them exist."""
+    for separator in SEPARATORS:
+        heads = [path.split(separator, 1)[0] for path in paths]
+        surplus, found = paths[0][len(heads[0]) :], find_suffix(prefix, heads)
+        yield (
+            [os.path.join(prefix, head + found) for head in heads],
+            f"The rows have surplus columns: {heads[0]} exists without {surplus!r}: keep one path and one label per "
+            "row, or use a data set whose rows have these columns.",
+        )
+    stems = [os.path.splitext(os.path.join(prefix, path)) for path in paths]
+    for other in VIDEO_SUFFIXES:
+        cure = f"The files exist with the suffix {other}, not {stems[0][1] or 'none'}: change it in the list."
+        yield [stem + other for stem, _ in stems], cure
+    below = [Path(prefix) / name for name in _names_in(prefix or ".")[:MANY] if not name.endswith(VIDEO_SUFFIXES)]
+    for folder in (*list(Path(prefix).absolute().parents)[:3], Path(source).parent, *below):
+        yield [os.path.join(folder, path + suffix) for path in paths], f"They are below {folder}: set prefix to it."
+    for depth in range(1, 4):
+        shorter = [path.strip("/").split("/", depth)[-1] for path in paths]
+        first = paths[0][: len(paths[0]) - len(shorter[0])]
+        cure = f"They are below {prefix} without {first!r} in front: remove it from the list."
+        yield [os.path.join(prefix, path + suffix) for path in shorter], cure
+
+
+def _names_in(folder: str) -> list[str]:
+    """Return the sorted names in a folder; none if it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _spread(count: int) -> list[int]:
@@ -80,7 +115,7 @@ def check_frame_counts(samples: VideoList, template: str) -> None:
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(samples))
     for sample in (samples[row] for row in rows if samples[row].num_frames):
-        names, listed = set(names_in(sample.path)), sample.num_frames or 0
+        names, listed = set(_names_in(sample.path)), sample.num_frames or 0
         held = listed + sum(template.format(number) in names for number in range(listed + 1, len(names) + 1))
         if listed < FULL * held:
             short.append((sample.path, listed, held))

@@ -15,8 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from slowfast.datasets.list_cures import cure_rows
-from slowfast.datasets.rows import UNKNOWN, RowFormat, find_suffix, label_fault
+from slowfast.datasets.rows import UNKNOWN, RowFormat, cure_rows, find_suffix, label_fault
 from slowfast.utils.class_names import read_class_names
 
 CLASS_FILES = ("classes.txt", "class_names.txt")

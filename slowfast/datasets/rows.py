@@ -1,13 +1,14 @@
-"""Parse the rows of a list, which are a path and numbers, and find the suffix that its paths lack."""
+"""Parse the rows of a list, which are a path and numbers; find cures of faulty rows, and the suffix that paths lack."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from slowfast.datasets.catalog import CATALOG
 from slowfast.utils.class_names import unquoted
 
 # Columns that a list can have. The path is the first one, all others are numbers.
@@ -30,6 +31,9 @@ WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 UNQUOTED = re.compile(r"(,|\.\w+\s+)[0-9]+$")  # end of a path that is a label: several were not in quotes
 LOOKS = 10  # number of rows checked to find the suffix
+SEPARATORS = (",", " ", ";", "|")  # that lists of other programs have
+HEADER = re.compile(r"[^0-9./\\]+")
+SURPLUS = re.compile(r"[\s,;|][0-9.]+$")
 
 
 @dataclass(frozen=True)
@@ -141,3 +145,30 @@ def find_suffix(prefix: str, paths: Sequence[str]) -> str:
         if suffix := next((suffix for suffix in VIDEO_SUFFIXES if os.path.exists(path + suffix)), ""):
             return suffix
     return ""
+
+
+def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
+    """Return a sentence with a cure for all rows of a list or, if none helps, with the columns that are needed."""
+    loose = replace(form, num_classes=None, lowest=UNKNOWN)
+    if loose.fits(rows):
+        labels = [int(label) for row in rows for label in loose.labels(row)]
+        return f"Labels run from {min(labels)} to {max(labels)}, and must run from {form.lowest} to num_classes - 1."
+    header = f"The first line is a header ({rows[0]!r}): remove it. " if HEADER.fullmatch(rows[0]) else ""
+    body = rows[1:] if header else rows
+    if header and loose.fits(body):
+        return header.strip()
+    others = sorted({spec.columns for spec in CATALOG.values()} - {tuple(form.columns)}, key=len, reverse=True)
+    for columns in (form.columns, *others):
+        kinds = " or ".join(
+            kind for kind, spec in CATALOG.items() if spec.columns == tuple(columns) and not spec.images
+        )
+        dataset = f"use a data set whose rows have them ({kinds}), and " if columns in others else ""
+        for separator in (form.separator, *SEPARATORS):
+            other = replace(loose, columns=columns, separator=separator)
+            # if all paths end in a number, it is another column
+            if other.fits(body) and not all(SURPLUS.search(other.split(row)[0]) for row in body):
+                return f"{header}The rows have {' '.join(columns)}: {dataset}set separator to {separator!r}."
+    if replace(loose, multi_label=True).fits(rows):
+        return "Some rows have several labels, or none: keep one label per row, or set multi_label True."
+    named = ", ".join(f"{name} ({COLUMNS[name]})" for name in form.columns)
+    return f"A row must have {named}, with separator {form.separator!r} between them."

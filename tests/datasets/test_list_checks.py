@@ -1,11 +1,16 @@
-"""Test the comparison of lists with frame folders and with the classes of the network."""
+"""Test the comparison of lists with folders and classes, and the cures of lists in the formats of other toolboxes."""
 
 import logging
+import os
 
 import pytest
 
 from slowfast.datasets.list_checks import check_files, check_frame_counts, log_labels
-from slowfast.datasets.lists import ListError, VideoList
+from slowfast.datasets.lists import ListError, VideoList, read_list
+from slowfast.datasets.rows import RowFormat, cure_rows
+
+VIDEO, FRAMES = ("path", "label"), ("path", "num_frames", "label")
+SEGMENTS = ("path", "total", "begin", "end", "label")
 
 
 @pytest.mark.parametrize(("listed", "warns"), [(96, False), (97, False), (94, False), (48, True), (1, True)])
@@ -36,7 +41,7 @@ def test_folders_that_cannot_be_listed_count_as_empty(tmp_path, caplog, monkeypa
         raise PermissionError(13, "Permission denied", folder)
 
     samples = VideoList(["a"], [0], [5], prefix=str(tmp_path))
-    monkeypatch.setattr("slowfast.datasets.list_cures.os.listdir", refuse)
+    monkeypatch.setattr("slowfast.datasets.list_checks.os.listdir", refuse)
     check_frame_counts(samples, "img_{:05d}.jpg")
     assert not caplog.records
     with pytest.raises(ListError, match="1 of 1"):
@@ -72,3 +77,124 @@ def test_a_test_may_have_few_classes_or_none(caplog):
     assert labels_of(caplog, 4, test=[1, 3])[0] == "INFO"  # some of the videos
     level, text = labels_of(caplog, 4, test=[1, 2, 3])
     assert level == "WARNING" and "count from 1" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "separator", "named"),
+    [
+        # another separator
+        (["x/a.mp4,1", "x/b.mp4,2"], VIDEO, " ", "','"),
+        (["x/a.mp4 1", "x/b.mp4 2"], VIDEO, ",", "' '"),
+        (["x/a.mp4\t1"], VIDEO, ",", "' '"),
+        # a header, with the right and with another separator
+        (["path,label", "a.mp4,1", "b.mp4,2"], VIDEO, ",", "header"),
+        (["path,label", "a.mp4,1", "b.mp4,2"], VIDEO, " ", "header .*','"),
+        # rows of other data sets: official Something-Something, ActivityNet, and video lists read as frame lists
+        (["v_a.mp4 120.5 3.0 17.25 9", "v_b.mp4 12 3 7 9"], FRAMES, " ", "anet"),
+        (["a.mp4 9", "b.mp4 8"], FRAMES, " ", "kinetics or kinetics_sparse or mit"),
+        (["a.mp4,9", "b.mp4,8"], FRAMES, " ", "kinetics or kinetics_sparse or mit.*"),
+        (["78687 48 3", "42326 51 7"], SEGMENTS, " ", "sth or hmdb"),
+        # several labels: no separator helps
+        (["a.mp4 1,3", "b.mp4 2", "c.mp4 5,6,7"], VIDEO, " ", "several labels"),
+        # class names and official annotations in the place of numbers
+        (["a.mp4,archery", "b.mp4,throwing 3"], VIDEO, ",", r"path \(.*label \("),
+        (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "header|label"),
+        # labels
+        (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "from 1 to 5"),
+        (["a.mp4 0", "b.mp4 -1"], VIDEO, " ", "from 0 to num_classes"),
+    ],
+)
+def test_the_cure_of_rows_that_cannot_be_read(tmp_path, rows, columns, separator, named):
+    (tmp_path / "train.csv").write_text("".join(f"{row}\n" for row in rows))
+    with pytest.raises(ListError, match=rf"train\.csv:\d: [^\n]*(\n[^\n]*)*\n[^\n]*{named}[^\n]*$"):
+        read_list(tmp_path / "train.csv", columns, separator=separator, num_classes=5)
+
+
+def test_a_separator_that_leaves_a_number_in_the_path_is_not_advised():
+    for rows in (["a.mp4 1,3", "b.mp4 2,3"], ["a.mp4 1;3"], ["a.mp4 1|3", "b.mp4 4|5"]):
+        assert "set separator" not in cure_rows(rows, RowFormat(VIDEO))
+
+
+@pytest.fixture
+def there(tmp_path):
+    """Make videos in `videos/a` and `videos/b`, and frame folders in `frames`."""
+    for folder in ("a", "b"):
+        (tmp_path / "videos" / folder).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / f"videos/{folder}/{number}.mp4").touch()
+    for number in ("78687", "42326"):
+        (tmp_path / "frames" / number).mkdir(parents=True)
+        (tmp_path / f"videos/{number}.webm").touch()
+    return tmp_path
+
+
+ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "prefix", "named"),
+    [
+        # surplus columns: rows of rawframe lists, several labels, names of classes
+        ("78687 48 3\n42326 51 7\n", " ", "frames", "surplus columns.*' 48'"),
+        ("78687 48 3\n42326 51 7\n", " ", "videos", "surplus columns.*' 48'"),
+        ("78687,48,3\n42326,51,7\n", ",", "frames", "surplus columns.*',48'"),
+        ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "surplus columns.*a/1.mp4.*' 17'"),
+        ("a/1.mp4 1 2 3 4\n", " ", "videos", "surplus columns.*' 1 2 3'"),
+        ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "surplus columns.*',archery,4'"),
+        # the suffix, the prefix, and the beginning of the paths
+        ("a/1.avi 3\nb/2.avi 2\n", " ", "videos", r"suffix \.mp4, not \.avi"),
+        (ROWS, " ", "", "below .*/videos: set prefix"),
+        (ROWS, " ", "videos/a", "below .*/videos: set prefix"),
+        (ROWS, " ", ".", "below .*videos: set prefix"),
+        ("x/y/a/1.mp4 0\nx/y/b/1.mp4 0\n", " ", "videos", "without 'x/y/' in front"),
+        ("/gone/a/1.mp4 0\n", " ", "videos", "without '/gone/' in front"),
+        ("z.mp4 0\n", " ", "videos", "Set prefix, which is '.*videos'"),
+        # some are missing
+        (ROWS + "a/5.mp4 0\n", " ", "videos", "prepare_data.py check .*videos --lists .*/lists --clean"),
+    ],
+)
+def test_the_cure_of_missing_videos(there, monkeypatch, text, separator, prefix, named):
+    monkeypatch.chdir(there)
+    lists = there / ("videos" if not prefix else "lists")
+    lists.mkdir(exist_ok=True)
+    (lists / "train.csv").write_text(text)
+    samples = read_list(lists / "train.csv", separator=separator, prefix=prefix and str(there / prefix))
+    with pytest.raises(ListError, match=rf"do not exist(?s:.*)\n[^\n]*{named}[^\n]*$"):
+        check_files(samples)
+
+
+def test_something_something_lists_find_the_videos_of_their_ids(there):
+    (there / "somesomev2_rgb_train_split.txt").write_text("78687 48 3\n42326 51 7\n")
+    samples = read_list(there / "somesomev2_rgb_train_split.txt", FRAMES, separator=",", prefix=str(there / "videos"))
+    assert [os.path.basename(sample.path) for sample in samples] == ["78687.webm", "42326.webm"]
+    check_files(samples)
+    frames = read_list(there / "somesomev2_rgb_train_split.txt", FRAMES, prefix=str(there / "frames"))
+    assert frames[0].path == f"{there}/frames/78687" and frames.fingerprint == samples.fingerprint
+    check_files(frames)
+
+
+def test_many_missing_videos_are_counted_and_three_are_named(tmp_path):
+    for number in range(0, 2500, 2):
+        (tmp_path / f"{number}.mp4").touch()
+    path = tmp_path / "a.csv"
+    path.write_text("".join(f"{number}.mp4 0\n" for number in range(2500)))
+    with pytest.raises(ListError) as caught:
+        check_files(read_list(path, prefix=str(tmp_path)))
+    text = str(caught.value)
+    assert "1250 of 2500 videos" in text and text.count("\n  ") == 3 and f"{tmp_path}/5.mp4" in text
+    assert "prefix" in text
+    path.write_text("4.mp4 0\n")
+    check_files(read_list(path, prefix=str(tmp_path)))
+
+
+def test_a_broken_link_is_a_missing_video(tmp_path):
+    (tmp_path / "real.mp4").touch()
+    (tmp_path / "good.mp4").symlink_to("real.mp4")
+    (tmp_path / "bad.mp4").symlink_to("gone.mp4")
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "a.csv"
+    path.write_text(f"real.mp4 0\ngood.mp4 0\nfolder 0\nfolder/ 0\n{tmp_path}/real.mp4 0\n")
+    check_files(read_list(path, prefix=str(tmp_path)))
+    path.write_text("good.mp4 0\nbad.mp4 0\n")
+    with pytest.raises(ListError, match=r"1 of 2 videos(.|\n)*bad\.mp4"):
+        check_files(read_list(path, prefix=str(tmp_path)))
