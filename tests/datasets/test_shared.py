@@ -177,14 +177,6 @@ def test_many_videos_of_a_batch_take_few_files():
         assert len(os.listdir(f"/proc/{batch['worker']}/fd")) < 60
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape", "size"),
-    [(torch.uint8, (64,), 64), (torch.uint8, (5, 13), 128), (torch.float32, (2, 8), 64), (torch.float32, (17,), 128)],
-)
-def test_a_tensor_takes_its_bytes_up_to_the_next_multiple_of_the_alignment(dtype, shape, size):
-    assert shared._padded_size((dtype, shape)) == size
-
-
 def test_blocks_of_sizes_that_no_longer_occur_are_freed(monkeypatch):
     monkeypatch.setattr(shared, "_blocks", [])
     small = shared._take_block(100)

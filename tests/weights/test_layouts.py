@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -316,22 +314,6 @@ def test_openai_archives_load(tmp_path, monkeypatch):
         model.state_dict()["backbone.transformer.resblocks.1.mlp.c_fc.weight"],
         expected["visual.transformer.resblocks.1.mlp.c_fc.weight"].float(),
     )
-
-
-class _Evil:
-    def __reduce__(self):
-        return (open, ("evil", "w"))
-
-
-@pytest.mark.parametrize("data", [pickle.dumps(_Evil()), b"cbuiltins\nexec\n(V1\ntR.", b"", b"(lp0\nI1\na."])
-def test_pickles_in_a_torchscript_archive_are_not_executed(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with zipfile.ZipFile("clip.pt", "w") as archive:
-        archive.writestr("clip/data.pkl", data)
-        archive.writestr("clip/constants.pkl", b"")
-    with pytest.raises(ValueError, match=r"clip\.pt.* cannot be loaded"):
-        load_tensors("clip.pt")
-    assert not (tmp_path / "evil").exists()
 
 
 # ---- MMAction2 ------------------------------------------------------------------------------------------------------

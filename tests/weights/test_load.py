@@ -292,14 +292,6 @@ def test_another_model_is_refused(other):
 def test_bad_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         load_tensors(tmp_path / "nothing.pth")
-    (tmp_path / "text.pth").write_text("not a checkpoint")
-    with pytest.raises(ValueError, match=r"text\.pth.* cannot be loaded"):
-        load_tensors(tmp_path / "text.pth")
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "torn.pth")
-    content = (tmp_path / "torn.pth").read_bytes()
-    (tmp_path / "torn.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"torn\.pth.* cannot be loaded"):
-        load_tensors(tmp_path / "torn.pth")
     with pytest.raises(ValueError, match="holds no tensors"):
         extract_state_dict({"epoch": 3})
     with pytest.raises(ValueError, match="not a dictionary"):
