@@ -73,7 +73,7 @@ def run_killable(
                 return
             nearest = min(process.deadline for process in busy)
             wait([process.connection for process in busy], max(0.0, nearest - monotonic()))
-            for process in [process for process in busy if process.is_done(timeout)]:
+            for process in [process for process in busy if process.is_done()]:
                 outcome = process.outcome(timeout)
                 busy.remove(process)
                 if not process.connection.closed:
@@ -97,30 +97,23 @@ class _Process:
         self.process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
         self.process.start()
         theirs.close()  # so that the pipe ends with the process
-        self.ready = False
-
-    def start(self, task: Any, timeout: float) -> None:
-        self.task, self.deadline = task, monotonic() + (timeout if self.ready else START_LIMIT)
-        with contextlib.suppress(OSError):  # it was killed: `outcome` returns the reason
-            self.connection.send(task)
-
-    def is_done(self, timeout: float) -> bool:
-        if not self.ready and (self.connection.poll() or monotonic() >= self.deadline):
-            self._await_start()
-            self.deadline = monotonic() + timeout
-        return self.connection.poll() or monotonic() >= self.deadline
-
-    def _await_start(self) -> None:
-        reason = f"is not ready after {START_LIMIT:g} s"
         try:
-            self.ready = self.connection.poll() and self.connection.recv()
+            if self.connection.poll(START_LIMIT) and self.connection.recv():
+                return
+            reason = f"is not ready after {START_LIMIT:g} s"
         except (EOFError, OSError):
             self.process.join()
             reason = f"ended with exit code {self.process.exitcode} before its first task, see its message above"
-        if not self.ready:
-            raise RuntimeError(
-                f"a process {reason}: a script that calls this must do so under if __name__ == '__main__'"
-            )
+        self.kill()
+        raise RuntimeError(f"a process {reason}: a script that calls this must do so under if __name__ == '__main__'")
+
+    def start(self, task: Any, timeout: float) -> None:
+        self.task, self.deadline = task, monotonic() + timeout
+        with contextlib.suppress(OSError):  # it was killed: `outcome` returns the reason
+            self.connection.send(task)
+
+    def is_done(self) -> bool:
+        return self.connection.poll() or monotonic() >= self.deadline
 
     def outcome(self, timeout: float) -> Any:
         reason = f"timed out after {timeout:g} s"
