@@ -21,7 +21,7 @@ from typing import Any
 from slowfast.datasets.catalog import DATASETS
 from slowfast.prepare.annotations import lists_from_annotations
 from slowfast.prepare.check import QUARANTINE, REPORT, Row, check_media
-from slowfast.prepare.clean import clean_lists, image_template_of, list_files
+from slowfast.prepare.clean import clean_lists, list_files
 from slowfast.prepare.label_order import annotated_classes, order_by_labels
 from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode
 from slowfast.prepare.scan import describe, find_media
@@ -215,13 +215,13 @@ def check(args: argparse.Namespace) -> int:
     if args.lists:
         lists = list_files(Path(args.lists), DATASETS[args.dataset], args.videos)
         media = {row.path: row.num_frames for file in lists for row in file.read()}
-        template, out = image_template_of(Path(args.lists)), Path(args.out or Path(args.lists, "check"))
+        out = Path(args.out or Path(args.lists, "check"))
     else:
         found = find_media(args.videos)
         media = dict.fromkeys((*found.sizes, *found.unusable))
-        lists, template, out = [], "", Path(args.out)
+        lists, out = [], Path(args.out)
     limits = {"workers": args.workers, "timeout": args.timeout or (3600 if args.full else 60)}
-    rows = check_media(args.videos, media, out, **limits, recheck=args.recheck, template=template, full=args.full)
+    rows = check_media(args.videos, media, out, **limits, recheck=args.recheck, full=args.full)
     bad = show_check(rows, out)
     if args.clean:
         if len(bad) > max(1, args.max_bad_share * len(media)):

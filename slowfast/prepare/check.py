@@ -66,7 +66,6 @@ def check_media(
     workers: int,
     timeout: float = 60,
     recheck: bool = False,
-    template: str = "",
     full: bool = False,
 ) -> list[Row]:
     """Decode the first, middle and last frame of every file, or all frames, and write a report.
@@ -81,7 +80,6 @@ def check_media(
         workers: number of processes.
         timeout: limit for one file in seconds, after which its process is killed.
         recheck: decode the files that were bad again.
-        template: template of the image names in all frame folders; "" accepts any.
         full: decode every frame; good files that were not checked in full are decoded again.
 
     Returns:
@@ -100,7 +98,7 @@ def check_media(
     }
     _write_report(out, rows.values())
     outcomes = run_killable(
-        partial(_look, str(videos), template, full),
+        partial(_look, str(videos), full),
         [item for item in media.items() if item[0] not in rows],
         workers=workers, timeout=timeout, title="check", done=len(rows),
     )  # fmt: skip
@@ -118,7 +116,7 @@ def check_media(
     return found
 
 
-def _look(videos: str, template: str, full: bool, item: tuple[str, int | None]) -> Row:
+def _look(videos: str, full: bool, item: tuple[str, int | None]) -> Row:
     """Decode the ends and the middle of one file, or all of it, in a separate process.
 
     Raises:
@@ -134,8 +132,6 @@ def _look(videos: str, template: str, full: bool, item: tuple[str, int | None]) 
         return [0, number // 2, number - 1]
 
     named = image_template(Path(path)) if os.path.isdir(path) else ""
-    if template and named and named != template:
-        raise ValueError(f"its images are named {named!r}, but the image template is {template!r}: rename them")
     frames = read_frames(path, choose, num_frames=num_frames, image_template=named, report_slow=slow.append)
     if full:
         _decode_all(path, length, named)

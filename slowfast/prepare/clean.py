@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import yaml
-
 from slowfast.datasets.catalog import CATALOG, Dataset
 from slowfast.datasets.lists import ListError, VideoList, read_list
 from slowfast.datasets.rows import find_suffix
@@ -121,10 +119,3 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
     if names.exists() and not in_place:
         write_text(folder / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
     return lines
-
-
-def image_template_of(folder: Path) -> str:
-    """Return the image template that data.yaml gives for the lists in a folder; "" for none."""
-    path = folder / "data.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return ((content or {}).get("DATA") or {}).get("IMAGE_TEMPLATE", "")

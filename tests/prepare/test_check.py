@@ -242,15 +242,6 @@ def test_a_foreign_report_is_not_touched(videos, tmp_path):
     assert (tmp_path / REPORT).read_text() == "a,b\n1,2\n"
 
 
-def test_folders_that_the_template_does_not_name_are_bad(tmp_path, write_folder):
-    write_folder(tmp_path / "one", frames=3, template="img_{:05d}.jpg")
-    write_folder(tmp_path / "two", frames=3, template="{:d}.jpg")
-    both = {"one": None, "two": None}
-    rows = check_media(tmp_path, both, tmp_path / "a", workers=1, timeout=30, template="img_{:05d}.jpg")
-    assert [row.ok for row in rows] == [1, 0] and "'img_{:05d}.jpg'" in rows[1].reason
-    assert all(row.ok for row in check_media(tmp_path, both, tmp_path / "b", workers=1, timeout=30))
-
-
 def test_an_interrupted_check_leaves_no_process(pipe, tmp_path):
     outcomes = run_killable(work, [pipe, pipe], workers=2, timeout=1)
     with closing(outcomes):

@@ -150,22 +150,6 @@ def test_class_names_that_are_not_utf8_are_copied(run, folder, tmp_path):
     assert (tmp_path / "clean/class_names.txt").read_bytes() == (tmp_path / "names.txt").read_bytes()
 
 
-def test_the_template_of_the_run_is_checked(run, tmp_path, monkeypatch):
-    for name, template in (("a", "{:03d}.jpg"), ("b", "{:03d}.jpg")):
-        for video in range(3):
-            (tmp_path / f"videos/{name}/{video}").mkdir(parents=True)
-            for number in (1, 2):
-                image = np.full((16, 16, 3), 50 * number, np.uint8)
-                cv2.imwrite(str(tmp_path / f"videos/{name}/{video}" / template.format(number)), image)
-    arguments = (tmp_path / "videos", "--lists", tmp_path / "lists")
-    assert run("lists", tmp_path / "videos", "--out", tmp_path / "lists")[0] == 0
-    assert run("check", *arguments)[0] == 0
-    data = tmp_path / "lists/data.yaml"
-    data.write_text(data.read_text().replace("{:03d}", "{:05d}"))
-    code, out, _ = run("check", *arguments, "--out", tmp_path / "again")
-    assert code == 1 and "named '{:03d}.jpg', but the image template is '{:05d}.jpg'" in out
-
-
 def test_a_killed_check_is_continued_by_the_next_call(run, folder, tmp_path):
     """The check is killed when at least one row is written; the next call decodes only the other files."""
     process = start("check", "videos", "--out", tmp_path, "--workers", 1, cwd=folder)
