@@ -14,7 +14,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".
 NAME_FILES = (*CLASS_FILES, "LOC_synset_mapping.txt")
 
 
-def load_image_folder(root: str | Path, split: str, *, num_classes: int | None = None, threads: int = 16) -> VideoList:
+def load_image_folder(root: str | Path, split: str, *, num_classes: int | None = None) -> VideoList:
     """List the images `root/split/<class>/*`; the label is the index of the class folder among the sorted folder names.
 
     The class names are the names of the folders, unless a file `class_names.txt`, `classes.txt` or ImageNet's
@@ -24,7 +24,6 @@ def load_image_folder(root: str | Path, split: str, *, num_classes: int | None =
         root: folder that holds train/ and val/.
         split: "train" or "val".
         num_classes: required number of class folders; None does not check it.
-        threads: number of folders that are listed at the same time, which helps with a network drive.
 
     Raises:
         ListError: a folder is missing or empty, the number of classes is wrong, training and validation differ in their
@@ -46,7 +45,7 @@ def load_image_folder(root: str | Path, split: str, *, num_classes: int | None =
             f"{folder} has {len(classes)} class folders ({_first(classes)}), not {num_classes}: num_classes must be "
             f"{len(classes)}, or the folders are incomplete"
         )
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(16) as pool:  # many folders at once, for a network drive
         listings = list(pool.map(_images, (folder / name for name in classes)))
     if empty := [name for name, files in zip(classes, listings, strict=True) if not files]:
         raise ListError(

@@ -18,13 +18,14 @@ from slowfast.datasets.rows import SEPARATORS, VIDEO_SUFFIXES, find_suffix
 
 logger = logging.getLogger(__name__)
 
+THREADS = 16  # folders that are listed at the same time, which helps with a network drive
 SAMPLE = 50  # videos checked as a sample of all
 FEW = 0.2  # share of missing videos that `prepare_data.py check --clean` removes from a list by default
 MANY = 1000  # folders in one folder
 FULL = 0.95  # share of the images of a folder that a list must name
 
 
-def check_files(samples: VideoList, threads: int = 16) -> None:
+def check_files(samples: VideoList) -> None:
     """Check that every video of a list exists, folder by folder: a request per file would take several times as long.
 
     Raises:
@@ -39,7 +40,7 @@ def check_files(samples: VideoList, threads: int = 16) -> None:
             return frozenset()
 
     folders = sorted({path[: path.rfind("/") + 1] for path in samples.listed})
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         there = dict(zip(folders, pool.map(entries, folders), strict=True))
     cuts = ((path, path.rfind("/") + 1) for path in samples.listed)
     unseen = [row for row, (path, cut) in enumerate(cuts) if path[cut:] + samples.suffix not in there[path[:cut]]]

@@ -122,13 +122,13 @@ def _record(out: Path, reasons: dict[str, str]) -> None:
     write_text(out / WITHOUT_COPY, csv_text([("path", "reason"), *sorted(reasons.items())]))
 
 
-def access_times(folders: Sequence[str | Path], paths: Sequence[str], *, repeats: int = 3) -> list[float]:
+def access_times(folders: Sequence[str | Path], paths: Sequence[str]) -> list[float]:
     """Return, per folder, the median time in milliseconds to open a video and decode 16 random frames on one core.
 
     The folders alternate file by file, so that they are measured under the same conditions.
     """
     times = [
-        [median(_time_access(os.path.join(folder, path), turn) for turn in range(repeats)) for folder in folders]
+        [median(_time_access(os.path.join(folder, path), turn) for turn in range(3)) for folder in folders]
         for path in paths
     ]
     return [1000 * median(of_folder) for of_folder in zip(*times, strict=True)]

@@ -187,7 +187,7 @@ def test_lists_stay_valid_with_any_suffix(tmp_path):
     for path in paths:
         frames = read_frames(str(tmp_path / "out" / path), lambda length: [0, length - 1])
         assert frames.shape == (2, 48, 64, 3)
-    before, after = access_times([tmp_path / "in", tmp_path / "out"], paths, repeats=1)
+    before, after = access_times([tmp_path / "in", tmp_path / "out"], paths)
     assert before > 0 and after > 0
 
 
