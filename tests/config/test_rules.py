@@ -10,12 +10,8 @@ from slowfast.config import ConfigError, load_config, num_local_processes
     [
         # values
         ("SOLVER.LR_POLICY linear", "steps_with_relative_lrs"),
-        ("DATA.ENSEMBLE_METHOD mean", "max"),
-        ("TRAIN.AMP_DTYPE float32", "bfloat16"),
-        ("TRAIN.DATASET kinetic", "kinetics"),
         ("TEST.NUM_SPATIAL_CROPS 2", "1, 3"),
         ("MODEL.NUM_CLASSES 0", ">= 1"),
-        ("MODEL.NUM_CLASSES 2.5", "integer"),
         ("MODEL.NUM_CLASSES True", "integer"),
         ("SOLVER.BASE_LR nan", "number"),
         ("SOLVER.BASE_LR 1e999", "number"),
@@ -25,9 +21,7 @@ from slowfast.config import ConfigError, load_config, num_local_processes
         ("UNIFORMER.MLP_RATIO [4,4]", "length 4"),
         ("DATA.STD [0.2,0,0.2]", "> 0"),
         ("UNIFORMER.DROP_DEPTH_RATE 1", "< 1"),
-        ("UNIFORMERV2.CLS_DROPOUT -0.1", "<= 1"),
         ("UNIFORMERV2.MLP_DROPOUT [0.5,0.5,0.5,1.5]", "<= 1"),
-        ("UNIFORMERV2.RETURN_LIST [-1,9,10,11]", ">= 0"),
         ("MODEL.CHECKPOINT_NUM [1,2]", "1 or 4"),
         ("_BASE_ x.yaml", "unknown"),
         # combinations
@@ -69,7 +63,6 @@ from slowfast.config import ConfigError, load_config, num_local_processes
         ("SOLVER.NESTEROV True SOLVER.DAMPENING 0.1", "SOLVER.DAMPENING"),
         ("UNIFORMERV2.BACKBONE uniformerv2_l14 MODEL.MODEL_NAME Uniformerv2", "DATA.TEST_CROP_SIZE"),
         ("DATA.TRAIN_CROP_SIZE 225 MODEL.MODEL_NAME Uniformerv2", "16"),
-        ("DATA.TEST_CROP_SIZE 225 TRAIN.ENABLE False MODEL.MODEL_NAME Uniformerv2", "16"),
         ("DATA.TEST_CROP_SIZE 225 TEST.ENABLE False MODEL.MODEL_NAME Uniformerv2", "16"),  # a training validates
         (
             "UNIFORMERV2.BACKBONE custom UNIFORMERV2.TOWER [768,12,12,24,48] DATA.TRAIN_CROP_SIZE 48 "
@@ -77,7 +70,6 @@ from slowfast.config import ConfigError, load_config, num_local_processes
             "DATA.TEST_CROP_SIZE = 256",
         ),
         ("MODEL.HEAD_ROWS names", "UNIFORMER.PRETRAIN_NAME"),
-        ("MODEL.HEAD_ROWS names UNIFORMERV2.PRETRAIN x.pth", "UNIFORMER.PRETRAIN_NAME"),
         ("MODEL.HEAD_ROWS names MODEL.RESET_HEAD True TRAIN.CHECKPOINT_FILE_PATH x.pth", ""),
     ],
 )

@@ -166,13 +166,6 @@ def batches(count: int):
                "view": torch.tensor([0]), "bad": []}  # fmt: skip
 
 
-def test_every_batch_is_progress(monkeypatch):
-    calls = []
-    monkeypatch.setattr(module, "progress", lambda: calls.append(1))
-    evaluate(torch.nn.Identity(), batches(5), lambda v: v, CPU, ViewEnsemble("sum", False), 1, "")
-    assert len(calls) >= 5
-
-
 def test_a_request_to_stop_ends_an_evaluation(monkeypatch):
     monkeypatch.setattr(interrupt, "_received", [])
     ensemble, model = ViewEnsemble("sum", False), torch.nn.Identity().train()
@@ -241,12 +234,3 @@ def test_train_meter_restores_its_means():
     other.update(torch.tensor(1.0), scores[:1], torch.tensor([0]), waited=0.0)
     assert other.log_values()["loss"] == 1.0  # a new period
     assert other.epoch_values()["loss"] == pytest.approx(10 / 4)
-
-
-def test_another_process_may_have_the_last_videos_of_the_list(monkeypatch):
-    theirs = ({9: 1}, [], None, True)  # labels, bad videos, request to stop, whether all scores are finite
-    monkeypatch.setattr(distributed, "all_gather", lambda mine: [mine, theirs if len(mine) == 4 else (3, 1)])
-    monkeypatch.setattr(distributed, "broadcast_tensor", lambda sent, rank: sent if rank == 0 else sent * 0 + 7)
-    result = evaluate(torch.nn.Identity(), batches(2), lambda v: v, CPU, ViewEnsemble("sum", False), 1, "")
-    assert result.index.tolist() == [0, 1, 9] and result.label.tolist() == [0, 0, 1]
-    assert result.scores[2].tolist() == [7.0, 7.0, 7.0]

@@ -93,10 +93,6 @@ def test_initial_weights_are_not_tested(experiment, fails):
     assert "no checkpoint to test" in message
 
 
-def test_a_missing_configuration_file_is_named(fails):
-    assert "nothing.yaml" in fails("--cfg", "nothing.yaml")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_gpus_are_refused_on_a_machine_without(experiment, fails):
     message = fails("--cfg", experiment, "NUM_GPUS", 8, "TRAIN.BATCH_SIZE", 8, "TEST.BATCH_SIZE", 8)

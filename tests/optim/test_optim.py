@@ -52,14 +52,11 @@ def test_learning_rate_scales_with_shards():
 
 
 def test_step_schedule_changes_at_its_epochs():
-    cfg = config(
-        SOLVER__LR_POLICY="steps_with_relative_lrs",
-        SOLVER__BASE_LR=0.1,
-        SOLVER__STEPS=[0, 10, 20],
-        SOLVER__LRS=[1, 0.1, 0.01],
-        SOLVER__WARMUP_EPOCHS=0.0,
-    )
-    assert [learning_rate(e, cfg) for e in (0, 9.99, 10, 25)] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+    options = {"SOLVER__LR_POLICY": "steps_with_relative_lrs", "SOLVER__BASE_LR": 0.1, "SOLVER__WARMUP_EPOCHS": 0.0}
+    options |= {"SOLVER__STEPS": [0, 10, 20], "SOLVER__LRS": [1, 0.1, 0.01]}
+    for more, factor in (({}, 1), ({"NUM_SHARDS": 4, "SOLVER__BASE_LR_SCALE_NUM_SHARDS": True}, 4)):
+        found = [learning_rate(epoch, config(**options, **more)) for epoch in (0, 9.99, 10, 25)]
+        assert found == pytest.approx([factor * lr for lr in (0.1, 0.1, 0.01, 0.001)])
 
 
 @pytest.mark.parametrize("name", SCHEDULE["param_groups"])
@@ -128,10 +125,11 @@ def test_sgd_takes_momentum_dampening_and_nesterov(momentum, dampening, nesterov
     assert before - model.weight.item() == pytest.approx(moved, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lamb", "lion", "lookahead_adamw"])
+@pytest.mark.parametrize("name", ["lamb", "lion", "lookahead_adamw", "sgd"])
 def test_an_optimizer_of_timm_takes_our_parameter_groups(name):
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     options = {"SOLVER__BASE_LR": 0.1, "SOLVER__WEIGHT_DECAY": 0.3, "SOLVER__ZERO_WD_1D_PARAM": True}
+    options |= {"SOLVER__MOMENTUM": 0.3}
     optimizer = build_optimizer(model, config(SOLVER__OPTIMIZING_METHOD=f"timm/{name}", **options))
     decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
     assert decay == {"0.weight": 0.3, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
@@ -141,6 +139,7 @@ def test_an_optimizer_of_timm_takes_our_parameter_groups(name):
     model(torch.ones(2, 4)).square().sum().backward()
     optimizer.step()
     assert not torch.equal(layer, before)
+    assert name != "sgd" or {group["momentum"] for group in optimizer.param_groups} == {0.3}
 
 
 @pytest.mark.parametrize("name", ["nothing", "timm/nothing", "timm/"])
@@ -156,23 +155,11 @@ def test_binary_cross_entropy_takes_logits(name):
     assert build_loss(config(MODEL__LOSS_FUNC=name))(logits, target).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_step_schedule_scales_with_shards():
-    options = {"SOLVER__LR_POLICY": "steps_with_relative_lrs", "SOLVER__STEPS": [0, 10], "SOLVER__LRS": [1, 0.1]}
-    options |= {"SOLVER__BASE_LR": 0.1, "SOLVER__WARMUP_EPOCHS": 0.0, "SOLVER__BASE_LR_SCALE_NUM_SHARDS": True}
-    assert learning_rate(10, config(NUM_SHARDS=4, **options)) == pytest.approx(0.04)
-
-
 def test_batch_norm_has_its_own_weight_decay():
     model = nn.Sequential(nn.Conv3d(3, 4, 1), nn.BatchNorm3d(4))
     optimizer = build_optimizer(model, config(BN__WEIGHT_DECAY=0.01, SOLVER__WEIGHT_DECAY=0.3))
     decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
     assert decay == {"0.weight": 0.3, "0.bias": 0.3, "1.weight": 0.01, "1.bias": 0.01}
-
-
-def test_an_optimizer_of_timm_takes_our_momentum():
-    options = {"SOLVER__OPTIMIZING_METHOD": "timm/sgd", "SOLVER__MOMENTUM": 0.3}
-    optimizer = build_optimizer(nn.Linear(1, 1), config(**options))
-    assert {group["momentum"] for group in optimizer.param_groups} == {0.3}
 
 
 def test_a_module_of_the_class_batch_norm_keeps_its_submodules_apart():

@@ -105,20 +105,6 @@ def test_the_best_is_written_first(tmp_path, monkeypatch):
     assert resumable_checkpoint(str(tmp_path)) == best_checkpoint(str(tmp_path))
 
 
-def test_the_best_is_written_as_soon_as_there_is_room(small_disk):
-    with CheckpointWriter(str(small_disk), keep=1, stop_on_error=False) as writer:
-        full = small_disk / "full"
-        full.write_bytes(bytes(900_000))
-        writer.save(state(10, 50_000), best=True)
-        writer.wait()
-        assert not best_checkpoint(str(small_disk)).exists()
-        full.unlink()
-        writer.save(state(20, 50_000))
-        writer.save(state(30, 50_000))
-    assert load_tensors(best_checkpoint(str(small_disk)))["step"] == 10
-    assert names(small_disk) == ["checkpoint_epoch_00003.pyth"]
-
-
 def test_a_best_that_cannot_be_written_holds_up_no_other(tmp_path):
     best = best_checkpoint(str(tmp_path))
     best.mkdir(parents=True)
@@ -130,18 +116,7 @@ def test_a_best_that_cannot_be_written_holds_up_no_other(tmp_path):
         writer.save(state(30))
         writer.wait()
         assert names(tmp_path) == ["checkpoint_epoch_00002.pyth", "checkpoint_epoch_00003.pyth"]
-        best.rmdir()
-        writer.save(state(40))
-    assert load_tensors(best)["step"] == 10
-
-
-def test_a_best_that_could_not_be_written_is_tried_again_at_the_end(tmp_path):
-    best = best_checkpoint(str(tmp_path))
-    best.mkdir(parents=True)
-    with CheckpointWriter(str(tmp_path), stop_on_error=False) as writer:
-        writer.save(state(10), best=True)
-        writer.wait()
-        best.rmdir()
+        best.rmdir()  # at the end it is written
     assert load_tensors(best)["step"] == 10
 
 
@@ -154,17 +129,6 @@ def test_any_damage_is_detected(offset, value, tmp_path):
     path.write_bytes(content)
     assert not is_whole(path)
     assert resumable_checkpoint(str(tmp_path)) == list_checkpoints(str(tmp_path))[0]
-
-
-def test_a_checkpoint_that_cannot_be_loaded_is_damaged(tmp_path, monkeypatch):
-    save(tmp_path, 10)
-
-    def load(*_, **__):
-        raise AssertionError
-
-    monkeypatch.setattr(checkpoint, "load_tensors", load)
-    with pytest.raises(ValueError, match="none of the checkpoints"):
-        resumable_checkpoint(str(tmp_path))
 
 
 def test_what_is_written_is_the_moment_of_the_call(tmp_path):
