@@ -65,8 +65,6 @@ class Holder:
     since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
     machine: str = field(default_factory=_machine)
     started: str = field(default_factory=lambda: _started(os.getpid()) or "")
-    job: str = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID", ""))
-    attempt: int = field(default_factory=lambda: int(os.environ.get("SLURM_RESTART_COUNT", "0")))
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __str__(self) -> str:
@@ -74,15 +72,11 @@ class Holder:
 
     def is_alive(self, me: Holder) -> bool | None:
         """Return whether the process runs; None if the process `me` cannot see it."""
-        if self.machine == me.machine:
-            return _started(self.pid) in (self.started, "")
-        if self.job and self.job == me.job and self.attempt < me.attempt:
-            return False  # Slurm ends an attempt before it begins the next one
-        return None
+        return _started(self.pid) in (self.started, "") if self.machine == me.machine else None
 
 
 # The holder of a lease that is half written.
-UNREADABLE = Holder("an unknown host", 0, "an unknown time", "", "", "", 0, "")
+UNREADABLE = Holder("an unknown host", 0, "an unknown time", "", "", "")
 
 
 def _create(path: Path, holder: Holder) -> bool:
