@@ -45,12 +45,6 @@ class ConfigNode(CfgNode):
         notes = Notes()
         self._merge(read_overrides(cfg_list, notes.faults), notes)
 
-    def merge_from_other_cfg(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, cfg_other: Mapping[str, Any]
-    ) -> None:
-        """Merge another tree."""
-        self._merge([Assignment(*item, "other config") for item in leaves(cfg_other).items()], Notes())
-
     def _merge(self, assignments: Iterable[Assignment], notes: Notes) -> None:
         merge(self, assignments, notes)
         _report(notes)
