@@ -114,12 +114,10 @@ def warn_of_weights_only(cfg: CfgNode) -> None:
     entries = peek(Path(fetch_checkpoint(path)))
     if "optimizer_state" not in entries:
         return
-    epochs, cure, recorded = epochs_done(entries), "", entries.get("cfg")
-    if is_official(entries) and isinstance(recorded, str):
-        config, _ = recorded_config(recorded)
-        if config.MODEL.NUM_CLASSES == cfg.MODEL.NUM_CLASSES:
-            copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
-            cure = f"; to resume from its epoch {epochs:g} instead, copy it to {copy} and start again"
+    epochs, cure = epochs_done(entries), ""
+    if is_official(entries):
+        copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
+        cure = f"; to resume its run of the same classes from epoch {epochs:g}, copy it to {copy} and start again"
     logger.warning(
         "only the weights of TRAIN.CHECKPOINT_FILE_PATH %s are used, not its optimizer state and epoch%s", path, cure
     )
@@ -162,13 +160,12 @@ def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, 
     now = describe_run(cfg, train, val)
     before = {part: now[part] | checkpoint.get(part, {}) for part in ("world", "lists")}
     if changed := [key for key, value in now["world"].items() if before["world"][key] != value]:
-        effect = ""
-        if checkpoint.get("lists", {}).get("train") == train.fingerprint:
-            effect = ": the samples and their order stay the same"
-            if not {"processes", "torch"}.isdisjoint(changed):
-                effect += "; dropout, mixup partners and BatchNorm batches, or rounding, do not"
         there = (f"{now['world'][key]} {key} instead of {before['world'][key]}" for key in changed)
-        logger.warning("%s%s", ", ".join(there), effect)
+        logger.warning(
+            "%s: samples and their order do not change; with other processes, dropout, mixup partners and BatchNorm "
+            "batches do, with another torch the rounding",
+            ", ".join(there),
+        )
     for videos, split, effect in (
         (train, "train", ""),
         (val, "val", ": the best accuracy so far is of other videos"),
