@@ -62,7 +62,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
     """Return the optimizer of the configuration; its parameter groups have a weight decay and a learning-rate factor.
 
     Raises:
-        ValueError: SOLVER.OPTIMIZING_METHOD is unknown, or SOLVER.LAYER_DECAY does not fit the network.
+        ValueError: timm has no such optimizer, or SOLVER.LAYER_DECAY does not fit the network.
     """
     groups = parameter_groups(
         model,
@@ -73,14 +73,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
         layer_decay=cfg.SOLVER.LAYER_DECAY,
     )
     name = cfg.SOLVER.OPTIMIZING_METHOD
-    if name.startswith("timm/"):
-        build = partial(_timm_optimizer, name.removeprefix("timm/"))
-    elif name in OPTIMIZERS:
-        build = OPTIMIZERS[name]
-    else:
-        raise ValueError(
-            f"SOLVER.OPTIMIZING_METHOD {name!r} is not known: choose from {sorted(OPTIMIZERS)} or timm/<name>"
-        )
+    build = partial(_timm_optimizer, name.removeprefix("timm/")) if name.startswith("timm/") else OPTIMIZERS[name]
     if cfg.DDP.SHARDING == "zero1" and world_size() > 1:
         return ShardedOptimizer(partial(build, solver=cfg.SOLVER), groups)
     return build(groups, solver=cfg.SOLVER)
