@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,11 +15,10 @@ LEAST_GAIN = 20.0
 DEVIATIONS = 4.0
 
 
-@dataclass(frozen=True)
-class Permutation:
+class Permutation(NamedTuple):
     """A one-to-one change of the predicted classes that explains the labels far better.
 
-    Args:
+    Attributes:
         counted: top-1 accuracy in percent as counted.
         matched: the same with the best matching of predicted to true classes.
         order: the known order that explains it, "" if none does.
@@ -27,15 +26,7 @@ class Permutation:
 
     counted: float
     matched: float
-    order: str = ""
-
-    def __str__(self) -> str:
-        return (
-            f"top1 is {self.counted:.2f}, but {self.matched:.2f} if each predicted class is read as another one: the "
-            "classes of the weights and the labels of the list are in different orders"
-            + (f"; {self.order}" if self.order else "")
-            + ". MODEL.CLASS_ORDER sets the order of the rows of the classifier"
-        )
+    order: str
 
 
 def find_permutation(

@@ -129,8 +129,12 @@ def _check_classes(evaluation: Evaluation, class_names: Sequence[str] | None, or
         return
     predicted, classes = evaluation.scores.argmax(1), evaluation.scores.shape[1]
     taken_as = order.name if order else ""
-    if permutation := find_permutation(predicted, evaluation.label, classes, class_names, taken_as):
-        logger.warning("%s", permutation)
+    if found := find_permutation(predicted, evaluation.label, classes, class_names, taken_as):
+        logger.warning(
+            "top1 is %.2f, but %.2f if each predicted class is read as another one: the classes of the weights and the "
+            "labels of the list are in different orders%s. MODEL.CLASS_ORDER sets that of the weights",
+            found.counted, found.matched, f"; {found.order}" if found.order else "",
+        )  # fmt: skip
 
 
 def find_checkpoint(cfg: CfgNode) -> str:
