@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import torch
 from tqdm import tqdm
@@ -32,23 +32,14 @@ RUN_NET = Path(__file__).with_name("run_net.py")
 ALWAYS = ("TEST.ENABLE", "False", "TRAIN.CHECKPOINT_MINUTES", "1e-6", "TRAIN.CHECKPOINT_PERIOD", "1", "LOG_PERIOD", "1")
 
 
-class Process(Protocol):
-    """The leader of the session of a run."""
-
-    @property
-    def pid(self) -> int: ...
-    def poll(self) -> int | None: ...
-    def wait(self) -> int: ...
-
-
-def start_run(arguments: list[str], log: BinaryIO) -> Process:
+def start_run(arguments: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
     """Start a Python program in a new session."""
     environment = {"OMP_NUM_THREADS": "1", **os.environ}  # the order of a sum depends on the number of threads
     command = [sys.executable, *arguments]
     return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
 
 
-def kill_at_random(process: Process, output_dir: Path, seconds: float, rng: random.Random) -> bool:
+def kill_at_random(process: subprocess.Popen[bytes], output_dir: Path, seconds: float, rng: random.Random) -> bool:
     """Kill the processes of a run in the first half of `seconds`; return False if it ended before."""
     while_saving = rng.random() < 0.5
     # in the first half, because each attempt resumes and has less left to do than `seconds`
@@ -91,7 +82,7 @@ def torture(
     trials: int,
     kills: int,
     seed: int,
-    start: Callable[[list[str], BinaryIO], Process] = start_run,
+    start: Callable[[list[str], BinaryIO], Any] = start_run,
 ) -> int:
     """Run the reference and the trials.
 
@@ -112,7 +103,7 @@ def torture(
     """
     rng = random.Random(seed)
 
-    def begin(output_dir: Path) -> Process:
+    def begin(output_dir: Path) -> subprocess.Popen[bytes]:
         """Start the training; write its output to OUTPUT_DIR.txt."""
         with open(f"{output_dir}.txt", "ab") as log:
             arguments = [str(RUN_NET), "--cfg", config, *overrides, *ALWAYS, "OUTPUT_DIR", str(output_dir)]
