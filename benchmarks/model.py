@@ -30,7 +30,7 @@ from slowfast.models.zoo import create_model, list_models
 from slowfast.optim.build import build_optimizer
 from slowfast.optim.losses import soft_cross_entropy
 from slowfast.utils.io import write_json
-from slowfast.utils.profiling import count_flops
+from slowfast.utils.profiling import count_flops, peak_memory_gib
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COPIES = ("copy_", "clone", "contiguous", "cat", "index", "Memcpy", "reorder", "elementwise_kernel<copy")
@@ -54,25 +54,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def resident(peak: bool) -> int:
-    """Return the resident memory of this process in bytes, now or at its peak; 0 where it is not available."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) * 1024
-
-
-def start_peak(device: torch.device) -> int:
-    """Return the bytes in use, and start to record their peak."""
+def start_peak(device: torch.device) -> float:
+    """Return the GiB in use, and start to record their peak, see `peak_memory_gib`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    if not resident(peak=False):
-        return 0
-    ctypes.CDLL(None).malloc_trim(0)  # pages that are free but not returned would hide what the step allocates
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident(peak=False)
+    elif (clear := Path("/proc/self/clear_refs")).exists():
+        ctypes.CDLL(None).malloc_trim(0)  # pages that are free but not returned would hide what the step allocates
+        clear.write_text("5")
+    return peak_memory_gib(device)
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, float]:
@@ -86,8 +75,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, 
     work()
     synchronize(device)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident(peak=True)
-    return wall, cpu, (peak - before) / 2**30
+    return wall, cpu, peak_memory_gib(device) - before
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
