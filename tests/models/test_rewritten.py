@@ -58,6 +58,20 @@ def test_an_empty_batch_gives_an_empty_result(name):
     assert small(name)(video_for(name, batch=0)).shape == (0, 5)
 
 
+OPTIONS = [
+    *((name, {}) for name in SMALL),
+    ("uniformer", {"qkv_bias": False, "qkv_scale": 0.1}),
+    ("v2", {"temporal_downsample": False, "double_lmhra": False}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+@pytest.mark.parametrize("size", [(1, 64, 96), (3, 96, 64), (7, 32, 40), (8, 70, 65)])
+def test_any_number_of_frames_and_size_is_accepted(name, options, size):
+    size = (size[0], 72, 64) if name.startswith("v2") and size[1] == 70 else size  # whole patches
+    assert small(name, **options)(video_for(name, 2, *size)).shape == (2, 5)
+
+
 # (B, T, H, W): other than the example's (2, 4, 64, 64) in one or in all of them; 32 x 32 is the ViT's resolution
 SIZES = [(3, 4, 64, 64), (1, 4, 64, 64), (0, 4, 64, 64), (2, 6, 64, 64), (2, 4, 96, 64), (2, 7, 80, 96), (2, 5, 32, 32)]
 

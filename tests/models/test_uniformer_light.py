@@ -149,11 +149,6 @@ def small(**options: Any) -> UniFormerLight:
     return UniFormerLight(num_classes=5, depth=(1, 1, 3, 1), embed_dim=(16, 32, 64, 64), head_dim=32, **options)
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 96), (3, 96, 64), (8, 70, 65), (5, 32, 32)])
-def test_any_frame_count_and_size_is_accepted(shape):
-    assert small().eval()(torch.randn(2, 3, *shape)).shape == (2, 5)
-
-
 def test_every_clip_chooses_its_own_tokens_and_models_share_nothing():
     one, other = small().eval(), small(ndim=2).eval()
     video = torch.randn(3, 3, 4, 64, 96)
@@ -218,19 +213,6 @@ def test_bfloat16_gives_finite_gradients_and_float32_scores():
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
         model.eval()(video)
     assert scores["dtype"] is torch.float32
-
-
-def test_checkpointing_changes_memory_not_gradients():
-    video = torch.randn(2, 3, 4, 64, 64)
-    gradients = []
-    for blocks in (False, True, [0, 1, 2, 0]):
-        model = small(drop_depth_rate=0.3, dropout_rate=0.1).train()
-        model.set_grad_checkpointing(blocks)
-        torch.manual_seed(7)
-        torch.stack(model(video)).square().sum().backward()
-        gradients.append([p.grad.clone() for p in model.parameters()])
-    for other in gradients[1:]:
-        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(gradients[0], other, strict=True))
 
 
 def test_reset_classifier_changes_both_output_widths():
