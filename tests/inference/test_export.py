@@ -113,17 +113,3 @@ def test_tensors_are_those_of_the_network(trained, tmp_path):
         assert json.loads(file.metadata()["class_names"]) == net.class_names
     assert tensors.keys() == net.model.state_dict().keys()
     assert all(torch.equal(value, tensors[name]) for name, value in net.model.state_dict().items())
-
-
-@pytest.mark.parametrize("case", ["ending", "source", "folder"])
-def test_wrong_inputs_are_one_line_and_exit_code_2(case, trained, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    source, out = {
-        "ending": (trained, tmp_path / "a.pt"),
-        "source": (tmp_path / "missing", tmp_path / "a.onnx"),
-        "folder": (trained, tmp_path / "file" / "a.onnx"),
-    }[case]
-    assert export(source, "--format", "onnx", "--out", out) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

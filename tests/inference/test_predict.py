@@ -64,41 +64,6 @@ def test_unreadable_files_are_listed_and_the_others_predicted(trained, videos, t
     assert str(broken) in capsys.readouterr().err
 
 
-def wrong_inputs(tmp_path: Path, trained: Path) -> dict[str, list[object]]:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty.txt").write_text("\n")
-    sound = tmp_path / "sound.wav"
-    with av.open(str(sound), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))  # pyright: ignore
-    return {
-        "an audio file": [sound],
-        "an empty folder": [tmp_path / "empty"],
-        "an empty list": [tmp_path / "empty.txt"],
-        "a missing file": [tmp_path / "missing.mp4"],
-        "a pattern without files": [tmp_path / "*.mkv"],
-        "a folder that cannot be written": ["video", "--json", sound / "a.json"],
-        "a video over itself": ["video", "--video", "video"],
-        "weights that do not exist": ["video", "--weights", tmp_path / "missing.pyth"],
-        "an unknown key": ["video", "--opts", "TEST.NUM_VIEWS", "1"],
-    }
-
-
-@pytest.mark.parametrize("number", range(9))
-def test_a_wrong_input_is_one_line_and_exit_code_2(trained, videos, tmp_path, capsys, number):
-    video = str(videos / "val_0.mp4")
-    arguments = [*wrong_inputs(tmp_path, trained).values()][number]
-    arguments = [video if argument == "video" else argument for argument in arguments]
-    size = (videos / "val_0.mp4").stat().st_size
-    weights = [] if "--weights" in arguments else ["--weights", trained]
-    assert predict(*arguments, *weights) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len([line for line in error if line.startswith("error: ")]) == 1
-    assert (videos / "val_0.mp4").stat().st_size == size
-
-
 def test_pictures_of_several_videos_are_in_a_folder(trained, videos, tmp_path):
     paths = [videos / "val_0.mp4", videos / "val_1.mp4"]
     assert predict(*paths, "--weights", trained, "--sheet", tmp_path / "s", "--video", tmp_path / "v") == 0

@@ -87,32 +87,6 @@ def test_the_same_command_writes_the_same_picture(trained, videos, tmp_path):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def wrong(tmp_path: Path) -> dict[str, list[object]]:
-    broken = tmp_path / "broken.mp4"
-    broken.write_text("no video")
-    return {
-        "an unknown layer": ["video", "--layer", "block3.0"],
-        "a layer without positions": ["video", "--layer", "head"],
-        "an unknown class": ["video", "--class", "growing"],
-        "a class number that is too large": ["video", "--class", "8"],
-        "a broken video": [broken],
-        "a missing video": [tmp_path / "missing.mp4"],
-        "another kind of file": ["video", "--out", tmp_path / "map.gif"],
-        "a folder that cannot be written": ["video", "--out", broken / "map.png"],
-    }
-
-
-@pytest.mark.parametrize("number", range(8))
-def test_a_wrong_input_is_one_line_and_exit_code_2(trained, videos, tmp_path, capsys, number):
-    arguments = [*wrong(tmp_path).values()][number]
-    arguments = [videos / "val_0.mp4" if argument == "video" else argument for argument in arguments]
-    out = [] if "--out" in arguments else ["--out", tmp_path / "map.mp4"]
-    assert visualize("cam", *arguments, *out, "--weights", trained) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len([line for line in errors if line.startswith("error: ")]) == 1
-    assert not [*tmp_path.glob("map*")]
-
-
 MIXED = ["MIXUP.ENABLE", "True", "MIXUP.CUTMIX_ALPHA", "1.0", "AUG.ENABLE", "True", "AUG.NUM_SAMPLE", "2"]
 
 

@@ -31,13 +31,17 @@ def given(trained, videos, tmp_path_factory) -> SimpleNamespace:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))  # pyright: ignore
     empty.mkdir()
+    broken, blank = folder / "broken.mp4", folder / "blank.txt"
+    broken.write_text("no video")
+    blank.write_text("\n")
     checkpoint = load_tensors(trained / "checkpoints/best.pyth")
     torch.save({**checkpoint, "class_names": None}, nameless)
     lists = {"list": folder / "list.csv", "sounds": folder / "sounds.csv"}
     lists["list"].write_text(f"{videos / 'val_0.mp4'},0\n{videos / 'val_1.mp4'},1\n")
     lists["sounds"].write_text(f"{sound},0\n")
     video = videos / "val_0.mp4"
-    return SimpleNamespace(net=trained, video=video, sound=sound, empty=empty, nameless=nameless, **lists)
+    wrong = {"sound": sound, "empty": empty, "broken": broken, "blank": blank, "missing": folder / "missing"}
+    return SimpleNamespace(net=trained, video=video, nameless=nameless, **wrong, **lists)
 
 
 @pytest.fixture
@@ -110,6 +114,26 @@ PLACES: dict[str, list[str]] = {
 }
 
 
+# Command and arguments.
+OTHERS = [
+    ("predict", "blank --weights net --csv OUT/a.csv"),
+    ("predict", "missing --weights net --csv OUT/a.csv"),
+    ("predict", "OUT/*.mkv --weights net --csv OUT/a.csv"),
+    ("predict", "video --weights net --video video"),
+    ("predict", "video --weights missing --csv OUT/a.csv"),
+    ("predict", "video --weights net --csv OUT/a.csv --opts TEST.NUM_VIEWS 1"),
+    ("features", "broken --weights net --out OUT/f"),
+    ("visualize", "cam broken --weights net --out OUT/a.mp4"),
+    ("visualize", "cam missing --weights net --out OUT/a.png"),
+    ("visualize", "cam video --weights net --out OUT/a.gif"),
+    ("visualize", "cam video --weights net --out OUT/a.mp4 --layer head"),
+    ("visualize", "cam video --weights net --out OUT/a.png --class growing"),
+    ("visualize", "cam video --weights net --out OUT/a.png --class 8"),
+    ("export", "missing --format onnx --out OUT/a.onnx"),
+    ("export", "net --format onnx --out OUT/a.pt"),
+]
+
+
 def filled(arguments: list[str], given: SimpleNamespace, wrong: object, out: Path) -> list[Any]:
     texts = [argument.replace("WRONG", str(wrong)).replace("OUT", str(out)) for argument in arguments]
     return [getattr(given, text, text) for text in texts]
@@ -132,6 +156,14 @@ def test_a_sound_or_an_empty_folder_is_refused(command, arguments, wrong, given,
     assert str(bad) in only_error(capsys)
     assert given.sound.read_bytes() == before and not [*given.empty.iterdir()]
     assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(("command", "arguments"), OTHERS)
+def test_a_wrong_input_is_one_error_and_writes_nothing(command, arguments, given, tmp_path, monkeypatch, capsys):
+    before = given.video.read_bytes()
+    assert run(monkeypatch, command, *filled(arguments.split(), given, "", tmp_path)) == 2
+    only_error(capsys)
+    assert given.video.read_bytes() == before and files_below(tmp_path) == []
 
 
 @pytest.mark.parametrize("command", ["predict", "features", "probe"])
