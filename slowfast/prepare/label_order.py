@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from slowfast.datasets.catalog import Dataset
@@ -106,22 +107,14 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
         column = "classname" if "classname" in header else "label"
         rows = [(row["youtube_id"], row[column]) for row in csv.DictReader(file_lines(path)) if row["label"] != "-1"]
         return _sorted_names(rows), [row for row in rows if row[1]]
-    if path.suffix == ".json" and (database := _database(path)) is not None:
+    content = None
+    with suppress(ValueError):  # `read_class_names` reports what is wrong with other files
+        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
+    if isinstance(content, dict) and isinstance(content.get("database"), dict):  # ActivityNet or HACS Segments
+        entries = content["database"].items()
+        database = [(video, segment["label"]) for video, entry in entries for segment in entry["annotations"]]
         return _sorted_names(database), database
     return read_class_names(path), []
-
-
-def _database(path: Path) -> list[tuple[str, str]] | None:
-    """Return the videos of a JSON file of ActivityNet or HACS Segments, and their classes; None for another file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        return [
-            (video, segment["label"])
-            for video, entry in content["database"].items()
-            for segment in entry["annotations"]
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _sorted_names(rows: Iterable[tuple[str, str]]) -> list[str]:
