@@ -8,12 +8,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 from difflib import get_close_matches
 from email.utils import formatdate, parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
@@ -29,8 +30,8 @@ RELEASED = Path(__file__).with_name("released.json")
 # Folder for files that users put into a checkout; downloads go to `home()`.
 PRETRAINED = Path(__file__).parents[2] / "pretrained"
 GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&export=download&confirm=t"
-# A download with fewer than STALL_BYTES in STALL_SECONDS fails.
-STALL_BYTES, STALL_SECONDS = 1 << 16, 60
+STALL_SECONDS = 60  # without any byte, after which a download fails
+CHUNK = 1 << 16  # bytes
 
 
 def home() -> Path:
@@ -84,7 +85,7 @@ def _size(path: Path) -> int:
 
 
 def _download_rest(url: str, part: Path) -> bool:
-    """Append the bytes of `url` that `part` lacks; return False if the connection broke after at least STALL_BYTES.
+    """Append the bytes of `url` that `part` lacks; return False if the connection broke after some of them.
 
     The time of change of `part` is that of the file at the server, which sends all of it if it has changed since.
     """
@@ -101,9 +102,10 @@ def _download_rest(url: str, part: Path) -> bool:
             length = response.headers.get("Content-Length")
             total = None if length is None else offset * resumed + int(length)
             modified = response.headers.get("Last-Modified")
-            with open(part, "ab" if resumed else "wb") as file:
+            bar = {"total": total, "initial": offset * resumed, "desc": part.stem, "disable": None}
+            with open(part, "ab" if resumed else "wb") as file, tqdm.wrapattr(response, "read", **bar) as body:
                 try:
-                    _copy(response, file, total)
+                    shutil.copyfileobj(body, file, CHUNK)
                 finally:
                     file.flush()
                     if modified:
@@ -115,7 +117,7 @@ def _download_rest(url: str, part: Path) -> bool:
             part.unlink()
         raise
     except (OSError, HTTPException):
-        if _size(part) - offset < STALL_BYTES:
+        if _size(part) <= offset:
             raise
         return False
     return True
@@ -130,19 +132,6 @@ def _request(url: str) -> Request:
         basic = base64.b64encode(unquote(secret).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {basic}")
     return request
-
-
-def _copy(response: Any, file: IO[bytes], total: int | None) -> None:
-    """Copy the body of a response to the end of `file`, at least STALL_BYTES in STALL_SECONDS."""
-    checked, since = file.tell(), time.monotonic()
-    with tqdm(total=total, initial=checked, unit="B", unit_scale=True, desc=Path(file.name).stem, disable=None) as bar:
-        while chunk := response.read1(1 << 20):
-            file.write(chunk)
-            bar.update(len(chunk))
-            if file.tell() - checked >= STALL_BYTES:
-                checked, since = file.tell(), time.monotonic()
-            elif time.monotonic() - since > STALL_SECONDS:
-                raise TimeoutError(f"fewer than {STALL_BYTES} bytes in {STALL_SECONDS} s")
 
 
 def _fetch_url(url: str) -> str:

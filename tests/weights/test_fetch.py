@@ -214,7 +214,7 @@ def test_addresses_that_name_no_file_are_refused(address, site):
 
 
 def test_a_stalled_download_fails(site, tmp_path, monkeypatch):
-    site.drip = 0.01
+    site.drip = 1.0
     monkeypatch.setattr(fetch, "STALL_SECONDS", 0.3)
     started = time.monotonic()
     with pytest.raises(ValueError):
