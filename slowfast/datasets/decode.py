@@ -53,19 +53,10 @@ def read_video(
     backend: str,
     report_slow: Callable[[str], None] = lambda reason: None,
 ) -> tuple[list[np.ndarray], list[int]]:
-    """Decode the frames of a file that `choose` names, each of them once.
-
-    Args:
-        path: the file.
-        choose: takes the number of frames and returns indices, in any order and with repeats; it is called again when
-            that number turned out to be wrong.
-        backend: which decoder to try first.
-        report_slow: called with the reason before a file is decoded from the beginning to the end.
+    """Decode the frames of a file that `choose` names, each of them once; see `reader.read_frames`.
 
     Returns:
-        The decoded frames, each (H, W, 3) uint8 RGB, upright (turned and mirrored as the file says), and for every
-        index of `choose` its place among them. Pixels are not made square, fields not deinterlaced, and an alpha
-        channel is left out.
+        The decoded frames, each (H, W, 3) uint8 RGB, upright, and for every index of `choose` its place among them.
 
     Raises:
         MediaError: the file cannot be decoded.

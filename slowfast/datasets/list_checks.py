@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from slowfast.datasets.catalog import DATASETS
 from slowfast.datasets.lists import SHOWN, ListError, VideoList
+from slowfast.datasets.reader import MediaError, count_images
 from slowfast.datasets.rows import SEPARATORS, VIDEO_SUFFIXES, find_suffix
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,10 @@ def _other_places(paths: Sequence[str], prefix: str, suffix: str, source: str) -
     for other in VIDEO_SUFFIXES:
         cure = f"The files exist with the suffix {other}, not {stems[0][1] or 'none'}: change it in the list."
         yield [stem + other for stem, _ in stems], cure
-    below = [Path(prefix) / name for name in _names_in(prefix or ".")[:MANY] if not name.endswith(VIDEO_SUFFIXES)]
+    names: list[str] = []
+    with suppress(OSError):
+        names = sorted(os.listdir(prefix or "."))
+    below = [Path(prefix) / name for name in names[:MANY] if not name.endswith(VIDEO_SUFFIXES)]
     for folder in (*list(Path(prefix).absolute().parents)[:3], Path(source).parent, *below):
         yield [os.path.join(folder, path + suffix) for path in paths], f"They are below {folder}: set prefix to it."
     for depth in range(1, 4):
@@ -92,14 +97,6 @@ def _other_places(paths: Sequence[str], prefix: str, suffix: str, source: str) -
         first = paths[0][: len(paths[0]) - len(shorter[0])]
         cure = f"They are below {prefix} without {first!r} in front: remove it from the list."
         yield [os.path.join(prefix, path + suffix) for path in shorter], cure
-
-
-def _names_in(folder: str) -> list[str]:
-    """Return the sorted names in a folder; none if it cannot be listed."""
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
 
 
 def _spread(count: int) -> list[int]:
@@ -115,11 +112,11 @@ def check_frame_counts(samples: VideoList, template: str) -> None:
     """
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(samples))
-    for sample in (samples[row] for row in rows if samples[row].num_frames):
-        names, listed = set(_names_in(sample.path)), sample.num_frames or 0
-        held = listed + sum(template.format(number) in names for number in range(listed + 1, len(names) + 1))
-        if listed < FULL * held:
-            short.append((sample.path, listed, held))
+    for path, listed in ((samples[row].path, samples[row].num_frames or 0) for row in rows):
+        with suppress(MediaError, OSError):  # a video file, or a folder that cannot be listed
+            held = count_images(path, template)
+            if 0 < listed < FULL * held:
+                short.append((path, listed, held))
     if short:
         path, listed, held = short[0]
         logger.warning(

@@ -9,7 +9,7 @@ import numpy as np
 from slowfast.datasets.container import MediaError, why_not
 from slowfast.datasets.decode import read_video, stream_video
 
-__all__ = ["MediaError", "read_frames", "stream_frames"]
+__all__ = ["MediaError", "count_images", "read_frames", "stream_frames"]
 
 FOLDER_RATE = 25  # frames per second that are assumed for a folder of images
 
@@ -123,7 +123,7 @@ def stream_frames(
 def _stream_folder(
     path: str, wanted: Callable[[int], bool], image_template: str
 ) -> Iterator[tuple[float, float, np.ndarray | None]]:
-    count = _count_images(path, image_template)
+    count = count_images(path, image_template)
     for number in range(count):
         pixels = _read_image(path, image_template.format(number + 1), count) if wanted(number) else None
         yield number / FOLDER_RATE, (number + 1) / FOLDER_RATE, pixels
@@ -154,12 +154,13 @@ def _read_folder(
     path: str, choose: Callable[[int], Sequence[int]], num_frames: int | None, image_template: str
 ) -> tuple[list[np.ndarray], list[int]]:
     if num_frames is None:
-        num_frames = _count_images(path, image_template)
+        num_frames = count_images(path, image_template)
     needed, order = np.unique(np.asarray(choose(num_frames)), return_inverse=True)
     return [_read_image(path, image_template.format(index + 1), num_frames) for index in needed], order.tolist()
 
 
-def _count_images(path: str, image_template: str) -> int:
+def count_images(path: str, image_template: str) -> int:
+    """Return the number of images in a folder whose names are like a template; raise MediaError if there are none."""
     start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
     count = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
     if not count:
