@@ -141,11 +141,6 @@ def _blocks(cfg: CfgNode) -> Iterator[str]:
         if v2.N_DIM % v2.N_HEAD:
             heads = next(heads for heads in range(v2.N_HEAD, 0, -1) if not v2.N_DIM % heads)
             yield f"UNIFORMERV2.N_HEAD = {v2.N_HEAD} must divide UNIFORMERV2.N_DIM = {v2.N_DIM}: set it to {heads}"
-        if v2.DW_REDUCTION > v2.N_DIM and not v2.NO_LMHRA:
-            yield (
-                f"UNIFORMERV2.DW_REDUCTION = {v2.DW_REDUCTION} leaves no channels of UNIFORMERV2.N_DIM = {v2.N_DIM}: "
-                "lower it, for example to 1.5"
-            )
     elif model.MODEL_NAME.startswith("Uniformer"):
         if any(dim % v1.HEAD_DIM for dim in v1.EMBED_DIM[2:]):
             yield (
@@ -189,15 +184,6 @@ def _schedule(cfg: CfgNode) -> Iterator[str]:
         yield (
             f"SOLVER.STEPS = {steps}, SOLVER.LRS = {factors}, SOLVER.LR_POLICY = steps_with_relative_lrs: give rising "
             "epochs that begin with 0, and one factor per epoch"
-        )
-
-
-def _momentum(cfg: CfgNode) -> Iterator[str]:
-    solver = cfg.SOLVER
-    if solver.OPTIMIZING_METHOD == "sgd" and solver.NESTEROV and (solver.MOMENTUM <= 0 or solver.DAMPENING):
-        yield (
-            f"SOLVER.NESTEROV = True, SOLVER.MOMENTUM = {solver.MOMENTUM}, SOLVER.DAMPENING = {solver.DAMPENING}: set "
-            "SOLVER.NESTEROV False, or a momentum above 0 and no dampening"
         )
 
 
@@ -290,4 +276,4 @@ RULES: tuple[Rule, ...] = (
     _multi_label_lists,
 )
 # those that a test alone need not follow
-TRAINING_RULES: tuple[Rule, ...] = (_schedule, _momentum, _batch, _balance, _multi_label_loss, _compiled, _sharding)
+TRAINING_RULES: tuple[Rule, ...] = (_schedule, _batch, _balance, _multi_label_loss, _compiled, _sharding)

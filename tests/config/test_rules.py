@@ -58,9 +58,6 @@ from slowfast.config import ConfigError, load_config, num_local_processes
         ("UNIFORMER.HEAD_DIM 48", "64"),
         ("MODEL.CHECKPOINT_NUM [2] MODEL.USE_CHECKPOINT True", "4 numbers"),
         ("UNIFORMERV2.N_HEAD 7 MODEL.MODEL_NAME Uniformerv2", "UNIFORMERV2.N_DIM"),
-        ("UNIFORMERV2.DW_REDUCTION 1000 MODEL.MODEL_NAME Uniformerv2", "UNIFORMERV2.N_DIM"),
-        ("SOLVER.NESTEROV True SOLVER.MOMENTUM 0", "SOLVER.MOMENTUM"),
-        ("SOLVER.NESTEROV True SOLVER.DAMPENING 0.1", "SOLVER.DAMPENING"),
         ("UNIFORMERV2.BACKBONE uniformerv2_l14 MODEL.MODEL_NAME Uniformerv2", "DATA.TEST_CROP_SIZE"),
         ("DATA.TRAIN_CROP_SIZE 225 MODEL.MODEL_NAME Uniformerv2", "16"),
         ("DATA.TEST_CROP_SIZE 225 TEST.ENABLE False MODEL.MODEL_NAME Uniformerv2", "16"),  # a training validates

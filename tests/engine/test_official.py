@@ -74,13 +74,8 @@ def official_checkpoint(cfg, epoch: int = 6) -> tuple[dict[str, Any], dict[str, 
             parameter.grad = torch.randn_like(parameter)
         optimizer.step()
     moments = {name: optimizer.state[parameter]["exp_avg"].clone() for name, parameter in model.named_parameters()}
-    scaler = {
-        "scale": 1024.0,
-        "growth_factor": 2.0,
-        "backoff_factor": 0.5,
-        "growth_interval": 2000,
-        "_growth_tracker": 3,
-    }
+    factors = {"growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000}
+    scaler = {"scale": 1024.0, "_growth_tracker": 3, **factors}
     checkpoint = {
         "epoch": epoch,
         "model_state": model.state_dict(),
@@ -126,33 +121,23 @@ def test_weights_optimizer_and_epoch_are_resumed(cfg, ratio, caplog):
     assert "SOLVER.BASE_LR 0.02 there, 0.01 here" in warning and "MAX_EPOCH" not in warning
 
 
-def broken(kind: str, checkpoint: dict[str, Any]) -> None:
-    optimizer = checkpoint["optimizer_state"]
-    if kind == "groups in another order":
-        optimizer["param_groups"].reverse()
-    elif kind == "numbers in another order":
-        optimizer["param_groups"][-1]["params"].reverse()
-    elif kind == "weights in another order":
-        checkpoint["model_state"] = dict(reversed(checkpoint["model_state"].items()))
-    elif kind == "moments of SGD":
-        optimizer["state"] = {i: {"momentum_buffer": values["exp_avg"]} for i, values in optimizer["state"].items()}
-    elif kind == "no optimizer":
-        checkpoint["optimizer_state"] = {}
+def sgd(optimizer: dict[str, Any]) -> dict[str, Any]:
+    return {number: {"momentum_buffer": values["exp_avg"]} for number, values in optimizer["state"].items()}
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "groups in another order",
-        "numbers in another order",
-        "weights in another order",
-        "moments of SGD",
-        "no optimizer",
-    ],
-)
+BROKEN = {
+    "groups in another order": lambda c: c["optimizer_state"]["param_groups"].reverse(),
+    "numbers in another order": lambda c: c["optimizer_state"]["param_groups"][-1]["params"].reverse(),
+    "weights in another order": lambda c: c.update(model_state=dict(reversed(c["model_state"].items()))),
+    "moments of SGD": lambda c: c["optimizer_state"].update(state=sgd(c["optimizer_state"])),
+    "no optimizer": lambda c: c.update(optimizer_state={}),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
 def test_an_optimizer_that_cannot_be_mapped_starts_without_a_state(cfg, kind, caplog):
     checkpoint, _ = official_checkpoint(cfg)
-    broken(kind, checkpoint)
+    BROKEN[kind](checkpoint)
     state = fresh(cfg)
     adopt(checkpoint, state, cfg, None)
     assert state.step == 35 and not moments_of(state)

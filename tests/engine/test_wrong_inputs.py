@@ -78,11 +78,6 @@ def test_a_missing_list_is_named(experiment, fails, tmp_path):
     assert "nowhere/train.csv" in message and "DATA.PATH_TO_DATA_DIR" in message
 
 
-def test_configuration_faults_come_together(experiment, fails):
-    message = fails("--cfg", experiment, "SOLVER.BASE_LERN", "1", "TRAIN.BATCH_SIZE", "many")
-    assert "SOLVER.BASE_LERN" in message and "SOLVER.BASE_LR" in message and "TRAIN.BATCH_SIZE" in message
-
-
 def test_a_run_with_nothing_to_do_exits_with_code_2(experiment, fails):
     message = fails("--cfg", experiment, "TRAIN.ENABLE", False, "TEST.ENABLE", False)
     assert message.count("\n") == 1 and "TRAIN.ENABLE" in message and "TEST.ENABLE" in message

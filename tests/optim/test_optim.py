@@ -142,6 +142,12 @@ def test_an_optimizer_of_timm_takes_our_parameter_groups(name):
     assert name != "sgd" or {group["momentum"] for group in optimizer.param_groups} == {0.3}
 
 
+@pytest.mark.parametrize("options", [{"MOMENTUM": 0}, {"DAMPENING": 0.1}])
+def test_nesterov_without_its_momentum_is_an_error(options):
+    with pytest.raises(ValueError, match="Nesterov"):
+        build_optimizer(nn.Linear(1, 1), config(**{f"SOLVER__{name}": value for name, value in options.items()}))
+
+
 @pytest.mark.parametrize("name", ["timm/nothing", "timm/"])
 def test_an_unknown_optimizer_is_an_error(name):
     with pytest.raises(ValueError, match=rf"SOLVER\.OPTIMIZING_METHOD .*{name}.*(lamb|adamw)"):
