@@ -89,11 +89,9 @@ key("TRAIN.KEEP_EVERY", 0, integer(0),
     "Also keep the checkpoints of every n-th epoch; 0 turns this off.", may_differ=True)
 key("TRAIN.ON_SAVE_ERROR", "continue", one_of("continue", "stop"),
     "What to do if a checkpoint cannot be written (full disk); the last one is always an error.", may_differ=True)
-key("TRAIN.NONFINITE", "skip", one_of("skip", "stop"),
-    "What to do if loss or gradient is not finite: skip the step, or stop. The batch is written to "
-    "OUTPUT_DIR/nonfinite.", may_differ=True)
 key("TRAIN.MAX_NONFINITE", 20, integer(1),
-    "Stop after this number of skipped steps in a row.", may_differ=True)
+    "Stop after this number of steps in a row whose loss or gradient is not finite; they are skipped, and the first "
+    "batches of them are written to OUTPUT_DIR/nonfinite.", may_differ=True)
 key("TRAIN.AUTO_RESUME", True, FLAG,
     "Resume from the newest checkpoint in OUTPUT_DIR; if False, a checkpoint in it is an error.", may_differ=True)
 key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,

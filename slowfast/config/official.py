@@ -27,7 +27,8 @@ IGNORED: dict[str, str] = {
     "TRAIN.CHECKPOINT_EPOCH_RESET": "only weights are read from TRAIN.CHECKPOINT_FILE_PATH; see TRAIN.AUTO_RESUME",
     "TRAIN.CHECKPOINT_INFLATE": "2D kernels are recognized and inflated automatically",
     "TRAIN.CHECKPOINT_IN_INIT": "use TRAIN.CHECKPOINT_FILE_PATH",
-    "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": "use TRAIN.NONFINITE and TRAIN.MAX_NONFINITE",
+    "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": "use TRAIN.MAX_NONFINITE",
+    "TRAIN.NONFINITE": "use TRAIN.MAX_NONFINITE, which stops at once if it is 1",  # of an earlier version
     "TEST.SAVE_RESULTS_PATH": "results are always written to OUTPUT_DIR/test",
     "TEST.CHECKPOINT_TYPE": "only PyTorch checkpoints are read",
     "TEST.NUM_TEMPORAL_CLIPS": "run one test per value of TEST.NUM_ENSEMBLE_VIEWS",

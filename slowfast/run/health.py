@@ -110,7 +110,7 @@ def report_nonfinite(
         grad_norm: L2 norm of the gradient.
 
     Raises:
-        SharedError: TRAIN.NONFINITE is stop, or TRAIN.MAX_NONFINITE in a row.
+        SharedError: these are TRAIN.MAX_NONFINITE in a row.
     """
     folder = Path(cfg.OUTPUT_DIR) / "nonfinite"
     mine = f"rank_{distributed.rank()}.pth"
@@ -123,11 +123,10 @@ def report_nonfinite(
     except (OSError, RuntimeError) as error:
         logger.error("%s could not be written: %s", path, error)
     what = f"loss {sum(losses) / len(losses)}, gradient norm {grad_norm} at step {step}"
-    if cfg.TRAIN.NONFINITE == "stop" or in_a_row >= cfg.TRAIN.MAX_NONFINITE:
+    if in_a_row >= cfg.TRAIN.MAX_NONFINITE:
         raise SharedError(
-            f"{what}: {in_a_row} steps in a row were not finite (TRAIN.NONFINITE {cfg.TRAIN.NONFINITE}, "
-            f"TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); they changed nothing, and the first such batches are in "
-            f"{folder}. Continue with TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False, or start again with a "
-            "lower SOLVER.BASE_LR in another OUTPUT_DIR"
+            f"{what}: {in_a_row} steps in a row were not finite (TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); "
+            f"they changed nothing, and the first such batches are in {folder}. Continue with TRAIN.AMP_DTYPE bfloat16 "
+            "or TRAIN.MIXED_PRECISION False, or start again with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
         )
     logger.warning("%s: the step was left out (%d in a row)", what, in_a_row)
