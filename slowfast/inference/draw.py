@@ -20,7 +20,7 @@ from torch import Tensor
 from slowfast.datasets.container import open_container, open_video, video_stream
 from slowfast.datasets.decode import frame_rate, stream_video
 from slowfast.inference.results import Class
-from slowfast.inference.segments import Timeline
+from slowfast.inference.windows import Timeline
 from slowfast.utils.io import atomic_path, atomic_write
 
 SHORT_SIDE = 360  # pixels; smaller videos are enlarged, so that text is legible

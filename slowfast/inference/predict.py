@@ -26,7 +26,7 @@ from slowfast.inference.command import (
 )
 from slowfast.inference.network import Network
 from slowfast.inference.results import Prediction
-from slowfast.inference.segments import Timeline, predict_windows
+from slowfast.inference.windows import Timeline, predict_windows
 from slowfast.utils.io import check_output, csv_text, write_json, write_text
 
 BAR = 24  # characters

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 import slowfast
-from slowfast.inference.arrays import Task
 from slowfast.inference.command import guarded, names_of
-from slowfast.inference.extract import execute, finish, parse_args
+from slowfast.inference.extract import Task, execute, finish, parse_args
 from slowfast.inference.windows import WindowCutter, join
 from slowfast.utils.io import sha256
 

@@ -20,8 +20,7 @@ from slowfast.engine.start import build_mixup
 from slowfast.engine.step import forward_backward
 from slowfast.inference.command import guarded
 from slowfast.inference.overlay import Heat, draw_heat, video_heat
-from slowfast.inference.train_inputs import mixed
-from slowfast.inference.visualize import execute, parse_args
+from slowfast.inference.visualize import execute, mixed, parse_args
 
 
 def visualize(*arguments: object) -> int:

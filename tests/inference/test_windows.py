@@ -15,8 +15,7 @@ import slowfast
 from slowfast.datasets import decode
 from slowfast.datasets.reader import MediaError, read_frames, stream_frames
 from slowfast.inference.results import Class
-from slowfast.inference.segments import Timeline, predict_windows
-from slowfast.inference.windows import WindowCutter, ahead, join, run_windows
+from slowfast.inference.windows import Timeline, WindowCutter, ahead, join, predict_windows, run_windows
 
 
 @pytest.fixture(scope="module")
