@@ -31,7 +31,7 @@ SOLVER: {{OPTIMIZING_METHOD: adamw, BASE_LR: 1.0e-3, WARMUP_START_LR: 1.0e-5, WA
          COSINE_AFTER_WARMUP: True, MAX_EPOCH: 2, ZERO_WD_1D_PARAM: True}}
 TRAIN: {{DATASET: kinetics_sparse, BATCH_SIZE: 4, EVAL_PERIOD: 1, CHECKPOINT_PERIOD: 1}}
 TEST: {{DATASET: kinetics_sparse, BATCH_SIZE: 8, NUM_ENSEMBLE_VIEWS: 2, NUM_SPATIAL_CROPS: 3}}
-DATA_LOADER: {{NUM_WORKERS: 0}}
+DATA_LOADER: {{NUM_WORKERS: 0, DECODE_TIMEOUT: 0}}
 """
 # A program in place of `python`, which forks Python files from the server of tests/warm.py.
 PYTHON = """#!{executable} -SE

@@ -26,7 +26,10 @@ from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
 RUN_NET = str(ROOT / "tools" / "run_net.py")
-LONG = ("SOLVER.MAX_EPOCH", 3000, "TRAIN.EVAL_PERIOD", 3000, "TRAIN.CHECKPOINT_PERIOD", 3000, "TEST.ENABLE", False)
+LONG = (
+    "SOLVER.MAX_EPOCH", 3000, "TRAIN.EVAL_PERIOD", 3000, "TRAIN.CHECKPOINT_PERIOD", 3000, "TEST.ENABLE", False,
+    "DATA_LOADER.DECODE_TIMEOUT", 60,  # with decoder processes, which must also end
+)  # fmt: skip
 
 
 def stat(pid: int) -> list[str]:

@@ -38,7 +38,10 @@ from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-LONG = ("SOLVER.MAX_EPOCH", "40", "TRAIN.EVAL_PERIOD", "5", "TRAIN.CHECKPOINT_PERIOD", "100", "TEST.ENABLE", "False")
+LONG = (
+    "SOLVER.MAX_EPOCH", "40", "TRAIN.EVAL_PERIOD", "5", "TRAIN.CHECKPOINT_PERIOD", "100", "TEST.ENABLE", "False",
+    "DATA_LOADER.DECODE_TIMEOUT", "60",  # with decoder processes, which must also end
+)  # fmt: skip
 
 
 def begin(fork, folder: Path, config: Path, *overrides: object) -> Forked:
@@ -183,7 +186,7 @@ def test_a_run_killed_at_random_equals_an_undisturbed_one(processes, seed, exper
     def start(arguments: list[str], log: BinaryIO) -> Forked:
         return fork(arguments, log, log, ranks=processes * (processes > 1))
 
-    overrides = ("DATA_LOADER.NUM_WORKERS", "1", "EMA.ENABLE", "True")
+    overrides = ("DATA_LOADER.NUM_WORKERS", "1", "DATA_LOADER.DECODE_TIMEOUT", "60", "EMA.ENABLE", "True")
     assert torture(str(experiment), overrides, folder, trials=1, kills=3, seed=seed, start=start) >= 1
 
 
