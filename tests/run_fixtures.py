@@ -48,8 +48,10 @@ for pattern, flags, pairs in {smaller!r}:
         break
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    pictures = bool("run_net" not in arguments[0] or re.search({pictures!r}, " ".join(arguments)))
-    request = (arguments, dict(os.environ), os.getcwd(), 0, {fresh}, pictures)
+    options = [*{options!r}]
+    if "run_net" not in arguments[0] or re.search({pictures!r}, " ".join(arguments)):
+        options.append("pictures")
+    request = (arguments, dict(os.environ), os.getcwd(), 0, options)
     socket.send_fds(server, [json.dumps(request).encode()], [1, 2])
     _process, code = server.makefile()
     sys.exit(int(code))
@@ -74,8 +76,10 @@ def write_python(
     """
     path.unlink(missing_ok=True)
     rows = [tuple(row) for row in smaller]
-    text = PYTHON.format(executable=sys.executable, smaller=rows, address=address, fresh=fresh, pictures=pictures)
-    path.write_text(text)
+    options = ["fresh"] * fresh
+    path.write_text(
+        PYTHON.format(executable=sys.executable, smaller=rows, address=address, options=options, pictures=pictures)
+    )
     path.chmod(0o755)
 
 
@@ -130,8 +134,7 @@ def fork(warm) -> Callable[..., Forked]:
     """Start a program in a new session, in a process with all imports done.
 
     `fork(arguments, out, err)` writes to these files. `ranks` is a number of processes, as torchrun would start them;
-    `fresh` imports the package again, from the PYTHONPATH of `environment`. Runs draw no curves and no report, which
-    take longer than a short training, except with `pictures`.
+    `options` are those of tests/warm.py: "fresh", "pictures" and "spawn".
     """
 
     def start(
@@ -141,16 +144,15 @@ def fork(warm) -> Callable[..., Forked]:
         ranks: int = 0,
         environment: Mapping[str, str] = {},
         folder: Path = ROOT,
-        fresh: bool = False,
-        pictures: bool = False,
+        options: Sequence[str] = (),
     ) -> Forked:
         environment = {**ENVIRONMENT, **environment}
         if ranks:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
         server = socket.socket(socket.AF_UNIX)
         server.connect(warm)
-        pictures = pictures or "run_net" not in str(arguments[0])
-        request = ([*map(str, arguments)], environment, str(folder), ranks, fresh, pictures)
+        options = [*options, *["pictures"] * ("run_net" not in str(arguments[0]))]
+        request = ([*map(str, arguments)], environment, str(folder), ranks, options)
         socket.send_fds(server, [json.dumps(request).encode()], [out.fileno(), err.fileno()])
         return Forked(server)
 
@@ -175,11 +177,13 @@ def call(fork) -> Callable[..., subprocess.CompletedProcess]:
 def run_net(call) -> Callable[..., subprocess.CompletedProcess]:
     """Run tools/run_net.py in a new process; it has to end well.
 
-    `ranks` is a number of processes, as torchrun or Slurm start them. With `pictures` it draws its curves and report.
+    `ranks` is a number of processes, as torchrun or Slurm start them; `options` are those of tests/warm.py.
     """
 
-    def run(config: Path, *overrides: object, ranks: int = 0, pictures: bool = False) -> subprocess.CompletedProcess:
-        done = call("tools/run_net.py", "--cfg", config, *overrides, ranks=ranks, pictures=pictures)
+    def run(
+        config: Path, *overrides: object, ranks: int = 0, options: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess:
+        done = call("tools/run_net.py", "--cfg", config, *overrides, ranks=ranks, options=options)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "is not complete" not in done.stderr  # a fault of the pictures is only a warning
         return done

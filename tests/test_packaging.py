@@ -134,7 +134,7 @@ def installed(wheel, call, tmp_path) -> Callable[..., str]:
     def run(command: str, *arguments: object) -> str:
         environment = {"HOME": str(tmp_path), "PYTHONPATH": str(wheel)}
         program = script(command, tmp_path / "program.py")
-        done = call(program, *arguments, environment=environment, folder=tmp_path, fresh=True)
+        done = call(program, *arguments, environment=environment, folder=tmp_path, options=["fresh"])
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -1,11 +1,13 @@
 """A server that forks processes with all imports of a run done, because these take longer than most runs of the tests.
 
 It is a fresh interpreter without threads of Python: a run begins as it would from the command line, some seconds later.
-A request is the JSON of (arguments, environment, working directory, ranks, fresh, pictures), with the descriptors of
-stdout and stderr; the answer is a line with the process id, and one with the exit code. The process leads a new
-session. With ranks, it forks that many as torchrun would, and its exit code is the first of theirs that is not 0. If
-`fresh`, it imports the package again, from the PYTHONPATH of the environment. Without `pictures`, a run ends without
-curves and report, which take longer than a short training.
+A request is the JSON of (arguments, environment, working directory, ranks, options), with the descriptors of stdout and
+stderr; the answer is a line with the process id, and one with the exit code. The process leads a new session. With
+ranks, it forks that many as torchrun would, and its exit code is the first of theirs that is not 0. Options are names:
+
+    fresh      imports the package again, from the PYTHONPATH of the environment
+    pictures   a run draws its curves and its report, which takes longer than a short training
+    spawn      the processes of NUM_PROCESSES are new interpreters, as for users, and not forks
 """
 
 import atexit
@@ -17,10 +19,12 @@ import signal
 import socket
 import sys
 import threading
+from functools import partial
 
 import scipy.optimize  # noqa: F401  every test with labels
 import torch._dynamo  # the first optimizer imports it
-import torch.utils.tensorboard  # noqa: F401
+import torch.multiprocessing
+import torch.utils.tensorboard
 
 import slowfast.commands
 import slowfast.engine.test
@@ -34,8 +38,8 @@ import slowfast.run.launch
 import slowfast.visualization.report  # noqa: F401
 
 
-def serve(address: str, owner: int) -> bool:
-    """Wait for requests; returns in the process of each, with `sys.argv` set to the program, if it draws pictures.
+def serve(address: str, owner: int) -> list[str]:
+    """Wait for requests; returns the options in the process of each, with `sys.argv` set to its program.
 
     The server exits after the process `owner`.
     """
@@ -71,11 +75,11 @@ def serve(address: str, owner: int) -> bool:
     for standard, descriptor in zip((1, 2), descriptors, strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    sys.argv, environment, folder, ranks, fresh, pictures = json.loads(message)
+    sys.argv, environment, folder, ranks, options = json.loads(message)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    if fresh:
+    if "fresh" in options:
         for name in [name for name in sys.modules if name.partition(".")[0] == "slowfast"]:
             del sys.modules[name]
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -83,7 +87,7 @@ def serve(address: str, owner: int) -> bool:
         sys.path[1:] = [*environment["PYTHONPATH"].split(os.pathsep), *others]
     if ranks:
         lead(ranks)
-    return pictures
+    return options
 
 
 def lead(ranks: int) -> None:
@@ -101,12 +105,14 @@ def exit_code(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def run(pictures: bool) -> int:
+def run(options: list[str]) -> int:
     """Run the program that `sys.argv` names; return its exit code."""
-    if not pictures:
+    if "pictures" not in options:
         from slowfast.visualization import plots, report
 
         plots.plot_curves = report.write_report = lambda *_: None
+    if "spawn" not in options:
+        torch.multiprocessing.spawn = partial(torch.multiprocessing.start_processes, start_method="fork")
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

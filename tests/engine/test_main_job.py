@@ -33,7 +33,7 @@ def losses(output_dir: Path) -> list[float]:
 
 def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, tmp_path):
     out = tmp_path / "out"
-    done = run_net(experiment, "TENSORBOARD.ENABLE", True, "DATA_LOADER.DECODE_TIMEOUT", 60, pictures=True)
+    done = run_net(experiment, "TENSORBOARD.ENABLE", True, "DATA_LOADER.DECODE_TIMEOUT", 60, options=["pictures"])
     assert "test: top1" in done.stdout and "7 videos x 6 views" in done.stdout
     assert "8 of 8 classes occur in train.csv" in done.stdout and "in test.csv" in done.stdout
 
@@ -112,7 +112,7 @@ def test_two_processes_train_like_one(experiment, run_net, tmp_path):
     common = ("MODEL.FROZEN_BN", True, "SOLVER.MAX_EPOCH", 4, "TRAIN.MAX_STEPS", 14, "TEST.ENABLE", False)
     run_net(experiment, *common, "OUTPUT_DIR", tmp_path / "one")
     run_net(experiment, *common, "OUTPUT_DIR", tmp_path / "torchrun", ranks=2)
-    run_net(experiment, *common, "OUTPUT_DIR", tmp_path / "spawned", "NUM_PROCESSES", 2)
+    run_net(experiment, *common, "OUTPUT_DIR", tmp_path / "spawned", "NUM_PROCESSES", 2, options=["spawn"])
     one = losses(tmp_path / "one")
     assert len(one) == 14
     assert losses(tmp_path / "torchrun") == pytest.approx(one, abs=1e-5)

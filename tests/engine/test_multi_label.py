@@ -126,7 +126,7 @@ def several(coloured, run_net, made_once) -> Path:
 
     def train(folder: Path) -> None:
         (folder / "config.yaml").write_text(EXPERIMENT.format(data=coloured, out=folder / "out"))
-        run_net(folder / "config.yaml", *OPTIONS, "TENSORBOARD.ENABLE", True, pictures=True)
+        run_net(folder / "config.yaml", *OPTIONS, "TENSORBOARD.ENABLE", True, options=["pictures"])
 
     return made_once("several", train) / "out"
 

@@ -56,10 +56,10 @@ class Running:
         return [pid for pid in numbers if alive(pid) and stat(pid)[3:4] == [str(self.process.pid)]]
 
     def ranks(self) -> list[int]:
-        """Return the spawned processes, or those of torchrun, in order of rank."""
+        """Return the ranks, which this process or torchrun has started, in their order."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         names = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-        return sorted(pid for pid, name in names.items() if "spawn_main" in name or RUN_NET in name)
+        return sorted(pid for pid, name in names.items() if "warm.py" in name or RUN_NET in name)
 
     def text(self) -> str:
         return self.log.read_text()
