@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -116,14 +117,9 @@ def _fault(name: str, field: str, num_classes: int | None, lowest: int) -> str:
         return f"{name} {field!r} is not a {kind} below 10**{DIGITS}"
     if name in ("num_frames", "total") and float(field) <= 0:
         return f"{name} {field!r} is not above 0"
-    return label_fault(int(field), num_classes, lowest) if name == "label" else ""
-
-
-def label_fault(label: int, num_classes: int | None, lowest: int = 0) -> str:
-    """Return the fault of a label, or "" for none."""
-    if label < lowest or (num_classes is not None and label >= num_classes):
+    if name == "label" and not lowest <= int(field) < (num_classes or math.inf):
         top = "" if num_classes is None else f"..{num_classes - 1} (num_classes is {num_classes})"
-        return f"label {label} is outside {lowest}{top}"
+        return f"label {int(field)} is outside {lowest}{top}"
     return ""
 
 
