@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ Task = TypeVar("Task")
 START_LIMIT = 300.0  # seconds until a process must be ready; imports from a busy network drive take long
 
 # A fork server imports the decoders only once, so a killed process is replaced quickly.
-_CONTEXT: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+_CONTEXT: Any = get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def run_killable(
     Raises:
         RuntimeError: a process cannot start, which is no fault of its task.
     """
-    if _CONTEXT.get_start_method() == "forkserver":
-        _CONTEXT.set_forkserver_preload([getattr(function, "func", function).__module__])
+    _CONTEXT.set_forkserver_preload([getattr(function, "func", function).__module__])
     waiting = iter(tasks)
     free: list[_Process] = []
     busy: list[_Process] = []
