@@ -14,7 +14,8 @@ from slowfast.models.options import check_options, close_to
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
-from slowfast.weights.class_order import ClassOrder, kinetics400_names, rows_of_places
+from slowfast.utils.class_names import kinetics400_names
+from slowfast.weights.class_order import ClassOrder, rows_of_places
 from slowfast.weights.heads import HeadPolicy, state_classes
 from slowfast.weights.layouts import extract_state_dict
 from slowfast.weights.load import announce, load_weights

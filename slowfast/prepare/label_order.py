@@ -13,7 +13,7 @@ from pathlib import Path
 from slowfast.datasets.catalog import Dataset
 from slowfast.datasets.lists import VideoList
 from slowfast.prepare.annotations import READERS, file_lines
-from slowfast.utils.class_names import read_class_names
+from slowfast.utils.class_names import kinetics400_names, read_class_names
 
 # The name of a clip extends that of its video: in Kinetics by the seconds of the cut, in ActivityNet and HACS by "v_".
 CLIP = re.compile(r"_\d{6}_\d{6}$")
@@ -33,9 +33,7 @@ def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], di
     if path:
         names, videos = _read(Path(path), dataset)
     elif dataset.num_classes == 400:
-        from torchvision.models.video import R3D_18_Weights  # the import takes seconds
-
-        names, videos = sorted(R3D_18_Weights.DEFAULT.meta["categories"]), []
+        names, videos = kinetics400_names(), []
     else:
         raise ValueError(f"{dataset.name} needs --annotations: its official files, or a file of its class names")
     if dataset.num_classes not in (None, len(names)):

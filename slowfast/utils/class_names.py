@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 NUMBER = re.compile(r"[0-9]{1,9}")
@@ -40,6 +41,14 @@ def read_class_names(path: str | os.PathLike[str]) -> list[str]:
         return _from_text(text)
     except ValueError as error:
         raise ValueError(f"{path}, {error}") from None
+
+
+@cache
+def kinetics400_names() -> list[str]:
+    """Return the class names of Kinetics-400, sorted, as torchvision lists them for its own weights."""
+    from torchvision.models.video import R3D_18_Weights  # slower to import than the rest of this package
+
+    return sorted(R3D_18_Weights.DEFAULT.meta["categories"])
 
 
 def format_class_names(names: Sequence[str]) -> str:

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from slowfast.utils.class_names import kinetics400_names
+
 FIGURES = Path(__file__).with_name("class_orders.json")
 ORDERS = ("k400", "k600_uniformer", "k600_v2", "k700_v2")
 # Order of the official annotation, and of lists made from it; order of image folders; no classifier.
@@ -29,14 +31,6 @@ PARTS_OF_K710 = {400: "k400", 600: "k600_v2", 700: "k700_v2"}
 @cache
 def _figures() -> dict[str, Any]:
     return json.loads(FIGURES.read_text(encoding="utf-8"))
-
-
-@cache
-def kinetics400_names() -> list[str]:
-    """Return the class names of Kinetics-400, sorted, as torchvision lists them for its own weights."""
-    from torchvision.models.video import R3D_18_Weights  # slower to import than the rest of this package
-
-    return sorted(R3D_18_Weights.DEFAULT.meta["categories"])
 
 
 def places_of_rows(order: str, classes: int) -> list[int | None] | None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from slowfast.engine.class_check import find_permutation
-from slowfast.weights.class_order import kinetics400_names, places_of_rows
+from slowfast.utils.class_names import kinetics400_names
+from slowfast.weights.class_order import places_of_rows
 
 
 def predictions(classes: int, videos: int, accuracy: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

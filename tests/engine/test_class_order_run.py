@@ -19,7 +19,8 @@ from slowfast.datasets.build import build_loader
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.setup import clip_mover
 from slowfast.models import build_model
-from slowfast.weights.class_order import kinetics400_names, places_of_rows
+from slowfast.utils.class_names import kinetics400_names
+from slowfast.weights.class_order import places_of_rows
 
 VIDEOS = 20
 CPU = torch.device("cpu")

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
+from slowfast.utils.class_names import kinetics400_names
 from slowfast.weights import class_order, fetch
 from slowfast.weights.class_order import (
     AS_LISTED,
     ORDERS,
     ClassOrder,
-    kinetics400_names,
     names_of_rows,
     places_of_names,
     places_of_rows,

@@ -21,7 +21,8 @@ from slowfast.datasets.lists import read_list
 from slowfast.engine.test import load_model
 from slowfast.models import build_model
 from slowfast.models.build import initialize
-from slowfast.weights.class_order import kinetics400_names, places_of_rows, rows_of_k710
+from slowfast.utils.class_names import kinetics400_names
+from slowfast.weights.class_order import places_of_rows, rows_of_k710
 from slowfast.weights.layouts import to_mmaction2
 
 V1 = ("UNIFORMER.DEPTH", [1] * 4, "UNIFORMER.EMBED_DIM", [8, 16, 32, 32], "UNIFORMER.HEAD_DIM", 16)

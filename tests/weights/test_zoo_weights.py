@@ -14,7 +14,8 @@ from slowfast.config import get_cfg
 from slowfast.engine.test import load_model
 from slowfast.models import build_model
 from slowfast.models.build import initialize
-from slowfast.weights.class_order import kinetics400_names, places_of_rows
+from slowfast.utils.class_names import kinetics400_names
+from slowfast.weights.class_order import places_of_rows
 
 SMALL: dict[str, Any] = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
 IMAGE: dict[str, Any] = {"depth": (1, 1, 1, 1), "embed_dim": (64, 64, 64, 64)}
