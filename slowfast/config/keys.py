@@ -85,10 +85,6 @@ key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),
     "Minutes between two checkpoints within an epoch; 0 writes none.", may_differ=True)
 key("TRAIN.KEEP_CHECKPOINTS", 2, integer(0),
     "Number of newest checkpoints to keep, in addition to the best one; 0 keeps all.", may_differ=True)
-key("TRAIN.KEEP_EVERY", 0, integer(0),
-    "Also keep the checkpoints of every n-th epoch; 0 turns this off.", may_differ=True)
-key("TRAIN.ON_SAVE_ERROR", "continue", one_of("continue", "stop"),
-    "What to do if a checkpoint cannot be written (full disk); the last one is always an error.", may_differ=True)
 key("TRAIN.MAX_NONFINITE", 20, integer(1),
     "Stop after this number of steps in a row whose loss or gradient is not finite; they are skipped, and the first "
     "batches of them are written to OUTPUT_DIR/nonfinite.", may_differ=True)

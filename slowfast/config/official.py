@@ -28,7 +28,10 @@ IGNORED: dict[str, str] = {
     "TRAIN.CHECKPOINT_INFLATE": "2D kernels are recognized and inflated automatically",
     "TRAIN.CHECKPOINT_IN_INIT": "use TRAIN.CHECKPOINT_FILE_PATH",
     "TRAIN.KILL_LOSS_EXPLOSION_FACTOR": "use TRAIN.MAX_NONFINITE",
-    "TRAIN.NONFINITE": "use TRAIN.MAX_NONFINITE, which stops at once if it is 1",  # of an earlier version
+    # of earlier versions
+    "TRAIN.NONFINITE": "use TRAIN.MAX_NONFINITE, which stops at once if it is 1",
+    "TRAIN.KEEP_EVERY": "use TRAIN.KEEP_CHECKPOINTS; 0 keeps all",
+    "TRAIN.ON_SAVE_ERROR": "a run always continues, and the last checkpoint is always an error",
     "TEST.SAVE_RESULTS_PATH": "results are always written to OUTPUT_DIR/test",
     "TEST.CHECKPOINT_TYPE": "only PyTorch checkpoints are read",
     "TEST.NUM_TEMPORAL_CLIPS": "run one test per value of TEST.NUM_ENSEMBLE_VIEWS",

@@ -156,7 +156,6 @@ def prepare_run(
         network = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
     last_step = cfg.SOLVER.MAX_EPOCH * state.steps_per_epoch
     last_step = min(cfg.TRAIN.MAX_STEPS or last_step, last_step)
-    stop_on_error = cfg.TRAIN.ON_SAVE_ERROR == "stop"
     return Run(
         cfg=cfg,
         device=device,
@@ -167,7 +166,7 @@ def prepare_run(
         amp=amp_dtype(cfg, device),
         log=RunLog(cfg, state.step, last_step),
         bad=BadVideos(cfg.OUTPUT_DIR, num_videos, cfg.DATA.MAX_BAD_SHARE, device, resumed),
-        writer=CheckpointWriter(cfg.OUTPUT_DIR, cfg.TRAIN.KEEP_CHECKPOINTS, cfg.TRAIN.KEEP_EVERY, stop_on_error),
+        writer=CheckpointWriter(cfg.OUTPUT_DIR, cfg.TRAIN.KEEP_CHECKPOINTS),
         description=description,
         last_step=last_step,
     )

@@ -217,8 +217,7 @@ def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:
         Whether it is written.
 
     Raises:
-        SharedError: too many videos are bad, while the checkpoint is being written; or the one before could not be
-            written, and TRAIN.ON_SAVE_ERROR is stop.
+        SharedError: too many videos are bad, while the checkpoint is being written.
     """
     settle(state, run)
     if state.nonfinite and not SAVE_WHILE_FAILING[moment]:

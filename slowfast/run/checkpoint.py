@@ -175,13 +175,10 @@ class CheckpointWriter:
     Args:
         output_dir: of the run.
         keep: number of the newest to keep; 0 keeps all.
-        keep_every: also keep those of every n-th epoch; 0 for none.
-        stop_on_error: fail if a checkpoint cannot be written; otherwise log the error and continue.
     """
 
-    def __init__(self, output_dir: str, keep: int = 0, keep_every: int = 0, stop_on_error: bool = True) -> None:
-        self.output_dir, self.keep, self.keep_every = output_dir, keep, keep_every
-        self.stop_on_error = stop_on_error
+    def __init__(self, output_dir: str, keep: int = 0) -> None:
+        self.output_dir, self.keep = output_dir, keep
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
         self.best: dict[str, Any] | None = None  # until it is written
@@ -211,22 +208,19 @@ class CheckpointWriter:
         Args:
             state: from `TrainState.state_dict`, with anything else of plain containers and tensors.
             best: make it the best checkpoint too: another name of the same file.
-
-        Raises:
-            ValueError: the one before could not be written, and the run must stop then.
         """
         self.saved_at = time.monotonic()
         self.wait()
         self.pending = self.thread.submit(self._write, snapshot(state), best)
 
-    def wait(self, stop_on_error: bool | None = None) -> None:
+    def wait(self, stop_on_error: bool = False) -> None:
         """Return when everything is on the disk.
 
         Args:
-            stop_on_error: instead of that of the writer.
+            stop_on_error: fail if a checkpoint could not be written; otherwise log the error.
 
         Raises:
-            ValueError: it could not be written, and the run must stop then.
+            ValueError: it could not be written, and `stop_on_error` is True.
         """
         pending, self.pending = self.pending, None
         if pending is None:
@@ -240,9 +234,9 @@ class CheckpointWriter:
                 f"a checkpoint could not be written in {checkpoint_dir(self.output_dir)} ({reason}); the last good one "
                 "is still there. Free disk space, or make the folder writable again"
             )
-            if self.stop_on_error if stop_on_error is None else stop_on_error:
+            if stop_on_error:
                 raise ValueError(f"{message}; the same command continues from there") from error
-            logger.error("%s; the run continues (TRAIN.ON_SAVE_ERROR continue)", message)
+            logger.error("%s; the run continues", message)
 
     def _write(self, state: dict[str, Any], best: bool) -> None:
         epochs, steps = divmod(state["step"], state["steps_per_epoch"])
@@ -272,7 +266,5 @@ class CheckpointWriter:
         # those of more steps are damaged (else this run would have resumed there) and must not displace good ones
         found = [path for path in list_checkpoints(self.output_dir) if _progress(path) <= _progress(newest)]
         for old in found[: -self.keep]:
-            epoch, step = _progress(old)
-            kept = self.keep_every and not step and epoch % self.keep_every == 0
-            if not kept and not is_official(peek(old)):
+            if not is_official(peek(old)):
                 old.unlink(missing_ok=True)
