@@ -167,10 +167,7 @@ def _in_folder(folder: str) -> list[str]:
 
 
 def _in_list(path: str) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): give a list of videos") from None
+    lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     rows = [line.strip() for line in lines if line.strip()]
     if not rows:
         raise ValueError(f"{path} is empty: write one path per line")

@@ -17,10 +17,10 @@ from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from slowfast.datasets.container import open_container, open_video, video_stream
-from slowfast.datasets.decode import frame_rate, stream_video
+from slowfast.datasets.container import open_container
+from slowfast.datasets.decode import stream_video
 from slowfast.inference.results import Class
-from slowfast.inference.windows import Timeline
+from slowfast.inference.windows import Timeline, rate_and_seconds
 from slowfast.utils.io import atomic_path, atomic_write
 
 SHORT_SIDE = 360  # pixels; smaller videos are enlarged, so that text is legible
@@ -165,8 +165,7 @@ def write_video(timeline: Timeline, path: str) -> str:
     if os.path.isdir(timeline.path):
         raise ValueError(f"{timeline.path} is a folder of frames: --video needs a video file")
     strip, silent, sound = None, "", None
-    with open_video(timeline.path) as source:
-        rate = frame_rate(video_stream(timeline.path, source))
+    rate, _ = rate_and_seconds(timeline.path)
     with open_container(timeline.path) as source, new_video(path, rate) as (target, add):
         tracks = source.streams.audio
         if tracks:

@@ -10,8 +10,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slowfast.datasets.container import open_video, video_stream
-from slowfast.datasets.decode import frame_rate
 from slowfast.datasets.reader import FOLDER_RATE, MediaError
 from slowfast.inference.command import (
     add_network,
@@ -26,7 +24,7 @@ from slowfast.inference.command import (
 )
 from slowfast.inference.network import Network
 from slowfast.inference.results import Prediction
-from slowfast.inference.windows import Timeline, predict_windows
+from slowfast.inference.windows import Timeline, predict_windows, rate_and_seconds
 from slowfast.utils.io import check_output, csv_text, write_json, write_text
 
 BAR = 24  # characters
@@ -145,16 +143,9 @@ def _draw(net: Network, prediction: Prediction, targets: dict[str, dict[str, str
         labels = [(name, () if clip else prediction.top[:3]) for clip, name in enumerate(names)]
         write_sheet(clips, labels, os.path.basename(prediction.path.rstrip("/")), file)
     if file := targets["video"].get(prediction.path):
-        timeline = Timeline(prediction.path, [0.0], [prediction.top], _seconds(prediction.path))
+        timeline = Timeline(prediction.path, [0.0], [prediction.top], rate_and_seconds(prediction.path)[1])
         if silent := write_video(timeline, file):
             print(f"{prediction.path}: {silent}", file=sys.stderr)
-
-
-def _seconds(path: str) -> float:
-    with open_video(path) as container:
-        stream = video_stream(path, container)
-        duration = container.duration / 1e6 if container.duration else 0.0
-        return float(stream.duration * stream.time_base) if stream.duration else duration
 
 
 def _predict_long(args: argparse.Namespace, paths: Sequence[str], videos: dict[str, str]) -> int:
@@ -186,12 +177,7 @@ def _predict_long(args: argparse.Namespace, paths: Sequence[str], videos: dict[s
 
 
 def _timeline(args: argparse.Namespace, net: Network, path: str) -> Timeline:
-    if os.path.isdir(path):
-        rate, seconds = float(FOLDER_RATE), 0.0
-    else:
-        with open_video(path) as container:
-            rate = float(frame_rate(video_stream(path, container)))
-        seconds = _seconds(path)
+    rate, seconds = (FOLDER_RATE, 0.0) if os.path.isdir(path) else rate_and_seconds(path)
     window = max(1, round(args.window * rate))
     stride = max(1, round((args.stride or args.window / 4) * rate))
     bar = tqdm(total=round(seconds, 1), desc=os.path.basename(path), unit="s", disable=None, leave=False)
@@ -215,14 +201,7 @@ def _print_segments(timeline: Timeline) -> None:
     segments = timeline.segments()
     width = max(len(one.found.name) for one in segments)
     for one in segments[:SHOWN]:
-        share = f"{100 * one.found.probability:.1f} %"
-        print(f"  {clock(one.begin):>9} - {clock(one.end):>9}  {one.found.name:<{width}}  {share:>8}")
+        begin, end = (f"{int(time // 60)}:{time % 60:04.1f}" for time in (one.begin, one.end))
+        print(f"  {begin:>9} - {end:>9}  {one.found.name:<{width}}  {100 * one.found.probability:5.1f} %")
     if len(segments) > SHOWN:
         print(f"  ... and {len(segments) - SHOWN} more segments")
-
-
-def clock(seconds: float) -> str:
-    """Return a time as MINUTES:SECONDS, with hours if there are any."""
-    hours, rest = divmod(seconds, 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{int(hours)}:{int(minutes):02d}:{seconds:04.1f}" if hours else f"{int(minutes)}:{seconds:04.1f}"

@@ -77,18 +77,28 @@ def execute(args: argparse.Namespace) -> int:
     for row in found:
         same = [other for other in found if other["probe"] == row["probe"]]
         row["best"] = row is max(same, key=lambda other: other["top1"])  # the first one of equal ones
-    _write(args, settings, found, [len(train), len(val), classes], lists[0].class_names)
+    about = {
+        "train": args.train,
+        "val": args.val,
+        "train_videos": len(train),
+        "val_videos": len(val),
+        "classes": classes,
+        "class_names": lists[0].class_names,
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "batch": args.batch,
+        "features": {key: value for key, value in settings.items() if key != "videos"},
+        "results": found,
+    }
+    write_json(Path(args.out, RESULTS), about)
     _print_table(found)
     return report_bad([(path, f"{folder} has no features of it") for path in missing + also])
 
 
 def _read(path: str) -> VideoList:
     """Read a list of paths and classes, separated by blanks or a comma; paths are relative to here or to the list."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            first = next((line.strip() for line in file if line.strip()), "")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): give a list with 'path label' per line") from None
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = next((line.strip() for line in file if line.strip()), "")
     if "\0" in first:
         raise ValueError(f"{path} is not a text file: give a list with 'path label' per line")
     comma = RowFormat(separator=",").fits([first])
@@ -196,27 +206,6 @@ def _accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """Return the accuracies in percent; a head whose training failed has no correct class."""
     finite = scores.isfinite().all(1)
     return {f"top{k}": 100.0 * (in_top(scores, labels, k) & finite).double().mean().item() for k in (1, 5)}
-
-
-def _write(
-    args: argparse.Namespace,
-    settings: Mapping[str, Any],
-    found: Sequence[Mapping[str, Any]],
-    counts: Sequence[int],
-    class_names: Sequence[str] | None,
-) -> None:
-    about = {
-        "train": args.train,
-        "val": args.val,
-        **dict(zip(("train_videos", "val_videos", "classes"), counts, strict=True)),
-        "class_names": class_names,
-        "seed": args.seed,
-        "epochs": args.epochs,
-        "batch": args.batch,
-        "features": {key: value for key, value in settings.items() if key != "videos"},
-        "results": found,
-    }
-    write_json(Path(args.out, RESULTS), about)
 
 
 def _print_table(found: Sequence[Mapping[str, Any]]) -> None:

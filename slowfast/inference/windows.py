@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -16,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slowfast.datasets.container import open_video, video_stream
 from slowfast.datasets.dataset import Prepared
+from slowfast.datasets.decode import frame_rate
 from slowfast.datasets.lists import Sample
 from slowfast.datasets.reader import MediaError, stream_frames
 from slowfast.datasets.rows import UNKNOWN
@@ -209,6 +212,18 @@ class Timeline:
             mean = Class(best[0].name, best[0].index, float(np.mean([one.probability for one in best])))
             found.append(Segment(self.begin[first], [*self.begin, self.seconds][end], mean))
         return found
+
+
+def rate_and_seconds(path: str) -> tuple[Fraction, float]:
+    """Return the frames per second of a video file, and its length in seconds; 0.0 if the file does not name it.
+
+    Raises:
+        MediaError: the file cannot be opened.
+    """
+    with open_video(path) as container:
+        stream = video_stream(path, container)
+        seconds = container.duration / 1e6 if container.duration else 0.0
+        return frame_rate(stream), float(stream.duration * stream.time_base) if stream.duration else seconds
 
 
 def predict_windows(net: Network, path: str, window: int, stride: int, batch: int, progress: Any = None) -> Timeline:
