@@ -18,7 +18,6 @@ from slowfast.inference.load import SHARED_CONFIG, SHARED_WEIGHTS
 from slowfast.inference.network import Network
 from slowfast.utils.io import atomic_path, sha256, write_text
 from slowfast.utils.profiling import count_parameters
-from slowfast.visualization.charts import finite
 from slowfast.visualization.compare import markdown
 from slowfast.visualization.outcomes import (
     MultiLabelOutcomes,
@@ -27,7 +26,7 @@ from slowfast.visualization.outcomes import (
     precision_rows,
     read_outcomes,
 )
-from slowfast.visualization.runs import OTHER_FIELDS
+from slowfast.visualization.runs import percentages
 from slowfast.weights.fetch import fetch
 
 CARD = "README.md"
@@ -156,10 +155,7 @@ def accuracies(test: dict[str, Any]) -> dict[str, float]:
     if not metrics.get("num_labelled"):
         return {}
     names = {"top5": f"top{metrics.get('top5_k', 5)}"}
-    shown: dict[str, float] = {
-        name: value for name, value in metrics.items() if name not in OTHER_FIELDS and finite([value])
-    }
-    return {names.get(name, str(name)): value for name, value in shown.items()}
+    return {names.get(name, name): value for name, value in percentages(metrics).items()}
 
 
 def _settings(net: Network) -> list[list[str]]:

@@ -35,7 +35,6 @@ class Variant:
         size: height and width in pixels of the input for which it is made.
         num_classes: default number of outputs.
         options: keyword arguments of the class that differ from its defaults.
-        note: text that is added to the report of loaded weights.
     """
 
     network: type[Network]
@@ -43,13 +42,10 @@ class Variant:
     size: int = 224
     num_classes: int = 400
     options: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
 
 
-def _image(
-    start: str, options: dict[str, Any], size: int = 224, network: type[Network] = UniFormer, note: str = ""
-) -> Variant:
-    return Variant(network, start, size, num_classes=1000, options={"ndim": 2, **options}, note=note)
+def _image(start: str, options: dict[str, Any], size: int = 224, network: type[Network] = UniFormer) -> Variant:
+    return Variant(network, start, size, num_classes=1000, options={"ndim": 2, **options})
 
 
 _BASE = {"depth": (5, 8, 20, 7)}
@@ -86,10 +82,8 @@ VARIANTS: dict[str, Variant] = {
     "uniformer_image_xxs": _image("uniformer_xxs_128_in1k", {}, 128, UniFormerLight),
     "uniformer_image_xs": _image("uniformer_xs_192_in1k", _XS, 192, UniFormerLight),
     "uniformer_image_s": _image("uniformer_small_in1k", {}),
-    "uniformer_image_s_plus": _image("uniformer_small_plus_in1k", {"head_dim": 32, **_SMALL_PLUS}, note=_SAME_SHAPES),
-    "uniformer_image_s_plus_dim64": _image(
-        "uniformer_small_plus_in1k_2", {"head_dim": 64, **_SMALL_PLUS}, note=_SAME_SHAPES
-    ),
+    "uniformer_image_s_plus": _image("uniformer_small_plus_in1k", {"head_dim": 32, **_SMALL_PLUS}),
+    "uniformer_image_s_plus_dim64": _image("uniformer_small_plus_in1k_2", {"head_dim": 64, **_SMALL_PLUS}),
     "uniformer_image_b": _image("uniformer_base_in1k", _BASE),
     "uniformer_image_b_ls": _image("uniformer_base_ls_in1k", {"layer_scale": (None, None, 1e-6, 1e-6), **_BASE}),
     "uniformer_image_l_ls": _image("uniformer_large_ls_in1k_token_labeling", _LARGE_LS),
@@ -174,7 +168,8 @@ def create_model(
         kind = "fresh" if reset_head else "fresh if mismatched" if start else "keep"
         head = HeadPolicy(kind, class_names or _names_of(order, classes), order, by_place=True)
         report = load_weights(model, checkpoint, head, to_train=to_train or start)
-        report.notes += [variant.note] * bool(variant.note and not identify(source))
+        if "s_plus" in name and not identify(source):
+            report.notes.append(_SAME_SHAPES)
         announce(f"weights of {name} from {source}: {report}")
         model.class_names = report.class_names
         if order and order.name:

@@ -63,10 +63,8 @@ class Run:
     @property
     def accuracies(self) -> list[str]:
         """The names of the metrics in percent that validations, tests or training steps contain."""
-        names: dict[str, None] = {}
-        for metrics in [*self.rows("val"), *(test["metrics"] for test in self.tests.values())]:
-            names |= dict.fromkeys(name for name, value in metrics.items() if finite([value]))
-        return [name for name in names if name not in OTHER_FIELDS] or ["top1", "top5"]
+        found = [*self.rows("val"), *(test["metrics"] for test in self.tests.values())]
+        return [*dict.fromkeys(name for metrics in found for name in percentages(metrics))] or ["top1", "top5"]
 
     @property
     def top5_k(self) -> int:
@@ -130,6 +128,11 @@ class Run:
     def settings(self) -> Mapping[str, Any]:
         """Return the configuration as a tree; keys of other versions are left out."""
         return recorded_config(self.config)[0]
+
+
+def percentages(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics in percent of a validation or test."""
+    return {name: value for name, value in metrics.items() if name not in OTHER_FIELDS and finite([value])}
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:

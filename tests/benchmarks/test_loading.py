@@ -10,7 +10,7 @@ import pytest
 import torch
 from footage import make_videos, write_video
 from loading import benchmark
-from plain_loader import Decode, Plain, frame_indices
+from plain_loader import Decode, Plain
 
 from slowfast.datasets.dataset import TrainDataset, VideoEvalDataset, VideoReader
 from slowfast.datasets.lists import VideoList
@@ -41,18 +41,6 @@ def training(videos: list[str], transform: TrainTransform) -> TrainDataset:
 
 def evaluation(videos: list[str], *, crop: int = 48) -> VideoEvalDataset:
     return VideoEvalDataset(VideoList(videos, [3, 1]), READER, num_crops=3, scale=crop, crop=crop)
-
-
-def test_one_decode_gives_the_views_of_separate_decodes(videos):
-    for dataset in (evaluation(videos), evaluation(videos, crop=64)):
-        together = dataset[(0, 1)]["video"].cut()
-        apart = []
-        for view in range(3):
-            for position in range(3):
-                frames = read_frames(videos[1], lambda length, d=dataset, v=view: frame_indices(d, 0, 1, length, v))
-                video, order = dataset.prepare(frames)
-                apart += Views([video], [order], dataset.scale, dataset.crop, (position,)).cut()
-        assert torch.equal(together, torch.stack(apart))
 
 
 def test_plain_test_has_the_same_views(videos):

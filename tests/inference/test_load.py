@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from make_demo_data import CLASS_NAMES
-from safetensors.torch import save_file
 
 import slowfast
-from slowfast.config import dump_config
-from slowfast.models.build import build_model
 from slowfast.models.zoo import create_model
 from slowfast.weights.tensors import load_tensors
 
@@ -46,14 +42,6 @@ def test_a_moved_folder_and_a_checkpoint_alone_are_the_same_network(net, trained
     for source in (moved, alone):
         other = slowfast.load(source, device="cpu")
         assert same(net, other) and other.class_names == net.class_names and other.num_views == 6
-
-
-def test_a_shared_folder_contains_configuration_and_class_names(net, tmp_path):
-    (tmp_path / "config.yaml").write_text(dump_config(net.cfg))
-    tensors = {name: value.contiguous() for name, value in net.model.state_dict().items()}
-    save_file(tensors, tmp_path / "model.safetensors", {"class_names": json.dumps(net.class_names)})
-    other = slowfast.load(tmp_path, device="cpu")
-    assert same(net, other) and other.class_names == net.class_names and other.num_views == 6
 
 
 @pytest.fixture
@@ -102,7 +90,3 @@ def test_a_source_without_a_network_is_one_clear_error(source, tmp_path, monkeyp
     with pytest.raises(ValueError) as error:
         slowfast.load(source, device="cpu")
     assert source in str(error.value)
-
-
-def test_a_network_of_the_configuration_is_built(net):
-    assert type(build_model(net.cfg)) is type(net.model)

@@ -71,11 +71,6 @@ def test_features_are_the_mean_over_views_of_the_input_of_the_classifier(net, pa
     assert not net.model.training
 
 
-def test_an_unknown_layer_is_an_error_with_near_names(net, paths):
-    with pytest.raises(ValueError, match=r"blocks3\.0"):
-        net.features(paths[0], layer="block3.0")
-
-
 @pytest.mark.parametrize(
     ("name", "options", "layer"),
     [
