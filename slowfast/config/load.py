@@ -50,18 +50,13 @@ class ConfigNode(CfgNode):
         _report(notes)
 
 
-def default_tree() -> dict[str, Any]:
-    """Return a copy of the defaults, with the keys of a section in a dictionary below its name."""
+def get_cfg() -> ConfigNode:
+    """Return a new tree of defaults."""
     tree: dict[str, Any] = {}
     for name, default in DEFAULT_VALUES.items():
         parent, _, leaf = name.rpartition(".")
         (tree.setdefault(parent, {}) if parent else tree)[leaf] = copy.deepcopy(default)
-    return tree
-
-
-def get_cfg() -> ConfigNode:
-    """Return a new tree of defaults."""
-    return ConfigNode(default_tree())
+    return ConfigNode(tree)
 
 
 def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> ConfigNode:

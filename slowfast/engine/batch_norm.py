@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,11 +34,14 @@ def update_statistics(state: TrainState, run: Run, loader: DataLoader[Any]) -> N
     """
     for model in state.models:
         if run.cfg.BN.USE_PRECISE_STATS and not run.cfg.MODEL.FROZEN_BN:
+            with warnings.catch_warnings():  # its import is slow, and calls the deprecated torch.jit.script
+                warnings.simplefilter("ignore", FutureWarning)
+                from fvcore.nn.precise_bn import update_bn_stats
             loader.batch_sampler.set_position(state.epoch, 0)  # pyright: ignore
             where = (run.cfg.RNG_SEED, state.epoch, distributed.rank())
             torch.manual_seed(int(rng_for("precise", *where).integers(2**62)))  # dropout and drop path
             clips = clips_until_stopped(run, loader)
-            _precise_statistics()(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
+            update_bn_stats(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
         for buffer in model.buffers():
             distributed.broadcast_tensor(buffer, 0)
 
@@ -55,11 +58,3 @@ def clips_until_stopped(run: Run, loader: DataLoader[Any]) -> Iterator[Tensor]:
         if distributed.all_reduce_max(asked) > 0:
             raise interrupt.Interruption("asked to stop during the BatchNorm statistics, which will start again")
         yield run.to_device(batch["video"])
-
-
-def _precise_statistics() -> Callable[..., None]:
-    """Return fvcore's function; its package takes as long to import as a part of PyTorch, and few runs use it."""
-    with warnings.catch_warnings():  # it calls the deprecated torch.jit.script
-        warnings.simplefilter("ignore", FutureWarning)
-        from fvcore.nn.precise_bn import update_bn_stats
-    return update_bn_stats

@@ -17,7 +17,7 @@ from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.meters import metrics_text
 from slowfast.run.resume import write_resolved
 from slowfast.utils.environment import environment
-from slowfast.utils.io import atomic_write, csv_text, sha256, to_json, write_text
+from slowfast.utils.io import atomic_write, csv_text, sha256, write_json, write_text
 from slowfast.utils.logging import MetricsLog
 from slowfast.weights.fetch import fetch
 
@@ -66,7 +66,7 @@ def write_results(
         "environment": environment(),
     }
     write_resolved(cfg, folder)
-    write_text(folder / "metrics.json", to_json(report, indent=2) + "\n")
+    write_json(folder / "metrics.json", report)
 
 
 def write_scores(folder: Path, evaluation: Evaluation, samples: VideoList, names: Sequence[str] | None) -> None:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from fvcore.common.config import CfgNode
 
 from slowfast.config.keys import leaves
-from slowfast.utils.io import to_json, write_text
+from slowfast.utils.io import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
             ) from error
         ids[name] = id or link.id.result()
     if any(ids.values()):
-        write_text(file, to_json({name: id for name, id in ids.items() if id}, indent=2) + "\n")
+        write_json(file, {name: id for name, id in ids.items() if id})
     return links
 
 

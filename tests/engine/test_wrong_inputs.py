@@ -178,21 +178,6 @@ def test_a_list_that_changed_stops_a_resume(experiment, videos, fails, tmp_path,
     assert "6 steps" in fails(*run)
 
 
-def test_torn_checkpoints_are_passed_over(experiment, fails, tmp_path, monkeypatch, capsys):
-    run = ["--cfg", str(experiment), "TEST.ENABLE", "False"]
-    monkeypatch.setattr(sys, "argv", ["run_net.py", *run, "TRAIN.MAX_STEPS", "6"])
-    assert program.main() == 0
-    torn = checkpoint_dir(str(tmp_path / "out")) / "checkpoint_epoch_00002.pyth"
-    torn.write_bytes((torn.parent / "checkpoint_epoch_00001.pyth").read_bytes()[:5000])
-    monkeypatch.setattr(sys, "argv", ["run_net.py", *run])
-    assert program.main() == 0
-    printed = capsys.readouterr().out
-    assert "torn or damaged" in printed and "at step 6" in printed
-    for path in torn.parent.glob("*.pyth"):
-        path.write_bytes(b"torn")
-    assert "none of the checkpoints" in fails(*run)
-
-
 def test_a_wrong_address_and_an_unwritable_folder_are_named(experiment, fails):
     assert "tcp://HOST:PORT" in fails("--cfg", experiment, "--num_shards", 2, "--init_method", "tcp://localhost")
     assert "cannot be written" in fails("--cfg", experiment, "OUTPUT_DIR", "/proc/nothing/out")

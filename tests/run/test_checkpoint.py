@@ -198,16 +198,6 @@ def test_a_full_disk_keeps_the_old_checkpoints(small_disk):
     assert len(os.listdir(checkpoint_dir(str(small_disk)))) == 1  # no torn parts
 
 
-def test_a_read_only_disk_is_an_error(small_disk):
-    save(small_disk, 10)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(ValueError, match="Read-only"):
-        save(small_disk, 20, 30)
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    save(small_disk, 40)
-    assert len(names(small_disk)) == 2
-
-
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file is in the way")
     with pytest.raises(ValueError, match="could not be written"), CheckpointWriter(str(tmp_path)) as writer:
