@@ -77,7 +77,7 @@ def test_outcomes_of_a_file_equal_those_of_the_evaluation(probabilities, summed,
     write_scores(tmp_path, result, VideoList([f"{n}.mp4" for n in range(7)], label), None)
     found = read_outcomes(tmp_path / "scores.npz")
     metrics = result.metrics()
-    assert found is not None and found.loss.mean() == pytest.approx(metrics["loss"], rel=1e-9)
+    assert isinstance(found, Outcomes) and found.loss.mean() == pytest.approx(metrics["loss"], rel=1e-9)
     assert 100 * (~found.wrong).mean() == pytest.approx(metrics["top1"])
     assert 100 * (found.rank < 5).mean() == pytest.approx(metrics["top5"])
     assert found.paths.tolist() == [f"{n}.mp4" for n in (0, 1, 3, 4, 5, 6)] and found.names[5] == "5"
