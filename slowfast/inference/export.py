@@ -39,8 +39,8 @@ INPUT, OUTPUT, METADATA = "clips", "logits", "metadata.json"
 Runner = Callable[[Tensor], Tensor]  # clips (B, C, T, H, W) -> logits (B, K)
 
 
-def metadata(net: Network) -> dict[str, str]:
-    """Return what a program needs besides the tensors, each value as JSON: class names, and how clips are made."""
+def metadata(net: Network) -> dict[str, Any]:
+    """Return what a program needs besides the tensors: class names, and how clips are made."""
     data, test = net.cfg.DATA, net.cfg.TEST
     values: dict[str, Any] = {
         "class_names": net.class_names,
@@ -55,11 +55,11 @@ def metadata(net: Network) -> dict[str, str]:
         dense = isinstance(net.views_of_video.reader.sampler, DenseSampler)
         values |= {"sampling": "dense", "sampling_rate": data.SAMPLING_RATE} if dense else {"sampling": "sparse"}
         values |= {"views": test.NUM_ENSEMBLE_VIEWS, "crops": test.NUM_SPATIAL_CROPS}
-    return {name: json.dumps(value) for name, value in values.items()}
+    return values
 
 
 def export_model(
-    model: nn.Module, shape: Sequence[int], about: Mapping[str, str], kind: str, path: str | os.PathLike[str]
+    model: nn.Module, shape: Sequence[int], about: Mapping[str, Any], kind: str, path: str | os.PathLike[str]
 ) -> tuple[Runner, float]:
     """Write a network into a file, and compare the file with the network.
 
@@ -68,7 +68,7 @@ def export_model(
     Args:
         model: the network on the CPU, in evaluation mode.
         shape: (C, T, H, W) of a clip, or (C, H, W) of an image.
-        about: metadata.
+        about: metadata, of values that JSON has.
         kind: a key of `ENDINGS`.
         path: of the file; the ending is that of the kind.
 
@@ -100,10 +100,14 @@ def _difference(model: nn.Module, runner: Runner, clips: Tensor) -> float:
     return ((runner(clips) - expected).abs().max() / expected.abs().max().clamp_min(1e-9)).item()
 
 
-def write_tensors(model: nn.Module, about: Mapping[str, str], path: Path) -> None:
-    """Write the tensors of a network as safetensors, whose metadata `slowfast.load` reads."""
+def write_tensors(model: nn.Module, about: Mapping[str, Any], path: Path) -> None:
+    """Write the tensors of a network as safetensors with metadata, which `slowfast.load` reads."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(tensors, path, {"format": "pt", **about})
+    save_file(tensors, path, {"format": "pt", **_as_json(about)})
+
+
+def _as_json(about: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value) for name, value in about.items()}
 
 
 def _read_tensors(model: nn.Module, path: Path) -> Runner:
@@ -119,17 +123,16 @@ def _program(model: nn.Module, clips: Tensor) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_program(model: nn.Module, clips: Tensor, about: Mapping[str, str], path: Path) -> None:
-    values = {name: json.loads(value) for name, value in about.items()}
+def _write_program(model: nn.Module, clips: Tensor, about: Mapping[str, Any], path: Path) -> None:
     with _quiet():
-        torch.export.save(_program(model, clips), path, extra_files={METADATA: json.dumps(values)})
+        torch.export.save(_program(model, clips), path, extra_files={METADATA: json.dumps(about)})
 
 
 def _read_program(model: nn.Module, path: Path) -> Runner:
     return torch.export.load(path).module()
 
 
-def _write_onnx(model: nn.Module, clips: Tensor, about: Mapping[str, str], path: Path) -> None:
+def _write_onnx(model: nn.Module, clips: Tensor, about: Mapping[str, Any], path: Path) -> None:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise ValueError(
             f"ONNX needs {', '.join(PACKAGES)}, and {missing[0]} is missing: pip install {' '.join(missing)}"
@@ -141,7 +144,7 @@ def _write_onnx(model: nn.Module, clips: Tensor, about: Mapping[str, str], path:
     names: dict[str, Any] = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": ({0: "batch"},)}
     with _quiet():
         program: Any = torch.onnx.export(_program(model, clips), (clips,), dynamo=True, verbose=False, **names)
-    program.model.metadata_props.update(about)
+    program.model.metadata_props.update(_as_json(about))
     program.save(path, external_data=False)
 
 

@@ -127,7 +127,7 @@ def model_card(net: Network, title: str, name: str, licence: str | None) -> str:
         eval_results=results or None,
     )
     classes = cfg.MODEL.NUM_CLASSES
-    shape = " x ".join(map(str, json.loads(metadata(net)["shape"])))
+    shape = " x ".join(map(str, metadata(net)["shape"]))
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {title}",
         f"{type(net.model).__name__} with {count_parameters(net.model):,} parameters: clips of {shape} "
@@ -159,7 +159,7 @@ def accuracies(test: dict[str, Any]) -> dict[str, float]:
 
 
 def _settings(net: Network) -> list[list[str]]:
-    about = {name: json.loads(value) for name, value in metadata(net).items()}
+    about = metadata(net)
     rows = [
         ["subject", "value"],
         ["training data (`TRAIN.DATASET`)", net.cfg.TRAIN.DATASET],
