@@ -9,7 +9,7 @@ MAKE_VENV = @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 # Python compiles a module when it is first imported; to compile all modules of all packages takes most of a minute.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: install dev demo test test-unit lint
+.PHONY: install dev demo test test-all test-unit lint
 
 install: $(VENV)/.installed ## the packages for training and testing
 
@@ -28,7 +28,9 @@ $(VENV)/.installed-dev: setup.py
 demo: install ## the main job on synthetic videos: data, training, multi-view test, control
 	$(RUN) bash exp/demo/run.sh
 
-test: lint ## all tests
+test: lint test-all ## the checks of the code and all tests; at the same time with make -j 2
+
+test-all: dev ## all tests
 	$(RUN) pytest -n $(JOBS) --dist worksteal
 
 test-unit: dev ## the quick part of the tests
