@@ -24,14 +24,16 @@ class ShardedOptimizer:
         groups: of all parameters; each process must have the same.
 
     Attributes:
+        numbers: those of the parameters of each process.
         local: the optimizer of the part of this process.
         param_groups: groups of all parameters.
     """
 
     def __init__(self, build: Callable[[Groups], Optimizer], groups: Groups) -> None:
         self.parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-        self.owners = divide([parameter.numel() for parameter in self.parameters], world_size())
-        owned = {id(parameter) for parameter in self.parts()[rank()]}
+        owners = divide([parameter.numel() for parameter in self.parameters], world_size())
+        self.numbers = [[n for n, owner in enumerate(owners) if owner == part] for part in range(world_size())]
+        owned = {id(self.parameters[n]) for n in self.numbers[rank()]}
         self.local = build([{**g, "params": [p for p in g["params"] if id(p) in owned]} for g in groups])
         self.param_groups: Groups = [
             {**own, "params": group["params"]} for own, group in zip(self.local.param_groups, groups, strict=True)
@@ -41,13 +43,6 @@ class ShardedOptimizer:
     def state(self) -> Mapping[Tensor, dict[str, Any]]:
         """The state of the parameters of this process."""
         return self.local.state
-
-    def parts(self) -> list[list[Tensor]]:
-        """Return the parameters of each process."""
-        parts: list[list[Tensor]] = [[] for _ in range(world_size())]
-        for parameter, owner in zip(self.parameters, self.owners, strict=True):
-            parts[owner].append(parameter)
-        return parts
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients of all parameters."""
@@ -61,8 +56,8 @@ class ShardedOptimizer:
         for own, group in zip(self.local.param_groups, self.param_groups, strict=True):
             own |= {key: value for key, value in group.items() if key != "params"}
         self.local.step()
-        for owner, parameters in enumerate(self.parts()):
-            if parameters:
+        for owner, numbers in enumerate(self.numbers):
+            if parameters := [self.parameters[n] for n in numbers]:
                 flat = torch.cat([parameter.flatten() for parameter in parameters])
                 distributed.broadcast(flat, owner)
                 pieces = flat.split([parameter.numel() for parameter in parameters])
@@ -72,9 +67,9 @@ class ShardedOptimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the whole optimizer, as it is without sharding, in the main process; a part in others."""
         own = {
-            number: {key: value.cpu() if torch.is_tensor(value) else value for key, value in values.items()}
-            for number, values in zip(self._own_numbers(), self._own_values(), strict=True)
-            if values
+            n: {key: value.cpu() if torch.is_tensor(value) else value for key, value in values.items()}
+            for n in self.numbers[rank()]
+            if (values := self.state.get(self.parameters[n]))
         }
         found: list[Any] | None = [None] * world_size() if is_main() else None
         distributed.gather_object(own, found)
@@ -85,7 +80,7 @@ class ShardedOptimizer:
 
     def part_of(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of a whole state that `local` can load."""
-        own = self._own_numbers()
+        own = self.numbers[rank()]
         sizes = [len(group["params"]) for group in self.local.param_groups]
         numbers = iter(range(len(own)))
         if [len(group["params"]) for group in state["param_groups"]] != [len(g["params"]) for g in self.param_groups]:
@@ -96,13 +91,6 @@ class ShardedOptimizer:
         ]
         values = {place: state["state"][number] for place, number in enumerate(own) if number in state["state"]}
         return {"state": values, "param_groups": groups}
-
-    def _own_numbers(self) -> list[int]:
-        """Return the numbers of the parameters of this process."""
-        return [number for number, owner in enumerate(self.owners) if owner == rank()]
-
-    def _own_values(self) -> list[dict[str, Any]]:
-        return [self.state.get(self.parameters[number], {}) for number in self._own_numbers()]
 
 
 def divide(sizes: list[int], count: int) -> list[int]:
