@@ -78,21 +78,16 @@ def read_file(
         circle = " -> ".join((*parents, path))
         notes.faults.append(f"{named_at}: circle of {BASE_KEY} files, {circle}: remove one of these links")
         return []
-    if not os.path.isfile(path):
-        what = "is a folder: name the YAML file in it" if os.path.isdir(path) else "does not exist"
-        if not parents and os.path.dirname(path) == "/":  # an official script: --cfg $work_path/config.yaml
-            what += ": set work_path=FOLDER if the script uses $work_path"
-        start = f"the folder of {parents[-1]}" if parents else os.getcwd()
-        notes.faults.append(f"{named_at}: configuration {path} {what} (relative paths begin in {start})")
-        return []
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(MAX_BYTES + 1)
-    except UnicodeDecodeError as error:
-        notes.faults.append(f"{path}:1: not a text file in UTF-8 ({error}): save it as one")
-        return []
-    except OSError as error:
-        notes.faults.append(f"{named_at}: configuration {path} cannot be read ({error.strerror}): make it readable")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file in UTF-8"
+        start = f"the folder of {parents[-1]}" if parents else os.getcwd()
+        cure = f"name a YAML file; relative paths begin in {start}"
+        if not parents and os.path.dirname(path) == "/":  # an official script: --cfg $work_path/config.yaml
+            cure = "set work_path=FOLDER if the script uses $work_path"
+        notes.faults.append(f"{named_at}: configuration {path} cannot be read ({reason}): {cure}")
         return []
     return read_text(text, path, notes, parents)
 
@@ -115,14 +110,10 @@ def read_text(text: str, path: str, notes: Notes, parents: tuple[str, ...] = ())
                     own.append(Assignment(key, loader.construct_object(node, deep=True), f"{path}:{line}"))
         elif root:
             notes.faults.append(f"{path}:1: {shown(root.value)} is not a configuration: write lines KEY: VALUE")
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
+    except (yaml.YAMLError, RecursionError) as error:
+        mark, reason = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         cure = "write KEY: VALUE, indent with spaces, and quote texts with special characters"
-        notes.faults.append(f"{path}:{line}: YAML syntax: {error.problem}; {cure}")
-    except yaml.YAMLError as error:
-        notes.faults.append(f"{path}:1: not a text file in UTF-8 ({error}): save it as one")
-    except RecursionError:
-        notes.faults.append(f"{path}:1: values are nested too deep: write at most 3 levels")
+        notes.faults.append(f"{path}:{mark.line + 1 if mark else 1}: YAML: {reason.partition(chr(10))[0]}; {cure}")
     return inherited + own
 
 
