@@ -31,11 +31,16 @@ SMALL: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 }
 
 
-def small(name: str, **options: Any) -> Any:
-    """Make a network of `SMALL` in evaluation mode, with random values, because initial zeros would hide faults."""
+def initial(name: str, **options: Any) -> Any:
+    """Make a network of `SMALL` with its initial values."""
     network, given = SMALL[name]
     torch.manual_seed(0)
-    model = network(**{**given, **options}).eval()
+    return network(**{**given, **options})
+
+
+def small(name: str, **options: Any) -> Any:
+    """Make a network of `SMALL` in evaluation mode, with random values, because initial zeros would hide faults."""
+    model = initial(name, **options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_networks import initial
 
 from slowfast.models import UniFormer
 from slowfast.utils.profiling import count_flops, count_parameters
 from slowfast.weights.load import load_weights
+
+small = partial(initial, "uniformer")
 
 VARIANTS = json.loads(gzip.decompress((Path(__file__).parents[1] / "golden" / "image.json.gz").read_bytes()))
 WITH_LOGITS = [name for name, variant in VARIANTS.items() if "input_seed" in variant]
@@ -64,11 +68,6 @@ def test_layer_scale_of_some_stages_and_its_initial_value():
     gammas = {name: value for name, value in state.items() if "gamma" in name}
     assert {name[: len("blocks#")] for name in gammas} == {"blocks3", "blocks4"}
     assert all(torch.all(value == 1e-6) for value in gammas.values())
-
-
-def small(**options) -> UniFormer:
-    torch.manual_seed(0)
-    return UniFormer(num_classes=5, depth=(1, 1, 2, 1), embed_dim=(16, 32, 64, 64), head_dim=32, **options)
 
 
 @pytest.mark.parametrize("none", [0, 0.0, None, (), (0, None, 0.0, 0)])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_networks import initial
 
 from slowfast.config import get_cfg
 from slowfast.models import UniFormer, build_model
 from slowfast.models.layers import DropPath
 from slowfast.optim.losses import soft_cross_entropy
 from slowfast.utils.profiling import count_flops, count_parameters
+
+small = partial(initial, "uniformer")
 
 VARIANTS = json.loads((Path(__file__).parents[1] / "golden" / "uniformer.json").read_text())
 WITH_LOGITS = [name for name, variant in VARIANTS.items() if "input_seed" in variant]
@@ -106,11 +110,6 @@ def test_parameters_and_flops_match_the_official_count(name):
         model = build_model(config(variant["config"]))
     assert count_parameters(model) == variant["param_count"]
     assert count_flops(model, *variant["input_shape"]) == pytest.approx(variant["flops_fvcore"], rel=1e-3)
-
-
-def small(**options) -> UniFormer:
-    torch.manual_seed(0)
-    return UniFormer(num_classes=5, depth=(1, 1, 2, 1), embed_dim=(16, 32, 64, 64), head_dim=32, **options)
 
 
 def test_image_network_gives_a_map_of_features():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from small_networks import TOWER, initial
 
 from slowfast.config import get_cfg
 from slowfast.config.rules import patch_size
@@ -23,25 +25,20 @@ from slowfast.models.image_vit import (
     resize_position_embedding,
 )
 from slowfast.models.timm_tower import VisionTower
-from slowfast.models.uniformerv2 import LocalUniBlock, UniFormerV2
+from slowfast.models.uniformerv2 import LocalUniBlock
 from slowfast.optim.losses import soft_cross_entropy
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "uniformerv2.json.gz"
 VARIANTS = json.loads(gzip.decompress(GOLDEN.read_bytes()))
 # with every option; weights/test_layouts.py compares the logits of the network without local attention
 FULL = "uniformerv2_b16_16x224_ssv2"
-TOWER = VisionTower(width=32, layers=3, heads=4, patch=8, resolution=32)
+small = partial(initial, "v2")
 
 
 def configured(options: dict) -> torch.nn.Module:
     cfg = get_cfg()
     cfg.merge_from_list([item for pair in options.items() for item in pair])
     return build_model(cfg)
-
-
-def small(**options) -> UniFormerV2:
-    torch.manual_seed(0)
-    return UniFormerV2(**{"num_classes": 5, "backbone": TOWER, "return_list": (1, 2), "n_head": 4, **options})
 
 
 @pytest.mark.parametrize("name", VARIANTS)
