@@ -17,7 +17,7 @@ setup(
     # The wheel holds the experiments and tools, which a checkout has beside the package.
     packages=[*find_packages(include=["slowfast", "slowfast.*"]), *(f"slowfast.{folder}" for folder in BESIDE)],
     package_dir={f"slowfast.{folder}": folder for folder in BESIDE},
-    package_data={"": ["**/*.json", "**/*.yaml", "**/*.html", "py.typed"]},
+    package_data={"": ["**/*.json", "**/*.yaml", "**/*.html", "**/*.jinja", "py.typed"]},
     entry_points={
         "console_scripts": [
             "slowfast-train = slowfast.commands:train",

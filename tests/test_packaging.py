@@ -102,7 +102,8 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_works_outside_a_checkout(wheel, tmp_path):
-    assert (wheel / "slowfast/visualization/report.html").is_file()
+    for template in ("visualization/report.html", "inference/model_card.jinja"):
+        assert (wheel / "slowfast" / template).is_file()
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
     code = (
         "import slowfast\n"

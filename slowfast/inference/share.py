@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from fvcore.common.config import CfgNode
 
 from slowfast.config import dump_config
@@ -18,9 +19,9 @@ from slowfast.inference.load import SHARED_CONFIG, SHARED_WEIGHTS
 from slowfast.inference.network import Network
 from slowfast.utils.io import atomic_path, sha256, write_text
 from slowfast.utils.profiling import count_parameters
-from slowfast.visualization.compare import markdown
 from slowfast.visualization.outcomes import (
     MultiLabelOutcomes,
+    Outcomes,
     class_rows,
     confusion,
     precision_rows,
@@ -36,21 +37,6 @@ PLACES = (
     "TEST.CHECKPOINT_FILE_PATH", "TENSORBOARD.LOG_DIR",
 )  # fmt: skip
 TASK = "video-classification"  # name of the Hub
-LICENCE = """\
-Write the licence here, and its identifier as `license: NAME` into the first lines of this file. The terms of the
-training data, and of the weights from which the training started, apply too.
-"""
-USE = """\
-```python
-import slowfast
-
-net = slowfast.load("{source}")
-for found in net.predict("video.mp4").top:
-    print(found.name, found.probability)
-```
-
-From the shell: `slowfast-predict video.mp4 --weights {source}`.
-"""
 
 
 def save_folder(net: Network, folder: str | os.PathLike[str], name: str = "", licence: str | None = None) -> None:
@@ -114,30 +100,38 @@ def model_card(net: Network, title: str, name: str, licence: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # slow to import
 
     cfg, test = net.cfg, test_results(net)
+    shown = accuracies(test)
     results = [
-        EvalResult(TASK, cfg.TEST.DATASET, cfg.TEST.DATASET, kind, round(value, 3), metric_name=metric)
-        for metric, value in accuracies(test).items()
-        for kind in (metric if metric == "mAP" else "accuracy",)
-    ]
+        EvalResult(
+            TASK, cfg.TEST.DATASET, cfg.TEST.DATASET, metric if metric == "mAP" else "accuracy", round(value, 3),
+            metric_name=metric,
+        )
+        for metric, value in shown.items()
+    ]  # fmt: skip
     data = ModelCardData(
         model_name=title,
         license=licence,
         pipeline_tag=TASK,
-        tags=[TASK, net.cfg.MODEL.MODEL_NAME],
+        tags=[TASK, cfg.MODEL.MODEL_NAME],
         eval_results=results or None,
     )
-    classes = cfg.MODEL.NUM_CLASSES
-    shape = " x ".join(map(str, metadata(net)["shape"]))
-    parts = [
-        f"---\n{data.to_yaml()}\n---\n\n# {title}",
-        f"{type(net.model).__name__} with {count_parameters(net.model):,} parameters: clips of {shape} "
-        f"(channels, frames, height, width) -> {classes} classes.",
-        "## Use\n\n" + USE.format(source=f"hf://{name}"),
-        "## Data and views\n\n" + markdown(_settings(net)),
-        *_result_parts(net, test),
-        f"## Licence\n\n{licence or LICENCE}",
-    ]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    outcomes = read_outcomes(Path(cfg.OUTPUT_DIR, "test", "scores.npz")) if shown else None
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.get_template("model_card.jinja").render(
+        data=data.to_yaml(),
+        title=title,
+        name=name,
+        licence=licence,
+        cfg=cfg,
+        network=type(net.model).__name__,
+        parameters=count_parameters(net.model),
+        about=metadata(net),
+        accuracies=shown,
+        test=test,
+        precisions=precision_rows(outcomes) if isinstance(outcomes, MultiLabelOutcomes) else [],
+        classes=class_rows(outcomes, confusion(outcomes)) if isinstance(outcomes, Outcomes) else [],
+    )
 
 
 def test_results(net: Network) -> dict[str, Any]:
@@ -156,44 +150,3 @@ def accuracies(test: dict[str, Any]) -> dict[str, float]:
         return {}
     names = {"top5": f"top{metrics.get('top5_k', 5)}"}
     return {names.get(name, name): value for name, value in percentages(metrics).items()}
-
-
-def _settings(net: Network) -> list[list[str]]:
-    about = metadata(net)
-    rows = [
-        ["subject", "value"],
-        ["training data (`TRAIN.DATASET`)", net.cfg.TRAIN.DATASET],
-        ["mean, standard deviation", f"{about['mean']}, {about['std']} ({about['channel_order']})"],
-    ]
-    if not net.is_image:
-        dense = (
-            f"each {about['sampling_rate']} after the one before"
-            if about["sampling"] == "dense"
-            else "one of each equal part"
-        )
-        rows.append(["frames of a clip", f"{net.cfg.DATA.NUM_FRAMES}, {dense}"])
-        rows.append(["clips of a video", f"{about['views']} in time x {about['crops']} crops"])
-    return rows
-
-
-def _result_parts(net: Network, test: dict[str, Any]) -> list[str]:
-    """Return the sections about the accuracy."""
-    if not (shown := accuracies(test)):
-        return []
-    views, videos = test["views"], test["metrics"]["num_labelled"]
-    rows = [["metric", "percent"], *([name, f"{value:.2f}"] for name, value in shown.items())]
-    text = f"{videos} videos of {net.cfg.TEST.DATASET}, {views['temporal']} x {views['spatial']} views."
-    parts = [f"## Accuracy\n\n{text}\n\n{markdown(rows)}"]
-    scores = Path(net.cfg.OUTPUT_DIR, "test", "scores.npz")
-    outcomes = read_outcomes(scores)
-    if isinstance(outcomes, MultiLabelOutcomes):
-        table = [["class", "videos", "average precision"]]
-        for row in sorted(precision_rows(outcomes), key=lambda row: row.name):
-            table.append([row.name, str(row.videos), f"{row.precision:.1f}"])
-        parts.append(f"### Average precision per class\n\n{markdown(table)}")
-    elif outcomes:
-        table = [["class", "videos", "top-1", "most often taken for"]]
-        for row in sorted(class_rows(outcomes, confusion(outcomes)), key=lambda row: row.name):
-            table.append([row.name, str(row.videos), f"{row.top1:.1f}", row.confused])
-        parts.append(f"### Accuracy per class\n\n{markdown(table)}")
-    return parts
