@@ -25,7 +25,7 @@ import torch.distributed as dist
 from slowfast.datasets.backends import BACKENDS, check_backend
 from slowfast.datasets.reader import read_frames
 from slowfast.engine.setup import layout
-from slowfast.utils.environment import environment, package_version
+from slowfast.utils.environment import environment
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 LIMIT = 90.0  # seconds for the processes of a check
@@ -44,11 +44,6 @@ def versions() -> Iterator[Finding]:
     """Yield the versions of programs and packages, and whether the pairs fit."""
     for name, value in environment().items():
         yield Finding(OK, f"{name}: {value}")
-    major = int(package_version("av").partition(".")[0])
-    if major < 17:
-        yield Finding(
-            BROKEN, f"PyAV {package_version('av')} lacks functions that the reader uses: pip install 'av>=17.1'"
-        )
     try:
         import torchvision
 
