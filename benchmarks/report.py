@@ -13,81 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "PERFORMANCE.md"
 NOT_MEASURED = "Not measured yet."
 Record = dict[str, Any]
-
-HEAD = """\
-# Performance
-
-Measured figures, and the commands that measure them on your machine. `benchmarks/report.py` writes this page from the
-records in `benchmarks/results/`.
-
-The reference (`benchmarks/reference.py`) computes the same network as the official modules do, with the same weights.
-"1.50 times" means that the reference takes 1.5 times as long: in CPU time on a CPU, in wall time on a GPU. Memory is
-the peak during a training step, without what the network and the optimizer hold before it. All figures are medians of
-interleaved rounds.
-"""
-NETWORKS = """
-## Training step and inference on a CPU
-
-Processor: {cpu}. "Clips/s" are clips per second of CPU time.
-
-```bash
-source .venv/bin/activate
-python benchmarks/model.py uniformer_s --frames 8 --batch 2 --threads 1
-```
-
-{table}
-"""
-LOADING = """
-## Loading
-
-Milliseconds of CPU per video. "Ours" is the loader of this program, from the list to batches in shared memory. "Plain"
-loads the same clips as the official programs do. "Decode" only opens a video with decord and decodes the frames of its
-clips.
-
-```bash
-source .venv/bin/activate
-python benchmarks/loading.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 TEST.NUM_SPATIAL_CROPS 3
-```
-
-{table}
-
-"All on the CPU" is "ours" and the work that a GPU does if there is one: cutting out views, and normalization. "Plain"
-includes this work, so the last column compares equal work.
-"""
-VIEWS = """
-## Views of a test
-
-Milliseconds of CPU per video in one thread: 4 x 3 clips of 16 frames are resized, normalized and cut out. "Worker" is
-the time of a loader worker, which resizes the frames of large videos, so that fewer bytes are sent; "cut" is the time
-of the rest.
-
-```bash
-source .venv/bin/activate
-python benchmarks/views.py
-```
-
-{table}
-"""
-START = """
-## Start
-
-`run_net.py --show`, which reads a configuration and prints it, takes {start} seconds of CPU.
-"""
-GPU = """
-## On a GPU
-
-One command runs all checks and benchmarks that need a GPU in under 9 minutes, without an internet connection:
-
-```bash
-bash benchmarks/gpu.sh results
-```
-
-{table}
-"""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -172,17 +103,18 @@ def page(records: Sequence[Record]) -> str:
         for case in record["views"]
     ]
     header = ["recipe", "clips", "workers", "decode", "ours", "plain", "plain / ours", "all on the CPU", "plain / this"]
-    parts = [
-        HEAD,
-        NETWORKS.format(
-            cpu="; ".join(cpus) or "unknown", table=table(columns[:-1], network_rows(filter(on_cpu, networks)))
-        ),
-        LOADING.format(table=table(header, loading_rows(loading))),
-        VIEWS.format(table=table(["frames", "short side", "worker", "cut"], sizes)),
-        START.format(start=f"{views[0]['start_s']:.1f}") if views else "",
-        GPU.format(table=gpu or NOT_MEASURED),
-    ]
-    return "".join(parts)
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
+    )
+    return environment.get_template("performance.jinja").render(
+        cpu="; ".join(cpus) or "unknown",
+        networks=table(columns[:-1], network_rows(filter(on_cpu, networks))),
+        loading=table(header, loading_rows(loading)),
+        views=table(["frames", "short side", "worker", "cut"], sizes),
+        start=f"{views[0]['start_s']:.1f}" if views else "",
+        gpu=gpu or NOT_MEASURED,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
