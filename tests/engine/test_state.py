@@ -135,9 +135,3 @@ def test_an_epoch_has_begun_after_its_first_step_and_is_complete_after_its_last(
     for state.step in (0, 1, STEPS - 1, STEPS, STEPS + 1):
         found.append((state.epoch, state.within_epoch))
     assert found == [(0, False), (0, True), (0, True), (1, False), (1, True)]
-
-
-def test_a_new_run_has_done_nothing():
-    new = make()
-    state = TrainState(new.model, new.optimizer, new.scaler, new.meter, STEPS)
-    assert (state.step, state.epochs_closed, state.nonfinite, state.best) == (0, 0, 0, -1.0)

@@ -1,7 +1,6 @@
 """Class names are read from the files of data sets, toolboxes and authors of weights."""
 
 import json
-import random
 
 import pytest
 
@@ -75,15 +74,6 @@ def test_windows_unicode_text_is_read(tmp_path):
 def test_numbers_and_commas_in_names_are_kept(tmp_path, names):
     path = tmp_path / "class_names.txt"
     path.write_text("".join(f"{name}\n" for name in names))
-    assert read_class_names(path) == names
-
-
-def test_four_hundred_names_in_a_random_order_are_sorted_by_number(tmp_path):
-    names = [f"class of {n * 7} things" for n in range(400)]
-    rows = [f"{name}\t{number}" for number, name in enumerate(names)]
-    random.Random(0).shuffle(rows)
-    path = tmp_path / "classes.txt"
-    path.write_text("\n".join(rows))
     assert read_class_names(path) == names
 
 
