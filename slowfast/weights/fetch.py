@@ -102,7 +102,7 @@ def _download_rest(url: str, part: Path) -> bool:
             length = response.headers.get("Content-Length")
             total = None if length is None else offset * resumed + int(length)
             modified = response.headers.get("Last-Modified")
-            bar = {"total": total, "initial": offset * resumed, "desc": part.stem, "disable": None}
+            bar: dict[str, Any] = {"total": total, "initial": offset * resumed, "desc": part.stem, "disable": None}
             with open(part, "ab" if resumed else "wb") as file, tqdm.wrapattr(response, "read", **bar) as body:
                 try:
                     shutil.copyfileobj(body, file, CHUNK)
