@@ -13,7 +13,7 @@ from torch import nn
 
 from slowfast import create_model
 from slowfast.config import get_cfg
-from slowfast.config.rules import patch_size
+from slowfast.config.rules import _cut_patch
 from slowfast.models import build_model
 from slowfast.models.build import initialize
 from slowfast.models.timm_tower import VisionTower, timm_tower, tower_of
@@ -80,7 +80,9 @@ def test_a_plain_vit_of_timm_is_accepted(name):
     """The architecture equals that of timm, and every tensor of timm's network has a counterpart."""
     tower = timm_tower(name)
     assert tower == FIT[name]
-    assert patch_size(f"timm/{name}", []) == tower.patch  # the rule of the configuration reads the name
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.ARCH", "uniformerv2", "UNIFORMERV2.BACKBONE", f"timm/{name}"])
+    assert _cut_patch(cfg, tower.patch + 1) == tower.patch  # the rule of the configuration reads the name
     with torch.device("meta"):
         theirs = timm.create_model(name)
         ours = UniFormerV2(backbone=f"timm/{name}", return_list=(0,), n_head=tower.heads, no_lmhra=True)

@@ -13,7 +13,7 @@ import torch
 from small_networks import TOWER, initial
 
 from slowfast.config import get_cfg
-from slowfast.config.rules import patch_size
+from slowfast.config.rules import _cut_patch
 from slowfast.models import build_model
 from slowfast.models.image_vit import (
     TOWERS,
@@ -190,10 +190,12 @@ def test_every_image_vit_is_built_with_the_default_crop_sizes():
     """A network accepts any size that is a multiple of the patch size; the configuration checks the sizes of a run."""
     with torch.device("meta"):
         for name, tower in TOWERS.items():
-            assert patch_size(name, []) == tower.patch
-            values = {"MODEL.MODEL_NAME": "Uniformerv2", "MODEL.ARCH": "uniformerv2", "UNIFORMERV2.BACKBONE": name}
-            values |= {"UNIFORMERV2.N_DIM": tower.width, "UNIFORMERV2.N_HEAD": tower.heads}
-            model = configured(values).eval()
+            cfg = get_cfg()
+            cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformerv2", "MODEL.ARCH", "uniformerv2"])
+            values = {"BACKBONE": name, "N_DIM": tower.width, "N_HEAD": tower.heads}
+            cfg.merge_from_list([item for key, value in values.items() for item in (f"UNIFORMERV2.{key}", value)])
+            assert _cut_patch(cfg, tower.patch + 1) == tower.patch
+            model = build_model(cfg).eval()
             assert model(torch.zeros(1, 3, 2, 2 * tower.patch, 3 * tower.patch)).shape == (1, 400)
 
 
