@@ -81,7 +81,7 @@ def test_a_plain_vit_of_timm_is_accepted(name):
     tower = timm_tower(name)
     assert tower == FIT[name]
     cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.ARCH", "uniformerv2", "UNIFORMERV2.BACKBONE", f"timm/{name}"])
+    cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformerv2", "UNIFORMERV2.BACKBONE", f"timm/{name}"])
     assert _cut_patch(cfg, tower.patch + 1) == tower.patch  # the rule of the configuration reads the name
     with torch.device("meta"):
         theirs = timm.create_model(name)

@@ -191,7 +191,7 @@ def test_every_image_vit_is_built_with_the_default_crop_sizes():
     with torch.device("meta"):
         for name, tower in TOWERS.items():
             cfg = get_cfg()
-            cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformerv2", "MODEL.ARCH", "uniformerv2"])
+            cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformerv2"])
             values = {"BACKBONE": name, "N_DIM": tower.width, "N_HEAD": tower.heads}
             cfg.merge_from_list([item for key, value in values.items() for item in (f"UNIFORMERV2.{key}", value)])
             assert _cut_patch(cfg, tower.patch + 1) == tower.patch
