@@ -1,4 +1,4 @@
-"""Measure how fast a recipe loads its videos: python benchmarks/loading.py --cfg exp/NAME/config.yaml [KEY VALUE ...].
+r"""Measure how fast a recipe loads its videos: python benchmarks/loading.py --cfg exp/NAME/config.yaml [KEY VALUE ...].
 
 Three ways to load the same clips alternate, with one worker and with several, for the training and the test of the
 recipe. The medians over the rounds are printed:
@@ -15,7 +15,8 @@ core needs to cut out the views of a test and to normalize, which a GPU does oth
 Other CPU time is that of the workers and their decoder processes. It depends less than wall time on other jobs of the
 machine. It is read from /proc, so Linux is required. For example:
 
-    python benchmarks/loading.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 TEST.NUM_SPATIAL_CROPS 3
+    python benchmarks/loading.py --cfg exp/uniformer_s16x4_k400/config.yaml --make 24 \
+        TEST.NUM_ENSEMBLE_VIEWS 4 TEST.NUM_SPATIAL_CROPS 3
 """
 
 from __future__ import annotations

@@ -54,28 +54,29 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def start_peak(device: torch.device) -> float:
-    """Return the GiB in use, and start to record their peak, see `peak_memory_gib`."""
+def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the peak of additional GiB of one call, see `peak_memory_gib`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path("/proc/self/clear_refs")).exists():
         ctypes.CDLL(None).malloc_trim(0)  # pages that are free but not returned would hide what the step allocates
         clear.write_text("5")
-    return peak_memory_gib(device)
+    before = peak_memory_gib(device)
+    work()
+    synchronize(device)
+    return peak_memory_gib(device) - before
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float, float]:
-    """Return wall seconds, CPU seconds and the peak of additional GiB of one call."""
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Return wall seconds and CPU seconds of one call."""
     if device.type == "cuda":  # release the memory of the previous network, and allocate that of this one
         torch.cuda.empty_cache()
         work()
     synchronize(device)
-    before = start_peak(device)
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     synchronize(device)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return wall, cpu, peak_memory_gib(device) - before
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype | None) -> float:
@@ -168,18 +169,25 @@ def profile(work: Callable[[], Any], device: torch.device) -> str:
 
 
 def measure(subjects: dict[str, Subject], rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """Return the figures of each subject: medians over `rounds`, the first of which warms up."""
+    """Return the figures of each subject: medians over `rounds`, after a call that warms up, and one for the memory.
+
+    The memory is not measured in a call whose time is taken: the pages that are returned before it must be cleared and
+    mapped again, which does not happen in a training.
+    """
     figures: dict[str, dict[str, Any]] = {}
     for kind in ("forward", "train"):
-        runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in subjects}
-        for _ in range(rounds + 1):
-            for name, subject in subjects.items():
-                runs[name].append(timed(getattr(subject, kind), device))
+        works = {name: getattr(subject, kind) for name, subject in subjects.items()}
+        first = {name: timed(work, device)[0] for name, work in works.items()}
+        memory = {name: peak_memory(work, device) for name, work in works.items()}
+        runs: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
+        for _ in range(rounds + 1):  # the first one takes the memory again
+            for name, work in works.items():
+                runs[name].append(timed(work, device))
         for name, values in runs.items():
-            wall, cpu, memory = (statistics.median(column) for column in zip(*values[1:], strict=True))
+            wall, cpu = (statistics.median(column) for column in zip(*values[1:], strict=True))
             figures.setdefault(name, {})[kind] = {
                 "clips_per_s": len(subjects[name].clips) / wall, "wall_s": wall, "cpu_s": cpu,
-                "peak_gib": memory, "first_s": values[0][0],
+                "peak_gib": memory[name], "first_s": first[name],
             }  # fmt: skip
     return figures
 
