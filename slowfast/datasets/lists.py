@@ -284,7 +284,7 @@ def read_something_something(
     """
     try:
         classes = {name: int(label) for name, label in _read_json(labels_path).items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ListError(f"{labels_path} is no object from templates to numbers ({error})") from None
     names = sorted(classes, key=lambda name: classes[name])
     if [classes[name] for name in names] != list(range(num_classes or len(names))):
@@ -293,9 +293,12 @@ def read_something_something(
             f"{len(names) - 1}, and num_classes {len(names)}"
         )
     entries = _read_json(path)
+    if not isinstance(entries, list):
+        raise ListError(f"{path} is no list of objects: download it again")
     paths, labels, faults = [], [], []
     for number, entry in enumerate(entries, 1):
-        label = classes.get(re.sub(r"[\[\]]", "", entry.get("template", "")))
+        template = entry.get("template") if isinstance(entry, dict) else None
+        label = classes.get(re.sub(r"[\[\]]", "", str(template)))
         if label is None or "id" not in entry:
             fault = f"an entry needs 'id', and a 'template' that is in {labels_path}; official test sets have none"
             faults.append(f"{path}: entry {number}: {str(entry)[:200]}: {fault}" if len(faults) < SHOWN else "")
@@ -334,6 +337,8 @@ def _read_json(path: str | Path) -> Any:
         return json.loads("".join(_lines(path)))
     except json.JSONDecodeError as error:
         raise ListError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise ListError(f"{path} is nested too deeply: download it again") from None
 
 
 def _class_names(folder: Path, num_classes: int | None) -> list[str] | None:

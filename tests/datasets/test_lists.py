@@ -164,14 +164,15 @@ def test_faulty_something_something_files(tmp_path, something):
     path, labels, entries = something
     with pytest.raises(ListError, match=r"labels\.json names 2 classes.* num_classes is 1"):
         read_something_something(path, labels, num_classes=1)
-    for wrong in ({"id": "3", "template": "Eating [something]"}, {"id": "3"}, {"template": "Holding [something]"}):
+    named = {"template": "Holding [something]"}
+    for wrong in ({"id": "3", "template": "Eating [something]"}, {"id": "3"}, named, {**named, "template": [1]}, "3"):
         write(path, json.dumps([*entries, wrong]))
         with pytest.raises(ListError, match=r"1 of 3 rows(.|\n)*entry 3: .*labels\.json"):
             read_something_something(path, labels)
     for text in ('{"Holding something": "many"}', "[]", '{"Holding something": "1"}'):
         with pytest.raises(ListError, match=r"^\S*labels\.json "):
             read_something_something(path, write(tmp_path / "xlabels.json", text))
-    for text in ("[{]", "[]"):
+    for text in ("[{]", "[]", '{"id": 3}', "null", "[" * 100_000):
         with pytest.raises(ListError, match=r"train\.json"):
             read_something_something(write(path, text), labels)
     with pytest.raises(ListError, match=r"val\.json"):
