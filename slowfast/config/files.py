@@ -171,5 +171,5 @@ def _content(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
     """Return the content of a node for comparisons: the text 1e-4 as a number."""
     try:
         return literal(loader.construct_object(node, deep=True))
-    except ValueError as error:  # for example a date with day 32
+    except (ValueError, LookupError) as error:  # for example a date with day 32, or an empty `!!int`
         raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error

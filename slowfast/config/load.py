@@ -247,5 +247,8 @@ def _lines(node: Mapping[str, Any], prefix: str = "", indent: str = "") -> Itera
             yield f"{prefix}{name}", f"{indent}{name}:"
             yield from _lines(value, f"{prefix}{name}.", f"{indent}  ")
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True)
+            style = '"' if isinstance(value, str) and "\n" in value else None  # others may take several lines
+            text = yaml.safe_dump(
+                value, default_flow_style=True, default_style=style, width=math.inf, allow_unicode=True
+            )
             yield f"{prefix}{name}", f"{indent}{name}: {text.partition(chr(10))[0]}"

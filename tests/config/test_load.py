@@ -151,6 +151,7 @@ def test_files_that_cannot_be_read_are_named(write, tmp_path):
     assert fault(write("a.yaml", "OUTPUT_DIR: !!python/name:os.system\n")).startswith("a.yaml:1: YAML: ")
     assert fault(write("a.yaml", "just words\n")).startswith("a.yaml:1: ")
     assert fault(write("a.yaml", "RNG_SEED: 2024-99-99\n")).startswith("a.yaml:1: YAML: ")
+    assert fault(write("a.yaml", "RNG_SEED: !!int ''\n")).startswith("a.yaml:1: YAML: ")
     assert fault(write("a.yaml", "DATA:\n  STD:\n  - 0.2\n  - x\n")).startswith("a.yaml:2: DATA.STD = [0.2, 'x']")
     assert fault(write("a.yaml", "RNG_SEED: 1\n_BASE_: {a: b.yaml}\n")).startswith("a.yaml:2: ")
     (tmp_path / "a.yaml").write_bytes(b"OUTPUT_DIR: \xff\n")
@@ -269,6 +270,7 @@ def test_dump_and_load_are_inverse(write):
         "OUTPUT_DIR": "1e-4",
         "UNIFORMER.PRETRAIN_NAME": "'None'",
         "DATA.IMAGE_TEMPLATE": "{:05d}.jpg",
+        "DATA.PATH_TO_DATA_DIR": "two\nlines",
     }
     cfg.merge_from_list([item for pair in values.items() for item in pair])
     again = load_config(write("x.yaml", dump_config(cfg)))
