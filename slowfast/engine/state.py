@@ -143,7 +143,9 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema_state"])
         load_optimizer_state(self.optimizer, state["optimizer_state"])
         if state["scaler_state"] and self.scaler.is_enabled():  # only if both train in float16
-            self.scaler.load_state_dict(state["scaler_state"])
+            self.scaler.load_state_dict(
+                {key: value + 0 for key, value in state["scaler_state"].items()}
+            )  # numbers only
         self.meter.load_state_dict(state["meter_state"])
 
 

@@ -112,9 +112,8 @@ def is_official(entries: Mapping[str, Any]) -> bool:
 def epochs_done(entries: Mapping[str, Any]) -> float:
     """Return the completed epochs of a checkpoint; -1 if it does not contain them."""
     try:
-        if is_official(entries):
-            return entries["epoch"] + 1
-        return entries["step"] / entries["steps_per_epoch"]
+        done = entries["epoch"] + 1 if is_official(entries) else entries["step"] / entries["steps_per_epoch"]
+        return done if isinstance(done, (int, float)) else -1  # a tensor has no value here
     except (LookupError, TypeError, ZeroDivisionError):
         return -1
 

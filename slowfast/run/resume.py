@@ -115,7 +115,7 @@ def warn_of_weights_only(cfg: CfgNode) -> None:
     if "optimizer_state" not in entries:
         return
     epochs, cure = epochs_done(entries), ""
-    if is_official(entries):
+    if is_official(entries) and epochs >= 0:
         copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
         cure = f"; to resume its run of the same classes from epoch {epochs:g}, copy it to {copy} and start again"
     logger.warning(

@@ -177,7 +177,12 @@ def test_the_newest_checkpoint_is_resumed_whatever_wrote_it(tmp_path):
     assert [path.name[-7:-5] for path in list_checkpoints(str(tmp_path))] == ["02", "09", "12"]
 
 
-@pytest.mark.parametrize("content", [{"model_state": {}}, {"w": torch.zeros(1)}, {"x": Path("x")}, b"<html>", b"\x80"])
+NO_NUMBER = {"epoch": torch.tensor(3), "model_state": {}, "optimizer_state": {}}
+
+
+@pytest.mark.parametrize(
+    "content", [{"model_state": {}}, {"w": torch.zeros(1)}, {"x": Path("x")}, NO_NUMBER, b"<html>", b"\x80"]
+)
 def test_a_file_that_cannot_be_resumed_is_refused_and_kept(content, tmp_path):
     path = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00009.pyth"
     path.parent.mkdir()

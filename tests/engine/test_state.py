@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,6 +96,7 @@ FAULTS = {
     "no state": lambda c: c["optimizer_state"].pop("state"),
     "a missing group": lambda c: c["optimizer_state"]["param_groups"].pop(),
     "a missing parameter": lambda c: c["optimizer_state"]["param_groups"][0]["params"].pop(),
+    "a scale of NumPy": lambda c: c["scaler_state"].update(scale=np.float32(4)),
     "scaler without a scale": lambda c: c["scaler_state"].pop("scale"),
     "a missing weight": lambda c: weights(c).pop("0.weight"),
     "a surplus weight": lambda c: weights(c).update(more=torch.ones(1)),
