@@ -143,9 +143,8 @@ class TrainState:
             self.ema.module.load_state_dict(state["ema_state"])
         load_optimizer_state(self.optimizer, state["optimizer_state"])
         if state["scaler_state"] and self.scaler.is_enabled():  # only if both train in float16
-            self.scaler.load_state_dict(
-                {key: value + 0 for key, value in state["scaler_state"].items()}
-            )  # numbers only
+            numbers = {key: value + 0 for key, value in state["scaler_state"].items()}  # an error for other values
+            self.scaler.load_state_dict(numbers)
         self.meter.load_state_dict(state["meter_state"])
 
 
