@@ -151,7 +151,7 @@ class _Decoder:
 
     def _request(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> tuple[str, Any]:
         """Request frames, handle the messages of the decoder process, and return the last one."""
-        end = time.monotonic() + seconds
+        end, slow = time.monotonic() + seconds, ""
         self.connection.send((path, options))
         while message := self._receive(end):
             kind, value = message
@@ -159,9 +159,11 @@ class _Decoder:
                 self.connection.send([int(index) for index in choose(value)])
             elif kind == "log":
                 logger.info(value)
+            elif kind == "slow":
+                slow = f"; every read decodes the whole file ({value}): prepare_data.py reencode makes a faster copy"
             else:
                 return message
-        raise MediaError(path, f"decoding took longer than {seconds:g} s (decode_timeout)")
+        raise MediaError(path, f"decoding took longer than {seconds:g} s (decode_timeout){slow}")
 
     def _receive(self, end: float) -> tuple[str, Any] | None:
         """Return the next message of the decoder process, or None after the time `end`."""
@@ -213,8 +215,11 @@ def _reply(connection: Connection, memory: _Memory, path: str, options: dict[str
         connection.send(("length", length))
         return connection.recv()
 
+    def report_slow(reason: str) -> None:
+        connection.send(("slow", reason))
+
     try:
-        return "frames", read_frames(path, choose, allocate=memory.array, **options).shape
+        return "frames", read_frames(path, choose, allocate=memory.array, report_slow=report_slow, **options).shape
     except MediaError as error:
         return "media error", (error.path, error.reason)
     except ENDED:

@@ -168,11 +168,16 @@ def test_tasks_of_an_array_share_the_videos(trained, paths, tmp_path, monkeypatc
 def test_one_file_of_an_array_is_written_when_no_task_is_left(trained, paths, tmp_path, kind, library):
     reader = pytest.importorskip(library)
     options = ["--weights", str(trained), "--window", "8", "--format", kind, "--out", str(tmp_path)]
-    args = parse_args([*map(str, paths), *options])
-    (tmp_path / "broken.mp4").write_text("no video")  # never finished
-    task = Task(args, names_of([*map(str, paths), str(tmp_path / "broken.mp4")]), 4)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    links = [folder / path.name for path in paths]
+    for link, path in zip(links, paths, strict=True):
+        link.symlink_to(path)
+    (folder / "broken.mp4").write_text("no video")  # never finished
+    args = parse_args([str(folder), *options])
+    task = Task(args, names_of([*map(str, links), str(folder / "broken.mp4")]), 4)
     names = [name for name in task.names if "broken" not in name]
-    assert extract(paths[0], *options[:4], "--out", tmp_path) == 0
+    assert extract(links[0], *options[:4], "--out", tmp_path) == 0
     assert task(1) == 0
     assert not [*tmp_path.glob("features.[hp]*")]
     context = get_context("spawn")
