@@ -6,11 +6,12 @@ import argparse
 import glob
 import os
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,21 +93,36 @@ def in_processes(work: Callable[..., Result], args: argparse.Namespace, items: A
         The result of each process.
 
     Raises:
-        ValueError: a process was killed, or raised it.
+        ValueError: a process was killed, or raised it, or the machine has fewer GPUs.
     """
+    if args.gpus and args.gpus > (present := torch.cuda.device_count()):
+        raise ValueError(f"--gpus {args.gpus}, but this machine has {present} GPUs: choose fewer, or --processes N")
     count = args.gpus or args.processes or 1
     if count == 1:
         return [work(args, items, 0, 1, net)]
     devices = [f"cuda:{part}" if args.gpus else "cpu" for part in range(count)]
     own = [argparse.Namespace(**{**vars(args), "device": device}) for device in devices]
     threads = max(1, usable_cores() // count)
-    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_start, initargs=(threads,))
     with pool:
         futures = [pool.submit(work, own[part], items, part, count) for part in range(count)]
         try:
             return [future.result() for future in futures]
         except BrokenProcessPool:
             raise ValueError(f"one of {count} processes was killed (out of memory?): repeat the command") from None
+
+
+def _start(threads: int) -> None:
+    """Prepare one of several processes; it exits with the one that started it, even if that was killed."""
+    torch.set_num_threads(threads)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def check_some(good: Sequence[Any], bad: Sequence[tuple[str, str]]) -> None:
