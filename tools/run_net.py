@@ -183,7 +183,7 @@ def show(text: str) -> None:
 def draw(cfg: CfgNode, report: bool = True) -> None:
     """Write OUTPUT_DIR/curves.png and report.html from the record so far, in one process; a fault is only a warning."""
     output_dir = Path(cfg.OUTPUT_DIR)
-    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and (output_dir / "metrics.jsonl").is_file():
+    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and os.path.isfile(output_dir / "metrics.jsonl"):
         try:
             from slowfast.visualization.plots import plot_curves
             from slowfast.visualization.report import write_report

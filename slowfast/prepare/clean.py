@@ -100,10 +100,14 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
     The first version of a list that is cleaned in place is kept as .orig.
 
     Raises:
-        ValueError: a list would be empty; then nothing is written.
+        ValueError: a list would be empty, or there is a .orig of another list; then nothing is written.
     """
     cleaned = [(file, *file.without(bad)) for file in lists]
     in_place = folder.resolve() == lists[0].path.parent.resolve()
+    for file, _, dropped, _ in cleaned if in_place else ():
+        original = original_of(file.path)
+        if dropped and original.exists() and not lines_of(file.path) <= lines_of(original):
+            raise ValueError(f"{original} is not {file.path} as it was before it was cleaned: move it away")
     lines = []
     for file, text, dropped, lost in cleaned:
         original = original_of(file.path)
@@ -119,3 +123,8 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
     if names.exists() and not in_place:
         write_text(folder / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
     return lines
+
+
+def lines_of(path: Path) -> set[bytes]:
+    """Return the lines of a list."""
+    return {line.strip() for line in path.read_bytes().splitlines()} - {b""}

@@ -107,6 +107,12 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     code, out, _ = run("check", "videos", "--lists", lists, "--clean", lists)
     assert code == 1 and "1 of 16 files are bad; " in out
     assert original.read_bytes() == kept and "torn.mp4" not in cleaned.read_text()
+
+    # a list that is no part of its .orig is not cleaned, because it would not be saved
+    other = "left/torn.mp4 7\n" + cleaned.read_text()
+    cleaned.write_text(other)
+    assert run("check", "videos", "--lists", lists, "--clean", lists)[0] == 2
+    assert original.read_bytes() == kept and cleaned.read_text() == other
     code, out, _ = run("lists", "videos", "--out", lists, "--overwrite")
     assert code == 0 and f"wrote {cleaned.name}" in out and not original.exists() and "torn.mp4" in cleaned.read_text()
 
