@@ -40,7 +40,7 @@ class LayerFeatures(nn.Module):
         self.takes_input = layer == POOLED and POOLED not in modules
         name = _classifier(model) if self.takes_input else layer
         if not name or name not in modules:
-            near = close_to(layer, [POOLED, *modules])
+            near = close_to(layer, [POOLED, *modules], 3)
             raise ValueError(f"the network has no layer {layer!r}{near}: docs/FEATURES.md shows how to list the layers")
         self.model, self.layer, self.name, self.tokens = model, modules[name], layer, tokens
         self.axes: tuple[int, int] | None = None  # of the clips and of the channels

@@ -36,10 +36,10 @@ def check_options(
             raise ValueError(f"{name}: {option} {value!r} must be {parameters[option].annotation}")
 
 
-def close_to(name: str, known: Iterable[str]) -> str:
-    """Return " (meant 'x'?)" for the most similar of the known names; "" if none is similar."""
-    near = get_close_matches(name, known, n=1)
-    return f" (meant {near[0]!r}?)" if near else ""
+def close_to(name: str, known: Iterable[str], count: int = 1) -> str:
+    """Return " (meant 'x', 'y'?)" for the at most `count` most similar of the known names; "" if none is similar."""
+    near = get_close_matches(name, known, count)
+    return f" (meant {', '.join(map(repr, near))}?)" if near else ""
 
 
 def _is_a(value: Any, kind: Any) -> bool:

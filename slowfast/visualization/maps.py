@@ -152,7 +152,8 @@ def _last_block(model: nn.Module, name: str) -> str:
 
 def _known(name: str, known: Sequence[str]) -> str:
     if name not in known:
-        raise ValueError(f"the network has no layer {name!r}{close_to(name, known)}: docs/FEATURES.md lists the layers")
+        near = close_to(name, known, 3)
+        raise ValueError(f"the network has no layer {name!r}{near}: docs/FEATURES.md lists the layers")
     return name
 
 
