@@ -31,7 +31,7 @@ IGNORED: dict[str, str] = {
     # of earlier versions
     "TRAIN.NONFINITE": "use TRAIN.MAX_NONFINITE, which stops at once if it is 1",
     "TRAIN.KEEP_EVERY": "use TRAIN.KEEP_CHECKPOINTS; 0 keeps all",
-    "TRAIN.ON_SAVE_ERROR": "a run always continues, and the last checkpoint is always an error",
+    "TRAIN.ON_SAVE_ERROR": "a run continues if a checkpoint cannot be written, and fails if the last one cannot",
     "TEST.SAVE_RESULTS_PATH": "results are always written to OUTPUT_DIR/test",
     "TEST.CHECKPOINT_TYPE": "only PyTorch checkpoints are read",
     "TEST.NUM_TEMPORAL_CLIPS": "run one test per value of TEST.NUM_ENSEMBLE_VIEWS",
