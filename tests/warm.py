@@ -43,7 +43,7 @@ def serve(address: str, owner: int) -> list[str]:
 
     The server exits after the process `owner`.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process waits for the keepers
+    signal.signal(signal.SIGCHLD, lambda *_: reap())  # an ignored signal would lose the keepers' CPU time
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
@@ -88,6 +88,13 @@ def serve(address: str, owner: int) -> list[str]:
     if ranks:
         lead(ranks)
     return options
+
+
+def reap() -> None:
+    """Wait for the keepers that have exited."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def lead(ranks: int) -> None:
