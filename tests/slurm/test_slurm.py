@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import run_net as program
 import torch
-from cluster import NODES, Cluster, why_not
+from cluster import NODES, SYSTEM_PATH, Cluster, why_not
 from run_fixtures import write_python
 
 from slowfast.run.checkpoint import last_checkpoint
@@ -26,20 +27,26 @@ ROOT = Path(__file__).parents[2]
 # a small network, and more steps than a test waits for
 LONG = (
     "SOLVER.MAX_EPOCH", 9000, "TRAIN.EVAL_PERIOD", 9000, "TRAIN.CHECKPOINT_PERIOD", 9000, "TEST.ENABLE", False,
-    "LOG_PERIOD", 1, "TENSORBOARD.ENABLE", False, "DATA_LOADER.NUM_WORKERS", 1, "DATA.NUM_FRAMES", 4,
-    "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 32, "UNIFORMER.DEPTH", "[1,1,1,1]",
+    "LOG_PERIOD", 1, "TENSORBOARD.ENABLE", False, "DATA_LOADER.NUM_WORKERS", 1, "DATA_LOADER.DECODE_TIMEOUT", 0,
+    "DATA.NUM_FRAMES", 4, "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 32, "UNIFORMER.DEPTH", "[1,1,1,1]",
     "UNIFORMER.EMBED_DIM", "[8,16,32,32]", "UNIFORMER.HEAD_DIM", 16,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def checkout(warm, tmp_path_factory) -> Path:
-    """Return a folder as a checkout, whose `bin/python` makes few videos and forks from the server of tests/warm.py."""
+    """Return a folder as a checkout, whose `bin/python` makes few videos and forks from the server of tests/warm.py.
+
+    So does its `srun`, whose last five arguments are the command of submitit.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "exp", "tools"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "bin").mkdir()
     write_python(folder / "bin/python", warm, [("make_demo_data", ["--train", "24", "--test", "8"], {})])
+    srun, relay = shutil.which("srun", path=SYSTEM_PATH), f"{sys.executable} -SE {ROOT}/tests/relay.py {warm}"
+    (folder / "bin/srun").write_text(f'#!/bin/bash\nexec {srun} "${{@:1:$#-5}}" {relay} "${{@: -5}}"\n')
+    (folder / "bin/srun").chmod(0o755)
     return folder
 
 
@@ -64,9 +71,10 @@ def wait_for(cluster: Cluster, what: Callable[[], object], seconds: float = 240.
         time.sleep(0.05)
 
 
-def submit(cluster: Cluster, folder: Path, *command: object) -> list[str]:
-    """Run a script that submits jobs; returns their numbers."""
-    done = subprocess.run(list(map(str, command)), cwd=folder, env=cluster.environment, capture_output=True, text=True)
+def submit(cluster: Cluster, folder: Path, *command: object, fresh: str = "") -> list[str]:
+    """Run a script that submits jobs, whose rank `fresh` is a new interpreter; returns their numbers."""
+    environment = {**cluster.environment, "FRESH_RANK": fresh}
+    done = subprocess.run(list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return re.findall(r"submitted job (\d+)", done.stdout)
 
@@ -102,7 +110,7 @@ def test_the_demo_is_preempted_and_ends_with_the_same_weights(cluster, checkout,
     out = tmp_path / "out"
     flags = ("--slurm", "--nodes", 2, "--time", "1:00:00", "--sbatch", "comment=of a test", "TRAIN.BATCH_SIZE", 4)
     command = ("bash", "exp/demo/run.sh", *flags, *LONG, "OUTPUT_DIR", out)
-    training, control = submit(cluster, checkout, *command)
+    training, control = submit(cluster, checkout, *command, fresh="0")
     log = out / "slurm" / f"{training}.log"
     assert "Dependency=afterok" in cluster.run("scontrol", "show", "job", control)
     assert "Comment=of a test" in cluster.run("scontrol", "show", "job", training)
