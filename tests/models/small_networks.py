@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ SMALL: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "v2_global_only": (UniFormerV2, {**V2, "no_lmhra": True, "temporal_downsample": False}),
     "v2_frozen": (UniFormerV2, {**V2, "no_lmhra": True, "temporal_downsample": False, "frozen": True}),
 }
+
+# options of tests that take seconds per block
+SHALLOW_V2: dict[str, Any] = {
+    "backbone": replace(TOWER, layers=1), "return_list": (0,), "mlp_dropout": 0.0, "cls_dropout": 0.0
+}  # fmt: skip
+SHALLOW = {name: SHALLOW_V2 if name.startswith("v2") else {"depth": (1, 1, 1, 1)} for name in SMALL}
 
 
 def initial(name: str, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import SMALL, small, video_for
+from small_networks import SHALLOW, SMALL, small, video_for
 from torch import Tensor, nn
 
 from slowfast.models.depthwise import depthwise_conv
@@ -102,7 +102,7 @@ def test_the_channels_are_last_in_every_block_and_its_gradient(name, batch):
 def test_a_training_compiles_without_a_graph_break(name):
     """Compile whole networks, as users may; tests/engine/test_setup.py compiles blocks, as training and test do."""
     torch.compiler.reset()
-    options = {"mlp_dropout": 0.0, "cls_dropout": 0.0} if name.startswith("v2") else {}
+    options = {} if name.startswith("light") else SHALLOW[name]  # their blocks use scores of earlier blocks
     model, video = small(name, **options).train(), video_for(name)
     results = []
     for run in (model, torch.compile(model, backend="eager", fullgraph=True)):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from small_networks import SMALL, TOWER, small, video_for
+from small_networks import SHALLOW, SMALL, small, video_for
 from torch import Tensor, nn
 
 
@@ -88,11 +87,6 @@ def test_a_traced_network_takes_other_sizes(name):
     if name.startswith("v2"):
         with pytest.raises(RuntimeError):  # not whole patches
             traced(video_for(name, height=68))
-
-
-# for tests that take seconds per block
-SHALLOW: dict[str, dict[str, Any]] = {name: {"depth": (1, 1, 1, 1)} for name in SMALL}
-SHALLOW["v2"] = {"backbone": replace(TOWER, layers=1), "return_list": (0,), "mlp_dropout": 0.0, "cls_dropout": 0.0}
 
 
 @pytest.mark.slow
