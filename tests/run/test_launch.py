@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import run_net as program
+import torch.distributed.run
 from run_fixtures import ENVIRONMENT, Forked
 
 from slowfast.config import get_cfg
@@ -47,7 +48,7 @@ def alive(pid: int) -> bool:
 class Running:
     """A job in a session of its own, all of whose processes can be found."""
 
-    def __init__(self, process: Forked | subprocess.Popen, log: Path) -> None:
+    def __init__(self, process: Forked, log: Path) -> None:
         self.process, self.log = process, log
 
     def pids(self) -> list[int]:
@@ -82,22 +83,26 @@ class Running:
         return code
 
 
-@pytest.fixture
-def start(experiment, fork, tmp_path) -> Iterator[Callable[..., Running]]:
-    """Start tools/run_net.py; in torchrun, if asked."""
-    started: list[Running] = []
+def steps(output_dir: Path) -> list[int]:
+    return [record["step"] for record in read_metrics(output_dir) if record["kind"] == "train"]
 
-    def begin(*overrides: object, torchrun: int = 0, restarts: int = 0) -> Running:
+
+@pytest.fixture
+def start(experiment, fork, warm, tmp_path) -> Iterator[Callable[..., Running]]:
+    """Start tools/run_net.py; in torchrun, if asked, with the rank `fresh` as a new interpreter."""
+    started: list[Running] = []
+    python = tmp_path / "python"  # for torchrun
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -SE tests/relay.py {warm} {sys.executable} "$@"\n')
+    python.chmod(0o755)
+
+    def begin(*overrides: object, torchrun: int = 0, restarts: int = 0, fresh: str = "") -> Running:
         log = tmp_path / f"printed_{len(started)}.txt"
         arguments = [RUN_NET, "--cfg", str(experiment), *map(str, overrides)]
-        options = ("--standalone", f"--nproc_per_node={torchrun}", f"--max-restarts={restarts}")
-        command = [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
+        if torchrun:
+            options = ("--standalone", f"--nproc_per_node={torchrun}", f"--max-restarts={restarts}")
+            arguments = [torch.distributed.run.__file__, *options, *arguments]
         with open(log, "wb") as file:
-            process = (
-                subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=file, stderr=file, start_new_session=True)
-                if torchrun
-                else fork(arguments, file, file)
-            )
+            process = fork(arguments, file, file, environment={"PYTHON_EXEC": str(python), "FRESH_RANK": fresh})
         started.append(Running(process, log))
         return started[-1]
 
@@ -148,11 +153,14 @@ def test_a_killed_process_ends_the_job(start, tmp_path):
 def test_a_second_run_in_a_folder_is_refused(start, tmp_path):
     save = (*LONG, "TRAIN.CHECKPOINT_MINUTES", 1e-6, "TRAIN.KEEP_CHECKPOINTS", 0)
     first = start(*save).trains()
+    os.kill(first.process.pid, signal.SIGSTOP)  # the second one waits for some seconds
     second = start(*LONG, "SOLVER.BASE_LR", 7)
     assert second.ends() == 2
+    os.kill(first.process.pid, signal.SIGCONT)
     words = rf"error: OUTPUT_DIR '{tmp_path}/out' is in use: process {first.process.pid} on .* since 20\d\d-.*\n"
     assert re.fullmatch(words, second.text())
-    test = start("TRAIN.ENABLE", False, "TEST.TEST_BEST", False)
+    one_view = ("TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 1)
+    test = start("TRAIN.ENABLE", False, "TEST.TEST_BEST", False, *one_view)
     assert test.ends() == 0 and (tmp_path / "out" / "test" / "metrics.json").is_file()
     os.kill(first.process.pid, signal.SIGTERM)
     assert first.ends() == EXIT_REQUEUE
@@ -161,31 +169,35 @@ def test_a_second_run_in_a_folder_is_refused(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_hung_process_ends_the_job(start, tmp_path):
-    job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.3).trains()
+    job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.1).trains()
     os.kill(job.ranks()[1], signal.SIGSTOP)
     assert job.ends() == 1
-    assert re.search(r"error: rank 0 on \S+ made no progress for 18 s .* it is in \w+ at .*\.py:\d+", job.text())
+    assert re.search(r"error: rank 0 on \S+ made no progress for 6 s .* it is in \w+ at .*\.py:\d+", job.text())
     assert "process 1 did not respond" in job.text()
     assert "in train_epoch" in (tmp_path / "out" / "hang_rank0.txt").read_text()
 
 
 @pytest.mark.slow
-def test_a_training_may_last_longer_than_the_timeout(start):
+def test_a_training_may_last_longer_than_the_timeout(start, tmp_path):
     # no process is started for the decoder, which takes long on a busy machine
-    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.1, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
-    time.sleep(7)
-    assert job.process.poll() is None, job.text()
+    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.05, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
+    before, begun = steps(tmp_path / "out"), time.monotonic()
+    while job.process.poll() is None and time.monotonic() < begun + 4:  # it runs for a fifth of the time
+        for number, seconds in ((signal.SIGSTOP, 0.2), (signal.SIGCONT, 0.05)):
+            os.kill(job.process.pid, number)
+            time.sleep(seconds)
+    assert job.process.poll() is None and len(steps(tmp_path / "out")) > len(before) + 6, job.text()
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.ends() == EXIT_REQUEUE
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_job(start, tmp_path):
-    job = start(*LONG, "TRAIN.MAX_STEPS", 40, "TRAIN.CHECKPOINT_MINUTES", 1e-6, torchrun=2, restarts=1).trains()
+    job = start(*LONG, "TRAIN.MAX_STEPS", 24, "TRAIN.CHECKPOINT_MINUTES", 1e-6, torchrun=2, restarts=1, fresh="1")
+    job.trains()
     os.kill(job.ranks()[0], signal.SIGKILL)
     assert job.ends() == 0
-    steps = [record["step"] for record in read_metrics(tmp_path / "out") if record["kind"] == "train"]
-    assert "resumed from" in job.text() and steps == [*range(1, 41)]
+    assert "resumed from" in job.text() and steps(tmp_path / "out") == [*range(1, 25)]
 
 
 @pytest.mark.slow
@@ -265,7 +277,7 @@ LATE = """
 import os, signal, sys
 sys.path.insert(0, "tools")
 import run_net
-from slowfast.visualization import plots
+from slowfast.visualization import plots, report
 
 class AtTheEnd:
     def __del__(self, kill=os.kill, pid=os.getpid(), signals=(signal.SIGUSR2, signal.SIGTERM), write=os.write):
@@ -273,11 +285,11 @@ class AtTheEnd:
         for number in signals:
             kill(pid, number)
 
-def draw(*places, plot_curves=plots.plot_curves):
+def draw(_, path):
     os.kill(os.getpid(), signal.SIGUSR2)
-    plot_curves(*places)
+    path.touch()
 
-plots.plot_curves = draw
+plots.plot_curves, report.write_report = draw, lambda _: None  # which take long
 sys.at_the_end = AtTheEnd()
 sys.exit(run_net.main())
 """
