@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
-from run_fixtures import ENVIRONMENT, Forked
+from run_fixtures import Forked
 from torture import differences, result, torture
 
 from slowfast.config import load_config
@@ -37,17 +36,16 @@ from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 LONG = (
     "SOLVER.MAX_EPOCH", "40", "TRAIN.EVAL_PERIOD", "5", "TRAIN.CHECKPOINT_PERIOD", "100", "TEST.ENABLE", "False",
     "DATA_LOADER.DECODE_TIMEOUT", "60",  # with decoder processes, which must also end
 )  # fmt: skip
 
 
-def begin(fork, folder: Path, config: Path, *overrides: object) -> Forked:
+def begin(fork, folder: Path, config: Path, *overrides: object, program: str | Path = "tools/run_net.py") -> Forked:
     """Start a training; it writes to stdout.txt and stderr.txt."""
     with open(folder / "stdout.txt", "w") as out, open(folder / "stderr.txt", "w") as err:
-        return fork(["tools/run_net.py", "--cfg", config, *overrides], out, err, options=["spawn"])
+        return fork([program, "--cfg", config, *overrides], out, err, options=["spawn"])
 
 
 def end(process: Forked, folder: Path) -> tuple[int, str, str]:
@@ -147,27 +145,23 @@ runpy.run_path("tools/run_net.py", run_name="__main__")
 """
 
 
-def test_a_second_interrupt_leaves_at_once(experiment, tmp_path):
+def test_a_second_interrupt_leaves_at_once(experiment, fork, tmp_path):
     """While a disk hangs, on which the first interrupt waits for its checkpoint."""
+    (tmp_path / "stuck.py").write_text(STUCK_DISK)
     options = (*LONG, "DATA_LOADER.NUM_WORKERS", "2", "TRAIN.CHECKPOINT_MINUTES", "1e-6")
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUCK_DISK, "--cfg", str(experiment), *options], cwd=ROOT, env=ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+    process = begin(fork, tmp_path, experiment, *options, program=tmp_path / "stuck.py")
     for word in ("writing", "heard"):
-        assert process.stdout
-        while process.stdout.readline() != f"{word}\n":
-            assert process.poll() is None, process.communicate()
+        wait_for(lambda word=word: f"{word}\n" in (tmp_path / "stdout.txt").read_text(), process, tmp_path)
         os.kill(process.pid, signal.SIGINT)
     begun = time.monotonic()
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == EXIT_INTERRUPTED and time.monotonic() < begun + 20, out + err
+    code, out, err = end(process, tmp_path)
+    assert code == EXIT_INTERRUPTED and time.monotonic() < begun + 20, out + err
     assert err.count("a second Ctrl-C") == 1
     assert "from the last checkpoint" in err and "Traceback" not in err and left(process.pid) == []
 
 
 def test_a_run_goes_on_without_a_killed_worker_and_leaves_no_process(experiment, fork, tmp_path):
-    options = (*LONG, "TRAIN.MAX_STEPS", 60, "DATA_LOADER.NUM_WORKERS", 2, "TRAIN.CHECKPOINT_MINUTES", 1e-6)
+    options = (*LONG, "TRAIN.MAX_STEPS", 30, "DATA_LOADER.NUM_WORKERS", 2, "TRAIN.CHECKPOINT_MINUTES", 1e-6)
     process = begin(fork, tmp_path, experiment, *options)
     wait_for(lambda: steps(tmp_path / "out") >= 3, process, tmp_path)
     listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
@@ -186,7 +180,8 @@ def test_a_run_killed_at_random_equals_an_undisturbed_one(processes, seed, exper
     def start(arguments: list[str], log: BinaryIO) -> Forked:
         return fork(arguments, log, log, ranks=processes * (processes > 1))
 
-    overrides = ("DATA_LOADER.NUM_WORKERS", "1", "DATA_LOADER.DECODE_TIMEOUT", "60", "EMA.ENABLE", "True")
+    overrides = ("DATA_LOADER.NUM_WORKERS", "1", "EMA.ENABLE", "True")
+    overrides += ("DATA_LOADER.DECODE_TIMEOUT", str(60 * (processes == 1)))
     assert torture(str(experiment), overrides, folder, trials=1, kills=4 - processes, seed=seed, start=start) >= 1
 
 
