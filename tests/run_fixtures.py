@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.context
 import os
 import select
 import socket
@@ -157,6 +158,13 @@ def fork(warm) -> Callable[..., Forked]:
         return Forked(server)
 
     return start
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the processes that this process would spawn, because a new interpreter takes longer than their work."""
+    spawn: Any = multiprocessing.get_context("fork")
+    monkeypatch.setitem(multiprocessing.context._concrete_contexts, "spawn", spawn)  # pyright: ignore
 
 
 @pytest.fixture(scope="session")

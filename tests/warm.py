@@ -7,24 +7,23 @@ ranks, it forks that many as torchrun would, and its exit code is the first of t
 
     fresh      imports the package again, from the PYTHONPATH of the environment
     pictures   a run draws its curves and its report, which takes longer than a short training
-    spawn      the processes of NUM_PROCESSES are new interpreters, as for users, and not forks
+    spawn      the processes that a program spawns are new interpreters, as for users, and not forks
 """
 
 import atexit
 import contextlib
 import json
+import multiprocessing.context
 import os
 import runpy
 import signal
 import socket
 import sys
 import threading
-from functools import partial
 
 import scipy.optimize  # noqa: F401  every test with labels
 import torch._dynamo  # the first optimizer imports it
-import torch.multiprocessing
-import torch.utils.tensorboard
+import torch.utils.tensorboard  # noqa: F401
 
 import slowfast.commands
 import slowfast.engine.test
@@ -119,7 +118,7 @@ def run(options: list[str]) -> int:
 
         plots.plot_curves = report.write_report = lambda *_: None
     if "spawn" not in options:
-        torch.multiprocessing.spawn = partial(torch.multiprocessing.start_processes, start_method="fork")
+        multiprocessing.context._concrete_contexts["spawn"] = multiprocessing.get_context("fork")  # pyright: ignore
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -94,7 +94,7 @@ def test_result_contains_times_and_ratios(videos):
 
 
 @pytest.mark.slow
-def test_made_videos_are_ten_seconds_of_340x256(tmp_path):
+def test_made_videos_are_ten_seconds_of_340x256(forks, tmp_path):
     listed = make_videos(tmp_path / "made", 1, 30)
     path, label = listed.read_text().strip().split(",")
     assert label == "0"

@@ -41,7 +41,7 @@ def is_free(path):
 
 @pytest.mark.slow
 def test_processes_exit_with_the_program_that_is_killed(tmp_path):
-    program = get_context("spawn").Process(target=start, args=(tmp_path,))
+    program = get_context("fork").Process(target=start, args=(tmp_path,))
     program.start()
     try:
         wait_for(lambda: all((tmp_path / f"{part}.ready").exists() for part in range(2)))

@@ -114,22 +114,19 @@ def test_one_file_contains_all_videos_or_names_the_missing_package(trained, path
 
 
 @pytest.mark.slow
-def test_processes_write_the_same_features(trained, paths, tmp_path):
-    command = [*paths, "--weights", trained, "--window", 8]
-    assert extract(*command, "--out", tmp_path / "1") == 0
-    assert extract(*command, "--out", tmp_path / "2", "--processes", 2) == 0
-    for path in paths:
-        one, two = (np.load(tmp_path / name / f"{path.stem}.npy") for name in "12")
-        assert np.allclose(one, two, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_processes_report_more_bad_videos_than_a_pipe_holds(trained, paths, tmp_path, capsys):
+def test_processes_write_the_same_features_and_report_more_bad_videos_than_a_pipe_holds(
+    trained, paths, forks, tmp_path, capsys
+):
     bad = [tmp_path / ("long_name_" * 15 + f"{number}.mp4") for number in range(600)]
     for path in bad:
         path.write_bytes(b"no video")
-    assert extract(*paths, *bad, "--weights", trained, "--out", tmp_path / "f", "--processes", 2) == 1
+    command = ["--weights", trained, "--window", 8]
+    assert extract(*paths, *command, "--out", tmp_path / "1") == 0
+    assert extract(*paths, *bad, *command, "--out", tmp_path / "2", "--processes", 2) == 1
     assert capsys.readouterr().err.count("long_name_" * 15) >= len(bad)
+    for path in paths:
+        (one,), (two,) = ([*(tmp_path / name).rglob(f"{path.stem}.npy")] for name in "12")
+        assert np.allclose(np.load(one), np.load(two), atol=1e-6)
 
 
 def test_a_task_adds_what_another_one_finishes_while_it_writes(tmp_path, monkeypatch):
@@ -180,7 +177,7 @@ def test_one_file_of_an_array_is_written_when_no_task_is_left(trained, paths, tm
     assert extract(links[0], *options[:4], "--out", tmp_path) == 0
     assert task(1) == 0
     assert not [*tmp_path.glob("features.[hp]*")]
-    context = get_context("spawn")
+    context = get_context("fork")
     processes = [context.Process(target=task, args=(part,)) for part in (0, 2, 3)]
     for process in processes:
         process.start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -41,12 +39,8 @@ def test_the_error_of_a_convolution_is_that_of_its_precision(groups):
 
 
 @pytest.mark.slow
-def test_the_doctor_finds_this_machine_well(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("SLURM_JOB_ID", None)
-    done = subprocess.run(
-        [sys.executable, ROOT / "tools/doctor.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+def test_the_doctor_finds_this_machine_well(call, tmp_path):
+    done = call(ROOT / "tools/doctor.py", environment={"SLURM_JOB_ID": ""}, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "decoder pyav" in done.stdout and "all-reduce by gloo, 2 processes" in done.stdout
     assert not list(tmp_path.iterdir())
