@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slowfast.config import get_cfg
-from slowfast.engine.batch_size import Steps, describe, find_batch, fit
+from slowfast.engine.batch_size import Fit, Steps, describe, find_batch, fit
 
 MIB = 2**20
 
@@ -40,27 +40,24 @@ def test_the_number_is_lowered_until_its_steps_fit():
     assert fit(lambda videos: None, 1000, verify=True).videos == 0
 
 
-@pytest.mark.slow
-def test_more_memory_fits_more_videos_and_the_estimate_holds():
-    cfg = config(EMA__ENABLE=True, SOLVER__ACCUMULATION_STEPS=3)
-    small = find_batch(cfg, 2000 * MIB)
-    assert small.videos > 1 and 0 < small.fixed < 2000 * MIB
-    assert small.needed(small.videos) <= 2000 * MIB < small.needed(small.videos + 1)
-    limits = [small.fixed + small.per_video * videos for videos in (2.5, 10.5, 20.5)]
-    found = [fit(lambda videos: int(small.needed(videos)), int(limit), False).videos for limit in limits]
-    assert found == [2, 10, 20]
-    assert str(small.videos) in describe(cfg, small)
+def test_memory_for_no_video_is_an_error_with_a_cure():
+    cfg = config()
+    assert "TRAIN.BATCH_SIZE 3 " in describe(cfg, Fit(3, 30.0 * MIB, 5.0 * MIB, 100 * MIB))
     with pytest.raises(ValueError, match=r"MODEL\.USE_CHECKPOINT"):
-        describe(cfg, fit(lambda videos: int(small.needed(videos)), 10 * MIB, False))
+        describe(cfg, fit(lambda videos: 30 * MIB * videos, 10 * MIB, False))
 
 
 @pytest.mark.slow
 def test_the_program_prints_the_batch_and_writes_nothing(experiment, call, tmp_path):
-    arguments = ("--find-batch", "TRAIN.BATCH_SIZE", 6, "AUG.ENABLE", True, "AUG.NUM_SAMPLE", 2, "NUM_PROCESSES", 2)
-    done = call("tools/run_net.py", "--cfg", experiment, *arguments)
+    larger = ("DATA.NUM_FRAMES", 8, "DATA.TRAIN_CROP_SIZE", 64, "UNIFORMER.EMBED_DIM", [32, 32, 32, 32])
+    options = ("TRAIN.BATCH_SIZE", 6, "EMA.ENABLE", True, "SOLVER.ACCUMULATION_STEPS", 3, "AUG.ENABLE", True,
+               "AUG.NUM_SAMPLE", 2, "NUM_PROCESSES", 2)  # fmt: skip
+    done = call("tools/run_net.py", "--cfg", experiment, "--find-batch", *larger, *options)
     assert done.returncode == 0, done.stderr
     found, configured = map(int, re.findall(r"TRAIN\.BATCH_SIZE (\d+)", done.stdout))
     assert found > 6 == configured and found % 2 == 0 and not (tmp_path / "out").exists()
+    per_clip, fixed, limit, needed = map(float, re.findall(r"([\d.-]+) GiB", done.stdout))
+    assert 0 < per_clip < 0.1 < fixed < needed < limit < fixed + 1.2 * per_clip * (found + 2)
 
 
 @pytest.mark.gpu

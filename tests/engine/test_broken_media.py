@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +130,17 @@ def failing(call, experiment) -> Callable[..., str]:
 @pytest.mark.slow
 def test_broken_videos_are_counted_alike_by_any_workers_processes_and_resumes(broken, experiment, run_net, tmp_path):
     runs = {name: tmp_path / name for name in ("zero", "two", "processes", "resumed")}
-    for workers, name in ((0, "zero"), (2, "two")):
-        run_net(experiment, *options(broken, runs[name], "DATA_LOADER.NUM_WORKERS", workers))
-    run_net(experiment, *options(broken, runs["processes"], "DATA_LOADER.NUM_WORKERS", 1), ranks=2)
-    for steps in (7, 10):
-        run_net(experiment, *options(broken, runs["resumed"], "TRAIN.MAX_STEPS", steps))
+
+    def run(name: str, *more: object, ranks: int = 0) -> None:
+        run_net(experiment, *options(broken, runs[name], *more), ranks=ranks)
+
+    with ThreadPoolExecutor(2) as pool:  # all wait most of the time
+        alone = [pool.submit(run, name, "DATA_LOADER.NUM_WORKERS", n) for name, n in (("zero", 0), ("two", 2))]
+        alone.append(pool.submit(run, "processes", "DATA_LOADER.NUM_WORKERS", 1, ranks=2))
+        for steps in (7, 10):
+            pool.submit(run, "resumed", "TRAIN.MAX_STEPS", steps).result()
+        for done in alone:
+            done.result()
 
     expected = [
         [f"{broken}/cut.mp4", "not a readable video"],

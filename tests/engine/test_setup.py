@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_networks import SMALL, small, video_for
+from small_networks import SHALLOW, SMALL, small, video_for
 from torch import nn
 
 from slowfast.config import get_cfg
@@ -40,7 +40,7 @@ def test_a_test_computes_in_its_number_format(name):
 @pytest.mark.parametrize("name", [name for name in SMALL if "frozen" not in name])
 def test_blocks_of_every_family_are_compiled_once_for_all_batches(name, graphs):
     torch._dynamo.utils.counters.clear()
-    model = small(name)
+    model = small(name, **SHALLOW[name])
     network, made = Inference(model, None, 4, compiled=True), set[int]()
     with torch.no_grad():
         for clips in (4, 3, 1, 4):
