@@ -34,11 +34,18 @@ TRAIN: {{DATASET: kinetics_sparse, BATCH_SIZE: 4, EVAL_PERIOD: 1, CHECKPOINT_PER
 TEST: {{DATASET: kinetics_sparse, BATCH_SIZE: 8, NUM_ENSEMBLE_VIEWS: 2, NUM_SPATIAL_CROPS: 3}}
 DATA_LOADER: {{NUM_WORKERS: 0, DECODE_TIMEOUT: 0}}
 """
-# A program in place of `python`, which forks Python files from the server of tests/warm.py.
+# A program in place of `python`, which forks Python files, `-c` and `-m pytest` from the server of tests/warm.py.
 PYTHON = """#!{executable} -SE
 import json, os, re, socket, sys
 
 arguments = sys.argv[1:]
+if arguments[:1] == ["-c"]:
+    path = os.path.join({folder!r}, f"command_{{os.getpid()}}.py")
+    with open(path, "w") as file:
+        file.write(arguments[1])
+    arguments[:2] = [path]
+elif arguments[:2] == ["-m", "pytest"]:
+    arguments[:2] = [{pytest!r}]
 if not arguments or not arguments[0].endswith(".py"):
     os.execv({executable!r}, [{executable!r}, *arguments])
 for pattern, flags, pairs in {smaller!r}:
@@ -78,9 +85,9 @@ def write_python(
     path.unlink(missing_ok=True)
     rows = [tuple(row) for row in smaller]
     options = ["fresh"] * fresh
-    path.write_text(
-        PYTHON.format(executable=sys.executable, smaller=rows, address=address, options=options, pictures=pictures)
-    )
+    values = {"smaller": rows, "address": address, "options": options, "pictures": pictures}
+    own_pytest = str(Path(pytest.__file__).with_name("__main__.py"))
+    path.write_text(PYTHON.format(executable=sys.executable, folder=str(path.parent), pytest=own_pytest, **values))
     path.chmod(0o755)
 
 
