@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from slowfast.utils.distributed import SharedError, on_main
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.slow
-def test_two_processes_agree(tmp_path):
-    command = [sys.executable, str(Path(__file__).with_name("agreement.py")), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+def test_two_processes_agree(call, tmp_path):
+    done = call(Path(__file__).with_name("agreement.py"), tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

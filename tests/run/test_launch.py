@@ -213,14 +213,14 @@ def test_torchrun_prints_an_error_once(start, videos, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("held", [False, True], ids=["in Python", "holding the interpreter"])
-def test_watchdog_reports_where_a_process_is(held, tmp_path):
+def test_watchdog_reports_where_a_process_is(held, call, tmp_path):
     wait = "ctypes.PyDLL(None).sleep(60)" if held else "time.sleep(60)"
-    program = (
+    (tmp_path / "program.py").write_text(
         "import ctypes, time\nfrom pathlib import Path\nfrom slowfast.run import watchdog\nwatchdog.LAST_RESORT = 1.0\n"
         f"def stuck():\n    {wait}\n"
         f"with watchdog.watching(0.5, Path({str(tmp_path / 'out' / 'hang.txt')!r})):\n    stuck()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    done = call(tmp_path / "program.py")
     assert "in stuck" in done.stderr
     if not held:
         assert done.returncode == EXIT_HUNG and "rank 0 on" in done.stderr and "hang.txt" in done.stderr
@@ -229,14 +229,14 @@ def test_watchdog_reports_where_a_process_is(held, tmp_path):
 
 
 @pytest.mark.slow
-def test_watchdog_ends_no_process_that_makes_progress_or_has_left(tmp_path):
-    program = (
+def test_watchdog_ends_no_process_that_makes_progress_or_has_left(call, tmp_path):
+    (tmp_path / "program.py").write_text(
         "import time\nfrom pathlib import Path\nfrom slowfast.run.watchdog import progress, watching\n"
         f"progress()\nwith watching(0.8, Path({str(tmp_path / 'hang.txt')!r})):\n"
         "    for _ in range(5):\n        time.sleep(0.3)\n        progress()\n"
         "progress()\ntime.sleep(1)\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=50)
+    assert call(tmp_path / "program.py").returncode == 0
     assert not (tmp_path / "hang.txt").exists()
 
 
