@@ -37,7 +37,7 @@ def test_a_test_computes_in_its_number_format(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SMALL if "frozen" not in name])
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("uniformer_image", "v2_frozen")])
 def test_blocks_of_every_family_are_compiled_once_for_all_batches(name, graphs):
     torch._dynamo.utils.counters.clear()
     model = small(name, **SHALLOW[name])
