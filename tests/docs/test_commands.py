@@ -9,6 +9,7 @@ server with all imports done.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import ipykernel_launcher
 import nbformat
 import pytest
 import torch
@@ -330,12 +332,20 @@ def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_runs(demo, tmp_path):
+def test_the_notebook_runs(demo, warm, tmp_path, monkeypatch):
+    kernel = tmp_path / "jupyter/kernels/warm/kernel.json"
+    kernel.parent.mkdir(parents=True)
+    write_python(kernel.with_name("python"), warm)
+    command = [str(kernel.with_name("python")), ipykernel_launcher.__file__, "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": command, "display_name": "warm", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     shutil.copytree(demo, tmp_path / "checkout", ignore=shutil.ignore_patterns(".*"))
     notebook = nbformat.read(tmp_path / "checkout/examples/quickstart.ipynb", as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "commit it without outputs"
-    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path / "checkout/examples"}})
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="warm", resources={"metadata": {"path": tmp_path / "checkout/examples"}}
+    )
     client.execute(env={**os.environ, "PYTHONPATH": str(tmp_path / "checkout"), "OMP_NUM_THREADS": "1"})
     outputs = [output for cell in code for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
