@@ -74,15 +74,17 @@ def test_a_console_command_runs_its_program(command, call, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_import_of_the_package_imports_an_optional_decoder():
-    code = (
+def test_no_import_of_the_package_imports_an_optional_decoder(call, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
         "import pkgutil, sys, slowfast\n"
         "for module in pkgutil.walk_packages(slowfast.__path__, 'slowfast.'):\n"
         "    if module.name.split('.')[1] not in ('tools', 'exp', 'configs'):\n"
         "        __import__(module.name)\n"
         "assert not {'decord', 'torchcodec'} & set(sys.modules), 'a decoder was imported'\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = call(program)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +103,12 @@ def wheel(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_works_outside_a_checkout(wheel, tmp_path):
+def test_the_wheel_works_outside_a_checkout(wheel, call, tmp_path):
     for template in ("visualization/report.html", "inference/model_card.jinja"):
         assert (wheel / "slowfast" / template).is_file()
-    environment = {**os.environ, "PYTHONPATH": str(wheel)}
-    code = (
+    environment, program, folder = {"PYTHONPATH": str(wheel)}, tmp_path / "program.py", tmp_path / "empty"
+    folder.mkdir()
+    program.write_text(
         "import slowfast\n"
         "from slowfast.config import load_config\n"
         "from slowfast.weights.fetch import released_weights\n"
@@ -113,15 +116,14 @@ def test_the_wheel_works_outside_a_checkout(wheel, tmp_path):
         "cfg = load_config('exp/uniformer_s16x4_k400/config.yaml')\n"
         "print(slowfast.__file__, cfg.MODEL.NUM_CLASSES, len(slowfast.list_models()))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
+    done = call(program, environment=environment, folder=folder, options=["fresh"])
+    assert done.returncode == 0, done.stderr
     file, classes, _ = done.stdout.split()
     assert Path(file).is_relative_to(wheel) and classes == "400"
     run = [sys.executable, "-m", "slowfast.tools.run_net", "--cfg", "exp/demo/config.yaml", "--show"]
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(run, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0 and "NUM_CLASSES: 8" in done.stdout
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 SMALL = ["DATA.NUM_FRAMES", "4", "DATA.TEST_CROP_SIZE", "32", "TEST.NUM_ENSEMBLE_VIEWS", "1"]
