@@ -136,14 +136,14 @@ def test_segments_of_equal_class_are_merged_without_gaps():
 @pytest.mark.slow
 def test_a_long_video_takes_flat_memory(net, tmp_path):
     path = tmp_path / "long.mp4"
-    write_long(path, minutes=6)
+    write_long(path, minutes=3)
     sizes: list[int] = []
 
     def note(time: float) -> None:
         sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
     timeline = predict_windows(net, str(path), 24, 12, 8, note)
-    assert timeline.seconds == pytest.approx(360, abs=0.1) and len(timeline.tops) == 6 * 60 * 12 // 12 - 1
+    assert timeline.seconds == pytest.approx(180, abs=0.1) and len(timeline.tops) == 3 * 60 * 12 // 12 - 1
     assert max(sizes[len(sizes) // 4 :]) - sizes[len(sizes) // 4] < 20 << 20
 
 
