@@ -82,7 +82,7 @@ if [ -n "$quick" ]; then
     model uniformer_s16 uniformer_s16x4_k400 2 --rounds 1 DATA.NUM_FRAMES 4 DATA.TEST_CROP_SIZE 64 \
         UNIFORMER.DEPTH '[1, 1, 1, 1]' UNIFORMER.EMBED_DIM '[32, 32, 64, 64]' UNIFORMER.HEAD_DIM 32
     part training 90 "$py" benchmarks/training.py uniformer_s16x4_k400 --device $device --batch 2 --steps 2 --rounds 1 \
-        --workers 1 --make 2 --seconds 2 "${tiny[@]}" --json "$out/training.json"
+        --workers 1 --make 1 --seconds 1 "${tiny[@]}" --json "$out/training.json"
 else
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader >"$out/card.txt" 2>&1
     if [ -n "$checks" ]; then # nothing is timed yet, so these run together
