@@ -3,8 +3,10 @@
 The network is a name for `create_model` or a folder in exp/. The reference computes it as the official modules do, see
 benchmarks/reference.py. Both get the same weights and clips; logits, and gradients without random layers, are compared
 first. Rounds are interleaved, so that a change of the machine's speed affects all networks equally; medians are
-printed. CPU seconds are those of all threads. Memory is the peak during a step, above what the networks and their
-optimizers hold before it: allocated bytes on a GPU, resident memory of the process on a CPU (Linux only).
+printed. "products" is the time of the matrix products of our network alone, one by one: a limit for every program that
+computes the same products. CPU seconds are those of all threads. Memory is the peak during a step, above what the
+networks and their optimizers hold before it: allocated bytes on a GPU, resident memory of the process on a CPU (Linux
+only).
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import copy
 import ctypes
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ import torch
 from fvcore.common.config import CfgNode
 from reference import reference
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slowfast.config import get_cfg, load_config
 from slowfast.engine.setup import compile_blocks, place
@@ -100,10 +105,10 @@ class Subject:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.clips.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def forward(self) -> Tensor:
+    def forward(self, mode: Callable[[], Any] = torch.inference_mode) -> Tensor:
         """Compute logits as a test does."""
         self.model.eval()
-        with torch.inference_mode(), self.autocast():
+        with mode(), self.autocast():
             return self.network(self.clips)
 
     def backward(self) -> None:
@@ -139,6 +144,57 @@ class Subject:
         for name, buffer in self.model.named_buffers():
             buffer.copy_(statistics[name])
         return results
+
+
+class Products(TorchDispatchMode):
+    """Count the matrix products that are computed, by shape: (batch, M, K, N) is `batch` products of M x K and K x N.
+
+    A convolution without groups is one product, and so is each of its gradients; attention is two products in the
+    forward pass, and four in the backward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: Counter[tuple[int, int, int, int]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("mm", "bmm", "addmm", "baddbmm"):
+            a, b = args[-2:]
+            self.shapes[a.shape[0] if a.ndim == 3 else 1, a.shape[-2], a.shape[-1], b.shape[-1]] += 1
+        elif name == "_linear_pointwise":
+            self.shapes[1, args[0].shape[:-1].numel(), args[0].shape[-1], args[1].shape[0]] += 1
+        elif name == "convolution" and args[8] == 1:
+            self.shapes[self.convolution(result, args[1])] += 1
+        elif name == "convolution_backward" and args[9] == 1:
+            self.shapes[self.convolution(args[0], args[2])] += sum(args[10][:2])
+        elif name.startswith("_scaled_dot_product"):
+            q, k, v = args[1:4] if "backward" in name else args[:3]
+            batch, (L, C), S, D = q.shape[:-2].numel(), q.shape[-2:], k.shape[-2], v.shape[-1]
+            self.shapes[batch, L, C, S] += 2 if "backward" in name else 1
+            self.shapes[batch, L, S, D] += 2 if "backward" in name else 1
+        return result
+
+    @staticmethod
+    def convolution(outputs: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """Return the shape of the product that computes a convolution; those of its gradients are as large."""
+        return 1, outputs.numel() // outputs.shape[1], weight[0].numel(), outputs.shape[1]
+
+
+def product_times(work: Callable[[], Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, float]:
+    """Return wall seconds and CPU seconds of the matrix products of one call, computed one by one."""
+    with Products() as products:
+        work()
+    wall = cpu = 0.0
+    for (batch, m, k, n), times in products.shapes.items():
+        a = torch.randn(batch, m, k, device=device, dtype=dtype)
+        b = torch.randn(batch, k, n, device=device, dtype=dtype)
+        a, b = (a[0], b[0]) if batch == 1 else (a, b)
+        runs = [timed(lambda a=a, b=b: a @ b, device) for _ in range(6)]
+        wall += times * statistics.median(seconds for seconds, _ in runs[1:])
+        cpu += times * statistics.median(seconds for _, seconds in runs[1:])
+    return {"wall_s": wall, "cpu_s": cpu}
 
 
 def differences(subjects: dict[str, Subject], limit: float) -> dict[str, dict[str, float]]:
@@ -239,6 +295,9 @@ def main() -> None:
     rate = matrix_rate(device, dtype)
     figures = measure(subjects, args.rounds, device)
     add_rates(figures, flops, rate)
+    # in inference mode, operations such as `linear` would not be divided into products
+    works = {"forward": partial(subjects["ours"].forward, torch.no_grad), "train": subjects["ours"].train}
+    products = {kind: product_times(work, device, dtype) for kind, work in works.items()}
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"{args.network}, {args.batch} x {shape}, {args.dtype}, {card}, torch {torch.__version__}")
     for name, kinds in figures.items():
@@ -248,6 +307,9 @@ def main() -> None:
                 f"{values['cpu_s']:8.3f} CPU s {values['times_reference_cpu']:6.2f} x {values['peak_gib']:7.2f} GiB "
                 f"{100 * values['share_of_matrix_rate']:6.1f} % of the matrix rate"
             )
+    for kind, values in products.items():
+        times = figures["reference"][kind]["wall_s"] / values["wall_s"]
+        print(f"  {'products':<10}{kind:<8}{'':18}{times:6.2f} x {values['cpu_s']:8.3f} CPU s")
     if args.profile:
         for name in list(subjects)[1:]:
             print(f"{name}, training step\n{profile(subjects[name].train, device)}")
@@ -256,7 +318,7 @@ def main() -> None:
         record = {
             "network": args.network, "batch": args.batch, "input_shape": shape, "dtype": args.dtype, "device": card,
             "threads": args.threads, "torch": torch.__version__, "matrix_flop_per_s": rate, "errors": errors,
-            "figures": figures,
+            "figures": figures, "products": products,
         }  # fmt: skip
         write_json(args.json, record)
 

@@ -38,6 +38,7 @@ def network_rows(records: Iterable[Record]) -> list[Sequence[str]]:
     """Return the rows of networks: clips per second, times the reference, memory, share of the matrix rate."""
     rows = []
     for record in records:
+        first, products = record["figures"]["reference"], record.get("products")
         figures = {name: kinds for name, kinds in record["figures"].items() if name != "reference"}
         for name, kinds in figures.items():
             cells = [record["network"] + (" (compiled)" if name == "compiled" else "")]
@@ -45,12 +46,12 @@ def network_rows(records: Iterable[Record]) -> list[Sequence[str]]:
             cells += ["x".join(map(str, (record["batch"], *shape[1:]))), record["dtype"]]
             cells += [str(record["threads"])] if on_cpu(record) else []
             for kind in ("train", "forward"):
-                values, first = kinds[kind], record["figures"]["reference"][kind]
                 seconds = "cpu_s" if on_cpu(record) else "wall_s"  # wall time of a CPU includes other jobs
-                speed, times = record["batch"] / values[seconds], first[seconds] / values[seconds]
-                cells.append(f"{speed:.2f}, {times:.2f} times")
+                taken, official = kinds[kind][seconds], first[kind][seconds]
+                limit = f" of {official / products[kind][seconds]:.2f}" if products else ""
+                cells.append(f"{record['batch'] / taken:.2f}, {official / taken:.2f}{limit} times")
                 if kind == "train":
-                    cells.append(f"{values['peak_gib']:.2f} / {first['peak_gib']:.2f}")
+                    cells.append(f"{kinds[kind]['peak_gib']:.2f} / {first[kind]['peak_gib']:.2f}")
             cells += [] if on_cpu(record) else [f"{100 * kinds['train']['share_of_matrix_rate']:.0f} %"]
             rows.append(cells)
     return sorted(rows)

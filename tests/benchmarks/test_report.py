@@ -29,6 +29,8 @@ def test_networks_are_compared_by_cpu_time_on_a_cpu_and_by_wall_time_on_a_gpu():
     text = report.page([network("CPU, 2 threads"), network("NVIDIA H100")])
     cpu, gpu = text.split("## On a GPU")
     assert "| uniformer_s | 8x16x224x224 | bfloat16 | 2 | 3.20, 1.60 times | 1.50 / 1.50 |" in cpu
+    products = {kind: {"wall_s": 1.0, "cpu_s": 2.0} for kind in ("forward", "train")}
+    assert "| 3.20, 1.60 of 2.00 times |" in report.page([network("CPU, 2 threads") | {"products": products}])
     assert "| uniformer_s (compiled) | 8x16x224x224 | bfloat16 | 8.00, 4.00 times |" in gpu and "NVIDIA H100" in gpu
     assert "NVIDIA H100" not in cpu and report.NOT_MEASURED in cpu and report.NOT_MEASURED not in gpu
 
