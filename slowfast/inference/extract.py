@@ -27,6 +27,7 @@ from slowfast.inference.command import (
     positive,
     report_bad,
 )
+from slowfast.inference.layers import LayerFeatures
 from slowfast.inference.network import Network
 from slowfast.inference.stores import check_library, write_store
 from slowfast.inference.windows import WindowCutter, run_windows
@@ -137,13 +138,14 @@ def run_part(
     """
     net = net or _network(args)
     rule, bad = json.loads(Path(args.out, SETTINGS).read_text(encoding="utf-8")), list[tuple[str, str]]()
+    layer = net.layer(rule["layer"], tokens=rule["tokens"])  # one for all videos, which finds its dimensions once
     mine = list(names.items())[part::parts]
     for name, path in tqdm(mine, desc="features", unit="video", disable=True if part else None):
         described = Path(args.out, DESCRIPTIONS, f"{name}.json")
         if described.is_file() and Path(args.out, f"{name}.npy").is_file():
             continue
         try:
-            values, about = _of_video(net, rule, path, args.batch)
+            values, about = _of_video(net, layer, rule, path, args.batch)
         except MediaError as error:
             bad.append((error.path, error.reason))
             continue
@@ -153,14 +155,16 @@ def run_part(
     return bad
 
 
-def _of_video(net: Network, rule: dict[str, Any], path: str, batch: int) -> tuple[np.ndarray, dict[str, Any]]:
+def _of_video(
+    net: Network, layer: LayerFeatures, rule: dict[str, Any], path: str, batch: int
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the features of a video, (N, C), or (C,) per video, and their description."""
     if rule["tokens"]:
-        return _tokens(net, rule["layer"], path, batch), {"path": path}
+        return _tokens(net, layer, path, batch), {"path": path}
     if rule["per_video"]:
-        return net.features(path, rule["layer"]).values.astype(np.float32), {"path": path}
-    layer, cutter = net.as_tested(net.layer(rule["layer"])), WindowCutter(net, path, rule["window"], rule["stride"])
-    found = [output.mean(0) for _, output in run_windows(net, cutter, layer, batch)]
+        return net.features(path, layer).values.astype(np.float32), {"path": path}
+    cutter = WindowCutter(net, path, rule["window"], rule["stride"])
+    found = [output.mean(0) for _, output in run_windows(net, cutter, net.as_tested(layer), batch)]
     about = {
         "path": path,
         "windows": len(found),
@@ -172,10 +176,10 @@ def _of_video(net: Network, rule: dict[str, Any], path: str, batch: int) -> tupl
 
 
 @torch.no_grad()
-def _tokens(net: Network, name: str, path: str, batch: int) -> np.ndarray:
+def _tokens(net: Network, layer: LayerFeatures, path: str, batch: int) -> np.ndarray:
     """Return the output of a layer at all positions of the views of a video, view after view, (N, C)."""
-    layer = net.as_tested(net.layer(name, tokens=True))
-    tokens = torch.cat([layer(clips) for clips in net.clips(path).split(batch)])
+    module = net.as_tested(layer)
+    tokens = torch.cat([module(clips) for clips in net.clips(path).split(batch)])
     return tokens.flatten(0, 1).float().cpu().numpy()
 
 

@@ -90,22 +90,24 @@ class Network:
 
     @overload
     def features(  # pyright: ignore[reportOverlappingOverload]
-        self, paths: Path, layer: str = POOLED
+        self, paths: Path, layer: str | LayerFeatures = POOLED
     ) -> Features: ...
     @overload
-    def features(self, paths: Sequence[Path], layer: str = POOLED) -> list[Features]: ...
-    def features(self, paths: Path | Sequence[Path], layer: str = POOLED) -> Features | list[Features]:
+    def features(self, paths: Sequence[Path], layer: str | LayerFeatures = POOLED) -> list[Features]: ...
+    def features(self, paths: Path | Sequence[Path], layer: str | LayerFeatures = POOLED) -> Features | list[Features]:
         """Return a vector per video: the mean of a layer's output over positions and views.
 
         Args:
             paths: as for `predict`.
-            layer: name of a layer, see `torch.nn.Module.named_modules`; "pooled" is the input of the classifier.
+            layer: name of a layer, see `torch.nn.Module.named_modules`; "pooled" is the input of the classifier. For
+                many calls, pass what `layer` returns: its dimensions are found in the first one.
 
         Raises:
             MediaError: a single video cannot be decoded. In a list, `Features.error` contains the reason.
             ValueError: the network does not have the layer.
         """
-        model, ensemble = self.as_tested(self.layer(layer)), ViewEnsemble("sum", softmax=False)
+        module = self.layer(layer) if isinstance(layer, str) else layer
+        model, ensemble = self.as_tested(module), ViewEnsemble("sum", softmax=False)
         clips = clips_at_once(self.cfg, local_world_size=1)
         outcomes = self._evaluate(
             paths, lambda loader: evaluate(model, loader, self._to_device, self.device, ensemble, clips, "features")
