@@ -180,9 +180,9 @@ def test_a_hung_process_ends_the_job(start, tmp_path):
 @pytest.mark.slow
 def test_a_training_may_last_longer_than_the_timeout(start, tmp_path):
     # no process is started for the decoder, which takes long on a busy machine
-    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.05, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
+    job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.1, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
     before, begun = steps(tmp_path / "out"), time.monotonic()
-    while job.process.poll() is None and time.monotonic() < begun + 4:  # it runs for a fifth of the time
+    while job.process.poll() is None and time.monotonic() < begun + 8:  # it runs for a fifth of the time
         for number, seconds in ((signal.SIGSTOP, 0.2), (signal.SIGCONT, 0.05)):
             os.kill(job.process.pid, number)
             time.sleep(seconds)
