@@ -52,10 +52,10 @@ HEADER = re.compile(
 
 INTRODUCTION = """\
 Accuracy is **as the authors report it**, with the given number of views (clips x crops) per video; `test.sh` in the
-folder of an experiment uses the same views. An asterisk is the authors'. Parameters and FLOPs are computed here, for
-one view; a multiply-add is one FLOP. Those of UniFormerV2 are 2 to 8 % less than in its paper, because its global
-blocks compute no keys and values. Names of weights are those of `slowfast/weights/released.json`, and are accepted in
-place of a weights file, for example in `TEST.CHECKPOINT_FILE_PATH`."""
+folder of an experiment uses the same views. An asterisk is copied from the authors' tables. Parameters and FLOPs are
+computed here, for one view; a multiply-add is one FLOP. Those of UniFormerV2 are 2 to 8 % less than in its paper,
+because its global blocks compute no keys and values. Names of weights are those of `slowfast/weights/released.json`,
+and are accepted in place of a weights file, for example in `TEST.CHECKPOINT_FILE_PATH`."""
 
 TITLE = """\
 | experiment | starts from | frames x size | parameters (M) | GFLOPs | views | top-1 reported (%) | weights |
