@@ -198,7 +198,7 @@ key("AUG.RE_PROB", 0.25, SHARE,
 key("AUG.RE_MODE", "pixel", one_of("pixel", "rand", "const"),
     "Content of an erased box: noise, one random colour, or the mean colour.")
 key("AUG.RE_COUNT", 1, integer(1),
-    "Erased boxes per clip.")
+    "Largest number of erased boxes per clip.")
 
 SECTIONS["MIXUP"] = "Mixup and CutMix"
 key("MIXUP.ENABLE", False, FLAG,
