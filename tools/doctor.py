@@ -29,7 +29,7 @@ from slowfast.utils.environment import environment
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 LIMIT = 90.0  # seconds for the processes of a check
-SMALL = {"/dev/shm": 1 << 28, ".": 5 << 30}  # folder -> free bytes below which it is named
+SMALL = {"/dev/shm": 1 << 28, ".": 5 << 30}  # folder -> free bytes below which its finding is a note
 WRONG = 3e-2  # relative error of a bfloat16 convolution that is a fault, not rounding
 
 

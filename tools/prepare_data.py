@@ -61,10 +61,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--fold", type=int, choices=(1, 2, 3), default=1, help="official split of UCF101 and HMDB51")
     add("--subset", action="store_true", help="accept fewer classes than the data set has")
     add("--class-names", metavar="FILE", help="class names in the order of their labels, or with their numbers")
-    add("--val-share", type=float, default=0.15, help="own videos to validate on (default: %(default)s)")
-    add("--test-share", type=float, default=0.15, help="own videos to test on (default: %(default)s)")
+    add("--val-share", type=float, default=0.15, help="share of own videos to validate on (default: %(default)s)")
+    add("--test-share", type=float, default=0.15, help="share of own videos to test on (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of the split (default: %(default)s)")
-    add("--group", default="", metavar="REGEX", help="keep videos with the same match together")
+    add("--group", default="", metavar="REGEX", help="keep videos with the same match in one list")
     add("--recipe", choices=RECIPES, help="own videos: network of the experiment (default: uniformer_s)")
     add("--unlabelled", action="store_true", help="write test.csv only, for predictions")
     add("--overwrite", action="store_true", help="replace lists that differ")
@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--max-bad-share",
         type=within(float, 0, 1),
         default=0.2,
-        help="clean nothing if more are bad (default: %(default)s)",
+        help="clean nothing if a larger share is bad (default: %(default)s)",
     )
     add("--recheck", action="store_true", help="check again files that were found bad")
     add("--full", action="store_true", help="decode every frame: finds damage between ends and middle")
@@ -174,11 +174,11 @@ def find_lists(args: argparse.Namespace) -> Lists:
     names = read_class_names(args.class_names) if args.class_names else None
     if dataset.annotations == "folders":
         if args.annotations:
-            raise ValueError(f"--annotations {args.annotations} needs --dataset: folders are their own annotations")
+            raise ValueError(f"--annotations {args.annotations} needs --dataset: name the data set")
         shares = {"val_share": args.val_share, "test_share": args.test_share}
         return lists_from_folders(args.videos, class_names=names, **shares, seed=args.seed, group=args.group)
     if dataset.annotations and not args.annotations:
-        raise ValueError(f"--dataset {args.dataset} needs --annotations: the folder of its official files")
+        raise ValueError(f"--dataset {args.dataset} needs --annotations: name the folder of its official files")
     return lists_from_annotations(
         args.videos, args.annotations, dataset, fold=args.fold, class_names=names, subset=args.subset
     )
@@ -198,7 +198,7 @@ def write_class_names(args: argparse.Namespace) -> int:
     if not shown:
         print(
             "warning: no row of the lists shows its class, so the names are in the order of the annotation: if the "
-            "labels are numbers of another file, give it as --annotations",
+            "labels are numbers of another file, name that file with --annotations",
             file=sys.stderr,
         )
     return 0
@@ -207,9 +207,9 @@ def write_class_names(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     """Check videos, and clean lists; return 1 if some videos are bad."""
     if args.clean and not args.lists:
-        raise ValueError(f"--clean {args.clean} needs --lists: the lists to clean")
+        raise ValueError(f"--clean {args.clean} needs --lists: name the folder of the lists to clean")
     if not (args.out or args.lists):
-        raise ValueError("--out is needed without --lists: the folder of the report")
+        raise ValueError("--out is needed without --lists: name a folder for the report")
     if not Path(args.videos).is_dir():
         raise ValueError(f"no folder {args.videos}: name the one that the paths start from")
     if args.lists:
@@ -288,7 +288,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command continues from there", file=sys.stderr)
+        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
         return 130
 
 

@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE.html",
         help="page to write; by default OUTPUT_DIR/report.html, or for several runs comparison.html",
     )
-    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown", help="of the table")
+    parser.add_argument("--format", choices=("markdown", "csv"), default="markdown", help="format of the table")
     parser.add_argument("--table", metavar="FILE", help="write the table into this file instead of the standard output")
     return parser.parse_args(argv)
 

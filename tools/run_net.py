@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
-    parser.add_argument("--show", action="store_true", help="print the resolved configuration and where it came from")
+    parser.add_argument("--show", action="store_true", help="print every value and its origin, and run nothing")
     parser.add_argument("--find-batch", action="store_true", help="print the largest TRAIN.BATCH_SIZE that fits")
     parser.add_argument("--num_shards", help="machines of the job (NUM_SHARDS)")
     parser.add_argument("--shard_id", help="number of this machine (SHARD_ID)")
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--opts", action="store_true", help="accepted before KEY VALUE, as in PySlowFast")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="change configuration values")
     slurm = parser.add_argument_group("on a Slurm cluster")
-    slurm.add_argument("--slurm", action="store_true", help="submit the job and return; the other options need it")
+    slurm.add_argument("--slurm", action="store_true", help="submit the job and return; required by the options below")
     slurm.add_argument("--nodes", type=int, metavar="N", help="nodes (NUM_SHARDS)")
     slurm.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs, and processes, on each (NUM_GPUS)")
     slurm.add_argument("--tasks-per-node", type=int, metavar="N", help="processes on each, on the CPU (NUM_PROCESSES)")
@@ -130,8 +130,8 @@ def run_job(cfg: CfgNode, init_method: str) -> int:
         return 1
     except Interruption as stop:
         if os.environ.get("RANK", "0") == "0":
-            origin = "the last checkpoint" if not stop.saved else "there, everything is saved"
-            print(f"{stop.reason}; the same command continues from {origin}", file=sys.stderr)
+            origin = "; everything is saved" if stop.saved else " from the last checkpoint"
+            print(f"{stop.reason}; the same command continues the run{origin}", file=sys.stderr)
         return EXIT_REQUEUE
     return 0
 

@@ -1,8 +1,8 @@
 """Kill a training repeatedly and check that nothing is lost: python tools/torture.py --cfg exp/demo/config.yaml.
 
-An uninterrupted run is the reference. Every trial starts a new training, kills it with SIGKILL at random times, half of
-them while a checkpoint is being written, and repeats the same command until it ends. Its last checkpoint and the losses
-in its log must equal those of the reference bit for bit.
+An uninterrupted run is the reference. Every trial starts a new training, kills it with SIGKILL at random times (half of
+the kills while a checkpoint is being written), and repeats the same command until it ends. The last checkpoint and the
+losses in the log must equal those of the reference bit for bit.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def torture(
             if attempt < kills and kill_at_random(process, output_dir, seconds, rng):
                 killed += 1
             elif process.wait():
-                raise ValueError(f"trial {trial} failed without a kill after {attempt} kills: see {output_dir}.txt")
+                raise ValueError(f"trial {trial} failed by itself after {attempt} kills: see {output_dir}.txt")
             else:
                 break
         if different := differences(reference, result(output_dir)):

@@ -47,8 +47,8 @@ def lists_from_annotations(
     names = list(class_names or names)
     if dataset.num_classes not in (None, len(names)) and not subset:
         raise ValueError(
-            f"{annotations} names {len(names)} classes, but {dataset.name} has {dataset.num_classes}, on which labels "
-            "depend: name all with --class-names, one per line, or accept other labels with --subset"
+            f"{annotations} names {len(names)} classes, but {dataset.name} has {dataset.num_classes}, which the labels "
+            "depend on: name all with --class-names, one per line, or accept other labels with --subset"
         )
     found = find_media(videos)
     notes |= found.notes

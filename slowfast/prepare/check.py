@@ -29,7 +29,7 @@ class Row:
     Args:
         path: path as in a list.
         ok: 1 for a good file, 0 for a bad one.
-        reason: fault of a bad file; for a good one, the reason if every read decodes it from the beginning to the end.
+        reason: fault of a bad file; for a good file that every read decodes from the beginning to the end, the cause.
         frames: number of frames of the video, as the reader counts them.
         width: width of the decoded frames in pixels.
         height: height of the decoded frames in pixels.
@@ -170,7 +170,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
             for packet in packets(container, stream):
                 frames = packet.decode()
                 if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
-                    raise MediaError(path, f"damaged near frame {number}, partly invented; download it again")
+                    raise MediaError(path, f"damaged near frame {number}, with invented pixels; download it again")
                 number += len(frames)
             stream.codec_context.decode(None)
     except av.FFmpegError as error:

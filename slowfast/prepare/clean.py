@@ -56,7 +56,7 @@ class ListFile:
         return found[0]
 
     def without(self, bad: set[str]) -> tuple[str, int, list[int]]:
-        """Return the text without the rows of the paths `bad`, their number, and the labels without a row that is left.
+        """Return the text without the rows of the paths `bad`, their number, and the labels for which no row is left.
 
         Raises:
             ValueError: no row would be left.
@@ -107,7 +107,7 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
     for file, _, dropped, _ in cleaned if in_place else ():
         original = original_of(file.path)
         if dropped and original.exists() and not lines_of(file.path) <= lines_of(original):
-            raise ValueError(f"{original} is not {file.path} as it was before it was cleaned: move it away")
+            raise ValueError(f"{original} is not the original of {file.path}: move {original.name} away")
     lines = []
     for file, text, dropped, lost in cleaned:
         original = original_of(file.path)

@@ -29,8 +29,8 @@ def lists_from_folders(
     """Make lists of a folder with one folder of videos per class, or with such folders below train, val and test.
 
     Without folders for the splits, the split of a video is a function of its path and the seed, so other videos do not
-    move when videos are added or removed. The exception are small classes: every class with at least three videos has
-    one in each list, for which a video may move to another list when its class gets its first videos.
+    move when videos are added or removed. Small classes are an exception: each list contains a video of every class
+    that has at least three, so a video of a class with few videos may move to another list when the class gets more.
 
     Args:
         videos: the folder.

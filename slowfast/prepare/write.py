@@ -62,7 +62,8 @@ def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
     elif ("val" in splits) != ("test" in splits):
         there = "val" if "val" in splits else "test"
         splits |= {"val": splits[there], "test": splits[there]}
-        lists.notes[f"there are no others, so val and test are both the {there} videos"].append("")
+        other = "test" if there == "val" else "val"
+        lists.notes[f"there are no {other} videos, so val and test are both the {there} videos"].append("")
     if missing := [split for split in ("train", "val", "test") if split not in splits]:
         there = ", ".join(f"{len(rows)} for {split}" for split, rows in splits.items()) or "none at all"
         notes = "".join(f"; {note}" for note in describe(lists.notes))
