@@ -30,14 +30,14 @@ Result = TypeVar("Result")
 
 
 def add_network(parser: argparse.ArgumentParser, required: bool = True, parallel: bool = True) -> None:
-    """Add the options that name a network and where it runs; `parallel`: in several processes too."""
+    """Add the options that name a network and where it runs; with `parallel`, also those for several processes."""
     parser.add_argument(
         "--weights", required=required, metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://"
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
     if parallel:
-        parser.add_argument("--gpus", type=positive(int), metavar="N", help="one process per GPU")
-        parser.add_argument("--processes", type=positive(int), metavar="N", help="processes on the CPU")
+        parser.add_argument("--gpus", type=positive(int), metavar="N", help="number of GPUs, with one process each")
+        parser.add_argument("--processes", type=positive(int), metavar="N", help="number of processes on the CPU")
     add_configuration(parser)
 
 
@@ -191,7 +191,7 @@ def _in_list(path: str) -> list[str]:
 
 
 def _listed(row: str, folder: str) -> str:
-    """Return the path in a row; if none exists, that of its first column in the folder of the list."""
+    """Return the path in a row that exists; without one, the first column of the row below the folder of the list."""
     last = [row.rsplit(separator, 1)[0] for separator in (",", None, ',"')]  # without the label, or several in quotes
     forms = [row, *last, row.split(",")[0], row.split()[0]]
     forms = [form.strip().strip('"') for form in forms]

@@ -212,7 +212,8 @@ def execute(args: argparse.Namespace) -> int:
     named = "with" if net.class_names else "without"
     size = math.ceil(os.path.getsize(args.out) / 1e5) / 10
     print(f"{args.out}: {size} MB, {INPUT} ({shape}), {named} class names")
-    print(f"its logits for {' and '.join(map(str, CHECKED))} clips differ by a share of {error:.1e} (limit {LIMIT})")
+    clips = " and ".join(map(str, CHECKED))
+    print(f"its logits for {clips} clips differ from those of the network by a share of {error:.1e} (limit {LIMIT})")
     runners: dict[str, Runner] = {"eager": net.model}
     if args.compile:
         runners["compiled"] = copy.deepcopy(net.model)

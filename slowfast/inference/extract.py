@@ -98,7 +98,7 @@ def _network(args: argparse.Namespace) -> Network:
 
 
 def _begin(args: argparse.Namespace, net: Network) -> None:
-    """Write all that features depend on into a new folder; compare it with that of a folder that has features.
+    """Write the settings of the features into a new folder, or compare them with those of a folder that has features.
 
     Raises:
         ValueError: the network does not have the layer, or the folder contains features of other settings.
@@ -126,7 +126,7 @@ def _begin(args: argparse.Namespace, net: Network) -> None:
     differ = [key for key, value in rule.items() if key != "weights" and before.get(key) != value]
     if differ:
         values = ", ".join(f"{key} {before.get(key)} there, {rule[key]} here" for key in differ)
-        raise ValueError(f"{args.out} contains other features ({values}): choose another --out, or repeat that command")
+        raise ValueError(f"{args.out} contains other features ({values}): choose another --out, or use its settings")
 
 
 def run_part(
@@ -246,7 +246,7 @@ def submit(args: argparse.Namespace, names: dict[str, str]) -> None:
     try:
         executor = SlurmExecutor(folder)
     except RuntimeError as error:
-        raise ValueError("--slurm needs a Slurm cluster, and there is no srun in PATH: use its login node") from error
+        raise ValueError("--slurm needs a Slurm cluster, but srun is not in PATH: run this on a login node") from error
     named = {"partition": args.partition, "account": args.account, "gpus_per_node": 1 if args.gpus else None}
     executor.update_parameters(
         job_name="slowfast-features",

@@ -79,7 +79,7 @@ class LayerFeatures(nn.Module):
         while isinstance(output, (tuple, list)) and len(output):
             output = output[0]
         if not isinstance(output, Tensor):
-            raise ValueError(f"layer {self.name} returns a {type(output).__name__}, no tensor: choose another one")
+            raise ValueError(f"layer {self.name} returns a {type(output).__name__}, not a tensor: choose another one")
         return output
 
     def _find_axes(self, clip: Tensor) -> tuple[int, int]:

@@ -54,7 +54,7 @@ class Network:
 
     @property
     def num_views(self) -> int:
-        """The clips of a video: temporal views x crops."""
+        """The number of clips per video: temporal views x crops."""
         return 1 if self.is_image else self.cfg.TEST.NUM_ENSEMBLE_VIEWS * self.cfg.TEST.NUM_SPATIAL_CROPS
 
     @property
@@ -196,7 +196,7 @@ class Network:
         """Return probabilities (..., K) of scores (..., K), the sums or maxima over a number of views.
 
         For logits, they are the softmax of the mean over the views, or a sigmoid per class if the network was trained
-        with a sigmoid per class. With DATA.MULTI_LABEL, the scores are of sigmoids already.
+        with a sigmoid per class. With DATA.MULTI_LABEL, the scores are sums or maxima of sigmoids.
         """
         method, loss = self.cfg.DATA.ENSEMBLE_METHOD, self.cfg.MODEL.LOSS_FUNC
         mean = torch.from_numpy(scores / (views if method == "sum" else 1)).double()

@@ -44,7 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     long = parser.add_argument_group("long videos")
     long.add_argument("--window", type=positive(float), metavar="S", help="predict windows of S seconds")
     long.add_argument(
-        "--stride", type=positive(float), metavar="S", help="seconds between windows (default: window / 4)"
+        "--stride", type=positive(float), metavar="S", help="seconds from window to window (default: window / 4)"
     )
     long.add_argument("--segments", metavar="FILE", default="segments.json", help="JSON to write; a PNG beside it")
     long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default 8)")
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.stride and not args.window:
         parser.error("--stride needs --window")
     if args.window and (args.gpus or args.processes or args.sheet):
-        parser.error("--window runs in one process, and has no --sheet")
+        parser.error("--window runs in one process and draws no sheet: leave --gpus, --processes and --sheet out")
     return args
 
 

@@ -203,7 +203,7 @@ def _train(args: argparse.Namespace, name: str, samples: tuple[Samples, Samples]
 
 
 def _accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the accuracies in percent; a head whose training failed has no correct class."""
+    """Return the accuracies in percent; a video whose scores are not finite counts as wrong."""
     finite = scores.isfinite().all(1)
     return {f"top{k}": 100.0 * (in_top(scores, labels, k) & finite).double().mean().item() for k in (1, 5)}
 

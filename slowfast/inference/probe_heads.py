@@ -152,10 +152,10 @@ def train_bank(
     seed: int,
     device: torch.device,
 ) -> list[nn.Module]:
-    """Train a head per learning rate and weight decay, all in one pass over the data, as in arXiv:2506.09985.
+    """Train a head per pair of learning rate and weight decay, all at the same time, as in arXiv:2506.09985.
 
-    They start from equal values and see the same batches, which are functions of the seed. The optimizer is AdamW, and
-    the learning rate falls to 0 by half a cosine.
+    The heads start from equal values and see the same batches, which are functions of the seed. The optimizer is AdamW,
+    and the learning rate falls to 0 by half a cosine.
 
     Args:
         make_head: makes a head with random values.
@@ -198,14 +198,15 @@ def bank_scores(bank: Sequence[nn.Module], samples: Samples, batch: int, device:
 def knn_scores(train: Samples, val: Samples, k: int, classes: int, batch: int = 256) -> Tensor:
     """Return the votes (N, K) of the k nearest training samples for the mean tokens of `val`.
 
-    Distances are cosines; a neighbour votes with exp(cosine / temperature) (arXiv:2104.14294, appendix F.1).
+    The nearest samples have the largest cosines; each votes with exp(cosine / temperature) (arXiv:2104.14294,
+    appendix F.1).
 
     Args:
         train: the neighbours.
         val: N samples to classify.
         k: neighbours, at most all.
         classes: K.
-        batch: samples whose distances are in memory at once.
+        batch: samples whose cosines are in memory at once.
     """
     known, asked = (functional.normalize(samples.vectors(), dim=1) for samples in (train, val))
     votes = functional.one_hot(train.labels, classes).float()

@@ -122,7 +122,7 @@ def _class(net: Network, path: str, name: str | None) -> tuple[int, str]:
     else:
         last = len(found.probabilities) - 1
         raise ValueError(
-            f"the network has no class {name!r}{close_to(name, names)}: give a name, or a number to {last}"
+            f"the network has no class {name!r}{close_to(name, names)}: give a name, or a number from 0 to {last}"
         )
     shown = (net.class_names[label] if net.class_names else str(label)).replace("_", " ")
     rank = int(np.sum(found.probabilities > found.probabilities[label])) + 1
@@ -167,7 +167,7 @@ def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int
 
 
 def mixed(cfg: CfgNode, batch: dict[str, Any], step: int) -> tuple[Tensor, Tensor]:
-    """Return the normalized clips (B, C, T, H, W) and targets (B, K) that a network gets of a batch in a step."""
+    """Return the normalized clips (B, C, T, H, W) and targets (B, K) that a network gets from a batch in a step."""
     video, label = clip_mover(cfg, torch.device("cpu"))(batch["video"]), batch["label"]
     if cfg.MIXUP.ENABLE:
         video, target = build_mixup(cfg)(video, label, random_state_for("mixup", cfg.RNG_SEED, step, 0, 0))

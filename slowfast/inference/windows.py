@@ -82,7 +82,7 @@ class WindowCutter:
         return replace(sampler, num_views=1, sampling_rate=spread)(length, 0, None)  # pyright: ignore[reportArgumentType]
 
     def is_needed(self, number: int) -> bool:
-        """Return whether a window contains this frame."""
+        """Return whether the network gets this frame in a window."""
         return number >= self.earliest.get(number % self.stride, number + 1)
 
     def __iter__(self) -> Iterator[Window]:
@@ -215,7 +215,7 @@ class Timeline:
 
 
 def rate_and_seconds(path: str) -> tuple[Fraction, float]:
-    """Return the frames per second of a video file, and its length in seconds; 0.0 if the file does not name it.
+    """Return the frames per second of a video file, and its length in seconds; 0.0 if the file does not contain it.
 
     Raises:
         MediaError: the file cannot be opened.

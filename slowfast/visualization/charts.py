@@ -30,7 +30,7 @@ STYLE = {
 }  # fmt: skip
 POINTS = 400  # of a curve; a longer one is drawn as the means of equal parts
 NAMED = 40  # classes that a matrix names beside its rows and columns
-COUNTED = 16  # classes up to which it shows the counts
+COUNTED = 16  # classes up to which a matrix shows the counts
 CELLS = 30_000  # cells of a matrix that the pointer shows, the largest first
 FAINTEST = 0.2  # opacity of a cell with a video; rare mistakes must be visible
 # Room for all texts, as shares of the figure: measuring them takes twice as long as drawing the chart.
@@ -99,7 +99,7 @@ def curve_chart(title: str, series: Sequence[Series], name: str = "", percent: b
 
 
 def _limit(axes: Axes, values: Sequence[float], percent: bool) -> None:
-    """Show all values with some space; from 0 if they reach down to a tenth of the range."""
+    """Show all values with some space; from 0 if the lowest is less than 0.3 of the highest."""
     low, high = min(values), max(values)
     space = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     bottom = 0.0 if 0 <= low < 0.3 * high else low - space

@@ -153,7 +153,7 @@ def _last_block(model: nn.Module, name: str) -> str:
 def _known(name: str, known: Sequence[str]) -> str:
     if name not in known:
         near = close_to(name, known, 3)
-        raise ValueError(f"the network has no layer {name!r}{near}: docs/FEATURES.md lists the layers")
+        raise ValueError(f"the network has no layer {name!r}{near}: docs/FEATURES.md shows how to list the layers")
     return name
 
 

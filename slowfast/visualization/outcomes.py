@@ -17,7 +17,7 @@ BINS = 15  # of the calibration, as in arXiv 1706.04599, section 2
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a network predicted for each of N labelled videos.
+    """The predictions of a network for N labelled videos.
 
     Attributes:
         paths: (N,) of the videos.
@@ -45,7 +45,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class MultiLabelOutcomes:
-    """What a network predicted for each of N videos that have any number of classes.
+    """The predictions of a network for N videos that have any number of classes.
 
     Attributes:
         paths: (N,) of the videos.
@@ -137,7 +137,7 @@ class ClassRow(NamedTuple):
     top1: float
     top5: float
     loss: float
-    confused: str  # class that they are predicted as most often, when the prediction is wrong
+    confused: str  # most frequent wrong prediction for these videos
     times: int
 
 

@@ -67,7 +67,7 @@ def write_report(output_dir: str | os.PathLike[str], path: str | os.PathLike[str
 
 
 def write_comparison(runs: Sequence[Run], table: Sequence[Sequence[str]], path: str | os.PathLike[str]) -> None:
-    """Write a page with the curves of several runs over each other.
+    """Write a page with the curves of several runs in the same charts, and a table.
 
     Args:
         runs: to compare.
@@ -112,7 +112,7 @@ def comparison_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def _analysis(run: Run) -> dict[str, Any] | None:
-    """Return what the predictions show: of the test, or else of the best validation."""
+    """Return the analysis of the predictions of the test, or else of the best validation; None without either."""
     thumbnail = Thumbnails(DECODE_LIMIT, run.settings()["DATA"]["IMAGE_TEMPLATE"])
     for folder in ("test", "validation"):
         file = run.folder / folder / "scores.npz"

@@ -1,4 +1,4 @@
-"""Read what a run left in its output folder."""
+"""Read the record of a run from its output folder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Run:
         series += [Series("validation", *validation, color=1, marks=True)] * bool(validation[0])
         for number, (folder, words) in enumerate(TESTS.items()):
             value = self.tests.get(folder, {"metrics": {}})["metrics"].get(field)
-            if series and finite([value]) and (field, folder) != ("loss", "test_shuffled"):  # it is far above
+            if series and finite([value]) and (field, folder) != ("loss", "test_shuffled"):  # far above the curves
                 series.append(Series(words, [], [value], color=2 + number, level=True))
         return series
 
