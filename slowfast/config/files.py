@@ -39,7 +39,7 @@ class Notes:
 
 
 def expand(value: Any) -> Any:
-    """Replace `${NAME}` in texts by the variable of the environment; keep it if the variable is not set or empty."""
+    """Replace `${NAME}` in texts by the variable of the environment; keep it if the variable is unset or empty."""
     if isinstance(value, list):
         return [expand(item) for item in value]
     return VARIABLE.sub(lambda match: _variable(match[1]) or match[0], value) if isinstance(value, str) else value

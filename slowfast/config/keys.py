@@ -74,7 +74,7 @@ key("TRAIN.ENABLE", True, FLAG,
 key("TRAIN.DATASET", "kinetics", one_of(*CATALOG),
     "How lists and videos of the training and validation set are read: a row of slowfast/datasets/catalog.py.")
 key("TRAIN.BATCH_SIZE", 64, integer(1),
-    "Videos per node and micro-batch, divided evenly over its processes; each video gives AUG.NUM_SAMPLE clips.")
+    "Videos per node and micro-batch, divided evenly over the node's processes; each gives AUG.NUM_SAMPLE clips.")
 key("TRAIN.EVAL_PERIOD", 10, integer(1),
     "Epochs between two validations; the last epoch is always validated.", may_differ=True)
 key("TRAIN.PATIENCE", 0, integer(0),
@@ -86,8 +86,8 @@ key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),
 key("TRAIN.KEEP_CHECKPOINTS", 2, integer(0),
     "Number of newest checkpoints to keep, in addition to the best one; 0 keeps all.", may_differ=True)
 key("TRAIN.MAX_NONFINITE", 20, integer(1),
-    "Stop after this number of steps in a row whose loss or gradient is not finite; they are skipped, and the first "
-    "batches of them are written to OUTPUT_DIR/nonfinite.", may_differ=True)
+    "Stop after this number of steps in a row whose loss or gradient is not finite. Such steps are skipped, and the "
+    "batches of the first ones are written to OUTPUT_DIR/nonfinite.", may_differ=True)
 key("TRAIN.AUTO_RESUME", True, FLAG,
     "Resume from the newest checkpoint in OUTPUT_DIR; if False, a checkpoint in it is an error.", may_differ=True)
 key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
@@ -105,9 +105,10 @@ key("TEST.ENABLE", True, FLAG,
 key("TEST.DATASET", "kinetics", one_of(*CATALOG),
     "How lists and videos of the test set are read: a row of slowfast/datasets/catalog.py.", may_differ=True)
 key("TEST.BATCH_SIZE", 8, integer(1),
-    "Clips per node and step, divided over its processes; at least one whole video per process.", may_differ=True)
+    "Clips per node and step, divided over the node's processes; at least one video per process.", may_differ=True)
 key("TEST.CHECKPOINT_FILE_PATH", "", TEXT,
-    "Weights (path or address) to test; empty: OUTPUT_DIR, else TRAIN.CHECKPOINT_FILE_PATH.", may_differ=True)
+    "Weights (path or address) to test; empty: a checkpoint in OUTPUT_DIR or, if there is none, the weights of "
+    "TRAIN.CHECKPOINT_FILE_PATH.", may_differ=True)
 key("TEST.TEST_BEST", False, FLAG,
     "Test the best validated checkpoint of OUTPUT_DIR instead of the last one.", may_differ=True)
 key("TEST.NUM_ENSEMBLE_VIEWS", 10, integer(1),
@@ -144,13 +145,14 @@ key("DATA.CHECK_FILES", True, FLAG,
 key("DATA.MAX_BAD_SHARE", 0.01, SHARE,
     "Stop if more than one video, and more than this share of the list, cannot be decoded.", may_differ=True)
 key("DATA.BALANCE", False, FLAG,
-    "Draw videos of all classes equally often in an epoch, which keeps its length: few videos of a class are repeated.")
+    "Draw all classes equally often. An epoch keeps its length, so the videos of rare classes are repeated.")
 key("DATA.NUM_FRAMES", 8, integer(1),
     "Frames per clip.")
 key("DATA.SAMPLING_RATE", 8, integer(1),
     "Dense sampling: frames of the video per frame of the clip.")
 key("DATA.USE_OFFSET_SAMPLING", False, FLAG,
-    "Dense sampling in a test: clips begin at whole frames, the last one ends with the video.", may_differ=True)
+    "Dense sampling in a validation or test: clips begin at whole frames, the last one ends with the video, and a "
+    "single one is in the middle; if False, a single one is at the beginning.", may_differ=True)
 key("DATA.INPUT_CHANNEL_NUM", [3], several(integer(1), 1),
     "Channels of the input; a list with one number, as in SlowFast, which has one per pathway.")
 key("DATA.MEAN", [0.45, 0.45, 0.45], several(number()),
@@ -158,12 +160,12 @@ key("DATA.MEAN", [0.45, 0.45, 0.45], several(number()),
 key("DATA.STD", [0.225, 0.225, 0.225], several(POSITIVE),
     "Standard deviation of each channel on the same scale.")
 key("DATA.REVERSE_INPUT_CHANNEL", False, FLAG,
-    "Reverse the channel order of the data set: RGB, or BGR for sth and hmdb, as released weights expect.")
+    "Reverse the channel order, which is that of the released weights of a data set: BGR for sth and hmdb, else RGB.")
 key("DATA.TRAIN_CROP_SIZE", 224, integer(1),
     "Side of a training crop, pixels.")
 key("DATA.TRAIN_JITTER_SCALES", [256, 320], several(integer(1), 2, rising=True),
     "Smallest and largest short side before a training crop, pixels; unused if the relative ranges are given. The "
-    "first is also the short side of a test of kinetics by a UniFormer with one crop.")
+    "first is also the short side of the frames if a UniFormer is validated, or tested with one crop, on kinetics.")
 key("DATA.TRAIN_JITTER_SCALES_RELATIVE", [], several(SHARE, 0, 2, rising=True),
     "Random resized crop: smallest and largest share of the area; [] turns it off.")
 key("DATA.TRAIN_JITTER_ASPECT_RELATIVE", [], several(POSITIVE, 0, 2, rising=True),
@@ -179,7 +181,7 @@ SECTIONS["DATA_LOADER"] = "Loading"
 key("DATA_LOADER.NUM_WORKERS", 8, integer(0),
     "Workers per process; 0 decodes in the process itself.", may_differ=True)
 key("DATA_LOADER.DECODE_TIMEOUT", 60.0, number(0),
-    "Seconds to decode a video, after which it is broken; 0: no limit and no decoder process.", may_differ=True)
+    "Seconds to decode a video, after which it counts as broken; 0: no limit and no decoder process.", may_differ=True)
 key("DATA_LOADER.PIN_MEMORY", True, FLAG,
     "Copy batches to page-locked memory, for a faster transfer to a GPU.", may_differ=True)
 
@@ -272,7 +274,7 @@ key("BN.NUM_BATCHES_PRECISE", 200, integer(1),
 
 SECTIONS["EMA"] = "Moving average of the weights"
 key("EMA.ENABLE", False, FLAG,
-    "Keep an exponential moving average of the weights, which is validated, tested and saved in addition.")
+    "Keep an exponential moving average of the weights; both are saved, only the average is validated and tested.")
 key("EMA.DECAY", 0.9999, RATE,
     "Share of the old average that is kept at each step.")
 
@@ -298,7 +300,7 @@ key("MODEL.USE_CHECKPOINT", False, FLAG,
 key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),
     "Blocks to recompute: one number per stage (UniFormer), or one for the image ViT (UniFormerV2).", may_differ=True)
 key("MODEL.CHECKPOINT_KEEP", "nothing", one_of("nothing", "products"),
-    "Results that these blocks keep; products: of matrix products and attention, which saves time.", may_differ=True)
+    "Results that recomputed blocks keep; products: of matrix products and attention, to save time.", may_differ=True)
 key("MODEL.RESET_HEAD", False, FLAG,
     "Start with a new classifier instead of the loaded one.")
 key("MODEL.HEAD_ROWS", "", TEXT,
@@ -346,8 +348,8 @@ key("UNIFORMER.DROP_DEPTH_RATE", 0.1, RATE,
 key("UNIFORMER.HEAD_DROPOUT_RATE", 0.0, SHARE,
     "Dropout rate before the classifier.")
 key("UNIFORMER.PRETRAIN_NAME", "", TEXT,
-    "Weights to start from: NAME for pretrained/NAME.pth, or a path; empty for none. A classifier with another number "
-    "of classes is left out.")
+    "Weights to start from: a name of released weights, a path or an address; empty for none. A classifier with "
+    "another number of classes is left out.")
 key("UNIFORMER.PRUNE_RATIO", [[], [], [1.0, *[0.5] * 7], [0.5] * 3], several(NUMBERS, 4),
     "Light networks: share of tokens that each block of each stage keeps; [] for a stage without pruning.")
 key("UNIFORMER.TRADE_OFF", [[], [], [1.0, *[0.5] * 7], [0.5] * 3], several(NUMBERS, 4),
@@ -388,10 +390,11 @@ key("UNIFORMERV2.NO_LMHRA", False, FLAG,
 key("UNIFORMERV2.DOUBLE_LMHRA", True, FLAG,
     "Add local blocks before both the attention and the feed-forward layer; if False, only before the attention.")
 key("UNIFORMERV2.PRETRAIN", "", TEXT,
-    "Weights to start from, a name or a path; empty for those of CLIP, or none if BACKBONE is timm/NAME or custom.")
+    "Weights to start from: a name of released weights, a path or an address; empty for those of CLIP, or none if "
+    "BACKBONE is timm/NAME or custom.")
 key("UNIFORMERV2.DELETE_SPECIAL_HEAD", False, FLAG,
-    "Leave out the classifier of these weights if its number of classes differs; if False, the rows of Kinetics-400, "
-    "600 or 700 are selected from Kinetics-710, and other classes require MODEL.HEAD_ROWS.")
+    "Leave out the classifier of UNIFORMERV2.PRETRAIN if its number of classes differs; if False, the rows of "
+    "Kinetics-400, 600 or 700 are selected from Kinetics-710, and other classes require MODEL.HEAD_ROWS.")
 key("UNIFORMERV2.FROZEN", False, FLAG,
     "Train only the global blocks and the classifier.")
 
@@ -399,7 +402,7 @@ SECTIONS["TENSORBOARD"] = "TensorBoard"
 key("TENSORBOARD.ENABLE", False, FLAG,
     "Official key; True is the same as tensorboard in TRACKERS.", may_differ=True)
 key("TENSORBOARD.LOG_DIR", "", TEXT,
-    "Folder of its files, relative to OUTPUT_DIR; empty for tensorboard.", may_differ=True)
+    "Folder of the files of TensorBoard, relative to OUTPUT_DIR; empty for tensorboard.", may_differ=True)
 # fmt: on
 
 DEFAULT_VALUES = {name: row.default for name, row in KEYS.items()}

@@ -175,7 +175,7 @@ def merge(cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes) -> t
     Args:
         cfg: the tree.
         assignments: the later wins.
-        notes: receives faults, and which keys are obsolete.
+        notes: receives faults and warnings.
 
     Returns:
         Origin of each key that was set, and the keys with a value that could not be used.
@@ -233,9 +233,10 @@ def _unset(value: Any) -> list[str]:
 
 
 def _report(notes: Notes) -> None:
-    """Emit one warning with all warnings, and raise one ConfigError with all faults."""
+    """Emit all warnings as one, and raise one ConfigError with all faults."""
     if notes.warnings:
-        warnings.warn("obsolete in this configuration:" + "".join(f"\n  {w}" for w in notes.warnings), stacklevel=3)
+        text = "ignored or replaced in this configuration:" + "".join(f"\n  {w}" for w in notes.warnings)
+        warnings.warn(text, stacklevel=3)
     if notes.faults:
         raise ConfigError(notes.faults)
 

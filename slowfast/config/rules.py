@@ -40,7 +40,7 @@ class Rule(NamedTuple):
         keys: with blanks between them; the fault shows their values.
         broken: whether a configuration breaks the rule.
         cure: for the fault; {} in it is the value that `broken` returned.
-        training: a test alone need not follow the rule.
+        training: whether the rule holds only if TRAIN.ENABLE is True.
     """
 
     keys: str
@@ -75,7 +75,7 @@ def check_hardware(cfg: CfgNode) -> None:
     Raises:
         ConfigError: NUM_GPUS is larger than the number of GPUs.
     """
-    import torch  # takes seconds, which reading and showing a configuration need not
+    import torch  # takes seconds, and is not needed to read and show a configuration
 
     available = torch.cuda.device_count()
     if available < cfg.NUM_GPUS:
@@ -106,7 +106,7 @@ def _is_uniformer(cfg: CfgNode) -> bool:
 
 
 def _lacks_weights(cfg: CfgNode) -> str:
-    """Return the key that could name the weights whose rows are kept, if no key does."""
+    """Return the key that must name weights, because MODEL.HEAD_ROWS keeps rows of them; "" if none is missing."""
     v2 = cfg.MODEL.ARCH == "uniformerv2"
     name = cfg.UNIFORMERV2.PRETRAIN if v2 else cfg.UNIFORMER.PRETRAIN_NAME
     key = "UNIFORMERV2.PRETRAIN" if v2 else "UNIFORMER.PRETRAIN_NAME"
@@ -190,7 +190,7 @@ RULES = (
          "raise one of them, or set MIXUP.ENABLE False", training=True),
     Rule("DATA.MULTI_LABEL DATA.BALANCE MODEL.CLASS_WEIGHTS",
          lambda cfg: cfg.DATA.MULTI_LABEL and (cfg.DATA.BALANCE or cfg.MODEL.CLASS_WEIGHTS != "none"),
-         "a class whose rows have other classes too cannot be balanced: set DATA.BALANCE False and "
+         "classes that share videos cannot be balanced: set DATA.BALANCE False and "
          "MODEL.CLASS_WEIGHTS none", training=True),
     Rule("DATA.BALANCE MODEL.CLASS_WEIGHTS",
          lambda cfg: cfg.DATA.BALANCE and cfg.MODEL.CLASS_WEIGHTS != "none" and not cfg.DATA.MULTI_LABEL,
@@ -208,5 +208,6 @@ RULES = (
          training=True),
     Rule("DDP.SHARDING SOLVER.OPTIMIZING_METHOD",
          lambda cfg: cfg.DDP.SHARDING != "none" and cfg.SOLVER.OPTIMIZING_METHOD.startswith("timm/"),
-         "it may need the gradients of all parameters: choose sgd, adam or adamw, or DDP.SHARDING none", training=True),
+         "optimizers of timm may need the gradients of all parameters: choose sgd, adam or adamw, or DDP.SHARDING none",
+         training=True),
 )  # fmt: skip
