@@ -59,7 +59,7 @@ def _decord(path: str, listed: FrameList, stream: Any, needed: list[int]) -> lis
     if frames is None:
         raise Unsure(reason)
     if len(frames) != len(needed) or frames.shape[-1] != 3:
-        raise Unsure(f"its frames have the shape {frames.shape[1:]}")  # some narrow pictures
+        raise Unsure(f"its frames have the shape {frames.shape[1:]}")  # of some narrow pictures in decord
     return list(frames)
 
 

@@ -150,7 +150,7 @@ def _batch_size(cfg: CfgNode, split: Split, local_world_size: int) -> int:
     if rest or not batch_size:
         raise ValueError(
             f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} cannot be divided over the {local_world_size} processes of a "
-            "node: make it a multiple of them"
+            f"node: make it a multiple of {local_world_size}"
         )
     return batch_size
 
@@ -203,8 +203,8 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
     there = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     keys = "DATA.PATH_TO_DATA_DIR" + " or DATA.LABEL_PATH_TEMPLATE" * configured
     raise ListError(
-        f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): copy the list of these videos "
-        f"to that name, or change {keys}"
+        f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): copy the list of the "
+        f"{split} split to this path, or change {keys}"
     )
 
 

@@ -8,8 +8,8 @@ The frames that the decoder returns are compared with the list. If they have oth
 file is decoded and its frames are counted. If that fails too, the file is broken. The optional decoders (`backends`)
 are used only for files whose frames they are known to find; PyAV reads the others.
 
-PyAV is the default because it can skip frames on the way to a wanted frame: those to which no other frame refers, in
-files that x264 has written every second one, and those between a wanted frame and the next key frame.
+PyAV is the default because it can skip frames on the way to a wanted frame: those to which no other frame refers (every
+second one in files that x264 has written), and those between a wanted frame and the next key frame.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 # A seek empties the decoder and takes as long as decoding about this many frames, so it must save more frames.
 SEEK_FRAMES = 16
-# Codecs that mark pictures to which no other one refers, reliably. In HEVC a mark is valid in its temporal layer only.
+# Codecs that reliably mark pictures to which no other refers. In HEVC a mark is valid in its temporal layer only.
 MARKED_CODECS = ("h264",)
 NOT_REFERRED_TO = 0x01  # first byte of a unit that contains a part of such a picture
 SLOW = "prepare_data.py reencode makes faster copies of videos that every read decodes from beginning to end"
@@ -123,7 +123,7 @@ def _read_listed(
         try:
             return _read_by_library(path, container, stream, listed, needed, backend)
         except Unsure as error:
-            _log_once(f"{backend} cannot read some videos, PyAV reads them ({error}), for example", path)
+            _log_once(f"{backend} cannot read some videos, so PyAV reads them ({error}), for example", path)
     # Demuxers other than MP4's (for example AVI's) may treat packets already read as key frames: open the file again.
     again = "mp4" not in container.format.name or backend != "pyav"
     # With periodic intra refresh, a picture builds up over many frames: decoding must start at the first key frame.
@@ -201,7 +201,7 @@ def _decode_run(
         elif not rest:  # the frame after the last wanted one is in its place too
             return
     if rest:
-        raise Unsure("its packets do not lead to its frames")
+        raise Unsure("some of its packets give no frame")
 
 
 def _decode_packets(
@@ -209,7 +209,7 @@ def _decode_packets(
 ) -> Iterator[Any]:
     """Decode from time `start` on only the packets that `wanted` needs; add the times of skipped packets to `passed`.
 
-    A settled list needs no packet after the wanted ones.
+    If the list is settled (see `FrameList`), the packets after the wanted ones are not decoded.
     """
     codec = stream.codec_context
     marked = codec.name in MARKED_CODECS and is_progressive(codec) and not listed.ordered
@@ -236,7 +236,7 @@ def _number_frames(
 ) -> Iterator[tuple[int, Any]]:
     """Count the frames of a decoder from key frame `number` on, and compare their times with the list.
 
-    Frames of skipped packets are missing; with a settled list, so are frames whose packets were not read any more.
+    Frames of skipped packets are missing. If the list is settled, so are those of packets after the wanted ones.
     """
     times, settled, ordered = listed.times, listed.settled, listed.ordered
     begun = ordered
@@ -253,7 +253,7 @@ def _number_frames(
         yield number, frame
         number += 1
     if not (settled or passed.issuperset(times[number:])):
-        raise Unsure("its packets do not lead to its frames")
+        raise Unsure("some of its packets give no frame")
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:
@@ -283,7 +283,7 @@ def _without_side_data(frame: Any, kind: str) -> Any:
 
 
 def _free_frames() -> None:
-    """Free frames whose side data was read: PyAV makes the two refer to each other, so they are garbage."""
+    """Free frames whose side data was read: the two refer to each other, so only the garbage collector frees them."""
     gc.collect(0)
 
 

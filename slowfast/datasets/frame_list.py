@@ -49,9 +49,9 @@ class FrameList:
         settled: packets contain the times of presentation, so a frame is identified by its time even if later packets
             are never decoded.
         ordered: times are those of decoding, and frames are counted from a key frame on.
-        plain: decord and torchcodec also find the frames.
-        groups: for each time, the number of key frames up to it, in order of decoding, at which decoding can start; no
-            frame refers to one of another group.
+        plain: decord and torchcodec find the same frames.
+        groups: time of a frame -> number of its group. In order of decoding, a group begins with each key frame at
+            which decoding can start; no frame refers to a frame of another group.
     """
 
     times: list[int]

@@ -170,7 +170,7 @@ class _Decoder:
         left = min(max(end - time.monotonic(), 0), MAX_POLL)
         ready = dict(self.poll.poll(1000 * left))
         if ready and self.connection.fileno() not in ready:
-            sys.exit("the process that wanted the frames is gone")
+            sys.exit("the process that requested the frames has exited")
         return self.connection.recv() if ready else None
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 THREADS = 16  # folders that are listed at the same time, which helps with a network drive
 SAMPLE = 50  # videos checked as a sample of all
-FEW = 0.2  # share of missing videos that `prepare_data.py check --clean` removes from a list by default
+FEW = 0.2  # largest share of missing videos that `prepare_data.py check --clean` removes from a list by default
 MANY = 1000  # folders in one folder
 FULL = 0.95  # share of the images of a folder that a list must name
 
@@ -66,7 +66,7 @@ def _cure(samples: VideoList, lost: Sequence[int]) -> str:
         frames = ((key, row.frame_list_file) for key, row in DATASETS.items() if row.frame_list_file)
         dataset = next((f" --dataset {key}" for key, name in frames if fnmatch(source.name, name.format("*"))), "")
         return (
-            f"The list without them: python tools/prepare_data.py check {shlex.quote(samples.prefix or '.')} "
+            f"Write the list without them: python tools/prepare_data.py check {shlex.quote(samples.prefix or '.')} "
             f"--lists {folder}{dataset} --clean {folder}"
         )
     return f"Set prefix, which is {samples.prefix!r}, to the folder that the listed paths start from."
@@ -130,7 +130,7 @@ def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
     """Log which classes occur in the lists; log a warning instead if labels look wrong.
 
     Labels look wrong if the training list has less than half of the classes, if a label occurs in another list only, or
-    if all labels occur, but not 0, as when classes are counted from 1.
+    if all labels except 0 occur, as they do when classes are counted from 1.
 
     Args:
         lists: name of a split (train and val, or test) -> the list.

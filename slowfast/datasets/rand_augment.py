@@ -347,7 +347,7 @@ def _slide(
     for image, target, shift in images:
         whole, d = math.floor(shift), shift - math.floor(shift)
         start, stop = max(first, math.ceil(-0.5 - shift)), min(first + count, math.ceil(width - 0.5 - shift))
-        if start >= stop:  # the columns whose source is in the frame
+        if start >= stop:  # no column has its source in the frame
             continue
         weights = _weights(d, interpolation)
         made = cv2.filter2D(image, -1, weights[None], anchor=(1, 0), delta=CUT, borderType=cv2.BORDER_REPLICATE)

@@ -30,7 +30,7 @@ DIGITS = 15  # most digits of a number that a float64 represents exactly
 # Other forms that Python accepts, such as 1_000 and the digits of other scripts, are more likely a mistake.
 WHOLE = re.compile(r"[+-]?[0-9]+")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-UNQUOTED = re.compile(r"(,|\.\w+\s+)[0-9]+$")  # end of a path that is a label: several were not in quotes
+UNQUOTED = re.compile(r"(,|\.\w+\s+)[0-9]+$")  # end of a path that is a label: the row has several, not in quotes
 LOOKS = 10  # number of rows checked to find the suffix
 SEPARATORS = (",", " ", ";", "|")  # that lists of other programs have
 HEADER = re.compile(r"[^0-9./\\]+")

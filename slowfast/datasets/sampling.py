@@ -101,7 +101,7 @@ def sparse_indices(
         last: highest frame that exists; None for `length - 1`.
 
     Returns:
-        `num_frames` indices in [first, last], non-decreasing except that `last` caps them.
+        `num_frames` non-decreasing indices from `first` on; those beyond `last` become `last`.
 
     Raises:
         ValueError: `num_frames` < 1, or `length` < 1 for a whole video.

@@ -85,7 +85,7 @@ def shrink(frames: np.ndarray, scale: int) -> Tensor:
     num_frames, height, width, channels = frames.shape
     size = short_side_size(height, width, scale)
     if height * width <= 4 * math.prod(size):  # four bytes for a float
-        return torch.from_numpy(np.require(frames, requirements=("O", "W")))  # a decoder process uses its memory again
+        return torch.from_numpy(np.require(frames, requirements=("O", "W")))  # a decoder process overwrites `frames`
     small, floats = torch.empty(num_frames, *size, channels), torch.empty(1, height, width, channels)
     for target, frame in zip(small, frames, strict=True):
         floats.copy_(torch.from_numpy(np.require(frame, requirements=("W",))))
@@ -220,7 +220,7 @@ class Views:
         return slice(y, y + self.crop), slice(channels * x, channels * (x + self.crop))
 
     def _pictures(self, video: int, rows: Sequence[int], device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
-        """Yield frames of a video (h, w * C), resized, on the device, each until the next one on a CPU."""
+        """Yield resized frames (h, w * C) of a video on the device; on a CPU, each is valid until the next one."""
         frames, size = self.frames[video], self._size(video)
         if device.type != "cpu":
             chunk = frames[rows[0] : rows[-1] + 1].to(device, non_blocking=True).to(dtype)

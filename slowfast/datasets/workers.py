@@ -140,7 +140,7 @@ class VideoLoader(DataLoader[Batch]):
         try:
             return super().__iter__()
         finally:
-            if self.num_workers:  # workers have requested batches already
+            if self.num_workers:  # the iterator has already taken batches from the sampler
                 sampler.set_position(*position)
                 # PyTorch's handler raises the error anywhere in the main thread, also in the middle of a step
                 if threading.current_thread() is threading.main_thread():
