@@ -63,9 +63,10 @@ class PointwiseConv(nn.Conv3d):
 
 
 class TemporalConv(nn.Conv3d):
-    """A depthwise convolution over the frames of tokens (B, T, L, C); on CPUs, of images (B, C, T, L).
+    """A depthwise convolution over the frames of tokens (B, T, L, C).
 
-    There, PyTorch's 3D kernels take 20 times as long, and give wrong bfloat16 gradients of the weights of short clips.
+    CPUs compute a 2D convolution of images (B, C, T, L), because PyTorch's 3D kernels take 20 times as long there, and
+    give wrong bfloat16 gradients of the weights for short clips.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -219,7 +220,8 @@ def check_tower(tower: VisionTower, trained: Mapping[str, Any]) -> None:
     # position embeddings are resized to another resolution, and a wrong hidden width shows in the shapes
     if replace(there, resolution=tower.resolution, mlp_width=tower.mlp_width) != tower:
         raise ValueError(
-            f"the checkpoint was trained with {option} {value}, which is another image ViT than {tower}: set it"
+            f"the checkpoint was trained with {option} {value}, which is another image ViT than {tower}: set it "
+            f"to {value}"
         )
 
 

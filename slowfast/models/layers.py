@@ -336,7 +336,7 @@ def recompute(block: nn.Module, *inputs: Any, keep: str = "nothing") -> Any:
     """
     selected = _KEEP[keep]
     if torch.compiler.is_compiling() or not _batch_norms(block):  # a compiled block updates its buffers only once
-        options = {} if keep == "nothing" else {"context_fn": selected}  # compilers do not take the former
+        options = {} if keep == "nothing" else {"context_fn": selected}  # compilers refuse `noop_context_fn`
         return checkpoint(block, *inputs, use_reentrant=False, **options)
 
     def contexts() -> tuple[Any, Any]:
@@ -352,7 +352,7 @@ def _policy(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     if name == "convolution":
         kept = args[-1] == 1  # in one group
     elif name.startswith("_scaled_dot_product"):
-        # dropout within the kernel must draw again, or the draws that follow would be others
+        # dropout within the kernel must draw again, or the draws that follow would differ
         given = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
         kept = not given.get("dropout_p")
     else:

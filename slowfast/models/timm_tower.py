@@ -55,7 +55,7 @@ PARTS = {
 
 
 def _check_parts(vit: nn.Module) -> None:
-    """Raise ValueError if a network of timm has or lacks parts, so that a `VisionTower` cannot describe it."""
+    """Raise ValueError if a `VisionTower` cannot describe a network of timm, because of parts that it has or lacks."""
     from timm.models.vision_transformer import VisionTransformer
 
     parts: dict[str, Any] = dict(vit.named_modules())

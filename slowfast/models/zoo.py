@@ -113,7 +113,7 @@ def create_model(
 
     Args:
         name: see `list_models`. uniformer_image_s_plus and uniformer_image_s_plus_dim64 differ in the channels of an
-            attention head only, which the shapes of weights do not show: each loads those of the other.
+            attention head only, which the shapes of weights do not show: each accepts the weights of the other.
         num_frames: T of the clips; it only sets `model.input_shape`, because the networks accept any T.
         num_classes: K; None is 400, for image models 1000; 0 returns features without a classifier, also for
             `weights` that have one.

@@ -87,7 +87,7 @@ def _size(path: Path) -> int:
 def _download_rest(url: str, part: Path) -> bool:
     """Append the bytes of `url` that `part` lacks; return False if the connection broke after some of them.
 
-    The time of change of `part` is that of the file at the server, which sends all of it if it has changed since.
+    The time of change of `part` is that of the file on the server, which sends the whole file if it has changed since.
     """
     offset = _size(part)
     request = _request(url)

@@ -221,7 +221,7 @@ def select_classes(
         state: tensors with the names of this package.
         heads: names of the modules that contain the classifiers.
         rows: row of each class; None for a class that the checkpoint lacks.
-        initial: tensors of the network, from which such classes keep their rows.
+        initial: tensors of the network, which contain the initial rows of such classes.
 
     Raises:
         ValueError: there is no classifier, a row does not exist, or the network has another number of classes.

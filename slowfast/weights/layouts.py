@@ -319,6 +319,6 @@ def to_mmaction2(checkpoint: Mapping[str, Any]) -> StateDict:
         )
     if lacking:
         raise ValueError(
-            f"MMAction2's networks do not have {', '.join(sorted(lacking))}: use this checkpoint here alone"
+            f"MMAction2's networks do not have {', '.join(sorted(lacking))}: use this checkpoint with this package only"
         )
     return replace_prefixes(state, [(new, old) for old, new in prefixes])

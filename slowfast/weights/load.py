@@ -248,7 +248,9 @@ def _faults(
     ]
     # weights with only some of these parts were trained with other options
     if not _has_any(state, rules.identity_at_start) and _has_any(report.missing, rules.identity_at_start):
-        faults.append("it can start a training, which begins with these parts doing nothing; a test needs them")
+        faults.append(
+            "the checkpoint can start a training, in which the missing parts have no effect at first; a test needs them"
+        )
     others = [name for name in report.reshaped if name not in of_classes]
     if report.missing or report.unexpected or others or (of_classes and not faults):
         faults.append(

@@ -40,7 +40,7 @@ class WeightRules:
         """Compare the arguments of the network with those with which weights were trained.
 
         Args:
-            trained: some of the latter arguments, by name.
+            trained: some of the arguments with which the weights were trained, by name.
 
         Raises:
             ValueError: the weights would give another result in this network.

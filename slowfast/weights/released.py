@@ -112,7 +112,7 @@ def find_order(
         return ClassOrder(known, f"class order {known} of {entry['name']}")
     name = "" if layout.is_image_vit else _order_of_classes(model, rows, dataset, class_names)
     if choice == "auto" and not name:
-        return ClassOrder(why="the order of its classes is not known: read in that of the list; class_order sets one")
+        return ClassOrder(why="class order not known, assumed to be that of the list; class_order sets another")
     if choice == "auto":
         name = "sorted" if layout in MMACTION2 and name in ORDERS else name
         why = f"class order {name} assumed from the layout ({layout.name}) and {rows} classes; class_order sets another"

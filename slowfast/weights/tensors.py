@@ -38,7 +38,7 @@ class StandIn:
     """Replacement of a class or function in a file, which does nothing.
 
     A call returns a dictionary with the items of the object, if it is a dictionary, and `Attributes`. PyTorch's
-    unpickler adds items to few types, therefore it is no object of a class of ours.
+    unpickler adds items to objects of few types only, so the result cannot be of a class of this package.
     """
 
     def __new__(cls, *_: Any) -> Any:
@@ -122,7 +122,7 @@ def _check_archive(archive: zipfile.ZipFile) -> None:
 
 
 def _without_code(archive: zipfile.ZipFile) -> io.BytesIO:
-    """Return a TorchScript archive as `torch.save` would write its attributes; PyTorch would compile the code of it."""
+    """Return a TorchScript archive as `torch.save` would write its attributes, without code for PyTorch to compile."""
     copy = io.BytesIO()
     with zipfile.ZipFile(copy, "w") as new:
         for name in archive.namelist():
