@@ -52,15 +52,15 @@ class Fit(NamedTuple):
 def find_batch(cfg: CfgNode, limit: int | None = None) -> Fit:
     """Return the largest training batch of a process that fits, for its device and with all that a step needs.
 
-    On a GPU a step of this size is taken too. On the CPU it is estimated from the memory of smaller steps, which are
-    taken in another process.
+    On a GPU, a step with this batch is also measured. On the CPU, the batch is estimated from the memory of smaller
+    steps, which are taken in another process.
 
     Args:
         cfg: of the training.
         limit: bytes that a process may use; None for what the device has, less `SPARE`.
 
     Raises:
-        ValueError: the hardware of the configuration is not there, or not even the smallest step is possible.
+        ValueError: this machine lacks GPUs of the configuration, or memory for even the smallest step.
     """
     check_hardware(cfg)
     if cfg.NUM_GPUS:
@@ -114,7 +114,7 @@ class Steps:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.TENSORBOARD.ENABLE, cfg.TRACKERS = False, []
-        # the gradients of a micro-batch exist when the next one begins, and more of them need no more memory
+        # a second micro-batch finds the gradients of the first one in memory; further micro-batches need no more
         cfg.SOLVER.ACCUMULATION_STEPS = min(2, cfg.SOLVER.ACCUMULATION_STEPS)
         device = distributed.device(cfg.NUM_GPUS)
         self.state: TrainState = new_state(cfg, build_model(cfg), 1, device)

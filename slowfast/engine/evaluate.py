@@ -227,7 +227,7 @@ def _on_device(
     to_device: Callable[[Any], Tensor],
     beside: torch.cuda.Stream | None,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield clips with their label, index and view; they are made in the stream `beside` that of the network."""
+    """Yield clips with their label, index and view; clips are made in the stream `beside`, parallel to the network."""
     for video, *described in zip(
         *(batch[name].split(max_clips) for name in ("video", "label", "index", "view")), strict=True
     ):

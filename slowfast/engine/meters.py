@@ -50,8 +50,8 @@ def metrics_text(values: Mapping[str, float], num_classes: int) -> str:
 def merge_mixed(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return scores (N, K) and labels (N,) for the metrics of mixed samples with soft targets (N, K).
 
-    The label is the class of the largest target. The score of the second largest one is added to its score, as in the
-    released training logs.
+    The label is the class of the largest target. The score of the class with the second largest target is added to the
+    score of this class, as in the released training logs.
     """
     first, second = target.topk(2, dim=1).indices.split(1, dim=1)
     # indexing with tensors would wait for the device

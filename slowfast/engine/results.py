@@ -103,7 +103,7 @@ def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgN
     MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
     if not named:
         logger.info(
-            "predictions.csv contains class numbers, because neither the list nor the weights name them: write "
+            "predictions.csv contains class numbers, because neither the list nor the weights name the classes: write "
             "class_names.txt beside the list, one name per line in the order of the labels, or for a public data "
             "set run `python tools/prepare_data.py classes`"
         )

@@ -46,7 +46,7 @@ class Lists(NamedTuple):
 
 
 def check_test(cfg: CfgNode) -> None:
-    """Check the test that follows the training before the training starts, not days later.
+    """Check before a training that the test after it can start.
 
     Raises:
         ValueError: its list or its weights cannot be read.

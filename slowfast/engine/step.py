@@ -54,7 +54,7 @@ class PendingStep:
         number: steps before it.
         batches: of this process, in case they must be reported.
         facts: requests to stop, a checkpoint is due, dropped, gradient norm, and losses; on the CPU after `arrived`.
-        arrived: None if they are there.
+        arrived: event after which the facts are on the CPU; None if they are already there.
     """
 
     number: int
@@ -121,7 +121,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
 
 
 def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
-    """Read the facts of the steps that are not yet settled, count and report those that were not finite.
+    """Read the facts of the steps that are not yet settled; count and report the steps that were not finite.
 
     Args:
         state: with the counter.
@@ -175,7 +175,7 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
 def seed(device: torch.device, number: int) -> None:
     """Seed the generators of the CPU and of a device.
 
-    `torch.manual_seed` also prepares devices that are not there, and records the stack for each of them.
+    `torch.manual_seed` also prepares devices that do not exist, and records the stack for each of them.
     """
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
@@ -196,7 +196,7 @@ def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
 
 
 def agree(losses: Tensor, run: Run) -> Tensor:
-    """Return (3,) numbers above 0 if in any process a loss is not finite, a stop is requested, a checkpoint is due."""
+    """Return (3,) numbers; above 0 if in any process a loss is not finite, a stop is requested, or a save is due."""
     minutes = run.cfg.TRAIN.CHECKPOINT_MINUTES
     save = distributed.is_main() and 0 < 60 * minutes <= run.writer.seconds_since_save()
     # a number is written by the device itself, a tensor from the CPU would be copied, which waits

@@ -117,7 +117,7 @@ def load_model(
 def clips_at_once(cfg: CfgNode, local_world_size: int) -> int:
     """Return the clips in a forward pass: the views of a video, or several videos of one view.
 
-    Rounding depends on the shape of a batch, so with several views it is the same for any number of processes.
+    Rounding depends on the shape of a batch; with several views, the number of processes does not change this shape.
     """
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS
     return min(views, cfg.TEST.BATCH_SIZE) if views > 1 else max(1, cfg.TEST.BATCH_SIZE // local_world_size)

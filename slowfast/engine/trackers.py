@@ -39,7 +39,7 @@ class Tracker(NamedTuple):
     Attributes:
         id: of the run; "" if the tracker needs none.
         log: draw the values of a step.
-        finish: end the run, with whether it has failed.
+        finish: end the run; the argument is whether it has failed.
     """
 
     id: str
@@ -182,7 +182,7 @@ class Link:
 def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
     """Start the trackers of a run.
 
-    A resumed training continues the runs of the earlier attempt in the trackers, and does not wait until these start.
+    A resumed training continues the runs of the earlier attempt in the trackers, and does not wait for their start.
 
     Args:
         cfg: of the run.

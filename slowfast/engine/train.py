@@ -33,13 +33,13 @@ from slowfast.utils.profiling import peak_memory_gib
 
 logger = logging.getLogger(__name__)
 
-# When a checkpoint is written -> whether also after steps that were not finite, which otherwise leave the good
-# checkpoints alone. After a validation with the best top-1 or mAP so far, best.pyth is another name of the same file.
+# Moment at which a checkpoint is due -> whether it is written even if the last steps were not finite. After a
+# validation with the best top-1 or mAP so far, best.pyth is another name of the same file.
 SAVE_WHILE_FAILING = {
     "within epoch": False,  # TRAIN.CHECKPOINT_MINUTES have passed
     "epoch": False,  # the end of every TRAIN.CHECKPOINT_PERIOD-th epoch without a validation
     "validation": False,  # before it, every TRAIN.EVAL_PERIOD-th epoch: a run that is killed in it resumes here
-    "validated": True,  # after it, which has shown that the weights are sound
+    "validated": True,  # after it, which has shown that the weights give finite scores
     "end": True,  # the run is interrupted, or TRAIN.MAX_STEPS ends within an epoch
 }
 
@@ -189,7 +189,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     state.best = max(state.best, value)
     state.since_best = 0 if best else state.since_best + 1
     for path, reason in evaluation.bad:
-        logger.warning("left out of the validation, it cannot be decoded: %s: %s", path, reason)
+        logger.warning("left out of the validation, because it cannot be decoded: %s: %s", path, reason)
     run.log.validation(state.step, state.epoch, metrics, state.best)
     if best and distributed.is_main():
         keep_scores(run, evaluation, listed(loader))
@@ -197,7 +197,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
 
 
 def keep_scores(run: Run, evaluation: Evaluation, samples: VideoList) -> None:
-    """Write the scores of the best validation for the report; a full disk loses them, never the run."""
+    """Write the scores of the best validation for the report; if the disk is full, continue without them."""
     try:
         write_scores(Path(run.cfg.OUTPUT_DIR) / "validation", evaluation, samples, samples.class_names)
     except OSError as error:
@@ -237,7 +237,7 @@ def wait_for_all(run: Run, stop_on_error: bool) -> None:
     A launcher may kill the processes that run longer than the first one.
 
     Raises:
-        ValueError: in every process, if it could not be written and `stop_on_error` is True.
+        ValueError: in every process, if the checkpoint could not be written and `stop_on_error` is True.
     """
     distributed.barrier()
     distributed.on_main(lambda: run.writer.wait(stop_on_error=stop_on_error))
