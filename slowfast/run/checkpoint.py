@@ -29,7 +29,7 @@ def checkpoint_dir(output_dir: str) -> Path:
 
 
 def best_checkpoint(output_dir: str) -> Path:
-    """Return the path of the checkpoint with the best validation top-1."""
+    """Return the path of the checkpoint with the best validation top-1 or mAP."""
     return checkpoint_dir(output_dir) / "best.pyth"
 
 
@@ -234,7 +234,7 @@ class CheckpointWriter:
                 "is still there. Free disk space, or make the folder writable again"
             )
             if stop_on_error:
-                raise ValueError(f"{message}; the same command continues from there") from error
+                raise ValueError(f"{message}; the same command continues from that checkpoint") from error
             logger.error("%s; the run continues", message)
 
     def _write(self, state: dict[str, Any], best: bool) -> None:

@@ -23,7 +23,7 @@ _active = False
 def _after_fork() -> None:
     if not _active:
         return
-    # a scheduler and a terminal send these to every process of a job; the parent decides
+    # schedulers and terminals send these signals to every process of a job; only the parent handles them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if _libc:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -31,7 +31,7 @@ def _after_fork() -> None:
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception, unless it is that the parent exited while a thread sent it tensors."""
+    """Print an exception, except the one that is raised if the parent exits while a thread sends it tensors."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 

@@ -17,7 +17,7 @@ from slowfast.utils.io import atomic_write, csv_text, write_text
 
 logger = logging.getLogger(__name__)
 
-DUMPS = 3  # steps that are not finite whose batches each process keeps
+DUMPS = 3  # largest number of steps whose batches each process keeps because they were not finite
 
 
 class BadVideos:
@@ -31,7 +31,7 @@ class BadVideos:
         num_videos: length of the training list.
         max_share: share of them that may be bad.
         device: of the tensors that processes exchange.
-        resumed: continue the list of the folder; otherwise it is that of a run that left nothing to resume.
+        resumed: whether to continue the list in the folder; else it is removed, because its run left nothing to resume.
     """
 
     def __init__(self, output_dir: str, num_videos: int, max_share: float, device: torch.device, resumed: bool) -> None:

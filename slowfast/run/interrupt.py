@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 # Messages of a first and a second Ctrl-C.
-ASKED = "asked to stop, at the end of this step; a second Ctrl-C exits at once"
+ASKED = "stopping after this step; a second Ctrl-C exits at once"
 INTERRUPTED = "interrupted; the same command continues from the last checkpoint"
 
 _received: list[signal.Signals] = []

@@ -128,7 +128,7 @@ def _process(
     os.environ.update(place, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
     os.environ[ERROR_FILE] = os.path.join(folder, str(local_rank), "error.json")
     if os.getppid() != parent:
-        sys.exit(EXIT_REQUEUE)  # it was killed while this one started
+        sys.exit(EXIT_REQUEUE)  # the parent was killed while this process started
     try:
         run(cfg, job)
         interrupt.ignore()

@@ -1,7 +1,8 @@
 """Connect the processes of a job; a failure ends each of them within seconds, with an error that names the cause.
 
-Rank 0 opens a store and a session in it, in which each process registers. They begin when as many have registered as
-the job has processes. Then rank 0 ends the session: the store of torchrun's agent outlives the attempts of a job.
+Rank 0 opens a store and a session in it, in which each process registers. When all processes of the job have
+registered, they begin, and rank 0 ends the session, because the store of torchrun's agent outlives the attempts of a
+job.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
             if me.rank == 0:
                 store.delete_key("session")
     except ValueError:
-        time.sleep(5 * POLL * serves)  # the store ends with this process, and the others have to read it
+        time.sleep(5 * POLL * serves)  # the store ends with this process, and the others must read it before
         raise
     except RuntimeError as error:  # DistError, and before PyTorch 2.7 no class of its own
         raise ValueError(

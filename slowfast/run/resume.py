@@ -117,7 +117,7 @@ def warn_of_weights_only(cfg: CfgNode) -> None:
     epochs, cure = epochs_done(entries), ""
     if is_official(entries) and epochs >= 0:
         copy = checkpoint_dir(cfg.OUTPUT_DIR) / f"checkpoint_epoch_{int(epochs):05d}.pyth"
-        cure = f"; to resume its run of the same classes from epoch {epochs:g}, copy it to {copy} and start again"
+        cure = f"; to resume its run, with the same classes, from epoch {epochs:g}, copy it to {copy} and start again"
     logger.warning(
         "only the weights of TRAIN.CHECKPOINT_FILE_PATH %s are used, not its optimizer state and epoch%s", path, cure
     )
@@ -162,8 +162,8 @@ def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, 
     if changed := [key for key, value in now["world"].items() if before["world"][key] != value]:
         there = (f"{now['world'][key]} {key} instead of {before['world'][key]}" for key in changed)
         logger.warning(
-            "%s: samples and their order do not change; with other processes, dropout, mixup partners and BatchNorm "
-            "batches do, with another torch the rounding",
+            "%s: samples and their order do not change; another number of processes changes dropout, mixup partners "
+            "and BatchNorm batches, another torch changes the rounding",
             ", ".join(there),
         )
     for videos, split, effect in (

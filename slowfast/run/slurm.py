@@ -54,7 +54,7 @@ def sbatch_parameters(pairs: list[str]) -> dict[str, str | bool]:
     """Return long options of sbatch from KEY=VALUE texts (KEY alone for a switch).
 
     Raises:
-        ValueError: a text is not of that form, or contains characters that sbatch's script cannot.
+        ValueError: a text is not of that form, or contains characters that a script of sbatch cannot contain.
     """
     parameters: dict[str, str | bool] = {}
     for pair in pairs:
