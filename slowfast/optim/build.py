@@ -30,7 +30,9 @@ def _adam(kind: type[torch.optim.Adam], groups: Groups, solver: CfgNode) -> Opti
 
 def _sgd(groups: Groups, solver: CfgNode) -> Optimizer:
     options = {"momentum": solver.MOMENTUM, "dampening": solver.DAMPENING, "nesterov": solver.NESTEROV}
-    fused = solver.DAMPENING == 0  # which does not apply to the first step, a special case that could not be left out
+    # A fused step can be left out on the device. The first one, which has no dampening, is special; without dampening,
+    # momentum buffers of zeros make it like all others.
+    fused = solver.DAMPENING == 0
     optimizer = torch.optim.SGD(groups, lr=solver.BASE_LR, fused=fused, **options)
     if fused and solver.MOMENTUM:
         for parameter in (parameter for group in groups for parameter in group["params"]):
@@ -110,7 +112,7 @@ def set_learning_rate(optimizer: Optimizer | ShardedOptimizer, lr: float) -> Non
 def step_unless(skip: Tensor, optimizer: Optimizer | ShardedOptimizer) -> None:
     """Take a step of the optimizer, or none if `skip` () is True on the device.
 
-    The fused optimizers of PyTorch read it on the device, others require that this process waits for it.
+    The fused optimizers of PyTorch read `skip` on the device; for other optimizers, this process waits for its value.
     """
     own: Any = optimizer.local if isinstance(optimizer, ShardedOptimizer) else optimizer
     if getattr(own, "_step_supports_amp_scaling", False):

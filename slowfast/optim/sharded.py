@@ -24,7 +24,7 @@ class ShardedOptimizer:
         groups: of all parameters; each process must have the same.
 
     Attributes:
-        numbers: those of the parameters of each process.
+        numbers: per process, the numbers of its parameters, in the order of `groups`.
         local: the optimizer of the part of this process.
         param_groups: groups of all parameters.
     """

@@ -127,13 +127,13 @@ def _filled(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _by_number(forms: Sequence[Sequence[Row]]) -> list[str] | None:
-    """Return the names in the order of their numbers; None if in no form most rows have a number that can be a label.
+    """Return the names in the order of their numbers; None if no form gives most rows a number that can be a label.
 
     Args:
         forms: the rows of the file, read in several ways.
 
     Raises:
-        ValueError: the numbers are not those of classes, or they can be in more than one form.
+        ValueError: the numbers are not those of classes, or two forms give different orders.
     """
     faults, orders = [], []
     for rows in forms:
@@ -145,9 +145,9 @@ def _by_number(forms: Sequence[Sequence[Row]]) -> list[str] | None:
         else:
             orders.append([name for _, name in sorted((number or 0, name) for _, name, number in rows)])
     if any(order != orders[0] for order in orders):
-        raise ValueError("line 1: the number on either side may be the label; write one name per line in a JSON list")
+        raise ValueError("line 1: the number on either side may be the label; write the names as a JSON list")
     if faults and not orders:
-        raise ValueError(f"{faults[0]}; number the classes from 0, or write one name per line in a JSON list")
+        raise ValueError(f"{faults[0]}; number the classes from 0, or write the names as a JSON list")
     return orders[0] if orders else None
 
 
@@ -157,7 +157,7 @@ def _fault(rows: Sequence[Row]) -> str:
     seen: dict[int, str] = {}
     for place, name, number in rows:
         if number is None:
-            return f"{place}: no number, which other lines have"
+            return f"{place}: no number, but other lines have one"
         if not name.strip():
             return f"{place}: no name for the number {number}"
         if number in seen:

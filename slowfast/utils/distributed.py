@@ -106,8 +106,8 @@ def on_main(function: Callable[[], Any]) -> Any:
     """Call `function` in the main process only, and return its picklable value in every process.
 
     Raises:
-        SharedError: it raised a ValueError.
-        Exception: any other error, as it is; in the other processes a RuntimeError.
+        SharedError: `function` raised a ValueError.
+        Exception: any other error of `function`; the other processes raise a RuntimeError instead.
     """
     value, error = None, None
     if is_main():

@@ -17,7 +17,7 @@ from slowfast.utils.io import to_json
 
 
 class _Lines:
-    """Write lines to a file; while it fails, for example on a full disk, drop them and print one message.
+    """Write lines to a file; while writing fails, for example on a full disk, drop them and print one message.
 
     Args:
         path: of the file; None for the standard output.
@@ -76,7 +76,7 @@ def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
 
 
 class MetricsLog:
-    """Append JSON objects, one per line, to `output_dir`/metrics.jsonl; a full disk loses lines, never the run.
+    """Append JSON objects, one per line, to `output_dir`/metrics.jsonl; on a full disk, lines are lost.
 
     Args:
         output_dir: of the run.
@@ -98,11 +98,11 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read a metrics.jsonl file, or the one in a folder, as one undisturbed history.
+    """Read a metrics.jsonl file, or the one in a folder, as the history of a run without interruptions.
 
-    A run that resumed at step s repeats the steps after s, and the end of an epoch that was not complete: records of
-    the lost attempt about them are dropped. Lines that are not records, such as the torn last one of a killed process,
-    are left out with one warning.
+    A run that resumed at step s repeats the steps after s, and the end of an epoch that was not complete. The records
+    that the interrupted attempt wrote about them are dropped. Lines that are not records, such as the torn last line of
+    a killed process, are left out with one warning.
     """
     path = Path(path)
     if path.is_dir():

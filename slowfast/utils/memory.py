@@ -37,7 +37,7 @@ def memory_file(name: str) -> int:
 def peak_resident() -> int:
     """Return the largest number of bytes that this process has had in memory; 0 on Windows, which does not count it."""
     with contextlib.suppress(OSError):
-        # `getrusage` counts a larger parent too
+        # `ru_maxrss` begins with the memory of the parent process, which may be larger
         if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) * 2**10
     try:

@@ -25,7 +25,7 @@ def _batch_norm(shape: Any, *args: Any, **kwargs: Any) -> int:
     return 4 * math.prod(shape)
 
 
-# Twice fvcore's counts (5 an element, 2 an element), because PyTorch's own counter counts a multiply-add as two.
+# Twice fvcore's counts (5 and 2 per element), because PyTorch's own counter counts a multiply-add as two.
 _NORMS = {
     torch.ops.aten.native_layer_norm: _layer_norm,
     torch.ops.aten.native_batch_norm: _batch_norm,

@@ -7,8 +7,8 @@ import numpy as np
 
 
 def _seed_sequence(coords: tuple[object, ...]) -> np.random.SeedSequence:
-    # SeedSequence([1]) equals SeedSequence([1, 0]), and 2**32 equals (0, 1): a hash of the spelled-out tuple keeps
-    # every tuple of coordinates apart. `hash()` would differ between processes.
+    # SeedSequence([1]) equals SeedSequence([1, 0]), and SeedSequence([2**32]) equals SeedSequence([0, 1]). A hash of
+    # the spelled-out coordinates is different for all tuples; `hash()` would differ between processes.
     parts = []
     for coord in coords:
         if not isinstance(coord, (Integral, str)):
