@@ -140,7 +140,7 @@ def assert_golden(golden_state, golden_input) -> Callable[..., None]:
 
     `official_layout` takes the name of a stage and its output, and returns the output as the official module does.
 
-    It is built on the meta device, because drawing initial values takes longer than the forward pass.
+    The model is built on the meta device, because drawing initial values takes longer than the forward pass.
     """
 
     def check(

@@ -145,7 +145,7 @@ def matrix(a: int, b: int, c: int, d: int) -> Callable[[Path], None]:
     """Make an MP4 whose header sends column and row (x, y) of the picture to (a x + c y, b x + d y)."""
 
     def make(path: Path) -> None:
-        h264(path, height=64)  # square, so that swapped sides are no excuse
+        h264(path, height=64)  # square, so that the shape of a frame does not show a missing turn
         data = bytearray(path.read_bytes())
         at = data.index(b"tkhd") + 4 + 40
         data[at : at + 20] = struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16)
@@ -194,7 +194,7 @@ def no_key_frame_in_front(path: Path) -> None:
 
 
 def no_index(codec: str) -> Callable[[Path], None]:
-    """Make a recording that was broken off; things move, so that a picture made from the wrong one is seen."""
+    """Make a recording that was broken off; its content moves, so that a picture with a wrong reference is visible."""
 
     def make(path: Path) -> None:
         frames = numbered(36, 96, 128)

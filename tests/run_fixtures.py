@@ -190,7 +190,7 @@ def call(fork) -> Callable[..., subprocess.CompletedProcess]:
 
 @pytest.fixture(scope="session")
 def run_net(call) -> Callable[..., subprocess.CompletedProcess]:
-    """Run tools/run_net.py in a new process; it has to end well.
+    """Run tools/run_net.py in a new process, and check that it exits with code 0.
 
     `ranks` is a number of processes, as torchrun or Slurm start them; `options` are those of tests/warm.py.
     """

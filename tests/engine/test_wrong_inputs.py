@@ -16,7 +16,7 @@ from slowfast.weights.tensors import load_tensors
 
 @pytest.fixture
 def fails(monkeypatch, capsys):
-    """Run tools/run_net.py in this process; it has to end with exit code 2. Returns its error message."""
+    """Run tools/run_net.py in this process, check that it exits with code 2, and return its error message."""
 
     def run(*arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["run_net.py", *map(str, arguments)])

@@ -144,7 +144,7 @@ def test_a_killed_process_ends_the_job(start, tmp_path):
     assert "Traceback" not in job.text()
 
     job = start(*two).trains()
-    os.kill(job.process.pid, signal.SIGKILL)  # the processes notice, save and go
+    os.kill(job.process.pid, signal.SIGKILL)  # the processes detect it, save and exit
     assert job.ends() == -signal.SIGKILL
     assert last_checkpoint(str(tmp_path / "out"))
 
@@ -241,7 +241,7 @@ def test_watchdog_ends_no_process_that_makes_progress_or_has_left(call, tmp_path
 
 
 def test_forked_children_end_with_their_parent(tmp_path):
-    """A worker that hangs in the system, as on a dead network drive, hears nothing but SIGKILL."""
+    """Only SIGKILL ends a worker that blocks in a system call, as on a dead network drive."""
     os.mkfifo(tmp_path / "fifo")
     program = (
         "import multiprocessing, os, signal, sys, time\nfrom slowfast.run.children import end_with_this_process\n"
@@ -297,7 +297,7 @@ sys.exit(run_net.main())
 
 @pytest.mark.slow
 def test_a_request_after_the_end_makes_no_failure_of_a_success(experiment, tmp_path):
-    """Such as a time limit; Python takes its handlers away while it ends, and the default of SIGUSR2 is death."""
+    """For example a time limit: Python removes its handlers while it exits, and SIGUSR2 then ends the process."""
     command = [sys.executable, "-c", LATE, "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.endswith("the end\n"), done

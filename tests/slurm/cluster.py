@@ -2,7 +2,7 @@
 
 munged, slurmctld and one slurmd a node run as root, on free ports, with all their files in one temporary folder, and
 end with the cluster. Where the programs are missing, root gets them from Debian (slurm-wlm and munge). A requeued job
-rests for `cred_expire` seconds, two minutes by default: its nodes refuse it as long as they know its old credential.
+waits for `cred_expire` seconds, two minutes by default: its nodes refuse it until its old credential expires.
 """
 
 from __future__ import annotations
