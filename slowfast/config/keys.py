@@ -89,7 +89,8 @@ key("TRAIN.MAX_NONFINITE", 20, integer(1),
     "Stop after this number of steps in a row whose loss or gradient is not finite. Such steps are skipped, and the "
     "batches of the first ones are written to OUTPUT_DIR/nonfinite.", may_differ=True)
 key("TRAIN.AUTO_RESUME", True, FLAG,
-    "Resume from the newest checkpoint in OUTPUT_DIR; if False, a checkpoint in it is an error.", may_differ=True)
+    "Resume from the checkpoint in OUTPUT_DIR with the most epochs; if False, a checkpoint there is an error.",
+    may_differ=True)
 key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
     "Weights (path or address) to start from if OUTPUT_DIR has no checkpoint; empty for none.")
 key("TRAIN.MIXED_PRECISION", True, FLAG,

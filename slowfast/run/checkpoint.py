@@ -92,8 +92,9 @@ def _unfit(entries: Mapping[str, Any], epochs: float) -> str:
 
 
 def newest_entries(output_dir: str) -> Mapping[str, Any]:
-    """Return the entries of the newest checkpoint by name that can be opened, or {}."""
-    return next(filter(None, map(peek, reversed(list_checkpoints(output_dir)))), {})
+    """Return the entries of the newest checkpoint by name that can be opened, else those of the best one, or {}."""
+    paths = [*reversed(list_checkpoints(output_dir)), best_checkpoint(output_dir)]
+    return next(filter(None, map(peek, paths)), {})
 
 
 def peek(path: Path) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config import changed_keys, format_config, recorded_config
 from slowfast.datasets.lists import VideoList
 from slowfast.run.checkpoint import (
+    best_checkpoint,
     checkpoint_dir,
     epochs_done,
     is_official,
@@ -58,7 +59,7 @@ def prepare_output_dir(cfg: CfgNode) -> None:
     Raises:
         ValueError: the folder contains a run of another configuration, or one that may not be resumed.
     """
-    if last_checkpoint(cfg.OUTPUT_DIR):
+    if last_checkpoint(cfg.OUTPUT_DIR) or best_checkpoint(cfg.OUTPUT_DIR).is_file():
         if not cfg.TRAIN.AUTO_RESUME:
             raise ValueError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run and TRAIN.AUTO_RESUME is False: choose another "

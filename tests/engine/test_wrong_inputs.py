@@ -120,11 +120,15 @@ def test_the_output_folder_of_another_run_is_refused(experiment, fails, tmp_path
         sys, "argv", ["run_net.py", "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
     )
     assert program.main() == 0
-    before = sorted(path.read_bytes() for path in checkpoint_dir(str(tmp_path / "out")).iterdir())
-    message = fails("--cfg", experiment, "SOLVER.BASE_LR", 0.1)
-    assert "SOLVER.BASE_LR 0.001 " in message and "0.1 " in message and "OUTPUT_DIR" in message
-    assert "TRAIN.AUTO_RESUME" in fails("--cfg", experiment, "TRAIN.AUTO_RESUME", False)
-    assert before == sorted(path.read_bytes() for path in checkpoint_dir(str(tmp_path / "out")).iterdir())
+    folder = checkpoint_dir(str(tmp_path / "out"))
+    [saved] = folder.glob("checkpoint_epoch_*.pyth")
+    for name in (saved.name, "best.pyth"):  # the best one alone is a run too
+        saved.rename(folder / name)
+        before = sorted(path.read_bytes() for path in folder.iterdir())
+        message = fails("--cfg", experiment, "SOLVER.BASE_LR", 0.1)
+        assert "SOLVER.BASE_LR 0.001 " in message and "0.1 " in message and "OUTPUT_DIR" in message
+        assert "TRAIN.AUTO_RESUME" in fails("--cfg", experiment, "TRAIN.AUTO_RESUME", False)
+        assert before == sorted(path.read_bytes() for path in folder.iterdir())
 
 
 def test_weights_cannot_be_resumed(experiment, fails, tmp_path):
