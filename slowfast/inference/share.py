@@ -36,7 +36,6 @@ PLACES = (
     "OUTPUT_DIR", "DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "TRAIN.CHECKPOINT_FILE_PATH",
     "TEST.CHECKPOINT_FILE_PATH", "TENSORBOARD.LOG_DIR",
 )  # fmt: skip
-TASK = "video-classification"  # name of the Hub
 
 
 def save_folder(net: Network, folder: str | os.PathLike[str], name: str = "", licence: str | None = None) -> None:
@@ -100,10 +99,11 @@ def model_card(net: Network, title: str, name: str, licence: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # slow to import
 
     cfg, test = net.cfg, test_results(net)
+    task = "image-classification" if net.is_image else "video-classification"  # names of the Hub
     shown = accuracies(test)
     results = [
         EvalResult(
-            TASK, cfg.TEST.DATASET, cfg.TEST.DATASET, metric if metric == "mAP" else "accuracy", round(value, 3),
+            task, cfg.TEST.DATASET, cfg.TEST.DATASET, metric if metric == "mAP" else "accuracy", round(value, 3),
             metric_name=metric,
         )
         for metric, value in shown.items()
@@ -111,8 +111,8 @@ def model_card(net: Network, title: str, name: str, licence: str | None) -> str:
     data = ModelCardData(
         model_name=title,
         license=licence,
-        pipeline_tag=TASK,
-        tags=[TASK, cfg.MODEL.MODEL_NAME],
+        pipeline_tag=task,
+        tags=[task, cfg.MODEL.MODEL_NAME],
         eval_results=results or None,
     )
     outcomes = read_outcomes(Path(cfg.OUTPUT_DIR, "test", "scores.npz")) if shown else None

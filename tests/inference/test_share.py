@@ -14,8 +14,13 @@ from huggingface_hub import ModelCard
 from make_demo_data import CLASS_NAMES
 
 import slowfast
+from slowfast.config import load_config
+from slowfast.inference.network import Network
+from slowfast.models.build import build_model
 from slowfast.models.zoo import create_model
 from slowfast.weights.tensors import load_tensors
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +106,12 @@ def test_a_wrong_name_is_an_error_before_anything_is_written(name, net, tmp_path
     with pytest.raises(ValueError, match="OWNER/NAME"):
         net.push_to_hub(name, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
+
+
+def test_the_card_of_an_image_network_speaks_of_images(tmp_path):
+    cfg = load_config(ROOT / "exp" / "demo_image" / "config.yaml")
+    Network(build_model(cfg).eval(), cfg, None, torch.device("cpu"), "").save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.to_dict()["pipeline_tag"] == "image-classification"
+    size = str(cfg.DATA.TEST_CROP_SIZE)
+    assert f"images of 3 x {size} x {size} (channels, height, width)" in card.text and "video" not in card.text
