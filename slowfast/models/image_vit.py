@@ -193,6 +193,8 @@ def resize_position_embedding(embedding: Tensor, grid: Sequence[Any]) -> Tensor:
 
 def fit_position_embedding(embedding: Tensor, shape: torch.Size) -> Tensor | None:
     """Resize the position embedding of a square grid to another one; return None for other shapes than (1 + S*S, C)."""
+    if embedding.ndim != 2 or not len(embedding):
+        return None
     sides = [math.isqrt(length - 1) for length in (len(embedding), shape[0])]
     if [(1 + side**2, shape[-1]) for side in sides] != [tuple(embedding.shape), tuple(shape)]:
         return None

@@ -258,6 +258,9 @@ def test_position_embeddings_follow_the_resolution():
     load_weights(ours, source)
     with torch.no_grad():  # the same as interpolation on the way through the network
         torch.testing.assert_close(larger(image), ours(image))
+    for shape in ((), (0, 64), (5,)):
+        with pytest.raises(ValueError, match="of another model"):
+            load_weights(ours, source | {"backbone.positional_embedding": torch.zeros(shape)})
 
 
 # ---- TorchScript archives -------------------------------------------------------------------------------------------
