@@ -3,10 +3,10 @@
 The network is a name for `create_model` or a folder in exp/. The reference computes it as the official modules do, see
 benchmarks/reference.py. Both get the same weights and clips; logits, and gradients without random layers, are compared
 first. Rounds are interleaved, so that a change of the machine's speed affects all networks equally; medians are
-printed. "products" is the time of the matrix products of our network alone, one by one: a limit for every program that
-computes the same products. CPU seconds are those of all threads. Memory is the peak during a step, above what the
-networks and their optimizers hold before it: allocated bytes on a GPU, resident memory of the process on a CPU (Linux
-only).
+printed. On a CPU, "products" is the time of the matrix products of our network alone, one by one: an estimate of how
+fast a program that computes the same products can be. CPU seconds are those of all threads. Memory is the peak during a
+step, above what the networks and their optimizers hold before it: allocated bytes on a GPU, resident memory of the
+process on a CPU (Linux only).
 """
 
 from __future__ import annotations
@@ -182,16 +182,16 @@ class Products(TorchDispatchMode):
         return 1, outputs.numel() // outputs.shape[1], weight[0].numel(), outputs.shape[1]
 
 
-def product_times(work: Callable[[], Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, float]:
-    """Return wall seconds and CPU seconds of the matrix products of one call, computed one by one."""
+def product_times(work: Callable[[], Any], dtype: torch.dtype | None) -> dict[str, float]:
+    """Return wall seconds and CPU seconds of the matrix products of one call on a CPU, computed one by one."""
     with Products() as products:
         work()
     wall = cpu = 0.0
     for (batch, m, k, n), times in products.shapes.items():
-        a = torch.randn(batch, m, k, device=device, dtype=dtype)
-        b = torch.randn(batch, k, n, device=device, dtype=dtype)
+        a = torch.randn(batch, m, k, dtype=dtype)
+        b = torch.randn(batch, k, n, dtype=dtype)
         a, b = (a[0], b[0]) if batch == 1 else (a, b)
-        runs = [timed(lambda a=a, b=b: a @ b, device) for _ in range(6)]
+        runs = [timed(lambda a=a, b=b: a @ b, a.device) for _ in range(6)]
         wall += times * statistics.median(seconds for seconds, _ in runs[1:])
         cpu += times * statistics.median(seconds for _, seconds in runs[1:])
     return {"wall_s": wall, "cpu_s": cpu}
@@ -295,9 +295,11 @@ def main() -> None:
     rate = matrix_rate(device, dtype)
     figures = measure(subjects, args.rounds, device)
     add_rates(figures, flops, rate)
-    # in inference mode, operations such as `linear` would not be divided into products
-    works = {"forward": partial(subjects["ours"].forward, torch.no_grad), "train": subjects["ours"].train}
-    products = {kind: product_times(work, device, dtype) for kind, work in works.items()}
+    products = {}
+    if device.type == "cpu":  # on a GPU, the start of a single product takes longer than many products
+        # in inference mode, operations such as `linear` would not be divided into products
+        works = {"forward": partial(subjects["ours"].forward, torch.no_grad), "train": subjects["ours"].train}
+        products = {kind: product_times(work, dtype) for kind, work in works.items()}
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {args.threads} threads"
     print(f"{args.network}, {args.batch} x {shape}, {args.dtype}, {card}, torch {torch.__version__}")
     for name, kinds in figures.items():
