@@ -104,9 +104,11 @@ class Network:
 
         Raises:
             MediaError: a single video cannot be decoded. In a list, `Features.error` contains the reason.
-            ValueError: the network does not have the layer.
+            ValueError: the network does not have the layer, or the layer returns tokens.
         """
         module = self.layer(layer) if isinstance(layer, str) else layer
+        if module.tokens or module.model is not self.model:
+            raise ValueError("the layer is of another network, or returns tokens: use net.layer(NAME)")
         model, ensemble = self.as_tested(module), ViewEnsemble("sum", softmax=False)
         clips = clips_at_once(self.cfg, local_world_size=1)
         outcomes = self._evaluate(

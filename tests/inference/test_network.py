@@ -72,6 +72,11 @@ def test_features_are_the_mean_over_views_of_the_input_of_the_classifier(net, pa
     assert np.abs(found[0].values - pooled).max() < 1e-5
     assert np.abs(net.features(paths[0], layer="norm").values - pooled).max() < 1e-5
     assert net.features(paths[0], layer="blocks3.0").values.shape == (32,)
+    layer = net.layer("blocks3.0")
+    for path in paths[:2]:  # found once, the dimensions are those of all videos
+        assert np.array_equal(net.features(path, layer).values, net.features(path, "blocks3.0").values)
+    with pytest.raises(ValueError, match="tokens"):
+        net.features(paths[0], net.layer("blocks3.0", tokens=True))
     assert not net.model.training
 
 

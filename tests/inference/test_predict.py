@@ -92,7 +92,7 @@ def test_windows_become_segments_a_time_line_and_a_video_with_sound(trained, sou
 
 
 @pytest.mark.slow
-def test_processes_give_the_scores_of_one(trained, videos, forks, tmp_path):
+def test_processes_give_the_scores_of_one(trained, videos, tmp_path):
     paths = [videos / f"val_{i}.mp4" for i in range(5)]
     assert predict(*paths, "--weights", trained, "--json", tmp_path / "1.json") == 0
     assert predict(*paths, "--weights", trained, "--json", tmp_path / "2.json", "--processes", 2) == 0
