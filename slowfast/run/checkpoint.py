@@ -93,7 +93,7 @@ def _unfit(entries: Mapping[str, Any], epochs: float) -> str:
 
 def newest_entries(output_dir: str) -> Mapping[str, Any]:
     """Return the entries of the newest checkpoint by name that can be opened, else those of the best one, or {}."""
-    paths = [*reversed(list_checkpoints(output_dir)), best_checkpoint(output_dir)]
+    paths = [*reversed(list_checkpoints(output_dir)), *filter(Path.is_file, [best_checkpoint(output_dir)])]
     return next(filter(None, map(peek, paths)), {})
 
 

@@ -21,6 +21,7 @@ from slowfast.run.checkpoint import (
     is_official,
     last_checkpoint,
     newest_entries,
+    official_best,
     peek,
 )
 from slowfast.utils import distributed
@@ -59,7 +60,8 @@ def prepare_output_dir(cfg: CfgNode) -> None:
     Raises:
         ValueError: the folder contains a run of another configuration, or one that may not be resumed.
     """
-    if last_checkpoint(cfg.OUTPUT_DIR) or best_checkpoint(cfg.OUTPUT_DIR).is_file():
+    best = (best_checkpoint(cfg.OUTPUT_DIR), official_best(cfg.OUTPUT_DIR))
+    if last_checkpoint(cfg.OUTPUT_DIR) or any(map(Path.is_file, best)):
         if not cfg.TRAIN.AUTO_RESUME:
             raise ValueError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run and TRAIN.AUTO_RESUME is False: choose another "
