@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +20,7 @@ from media_zoo import assert_single_frames, encode
 from PIL import Image, ImageOps
 
 from slowfast.datasets.container import MediaError
-from slowfast.datasets.guarded import read_frames_within
+from slowfast.datasets.guarded import _local, read_frames_within
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.check import check_media
 from slowfast.prepare.reencode import Settings, reencode
@@ -215,12 +216,12 @@ def test_a_timeout_names_the_reason_and_the_cure(footage):
     path = str(footage / "packed_b_frames.avi")
     read_frames_within(60, path, lambda length: [0])
 
-    def late(length: int) -> list[int]:
-        time.sleep(1.1)
+    def stop(length: int) -> list[int]:
+        os.kill(vars(_local)["pyav"].process.pid, signal.SIGSTOP)  # a decoder that never answers
         return list(range(length))
 
     with pytest.raises(MediaError, match=r"\b1 s\b.*packed B-frames.*reencode"):
-        read_frames_within(1, path, late)
+        read_frames_within(1, path, stop)
 
 
 MEMORY = """
