@@ -78,6 +78,7 @@ def test_decode_reads_only_the_frames_of_all_clips(videos):
     assert Decode(evaluation(videos))[(0, 0)] == 12
 
 
+@pytest.mark.slow
 def test_result_contains_times_and_ratios(videos):
     sizes = []
 

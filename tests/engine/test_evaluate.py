@@ -208,6 +208,7 @@ def evaluate_made(local_rank: int, world: int, videos: int, classes: int, folder
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_scores_are_gathered_in_little_memory_and_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 1 << 18)
     sizes = (4000, 1000)  # 14 MB

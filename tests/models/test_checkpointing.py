@@ -62,6 +62,7 @@ def gradients(model: nn.Module, video: Tensor) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_and_statistics_are_those_without_checkpointing(name, amp):

@@ -50,6 +50,7 @@ def test_names_and_shapes_are_the_official_ones(name):
         assert count_parameters(model) == VARIANTS[name]["param_count"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_LOGITS)
 def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
     assert_golden(lambda: build(name), VARIANTS[name], golden("image_logits.npz")[name])

@@ -47,6 +47,7 @@ def test_data_configuration_is_read_by_timm(model):
         assert create_transform(**data)
 
 
+@pytest.mark.slow
 def test_features_and_head_have_the_declared_sizes(model):
     features = model.forward_features(empty(model))
     assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
@@ -96,6 +97,7 @@ def test_recomputation_takes_the_keyword_of_timm(model):
     model.set_grad_checkpointing(enable=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_reset_classifier_changes_width_and_pooling(name):
     model = meta(name, num_classes=11)
@@ -125,6 +127,7 @@ def test_a_new_classifier_has_the_type_and_device_of_the_network():
     assert model(video_for("uniformer").double()).shape == (2, 7)
 
 
+@pytest.mark.slow
 def test_features_only_gives_the_declared_maps(model):
     name, info = model.pretrained_cfg["architecture"], model.feature_info
     features = meta(name, features_only=True)

@@ -42,6 +42,7 @@ def test_names_and_shapes_are_the_official_ones(name):
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == keys(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_LOGITS)
 def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
     variant = VARIANTS[name]

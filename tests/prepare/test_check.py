@@ -48,6 +48,7 @@ def pipe(tmp_path) -> str:
     return str(tmp_path / "pipe.mp4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_tasks_that_hang_or_crash_cost_only_themselves(pipe, tmp_path, workers):
     (tmp_path / "whole").write_text("content")
@@ -157,6 +158,7 @@ def test_a_report_separates_good_files_from_bad(videos, tmp_path):
     assert (tmp_path / "out" / QUARANTINE).read_text().splitlines() == sorted(p for p in rows if p.startswith("bad"))
 
 
+@pytest.mark.slow
 def test_a_repeated_check_continues_an_interrupted_one(videos, tmp_path):
     out, everything = tmp_path / "out", media(videos)
     check_media(videos, dict(islice(everything.items(), 5)), out, workers=1, timeout=2)
@@ -184,6 +186,7 @@ def test_a_repeated_check_continues_an_interrupted_one(videos, tmp_path):
     assert "marked" not in rows["bad/torn.mp4"].reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.ts", "libx264"), ("a.avi", "mpeg4")])
 def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, name, codec):
     path = tmp_path / "videos" / name

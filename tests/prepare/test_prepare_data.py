@@ -58,6 +58,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     lists = tmp_path / "lists"
     process = start("lists", "videos", "--out", lists, cwd=folder)
@@ -117,6 +118,7 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     assert code == 0 and f"wrote {cleaned.name}" in out and not original.exists() and "torn.mp4" in cleaned.read_text()
 
 
+@pytest.mark.slow
 def test_lists_are_not_cleaned_of_unreachable_videos(run, folder, tmp_path):
     lists = tmp_path / "lists"
     assert run("lists", "videos", "--out", lists)[0] == 0
@@ -156,6 +158,7 @@ def test_class_names_that_are_not_utf8_are_copied(run, folder, tmp_path):
     assert (tmp_path / "clean/class_names.txt").read_bytes() == (tmp_path / "names.txt").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_check_is_continued_by_the_next_call(run, folder, tmp_path):
     """The check is killed when at least one row is written; the next call decodes only the other files."""
     process = start("check", "videos", "--out", tmp_path, "--workers", 1, cwd=folder)

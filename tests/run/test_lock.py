@@ -94,6 +94,7 @@ def test_a_living_holder_on_another_machine_is_kept(path):
     child.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["nothing", "dead", "half written", "half taken over"])
 def test_one_of_many_simultaneous_starts_gets_the_lease(left, path):
     path.parent.mkdir()

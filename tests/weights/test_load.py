@@ -60,6 +60,7 @@ def test_a_classifier_of_another_width_is_of_another_model(classes, width, class
     assert ("of another model" in str(caught.value)) == model_differs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INFLATE)
 def test_image_weights_are_inflated(name, golden, golden_state, golden_input):
     case = INFLATE[name]
