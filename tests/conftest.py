@@ -22,6 +22,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slowfast.weights.load import LoadReport
+
 # Tests fork, and a fork of a process with a pool of threads may hang; test processes also share the cores.
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
@@ -126,6 +128,18 @@ def golden_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 def golden_state() -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
     """Deterministic values for every entry of a state_dict."""
     return lambda state: {key: golden_tensor(key, tuple(value.shape)).to(value.dtype) for key, value in state.items()}
+
+
+@pytest.fixture(scope="session")
+def fill_rest(golden_state) -> Callable[[nn.Module, LoadReport], None]:
+    """Set the tensors of a network that a load did not set, to the values of `golden_state`."""
+
+    def fill(model: nn.Module, report: LoadReport) -> None:
+        copied = {*report.loaded, *report.inflated, *report.interpolated}
+        rest = {key: value for key, value in model.state_dict().items() if key not in copied}
+        model.load_state_dict(golden_state(rest), strict=False)
+
+    return fill
 
 
 @pytest.fixture(scope="session")

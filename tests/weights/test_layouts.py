@@ -92,17 +92,14 @@ def test_every_clip_tensor_finds_its_place(name, golden):
 
 
 @pytest.mark.slow
-def test_logits_of_clip_weights_match_the_official_network(golden, golden_state, golden_input):
+def test_logits_of_clip_weights_match_the_official_network(golden, golden_state, golden_input, fill_rest):
     facts = golden("clip.json")
     case = facts["cases"][K400]
     with torch.device("meta"):
         model = configured(case)
     model.to_empty(device="cpu")
     visual = golden_state({key: torch.empty(shape, device="meta") for key, shape in facts["visual"]})
-    report = load_weights(model, visual, to_train=True)
-    copied = (*report.loaded, *report.inflated, *report.interpolated)
-    rest = {key: value for key, value in model.state_dict().items() if key not in copied}
-    model.load_state_dict(golden_state(rest), strict=False)
+    fill_rest(model, load_weights(model, visual, to_train=True))
     conv1 = model.state_dict()["backbone.conv1.weight"]
     assert conv1.double().sum().item() == pytest.approx(case["conv1"]["sum"], rel=1e-5)
     assert conv1[:, :, conv1.shape[2] // 2].flatten()[:4].tolist() == pytest.approx(case["conv1"]["first"])

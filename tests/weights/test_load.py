@@ -62,7 +62,7 @@ def test_a_classifier_of_another_width_is_of_another_model(classes, width, class
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INFLATE)
-def test_image_weights_are_inflated(name, golden, golden_state, golden_input):
+def test_image_weights_are_inflated(name, golden, golden_state, golden_input, fill_rest):
     case = INFLATE[name]
     cfg = get_cfg()
     cfg.merge_from_list([item for pair in case["video_config"].items() for item in pair])
@@ -71,8 +71,7 @@ def test_image_weights_are_inflated(name, golden, golden_state, golden_input):
         source = UniFormer(num_classes=1000, ndim=2) if "image" in name else UniFormer(num_classes=400)
     model.to_empty(device="cpu")
     report = load_weights(model, {"model": golden_state(source.state_dict())}, IF_MISMATCHED, to_train=True)
-    rest = {key: value for key, value in model.state_dict().items() if key not in (*report.loaded, *report.inflated)}
-    model.load_state_dict(golden_state(rest), strict=False)
+    fill_rest(model, report)
     assert len(report.inflated) == case["counts"].get("inflated", 0)
     assert len(report.loaded) == case["counts"]["copied"]
     with torch.no_grad():
