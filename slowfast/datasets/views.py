@@ -38,38 +38,41 @@ class FrameResize:
     """Resize frames one by one on a CPU as `resize_short_side` does, up to rounding, in half of the time.
 
     PyTorch resizes pixel by pixel, and three channels are too few for its vector code. Here columns are resized first,
-    and then rows, as the pixels of images one pixel wide whose channels are whole columns or rows. All steps use the
-    same memory for each frame, which fits into a cache.
+    and then rows, as the pixels of images one pixel wide whose channels are whole columns or rows. Frames are
+    transposed as matrices of values, not of pixels, because OpenCV has vector code for these; a column then consists of
+    one line per channel. All steps use the same memory for each frame, which fits into a cache.
 
     Args:
-        shape: (H, W, C) of the frames, with at most four channels.
+        shape: (H, W, C) of the frames.
         size: (height, width) after the resize.
         dtype: type of the frames.
     """
 
     def __init__(self, shape: Sequence[int], size: tuple[int, int], dtype: torch.dtype) -> None:
         height, width, channels = shape
-        self.frame, self.turned = torch.empty(shape, dtype=dtype), torch.empty(width, height, channels, dtype=dtype)
-        self.columns, self.all_columns = _memory(width, height, channels)
-        self.kept, self.kept_columns = _memory(size[1], height, channels)
-        self.rows, self.all_rows = _memory(height, size[1], channels)
-        self.result, self.kept_rows = _memory(size[0], size[1], channels)
+        self.shape = *size, channels
+        self.frame = torch.empty(height, width * channels, dtype=dtype)
+        self.turned = torch.empty(width * channels, height, dtype=dtype)
+        self.columns, self.all_columns = _memory(width, channels * height)
+        self.kept, self.kept_columns = _memory(size[1], channels * height)
+        self.rows, self.all_rows = _memory(height, size[1] * channels)
+        self.result, self.kept_rows = _memory(size[0], size[1] * channels)
 
     def __call__(self, frame: Tensor) -> Tensor:
         """Return a frame (H, W, C) resized to (height, width, C), in memory that the next call overwrites."""
-        self.frame.copy_(frame)  # read in order: a transposition would wait for the memory
+        self.frame.copy_(frame.flatten(1))  # read in order: a transposition would wait for the memory
         cv2.transpose(self.frame.numpy(), dst=self.turned.numpy())
-        self.columns.copy_(self.turned)
+        self.columns.copy_(self.turned.view_as(self.columns))
         _resize_into(self.kept_columns, self.all_columns)
-        cv2.transpose(self.kept.numpy(), dst=self.rows.numpy())
+        cv2.transpose(self.kept.view(-1, len(self.frame)).numpy(), dst=self.rows.numpy())
         _resize_into(self.kept_rows, self.all_rows)
-        return self.result
+        return self.result.view(self.shape)
 
 
-def _memory(rows: int, *shape: int) -> tuple[Tensor, Tensor]:
-    """Return a tensor (rows, *shape), and a view of it as an image (1, prod(shape), rows, 1) with channels last."""
-    image = torch.empty(1, math.prod(shape), rows, 1, memory_format=torch.channels_last)
-    return image[0, :, :, 0].t().view(rows, *shape), image
+def _memory(rows: int, values: int) -> tuple[Tensor, Tensor]:
+    """Return a tensor (rows, values), and a view of it as an image (1, values, rows, 1) with channels last."""
+    image = torch.empty(1, values, rows, 1, memory_format=torch.channels_last)
+    return image[0, :, :, 0].t(), image
 
 
 def _resize_into(out: Tensor, image: Tensor) -> None:
