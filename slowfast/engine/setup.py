@@ -19,6 +19,7 @@ from slowfast.datasets.views import Views
 from slowfast.run.preflight import build_alike
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
+from slowfast.utils.memory import prefer_large_pages
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,8 @@ def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Calla
         out = next((clips for clips in before if clips.shape == shape), None)
         if out is None:
             out = torch.empty(shape, device=device, memory_format=layout(5))
+            if device.type == "cpu":
+                prefer_large_pages(out.data_ptr(), out.nbytes)
         before[:] = [out] if reuse and device.type == "cpu" else []
         return views.cut(device, (mean, std), out)
 

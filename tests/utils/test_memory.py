@@ -1,9 +1,15 @@
 """The memory that a process keeps."""
 
+import mmap
 import subprocess
 import sys
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
+import numpy as np
 import pytest
+
+from slowfast.utils.memory import prefer_large_pages
 
 # page faults of making and freeing the arrays of a clip once more
 AGAIN = """
@@ -31,3 +37,23 @@ def test_memory_is_used_again():
         for how in ("keep", "do not")
     )
     assert kept < 50 < given_back
+
+
+def large_pages() -> bool:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return setting.is_file() and "[never]" not in setting.read_text()
+
+
+@pytest.mark.skipif(not large_pages(), reason="the system has no large pages")
+def test_large_pages_are_used_where_they_are_preferred():
+    def faults(prefer: bool) -> int:
+        memory = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        array = np.frombuffer(memory, np.uint8)
+        if prefer:
+            prefer_large_pages(array.ctypes.data + 100, len(array) - 100)
+        before = getrusage(RUSAGE_SELF).ru_minflt
+        array[:] = 1
+        return getrusage(RUSAGE_SELF).ru_minflt - before
+
+    assert faults(prefer=True) < faults(prefer=False) / 4
