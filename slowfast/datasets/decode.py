@@ -50,13 +50,11 @@ _LOGGED: set[str] = set()
 def read_video(
     path: str,
     choose: Callable[[int], Sequence[int]],
+    pictures: Pictures,
     backend: str,
     report_slow: Callable[[str], None] = lambda reason: None,
-) -> tuple[list[np.ndarray], list[int]]:
-    """Decode the frames of a file that `choose` names, each of them once; see `reader.read_frames`.
-
-    Returns:
-        The decoded frames, each (H, W, 3) uint8 RGB, upright, and for every index of `choose` its place among them.
+) -> None:
+    """Decode the frames of a file that `choose` names, each of them once, to `pictures`; see `reader.read_frames`.
 
     Raises:
         MediaError: the file cannot be decoded.
@@ -72,14 +70,14 @@ def read_video(
             listed = list_frames(path, container, stream)
             doubt = listed.doubt
             if not doubt:
-                needed, order = np.unique(np.asarray(choose(len(listed.times))), return_inverse=True)
+                needed = pictures.plan(choose(len(listed.times)))
                 try:
-                    return _read_listed(path, container, stream, listed, needed.tolist(), backend), order.tolist()
+                    return _read_listed(path, container, stream, listed, needed, pictures, backend)
                 except Unsure as error:
                     doubt = str(error)
         report_slow(doubt)
         _log_once(f"{SLOW} ({doubt}), for example", path)
-        return _decode_all(path, choose, listed.count)
+        return _decode_all(path, choose, listed.count, pictures)
     except MediaError:
         raise
     except Exception as error:  # any exception of a library is a fault of the file
@@ -105,7 +103,7 @@ def stream_video(path: str, wanted: Callable[[int], bool]) -> Iterator[tuple[flo
                 start = time if start is None else start
                 begin = end if time is None or start is None else max(end - duration, time - start)
                 end = begin + duration
-                yield begin, end, rgb(frame) if wanted(number) else None
+                yield begin, end, rgb(frame).copy() if wanted(number) else None
     except av.FFmpegError as error:
         raise MediaError(path, why_not(path, error)) from error
 
@@ -116,12 +114,20 @@ def frame_rate(stream: Any) -> Fraction:
 
 
 def _read_listed(
-    path: str, container: Any, stream: Any, listed: FrameList, needed: list[int], backend: str
-) -> list[np.ndarray]:
+    path: str,
+    container: Any,
+    stream: Any,
+    listed: FrameList,
+    needed: list[int],
+    pictures: Pictures,
+    backend: str,
+) -> None:
     """Read the frames of a list without decoding the whole file; raise Unsure if no method returns these frames."""
     if backend != "pyav":
         try:
-            return _read_by_library(path, container, stream, listed, needed, backend)
+            for image in _read_by_library(path, container, stream, listed, needed, backend):
+                pictures.add(image)
+            return
         except Unsure as error:
             _log_once(f"{backend} cannot read some videos, so PyAV reads them ({error}), for example", path)
     # Demuxers other than MP4's (for example AVI's) may treat packets already read as key frames: open the file again.
@@ -132,9 +138,10 @@ def _read_listed(
         try:
             with open_video(path) if again else nullcontext(container) as source:
                 source_stream = video_stream(path, source) if again else stream
-                return _decode_listed(source, source_stream, replace(listed, keys=keys), needed)
+                return _decode_listed(source, source_stream, replace(listed, keys=keys), needed, pictures)
         except Unsure as error:
             again, reason = True, str(error)
+            pictures.clear()
     raise Unsure(reason)
 
 
@@ -154,26 +161,25 @@ def _read_by_library(
     return LIBRARIES[backend](path, listed, stream, needed)
 
 
-def _decode_all(path: str, choose: Callable[[int], Sequence[int]], length: int) -> tuple[list[np.ndarray], list[int]]:
+def _decode_all(path: str, choose: Callable[[int], Sequence[int]], length: int, pictures: Pictures) -> None:
     """Decode from the beginning to the end; repeat it with the new count if there are not `length` frames."""
     while True:
-        needed, order = np.unique(np.asarray(choose(length) if length else []), return_inverse=True)
-        wanted, rgb, images, count = set(needed.tolist()), _Rgb(), [], 0
+        wanted, rgb, count = set(pictures.plan(choose(length) if length else [])), _Rgb(), 0
         with open_video(path) as container:
             for frame in every_frame(container, video_stream(path, container)):
                 if count in wanted:
-                    images.append(rgb(frame))
+                    pictures.add(rgb(frame))
                 count += 1
         if count == 0:
             raise MediaError(path, "the video stream has no frames")
         if count == length:
-            return images, order.tolist()
+            return
         length = count
 
 
-def _decode_listed(container: Any, stream: Any, listed: FrameList, needed: list[int]) -> list[np.ndarray]:
+def _decode_listed(container: Any, stream: Any, listed: FrameList, needed: list[int], pictures: Pictures) -> None:
     """Decode forward, and seek to a key frame where that saves enough frames."""
-    rgb, images = _Rgb(), []
+    rgb = _Rgb()
     runs: list[tuple[int, int, list[int]]] = []  # key frame, the time to seek to, wanted frames
     for number in needed:
         key, start = listed.keys[bisect_right(listed.keys, number, key=lambda entry: entry[0]) - 1]
@@ -182,10 +188,10 @@ def _decode_listed(container: Any, stream: Any, listed: FrameList, needed: list[
         runs[-1][2].append(number)
     try:
         for key, start, wanted in runs:
-            images += [rgb(frame) for frame in _decode_run(container, stream, listed, key, start, wanted)]
+            for frame in _decode_run(container, stream, listed, key, start, wanted):
+                pictures.add(rgb(frame))
     except av.FFmpegError as error:
         raise Unsure(error.strerror) from None
-    return images
 
 
 def _decode_run(
@@ -287,6 +293,42 @@ def _free_frames() -> None:
     gc.collect(0)
 
 
+class Pictures:
+    """Memory for the wanted pictures of a video, which is allocated when their size is known.
+
+    Args:
+        path: of the video.
+        allocate: function of the shape (T, H, W, 3) that returns the uint8 array.
+        channels: index of the channels of an added picture.
+    """
+
+    def __init__(self, path: str, allocate: Callable[[tuple[int, ...]], np.ndarray], channels: slice) -> None:
+        self.path, self.allocate, self.channels = path, allocate, channels
+
+    def plan(self, numbers: Sequence[int]) -> list[int]:
+        """Return the numbers of the frames to add, in this order, so that those of `numbers` become the pictures."""
+        needed, order = np.unique(np.asarray(numbers), return_inverse=True)
+        self.rows: list[list[int]] = [[] for _ in needed]  # of each frame
+        for row, place in enumerate(order.tolist()):
+            self.rows[place].append(row)
+        self.clear()
+        return needed.tolist()
+
+    def clear(self) -> None:
+        """Start again with the first picture."""
+        self.count, self.array = 0, np.empty((0, 0, 0, 3), np.uint8)
+
+    def add(self, picture: np.ndarray) -> None:
+        """Copy the next picture (H, W, 3)."""
+        if not self.count:
+            self.array = self.allocate((sum(map(len, self.rows)), *picture.shape))
+        if picture.shape != self.array.shape[1:]:
+            raise MediaError(self.path, "its pictures differ in size; encode the video again, or resize the images")
+        for row in self.rows[self.count]:
+            self.array[row] = picture[..., self.channels]
+        self.count += 1
+
+
 class _Rgb:
     """Convert decoded frames to upright (H, W, 3) arrays; make one per video, because a new converter takes time."""
 
@@ -295,12 +337,12 @@ class _Rgb:
         self.turn: tuple[bool, bool, bool] | None = None
 
     def __call__(self, frame: Any) -> np.ndarray:
+        """Return the pixels of a frame, which may be in the memory of the decoder."""
         self.turn = self.turn or orientation(frame)
         swap, left_right, top_bottom = self.turn
-        rgb = self.converter.reformat(frame, format="rgb24", threads=1)
-        image = rgb.to_ndarray()
-        if rgb is frame:
-            image = image.copy()
+        rgb: Any = self.converter.reformat(frame, format="rgb24", threads=1)
+        lines = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, -1)  # with an unused end
+        image = lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
         image = image.swapaxes(0, 1) if swap else image
         return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from slowfast.datasets.container import MediaError, why_not
-from slowfast.datasets.decode import read_video, stream_video
+from slowfast.datasets.decode import Pictures, read_video, stream_video
 
 __all__ = ["MediaError", "count_images", "read_frames", "stream_frames"]
 
@@ -62,28 +62,19 @@ def read_frames(
         except Exception as error:
             raise _NotTheFile(error) from None
 
-    picture = ""
+    folder = os.path.isdir(path)
+    pictures = Pictures(path, allocate, _channels(colors, folder))
     try:
-        if os.path.isdir(path):
-            frames, order = _read_folder(path, asked, num_frames, image_template)
-            native = "BGR"
+        if folder:
+            _read_folder(path, asked, num_frames, image_template, pictures)
         else:
             _check_file(path)
-            frames, order = read_video(path, asked, backend, report_slow)
-            native = "RGB"
-        if len({frame.shape for frame in frames}) > 1:
-            raise MediaError(path, "its pictures differ in size; encode the video again, or resize the images")
-        shape = (len(order), *frames[0].shape)
-        picture = f"{shape[0]} frames of {shape[2]}x{shape[1]}"
-        out = allocate(shape)
-        channels = np.s_[:] if colors == native else np.s_[::-1]
-        for row, number in enumerate(order):
-            out[row] = frames[number][..., channels]
-        return out
+            read_video(path, asked, pictures, backend, report_slow)
+        return pictures.array
     except _NotTheFile as other:
         raise other.error from None
     except (OSError, MemoryError, cv2.error) as error:
-        raise MediaError(path, why_not(path, error, picture)) from error
+        raise MediaError(path, why_not(path, error)) from error
 
 
 def stream_frames(
@@ -109,7 +100,7 @@ def stream_frames(
         MediaError: the video is missing, damaged or not a video.
     """
     folder = os.path.isdir(path)
-    channels = np.s_[::-1] if (colors == "RGB") == folder else np.s_[:]
+    channels = _channels(colors, folder)
     try:
         if not folder:
             _check_file(path)
@@ -150,13 +141,22 @@ def _check_file(path: str) -> None:
     raise MediaError(path, reason)
 
 
+def _channels(colors: str, folder: bool) -> slice:
+    """Return the index of the channels `colors` of a picture; those of a folder are BGR, those of a video RGB."""
+    return np.s_[::-1] if (colors == "RGB") == folder else np.s_[:]
+
+
 def _read_folder(
-    path: str, choose: Callable[[int], Sequence[int]], num_frames: int | None, image_template: str
-) -> tuple[list[np.ndarray], list[int]]:
+    path: str,
+    choose: Callable[[int], Sequence[int]],
+    num_frames: int | None,
+    image_template: str,
+    pictures: Pictures,
+) -> None:
     if num_frames is None:
         num_frames = count_images(path, image_template)
-    needed, order = np.unique(np.asarray(choose(num_frames)), return_inverse=True)
-    return [_read_image(path, image_template.format(index + 1), num_frames) for index in needed], order.tolist()
+    for number in pictures.plan(choose(num_frames)):
+        pictures.add(_read_image(path, image_template.format(number + 1), num_frames))
 
 
 def count_images(path: str, image_template: str) -> int:
