@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from fractions import Fraction
+from itertools import dropwhile
 from typing import Any
 
 import av
@@ -140,7 +141,7 @@ def _read_listed(
                 source_stream = video_stream(path, source) if again else stream
                 return _decode_listed(source, source_stream, replace(listed, keys=keys), needed, pictures)
         except Unsure as error:
-            again, reason = True, str(error)
+            again, reason, listed = True, str(error), replace(listed, packets=[])
             pictures.clear()
     raise Unsure(reason)
 
@@ -221,8 +222,7 @@ def _decode_packets(
     marked = codec.name in MARKED_CODECS and is_progressive(codec) and not listed.ordered
     units = unit_reader(codec)
     left = Counter(listed.groups.get(time) for time in wanted)  # wanted frames that are not decoded yet, by group
-    container.seek(start, stream=stream)
-    for count, packet in enumerate(packets(container, stream)):
+    for count, packet in enumerate(_packets_from(start, container, stream, listed)):
         if count == 0 and listed.ordered and start not in (packet.pts, packet.dts):
             raise Unsure("a seek does not lead to its key frames")
         needed, group = packet.pts in wanted, listed.groups.get(packet.pts)
@@ -235,6 +235,15 @@ def _decode_packets(
         if listed.settled and not wanted:
             break
     yield from codec.decode(None)  # frames that the decoder still holds because it reorders them
+
+
+def _packets_from(start: int, container: Any, stream: Any, listed: FrameList) -> Iterator[Any]:
+    """Return the packets from time `start` on, and prepare the decoder for them."""
+    if not listed.packets:
+        container.seek(start, stream=stream)
+        return packets(container, stream)
+    stream.codec_context.flush_buffers()
+    return dropwhile(lambda packet: packet.pts != start, listed.packets)
 
 
 def _number_frames(

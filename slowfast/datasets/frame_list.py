@@ -22,6 +22,7 @@ COUNTED_CODECS = (*MODERN_CODECS, "mpeg4", "mpeg1video", "mpeg2video", "png", "f
 # First bytes of units of IDR and BLA pictures, at which decoding can start. Key frames of periodic intra refresh are
 # not such pictures: a picture is complete only many frames later.
 START_UNITS = {"h264": {0x25, 0x45, 0x65}, "hevc": {2 * kind for kind in range(16, 21)}}
+MAX_KEPT = 16 << 20  # bytes of a file whose packets are kept in memory
 MAX_SKIPPED = 19  # bytes; an MPEG-4 packet up to this size may only repeat a picture (FFmpeg's limit)
 PROGRESSIVE = (0, 1)  # AVFieldOrder; 0 is unknown
 
@@ -50,6 +51,7 @@ class FrameList:
             are never decoded.
         ordered: times are those of decoding, and frames are counted from a key frame on.
         plain: decord and torchcodec find the same frames.
+        packets: the packets in order of decoding, if they were kept, so that the file need not be read again.
         groups: time of a frame -> number of its group. In order of decoding, a group begins with each key frame at
             which decoding can start; no frame refers to a frame of another group.
     """
@@ -61,6 +63,7 @@ class FrameList:
     settled: bool = False
     ordered: bool = False
     plain: bool = False
+    packets: list[Any] = field(default_factory=list)
     groups: dict[int, int] = field(default_factory=dict)
 
 
@@ -78,7 +81,7 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     """
     kind, codec = container.format.name, stream.codec_context
     try:
-        read, whole = _read_packets(path, container, stream)
+        read, whole, kept = _read_packets(path, container, stream)
     finally:
         if "mp4" in kind:
             _check_end(path, stream)
@@ -102,15 +105,20 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     instants = accumulate(int(packet.instant) for packet in read)
     groups = {packet.time: group for packet, group in zip(read, instants, strict=True) if packet.time is not None}
     settled = settled or codec.codec.intra_only
-    return FrameList(times, keys, count, settled=settled, plain=plain, groups=groups)
+    return FrameList(times, keys, count, settled=settled, plain=plain, packets=kept if plain else [], groups=groups)
 
 
-def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet], bool]:
-    """Read the packets in order of decoding; return them, and whether each of them is one picture."""
+def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet], bool, list[Any]]:
+    """Read the packets in order of decoding.
+
+    Returns:
+        Their fields; whether each of them is one picture; the packets themselves if they are those of a small MP4 file.
+    """
     name, in_mp4 = stream.codec_context.codec.canonical_name, "mp4" in container.format.name
     units, starts = unit_reader(stream.codec_context), START_UNITS.get(name)
     found: list[Packet] = []
-    whole = True
+    whole, kept = True, list[Any]()
+    keep = in_mp4 and os.path.getsize(path) <= MAX_KEPT
     for packet in packets(container, stream):
         if not found and packet.has_sidedata("encryption_info"):
             raise MediaError(path, "encrypted, as protected films are; decrypt it first")
@@ -123,7 +131,10 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
         start = pts if dts is None or in_mp4 else dts
         instant = key and (starts is None or not starts.isdisjoint(units(packet)))
         found.append(Packet(pts, start, key, shown, instant))
-    return found, whole
+        keep = keep and not packet.has_sidedata("new_extradata")  # which concerns later packets too
+        if keep:
+            kept.append(packet)
+    return found, whole, kept if keep else []
 
 
 def _check_end(path: str, stream: Any) -> None:

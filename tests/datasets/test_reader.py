@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from slowfast.datasets import decode, frame_list
 from slowfast.datasets.backends import LIBRARIES, Unsure, check_backend
-from slowfast.datasets.container import open_video, video_stream
+from slowfast.datasets.container import open_video, packets, video_stream
 from slowfast.datasets.decode import _decode_packets
 from slowfast.datasets.frame_list import list_frames
 from slowfast.datasets.reader import MediaError, read_frames
@@ -135,6 +136,17 @@ def _damaged(path, write_video):
 def _truncated(path, write_video):
     write_video(path, frames=60, height=128, width=128)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("limit", [frame_list.MAX_KEPT, 0])
+def test_packets_of_small_files_are_read_once(tmp_path, write_video, monkeypatch, limit):
+    path, wanted = write_video(tmp_path / "a.mp4", frames=90), [3, 14, 70, 71]
+    everything = read_frames(path, lambda length: range(length))
+    monkeypatch.setattr(frame_list, "MAX_KEPT", limit)
+    read_again: list[int] = []
+    monkeypatch.setattr(decode, "packets", lambda *streams: read_again.append(1) or packets(*streams))
+    assert np.array_equal(read_frames(path, lambda length: wanted), everything[wanted])
+    assert bool(read_again) == (limit == 0)
 
 
 def _fragmented(path: Path, source: Path) -> list[int]:
