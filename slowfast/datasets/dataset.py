@@ -28,7 +28,7 @@ from slowfast.datasets.image import ImageTransform, centre_view, read_image
 from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import FrameSampler, annotated_indices
-from slowfast.datasets.shared import new_clips, share
+from slowfast.datasets.shared import by_value, new_clips, share
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.views import Views, shrink
 from slowfast.utils.rng import rng_for
@@ -160,9 +160,9 @@ class ClipDataset(Dataset[Batch], ABC):
         index = torch.tensor(rows, dtype=torch.int64)
         return {
             "video": video,
-            "label": torch.from_numpy(self.samples.targets(rows)).repeat_interleave(clips, 0),
-            "index": index.repeat_interleave(clips),
-            "view": torch.arange(clips).repeat(len(rows)),
+            "label": by_value(torch.from_numpy(self.samples.targets(rows)).repeat_interleave(clips, 0)),
+            "index": by_value(index.repeat_interleave(clips)),
+            "view": by_value(torch.arange(clips).repeat(len(rows))),
             "bad": bad,
         }
 

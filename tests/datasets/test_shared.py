@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from slowfast.datasets import shared
-from slowfast.datasets.shared import new_clips, share
+from slowfast.datasets.shared import by_value, new_clips, share
 
 
 class Clips(Dataset[torch.Tensor]):
@@ -35,7 +35,9 @@ def join_all(clips: list[torch.Tensor]) -> Any:
 
 
 def join(clips: list[torch.Tensor]) -> dict[str, Any]:
-    return {"all": join_all(clips), "each": share([clip.float() for clip in clips]), "worker": os.getpid()}
+    first = by_value(torch.stack([clip[0, 0, 0, 0] for clip in clips]))
+    each = share([clip.float() for clip in clips])
+    return {"all": join_all(clips), "each": each, "first": first, "worker": os.getpid()}
 
 
 def join_one(clips: list[torch.Tensor]) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def blocks(process: int) -> dict[str, str]:
     return {row[4]: row[0] for row in rows}
 
 
-def test_a_batch_arrives_unchanged_and_is_not_overwritten():
+@pytest.mark.parametrize("in_proc", [True, False])
+def test_a_batch_arrives_unchanged_and_is_not_overwritten(monkeypatch, in_proc):
+    monkeypatch.setattr(shared, "_sees_files", lambda process: in_proc)
     batches = [[n, n + 1] for n in range(0, 40, 2)]
     clips = Clips(same=True)
     loader = DataLoader(clips, batch_sampler=batches, collate_fn=join, num_workers=2, multiprocessing_context="fork")
@@ -57,6 +61,7 @@ def test_a_batch_arrives_unchanged_and_is_not_overwritten():
         here = join([clips[n] for n in numbers])
         assert torch.equal(batch["all"], here["all"]) and batch["all"].stride() == here["all"].stride()
         assert batch["all"].movedim(1, -1).is_contiguous() and batch["all"].dtype == torch.uint8
+        assert batch["first"].tolist() == numbers and not batch["first"].add_(1).is_shared()
         pairs = list(zip(batch["each"], here["each"], strict=True))
         assert all(torch.equal(a, b) for a, b in pairs)
     assert not kept[0]["all"].is_shared()  # nothing in /dev/shm
