@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from slowfast.models.layers import channels_last, faster_routes
+from slowfast.models.linear import channels_last, faster_routes
 
 logger = logging.getLogger(__name__)
 

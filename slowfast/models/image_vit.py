@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast.models.depthwise import depthwise
-from slowfast.models.layers import apply_linear, is_exporting, linear
+from slowfast.models.linear import apply_linear, is_exporting, linear
 from slowfast.models.timm_tower import VisionTower, timm_tower
 
 TOWERS = {

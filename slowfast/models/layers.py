@@ -9,138 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+
+from slowfast.models.linear import (
+    apply_linear,
+    channels_last,
+    faster_routes,
+    feed_forward,
+    folds,
+    linear,
+    pointwise_conv,
+    unhooked,
+)
 
 # by the number of dimensions: 2 for images, 3 for video
 CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-# oneDNN has the fast kernels on such CPUs
-X86_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX") and torch.backends.mkldnn.is_available()
-
-
-def is_exporting() -> bool:
-    """Return whether `torch.export` traces the network.
-
-    Before PyTorch 2.14, `torch.compiler.is_exporting` is also true in `torch.compile`; PyTorch 2.6 has no such flag.
-    """
-    flag = getattr(torch.compiler, "_is_exporting_flag", None)
-    return torch.compiler.is_compiling() if flag is None else flag
-
-
-def _in_function_transform() -> bool:
-    """Return whether `torch.func` transforms the network, for which the faster routes have no rules."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def faster_routes(x: Tensor) -> bool:
-    """Return whether layers take the routes that are fastest with channels last, on GPUs and on CPUs with oneDNN.
-
-    Exported networks, other devices and other types take the convolutions of PyTorch.
-    """
-    if is_exporting() or torch.jit.is_tracing() or _in_function_transform():
-        return False
-    if x.device.type == "cpu":
-        return X86_VECTORS and x.dtype in (torch.float32, torch.bfloat16)
-    return x.device.type == "cuda" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Return `x`, (B, C, *grid), in the channels-last memory format if the layers are faster with it."""
-    if not faster_routes(x):
-        return x
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-class _LinearFunction(Function):
-    """Linear layer of which oneDNN computes the result and the gradient of the input."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _onednn_linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad, transposed = grad_outputs[0], weight.t()
-        rows = grad.flatten(0, -2)
-        if len(rows) > weight.numel():
-            transposed = transposed.contiguous()
-        grads: list[Tensor | None] = [None, None, None]
-        if ctx.needs_input_grad[0]:
-            grads[0] = _LinearFunction.apply(grad, transposed, None)  # pyright: ignore
-        if ctx.needs_input_grad[1]:
-            grads[1] = rows.t() @ x.flatten(0, -2)
-        if ctx.needs_input_grad[2]:
-            grads[2] = rows.sum(0)
-        return tuple(grads)
-
-
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the linear map (..., C') of x (..., C).
-
-    On CPUs in float32, oneDNN computes it. PyTorch would use MKL, which takes 10 to 60 % longer for these sizes (on an
-    AMD EPYC with AVX512), and would copy the bias first.
-    """
-    if (
-        x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or not faster_routes(x)
-        or torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or type(weight) not in (Tensor, nn.Parameter)  # subclasses have products of their own
-        or (weight.dtype, weight.device, weight.shape[1]) != (x.dtype, x.device, x.shape[-1])
-        or not hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
-        return F.linear(x, weight, bias)
-    compute: Any = _LinearFunction.apply if torch.is_grad_enabled() else _onednn_linear
-    return compute(x, weight, bias)
-
-
-def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return `layer(x)`, computed by `linear` if the layer is an `nn.Linear` without hooks.
-
-    The layer remains an `nn.Linear`, because tools for quantization replace layers of exactly this class.
-    """
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if type(layer) is not nn.Linear or any(hooks) or _has_any_global_hook() or "forward" in vars(layer):
-        return layer(x)
-    return linear(x, layer.weight, layer.bias)
-
-
-class _Pointwise(_ConvNd):
-    """Convolution of size 1, computed as a matrix product of tokens: no layout is converted."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not faster_routes(input):
-            return super().forward(input)
-        return linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
-
-
-class PointwiseConv2d(_Pointwise, nn.Conv2d):
-    """Convolution of size 1 for images."""
-
-
-class PointwiseConv3d(_Pointwise, nn.Conv3d):
-    """Convolution of size 1 for video."""
-
-
-def pointwise_conv(dim: int, out: int, ndim: int) -> nn.Module:
-    """Return a convolution of size 1; `ndim` is 3 for video, 2 for images."""
-    return (PointwiseConv3d if ndim == 3 else PointwiseConv2d)(dim, out, 1)
 
 
 class _Patches(_ConvNd):
@@ -218,7 +106,14 @@ class OverlapPatchEmbed(nn.Module):
         self.proj = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        return channels_last(self.proj(x))
+        layers: list[Any] = list(self.proj)
+        if not all(folds(norm, x) for norm in layers[1::3]) or not unhooked(self.proj, *layers):
+            return channels_last(self.proj(x))
+        for conv, norm in zip(layers[::3], layers[1::3], strict=True):
+            x = x if conv is layers[0] else torch.ops.aten.gelu_(x)
+            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+            x = conv._conv_forward(x, *fuse_conv_bn_weights(conv.weight, conv.bias, *statistics))
+        return channels_last(x)
 
 
 def layer_scales(initial: float | None, *shape: int) -> tuple[nn.Parameter | None, nn.Parameter | None]:
@@ -244,8 +139,11 @@ class Mlp(nn.Module):
             self.fc1, self.fc2 = pointwise_conv(dim, hidden, conv_ndim), pointwise_conv(hidden, dim, conv_ndim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(apply_linear(self.fc2, self.drop(F.gelu(apply_linear(self.fc1, x)))))
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """Return the result for `norm(x)`, of the shape of `x`."""
+        if (self.drop.p and self.drop.training) or not unhooked(self.drop):
+            return self.drop(apply_linear(self.fc2, self.drop(F.gelu(apply_linear(self.fc1, x, norm)))))
+        return feed_forward(self.fc1, self.fc2, x, norm)
 
 
 class DropPath(nn.Module):

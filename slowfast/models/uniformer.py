@@ -23,16 +23,15 @@ from slowfast.models.layers import (
     Mlp,
     OverlapPatchEmbed,
     PatchEmbed,
-    channels_last,
     classifier,
     layer_scales,
-    pointwise_conv,
     recompute,
     recomputed_blocks,
     scaled,
     to_grid,
     to_tokens,
 )
+from slowfast.models.linear import apply_linear, channels_last, pointwise_conv
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,8 @@ class LocalBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
-        x = x + self.drop_path(scaled(self.conv2(self.attn(self.conv1(self.norm1(x)))), self.gamma_1))
-        return x + self.drop_path(scaled(self.mlp(self.norm2(x)), self.gamma_2))
+        x = x + self.drop_path(scaled(self.conv2(self.attn(apply_linear(self.conv1, x, self.norm1))), self.gamma_1))
+        return x + self.drop_path(scaled(self.mlp(x, self.norm2), self.gamma_2))
 
 
 class AttentionBlock(nn.Module):

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 from slowfast.models.layers import (
     BATCH_NORM,
     Attention,
-    channels_last,
     classifier,
     scaled,
     single_input,
     to_grid,
     to_tokens,
 )
+from slowfast.models.linear import channels_last
 from slowfast.models.uniformer import (
     AttentionBlock,
     BlockOptions,

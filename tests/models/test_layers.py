@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from small_networks import SHALLOW, SMALL, small, video_for
 from torch import Tensor, nn
 
+from slowfast.models import linear as layers_of_tokens
 from slowfast.models.depthwise import depthwise_conv
-from slowfast.models.layers import X86_VECTORS, DropPath, PatchEmbed, apply_linear, linear, pointwise_conv
+from slowfast.models.layers import DropPath, Mlp, PatchEmbed
+from slowfast.models.linear import X86_VECTORS, apply_linear, linear, pointwise_conv
 
 # (B, C, *grid): one clip, clips shorter than the kernel, channels that are no multiple of a vector, images
 SHAPES = [(1, 16, 4, 9, 10), (2, 56, 1, 7, 7), (3, 16, 2, 6, 5), (2, 5, 7, 4, 8), (4, 28, 14, 14)]
@@ -144,6 +147,47 @@ def test_a_linear_layer_has_the_values_and_gradients_of_pytorch(shape, with_bias
         results.append([value.detach().double() for value in (out, *first, *second)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("conv_ndim", [None, 2, 3])
+@pytest.mark.parametrize("last", [True, False])
+def test_feed_forward_layers_in_parts_have_the_values_and_gradients_of_pytorch(conv_ndim, last, monkeypatch):
+    monkeypatch.setattr(layers_of_tokens, "MANY", 0)
+    monkeypatch.setattr(layers_of_tokens, "PART", 0)  # the smallest parts
+    torch.manual_seed(0)
+    mlp = Mlp(16, 40, conv_ndim=conv_ndim)
+    x = torch.randn(3, *[11] * (conv_ndim or 2), 16)
+    x = x.movedim(-1, 1) if conv_ndim else x
+    x = x if last else x.contiguous()
+    results = []
+    for layer, value in ((mlp, x), (copy.deepcopy(mlp).double(), x.double())):
+        inputs = [value.requires_grad_(), *layer.parameters()]
+        out = layer(value)
+        assert out.grad_fn is not None
+        plain = torch.autograd.grad(out.square().sum(), inputs, retain_graph=True)
+        first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), inputs)
+        with torch.no_grad():
+            inferred = layer(value)
+        results.append([each.detach().double() for each in (inferred, out, *plain, *first, *second)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["uniformer", "light", "uniformer_plus_aux_image"])
+def test_inference_folds_batch_norm_and_calls_hooks(name):
+    torch.manual_seed(0)
+    model, video, seen = small(name), video_for(name, 2), []
+    for _ in range(2):
+        model.train()(video)  # statistics that change something
+    with_norms = model.eval()(video)
+    norms = [module for module in model.modules() if "BatchNorm" in type(module).__name__]
+    with torch.no_grad():
+        torch.testing.assert_close(model(video), with_norms, rtol=1e-5, atol=1e-5)
+        for norm in norms:
+            norm.register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(model(video), with_norms, rtol=1e-5, atol=1e-5)
+    assert len(seen) == len(norms)
 
 
 def test_hooks_of_a_linear_layer_are_called():

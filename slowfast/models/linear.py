@@ -1,0 +1,260 @@
+"""Compute linear layers and feed-forward layers by the fastest exact route of each device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import _has_any_global_hook
+
+# oneDNN has the fast kernels on such CPUs
+X86_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX") and torch.backends.mkldnn.is_available()
+
+PART = 1 << 19  # hidden values of feed-forward layers that a thread computes at once: 2 MB
+MANY = 1 << 22  # hidden values that no cache contains: 16 MB
+
+
+def is_exporting() -> bool:
+    """Return whether `torch.export` traces the network.
+
+    Before PyTorch 2.14, `torch.compiler.is_exporting` is also true in `torch.compile`; PyTorch 2.6 has no such flag.
+    """
+    flag = getattr(torch.compiler, "_is_exporting_flag", None)
+    return torch.compiler.is_compiling() if flag is None else flag
+
+
+def _in_function_transform() -> bool:
+    """Return whether `torch.func` transforms the network, for which the faster routes have no rules."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def faster_routes(x: Tensor) -> bool:
+    """Return whether layers take the routes that are fastest with channels last, on GPUs and on CPUs with oneDNN.
+
+    Exported networks, other devices and other types take the convolutions of PyTorch.
+    """
+    if is_exporting() or torch.jit.is_tracing() or _in_function_transform():
+        return False
+    if x.device.type == "cpu":
+        return X86_VECTORS and x.dtype in (torch.float32, torch.bfloat16)
+    return x.device.type == "cuda" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `x`, (B, C, *grid), in the channels-last memory format if the layers are faster with it."""
+    if not faster_routes(x):
+        return x
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+class _LinearFunction(Function):
+    """Linear layer of which oneDNN computes the result and the gradient of the input."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad, transposed = grad_outputs[0], weight.t()
+        rows = grad.flatten(0, -2)
+        if len(rows) > weight.numel():
+            transposed = transposed.contiguous()
+        grads: list[Tensor | None] = [None, None, None]
+        if ctx.needs_input_grad[0]:
+            grads[0] = _LinearFunction.apply(grad, transposed, None)  # pyright: ignore
+        if ctx.needs_input_grad[1]:
+            grads[1] = rows.t() @ x.flatten(0, -2)
+        if ctx.needs_input_grad[2]:
+            grads[2] = rows.sum(0)
+        return tuple(grads)
+
+
+class _FeedForwardFunction(Function):
+    """Two linear layers with a GELU in between, computed for one part of the tokens after the other.
+
+    The hidden values of a part stay in the cache until all that needs them is computed. The backward pass computes the
+    GELU again, which takes less time than reading its result from memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        hidden = x.new_empty(*x.shape[:-1], len(w1))
+        ctx.save_for_backward(x, w1, b1, w2, b2, hidden)
+        return _in_parts(x, w1, b1, w2, b2, hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        *inputs, hidden = ctx.saved_tensors
+        x, w1, b1, w2, b2 = inputs
+        if torch.is_grad_enabled():  # for second derivatives
+            out = linear(F.gelu(linear(x, w1, b1)), w2, b2)
+            return torch.autograd.grad(out, inputs, grad_outputs, create_graph=True)
+        grads = [x.new_empty(x.shape), *(torch.zeros_like(value) for value in inputs[1:])]
+        w1_t, w2_t = w1.t().contiguous(), w2.t().contiguous()
+        for part, grad, h, grad_x in zip(*_parts(len(w1), x, grad_outputs[0], hidden, grads[0]), strict=True):
+            grad_h = _onednn_linear(grad, w2_t, None)
+            grads[3].addmm_(grad.t(), F.gelu(h))
+            torch.ops.aten.gelu_backward(grad_h, h, grad_input=grad_h)
+            grad_x.copy_(_onednn_linear(grad_h, w1_t, None))
+            grads[1].addmm_(grad_h.t(), part)
+            grads[2].add_(grad_h.sum(0))
+            grads[4].add_(grad.sum(0))
+        return tuple(grads)
+
+
+def _parts(width: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Divide tensors (..., C) into parts of as many rows as have `PART` hidden values of this width."""
+    rows = max(PART // width, 256) * torch.get_num_threads()
+    return [tensor.flatten(0, -2).split(rows) for tensor in tensors]
+
+
+def _in_parts(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, hidden: Tensor | None = None
+) -> Tensor:
+    """Return tokens after two linear layers with a GELU in between; write the values before the GELU to `hidden`."""
+    out = x.new_empty(*x.shape[:-1], len(w2))
+    parts, targets, *kept = _parts(len(w1), x, out, *([] if hidden is None else [hidden]))
+    for i, (part, target) in enumerate(zip(parts, targets, strict=True)):
+        h = _onednn_linear(part, w1, b1)
+        h = F.gelu(kept[0][i].copy_(h)) if kept else torch.ops.aten.gelu_(h)
+        target.copy_(_onednn_linear(h, w2, b2))
+    return out
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _on_onednn(x: Tensor) -> bool:
+    """Return whether operations of oneDNN are called directly for x."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and faster_routes(x)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN computes the product of x (..., C) and a weight (C', C, 1...)."""
+    return (
+        _on_onednn(x)
+        and type(weight) in (Tensor, nn.Parameter)  # subclasses have products of their own
+        and (weight.dtype, weight.device, weight.shape[1]) == (x.dtype, x.device, x.shape[-1])
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the linear map (..., C') of x (..., C).
+
+    On CPUs in float32, oneDNN computes it. PyTorch would use MKL, which takes 10 to 60 % longer for these sizes (on an
+    AMD EPYC with AVX512), and would copy the bias first.
+    """
+    if not _by_onednn(x, weight):
+        return F.linear(x, weight, bias)
+    compute: Any = _LinearFunction.apply if torch.is_grad_enabled() else _onednn_linear
+    return compute(x, weight, bias)
+
+
+class _Pointwise(_ConvNd):
+    """Convolution of size 1, computed as a matrix product of tokens: no layout is converted."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not faster_routes(input):
+            return super().forward(input)
+        return linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+class PointwiseConv2d(_Pointwise, nn.Conv2d):
+    """Convolution of size 1 for images."""
+
+
+class PointwiseConv3d(_Pointwise, nn.Conv3d):
+    """Convolution of size 1 for video."""
+
+
+def pointwise_conv(dim: int, out: int, ndim: int) -> nn.Module:
+    """Return a convolution of size 1; `ndim` is 3 for video, 2 for images."""
+    return (PointwiseConv3d if ndim == 3 else PointwiseConv2d)(dim, out, 1)
+
+
+def unhooked(*modules: nn.Module) -> bool:
+    """Return whether modules need not be called to compute them: nothing listens to a call, or replaces `forward`."""
+    own = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in modules]
+    return not (any(map(any, own)) or _has_any_global_hook() or any("forward" in vars(m) for m in modules))
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Return whether a layer is a linear layer or a convolution of size 1 that need not be called."""
+    return type(layer) in (nn.Linear, PointwiseConv2d, PointwiseConv3d) and unhooked(layer)
+
+
+def folds(norm: nn.Module, x: Tensor) -> bool:
+    """Return whether a BatchNorm can be folded into the weights of its neighbour: in inference on a CPU in float32."""
+    return (
+        type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d)
+        and not (norm.training or torch.is_grad_enabled())
+        and unhooked(norm)
+        and isinstance(norm.running_var, Tensor)  # `torch.func` removes the statistics
+        and _on_onednn(x)
+    )
+
+
+def _weights(layer: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
+    """Return weight (C', C) and bias (C') of a plain layer, with the BatchNorm before it folded into them."""
+    weight, bias = layer.weight.flatten(1), layer.bias
+    if norm is None:
+        return weight, bias
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = weight @ (norm.bias - norm.running_mean * scale)
+    return weight * scale, shift if bias is None else bias + shift
+
+
+def apply_linear(layer: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    """Return `layer(norm(x))` for a linear layer or a convolution of size 1.
+
+    Without hooks, it is computed by `linear`. The layer remains an `nn.Linear`, because tools for quantization replace
+    layers of exactly this class. In inference on a CPU, a BatchNorm is folded into the weights.
+    """
+    if norm is not None and not (_is_plain(layer) and folds(norm, x)):
+        x, norm = norm(x), None
+    if not _is_plain(layer) or (norm is None and type(layer) is not nn.Linear):
+        return layer(x)
+    tokens = x if type(layer) is nn.Linear else x.movedim(1, -1)
+    out = linear(tokens, *_weights(layer, norm))
+    return out if tokens is x else out.movedim(-1, 1)
+
+
+def feed_forward(first: Any, second: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    """Return `second(gelu(first(norm(x))))` for two linear layers, or two convolutions of size 1.
+
+    A CPU computes one part of the tokens after the other: in inference, and in training if there are many tokens. In
+    inference, it folds a BatchNorm into the weights.
+    """
+    plain = _is_plain(first) and _is_plain(second)
+    if norm is not None and not (plain and folds(norm, x)):
+        x, norm = norm(x), None
+    tokens = x.movedim(1, -1) if isinstance(first, _Pointwise) else x
+    if not plain or not _by_onednn(tokens, first.weight):
+        return apply_linear(second, F.gelu(apply_linear(first, x)))
+    inputs: Any = (tokens, *_weights(first, norm), *_weights(second, None))
+    many = tokens.shape[:-1].numel() * len(first.weight) > MANY
+    if not torch.is_grad_enabled():
+        out: Any = _in_parts(*inputs)
+    elif many and all(value is not None and value.requires_grad for value in inputs):
+        out = _FeedForwardFunction.apply(*inputs)
+    else:
+        out = linear(F.gelu(linear(*inputs[:3])), *inputs[3:])
+    return out.movedim(-1, 1) if isinstance(first, _Pointwise) else out
