@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from slowfast.datasets.guarded import Allocate, read_frames_within
+from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.image import ImageTransform, centre_view, read_image
 from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.sampling import FrameSampler, annotated_indices
-from slowfast.datasets.shared import ALIGNMENT, Parcel, by_value, new_clips, new_video, share
+from slowfast.datasets.shared import by_value, new_clips, share
 from slowfast.datasets.transforms import TrainTransform
-from slowfast.datasets.views import Views, is_large, shrink
+from slowfast.datasets.views import Views, shrink
 from slowfast.utils.rng import rng_for
 
 Batch = dict[str, Any]
@@ -38,7 +38,6 @@ Key = tuple[int, int]  # epoch and row of the list
 MAX_TRIES = 10
 NO_ROW = -1
 Prepared = tuple[torch.Tensor, np.ndarray]  # frames of a video, and those of each temporal view
-Sent = tuple[torch.Tensor | Parcel, np.ndarray]  # the same, perhaps in memory that is sent
 
 
 def as_made(batch: Any) -> Any:
@@ -78,13 +77,12 @@ class VideoReader:
         """Read the frames of a training clip, (T, H, W, C) uint8."""
         return self.read(sample, lambda length: self.clip_indices(length, sample, make_rng()))
 
-    def read(self, sample: Sample, choose: Callable[[int], list[int]], allocate: Allocate | None = None) -> np.ndarray:
-        """Read the frames that `choose` names, as `read_frames_within` does."""
+    def read(self, sample: Sample, choose: Callable[[int], list[int]]) -> np.ndarray:
+        """Read the frames that `choose` names, as `read_frames` does."""
         return read_frames_within(
             self.decode_timeout,
             sample.path,
             choose,
-            allocate,
             num_frames=sample.num_frames,
             image_template=self.image_template,
             colors=self.colors,
@@ -302,23 +300,14 @@ class VideoEvalDataset(EvalDataset):
             indices += clip
         return indices
 
-    def _read(self, sample: Sample, row: int) -> Sent:
+    def _read(self, sample: Sample, row: int) -> Prepared:
         order: list[int] = []
 
         def choose(length: int) -> list[int]:
             needed, order[:] = np.unique(self.frame_indices(length, row), return_inverse=True)
             return needed.tolist()
 
-        parcel: Parcel | None = None
-
-        def allocate(shape: tuple[int, ...]) -> tuple[np.ndarray, int, int] | None:
-            nonlocal parcel
-            changed = self.reverse_channels or is_large(*shape[1:3], scale=self.scale)
-            parcel = None if changed else new_video(shape)
-            return parcel and (parcel.tensors[0].numpy(), parcel.block.file, ALIGNMENT)
-
-        frames = self.reader.read(sample, choose, allocate)
-        return (parcel, self._places(order)) if parcel else self.prepare(frames, order)
+        return self.prepare(self.reader.read(sample, choose), order)
 
     def prepare(self, frames: np.ndarray, order: Sequence[int] | None = None) -> Prepared:
         """Return a video as `views` takes it.
@@ -328,19 +317,16 @@ class VideoEvalDataset(EvalDataset):
             order: frame of each place in the temporal views, view by view; None for 0, 1, 2 and so on.
         """
         video = shrink(frames, self.scale)
-        order = range(len(frames)) if order is None else order
-        return video.flip(-1) if self.reverse_channels else video, self._places(order)
+        places = np.arange(len(frames)) if order is None else np.array(order)
+        return video.flip(-1) if self.reverse_channels else video, places.reshape(-1, self.reader.sampler.num_frames)
 
-    def _places(self, order: Sequence[int]) -> np.ndarray:
-        return np.array(order).reshape(-1, self.reader.sampler.num_frames)
-
-    def views(self, videos: Sequence[Sent]) -> Views:
+    def views(self, videos: Sequence[Prepared]) -> Views:
         """Return the views of videos that `prepare` returned."""
         positions = (1,) if self.num_crops == 1 else (0, 1, 2)
         frames = share([video for video, _ in videos])
         return Views(frames, [order for _, order in videos], self.scale, self.crop, positions)
 
-    def _join(self, made: list[Sent]) -> Views:
+    def _join(self, made: list[Prepared]) -> Views:
         return self.views(made)
 
 

@@ -6,8 +6,8 @@ Therefore every thread that reads has one decoder process, which starts with the
 
 The decoder process is a new interpreter, not a fork. This works after CUDA was initialized, with every start method,
 and in daemonic workers, which cannot start processes with `multiprocessing`; and it inherits no open files.
-Requests and frame counts go through a socket; frames are written to shared memory that the requesting process chooses.
-The process exits with the thread that started it.
+Requests and frame counts go through a socket; frames return through memory that both processes map. The process exits
+with the thread that started it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle, send_handle
 from typing import Any
 
 import cv2
@@ -44,16 +42,13 @@ from slowfast.utils.memory import keep_memory, memory_file
 logger = logging.getLogger(__name__)
 
 Choose = Callable[[int], Sequence[int]]
-# From a shape to an array, the descriptor of the shared memory that contains it, and the place of the array in it.
-Allocate = Callable[[tuple[int, ...]], tuple[np.ndarray, int, int] | None]
 
 START = (
-    "import sys; sys.path[:] = sys.argv[4:]; from slowfast.datasets.guarded import serve; "
-    "serve(sys.argv[1], *map(int, sys.argv[2:4]))"
+    "import sys; sys.path[:] = sys.argv[5:]; from slowfast.datasets.guarded import serve; "
+    "serve(sys.argv[1], *map(int, sys.argv[2:5]))"
 )
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 START_LIMIT = 300.0  # limit of the imports in seconds; they are slow from a busy network drive
-MAX_MAPPED = 128  # memory files that a decoder process keeps mapped
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
 ENDED = (EOFError, ConnectionError)  # the process at the other end of a connection exited
 # Ctrl-C, and the signals that a cluster sends to every process of a job; the owner handles them.
@@ -63,69 +58,62 @@ _local = threading.local()
 os.register_at_fork(after_in_child=lambda: vars(_local).clear())
 
 
-def read_frames_within(
-    seconds: float, path: str, choose: Choose, allocate: Allocate | None = None, **options: Any
-) -> np.ndarray:
+def read_frames_within(seconds: float, path: str, choose: Choose, **options: Any) -> np.ndarray:
     """Call `read_frames` with a limit on its time.
 
     Args:
         seconds: limit of one read; 0 reads in this process, without a limit.
         path: as for `read_frames`.
         choose: as for `read_frames`; it is called in this process.
-        allocate: function that is called with the shape of the frames, and returns an array in shared memory for them,
-            or None.
         options: the keyword arguments of `read_frames`.
 
     Returns:
-        The frames, as `read_frames`, in the array of `allocate`. Without one and with a limit, they are in a read-only
-        array that is valid until the next read.
+        The frames, as `read_frames`; with a limit, in a read-only array that is valid until the next read.
 
     Raises:
         MediaError: see `read_frames`; also, the limit was exceeded, or the decoder crashed.
     """
     if not seconds:
-        return read_frames(path, choose, allocate=partial(_allocate_here, allocate), **options)
+        return read_frames(path, choose, **options)
     backend = options.get("backend", "pyav")
     decoder = vars(_local).get(backend)
     if decoder is None or not decoder.alive():
         decoder = vars(_local)[backend] = _Decoder(backend)
-    return decoder.read(seconds, path, choose, allocate, options)
-
-
-def _allocate_here(allocate: Allocate | None, shape: tuple[int, ...]) -> np.ndarray:
-    place = allocate and allocate(shape)
-    return place[0] if place else np.empty(shape, np.uint8)
+    return decoder.read(seconds, path, choose, options)
 
 
 class _Memory:
-    """Shared memory for the frames of one video after another; it grows to the size of the largest one."""
+    """Memory for frames that two processes map; it grows to the size of the largest video."""
 
-    def __init__(self) -> None:
-        self.descriptor = memory_file("frames")
+    def __init__(self, descriptor: int, protection: int) -> None:
+        self.descriptor = descriptor
+        self.protection = protection
         self.mapped: mmap.mmap | None = None
 
-    def allocate(self, shape: tuple[int, ...]) -> tuple[np.ndarray, int, int]:
+    def array(self, shape: tuple[int, ...]) -> np.ndarray:
         size = math.prod(shape)
         if self.mapped is None or len(self.mapped) < size:
-            os.ftruncate(self.descriptor, size)
-            self.mapped = mmap.mmap(self.descriptor, size, prot=mmap.PROT_READ)
-        return np.frombuffer(self.mapped, np.uint8, size).reshape(shape), self.descriptor, 0
+            if os.fstat(self.descriptor).st_size < size:
+                os.ftruncate(self.descriptor, size)
+            self.mapped = mmap.mmap(self.descriptor, 0, prot=self.protection)
+        return np.frombuffer(self.mapped, np.uint8, size).reshape(shape)
 
 
 class _Decoder:
     """Handle of a decoder process in the process that owns it."""
 
     def __init__(self, backend: str) -> None:
-        self.memory = _Memory()
+        self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
         self.connection, theirs = multiprocessing.Pipe()
         parent = multiprocessing.parent_process()  # of a worker; None in the main process
         self.poll = select.poll()
         for source in (self.connection, *([parent.sentinel] if parent else [])):
             self.poll.register(source, select.POLLIN)
         with theirs:
+            numbers = (theirs.fileno(), self.memory.descriptor, os.getpid())
             self.process = subprocess.Popen(
-                [sys.executable, "-c", START, backend, str(theirs.fileno()), str(os.getpid()), *sys.path],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-c", START, backend, *map(str, numbers), *sys.path],
+                pass_fds=numbers[:2],
                 stdin=subprocess.DEVNULL,
             )
         self.close = weakref.finalize(self, _end, self.connection, self.memory.descriptor, self.process, os.getpid())
@@ -141,11 +129,9 @@ class _Decoder:
     def alive(self) -> bool:
         return self.close.alive and self.process.poll() is None
 
-    def read(
-        self, seconds: float, path: str, choose: Choose, allocate: Allocate | None, options: dict[str, Any]
-    ) -> np.ndarray:
+    def read(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> np.ndarray:
         try:
-            kind, value = self._request(seconds, path, choose, allocate, options)
+            kind, value = self._request(seconds, path, choose, options)
         except BaseException as error:  # of `choose` too: the next read must not get a message of this one
             self.close()
             if not isinstance(error, ENDED):
@@ -158,28 +144,19 @@ class _Decoder:
             raise MediaError(*value)
         if kind == "failure":
             raise RuntimeError(f"{path} cannot be read:\n{value}")
-        return value
+        try:
+            return self.memory.array(value)
+        except (OSError, MemoryError) as error:
+            raise MediaError(path, why_not(path, error, f"{value[0]} frames of {value[2]}x{value[1]}")) from None
 
-    def _request(
-        self, seconds: float, path: str, choose: Choose, allocate: Allocate | None, options: dict[str, Any]
-    ) -> tuple[str, Any]:
-        """Request frames, handle the messages of the decoder process, and return the last one, or the frames."""
-        end, slow, frames = time.monotonic() + seconds, "", None
+    def _request(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> tuple[str, Any]:
+        """Request frames, handle the messages of the decoder process, and return the last one."""
+        end, slow = time.monotonic() + seconds, ""
         self.connection.send((path, options))
         while message := self._receive(end):
             kind, value = message
             if kind == "length":
                 self.connection.send([int(index) for index in choose(value)])
-            elif kind == "shape":
-                try:
-                    frames, descriptor, start = (allocate and allocate(value)) or self.memory.allocate(value)
-                except (OSError, MemoryError) as error:
-                    what = f"{value[0]} frames of {value[2]}x{value[1]}"
-                    raise MediaError(path, why_not(path, error, what)) from None
-                self.connection.send(start)
-                send_handle(self.connection, descriptor, self.process.pid)
-            elif kind == "frames":
-                return kind, frames
             elif kind == "log":
                 logger.info(value)
             elif kind == "slow":
@@ -207,8 +184,8 @@ def _end(connection: Connection, memory: int, process: subprocess.Popen[bytes], 
             process.wait(5)
 
 
-def serve(backend: str, socket_number: int, owner: int) -> None:
-    """Read for the process `owner` until it exits."""
+def serve(backend: str, socket_number: int, descriptor: int, owner: int) -> None:
+    """Read for the process `owner` until it exits, into the memory `descriptor`."""
     for number in FOR_THE_OWNER:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -216,7 +193,7 @@ def serve(backend: str, socket_number: int, owner: int) -> None:
     cv2.setNumThreads(0)
     keep_memory()
     check_backend(backend)
-    connection, mapped = Connection(socket_number), dict[int, mmap.mmap]()
+    connection, memory = Connection(socket_number), _Memory(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
     handler = logging.Handler()
     handler.emit = lambda record: connection.send(("log", record.getMessage()))
     package = logging.getLogger("slowfast")
@@ -228,46 +205,24 @@ def serve(backend: str, socket_number: int, owner: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # messages of decoders about odd packets
     with contextlib.suppress(*ENDED):
         while True:
-            connection.send(_reply(connection, mapped, *connection.recv()))
+            connection.send(_reply(connection, memory, *connection.recv()))
 
 
-def _reply(connection: Connection, mapped: dict[int, mmap.mmap], path: str, options: dict[str, Any]) -> tuple[str, Any]:
+def _reply(connection: Connection, memory: _Memory, path: str, options: dict[str, Any]) -> tuple[str, Any]:
     """Read a video, and return the last message to the owner."""
 
     def choose(length: int) -> Sequence[int]:
         connection.send(("length", length))
         return connection.recv()
 
-    def allocate(shape: tuple[int, ...]) -> np.ndarray:
-        connection.send(("shape", shape))
-        start, size = connection.recv(), math.prod(shape)
-        memory = _map(mapped, recv_handle(connection), start + size)
-        return np.frombuffer(memory, np.uint8, size, start).reshape(shape)
-
     def report_slow(reason: str) -> None:
         connection.send(("slow", reason))
 
     try:
-        read_frames(path, choose, allocate=allocate, report_slow=report_slow, **options)
-        return "frames", None
+        return "frames", read_frames(path, choose, allocate=memory.array, report_slow=report_slow, **options).shape
     except MediaError as error:
         return "media error", (error.path, error.reason)
     except ENDED:
         raise
     except Exception:
         return "failure", traceback.format_exc()
-
-
-def _map(mapped: dict[int, mmap.mmap], descriptor: int, size: int) -> mmap.mmap:
-    """Return the memory of a descriptor, which is closed; memory stays mapped, because mapping takes long."""
-    try:
-        number = os.fstat(descriptor).st_ino
-        memory = mapped.pop(number, None)
-        if memory is None or len(memory) < size:
-            memory = mmap.mmap(descriptor, 0)
-    finally:
-        os.close(descriptor)
-    mapped[number] = memory
-    if len(mapped) > MAX_MAPPED:
-        del mapped[next(iter(mapped))]
-    return memory

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Sequence
 from functools import cache
 from multiprocessing.reduction import DupFd
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +24,9 @@ from torch.utils.data import get_worker_info
 
 from slowfast.utils.memory import memory_file
 
-Form = Literal["list", "clips", "video"]  # see `Parcel`
 Layout = tuple[torch.dtype, tuple[int, ...]]  # type and shape of a contiguous tensor
 
 ALIGNMENT = 64  # bytes, of the start of each tensor; the first bytes of a block are its two marks
-MAX_VIDEOS = 64  # blocks with one video each; every block of a worker takes an open file
 WORKER, RECEIVER = 0, 1  # byte of a block that is 1 while the worker, or the receiving process, uses the block
 
 
@@ -45,25 +43,12 @@ def new_clips(shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
     if get_worker_info() is None:
         clips = torch.empty(shape, dtype=torch.uint8)
         return clips.numpy(), channels_second(clips)
-    parcel = Parcel([(torch.uint8, shape)], "clips")
+    parcel = Parcel([(torch.uint8, shape)], clips=True)
     return parcel.tensors[0].numpy(), parcel
 
 
-def new_video(shape: tuple[int, ...]) -> Parcel | None:
-    """Allocate memory in a worker for a uint8 video (T, H, W, C) that `share` sends without a copy; None elsewhere."""
-    if get_worker_info() is None or len(_blocks) >= MAX_VIDEOS:
-        return None
-    return Parcel([(torch.uint8, shape)], "video")
-
-
-def share(videos: Sequence[torch.Tensor | Parcel]) -> Any:
-    """Return contiguous tensors; in a worker, a `Parcel` of copies that becomes the list when it is received.
-
-    Videos that are all in memory of `new_video` are not copied.
-    """
-    if all(isinstance(video, Parcel) for video in videos):
-        return videos
-    tensors = [video.tensors[0] if isinstance(video, Parcel) else video for video in videos]
+def share(tensors: list[torch.Tensor]) -> Any:
+    """Return contiguous tensors; in a worker, a `Parcel` of copies that becomes the list when it is received."""
     if get_worker_info() is None:
         return tensors
     parcel = Parcel([(t.dtype, tuple(t.shape)) for t in tensors])
@@ -93,25 +78,24 @@ def channels_second(clips: torch.Tensor) -> torch.Tensor:
 
 
 class Parcel:
-    """Tensors in one block of memory that a worker fills and sends.
+    """Tensors in one block of memory that a worker fills and sends; the receiver gets a list of tensors.
 
     Args:
         layouts: layouts of the tensors.
-        form: what is received: the "list" of the tensors, or a single one, either as it is ("video"), or (B, ..., C) as
-            (B, C, ...) ("clips").
+        clips: True for a single tensor (B, ..., C), which is received as a tensor (B, C, ...) instead of a list.
     """
 
-    def __init__(self, layouts: Sequence[Layout], form: Form = "list") -> None:
-        self.layouts, self.form = layouts, form
+    def __init__(self, layouts: Sequence[Layout], clips: bool = False) -> None:
+        self.layouts, self.clips = layouts, clips
         self.block = _take_block(ALIGNMENT + sum(map(_padded_size, layouts)))
         self.tensors = _map_tensors(self.block.mapped, layouts, WORKER)
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.block.mapped[RECEIVER] = 1
-        return _receive, (_handle(self.block.file), self.layouts, self.form)
+        return _receive, (_handle(self.block.file), self.layouts, self.clips)
 
 
-def _receive(handle: Any, layouts: Sequence[Layout], form: Form) -> torch.Tensor | list[torch.Tensor]:
+def _receive(handle: Any, layouts: Sequence[Layout], clips: bool) -> torch.Tensor | list[torch.Tensor]:
     """Return the tensors of a `Parcel`; its block is free again when no process refers to any of them."""
     file = os.open("/proc/{}/fd/{}".format(*handle), os.O_RDWR) if isinstance(handle, tuple) else handle.detach()
     try:
@@ -119,9 +103,7 @@ def _receive(handle: Any, layouts: Sequence[Layout], form: Form) -> torch.Tensor
     finally:
         os.close(file)
     tensors = _map_tensors(mapped, layouts, RECEIVER)
-    if form == "list":
-        return tensors
-    return channels_second(tensors[0]) if form == "clips" else tensors[0]
+    return channels_second(tensors[0]) if clips else tensors
 
 
 def _handle(file: int) -> Any:
@@ -161,7 +143,6 @@ def _take_block(size: int) -> _Block:
     else:
         for block in free:  # otherwise sizes that no longer occur would keep their memory
             _blocks.remove(block)
-            os.ftruncate(block.file, 0)  # a decoder process may have mapped it
         block = _Block(size)
         _blocks.append(block)
     block.mapped[WORKER] = 1

@@ -80,20 +80,15 @@ def _resize_into(out: Tensor, image: Tensor) -> None:
     torch.ops.aten.upsample_bilinear2d.out(image, out.shape[2:], False, None, None, out=out)
 
 
-def is_large(height: int, width: int, scale: int) -> bool:
-    """Return whether uint8 pixels of a frame take more bytes than the floats of a short side of `scale`."""
-    return height * width > 4 * math.prod(short_side_size(height, width, scale))
-
-
 def shrink(frames: np.ndarray, scale: int) -> Tensor:
     """Return `(N, H, W, C)` uint8 frames as a tensor, with the short side resized to `scale` if that takes fewer bytes.
 
     Large frames are resized one by one: 64 frames of 4K at once would take 8 GB.
     """
     num_frames, height, width, channels = frames.shape
-    if not is_large(height, width, scale):
-        return torch.from_numpy(np.require(frames, requirements=("O", "W")))  # a decoder process overwrites `frames`
     size = short_side_size(height, width, scale)
+    if height * width <= 4 * math.prod(size):  # four bytes for a float
+        return torch.from_numpy(np.require(frames, requirements=("O", "W")))  # a decoder process overwrites `frames`
     small, floats = torch.empty(num_frames, *size, channels), torch.empty(1, height, width, channels)
     for target, frame in zip(small, frames, strict=True):
         floats.copy_(torch.from_numpy(np.require(frame, requirements=("W",))))

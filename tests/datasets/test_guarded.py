@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import pytest
 from slowfast.datasets import guarded
 from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.reader import MediaError, read_frames
-from slowfast.utils.memory import memory_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,22 +55,6 @@ def test_the_frames_are_those_of_a_read_in_this_process(video, tmp_path, write_v
         frames = read_frames_within(60, path, middle, colors="BGR")
         assert np.array_equal(frames, read_frames(path, middle, colors="BGR")) and not frames.flags.writeable
     assert np.array_equal(read_frames_within(0, video, middle), read_frames(video, middle))
-
-
-@pytest.mark.parametrize("limit", [0, 60])
-def test_frames_are_written_to_memory_of_the_caller(video, limit):
-    expected, descriptor, start = read_frames(video, middle), memory_file("test"), 64
-    os.ftruncate(descriptor, start + 2 * expected.nbytes)
-    memory = np.frombuffer(mmap.mmap(descriptor, 0), np.uint8)
-    for begin in (start, start + expected.nbytes, start):
-        array = memory[begin : begin + expected.nbytes].reshape(expected.shape)
-        place = array, descriptor, begin
-        assert read_frames_within(limit, video, middle, lambda shape, place=place: place) is array
-        assert np.array_equal(array, expected)
-        array[:] = 0
-    assert not memory.any()
-    assert np.array_equal(read_frames_within(limit, video, middle, lambda shape: None), expected)
-    os.close(descriptor)
 
 
 def test_the_process_starts_without_pytorch(video):

@@ -33,8 +33,8 @@ class Killing(VideoReader):
 
     rows = (KILLER,)
 
-    def read(self, sample, *choose):
-        frames = super().read(sample, *choose)
+    def read(self, sample, choose):
+        frames = super().read(sample, choose)
         if sample.label in self.rows and get_worker_info():  # labels are rows
             os.kill(os.getpid(), signal.SIGKILL)
         return frames
@@ -94,12 +94,12 @@ def test_a_video_that_kills_its_worker_is_left_out(train, folder, monkeypatch):
 class Vanishing(Killing):
     """A reader whose worker is killed so that its connections end before the worker exits."""
 
-    def read(self, sample, *choose):
+    def read(self, sample, choose):
         if sample.label in self.rows and get_worker_info():
             time.sleep(0.2)  # the batch before is in the queue, its memory is not fetched
             resource_sharer.stop()
             time.sleep(0.5)
-        return super().read(sample, *choose)
+        return super().read(sample, choose)
 
 
 def test_a_worker_may_be_killed_while_it_sends_a_batch(folder):
@@ -126,9 +126,9 @@ def test_a_worker_does_not_collect_decoders_of_the_process_that_started_it(folde
     """A decoder with threads that is freed in a fork blocks for ever, because the fork does not have its threads."""
 
     class Collecting(VideoReader):
-        def read(self, sample, *choose):
+        def read(self, sample, choose):
             gc.collect()
-            return super().read(sample, *choose)
+            return super().read(sample, choose)
 
     gc.collect()
     gc.disable()
@@ -167,7 +167,7 @@ def test_repeated_kills_of_workers_end_with_one_message(folder, monkeypatch):
 
 def test_other_errors_of_workers_are_raised_unchanged(folder):
     class Broken(VideoReader):
-        def read(self, sample, *choose):
+        def read(self, sample, choose):
             raise RuntimeError("another reason")
 
     with pytest.raises(RuntimeError, match="another reason") as error:
