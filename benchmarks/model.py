@@ -159,7 +159,7 @@ class Products(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__.rstrip("_")
+        name = func.overloadpacket.__name__.rstrip("_")  # addmm_ is addmm in place
         if name in ("mm", "bmm", "addmm", "baddbmm"):
             a, b = args[-2:]
             self.shapes[a.shape[0] if a.ndim == 3 else 1, a.shape[-2], a.shape[-1], b.shape[-1]] += 1

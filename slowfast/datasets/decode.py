@@ -133,6 +133,7 @@ def _read_listed(
             _log_once(f"{backend} cannot read some videos, so PyAV reads them ({error}), for example", path)
     # Demuxers other than MP4's (for example AVI's) may treat packets already read as key frames: open the file again.
     again = "mp4" not in container.format.name or backend != "pyav"
+    listed = replace(listed, packets=[]) if again else listed  # a packet belongs to the container that read it
     # With periodic intra refresh, a picture builds up over many frames: decoding must start at the first key frame.
     reason = ""
     for keys in (listed.keys, listed.keys[:1]):
@@ -313,11 +314,13 @@ class Pictures:
 
     def __init__(self, path: str, allocate: Callable[[tuple[int, ...]], np.ndarray], channels: slice) -> None:
         self.path, self.allocate, self.channels = path, allocate, channels
+        self.rows: list[list[int]] = []  # of each frame to add, its rows of the array
+        self.clear()
 
     def plan(self, numbers: Sequence[int]) -> list[int]:
         """Return the numbers of the frames to add, in this order, so that those of `numbers` become the pictures."""
         needed, order = np.unique(np.asarray(numbers), return_inverse=True)
-        self.rows: list[list[int]] = [[] for _ in needed]  # of each frame
+        self.rows = [[] for _ in needed]
         for row, place in enumerate(order.tolist()):
             self.rows[place].append(row)
         self.clear()
@@ -350,8 +353,11 @@ class _Rgb:
         self.turn = self.turn or orientation(frame)
         swap, left_right, top_bottom = self.turn
         rgb: Any = self.converter.reformat(frame, format="rgb24", threads=1)
-        lines = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, -1)  # with an unused end
-        image = lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+        if rgb is frame:  # its lines may be stored from bottom to top
+            image = rgb.to_ndarray()
+        else:
+            lines = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, -1)  # with an unused end
+            image = lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
         image = image.swapaxes(0, 1) if swap else image
         return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 

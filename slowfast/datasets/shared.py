@@ -14,7 +14,6 @@ import mmap
 import os
 import weakref
 from collections.abc import Sequence
-from functools import cache
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -92,32 +91,18 @@ class Parcel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.block.mapped[RECEIVER] = 1
-        return _receive, (_handle(self.block.file), self.layouts, self.clips)
+        return _receive, (DupFd(self.block.file), self.layouts, self.clips)
 
 
 def _receive(handle: Any, layouts: Sequence[Layout], clips: bool) -> torch.Tensor | list[torch.Tensor]:
     """Return the tensors of a `Parcel`; its block is free again when no process refers to any of them."""
-    file = os.open("/proc/{}/fd/{}".format(*handle), os.O_RDWR) if isinstance(handle, tuple) else handle.detach()
+    file = handle.detach()
     try:
         mapped = mmap.mmap(file, 0)
     finally:
         os.close(file)
     tensors = _map_tensors(mapped, layouts, RECEIVER)
     return channels_second(tensors[0]) if clips else tensors
-
-
-def _handle(file: int) -> Any:
-    """Return what another process opens a file by: its place in /proc, or else a handle that a thread must answer."""
-    return (os.getpid(), file) if _sees_files(os.getppid()) else DupFd(file)
-
-
-@cache
-def _sees_files(process: int) -> bool:
-    """Return whether this process, and therefore a related one too, may open the files of another in /proc."""
-    try:
-        return bool(os.readlink(f"/proc/{process}/cwd"))
-    except OSError:
-        return False
 
 
 class _Block:

@@ -16,10 +16,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
 from slowfast.models.linear import (
+    apply_feed_forward,
     apply_linear,
     channels_last,
     faster_routes,
-    feed_forward,
     folds,
     linear,
     pointwise_conv,
@@ -107,7 +107,9 @@ class OverlapPatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layers: list[Any] = list(self.proj)
-        if not all(folds(norm, x) for norm in layers[1::3]) or not unhooked(self.proj, *layers):
+        kinds = {type(layer) for layer in (*layers[::3], *layers[2::3])}
+        known = kinds <= {nn.Conv2d, nn.Conv3d, nn.GELU} and unhooked(self.proj, *layers)
+        if not known or not all(folds(norm, x) for norm in layers[1::3]):
             return channels_last(self.proj(x))
         for conv, norm in zip(layers[::3], layers[1::3], strict=True):
             x = x if conv is layers[0] else torch.ops.aten.gelu_(x)
@@ -141,9 +143,15 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """Return the result for `norm(x)`, of the shape of `x`."""
-        if (self.drop.p and self.drop.training) or not unhooked(self.drop):
-            return self.drop(apply_linear(self.fc2, self.drop(F.gelu(apply_linear(self.fc1, x, norm)))))
-        return feed_forward(self.fc1, self.fc2, x, norm)
+        drop = self.drop
+        if type(drop) is nn.Dropout and not (drop.p and drop.training) and unhooked(drop):
+            return apply_feed_forward(self.fc1, self.fc2, x, norm)
+        return drop(apply_linear(self.fc2, drop(F.gelu(apply_linear(self.fc1, x, norm)))))
+
+
+def apply_mlp(mlp: nn.Module, x: Tensor, norm: nn.Module) -> Tensor:
+    """Return `mlp(norm(x))`; an `Mlp` that nothing listens to may fold `norm` into its weights."""
+    return mlp(x, norm) if type(mlp) is Mlp and unhooked(mlp) else mlp(norm(x))
 
 
 class DropPath(nn.Module):

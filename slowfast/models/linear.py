@@ -97,6 +97,8 @@ class _FeedForwardFunction(Function):
         *inputs, hidden = ctx.saved_tensors
         x, w1, b1, w2, b2 = inputs
         if torch.is_grad_enabled():  # for second derivatives
+            # other tensors than the inputs, of which one may be computed from another
+            x, w1, b1, w2, b2 = inputs = [value.view_as(value) for value in inputs]
             out = linear(F.gelu(linear(x, w1, b1)), w2, b2)
             return torch.autograd.grad(out, inputs, grad_outputs, create_graph=True)
         grads = [x.new_empty(x.shape), *(torch.zeros_like(value) for value in inputs[1:])]
@@ -126,7 +128,7 @@ def _in_parts(
     parts, targets, *kept = _parts(len(w1), x, out, *([] if hidden is None else [hidden]))
     for i, (part, target) in enumerate(zip(parts, targets, strict=True)):
         h = _onednn_linear(part, w1, b1)
-        h = F.gelu(kept[0][i].copy_(h)) if kept else torch.ops.aten.gelu_(h)
+        h = F.gelu(kept[0][i].copy_(h)) if kept else torch.ops.aten.gelu_(h)  # in place if nothing needs the input
         target.copy_(_onednn_linear(h, w2, b2))
     return out
 
@@ -198,7 +200,8 @@ def unhooked(*modules: nn.Module) -> bool:
 
 def _is_plain(layer: nn.Module) -> bool:
     """Return whether a layer is a linear layer or a convolution of size 1 that need not be called."""
-    return type(layer) in (nn.Linear, PointwiseConv2d, PointwiseConv3d) and unhooked(layer)
+    kinds = (nn.Linear, PointwiseConv2d, PointwiseConv3d)
+    return type(layer) in kinds and type(layer.weight) in (Tensor, nn.Parameter) and unhooked(layer)
 
 
 def folds(norm: nn.Module, x: Tensor) -> bool:
@@ -208,6 +211,7 @@ def folds(norm: nn.Module, x: Tensor) -> bool:
         and not (norm.training or torch.is_grad_enabled())
         and unhooked(norm)
         and isinstance(norm.running_var, Tensor)  # `torch.func` removes the statistics
+        and isinstance(norm.weight, Tensor)
         and _on_onednn(x)
     )
 
@@ -237,7 +241,7 @@ def apply_linear(layer: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor
     return out if tokens is x else out.movedim(-1, 1)
 
 
-def feed_forward(first: Any, second: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+def apply_feed_forward(first: Any, second: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
     """Return `second(gelu(first(norm(x))))` for two linear layers, or two convolutions of size 1.
 
     A CPU computes one part of the tokens after the other: in inference, and in training if there are many tokens. In
@@ -247,8 +251,8 @@ def feed_forward(first: Any, second: Any, x: Tensor, norm: nn.Module | None = No
     if norm is not None and not (plain and folds(norm, x)):
         x, norm = norm(x), None
     tokens = x.movedim(1, -1) if isinstance(first, _Pointwise) else x
-    if not plain or not _by_onednn(tokens, first.weight):
-        return apply_linear(second, F.gelu(apply_linear(first, x)))
+    if not plain or tokens.ndim < 2 or not _by_onednn(tokens, first.weight) or second.weight.dtype != x.dtype:
+        return apply_linear(second, F.gelu(apply_linear(first, x, norm)))
     inputs: Any = (tokens, *_weights(first, norm), *_weights(second, None))
     many = tokens.shape[:-1].numel() * len(first.weight) > MANY
     if not torch.is_grad_enabled():

@@ -23,6 +23,7 @@ from slowfast.models.layers import (
     Mlp,
     OverlapPatchEmbed,
     PatchEmbed,
+    apply_mlp,
     classifier,
     layer_scales,
     recompute,
@@ -91,7 +92,7 @@ class LocalBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.pos_embed(x)
         x = x + self.drop_path(scaled(self.conv2(self.attn(apply_linear(self.conv1, x, self.norm1))), self.gamma_1))
-        return x + self.drop_path(scaled(self.mlp(x, self.norm2), self.gamma_2))
+        return x + self.drop_path(scaled(apply_mlp(self.mlp, x, self.norm2), self.gamma_2))
 
 
 class AttentionBlock(nn.Module):

@@ -50,9 +50,7 @@ def blocks(process: int) -> dict[str, str]:
     return {row[4]: row[0] for row in rows}
 
 
-@pytest.mark.parametrize("in_proc", [True, False])
-def test_a_batch_arrives_unchanged_and_is_not_overwritten(monkeypatch, in_proc):
-    monkeypatch.setattr(shared, "_sees_files", lambda process: in_proc)
+def test_a_batch_arrives_unchanged_and_is_not_overwritten():
     batches = [[n, n + 1] for n in range(0, 40, 2)]
     clips = Clips(same=True)
     loader = DataLoader(clips, batch_sampler=batches, collate_fn=join, num_workers=2, multiprocessing_context="fork")

@@ -11,9 +11,9 @@ import torch
 from small_networks import SHALLOW, SMALL, small, video_for
 from torch import Tensor, nn
 
-from slowfast.models import linear as layers_of_tokens
+from slowfast.models import linear as linear_module
 from slowfast.models.depthwise import depthwise_conv
-from slowfast.models.layers import DropPath, Mlp, PatchEmbed
+from slowfast.models.layers import DropPath, Mlp, OverlapPatchEmbed, PatchEmbed
 from slowfast.models.linear import X86_VECTORS, apply_linear, linear, pointwise_conv
 
 # (B, C, *grid): one clip, clips shorter than the kernel, channels that are no multiple of a vector, images
@@ -152,8 +152,8 @@ def test_a_linear_layer_has_the_values_and_gradients_of_pytorch(shape, with_bias
 @pytest.mark.parametrize("conv_ndim", [None, 2, 3])
 @pytest.mark.parametrize("last", [True, False])
 def test_feed_forward_layers_in_parts_have_the_values_and_gradients_of_pytorch(conv_ndim, last, monkeypatch):
-    monkeypatch.setattr(layers_of_tokens, "MANY", 0)
-    monkeypatch.setattr(layers_of_tokens, "PART", 0)  # the smallest parts
+    monkeypatch.setattr(linear_module, "MANY", 0)
+    monkeypatch.setattr(linear_module, "PART", 0)  # the smallest parts
     torch.manual_seed(0)
     mlp = Mlp(16, 40, conv_ndim=conv_ndim)
     x = torch.randn(3, *[11] * (conv_ndim or 2), 16)
@@ -174,6 +174,37 @@ def test_feed_forward_layers_in_parts_have_the_values_and_gradients_of_pytorch(c
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+def test_gradients_of_feed_forward_layers_that_follow_each_other(monkeypatch):
+    monkeypatch.setattr(linear_module, "MANY", 0)
+    torch.manual_seed(0)
+    mlp, x = Mlp(16, 40), torch.randn(3, 5, 16, requires_grad=True)
+    first, again = (
+        torch.autograd.grad(mlp(mlp(x)).square().sum(), [x, *mlp.parameters()], create_graph=create)
+        for create in (False, True)
+    )
+    torch.testing.assert_close(first, again, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["fc1", "fc2"])
+def test_feed_forward_layers_may_be_replaced(part):
+    """A layer with a weight of another kind is called, after the BatchNorm."""
+
+    class Other(Tensor):
+        pass
+
+    torch.manual_seed(0)
+    mlp, norm, x = Mlp(8, 12, conv_ndim=3), nn.BatchNorm3d(8), torch.randn(2, 8, 2, 3, 3)
+    norm(x)
+    norm.eval()
+    expected = mlp(norm(x))
+    layer = mlp.get_submodule(part)
+    weight = layer.weight.detach().as_subclass(Other)
+    del layer.weight
+    layer.weight = weight
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x, norm).as_subclass(Tensor), expected)
+
+
 @pytest.mark.parametrize("name", ["uniformer", "light", "uniformer_plus_aux_image"])
 def test_inference_folds_batch_norm_and_calls_hooks(name):
     torch.manual_seed(0)
@@ -187,7 +218,27 @@ def test_inference_folds_batch_norm_and_calls_hooks(name):
         for norm in norms:
             norm.register_forward_hook(lambda *_: seen.append(1))
         torch.testing.assert_close(model(video), with_norms, rtol=1e-5, atol=1e-5)
-    assert len(seen) == len(norms)
+        assert len(seen) == len(norms)
+
+
+def test_inference_calls_replaced_layers_of_a_stem():
+    torch.manual_seed(0)
+    stem = OverlapPatchEmbed((3, 8, 16), ((1, 2, 2), (1, 2, 2))).eval()
+    stem.proj[2] = nn.ReLU()
+    x = torch.randn(1, 3, 2, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(stem(x), stem.proj(x))
+
+
+def test_hooks_of_feed_forward_layers_see_normalized_values():
+    torch.manual_seed(0)
+    model, video, seen = small("uniformer").eval(), video_for("uniformer"), []
+    block = model.get_submodule("blocks1.0")
+    block.norm2.running_mean.fill_(3.0)
+    block.mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].mean()))
+    with torch.no_grad():
+        model(video)
+    assert seen[0] < -1
 
 
 def test_hooks_of_a_linear_layer_are_called():
