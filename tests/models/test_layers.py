@@ -197,7 +197,7 @@ def test_feed_forward_layers_may_be_replaced(part):
     norm(x)
     norm.eval()
     expected = mlp(norm(x))
-    layer = mlp.get_submodule(part)
+    layer: Any = mlp.get_submodule(part)
     weight = layer.weight.detach().as_subclass(Other)
     del layer.weight
     layer.weight = weight
@@ -233,7 +233,7 @@ def test_inference_calls_replaced_layers_of_a_stem():
 def test_hooks_of_feed_forward_layers_see_normalized_values():
     torch.manual_seed(0)
     model, video, seen = small("uniformer").eval(), video_for("uniformer"), []
-    block = model.get_submodule("blocks1.0")
+    block: Any = model.get_submodule("blocks1.0")
     block.norm2.running_mean.fill_(3.0)
     block.mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].mean()))
     with torch.no_grad():
