@@ -111,8 +111,8 @@ class OverlapPatchEmbed(nn.Module):
         known = kinds <= {nn.Conv2d, nn.Conv3d, nn.GELU} and unhooked(self.proj, *layers)
         if not known or not all(folds(norm, x) for norm in layers[1::3]):
             return channels_last(self.proj(x))
-        for conv, norm in zip(layers[::3], layers[1::3], strict=True):
-            x = x if conv is layers[0] else torch.ops.aten.gelu_(x)
+        for i, (conv, norm) in enumerate(zip(layers[::3], layers[1::3], strict=True)):
+            x = torch.ops.aten.gelu_(x, approximate=layers[3 * i - 1].approximate) if i else x
             statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             x = conv._conv_forward(x, *fuse_conv_bn_weights(conv.weight, conv.bias, *statistics))
         return channels_last(x)

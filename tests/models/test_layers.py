@@ -221,13 +221,14 @@ def test_inference_folds_batch_norm_and_calls_hooks(name):
         assert len(seen) == len(norms)
 
 
-def test_inference_calls_replaced_layers_of_a_stem():
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(approximate="tanh")])
+def test_inference_computes_replaced_layers_of_a_stem(activation):
     torch.manual_seed(0)
     stem = OverlapPatchEmbed((3, 8, 16), ((1, 2, 2), (1, 2, 2))).eval()
-    stem.proj[2] = nn.ReLU()
-    x = torch.randn(1, 3, 2, 16, 16)
+    stem.proj[2] = activation
+    x = 4 * torch.randn(1, 3, 2, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(stem(x), stem.proj(x))
+        torch.testing.assert_close(stem(x), stem.proj(x), rtol=1e-5, atol=1e-5)
 
 
 def test_hooks_of_feed_forward_layers_see_normalized_values():
