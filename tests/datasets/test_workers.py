@@ -142,6 +142,7 @@ def test_a_worker_does_not_collect_decoders_of_the_process_that_started_it(folde
         assert len(list(loader(dataset(folder, Collecting, train=False), train=False, count=1))) == ROWS // 2
     finally:
         gc.enable()
+        gc.collect()  # otherwise the worker of another test, which is not prepared for it, may collect the decoder
 
 
 @pytest.mark.slow
