@@ -32,9 +32,14 @@ class MediaError(ValueError):
         self.reason = reason
 
 
+def address(path: str) -> str:
+    """Return a path as FFmpeg's address of a file; FFmpeg would read the path `a:b.mp4` as an address itself."""
+    return f"file:{path}"
+
+
 def open_container(path: str) -> Any:
     """Open a file with PyAV, with titles in any encoding; raise av.FFmpegError if it is not a video."""
-    return av.open(path, **TITLES)
+    return av.open(address(path), **TITLES)
 
 
 def open_video(path: str) -> Any:

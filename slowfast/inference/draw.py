@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from slowfast.datasets.container import open_container
+from slowfast.datasets.container import address, open_container
 from slowfast.datasets.decode import stream_video
 from slowfast.inference.results import Class
 from slowfast.inference.windows import Timeline, rate_and_seconds
@@ -140,7 +140,7 @@ def new_video(path: str, rate: Fraction | None = None) -> Generator[tuple[Any, C
     Yields:
         The container, and a function that adds a frame (H, W, 3) RGB, of even sides, at a time in seconds.
     """
-    with atomic_path(path) as part, av.open(str(part), "w") as target:
+    with atomic_path(path) as part, av.open(address(str(part)), "w") as target:
         stream: Any = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)

@@ -18,7 +18,7 @@ from typing import Any
 import av
 from av.filter import Graph
 
-from slowfast.datasets.container import every_frame, open_container, video_stream
+from slowfast.datasets.container import address, every_frame, open_container, video_stream
 from slowfast.datasets.decode import orientation
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
@@ -174,7 +174,7 @@ def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
 def _transcode(source: Path, target: str, settings: Settings) -> None:
     with (
         open_container(str(source)) as reader,
-        av.open(target, "w", format="mp4", options={"movflags": "faststart"}) as writer,
+        av.open(address(target), "w", format="mp4", options={"movflags": "faststart"}) as writer,
     ):
         video = video_stream(str(source), reader)
         time_base = video.time_base or Fraction(1, 90000)

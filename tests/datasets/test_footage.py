@@ -178,6 +178,15 @@ def test_empty_packets_do_not_end_a_video(tmp_path, backend):
     assert reencode(tmp_path, [EMPTY.name], tmp_path.with_name("copies"), Settings(), workers=1) == {}
 
 
+def test_a_colon_in_a_name_makes_no_address_of_it(tmp_path, monkeypatch, backend):
+    monkeypatch.chdir(tmp_path)
+    Path("in:1").mkdir()
+    write(tmp_path / "in:1/a:b.mp4", count=6)
+    assert len(read_frames("in:1/a:b.mp4", range, backend=backend)) == 6
+    assert reencode("in:1", ["a:b.mp4"], "out:1", Settings(), workers=1) == {}
+    assert len(read_frames("out:1/a:b.mp4", range, backend=backend)) == 6
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_with_exif_data_are_turned_and_mirrored(tmp_path, orientation):
     exif_pictures(tmp_path / "a.avi", orientation)
