@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -144,9 +145,9 @@ def find_videos(sources: Sequence[str]) -> list[str]:
     """Return the paths of videos, and of folders of frames, without duplicates.
 
     Args:
-        sources: video files; folders, which are searched with all folders below; shell patterns; lists of paths (.txt
-            or .csv, other columns are ignored; paths are relative to the current folder or to that of the list); web
-            addresses, which are downloaded once.
+        sources: video files; folders, which are searched with all folders below, without hidden names; shell patterns;
+            lists of paths (.txt or .csv, other columns are ignored; paths are relative to the current folder or to that
+            of the list); web addresses, which are downloaded once.
 
     Raises:
         ValueError: a source does not exist or contains no video.
@@ -171,7 +172,9 @@ def _expand(source: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> list[str]:
-    files = sorted(str(path) for path in Path(folder).rglob("*") if path.is_file())
+    below = (path for path in Path(folder).rglob("*") if path.is_file())
+    hidden = re.compile(r"(^|/)\.")
+    files = sorted(str(path) for path in below if not hidden.search(path.relative_to(folder).as_posix()))
     if videos := [path for path in files if path.lower().endswith(VIDEO_SUFFIXES)]:
         return videos
     images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
