@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from slowfast.datasets.container import address, open_container
+from slowfast.datasets.container import address, open_container, video_stream
 from slowfast.datasets.decode import stream_video
 from slowfast.inference.results import Class
 from slowfast.inference.windows import Timeline, rate_and_seconds
@@ -144,12 +144,15 @@ def new_video(path: str, rate: Fraction | None = None) -> Generator[tuple[Any, C
         stream: Any = target.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 90000)
+        last = -1
 
         def add(pixels: np.ndarray, begin: float) -> None:
+            nonlocal last
             if not stream.codec_context.is_open:
                 stream.height, stream.width = pixels.shape[:2]
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = round(begin * 90000), stream.time_base
+            last = max(round(begin * 90000), last + 1)  # frames of some videos have the same time
+            frame.pts, frame.time_base = last, stream.time_base
             target.mux(stream.encode(frame))
 
         yield target, add
@@ -180,11 +183,17 @@ def write_video(timeline: Timeline, path: str) -> str:
                 strip = draw_strip(timeline, width, round(STRIP * min(width, height) / 2) * 2)
             add(draw_frame(pixels, timeline, begin, strip), begin)
         if sound is not None:
-            for packet in source.demux(tracks[0]):
-                if packet.dts is not None:
-                    packet.stream = sound
-                    target.mux(packet)
+            _copy_sound(tracks[0], video_stream(timeline.path, source), target, sound)
     return silent
+
+
+def _copy_sound(track: Any, video: Any, target: Any, sound: Any) -> None:
+    """Copy a track to the stream `sound` of `target`, where times count from the first frame of `video`."""
+    first = round((video.start_time or 0) * video.time_base / track.time_base)
+    for packet in track.container.demux(track):
+        if packet.dts is not None and not packet.dts < first > 0:
+            packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, sound
+            target.mux(packet)
 
 
 def write_timeline(timeline: Timeline, path: str) -> None:

@@ -16,6 +16,8 @@ import slowfast
 from slowfast.inference.command import find_videos, guarded
 from slowfast.inference.predict import execute, parse_args
 
+PACKED = Path(__file__).parents[1] / "golden/packed_xvid.avi"  # some of its frames have the same time
+
 
 def predict(*arguments: object) -> int:
     return guarded(lambda: execute(parse_args([*map(str, arguments)])))
@@ -91,6 +93,30 @@ def test_windows_become_segments_a_time_line_and_a_video_with_sound(trained, sou
         assert sum(1 for packet in made.demux(audio=0) if packet.size) > 25
 
 
+def test_sound_is_in_time_with_a_video_whose_times_start_late(trained, sounding, tmp_path):
+    late, out = tmp_path / "late.ts", tmp_path / "over.mp4"
+    with av.open(str(sounding)) as source, av.open(str(late), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.pts is not None and packet.dts is not None:
+                shift = round(2 / packet.time_base)
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    assert predict(late, "--weights", trained, "--video", out) == 0
+    starts = []
+    for path in (late, out):
+        with av.open(str(path)) as made:
+            starts += [float(stream.start_time * stream.time_base) for stream in made.streams]
+    assert starts[0] > 1 and starts[2] == 0 and starts[3] == pytest.approx(starts[1] - starts[0], abs=0.07)
+
+
+def test_frames_with_the_same_time_are_written(trained, tmp_path):
+    assert predict(PACKED, "--weights", trained, "--video", tmp_path / "over.mp4") == 0
+    with av.open(str(tmp_path / "over.mp4")) as made:
+        assert sum(1 for _ in made.decode(video=0)) == 28
+
+
 @pytest.mark.slow
 def test_processes_give_the_scores_of_one(trained, videos, tmp_path):
     paths = [videos / f"val_{i}.mp4" for i in range(5)]
@@ -103,6 +129,7 @@ def test_files_folders_patterns_and_lists_name_videos(videos, tmp_path, monkeypa
     for name in ("a/1.mp4", "a/b/2.webm", "c/3.mp4", "d e/4.mp4", "frames/img_00001.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "a/._1.mp4").touch()  # what macOS writes beside a file
     (tmp_path / "list.csv").write_text("a/1.mp4,3\nd e/4.mp4,2\nmissing.mp4,1\n")
     (tmp_path / "several.csv").write_text('a/1.mp4 3,17\nd e/4.mp4 "2"\na/1.mp4,"3,17"\nd e/4.mp4,""\n')
     (tmp_path / "list.txt").write_text("a/1.mp4 3\n")
