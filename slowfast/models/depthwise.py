@@ -29,6 +29,8 @@ class DepthwiseFunction(Function):
     gradient with the flipped kernel; the gradient of the kernel is the convolution of the input with the gradient.
     """
 
+    generate_vmap_rule = True  # for several gradients at once
+
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _convolve(x, weight, bias)

@@ -21,6 +21,7 @@ from slowfast.models.linear import (
     channels_last,
     faster_routes,
     folds,
+    is_plain,
     linear,
     pointwise_conv,
     unhooked,
@@ -106,15 +107,19 @@ class OverlapPatchEmbed(nn.Module):
         self.proj = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        layers: list[Any] = list(self.proj)
-        kinds = {type(layer) for layer in (*layers[::3], *layers[2::3])}
-        known = kinds <= {nn.Conv2d, nn.Conv3d, nn.GELU} and unhooked(self.proj, *layers)
-        if not known or not all(folds(norm, x) for norm in layers[1::3]):
+        if type(self.proj) is not nn.Sequential or not unhooked(self.proj):
             return channels_last(self.proj(x))
-        for i, (conv, norm) in enumerate(zip(layers[::3], layers[1::3], strict=True)):
-            x = torch.ops.aten.gelu_(x, approximate=layers[3 * i - 1].approximate) if i else x
-            statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-            x = conv._conv_forward(x, *fuse_conv_bn_weights(conv.weight, conv.bias, *statistics))
+        layers: list[Any] = list(self.proj)
+        while layers:
+            layer = layers.pop(0)
+            if layers and is_plain(layer, nn.Conv2d, nn.Conv3d) and folds(layers[0], x):
+                norm = layers.pop(0)
+                statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                x = layer._conv_forward(x, *fuse_conv_bn_weights(layer.weight, layer.bias, *statistics))
+                if layers and type(layers[0]) is nn.GELU and unhooked(layers[0]):  # in place: nothing else needs x
+                    x = torch.ops.aten.gelu_(x, approximate=layers.pop(0).approximate)
+            else:
+                x = layer(x)
         return channels_last(x)
 
 

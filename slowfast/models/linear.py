@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import _has_any_global_hook
@@ -27,9 +27,11 @@ def is_exporting() -> bool:
     return torch.compiler.is_compiling() if flag is None else flag
 
 
-def _in_function_transform() -> bool:
-    """Return whether `torch.func` transforms the network, for which the faster routes have no rules."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+def _in_transform() -> bool:
+    """Return whether `torch.func` or forward-mode differentiation is active: the faster routes have no rules for it."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def faster_routes(x: Tensor) -> bool:
@@ -37,7 +39,7 @@ def faster_routes(x: Tensor) -> bool:
 
     Exported networks, other devices and other types take the convolutions of PyTorch.
     """
-    if is_exporting() or torch.jit.is_tracing() or _in_function_transform():
+    if is_exporting() or torch.jit.is_tracing() or _in_transform():
         return False
     if x.device.type == "cpu":
         return X86_VECTORS and x.dtype in (torch.float32, torch.bfloat16)
@@ -66,14 +68,14 @@ class _LinearFunction(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad, transposed = grad_outputs[0], weight.t()
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         if len(rows) > weight.numel():
             transposed = transposed.contiguous()
         grads: list[Tensor | None] = [None, None, None]
         if ctx.needs_input_grad[0]:
-            grads[0] = _LinearFunction.apply(grad, transposed, None)  # pyright: ignore
+            grads[0] = linear(grad, transposed, None)
         if ctx.needs_input_grad[1]:
-            grads[1] = rows.t() @ x.flatten(0, -2)
+            grads[1] = rows.t() @ x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[2]:
             grads[2] = rows.sum(0)
         return tuple(grads)
@@ -96,11 +98,13 @@ class _FeedForwardFunction(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
         *inputs, hidden = ctx.saved_tensors
         x, w1, b1, w2, b2 = inputs
-        if torch.is_grad_enabled():  # for second derivatives
-            # other tensors than the inputs, of which one may be computed from another
-            x, w1, b1, w2, b2 = inputs = [value.view_as(value) for value in inputs]
-            out = linear(F.gelu(linear(x, w1, b1)), w2, b2)
-            return torch.autograd.grad(out, inputs, grad_outputs, create_graph=True)
+        twice = torch.is_grad_enabled()  # for second derivatives
+        if twice or _is_batched(grad_outputs[0]):
+            with torch.enable_grad():
+                # other tensors than the inputs, of which one may be computed from another
+                x, w1, b1, w2, b2 = inputs = [value.view_as(value) for value in inputs]
+                out = linear(F.gelu(linear(x, w1, b1)), w2, b2)
+            return torch.autograd.grad(out, inputs, grad_outputs, create_graph=twice)
         grads = [x.new_empty(x.shape), *(torch.zeros_like(value) for value in inputs[1:])]
         w1_t, w2_t = w1.t().contiguous(), w2.t().contiguous()
         for part, grad, h, grad_x in zip(*_parts(len(w1), x, grad_outputs[0], hidden, grads[0]), strict=True):
@@ -112,6 +116,12 @@ class _FeedForwardFunction(Function):
             grads[2].add_(grad_h.sum(0))
             grads[4].add_(grad.sum(0))
         return tuple(grads)
+
+
+def _is_batched(x: Tensor) -> bool:
+    """Return whether `vmap` maps over a tensor; it has no rules for operations that write into other tensors."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return functorch.is_batchedtensor(x) or functorch.is_legacy_batchedtensor(x)
 
 
 def _parts(width: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
@@ -134,6 +144,7 @@ def _in_parts(
 
 
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # oneDNN reads it without its stride
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
@@ -149,11 +160,17 @@ def _on_onednn(x: Tensor) -> bool:
     )
 
 
+def _is_dense(weight: Tensor) -> bool:
+    """Return whether a weight is a plain tensor; subclasses and sparse tensors have products of their own."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.layout == torch.strided
+
+
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Return whether oneDNN computes the product of x (..., C) and a weight (C', C, 1...)."""
     return (
         _on_onednn(x)
-        and type(weight) in (Tensor, nn.Parameter)  # subclasses have products of their own
+        and x.ndim > 1
+        and _is_dense(weight)
         and (weight.dtype, weight.device, weight.shape[1]) == (x.dtype, x.device, x.shape[-1])
     )
 
@@ -198,10 +215,13 @@ def unhooked(*modules: nn.Module) -> bool:
     return not (any(map(any, own)) or _has_any_global_hook() or any("forward" in vars(m) for m in modules))
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Return whether a layer is a linear layer or a convolution of size 1 that need not be called."""
-    kinds = (nn.Linear, PointwiseConv2d, PointwiseConv3d)
-    return type(layer) in kinds and type(layer.weight) in (Tensor, nn.Parameter) and unhooked(layer)
+def is_plain(layer: Any, *kinds: type[nn.Module]) -> bool:
+    """Return whether a layer of one of these kinds need not be called: it has no hooks, and its weight is a tensor."""
+    return type(layer) in kinds and _is_dense(layer.weight) and unhooked(layer)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return is_plain(layer, nn.Linear, PointwiseConv2d, PointwiseConv3d)
 
 
 def folds(norm: nn.Module, x: Tensor) -> bool:
@@ -210,8 +230,8 @@ def folds(norm: nn.Module, x: Tensor) -> bool:
         type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d)
         and not (norm.training or torch.is_grad_enabled())
         and unhooked(norm)
-        and isinstance(norm.running_var, Tensor)  # `torch.func` removes the statistics
-        and isinstance(norm.weight, Tensor)
+        # `torch.func` removes the statistics
+        and all(isinstance(value, Tensor) for value in (norm.running_var, norm.weight, norm.bias))
         and _on_onednn(x)
     )
 
@@ -232,9 +252,9 @@ def apply_linear(layer: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor
     Without hooks, it is computed by `linear`. The layer remains an `nn.Linear`, because tools for quantization replace
     layers of exactly this class. In inference on a CPU, a BatchNorm is folded into the weights.
     """
-    if norm is not None and not (_is_plain(layer) and folds(norm, x)):
+    if norm is not None and not (_is_linear(layer) and folds(norm, x)):
         x, norm = norm(x), None
-    if not _is_plain(layer) or (norm is None and type(layer) is not nn.Linear):
+    if not _is_linear(layer) or (norm is None and type(layer) is not nn.Linear):
         return layer(x)
     tokens = x if type(layer) is nn.Linear else x.movedim(1, -1)
     out = linear(tokens, *_weights(layer, norm))
@@ -247,11 +267,11 @@ def apply_feed_forward(first: Any, second: Any, x: Tensor, norm: nn.Module | Non
     A CPU computes one part of the tokens after the other: in inference, and in training if there are many tokens. In
     inference, it folds a BatchNorm into the weights.
     """
-    plain = _is_plain(first) and _is_plain(second)
+    plain = _is_linear(first) and _is_linear(second)
     if norm is not None and not (plain and folds(norm, x)):
         x, norm = norm(x), None
     tokens = x.movedim(1, -1) if isinstance(first, _Pointwise) else x
-    if not plain or tokens.ndim < 2 or not _by_onednn(tokens, first.weight) or second.weight.dtype != x.dtype:
+    if not plain or not _by_onednn(tokens, first.weight):
         return apply_linear(second, F.gelu(apply_linear(first, x, norm)))
     inputs: Any = (tokens, *_weights(first, norm), *_weights(second, None))
     many = tokens.shape[:-1].numel() * len(first.weight) > MANY

@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_networks import SHALLOW, SMALL, small, video_for
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from slowfast.models import linear as linear_module
 from slowfast.models.depthwise import depthwise_conv
@@ -149,6 +150,52 @@ def test_a_linear_layer_has_the_values_and_gradients_of_pytorch(shape, with_bias
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        (torch.randn(24, 16), torch.randn(48)[::2]),
+        (torch.randn(24, 16), torch.randn(1).expand(24)),
+        (torch.randn(16, 24).t(), torch.randn(24)),
+        (torch.randn(24, 16).to_sparse_csr(), torch.randn(24)),
+    ],
+    ids=["bias of a column", "bias of one value", "transposed weight", "sparse weight"],
+)
+def test_a_linear_layer_may_have_weights_of_any_layout(weight, bias):
+    layer, x = nn.Linear(16, 24), torch.randn(5, 16)
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    with torch.no_grad():
+        torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_layer_of_one_token():
+    layer, x = nn.Linear(16, 24), torch.randn(16, requires_grad=True)
+    found, expected = (torch.autograd.grad(out.square().sum(), x) for out in (apply_linear(layer, x), layer(x)))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_differentiation_of_a_linear_layer(grad):
+    layer, x, tangent = nn.Linear(16, 24), torch.randn(5, 16), torch.randn(5, 16)
+    with torch.set_grad_enabled(grad), forward_ad.dual_level():
+        found = forward_ad.unpack_dual(apply_linear(layer, forward_ad.make_dual(x, tangent))).tangent
+        torch.testing.assert_close(found, tangent @ layer.weight.t())
+
+
+@pytest.mark.parametrize("many", [linear_module.MANY, 0])
+def test_several_gradients_at_once(many, monkeypatch):
+    monkeypatch.setattr(linear_module, "MANY", many)
+    torch.manual_seed(0)
+    model, video = small("uniformer").eval(), video_for("uniformer", 1).requires_grad_()
+    logits, ones = model(video), torch.eye(5)[:, None]
+
+    def gradient(of: Tensor, batched: bool = False) -> Tensor:
+        return torch.autograd.grad(logits, video, of, retain_graph=True, is_grads_batched=batched)[0]
+
+    each = torch.stack([gradient(one) for one in ones])
+    for together in (gradient(ones, batched=True), torch.vmap(gradient)(ones)):
+        torch.testing.assert_close(together, each, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("conv_ndim", [None, 2, 3])
 @pytest.mark.parametrize("last", [True, False])
 def test_feed_forward_layers_in_parts_have_the_values_and_gradients_of_pytorch(conv_ndim, last, monkeypatch):
@@ -221,14 +268,38 @@ def test_inference_folds_batch_norm_and_calls_hooks(name):
         assert len(seen) == len(norms)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(approximate="tanh")])
-def test_inference_computes_replaced_layers_of_a_stem(activation):
+class Doubled(nn.Sequential):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+REPLACED: dict[str, Callable[[nn.Sequential], nn.Module]] = {
+    "relu": lambda layers: nn.Sequential(*layers[:2], nn.ReLU(), *layers[3:]),
+    "tanh": lambda layers: nn.Sequential(*layers[:2], nn.GELU(approximate="tanh"), *layers[3:]),
+    "longer": lambda layers: nn.Sequential(*layers, nn.GELU()),
+    "shorter": lambda layers: layers[:4],
+    "no norm": lambda layers: nn.Sequential(layers[0], nn.Identity(), *layers[2:]),
+    "norm without bias": lambda layers: nn.Sequential(layers[0], nn.BatchNorm3d(8, bias=False).eval(), *layers[2:]),
+    "one convolution": lambda layers: layers[0],
+    "other sequence": lambda layers: Doubled(*layers),
+}
+
+
+@pytest.mark.parametrize("change", REPLACED.values(), ids=REPLACED)
+def test_inference_computes_replaced_layers_of_a_stem(change):
     torch.manual_seed(0)
     stem = OverlapPatchEmbed((3, 8, 16), ((1, 2, 2), (1, 2, 2))).eval()
-    stem.proj[2] = activation
+    stem.proj = change(stem.proj)
     x = 4 * torch.randn(1, 3, 2, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(stem(x), stem.proj(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_without_bias_is_not_folded():
+    torch.manual_seed(0)
+    mlp, norm, x = Mlp(8, 12, conv_ndim=3), nn.BatchNorm3d(8, bias=False).eval(), torch.randn(2, 8, 2, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(x, norm), mlp(norm(x)))
 
 
 def test_hooks_of_feed_forward_layers_see_normalized_values():
