@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from slowfast.utils.distributed import SharedError
 from slowfast.utils.scores import log_probabilities, multi_label_losses
 
 CHUNK = 8 << 20  # bytes of scores that are compared or sent at once
+_numbers = itertools.count()  # of the evaluations, the same in all processes
 
 
 class ViewEnsemble:
@@ -181,11 +183,15 @@ def evaluate(
     model.eval()
     bad: list[tuple[str, str]] = []
     asked = computing = None
+    end = f"end of evaluation {next(_numbers)}"  # event: its results are not needed
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
         progress()
         asked = interrupt.received()
         if asked or not ensemble.finite:
+            distributed.announce(end)
+            break
+        if distributed.announced(end):
             break
         bad += batch["bad"]
         for clips, *described in _on_device(batch, max_clips, to_device, beside):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _get_default_store
 
 
 class SharedError(ValueError):
@@ -84,6 +85,17 @@ def all_gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def announce(event: str) -> None:
+    """Let `announced` return True in every process of the group, which need not take part in an exchange."""
+    if dist.is_initialized():
+        _get_default_store().set(event, "")
+
+
+def announced(event: str) -> bool:
+    """Return whether a process of the group has announced an event."""
+    return dist.is_initialized() and _get_default_store().check([event])
 
 
 def broadcast(value: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -221,6 +222,38 @@ def test_scores_are_gathered_in_little_memory_and_bit_for_bit(tmp_path, monkeypa
     for digest, metrics, peak in results:
         assert digest == results[0][0] and metrics["top1"] == results[0][1]["top1"]
         assert peak < 1.5
+
+
+def evaluate_until_asked(local_rank: int, reason: str, folder: Path, port: int) -> None:
+    """Evaluate in two processes, of which the second one alone is asked to stop, or gets scores that are not finite."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(local_rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    join_group("gloo", CPU, timeout=60, check=lambda: None)
+    if local_rank and reason == "signal":
+        interrupt.listen()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    value, count = float("nan") if local_rank and reason == "nan" else 1.0, 0
+
+    def batches():
+        nonlocal count
+        for count in range(1, 101):
+            time.sleep(0.1)
+            clip, one = torch.full((1, 3), value), torch.tensor([count])
+            yield {"video": clip, "label": one, "index": one, "view": one * 0, "bad": []}
+
+    try:
+        evaluate(torch.nn.Identity(), batches(), lambda clips: clips, CPU, ViewEnsemble("sum", False), 1, "a test")
+    except (interrupt.Interruption, distributed.SharedError) as end:
+        (folder / str(local_rank)).write_text(f"{type(end).__name__} {count < 50}")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("reason", "end"), [("signal", "Interruption"), ("nan", "SharedError")])
+def test_an_evaluation_that_one_process_ends_is_not_completed_by_the_others(tmp_path, reason, end):
+    torch.multiprocessing.start_processes(
+        evaluate_until_asked, (reason, tmp_path, free_ports(1)[0]), nprocs=2, start_method="fork"
+    )
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [f"{end} True"] * 2
 
 
 def test_train_meter_restores_its_means():
