@@ -224,6 +224,10 @@ def twice_as_wide(stream: Any) -> None:
     stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
 
 
+def bottom_up(stream: Any) -> None:
+    stream.codec_context.extradata = b"BottomUp\0"
+
+
 def coded(codec: str, frames: np.ndarray | None = None, pix_fmt: str = "yuv420p", **options: Any) -> Any:
     return lambda path: encode(path, numbered(24) if frames is None else frames, codec, pix_fmt, **options)
 
@@ -288,6 +292,7 @@ ODD: dict[str, tuple[Callable[[Path], Any] | dict[str, Any], int]] = {
     "pixels_not_square.mp4": ({"setup": twice_as_wide}, 24),
     "no_key_frame_in_front.ts": (no_key_frame_in_front, 16),
     "no_suffix": ({"file_format": "mp4"}, 24),
+    "bottom_up.nut": (coded("rawvideo", numbered(24)[:, ::-1], "rgb24", setup=bottom_up), 24),
     "raw.h264": ({"file_format": "h264"}, 24),
 }
 

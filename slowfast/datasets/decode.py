@@ -132,8 +132,7 @@ def _read_listed(
         except Unsure as error:
             _log_once(f"{backend} cannot read some videos, so PyAV reads them ({error}), for example", path)
     # Demuxers other than MP4's (for example AVI's) may treat packets already read as key frames: open the file again.
-    again = "mp4" not in container.format.name or backend != "pyav"
-    listed = replace(listed, packets=[]) if again else listed  # a packet belongs to the container that read it
+    again = "mp4" not in container.format.name
     # With periodic intra refresh, a picture builds up over many frames: decoding must start at the first key frame.
     reason = ""
     for keys in (listed.keys, listed.keys[:1]):
