@@ -21,6 +21,7 @@ from slowfast.utils.class_names import read_class_names
 
 CLASS_FILES = ("classes.txt", "class_names.txt")
 SHOWN = 3  # faults and paths that an error shows
+UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # byte order marks, read as UTF-8
 KNOWN = 100_000  # limit of the parsed ends of rows that are kept for reuse
 
 
@@ -320,7 +321,10 @@ def _report(faults: list[str], total: int, path: str | Path) -> str:
 def _lines(path: str | Path) -> Iterator[str]:
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield from file
+            for line in file:
+                if line.startswith(UTF16):
+                    raise ListError(f"{path} is UTF-16, as Windows programs write text: save it as UTF-8")
+                yield line
     except OSError as error:
         raise ListError(f"list {path} cannot be read ({error.strerror}): name an existing list") from None
 

@@ -49,6 +49,12 @@ def test_windows_files_read_like_others(tmp_path):
     assert list(read_list(path, separator=",")) == [Sample("a.mp4", 1), Sample("b.mp4", 2)]
 
 
+def test_a_list_in_utf_16_is_recognised(tmp_path):
+    path = write(tmp_path / "a.csv", "a.mp4 1\r\nb.mp4 2\r\n", "utf-16")
+    with pytest.raises(ListError, match="UTF-16"):
+        read_list(path)
+
+
 def test_paths_that_are_not_unicode_survive(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"caf\xe9.mp4 1\n")
     assert read_list(tmp_path / "a.csv")[0].path == "caf\udce9.mp4"
