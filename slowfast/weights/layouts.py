@@ -17,13 +17,13 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 Names = Sequence[tuple[str, str]]  # theirs and ours
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, and modules of Lightning
 
 
 def extract_state_dict(checkpoint: object) -> StateDict:
     """Return the tensors of a checkpoint, in its entry `model_state`, `model` or `state_dict` or at its top level.
 
-    Averaged weights (`ema_state`) have precedence, because they were validated. The prefix `module.` of a wrapper is
-    removed.
+    Averaged weights (`ema_state`) have precedence, because they were validated. Prefixes of wrappers are removed.
 
     Raises:
         ValueError: there are no tensors.
@@ -41,8 +41,8 @@ def extract_state_dict(checkpoint: object) -> StateDict:
             f"the checkpoint holds no tensors, but {sorted(map(str, content))[:8]}: give a file with 'model_state', "
             "'model', 'state_dict', or a bare state_dict"
         )
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    while prefix := next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 

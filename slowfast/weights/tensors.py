@@ -126,7 +126,7 @@ def _without_code(archive: zipfile.ZipFile) -> io.BytesIO:
     copy = io.BytesIO()
     with zipfile.ZipFile(copy, "w") as new:
         for name in archive.namelist():
-            if re.fullmatch(r"[^/]+/(data\.pkl|data/\w+|version|byteorder)", name):
+            if re.fullmatch(r"[^/]+/(data\.pkl|data/\w+|(\.data/)?version|byteorder)", name):
                 new.writestr(name, archive.read(name))
     copy.seek(0)
     return copy

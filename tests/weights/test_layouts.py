@@ -320,6 +320,14 @@ def test_openai_archives_load(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_archives_with_newer_operations_load(tmp_path):
+    layer = nn.Linear(2, 3)
+    torch.jit.script(nn.Sequential(layer, nn.GELU())).save(str(tmp_path / "a.pt"))  # version in another record
+    state = load_tensors(tmp_path / "a.pt")
+    assert list(state) == ["0.weight", "0.bias"] and torch.equal(state["0.weight"], layer.weight)
+
+
 # ---- MMAction2 ------------------------------------------------------------------------------------------------------
 
 

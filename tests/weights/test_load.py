@@ -33,10 +33,11 @@ def small(**options) -> UniFormer:
     )
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod."])
 @pytest.mark.parametrize("wrap", [lambda s: {"model": s}, lambda s: {"model_state": s, "epoch": 3}, lambda s: s])
-def test_every_layout_of_a_checkpoint_loads(wrap, tmp_path):
+def test_every_layout_of_a_checkpoint_loads(wrap, prefix, tmp_path):
     source, target = small(), small()
-    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
     torch.save(wrap(state), tmp_path / "weights.pth")
     report = load_weights(target, load_tensors(tmp_path / "weights.pth"))
     assert len(report.loaded) == len(state) and not report.missing
