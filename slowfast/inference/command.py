@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import math
 import os
 import re
 import sys
@@ -53,8 +54,8 @@ def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """Return the type of an option whose value must be above 0."""
 
     def number(text: str) -> Any:
-        if (value := kind(text)) <= 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        if not 0 < (value := kind(text)) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
         return value
 
     number.__name__ = kind.__name__
@@ -165,7 +166,8 @@ def _expand(source: str) -> list[str]:
         return _in_folder(source)
     if os.path.isfile(source):
         return _in_list(source) if source.lower().endswith(LIST_SUFFIXES) else [source]
-    if matched := sorted(glob.glob(source, recursive=True)):
+    # a broken link and a device match themselves
+    if matched := sorted(match for match in glob.glob(source, recursive=True) if match != source):
         return [path for match in matched for path in _expand(match)]
     kind = "pattern matches no file" if glob.has_magic(source) else "no such file or folder"
     raise ValueError(f"{source}: {kind}; check the path")

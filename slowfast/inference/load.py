@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 
 import slowfast
 from slowfast.config import load_config, recorded_config
+from slowfast.datasets.container import first_line
 from slowfast.engine.setup import place
 from slowfast.engine.test import find_checkpoint, load_model
 from slowfast.inference.network import Network
@@ -57,9 +58,7 @@ def load(
         ValueError: there is no such network, its configuration is not known, or its weights do not fit.
     """
     cfg, weights = _find(str(source), experiment, overrides)
-    if device is None and torch.cuda.is_available():
-        device = distributed.device(1)
-    where = torch.device(device or "cpu")
+    where = find_device(device)
     cfg = _changed(
         cfg,
         "NUM_GPUS", int(where.type == "cuda"), "TEST.CHECKPOINT_FILE_PATH", weights, "TEST.SHUFFLE_FRAMES", False,
@@ -69,6 +68,21 @@ def load(
     model, _, known = load_model(cfg, weights, names)
     place(model, where)
     return Network(model.eval(), cfg, known, where, weights)
+
+
+def find_device(device: str | torch.device | None) -> torch.device:
+    """Return a device of this machine; None is the GPU if there is one.
+
+    Raises:
+        ValueError: the machine does not have the device.
+    """
+    if device is None:
+        return distributed.device(int(torch.cuda.is_available()))
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used ({first_line(error)}): give cpu") from None
+    return torch.device(device)
 
 
 def _find(source: str, experiment: str | None, overrides: Sequence[str]) -> tuple[CfgNode, str]:

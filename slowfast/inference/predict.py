@@ -46,13 +46,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     long.add_argument(
         "--stride", type=positive(float), metavar="S", help="seconds from window to window (default: window / 4)"
     )
-    long.add_argument("--segments", metavar="FILE", default="segments.json", help="JSON to write; a PNG beside it")
+    long.add_argument("--segments", metavar="FILE", help="JSON to write, with a PNG beside it (default: segments.json)")
     long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default 8)")
     args = parser.parse_args(argv)
-    if args.stride and not args.window:
-        parser.error("--stride needs --window")
-    if args.window and (args.gpus or args.processes or args.sheet):
-        parser.error("--window runs in one process and draws no sheet: leave --gpus, --processes and --sheet out")
+    of_windows, of_videos = ("stride", "segments"), ("gpus", "processes", "sheet", "json", "csv")
+    without = next((name for name in (of_videos if args.window else of_windows) if getattr(args, name)), "")
+    if without and args.window:
+        parser.error(f"--window runs in one process and writes --segments and --video: leave --{without} out")
+    if without:
+        parser.error(f"--{without} needs --window")
+    args.segments = args.segments or "segments.json"
     return args
 
 

@@ -18,6 +18,7 @@ from slowfast.engine.meters import in_top
 from slowfast.inference import extract
 from slowfast.inference.command import add_network, guarded, positive, report_bad
 from slowfast.inference.layers import POOLED
+from slowfast.inference.load import find_device
 from slowfast.inference.probe_heads import (
     AttentiveHead,
     LinearHead,
@@ -182,7 +183,7 @@ def run_probes(args: argparse.Namespace, train: Samples, val: Samples, classes: 
 def _train(args: argparse.Namespace, name: str, samples: tuple[Samples, Samples], classes: int) -> list[dict[str, Any]]:
     """Train the heads of a probe, and save the best one."""
     train, val = samples
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = find_device(args.device)
     grid = [(lr, decay) for lr in args.lr or RATES[name] for decay in args.weight_decay]
 
     def make() -> nn.Module:

@@ -41,6 +41,8 @@ def given(trained, videos, tmp_path_factory) -> SimpleNamespace:
     lists["sounds"].write_text(f"{sound},0\n")
     video = videos / "val_0.mp4"
     wrong = {"sound": sound, "empty": empty, "broken": broken, "blank": blank, "missing": folder / "missing"}
+    wrong["link"] = folder / "link.mp4"
+    wrong["link"].symlink_to(folder / "missing")
     return SimpleNamespace(net=trained, video=video, nameless=nameless, **wrong, **lists)
 
 
@@ -122,6 +124,11 @@ OTHERS = [
     ("predict", "video --weights net --video video"),
     ("predict", "video --weights missing --csv OUT/a.csv"),
     ("predict", "video --weights net --csv OUT/a.csv --opts TEST.NUM_VIEWS 1"),
+    ("predict", "video --weights net --csv OUT/a.csv --device cuda:99"),
+    ("predict", "video --weights net --csv OUT/a.csv --device gpu"),
+    ("predict", "/dev/null --weights net --csv OUT/a.csv"),
+    ("predict", "link --weights net --csv OUT/a.csv"),
+    ("probe", "list --val list --weights net --out OUT --device gpu"),
     ("features", "broken --weights net --out OUT/f"),
     ("visualize", "cam broken --weights net --out OUT/a.mp4"),
     ("visualize", "cam missing --weights net --out OUT/a.png"),
@@ -166,6 +173,15 @@ def test_a_wrong_input_is_one_error_and_writes_nothing(command, arguments, given
     assert given.video.read_bytes() == before and files_below(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    ["--segments a.json", "--window nan", "--window inf", "--window 1 --csv a.csv", "--window 1 --json a.json"],
+)
+def test_an_option_without_effect_is_refused(options, given, monkeypatch, capsys):
+    assert run(monkeypatch, "predict", given.video, "--weights", given.net, *options.split()) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["predict", "features", "probe"])
 def test_a_list_of_sounds_is_refused(command, given, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, command, *filled(INPUTS[command], given, given.sounds, tmp_path)) == 2
@@ -175,8 +191,9 @@ def test_a_list_of_sounds_is_refused(command, given, tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("kind", ["video", "window"])
 def test_predictions_need_class_names(kind, given, tmp_path, monkeypatch, capsys):
-    windows = ["--window", "0.5", "--segments", tmp_path / "a.json"] if kind == "window" else []
-    command = [given.video, "--weights", given.nameless, "--csv", tmp_path / "a.csv", *windows]
+    windows = ["--window", "0.5", "--segments", tmp_path / "a.json"]
+    written = windows if kind == "window" else ["--csv", tmp_path / "a.csv"]
+    command = [given.video, "--weights", given.nameless, *written]
     assert run(monkeypatch, "predict", *command) == 2
     assert "--class-names" in only_error(capsys)
     assert [*tmp_path.iterdir()] == []
