@@ -156,6 +156,7 @@ def _on_onednn(x: Tensor) -> bool:
         and faster_routes(x)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
+        and not _has_any_global_hook()  # for example of PyTorch's counter of FLOPs, which omits operations of oneDNN
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 

@@ -11,6 +11,7 @@ import torch
 from small_networks import SHALLOW, SMALL, small, video_for
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from slowfast.models import linear as linear_module
 from slowfast.models.depthwise import depthwise_conv
@@ -150,19 +151,19 @@ def test_a_linear_layer_has_the_values_and_gradients_of_pytorch(shape, with_bias
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(
-    ("weight", "bias"),
-    [
-        (torch.randn(24, 16), torch.randn(48)[::2]),
-        (torch.randn(24, 16), torch.randn(1).expand(24)),
-        (torch.randn(16, 24).t(), torch.randn(24)),
-        (torch.randn(24, 16).to_sparse_csr(), torch.randn(24)),
-    ],
-    ids=["bias of a column", "bias of one value", "transposed weight", "sparse weight"],
-)
-def test_a_linear_layer_may_have_weights_of_any_layout(weight, bias):
+LAYOUTS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "bias of a column": lambda: (torch.randn(24, 16), torch.randn(48)[::2]),
+    "bias of one value": lambda: (torch.randn(24, 16), torch.randn(1).expand(24)),
+    "transposed weight": lambda: (torch.randn(16, 24).t(), torch.randn(24)),
+    "sparse weight": lambda: (torch.randn(24, 16).to_sparse_csr(), torch.randn(24)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_linear_layer_may_have_weights_of_any_layout(make):
     layer, x = nn.Linear(16, 24), torch.randn(5, 16)
-    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    layer.weight, layer.bias = map(nn.Parameter, make())
     with torch.no_grad():
         torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=1e-4, atol=1e-5)
 
@@ -318,6 +319,17 @@ def test_hooks_of_feed_forward_layers_see_normalized_values():
     with torch.no_grad():
         model(video)
     assert seen[0] < -1
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_operations_can_be_counted(grad):
+    counts = []
+    for device in ("cpu", "meta"):
+        layers = nn.Sequential(pointwise_conv(8, 16, 3), Mlp(16, 24, conv_ndim=3), nn.Linear(4, 5)).to(device)
+        with torch.set_grad_enabled(grad), FlopCounterMode(display=False) as counter:
+            layers(torch.zeros(2, 8, 2, 3, 4, device=device))
+        counts.append(counter.get_total_flops())
+    assert counts == [2 * 48 * (8 * 16 + 2 * 16 * 24) + 2 * 192 * 4 * 5] * 2
 
 
 def test_hooks_of_a_linear_layer_are_called():
