@@ -153,13 +153,18 @@ def _read_by_library(
         raise Unsure("its frames are not known to be right for files of this kind")
     container.seek(listed.keys[0][1], stream=stream)
     try:
-        turned = orientation(next(container.decode(stream))) != UPRIGHT
+        first = next(container.decode(stream))
+        turned, size = orientation(first) != UPRIGHT, (first.height, first.width)
     except (av.FFmpegError, StopIteration):
         raise Unsure("its first frame cannot be decoded") from None
+    del first
     _free_frames()
     if turned:
         raise Unsure("its frames are turned or mirrored")
-    return LIBRARIES[backend](path, listed, stream, needed)
+    images = LIBRARIES[backend](path, listed, stream, needed)
+    if any(image.shape[:2] != size for image in images):
+        raise Unsure("its frames have another size than its header says")
+    return images
 
 
 def _decode_all(path: str, choose: Callable[[int], Sequence[int]], length: int, pictures: Pictures) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from media_zoo import assert_single_frames, encode
 from PIL import Image, ImageOps
 
@@ -74,6 +75,21 @@ def two_streams(path: Path) -> None:
     copy_streams(path, [write(path.with_name("small.mp4")), write(path.with_name("large.mp4"), size=(96, 128))])
 
 
+def cropped(path: Path) -> None:
+    """Crop pictures on the left, which decoders do in steps of 32 pixels only: they are wider than the header says."""
+    with (
+        av.open(str(write(path.with_name("uncropped.mp4"), size=(96, 128)))) as source,
+        av.open(str(path), "w") as target,
+    ):
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        crop = BitStreamFilterContext("h264_metadata=crop_left=16", stream, copy)
+        for packet in source.demux(stream):
+            for changed in crop.filter(packet if packet.size else None):
+                changed.stream = copy
+                target.mux(changed)
+
+
 def longer_mdat(path: Path) -> None:
     data = bytearray(write(path, muxer={"movflags": "faststart"}).read_bytes())
     at = data.index(b"mdat") - 4
@@ -128,6 +144,7 @@ GOOD: dict[str, tuple[Callable[[Path], object], int]] = {
     "several_bit_rates.wmv": (
         lambda path: write(path, {}, codec="wmv2", file_format="asf", empty_first=True), 40,
     ),
+    "cropped.mp4": (cropped, 40),
     "longer_mdat.mp4": (longer_mdat, 40),
     "exif.avi": (exif_pictures, 12),
 }  # fmt: skip
