@@ -198,7 +198,16 @@ def _copy_sound(track: Any, video: Any, target: Any, sound: Any) -> None:
 
 def write_timeline(timeline: Timeline, path: str) -> None:
     """Draw which class is predicted when: a row for each of the most frequent classes, and the probability above."""
-    from matplotlib.figure import Figure  # slow to import
+    from matplotlib import rc_context  # slow to import
+
+    with rc_context({"text.parse_math": False}):  # names may contain $
+        figure = _draw_timeline(timeline)
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=110, format="png")
+
+
+def _draw_timeline(timeline: Timeline) -> Any:
+    from matplotlib.figure import Figure
 
     segments = timeline.segments()
     lasting: dict[int, float] = {}
@@ -222,8 +231,7 @@ def write_timeline(timeline: Timeline, path: str) -> None:
     for axes in (above, rows):
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path) as file:
-        figure.savefig(file, dpi=110, format="png")
+    return figure
 
 
 def pictures(cfg: CfgNode, clips: Tensor) -> np.ndarray:

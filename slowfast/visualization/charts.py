@@ -27,6 +27,7 @@ STYLE = {
     "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": GRID, "xtick.color": TEXT, "ytick.color": TEXT,
     "xtick.major.size": 0, "ytick.major.size": 0, "axes.grid": True, "grid.color": GRID, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.formatter.limits": (-3, 5),
+    "text.parse_math": False,  # names may contain $
 }  # fmt: skip
 POINTS = 400  # of a curve; a longer one is drawn as the means of equal parts
 NAMED = 40  # classes that a matrix names beside its rows and columns

@@ -14,6 +14,7 @@ import torch
 import slowfast
 from slowfast.datasets import decode
 from slowfast.datasets.reader import MediaError, read_frames, stream_frames
+from slowfast.inference.draw import write_timeline
 from slowfast.inference.results import Class
 from slowfast.inference.windows import Timeline, WindowCutter, ahead, join, predict_windows, run_windows
 
@@ -131,6 +132,12 @@ def test_segments_of_equal_class_are_merged_without_gaps():
     assert [(each.begin, each.end, each.found.name) for each in found] == [(0, 2, "a"), (2, 3, "b"), (3, 5, "a")]
     assert found[0].found.probability == pytest.approx(0.7)
     assert [timeline.at(time)[0].name for time in (-1, 0, 1.9, 2, 2.9, 4, 9)] == ["a", "a", "a", "b", "b", "a", "a"]
+
+
+def test_a_time_line_takes_names_as_they_are(tmp_path):
+    name = r"from $5 to $\some_{thing"  # matplotlib would parse what is between two dollars
+    write_timeline(Timeline(f"{name}.mp4", [0.0], [(Class(name, 0, 0.6),)], 1.0), str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 @pytest.mark.slow

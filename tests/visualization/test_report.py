@@ -21,6 +21,7 @@ from slowfast.datasets.lists import VideoList
 from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.results import write_scores
 from slowfast.utils.io import to_json
+from slowfast.visualization.charts import matrix_chart
 from slowfast.visualization.report import write_report
 from slowfast.visualization.runs import read_run, read_runs
 
@@ -280,6 +281,11 @@ def test_a_report_without_a_test_is_of_the_best_validation(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_names_of_a_matrix_are_as_they_are():
+    names = [r"from $5 to $\some_{thing", "other"]  # matplotlib would parse what is between two dollars
+    assert names[0] in matrix_chart(np.eye(2, dtype=int), names, np.arange(2)).svg
+
+
 def test_a_report_of_many_videos_and_classes_is_below_1_mb(tmp_path):
     make_run(tmp_path, result=evaluation(classes=1000, videos=5000))
     assert write_report(tmp_path).stat().st_size < 1_000_000
