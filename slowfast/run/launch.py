@@ -33,6 +33,7 @@ from slowfast.run.watchdog import EXIT_HUNG, progress, watching
 from slowfast.utils import distributed
 from slowfast.utils.io import write_text
 from slowfast.utils.logging import setup_logging
+from slowfast.utils.memory import keep_memory
 
 logger = logging.getLogger(__name__)
 
@@ -254,9 +255,10 @@ def report_error(error: Exception) -> bool:
 def _join_and_run(cfg: CfgNode, job: Job) -> None:
     _check_group(cfg)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if cfg.NUM_GPUS == 0 and local > 1:
+    if cfg.NUM_GPUS == 0:
         # the processes share the cores; with more threads than cores they slow each other down
         torch.set_num_threads(max(1, torch.get_num_threads() // local))
+        keep_memory(everything=True)
     backend = "gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND
     join_group(backend, distributed.device(cfg.NUM_GPUS), 60 * cfg.DIST_TIMEOUT, _check_while_waiting)
     agreement = preflight(cfg)

@@ -11,17 +11,18 @@ import pytest
 
 from slowfast.utils.memory import prefer_large_pages
 
-# page faults of making and freeing the arrays of a clip once more
+# page faults of making and freeing eight arrays once more
 AGAIN = """
 import sys
 from resource import RUSAGE_SELF, getrusage
 import numpy as np
 from slowfast.utils.memory import keep_memory
-if sys.argv[1] == "keep":
-    keep_memory()
+how, size = sys.argv[1], int(sys.argv[2])
+if how != "default":
+    keep_memory(everything=how == "everything")
 def faults():
     before = getrusage(RUSAGE_SELF).ru_minflt
-    arrays = [np.ones(2 << 20, np.uint8) for _ in range(8)]
+    arrays = [np.ones(size, np.uint8) for _ in range(8)]
     del arrays
     return getrusage(RUSAGE_SELF).ru_minflt - before
 for _ in range(3):
@@ -31,10 +32,11 @@ print(faults())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
-def test_memory_is_used_again():
+@pytest.mark.parametrize(("how", "size"), [("some", 2 << 20), ("everything", 33 << 20)])
+def test_memory_is_used_again(how, size):
     kept, given_back = (
-        int(subprocess.run([sys.executable, "-c", AGAIN, how], capture_output=True, text=True, check=True).stdout)
-        for how in ("keep", "do not")
+        int(subprocess.run([sys.executable, "-c", AGAIN, kind, str(size)], capture_output=True, check=True).stdout)
+        for kind in (how, "default")
     )
     assert kept < 50 < given_back
 
