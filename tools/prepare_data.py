@@ -28,7 +28,7 @@ from slowfast.prepare.scan import describe, find_media
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
-from slowfast.utils.io import write_text
+from slowfast.utils.io import print_any_name, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 # --recipe -> the base of an experiment on own videos
@@ -274,14 +274,15 @@ def make_copies(args: argparse.Namespace) -> int:
 
 
 def show(lines: Iterable[str]) -> None:
-    """Print indented lines, with ? for what is not Unicode in a name."""
+    """Print indented lines."""
     for line in lines:
-        print(f"  {line.encode('utf-8', 'replace').decode()}")
+        print(f"  {line}")
 
 
 def main() -> int:
     """Run a sub-command; a fault of the user ends in one line and exit code 2."""
     args = parse_args()
+    print_any_name()
     try:
         return args.run(args)
     except (ValueError, OSError) as error:

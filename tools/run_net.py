@@ -20,6 +20,7 @@ from slowfast.config import check_variables, format_config, is_key, load_config
 from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
 from slowfast.run.interrupt import EXIT_REQUEUE, Interruption, ignore, leave
+from slowfast.utils.io import print_any_name
 
 # Options that set a key: of PySlowFast, and for Slurm.
 KEYS = {
@@ -72,6 +73,7 @@ def main() -> int:
         interrupted and has saved. Ctrl-C twice exits with 130.
     """
     args = parse_args()
+    print_any_name()
     # users do not need the source line of a warning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:

@@ -23,6 +23,7 @@ from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.datasets.workers import usable_cores
 from slowfast.inference.load import load
 from slowfast.inference.network import Network
+from slowfast.utils.io import print_any_name
 from slowfast.weights.fetch import fetch
 
 SOME_FAILED, WRONG_INPUT = 1, 2  # exit codes
@@ -71,6 +72,7 @@ def load_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Net
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a program; end wrong inputs with one line."""
+    print_any_name()
     try:
         return run()
     except (ValueError, OSError) as error:  # for example a full disk

@@ -7,12 +7,19 @@ import csv
 import hashlib
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import simplejson
+
+
+def print_any_name() -> None:
+    """Print ? for characters that the standard output cannot encode: names of files and classes contain any."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ class _Lines:
                     file.write(line + "\n")  # file names need not be UTF-8
             else:
                 # above a running progress bar instead of through it
-                tqdm.write(line.encode("utf-8", "backslashreplace").decode(), file=sys.stdout)
+                encoding = sys.stdout.encoding or "utf-8"
+                tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
                 sys.stdout.flush()
             self.failing = False
         except OSError as error:

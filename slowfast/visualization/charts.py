@@ -162,6 +162,7 @@ def matrix_chart(counts: np.ndarray, names: list[str], order: np.ndarray) -> Cha
 
 def _shortened(name: str) -> str:
     """Return a name of at most 26 characters; the ends of names differ as often as their beginnings."""
+    name = name.encode("utf-8", "replace").decode()  # bytes that are not UTF-8 cannot be drawn
     return name if len(name) <= 26 else f"{name[:13]}…{name[-12:]}"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,6 +57,14 @@ def test_files_contain_the_predictions_of_the_network(trained, videos, tmp_path,
     assert [row["top1"] for row in rows] == [prediction.top[0].name for prediction in expected]
     assert float(rows[0]["probability1"]) == pytest.approx(expected[0].top[0].probability, rel=1e-5)
     assert expected[0].top[0].name in capsys.readouterr().out
+
+
+def test_a_terminal_that_lacks_characters_shows_others(trained, videos, tmp_path, monkeypatch):
+    shown, path = io.BytesIO(), tmp_path / os.fsdecode("\u89c6 ".encode() + b"\xe9.mp4")
+    path.write_bytes((videos / "val_0.mp4").read_bytes())
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="latin-1", write_through=True))
+    assert predict(path, "--weights", trained, "--top", 1) == 0
+    assert shown.getvalue().splitlines()[-2].endswith(b"/? ?.mp4")
 
 
 def test_unreadable_files_are_listed_and_the_others_predicted(trained, videos, tmp_path, capsys):

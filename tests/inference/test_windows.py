@@ -135,7 +135,7 @@ def test_segments_of_equal_class_are_merged_without_gaps():
 
 
 def test_a_time_line_takes_names_as_they_are(tmp_path):
-    name = r"from $\some_{ to $5"  # matplotlib would parse what is between two dollars
+    name = "from $\\some_{ to $5 \udce9"  # matplotlib would parse what is between two dollars; a byte that is not UTF-8
     write_timeline(Timeline(f"{name}.mp4", [0.0], [(Class(name, 0, 0.6),)], 1.0), str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").stat().st_size > 5000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -16,6 +17,15 @@ def test_names_that_are_not_utf8_can_be_logged(tmp_path, package_logger, capsys)
     package_logger.warning("replaced caf\u00e9 \udcff.mp4")  # as Python reads the byte 0xff
     for text in (capsys.readouterr().out, (tmp_path / "log.txt").read_text(encoding="utf-8")):
         assert text.endswith("replaced caf\u00e9 \\udcff.mp4\n")
+
+
+def test_names_that_the_terminal_cannot_show_can_be_logged(tmp_path, package_logger, monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="latin-1"))
+    setup_logging(tmp_path, main=True)
+    package_logger.warning("caf\u00e9 \u89c6.mp4")
+    assert shown.getvalue().endswith(b"caf\xe9 \\u89c6.mp4\n")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").endswith("caf\u00e9 \u89c6.mp4\n")
 
 
 def test_history_after_a_resume_has_no_repeats(tmp_path):
