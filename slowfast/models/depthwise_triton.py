@@ -148,7 +148,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     B, T, H, W, C = x.shape
     x, out, unit, length = x.contiguous(), x.new_empty(x.shape), _unit(C), _length(T)
     weight, size = weight.flatten(1).t().contiguous(), weight.shape[2:]
-    bias = weight.new_zeros(C) if bias is None else bias
+    bias = weight.new_zeros(C) if bias is None else bias.contiguous()
     grid = (B * triton.cdiv(T, length) * triton.cdiv(H * W, POSITIONS), triton.cdiv(C, CHANNELS))
     with torch.cuda.device_of(x):
         _convolve[grid](
