@@ -83,7 +83,9 @@ def _other_places(paths: Sequence[str], prefix: str, suffix: str, source: str) -
             "row, or use a data set whose rows have these columns.",
         )
     stems = [os.path.splitext(os.path.join(prefix, path)) for path in paths]
-    for other in VIDEO_SUFFIXES:
+    slashes = [os.path.join(prefix, path.replace("\\", "/") + suffix) for path in paths]
+    yield slashes, "The files exist with / in place of \\ in the paths: replace it in the list."
+    for other in (*VIDEO_SUFFIXES, *map(str.upper, VIDEO_SUFFIXES)):
         cure = f"The files exist with the suffix {other}, not {stems[0][1] or 'none'}: change it in the list."
         yield [stem + other for stem, _ in stems], cure
     names: list[str] = []
@@ -92,7 +94,7 @@ def _other_places(paths: Sequence[str], prefix: str, suffix: str, source: str) -
     below = [Path(prefix) / name for name in names[:MANY] if not name.endswith(VIDEO_SUFFIXES)]
     for folder in (*list(Path(prefix).absolute().parents)[:3], Path(source).parent, *below):
         yield [os.path.join(folder, path + suffix) for path in paths], f"They are below {folder}: set prefix to it."
-    for depth in range(1, 4):
+    for depth in range(4):  # 0: without a leading slash
         shorter = [path.strip("/").split("/", depth)[-1] for path in paths]
         first = paths[0][: len(paths[0]) - len(shorter[0])]
         cure = f"They are below {prefix} without {first!r} in front: remove it from the list."

@@ -122,6 +122,7 @@ def there(tmp_path):
         (tmp_path / "videos" / folder).mkdir(parents=True)
         for number in range(4):
             (tmp_path / f"videos/{folder}/{number}.mp4").touch()
+        (tmp_path / f"videos/{folder}/camera.MP4").touch()
     for number in ("78687", "42326"):
         (tmp_path / "frames" / number).mkdir(parents=True)
         (tmp_path / f"videos/{number}.webm").touch()
@@ -143,6 +144,9 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
         ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "surplus columns.*',archery,4'"),
         # the suffix, the prefix, and the beginning of the paths
         ("a/1.avi 3\nb/2.avi 2\n", " ", "videos", r"suffix \.mp4, not \.avi"),
+        ("a/camera.mp4 3\n", " ", "videos", r"suffix \.MP4, not \.mp4"),
+        ("a\\1.mp4 3\nb\\2.mp4 2\n", " ", "videos", r"/ in place of \\"),
+        ("/a/1.mp4 3\n/b/2.mp4 2\n", " ", "videos", "without '/' in front"),
         (ROWS, " ", "", "below .*/videos: set prefix"),
         (ROWS, " ", "videos/a", "below .*/videos: set prefix"),
         (ROWS, " ", ".", "below .*videos: set prefix"),
