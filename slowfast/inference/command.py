@@ -198,13 +198,13 @@ def _in_list(path: str) -> list[str]:
 
 
 def _listed(row: str, folder: str) -> str:
-    """Return the path in a row that exists; without one, the first column of the row below the folder of the list."""
+    """Return the path in a row that exists; without one, the row without its label, below the folder of the list."""
     last = [row.rsplit(separator, 1)[0] for separator in (",", None, ',"')]  # without the label, or several in quotes
     forms = [row, *last, row.split(",")[0], row.split()[0]]
     forms = [form.strip().strip('"') for form in forms]
     places = [place for form in forms for place in (form, os.path.join(folder, form))]
-    first = row.rsplit(",", 1)[0] if "," in row else row.split()[0]
-    return next((place for place in places if os.path.exists(place)), os.path.join(folder, first))
+    unlabelled = re.sub(r'[\s,;]+"?-?[\d,]*"?$', "", row).strip('"')
+    return next((place for place in places if os.path.exists(place)), os.path.join(folder, unlabelled))
 
 
 def names_of(paths: Sequence[str]) -> dict[str, str]:

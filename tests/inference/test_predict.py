@@ -143,7 +143,9 @@ def test_files_folders_patterns_and_lists_name_videos(videos, tmp_path, monkeypa
     (tmp_path / "list.csv").write_text("a/1.mp4,3\nd e/4.mp4,2\nmissing.mp4,1\n")
     (tmp_path / "several.csv").write_text('a/1.mp4 3,17\nd e/4.mp4 "2"\na/1.mp4,"3,17"\nd e/4.mp4,""\n')
     (tmp_path / "list.txt").write_text("a/1.mp4 3\n")
+    (tmp_path / "lost.csv").write_text('b, c/1 2.mp4 3\nb/1.mp4,3\nb/2.mp4 3,17\n"b/3.mp4","3,17"\nb/4.mp4\n')
     monkeypatch.chdir(tmp_path)
+    assert find_videos(["lost.csv"]) == ["b, c/1 2.mp4", *(f"b/{n}.mp4" for n in range(1, 5))]
     assert find_videos(["a"]) == ["a/1.mp4", "a/b/2.webm"]
     assert find_videos(["*/*.mp4", "a/1.mp4"]) == ["a/1.mp4", "c/3.mp4", "d e/4.mp4"]
     assert find_videos(["several.csv"]) == ["a/1.mp4", "d e/4.mp4"]
