@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -201,18 +202,20 @@ def test_copies_are_small_and_listed(run, folder, tmp_path):
 
 def test_lists_of_copies_name_the_originals_without_one(run, folder, tmp_path):
     """A file that is cut short and a folder of images are not encoded, so they cannot be in the lists."""
-    images = folder / "videos/right/images"
+    videos = tmp_path / "videos"
+    shutil.copytree(folder / "videos", videos)
+    images = videos / "right/images"
     images.mkdir()
     for number in (1, 2):
         cv2.imwrite(str(images / f"img_{number:05d}.jpg"), np.zeros((48, 64, 3), np.uint8))
-    assert run("reencode", "videos", "--out", tmp_path / "small", "--measure", 0)[0] == 1
+    assert run("reencode", videos, "--out", tmp_path / "small", "--measure", 0)[0] == 1
     code, out, err = run("lists", tmp_path / "small", "--out", tmp_path / "lists")
     assert (code, err) == (0, "")
     [line] = [line for line in out.splitlines() if "without a copy" in line]
     assert line.split()[0] == "2" and line.endswith("left/torn.mp4, right/images")
     assert "unknown type" not in out
-    (folder / "videos/left/torn.mp4").write_bytes((folder / "videos/left/clip 0.mp4").read_bytes())
-    assert run("reencode", "videos", "--out", tmp_path / "small", "--measure", 0)[0] == 0
+    shutil.copyfile(videos / "left/clip 0.mp4", videos / "left/torn.mp4")
+    assert run("reencode", videos, "--out", tmp_path / "small", "--measure", 0)[0] == 0
     out = run("lists", tmp_path / "small", "--out", tmp_path / "lists", "--overwrite")[1]
     assert any(line.endswith("left out: right/images") for line in out.splitlines() if "without a copy" in line)
 
