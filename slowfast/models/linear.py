@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
+from torch.nn.modules import module as hooks
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.module import _has_any_global_hook
 
 # oneDNN has the fast kernels on such CPUs
 X86_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX") and torch.backends.mkldnn.is_available()
@@ -148,6 +148,14 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+def _has_global_hooks() -> bool:
+    """Return whether something listens to the calls of all modules, for example PyTorch's counter of FLOPs."""
+    return any((
+        hooks._global_forward_hooks, hooks._global_forward_pre_hooks,
+        hooks._global_backward_hooks, hooks._global_backward_pre_hooks,
+    ))  # fmt: skip
+
+
 def _on_onednn(x: Tensor) -> bool:
     """Return whether operations of oneDNN are called directly for x."""
     return (
@@ -156,7 +164,7 @@ def _on_onednn(x: Tensor) -> bool:
         and faster_routes(x)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and not _has_any_global_hook()  # for example of PyTorch's counter of FLOPs, which omits operations of oneDNN
+        and not _has_global_hooks()  # for example of PyTorch's counter of FLOPs, which omits operations of oneDNN
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
@@ -211,9 +219,14 @@ def pointwise_conv(dim: int, out: int, ndim: int) -> nn.Module:
 
 
 def unhooked(*modules: nn.Module) -> bool:
-    """Return whether modules need not be called to compute them: nothing listens to a call, or replaces `forward`."""
+    """Return whether modules need not be called to compute them: nothing listens to a call, or replaces `forward`.
+
+    A compiled network calls them all, because the faster routes of a CPU are not for it.
+    """
+    if torch.compiler.is_compiling():
+        return False
     own = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in modules]
-    return not (any(map(any, own)) or _has_any_global_hook() or any("forward" in vars(m) for m in modules))
+    return not (any(map(any, own)) or _has_global_hooks() or any("forward" in vars(m) for m in modules))
 
 
 def is_plain(layer: Any, *kinds: type[nn.Module]) -> bool:
