@@ -22,8 +22,8 @@ COLUMNS = {
     "end": "end of the action in seconds",
 }
 VIDEO_SUFFIXES = (
-    ".mp4", ".webm", ".avi", ".mkv", ".mov", ".3gp", ".flv", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
-    ".wmv",
+    ".mp4", ".webm", ".avi", ".mkv", ".mov", ".3gp", ".asf", ".flv", ".gif", ".m2ts", ".m4v", ".mpeg", ".mpg", ".mts",
+    ".ogv", ".ts", ".vob", ".wmv",
 )  # fmt: skip
 UNKNOWN = -1  # label of a video in a test list whose class is not known
 DIGITS = 15  # most digits of a number that a float64 represents exactly
