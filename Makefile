@@ -9,7 +9,7 @@ MAKE_VENV = @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 # Python compiles a module when it is first imported; to compile all modules of all packages takes most of a minute.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: install dev demo test test-all test-unit lint
+.PHONY: install dev demo test test-all test-unit test-lowest lint
 
 install: $(VENV)/.installed ## the packages for training and testing
 
@@ -35,6 +35,11 @@ test-all: dev ## all tests
 
 test-unit: dev ## the quick part of the tests
 	$(RUN) pytest -n $(JOBS) --dist worksteal -m "not slow"
+
+test-lowest: ## the quick tests with the oldest packages that are supported; before every release
+	python3.10 -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet -e '.[dev]' -c tests/lowest.txt
+	PATH="$(abspath $(VENV)-lowest/bin):$$PATH" pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 lint: dev ## the checks that pre-commit also runs
 	$(RUN) pre-commit run --all-files --show-diff-on-failure

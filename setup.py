@@ -32,12 +32,12 @@ setup(
             "slowfast-doctor = slowfast.commands:doctor",
         ]
     },
-    # The lower bounds of torch, torchvision, av, timm and submitit were tested together, on Python 3.10. torch and
-    # torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair, and torchvision
-    # pins its own torch, so any resolver ends at one.
+    # `make test-lowest` tests the lower bounds of torch, torchvision, av, timm and submitit together, on Python 3.10.
+    # torch and torchvision release in lockstep (torch 2.X with torchvision 0.(X+15)); these are one such pair, and
+    # torchvision pins its own torch, so any resolver ends at one.
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
+        "torch>=2.8",
+        "torchvision>=0.23",
         "numpy>=1.24",
         "opencv-python-headless>=4.8",
         "Pillow>=10.1",
@@ -72,7 +72,7 @@ setup(
             # one of the two packages that write all features into one file
             "h5py>=3.8",
             # other programs, whose numbers the tests compare with ours
-            "open_clip_torch>=2.24",
+            "open_clip_torch>=2.30",
             "transformers>=4.40",
             "scikit-learn>=1.4",
             "pytest>=8",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn import functional as F
-from torch.nn.modules import module as hooks
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import _has_any_global_hook
 
 # oneDNN has the fast kernels on such CPUs
 X86_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX") and torch.backends.mkldnn.is_available()
@@ -21,10 +21,9 @@ MANY = 1 << 22  # hidden values that no cache contains: 16 MB
 def is_exporting() -> bool:
     """Return whether `torch.export` traces the network.
 
-    Before PyTorch 2.14, `torch.compiler.is_exporting` is also true in `torch.compile`; PyTorch 2.6 has no such flag.
+    Before PyTorch 2.14, `torch.compiler.is_exporting` is also true in `torch.compile`.
     """
-    flag = getattr(torch.compiler, "_is_exporting_flag", None)
-    return torch.compiler.is_compiling() if flag is None else flag
+    return torch.compiler._is_exporting_flag  # pyright: ignore[reportPrivateUsage]
 
 
 def _in_transform() -> bool:
@@ -148,14 +147,6 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-def _has_global_hooks() -> bool:
-    """Return whether something listens to the calls of all modules, for example PyTorch's counter of FLOPs."""
-    return any((
-        hooks._global_forward_hooks, hooks._global_forward_pre_hooks,
-        hooks._global_backward_hooks, hooks._global_backward_pre_hooks,
-    ))  # fmt: skip
-
-
 def _on_onednn(x: Tensor) -> bool:
     """Return whether operations of oneDNN are called directly for x."""
     return (
@@ -164,7 +155,7 @@ def _on_onednn(x: Tensor) -> bool:
         and faster_routes(x)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and not _has_global_hooks()  # for example of PyTorch's counter of FLOPs, which omits operations of oneDNN
+        and not _has_any_global_hook()  # for example of PyTorch's counter of FLOPs, which omits operations of oneDNN
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
 
@@ -226,7 +217,7 @@ def unhooked(*modules: nn.Module) -> bool:
     if torch.compiler.is_compiling():
         return False
     own = [(m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks) for m in modules]
-    return not (any(map(any, own)) or _has_global_hooks() or any("forward" in vars(m) for m in modules))
+    return not (any(map(any, own)) or _has_any_global_hook() or any("forward" in vars(m) for m in modules))
 
 
 def is_plain(layer: Any, *kinds: type[nn.Module]) -> bool:

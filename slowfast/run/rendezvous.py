@@ -88,7 +88,7 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
     except ValueError:
         time.sleep(5 * POLL * serves)  # the store ends with this process, and the others must read it before
         raise
-    except RuntimeError as error:  # DistError, and before PyTorch 2.7 no class of its own
+    except RuntimeError as error:  # for example DistError
         raise ValueError(
             f"{me}: the store at MASTER_ADDR and MASTER_PORT (--init_method) cannot be used "
             f"({str(error).partition(chr(10))[0]}); see the message of rank 0"

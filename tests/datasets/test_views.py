@@ -14,7 +14,7 @@ from slowfast.datasets.crops import short_side_size
 from slowfast.datasets.transforms import normalize
 from slowfast.datasets.views import Views, resize_short_side, shrink
 
-# Older releases of PyTorch place the samples of a resize in another way: 1.3e-5 in 2.6.
+# Releases of PyTorch before 2.11 place the samples of a resize in another way, with a difference of 1.3e-5.
 TOLERANCE = 1e-5 if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11) else 2e-5
 ROUNDING = 4 * 2.0**-16  # four units in the last place of a pixel of 255
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.1, 0.2, 0.3])
