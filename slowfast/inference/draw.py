@@ -31,8 +31,11 @@ BACK_OFF = 200  # opacity of a panel, 0 to 255
 
 @lru_cache
 def font(size: int) -> Any:
-    """Return the font of Pillow in a size in pixels."""
-    return ImageFont.load_default(size)
+    """Return a font with the letters of most alphabets in a size in pixels; that of Pillow has ASCII only."""
+    import matplotlib  # slow to import
+
+    path = os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # some distributions leave it out
+    return ImageFont.truetype(path, size) if os.path.isfile(path) else ImageFont.load_default(size)
 
 
 def color(index: int) -> tuple[int, int, int]:
@@ -60,7 +63,7 @@ def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int
         size: of the text in pixels.
     """
     left, y, width = box
-    pen, row, number = ImageDraw.Draw(image, "RGBA"), round(1.75 * size), round(3.1 * size)
+    pen, row, number = ImageDraw.Draw(image, "RGBA"), round(1.75 * size), round(4.6 * size)
     for rank, found in enumerate(top):
         bright = TEXT if not rank else MUTED
         name = shortened(found.name.replace("_", " "), size, width - number)
