@@ -11,7 +11,7 @@ Set a key in a YAML file, as `KEY: VALUE` below its section, or on the command l
 
 ```bash
 source .venv/bin/activate
-python tools/run_net.py --cfg exp/demo/config.yaml --show SOLVER.MAX_EPOCH 2
+python tools/run_net.py --cfg exp/demo/config.yaml --show SOLVER.MAX_EPOCH 20
 ```
 
 `--show` prints all values and the origin of those that are not the default; without it, the run starts.
