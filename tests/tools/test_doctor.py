@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import doctor
 import pytest
 import torch
+from torch import nn
+
+from slowfast.config import load_config
+from slowfast.models.depthwise import depthwise_conv
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,9 +38,17 @@ def test_notes_are_not_faults(monkeypatch):
     assert run(monkeypatch, lambda: iter([doctor.Finding(doctor.NOTE, "little space")])) == 0
 
 
-@pytest.mark.parametrize("groups", [1, 64])
-def test_the_error_of_a_convolution_is_that_of_its_precision(groups):
-    assert 0 < doctor.rounding_error(torch.device("cpu"), groups, torch.float64) < 1e-4
+@pytest.mark.parametrize("layer", [nn.Conv3d(64, 64, 5, padding=2), depthwise_conv(64, 5, ndim=3)])
+def test_the_error_of_a_convolution_is_that_of_its_precision(layer):
+    assert 0 < doctor.rounding_error(layer, torch.device("cpu"), torch.float64) < 1e-4
+
+
+def test_the_cure_of_wrong_convolutions_can_be_applied(monkeypatch):
+    monkeypatch.setattr(doctor, "WRONG", 0)
+    notes = [finding.text for finding in doctor.devices() if "bfloat16" in finding.text]
+    assert len(notes) == 2
+    for note in notes:
+        assert load_config(None, re.search(r"TRAIN\.AMP_DTYPE \w+", note)[0].split())
 
 
 @pytest.mark.slow
