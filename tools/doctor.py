@@ -6,6 +6,7 @@ import argparse
 import copy
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from slowfast.datasets.backends import BACKENDS, check_backend
 from slowfast.datasets.reader import read_frames
 from slowfast.engine.setup import layout
 from slowfast.models.depthwise import depthwise_conv
-from slowfast.utils.environment import environment
+from slowfast.utils.environment import environment, package_version
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 LIMIT = 90.0  # seconds for the processes of a check
@@ -53,8 +54,19 @@ def versions() -> Iterator[Finding]:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (ImportError, RuntimeError, AttributeError) as error:
         line = str(error).partition("\n")[0]
-        cure = "pip install --force-reinstall torch torchvision"
-        yield Finding(BROKEN, f"torch and torchvision are not a matching pair ({line}): {cure}")
+        yield Finding(BROKEN, describe_pair(package_version("torch"), package_version("torchvision"), line))
+
+
+def describe_pair(torch_version: str, torchvision_version: str, reason: str) -> str:
+    """Return why torch and torchvision do not work together, and the cure."""
+    build = torch_version.partition("+")[2]
+    numbers = [re.match(r"(\d+)\.(\d+)", text) for text in (torch_version, torchvision_version)]
+    (torch_major, torch_minor), (major, minor) = [tuple(map(int, n.groups())) if n else (0, 0) for n in numbers]
+    matches = (torch_major, major, minor) == (2, 0, torch_minor + 15)  # 2.8 with 0.23, 2.14 with 0.29
+    fault = "have matching versions, but builds that do not fit" if matches else "are not a matching pair"
+    index = f" --index-url https://download.pytorch.org/whl/{build}" * bool(re.fullmatch(r"cpu|cu\d+", build))
+    cure = f"pip install --force-reinstall torch torchvision{index}"
+    return f"torch {torch_version} and torchvision {torchvision_version} {fault} ({reason}): {cure}"
 
 
 def devices() -> Iterator[Finding]:

@@ -51,6 +51,25 @@ def test_the_cure_of_wrong_convolutions_can_be_applied(monkeypatch):
         assert load_config(None, re.search(r"TRAIN\.AMP_DTYPE \w+", note)[0].split())
 
 
+def test_the_packages_of_this_environment_fit():
+    assert [finding.state for finding in doctor.versions() if finding.state != doctor.OK] == []
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "torchvision_version", "builds", "end"),
+    [
+        ("2.13.0+cpu", "0.28.0", True, "torchvision --index-url https://download.pytorch.org/whl/cpu"),
+        ("2.13.0", "0.28.0+cpu", True, "torchvision"),
+        ("2.12.0+cu126", "0.28.0", False, "torchvision --index-url https://download.pytorch.org/whl/cu126"),
+        ("2.12.0a0+git1a2b", "0.28.0", False, "torchvision"),
+        ("2.13.0", "not installed", False, "torchvision"),
+    ],
+)
+def test_packages_that_do_not_fit_have_a_cure(torch_version, torchvision_version, builds, end):
+    text = doctor.describe_pair(torch_version, torchvision_version, "no operator nms")
+    assert ("builds" in text) == builds and text.endswith(f"pip install --force-reinstall torch {end}")
+
+
 @pytest.mark.slow
 def test_the_doctor_finds_this_machine_well(call, tmp_path):
     done = call(ROOT / "tools/doctor.py", environment={"SLURM_JOB_ID": ""}, folder=tmp_path)
