@@ -133,7 +133,7 @@ def _check_file(path: str) -> None:
             if file.read(1):
                 return
     except FileNotFoundError:
-        reason = "no such file or folder; the prefix must be the folder that the paths of the list start from"
+        reason = "no such file or folder; check the path, and the folder that the paths of a list start from"
     except OSError as error:
         reason = f"cannot be opened ({error.strerror})"
     else:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.datasets.workers import usable_cores
@@ -149,8 +150,8 @@ def find_videos(sources: Sequence[str]) -> list[str]:
 
     Args:
         sources: video files; folders, which are searched with all folders below, without hidden names; shell patterns;
-            lists of paths (.txt or .csv, other columns are ignored; paths are relative to the current folder or to that
-            of the list); web addresses, which are downloaded once.
+            lists of paths (.txt or .csv, other columns are ignored; see `starts_of`); web addresses, which are
+            downloaded once.
 
     Raises:
         ValueError: a source does not exist or contains no video.
@@ -194,17 +195,33 @@ def _in_list(path: str) -> list[str]:
     rows = [line.strip() for line in lines if line.strip()]
     if not rows:
         raise ValueError(f"{path} is empty: write one path per line")
-    return [_listed(row, os.path.dirname(path)) for row in rows]
+    starts = starts_of(path)
+    return [_listed(row, starts) for row in rows]
 
 
-def _listed(row: str, folder: str) -> str:
-    """Return the path in a row that exists; without one, the row without its label, below the folder of the list."""
+def _listed(row: str, starts: Sequence[str]) -> str:
+    """Return the path in a row that exists; without one, the row without its label, see `starts_of`."""
     last = [row.rsplit(separator, 1)[0] for separator in (",", None, ',"')]  # without the label, or several in quotes
     forms = [row, *last, row.split(",")[0], row.split()[0]]
     forms = [form.strip().strip('"') for form in forms]
-    places = [place for form in forms for place in (form, os.path.join(folder, form))]
+    places = [os.path.join(start, form) for form in forms for start in starts]
     unlabelled = re.sub(r'[\s,;]+"?-?[\d,]*"?$', "", row).strip('"')
-    return next((place for place in places if os.path.exists(place)), os.path.join(folder, unlabelled))
+    return next((place for place in places if os.path.exists(place)), os.path.join(starts[0] or starts[-1], unlabelled))
+
+
+def starts_of(path: str) -> list[str]:
+    """Return the folders that relative paths of a list may start from, the first choice first.
+
+    They are `DATA.PATH_PREFIX` in data.yaml beside the list, which `prepare_data.py lists` writes, the current folder,
+    and the folder of the list. A missing video is reported below the first of them that is not the current folder.
+    """
+    folder = os.path.dirname(path)
+    try:
+        described = yaml.safe_load(Path(folder, "data.yaml").read_text(encoding="utf-8"))
+        prefix = described["DATA"]["PATH_PREFIX"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):  # none, or of another program
+        prefix = None
+    return ([prefix] if isinstance(prefix, str) else []) + ["", folder]
 
 
 def names_of(paths: Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from slowfast.datasets.lists import VideoList, read_list
 from slowfast.datasets.rows import RowFormat
 from slowfast.engine.meters import in_top
 from slowfast.inference import extract
-from slowfast.inference.command import add_network, guarded, positive, report_bad
+from slowfast.inference.command import add_network, guarded, positive, report_bad, starts_of
 from slowfast.inference.layers import POOLED
 from slowfast.inference.load import find_device
 from slowfast.inference.probe_heads import (
@@ -97,16 +98,17 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _read(path: str) -> VideoList:
-    """Read a list of paths and classes, separated by blanks or a comma; paths are relative to here or to the list."""
+    """Read a list of paths and classes, separated by blanks or a comma; its first video decides where paths start."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         first = next((line.strip() for line in file if line.strip()), "")
     if "\0" in first:
         raise ValueError(f"{path} is not a text file: give a list with 'path label' per line")
     comma = RowFormat(separator=",").fits([first])
-    listed = read_list(path, separator="," if comma else " ")
-    if not os.path.exists(listed.path(0)):
-        listed = read_list(path, separator="," if comma else " ", prefix=os.path.dirname(path))
-    return listed
+    read = partial(read_list, path, separator="," if comma else " ")
+    starts = starts_of(path)
+    lists = (read(prefix=start) for start in starts)
+    found = next((listed for listed in lists if os.path.exists(listed.path(0))), None)
+    return found or read(prefix=starts[0] or starts[-1])
 
 
 def _extract(args: argparse.Namespace, lists: Sequence[VideoList]) -> str:

@@ -12,11 +12,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from list_fixtures import make_classes
 from PIL import Image
 
 import slowfast
+from slowfast.datasets.catalog import DATASETS
+from slowfast.datasets.lists import read_list
 from slowfast.inference.command import find_videos, guarded
 from slowfast.inference.predict import execute, parse_args
+from slowfast.prepare.split import lists_from_folders
+from slowfast.prepare.write import write_lists
 
 PACKED = Path(__file__).parents[1] / "golden/packed_xvid.avi"  # some of its frames have the same time
 
@@ -153,3 +158,28 @@ def test_files_folders_patterns_and_lists_name_videos(videos, tmp_path, monkeypa
     assert find_videos(["list.txt", "frames"]) == ["a/1.mp4", "frames"]
     monkeypatch.chdir("/")
     assert find_videos([str(tmp_path / "list.txt")]) == [str(tmp_path / "a/1.mp4")]
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_list_of_prepare_data_needs_no_further_option(tmp_path, monkeypatch, absolute):
+    made, out = make_classes(tmp_path / "films, new/\u00fc", 9), tmp_path / "lists"
+    recipe = tmp_path / "repository/exp/finetune/config.yaml"
+    write_lists(lists_from_folders(made), out, made, DATASETS["own"], recipe=recipe)
+    if not absolute:
+        text = (out / "data.yaml").read_text()
+        (out / "data.yaml").write_text(text.replace(str(tmp_path), "."))
+    monkeypatch.chdir(tmp_path)
+    prefix = made if absolute else "./films, new/\u00fc"
+    train = read_list(out / "train.csv", prefix=str(prefix))
+    expected = [sample.path for sample in train]
+    assert all(map(os.path.isfile, expected)) and len(expected) > 9
+    assert find_videos(["lists/train.csv"]) == expected
+    os.remove(expected[0])
+    assert find_videos(["lists/train.csv"]) == expected
+
+
+@pytest.mark.parametrize("text", ["names: [a]\n", "DATA: x\n", "DATA: {PATH_PREFIX: 3}\n", "[", "\0", ""])
+def test_a_file_of_the_same_name_may_belong_to_another_program(tmp_path, text):
+    for name, content in (("data.yaml", text), ("1.mp4", ""), ("list.txt", "1.mp4 0\n2, 3.mp4 1\n")):
+        (tmp_path / name).write_text(content)
+    assert find_videos([str(tmp_path / "list.txt")]) == [str(tmp_path / name) for name in ("1.mp4", "2, 3.mp4")]

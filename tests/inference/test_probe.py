@@ -173,6 +173,17 @@ def test_cached_features_and_those_on_the_fly_give_equal_results(trained, lists,
         assert all((one[key] - two[key]).abs().max() < 1e-4 for key in one)
 
 
+def test_paths_of_lists_start_from_the_prefix_beside_them(trained, videos, tmp_path):
+    for name, rows in (("train", 8), ("val", 3)):
+        lines = (videos / f"{name}.csv").read_text().splitlines(keepends=True)[:rows]
+        (tmp_path / f"{name}.csv").write_text("".join(lines))
+    (tmp_path / "data.yaml").write_text(f"DATA: {{PATH_PREFIX: {videos}}}\n")
+    command = [tmp_path / "train.csv", "--val", tmp_path / "val.csv", "--weights", trained, "--probe", "knn", "--k", 3]
+    views = ["--opts", "TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 1]
+    assert probe(*command, "--out", tmp_path / "probes", *views) == 0
+    assert json.loads((tmp_path / "probes/probe.json").read_text())["val_videos"] == 3
+
+
 def test_wrong_inputs_have_exit_code_2_and_missing_features_1(trained, lists, tmp_path, capsys):
     train, val = lists
     assert write(train, "--weights", trained, "--window", 8, "--out", tmp_path / "f") == 0
