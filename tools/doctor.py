@@ -98,7 +98,7 @@ def rounding_error(layer: nn.Module, device: torch.device, low: torch.dtype) -> 
     results: list[list[torch.Tensor]] = []
     clips = torch.randn(2, 64, 4, 14, 14, generator=torch.Generator().manual_seed(0))
     for dtype in (torch.float32, low):
-        used = copy.deepcopy(layer).to(device, dtype, memory_format=layout(ndim=5))
+        used = copy.deepcopy(layer).to(device, dtype).to(memory_format=layout(ndim=5))  # pyright: ignore[reportCallIssue]
         out = used(clips.to(device, dtype).contiguous(memory_format=layout(ndim=5)))
         out.float().square().sum().backward()
         results.append([out.detach().float(), *(p.grad.float() for p in used.parameters() if p.grad is not None)])
