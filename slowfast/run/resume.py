@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 # First line of every resolved configuration.
 WRITTEN_HERE = "# The resolved configuration of a run, written by tools/run_net.py."
 
+SHOWN = 8  # differences that an error names
+
 RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
 # Keys that split the videos of a step.
@@ -68,10 +70,12 @@ def prepare_output_dir(cfg: CfgNode) -> None:
                 "OUTPUT_DIR, or set it True to continue that run"
             )
         if changed := _changes(newest_entries(cfg.OUTPUT_DIR), cfg):
-            differences = ", ".join(f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items())
+            differences = [f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items()]
+            if len(differences) > SHOWN:
+                differences[SHOWN:] = [f"and {len(differences) - SHOWN} more"]
             raise ValueError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run of another configuration ({differences}): choose another "
-                "OUTPUT_DIR, or undo the change to continue that run"
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run of another configuration ({', '.join(differences)}): "
+                "choose another OUTPUT_DIR, or undo the change to continue that run"
             )
     write_resolved(cfg, Path(cfg.OUTPUT_DIR))
 

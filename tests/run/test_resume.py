@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import re
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from slowfast.config import load_config
+from slowfast.config.keys import KEYS
 from slowfast.run.checkpoint import checkpoint_dir
 from slowfast.run.resume import prepare_output_dir, require_writable, warn_of_weights_only
 
@@ -87,6 +89,22 @@ def test_a_resume_compares_with_the_newest_checkpoint(tmp_path):
     # keys that a later version no longer has are not a difference
     leave_checkpoint(tmp_path, 4, cfg=cfg(tmp_path, *same).dump() + "TRAIN.GONE: 5\n")
     prepare_output_dir(cfg(tmp_path, *same))
+
+
+@pytest.mark.parametrize(("count", "named", "others"), [(8, 8, None), (9, 8, 1), (12, 8, 4)])
+def test_a_refusal_names_eight_differences_and_counts_the_others(tmp_path, count, named, others):
+    leave_checkpoint(tmp_path)
+    now = cfg(tmp_path, "SOLVER.MAX_EPOCH", 10).clone()
+    now.defrost()
+    keys = [key.name for key in KEYS.values() if key.name.startswith("UNIFORMERV2.") and not key.may_differ][:count]
+    assert len(keys) == count
+    for key in keys:
+        now.UNIFORMERV2[key.removeprefix("UNIFORMERV2.")] = "other"
+    with pytest.raises(ValueError, match=r"another configuration") as error:
+        prepare_output_dir(now)
+    assert str(error.value).count(" there, ") == named
+    found = re.search(r"(\d+) more", str(error.value))
+    assert (found and int(found[1])) == others
 
 
 def test_a_finished_run_takes_more_epochs(tmp_path):
