@@ -288,7 +288,8 @@ def scores_are_probabilities(folder: Path) -> None:
 def only_the_head_learned(folder: Path) -> None:
     start = load_tensors(folder / "start.pyth")["model_state"]
     other, head = (
-        load_tensors(folder / f"output/{name}/checkpoints/best.pyth")["model_state"] for name in ("mine", "mine_head")
+        load_tensors(folder / f"output/{name}/checkpoints/best.pyth")["model_state"]
+        for name in ("mine_new", "mine_head")
     )
     same = {name for name, value in head.items() if torch.equal(value, start[name])}
     assert set(head) - same == {"head.weight", "head.bias"}
