@@ -182,8 +182,9 @@ def make_inputs(folder: Path) -> None:
     (folder / "disk/k710_names.txt").write_text("".join(f"{name}\n" for name in names))
 
     state = slowfast.create_model("uniformer_s", num_classes=400).state_dict()
-    torch.save(dict(state), folder / "uniformer_s16x4_k400.pth")  # tensors alone, as the authors release them
-    (folder / "best.pyth").hardlink_to(folder / "uniformer_s16x4_k400.pth")
+    torch.save(dict(state), folder / "best.pyth")  # tensors alone, as the authors release them
+    (folder / "home").mkdir()
+    (folder / "home/uniformer_s16x4_k400.pth").hardlink_to(folder / "best.pyth")
     pairs = {**TINY, **TINY_V2, "UNIFORMERV2.PRETRAIN": "", "MODEL.NUM_CLASSES": "710"}
     k710 = load_config(
         ROOT / "exp/uniformerv2_k600+k710_b16_f8x224/config.yaml", [text for pair in pairs.items() for text in pair]
@@ -195,6 +196,7 @@ def shell(folder: Path, script: str) -> subprocess.CompletedProcess:
     """Run a script in a new shell in a folder, without the environment of this process."""
     environment = {"HOME": str(folder.parent), "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
     environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}  # in place of pip install -e .
+    environment["SLOWFAST_HOME"] = str(folder / "home")  # contains a download
     command = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", script]
     return subprocess.run(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
