@@ -178,7 +178,7 @@ def test_a_cut_fragment_is_not_a_shorter_video(tmp_path, write_video):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path, _: None, r"no such file.*prefix"),
+        (lambda path, _: None, r"no such file.*check the path"),
         (lambda path, _: path.touch(), "empty"),
         (lambda path, _: path.write_text("no video at all\n" * 50), "not a readable video"),
         (lambda path, _: _audio(path), "not a readable video.*stream"),
