@@ -151,6 +151,8 @@ def _read_by_library(
 ) -> list[np.ndarray]:
     if not listed.plain:
         raise Unsure("its frames are not known to be right for files of this kind")
+    if any(component.bits > 8 for component in stream.codec_context.format.components):
+        raise Unsure("its colours of more than 8 bits would be converted in another way")
     container.seek(listed.keys[0][1], stream=stream)
     try:
         first = next(container.decode(stream))

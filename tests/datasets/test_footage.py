@@ -174,7 +174,7 @@ def test_every_single_frame_equals_that_of_a_full_decode(footage, name, backend)
     path, count = str(footage / name), GOOD[name][1]
     with av.open(path) as container:
         shown = [upright(frame) for frame in container.decode(video=int("bit_rates" in name))]
-    assert_single_frames(path, shown, count, backend, limit=0 if backend == "pyav" else 16)
+    assert_single_frames(path, shown, count, backend)
     frames = read_frames(path, lambda n: [n - 1, 3, 0, 3], backend=backend)
     assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
 
