@@ -69,15 +69,16 @@ def read_video(
             codec = stream.codec_context
             picture, pixels = f"{codec.width}x{codec.height} {codec.name}", codec.width * codec.height
             listed = list_frames(path, container, stream)
-            doubt = listed.doubt
-            if not doubt:
+            alone, doubt = listed.count == 1, listed.doubt  # alone: like an image, in which some seeks find nothing
+            if not (alone or doubt):
                 needed = pictures.plan(choose(len(listed.times)))
                 try:
                     return _read_listed(path, container, stream, listed, needed, pictures, backend)
                 except Unsure as error:
                     doubt = str(error)
-        report_slow(doubt)
-        _log_once(f"{SLOW} ({doubt}), for example", path)
+        if not alone:
+            report_slow(doubt)
+            _log_once(f"{SLOW} ({doubt}), for example", path)
         return _decode_all(path, choose, listed.count, pictures)
     except MediaError:
         raise

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Generator, Iterable
@@ -14,6 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import simplejson
+
+# Characters that JSON text contains as numbers: bytes of names that are not UTF-8, as Python represents them, and line
+# breaks beyond ASCII.
+ESCAPED = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
 
 
 def print_any_name() -> None:
@@ -65,8 +70,9 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Return JSON text in which numbers that are not finite, which JSON lacks, are null."""
-    return simplejson.dumps(value, ignore_nan=True, indent=indent)
+    """Return JSON text in which letters are readable, and numbers that are not finite, which JSON lacks, are null."""
+    text = simplejson.dumps(value, ignore_nan=True, indent=indent, ensure_ascii=False)
+    return ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
