@@ -147,7 +147,6 @@ def snapshot(value: Any) -> Any:
 def _write_file(path: Path, state: Mapping[str, Any]) -> None:
     with atomic_write(path) as file:
         torch.save(state, file)
-    logger.info("saved %s", path)
 
 
 def _link(path: Path, name: Path) -> None:
@@ -161,7 +160,6 @@ def _link(path: Path, name: Path) -> None:
         part.unlink(missing_ok=True)
         with open(path, "rb") as source, atomic_write(name) as file:
             shutil.copyfileobj(source, file)
-    logger.info("saved %s", name)
 
 
 class CheckpointWriter:
@@ -182,6 +180,7 @@ class CheckpointWriter:
         self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
         self.best: dict[str, Any] | None = None  # until it is written
+        self.logged: Path | None = None
         self.saved_at = time.monotonic()
 
     def __enter__(self) -> CheckpointWriter:
@@ -246,21 +245,25 @@ class CheckpointWriter:
             self.best = state
             self._write_best()  # first: a run that resumes from the regular one assumes that this is done
             _link(best_checkpoint(self.output_dir), regular)
-            self._prune(regular)
+            self._finish(regular)
             return
         try:
             self._write_best()
         finally:
             _write_file(regular, state)
-            self._prune(regular)
+            self._finish(regular)
 
     def _write_best(self) -> None:
         if self.best is not None:
             _write_file(best_checkpoint(self.output_dir), self.best)
+            logger.info("saved %s", best_checkpoint(self.output_dir))
             self.best = None
 
-    def _prune(self, newest: Path) -> None:
-        """Remove old checkpoints, now that `newest` is written."""
+    def _finish(self, newest: Path) -> None:
+        """Log that `newest` is written, once if it is written before and after a validation; remove old checkpoints."""
+        if newest != self.logged:
+            logger.info("saved %s", newest)
+        self.logged = newest
         if not self.keep:
             return
         # those of more steps are damaged (else this run would have resumed there) and must not displace good ones

@@ -54,6 +54,17 @@ def test_checkpoints_are_ordered_and_pruned_and_the_best_stays(tmp_path):
     assert load_tensors(best_checkpoint(folder))["step"] == 15
 
 
+@pytest.mark.parametrize("best", [True, False])
+def test_a_file_that_is_written_before_and_after_a_validation_is_logged_once(tmp_path, caplog, monkeypatch, best):
+    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process sets it False
+    with caplog.at_level(logging.INFO), CheckpointWriter(str(tmp_path)) as writer:
+        for step, validated in ((10, False), (10, True), (20, False)):
+            writer.save(state(step), best=best and validated)
+    logged = [Path(record.getMessage().split()[-1]).name for record in caplog.records]
+    expected = ["checkpoint_epoch_00001.pyth", "best.pyth", "checkpoint_epoch_00002.pyth"]
+    assert logged == (expected if best else expected[::2])
+
+
 def test_damaged_ones_of_more_steps_push_out_nothing(tmp_path):
     save(tmp_path, 10)
     damaged = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00003.pyth"
