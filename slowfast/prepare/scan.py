@@ -111,7 +111,7 @@ def _look_at(path: Path) -> tuple[str, int]:
         return "broken links", 0
     if not stat.S_ISREG(status.st_mode):
         return "no regular files", 0
-    return "" if status.st_size else "empty files", status.st_size
+    return "" if status.st_size else "empty", status.st_size
 
 
 def describe(notes: Notes) -> Iterator[str]:

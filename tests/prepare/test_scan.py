@@ -26,7 +26,7 @@ def test_odd_things_are_counted_and_reported(tmp_path):
     for line in (
         "2 hidden, left out: .DS_Store, a/._0.mp4",
         "1 of an unknown type, left out: a/notes.txt",
-        "1 empty files, left out: a/empty.mp4",
+        "1 empty, left out: a/empty.mp4",
         "1 no regular files, left out: a/pipe.mp4",
         "1 broken links, left out: a/link.mp4",
         "1 folders that were there already, left out: a/loop",
