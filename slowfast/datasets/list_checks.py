@@ -140,7 +140,10 @@ def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
     """
     present = {split: np.unique(samples.labels[samples.labels >= 0]) for split, samples in lists.items()}
     names = {split: os.path.basename(samples.source) for split, samples in lists.items()}
-    parts = [f"{len(labels)} of {num_classes} classes occur in {names[split]}" for split, labels in present.items()]
+    parts = [
+        f"{len(labels)} of {num_classes} classes occur in {names[split]}" if len(labels) else f"{names[split]} has none"
+        for split, labels in present.items()
+    ]
     train = present.get("train")
     wrong = train is not None and 2 * len(train) < num_classes
     every = np.unique(np.concatenate(list(present.values())))

@@ -73,7 +73,7 @@ def test_a_run_logs_the_classes_of_its_lists(caplog):
 
 def test_a_test_may_have_few_classes_or_none(caplog):
     assert labels_of(caplog, 400, test=[7, 7]) == ("INFO", "labels: 1 of 400 classes occur in test.csv")
-    assert labels_of(caplog, 400, test=[-1, -1])[0] == "INFO"
+    assert labels_of(caplog, 400, test=[-1, -1]) == ("INFO", "labels: test.csv has none")
     assert labels_of(caplog, 4, test=[1, 3])[0] == "INFO"  # some of the videos
     level, text = labels_of(caplog, 4, test=[1, 2, 3])
     assert level == "WARNING" and "count from 1" in text
