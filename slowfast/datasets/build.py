@@ -200,11 +200,13 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
     paths = [folder / template.format(name) for name in names]
     if found := next((path for path in paths if path.is_file()), None):
         return found
-    there = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    state = "does not exist"
+    if folder.is_dir():
+        files = sorted(path.name for path in folder.iterdir() if path.is_file())
+        state = f"contains {', '.join(files[:10]) or 'no file'}"
     keys = "DATA.PATH_TO_DATA_DIR" + " or DATA.LABEL_PATH_TEMPLATE" * configured
     raise ListError(
-        f"no list {paths[0]} (the folder contains {', '.join(there[:10]) or 'no file'}): copy the list of the "
-        f"{split} split to this path, or change {keys}"
+        f"no list {paths[0]} (the folder {state}): copy the list of the {split} split to this path, or change {keys}"
     )
 
 
