@@ -16,7 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from fvcore.common.config import CfgNode
 
-from slowfast.config import check_variables, format_config, is_key, load_config
+from slowfast.config import ConfigError, check_variables, format_config, is_key, load_config
 from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
 from slowfast.run.interrupt import EXIT_REQUEUE, Interruption, ignore, leave
@@ -87,7 +87,12 @@ def main() -> int:
 
 def execute(args: argparse.Namespace) -> int:
     """Show, submit or run the configuration of a command line; return the exit code."""
-    cfg = load_config(args.cfg, all_overrides(args))
+    try:
+        cfg = load_config(args.cfg, all_overrides(args))
+    except ConfigError as error:
+        if args.show and error.cfg:  # the origins of values that contradict each other
+            show(format_config(error.cfg))
+        raise
     if args.show:
         show(format_config(cfg))
         return 0

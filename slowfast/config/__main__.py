@@ -14,7 +14,8 @@ source .venv/bin/activate
 python tools/run_net.py --cfg exp/demo/config.yaml --show SOLVER.MAX_EPOCH 20
 ```
 
-`--show` prints all values and the origin of those that are not the default; without it, the run starts.
+`--show` prints all values and the origin of those that are not the default, even if they contradict each other.
+Without it, the run starts.
 
 - `_BASE_: FILE` or a list of files, relative to the YAML file, is read first. The order is: defaults, bases, experiment
   file, command line; the later wins.

@@ -76,12 +76,13 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     assignments = read_file(path, notes) if path is not None else []
     cfg = get_cfg()
     sources, unusable = merge(cfg, assignments + read_overrides(overrides, notes.faults), notes)
-    for keys, fault in broken_rules(cfg, unusable):
-        origins = dict.fromkeys(sources[key] for key in keys if key in sources)
-        notes.faults.append(f"{', '.join(origins) or 'defaults'}: {fault}")
-    _report(notes)
     cfg.__dict__["_sources"] = sources  # an attribute would become a key
     cfg.freeze()
+    contradictions = list(broken_rules(cfg, unusable))
+    for keys, fault in contradictions:
+        origins = dict.fromkeys(sources[key] for key in keys if key in sources)
+        notes.faults.append(f"{', '.join(origins) or 'defaults'}: {fault}")
+    _report(notes, cfg if contradictions else None)
     return cfg
 
 
@@ -232,13 +233,13 @@ def _unset(value: Any) -> list[str]:
     return VARIABLE.findall(str(value))
 
 
-def _report(notes: Notes) -> None:
-    """Emit all warnings as one, and raise one ConfigError with all faults."""
+def _report(notes: Notes, cfg: ConfigNode | None = None) -> None:
+    """Emit all warnings as one, and raise one ConfigError with all faults and with `cfg`."""
     if notes.warnings:
         text = "ignored or replaced in this configuration:" + "".join(f"\n  {w}" for w in notes.warnings)
         warnings.warn(text, stacklevel=3)
     if notes.faults:
-        raise ConfigError(notes.faults)
+        raise ConfigError(notes.faults, cfg)
 
 
 def _lines(node: Mapping[str, Any], prefix: str = "", indent: str = "") -> Iterator[tuple[str, str]]:

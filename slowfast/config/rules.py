@@ -19,10 +19,12 @@ class ConfigError(ValueError):
 
     Attributes:
         faults: one sentence each: where, what, and the cure.
+        cfg: the configuration, if some of its values contradict each other; else None.
     """
 
-    def __init__(self, faults: Sequence[str]) -> None:
+    def __init__(self, faults: Sequence[str], cfg: CfgNode | None = None) -> None:
         self.faults = list(dict.fromkeys(faults))  # a file that is the base of two others is read twice
+        self.cfg = cfg
         super().__init__(self.faults)
 
     def __str__(self) -> str:

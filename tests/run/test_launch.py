@@ -273,6 +273,16 @@ def test_show_into_a_closed_pipe_prints_no_error(experiment):
     assert done.stderr == "" and done.stdout.startswith("NUM_GPUS: 0")
 
 
+@pytest.mark.parametrize(
+    ("pairs", "shown"),
+    [(("SOLVER.WARMUP_EPOCHS", "9"), True), (("SOLVER.WARMUP_EPOCHS", "often"), False), (("NO_KEY", "9"), False)],
+)
+def test_show_prints_values_that_contradict_each_other_and_fails(call, experiment, pairs, shown):
+    done = call(RUN_NET, "--cfg", experiment, "--show", *pairs)
+    assert done.returncode == 2 and pairs[0] in done.stderr
+    assert (re.search(r"WARMUP_EPOCHS: 9.0 +# command line", done.stdout) is not None) == shown == bool(done.stdout)
+
+
 LATE = """
 import os, signal, sys
 sys.path.insert(0, "tools")
