@@ -244,7 +244,10 @@ LEFT: dict[str, tuple[str, ...]] = {
     DEMO_PAGE: tuple(f"output/demo/{name}" for name in ("curves.png", "report.html", "test/metrics.json")),
     "README.md": ("output/demo/test/metrics.json", "output/lr5e-4/test/metrics.json"),
     "DATASET.md": ("disk/k400/check/report.csv", "output/uniformer_s16x4_k400/test/metrics.json"),
-    "docs/OWN_VIDEOS.md": tuple(f"output/{name}/test/predictions.csv" for name in ("mine", "mine_v2", "kinds")),
+    "docs/OWN_VIDEOS.md": (
+        "output/new.csv",
+        *(f"output/{name}/test/predictions.csv" for name in ("mine", "mine_v2", "kinds")),
+    ),
     "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
     "docs/EXPORT.md": ("demo.onnx", "demo.pt2", "demo.safetensors", "shared/demo/README.md"),
     "docs/FEATURES.md": ("features/features.json", "features/test_00000.npy", "features_of_a_block/test_00000.npy"),
@@ -281,6 +284,9 @@ def new_parts_were_used(folder: Path) -> None:
 def scores_are_probabilities(folder: Path) -> None:
     with open(folder / "output/new/test/predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
+    with open(folder / "output/new.csv", newline="") as file:
+        for row, other in zip(rows, csv.DictReader(file), strict=True):
+            assert float(other["probability1"]) == pytest.approx(float(row["score1"]), abs=1e-3)
     assert len(rows) == 2
     for row in rows:
         scores = [float(row[f"score{k}"]) for k in range(1, 6)]
