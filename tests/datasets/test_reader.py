@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from media_zoo import h264
+from PIL import Image
 
 from slowfast.datasets import decode, frame_list
 from slowfast.datasets.backends import LIBRARIES, Unsure, check_backend
@@ -253,3 +254,15 @@ def test_names_and_titles_need_not_be_utf8(tmp_path, write_video, frame_numbers)
     Path(path).write_bytes(content.replace(b"ABCDEFGH", b"\xff\xe9\xff\xe9ABCD"))
     for backend in ("decord", "pyav"):
         assert frame_numbers(read_frames(path, lambda length: [length - 1, 4], backend=backend)) == [29, 4]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif"])
+def test_an_image_is_not_reported_as_a_slow_video(tmp_path, suffix, caplog, monkeypatch):
+    monkeypatch.setattr(decode, "_LOGGED", set())
+    path, slow = tmp_path / f"00116.{suffix}", []
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)  # FFmpeg has two readers of JPEG
+    Image.fromarray(pixels).save(path)
+    with caplog.at_level("INFO", logger="slowfast"):
+        frames = read_frames(str(path), lambda length: [0] * (length + 1), report_slow=slow.append)
+    assert (slow, caplog.messages) == ([], [])
+    assert frames.shape == (2, 48, 64, 3) and np.abs(frames.mean((1, 2)) - pixels.mean((0, 1))).max() < 3
