@@ -55,7 +55,7 @@ def load(
         The network in evaluation mode.
 
     Raises:
-        ValueError: there is no such network, its configuration is not known, or its weights do not fit.
+        ValueError: there is no such network, its configuration is not known, or its weights or class names do not fit.
     """
     cfg, weights = _find(str(source), experiment, overrides)
     where = find_device(device)
@@ -65,6 +65,11 @@ def load(
         "DATA.CHECK_FILES", False,
     )  # fmt: skip
     names = read_class_names(class_names) if isinstance(class_names, str) else class_names
+    if names is not None and len(names) != cfg.MODEL.NUM_CLASSES:
+        raise ValueError(
+            f"{len(names)} class names for a network of {cfg.MODEL.NUM_CLASSES} classes: give one name per class, or "
+            "none if the weights contain them (--class-names FILE, in Python class_names=NAMES)"
+        )
     model, _, known = load_model(cfg, weights, names)
     place(model, where)
     return Network(model.eval(), cfg, known, where, weights)

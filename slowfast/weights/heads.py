@@ -190,7 +190,7 @@ def _other_classes(trained: Sequence[str], wanted: Sequence[str], to_train: bool
     cure = (
         "set head_rows to names to find them by their names, or reset_head to start a new classifier"
         if to_train
-        else "order the list's labels and class names as in training"
+        else "give class names, and number the labels of a list, as in training, or give no class names"
     )
     return f"the checkpoint was trained on other classes ({len(trained)}, here {len(wanted)}{first}): {cure}"
 

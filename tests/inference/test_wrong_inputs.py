@@ -203,6 +203,17 @@ def test_predictions_need_class_names(kind, given, tmp_path, monkeypatch, capsys
     assert "name " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("count", [3, 7, 9])
+@pytest.mark.parametrize("weights", ["net", "nameless"])
+def test_class_names_of_another_number_are_refused(weights, count, given, tmp_path, monkeypatch, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"name {number}\n" for number in range(count)))
+    command = [given.video, "--weights", getattr(given, weights), "--class-names", names]
+    assert run(monkeypatch, "predict", *command) == 2
+    error = only_error(capsys)
+    assert f"{count} class names" in error and "8 classes" in error and " list" not in error
+
+
 @pytest.mark.parametrize("command", LAYERS)
 def test_an_unknown_layer_is_answered_by_near_names(command, given, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, command, *filled(LAYERS[command], given, "block3.0", tmp_path)) == 2
