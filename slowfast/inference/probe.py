@@ -86,6 +86,7 @@ def execute(args: argparse.Namespace) -> int:
         "val_videos": len(val),
         "classes": classes,
         "class_names": lists[0].class_names,
+        "top5_k": min(5, classes),
         "seed": args.seed,
         "epochs": args.epochs,
         "batch": args.batch,
@@ -93,7 +94,7 @@ def execute(args: argparse.Namespace) -> int:
         "results": found,
     }
     write_json(Path(args.out, RESULTS), about)
-    _print_table(found)
+    _print_table(found, min(5, classes))
     return report_bad([(path, f"{folder} has no features of it") for path in missing + also])
 
 
@@ -211,8 +212,8 @@ def _accuracy(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return {f"top{k}": 100.0 * (in_top(scores, labels, k) & finite).double().mean().item() for k in (1, 5)}
 
 
-def _print_table(found: Sequence[Mapping[str, Any]]) -> None:
-    print(f"{'probe':<10} {'setting':<32} {'top1':>7} {'top5':>7}")
+def _print_table(found: Sequence[Mapping[str, Any]], k: int) -> None:
+    print(f"{'probe':<10} {'setting':<32} {'top1':>7} {f'top{k}':>7}")
     for row in found:
         values = "  ".join(f"{key} {row[key]:<6g}" for key in ("k", "lr", "weight_decay") if key in row)
         print(f"{row['probe']:<10} {values:<32} {row['top1']:7.2f} {row['top5']:7.2f}{' best' * row['best']}")

@@ -184,6 +184,30 @@ def test_paths_of_lists_start_from_the_prefix_beside_them(trained, videos, tmp_p
     assert json.loads((tmp_path / "probes/probe.json").read_text())["val_videos"] == 3
 
 
+@pytest.mark.parametrize(("classes", "k"), [(4, 4), (8, 5)])
+def test_top5_is_called_by_the_number_of_classes(classes, k, tmp_path, capsys):
+    rows = [f"{label}.mp4 {label}" for label in range(classes)]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    videos = {str(label): {"path": str(tmp_path / f"{label}.mp4")} for label in range(classes)}
+    (tmp_path / "features.json").write_text(json.dumps({"videos": videos}))
+    for label in range(classes):
+        np.save(tmp_path / f"{label}.npy", np.eye(classes, dtype=np.float32)[None, label])
+    command = [
+        tmp_path / "list.csv",
+        "--val",
+        tmp_path / "list.csv",
+        "--features",
+        tmp_path,
+        "--probe",
+        "knn",
+        "--k",
+        1,
+    ]
+    assert probe(*command, "--out", tmp_path / "out") == 0
+    assert capsys.readouterr().out.split()[:4] == ["probe", "setting", "top1", f"top{k}"]
+    assert json.loads((tmp_path / "out/probe.json").read_text())["top5_k"] == k
+
+
 def test_wrong_inputs_have_exit_code_2_and_missing_features_1(trained, lists, tmp_path, capsys):
     train, val = lists
     assert write(train, "--weights", trained, "--window", 8, "--out", tmp_path / "f") == 0
