@@ -119,11 +119,12 @@ def _extract(args: argparse.Namespace, lists: Sequence[VideoList]) -> str:
         raise ValueError("--probe attentive needs a layer with several positions: give --layer, for example norm")
     out = os.path.join(args.out, "features")
     paths = [listed.path(row) for listed in lists for row in range(len(listed))]
-    command = [*paths, "--weights", args.weights, "--out", out, "--layer", args.layer, "--per-video"]
+    present = [path for path in paths if os.path.exists(path)]
+    command = [*(present or paths[:1]), "--weights", args.weights, "--out", out, "--layer", args.layer, "--per-video"]
     wanted = extract.parse_args(command + ["--tokens"] * (attentive or (args.probe is None and args.layer != POOLED)))
     for name in ("experiment", "class_names", "device", "gpus", "processes", "opts"):
         setattr(wanted, name, getattr(args, name))
-    extract.execute(wanted)  # videos that cannot be read have no features, and are reported with these
+    extract.execute(wanted)  # missing videos, and those that cannot be read, are reported as without features
     return out
 
 

@@ -173,15 +173,17 @@ def test_cached_features_and_those_on_the_fly_give_equal_results(trained, lists,
         assert all((one[key] - two[key]).abs().max() < 1e-4 for key in one)
 
 
-def test_paths_of_lists_start_from_the_prefix_beside_them(trained, videos, tmp_path):
+def test_paths_of_lists_start_from_the_prefix_beside_them(trained, videos, tmp_path, capsys):
     for name, rows in (("train", 8), ("val", 3)):
         lines = (videos / f"{name}.csv").read_text().splitlines(keepends=True)[:rows]
-        (tmp_path / f"{name}.csv").write_text("".join(lines))
+        (tmp_path / f"{name}.csv").write_text("lost, 1.mp4 0\n" * (name == "train") + "".join(lines))
     (tmp_path / "data.yaml").write_text(f"DATA: {{PATH_PREFIX: {videos}}}\n")
     command = [tmp_path / "train.csv", "--val", tmp_path / "val.csv", "--weights", trained, "--probe", "knn", "--k", 3]
     views = ["--opts", "TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 1]
-    assert probe(*command, "--out", tmp_path / "probes", *views) == 0
-    assert json.loads((tmp_path / "probes/probe.json").read_text())["val_videos"] == 3
+    assert probe(*command, "--out", tmp_path / "probes", *views) == 1
+    assert str(videos / "lost, 1.mp4") in capsys.readouterr().err
+    found = json.loads((tmp_path / "probes/probe.json").read_text())
+    assert (found["train_videos"], found["val_videos"]) == (8, 3)
 
 
 @pytest.mark.parametrize(("classes", "k"), [(4, 4), (8, 5)])
