@@ -351,7 +351,7 @@ LATE = ("first_frames_cut_off.mp4", "no_key_frame_in_front.ts")  # whose first f
 
 # file name -> (how it is made, words of the error)
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing.mp4": (lambda path: None, "no such file.*prefix"),
+    "missing.mp4": (lambda path: None, "no such file.*check the path"),
     "empty.mp4": (lambda path: path.touch(), "empty; download it again"),
     "text.mp4": (
         lambda path: path.write_text("<title>404 Not Found</title>\n" * 40),
