@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 
 def _run(program: str) -> int:
     """Run `main` of a module of the package, or of a program of tools/."""
+    # On a shared core, OpenMP's threads must sleep while they wait. It must be set before PyTorch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if not program.startswith("slowfast."):
         package = Path(__file__).parent
         # a wheel contains the programs inside the package, a checkout beside it

@@ -74,6 +74,21 @@ def test_a_console_command_runs_its_program(command, call, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_console_command_sets_the_waiting_of_threads_before_it_imports_pytorch(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, os, sys\nfrom slowfast.commands import probe\nassert 'torch' not in sys.modules\n"
+        "os.environ.pop('GOMP_SPINCOUNT', None)\n"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules))\nprobe()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, program, "--help"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "10000 True", done.stderr
+
+
+@pytest.mark.slow
 def test_no_import_of_the_package_imports_an_optional_decoder(call, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
