@@ -48,7 +48,7 @@ def test_the_cure_of_wrong_convolutions_can_be_applied(monkeypatch):
     notes = [finding.text for finding in doctor.devices() if "bfloat16" in finding.text]
     assert len(notes) == 2
     for note in notes:
-        assert load_config(None, re.search(r"TRAIN\.AMP_DTYPE \w+", note)[0].split())
+        assert load_config(None, re.findall(r"TRAIN\.AMP_DTYPE \w+", note)[0].split())
 
 
 def test_the_packages_of_this_environment_fit():
