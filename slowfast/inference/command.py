@@ -139,7 +139,7 @@ def check_some(good: Sequence[Any], bad: Sequence[tuple[str, str]]) -> None:
 def report_bad(bad: Sequence[tuple[str, str]]) -> int:
     """List the videos that cannot be read; return the exit code."""
     if bad:
-        print(f"{len(bad)} videos cannot be read:", file=sys.stderr)
+        print(f"videos that cannot be read ({len(bad)}):", file=sys.stderr)
     for path, reason in bad:
         print(f"  {path}: {reason}", file=sys.stderr)
     return SOME_FAILED if bad else 0
