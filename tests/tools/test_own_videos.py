@@ -24,10 +24,10 @@ TINY = (
 )
 
 
-def commands(section: str) -> list[str]:
-    """Return the commands that start with "python" of the first block after `section`; a backslash joins lines."""
+def commands(before: str) -> list[str]:
+    """Return the commands that start with "python" of the first block after a text; a backslash joins lines."""
     text = (ROOT / "docs/OWN_VIDEOS.md").read_text(encoding="utf-8")
-    block = text[text.index(section) :].split("```bash\n")[1].split("```")[0]
+    block = text[text.index(before) :].split("```bash\n")[1].split("```")[0]
     return [line for line in block.replace("\\\n", " ").split("\n") if line.startswith("python")]
 
 
@@ -71,7 +71,7 @@ def test_three_commands_from_a_folder_to_test_accuracy(warm, tmp_path):
     new.mkdir(parents=True)
     for i in range(3):
         write_video(new / f"clip {i}.mp4", seed=1, split="test", index=i)
-    lists, predict = commands("## Predict new videos")
+    lists, predict = commands("For videos without classes")
     done = run(lists, tmp_path)
     assert done.returncode == 0, done.stderr
     done = run(f"{predict} {TINY}", tmp_path)
