@@ -73,8 +73,7 @@ def count_steps(cfg: CfgNode, loader: DataLoader[Any]) -> int:
             f"{cfg.TRAIN.BATCH_SIZE} videos per node, more than the {videos} of the list; lower one of them"
         )
     unused = videos - steps * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS * cfg.NUM_SHARDS
-    plural = "s" * (steps != 1)
-    logger.info("%d videos, %d step%s per epoch; videos left out of each epoch: %d", videos, steps, plural, unused)
+    logger.info("videos: %d, steps per epoch: %d, videos left out of each epoch: %d", videos, steps, unused)
     return steps
 
 

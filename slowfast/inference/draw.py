@@ -195,7 +195,8 @@ def _copy_sound(track: Any, video: Any, target: Any, sound: Any) -> None:
     first = round((video.start_time or 0) * video.time_base / track.time_base)
     for packet in track.container.demux(track):
         if packet.dts is not None and not packet.dts < first > 0:
-            packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, sound
+            packet.pts = packet.dts = packet.dts - first  # sound is stored in the order of its times
+            packet.stream = sound
             target.mux(packet)
 
 

