@@ -21,7 +21,7 @@ from slowfast.datasets.container import address, open_container, video_stream
 from slowfast.datasets.decode import stream_video
 from slowfast.inference.results import Class
 from slowfast.inference.windows import Timeline, rate_and_seconds
-from slowfast.utils.io import atomic_path, atomic_write
+from slowfast.utils.io import atomic_path, atomic_write, drawable
 
 SHORT_SIDE = 360  # pixels; smaller videos are enlarged, so that text is legible
 STRIP = 0.12  # height of the time line, as a share of the short side
@@ -225,22 +225,17 @@ def _draw_timeline(timeline: Timeline) -> Any:
     best = [100 * top[0].probability for top in timeline.tops]
     above.stairs(best, times, color="#5b6475", fill=True, alpha=0.25)
     above.stairs(best, times, color="#3b4252", linewidth=1.1, baseline=None)
-    above.set(ylim=(0, 100), ylabel="probability (%)", title=_valid(os.path.basename(timeline.path)))
+    above.set(ylim=(0, 100), ylabel="probability (%)", title=drawable(os.path.basename(timeline.path)))
     for place, index in enumerate(order):
         spans = [(s.begin / unit, (s.end - s.begin) / unit) for s in segments if s.found.index == index]
         rows.broken_barh(spans, (place - 0.38, 0.76), color=[channel / 255 for channel in color(index)])
-    names = {segment.found.index: _valid(segment.found.name).replace("_", " ") for segment in segments}
+    names = {segment.found.index: drawable(segment.found.name).replace("_", " ") for segment in segments}
     rows.set(xlim=(0, times[-1] or 1), xlabel=f"time ({name})", ylim=(len(order) - 0.4, -0.6))
     rows.set_yticks(range(len(order)), [names[index] for index in order])
     for axes in (above, rows):
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _valid(name: str) -> str:
-    """Return a name with ? for bytes that are not UTF-8, which cannot be drawn."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def pictures(cfg: CfgNode, clips: Tensor) -> np.ndarray:

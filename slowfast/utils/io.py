@@ -27,6 +27,11 @@ def print_any_name() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+def drawable(name: str) -> str:
+    """Return a name with ? for bytes that are not UTF-8, which cannot be drawn."""
+    return name.encode("utf-8", "replace").decode()
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """Write a binary file so that it appears whole or not at all: temporary file, flush to disk, rename."""

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from slowfast.utils.io import drawable
 from slowfast.visualization.outcomes import Calibration
 
 # Colours that stand for variables of the page; matplotlib needs numbers.
@@ -162,7 +163,7 @@ def matrix_chart(counts: np.ndarray, names: list[str], order: np.ndarray) -> Cha
 
 def _shortened(name: str) -> str:
     """Return a name of at most 26 characters; the ends of names differ as often as their beginnings."""
-    name = name.encode("utf-8", "replace").decode()  # bytes that are not UTF-8 cannot be drawn
+    name = drawable(name)
     return name if len(name) <= 26 else f"{name[:13]}…{name[-12:]}"
 
 
