@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -167,12 +168,11 @@ def _decode_all(path: str, length: int, template: str) -> None:
     try:
         with open_container(path) as container:
             stream = video_stream(path, container)
-            for packet in packets(container, stream):
-                frames = packet.decode()
-                if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
+            for packet in chain(packets(container, stream), [None]):  # None returns the frames that it still holds
+                frames = stream.codec_context.decode(packet)
+                if any(part.is_corrupt for part in (packet, *frames) if part is not None):
                     raise MediaError(path, f"damaged near frame {number}, with invented pixels; download it again")
                 number += len(frames)
-            stream.codec_context.decode(None)
     except av.FFmpegError as error:
         raise MediaError(path, f"damaged after {number} frames ({error.strerror}); download it again") from None
 

@@ -219,6 +219,28 @@ def test_a_full_check_finds_damage_between_the_ends_and_the_middle(tmp_path, nam
     assert row.ok == 0 and (out / QUARANTINE).read_text() == f"{name}\n"
 
 
+def test_a_full_check_finds_damage_in_the_frames_that_the_decoder_returns_last(tmp_path):
+    path, scene = tmp_path / "videos/a.mp4", np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
+    path.parent.mkdir()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"g": "48", "bf": "2", "b_strategy": "0"})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 96, "yuv420p"
+        for t in range(24):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(scene, 2 * t, 1), format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        last = [packet for packet in container.demux(video=0) if packet.size][-1]
+        place, size = last.pos, last.size
+    assert place is not None
+    content = bytearray(path.read_bytes())
+    for at in range(place + size // 2, place + size):
+        content[at] ^= 0x5A
+    path.write_bytes(content)
+    [row] = check_media(path.parent, {"a.mp4": None}, tmp_path / "out", workers=1, full=True)
+    assert row.ok == 0 and int(re.findall(r"\d+", row.reason)[0]) >= 20
+
+
 def test_a_slow_file_is_good_and_the_report_contains_the_reason(tmp_path):
     folder, out = Path(__file__).parents[1] / "golden", tmp_path / "out"
     [row] = check_media(folder, {"packed_xvid.avi": None}, out, workers=1)
