@@ -19,7 +19,7 @@ import numpy as np
 from slowfast.datasets.rows import UNKNOWN, RowFormat, cure_rows, find_suffix
 from slowfast.utils.class_names import read_class_names
 
-CLASS_FILES = ("classes.txt", "class_names.txt")
+CLASS_FILES = ("class_names.txt", "classes.txt")  # the first one that exists is read
 SHOWN = 3  # faults and paths that an error shows
 UTF16 = ("\udcff\udcfe", "\udcfe\udcff")  # byte order marks, read as UTF-8
 KNOWN = 100_000  # limit of the parsed ends of rows that are kept for reuse
@@ -186,7 +186,7 @@ def read_list(
     Rows are split from the right, so a path may contain the separator; a field may be quoted. A blank as the separator
     means any run of blanks and tabs. A list of frame folders may always use blanks, because the official recipes set a
     comma although the lists have blanks. Blank lines, a byte order mark and Windows line ends are ignored. Class names
-    are read from `classes.txt` or `class_names.txt` beside the list, if one of them exists.
+    are read from `class_names.txt` or `classes.txt` beside the list, if one of them exists.
 
     Args:
         path: the list file.

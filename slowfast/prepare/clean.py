@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from slowfast.datasets.catalog import CATALOG, Dataset
-from slowfast.datasets.lists import ListError, VideoList, read_list
+from slowfast.datasets.lists import CLASS_FILES, ListError, VideoList, read_list
 from slowfast.datasets.rows import find_suffix
 from slowfast.utils.io import atomic_write, write_text
 
@@ -119,9 +119,9 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
         kept = f"; {original.name} is the list as it was" if in_place and dropped else ""
         note = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
         lines.append(f"{folder / file.path.name}: {dropped} rows left out{kept}{note}")
-    names = lists[0].path.with_name("class_names.txt")
-    if names.exists() and not in_place:
-        write_text(folder / names.name, names.read_text(encoding="utf-8", errors="surrogateescape"))
+    for name in CLASS_FILES if not in_place else ():
+        if (names := lists[0].path.with_name(name)).exists():
+            write_text(folder / name, names.read_text(encoding="utf-8", errors="surrogateescape"))
     return lines
 
 

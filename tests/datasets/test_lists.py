@@ -138,6 +138,7 @@ def test_class_names_beside_the_list(tmp_path):
     with pytest.raises(ListError, match=r"class_names\.txt .*2.*num_classes is 3"):
         read_list(path, num_classes=3)
     write(tmp_path / "class_names.txt", "big dog\t1\r\ncat\t0\r\n", "utf-8-sig")
+    write(tmp_path / "classes.txt", "another\norder\n")  # `prepare_data.py classes` writes the other file
     assert read_list(path, num_classes=2).class_names == ["cat", "big dog"]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from slowfast.datasets.catalog import DATASETS
 from slowfast.datasets.lists import read_list
-from slowfast.prepare.clean import ListFile
+from slowfast.prepare.clean import ListFile, clean_lists, list_files
 
 
 def test_rows_of_bad_files_are_left_out_and_others_stay_as_they_are(tmp_path):
@@ -38,6 +39,15 @@ def test_the_first_video_decides_how_rows_are_read(tmp_path, row, label):
     (tmp_path / "a 3.mp4").touch()
     for given in (" ", ","):
         assert ListFile(tmp_path / "train.csv", ("path", "label"), given, str(tmp_path)).read()[0].label == label
+
+
+@pytest.mark.parametrize("name", ["class_names.txt", "classes.txt"])
+def test_a_list_that_is_cleaned_into_another_folder_keeps_its_class_names(tmp_path, name):
+    (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    (tmp_path / name).write_text("cat\ndog\n")
+    clean_lists(list_files(tmp_path, DATASETS["own"]), tmp_path / "clean", {"a.mp4"})
+    cleaned = read_list(tmp_path / "clean/train.csv", num_classes=2)
+    assert len(cleaned) == 1 and cleaned.class_names == ["cat", "dog"]
 
 
 def test_a_list_without_good_files_is_refused(tmp_path):
