@@ -82,7 +82,8 @@ def _class_names(root: Path, classes: Sequence[str]) -> list[str]:
     path = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if path is None:
         return list(classes)
-    rows = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = path.read_text("utf-8-sig", "surrogateescape").splitlines()
+    rows = [line.split(maxsplit=1) for line in lines if line.strip()]
     names = {row[0]: row[-1] for row in rows}
     if lost := [name for name in classes if name not in names]:
         raise ListError(

@@ -13,6 +13,7 @@ from slowfast.datasets.lists import read_something_something
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.prepare.scan import Notes, find_media
 from slowfast.prepare.write import SPLIT_NAMES, Lists, complete
+from slowfast.utils.class_names import read_class_names
 
 # Split -> (name of a video, name of its class), in the order of the annotations.
 Annotations = dict[str, list[tuple[str, str]]]
@@ -157,8 +158,7 @@ def _something_csv(file: Path, labels: Path) -> tuple[list[tuple[str, str]], lis
 
 def _read_ucf101(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
     """Read classInd.txt, trainlistNN.txt and testlistNN.txt."""
-    numbered = [line.split(maxsplit=1) for line in file_lines(path / "classInd.txt") if line.strip()]
-    names = [name.strip() for _, name in sorted(numbered, key=lambda pair: int(pair[0]))]
+    names = read_class_names(path / "classInd.txt")
     splits: Annotations = {}
     for split in ("train", "test"):
         files = [line.split()[0] for line in file_lines(path / f"{split}list{fold:02d}.txt") if line.strip()]

@@ -101,16 +101,17 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
             raise ValueError(f"{path} has {len(files)} files of annotations: name one of them")
         path = files[0]
     header = next(csv.reader(file_lines(path)), [])
-    if "youtube_id" in header:  # Kinetics, or HACS Clips, whose label -1 is a class that a clip does not show
-        column = "classname" if "classname" in header else "label"
-        rows = [(row["youtube_id"], row[column]) for row in csv.DictReader(file_lines(path)) if row["label"] != "-1"]
+    column = "classname" if "classname" in header else "label"
+    if {"youtube_id", column} <= {*header}:
+        entries = csv.DictReader(file_lines(path))  # label -1 of HACS Clips is a class that a clip does not show
+        rows = [(row["youtube_id"], row[column]) for row in entries if row.get("label") != "-1"]
         return _sorted_names(rows), [row for row in rows if row[1]]
     content = None
     with suppress(ValueError):  # `read_class_names` reports what is wrong with other files
         content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
     if isinstance(content, dict) and isinstance(content.get("database"), dict):  # ActivityNet or HACS Segments
         entries = content["database"].items()
-        database = [(video, segment["label"]) for video, entry in entries for segment in entry["annotations"]]
+        database = [(video, segment["label"]) for video, entry in entries for segment in entry.get("annotations", ())]
         return _sorted_names(database), database
     return read_class_names(path), []
 

@@ -239,7 +239,7 @@ def select_classes(
                 f"class rows reach from {min(known)} to {max(known)}, but {layer}weight has {count} classes: give the "
                 "rows of this checkpoint"
             )
-        for name in (f"{layer}weight", f"{layer}bias"):
+        for name in {f"{layer}weight", f"{layer}bias"} & state.keys():
             selected[name] = state[name][[row or 0 for row in rows]]
             # `load.fit` refuses a classifier of another shape
             if fresh and name in initial and initial[name].shape == selected[name].shape:

@@ -73,6 +73,8 @@ def test_a_folder_with_one_split_can_be_read(folder):
 def test_a_file_gives_the_folders_names(folder, name):
     (folder / name).write_text("eel Anguilla anguilla\ncat Felis catus, house cat\n\ndog\nfox Vulpes\n")
     assert load_image_folder(folder, "train").class_names == ["Felis catus, house cat", "dog", "Anguilla anguilla"]
+    (folder / name).write_bytes("cat chat\ndog pinscher n\u00e4in\neel anguille\n".encode("latin-1"))
+    assert load_image_folder(folder, "train").class_names == ["chat", "pinscher n\udce4in", "anguille"]
     (folder / name).write_text("cat Felis catus\neel Anguilla anguilla\n")
     with pytest.raises(ListError, match=rf"{name} .*2 of 3 .*dog"):
         load_image_folder(folder, "train")

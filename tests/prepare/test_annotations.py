@@ -137,6 +137,9 @@ def test_ucf101_annotations_become_lists(tmp_path):
     assert len(lists.splits["train"]) == 4
     with pytest.raises(ValueError, match=r"trainlist01.txt cannot be read"):
         lists_from_annotations(videos, annotations, DATASETS["ucf101"])
+    touch(annotations, "classInd.txt", content="1 Bowling\n2 Archery\n2 Diving\n")
+    with pytest.raises(ValueError, match=r"classInd\.txt, line 3"):
+        lists_from_annotations(videos, annotations, DATASETS["ucf101"])
 
 
 def test_hmdb51_annotations_become_lists(tmp_path):

@@ -77,6 +77,7 @@ ACTIVITYNET = {
         "V1zhqaGFY2A": {"duration": 77.5, "subset": "validation",
                         "annotations": [{"segment": [57.9, 77.5], "label": "Archery"}]},
         "nOtEsT00000": {"duration": 77.5, "subset": "testing", "annotations": []},
+        "nOtEsT00001": {"duration": 77.5, "subset": "testing"},
     },
     "taxonomy": [{"parentName": "Playing sports", "nodeName": "Futsal", "nodeId": 5, "parentId": 1}],
 }  # fmt: skip
@@ -96,6 +97,10 @@ def test_annotations_of_activitynet_and_hacs_are_read(tmp_path):
     )
     names, classes = annotated_classes(clips, replace(DATASETS["hacs"], num_classes=2))
     assert names == ["Archery", "Futsal"] and "NUdji_CqvcY" not in classes and classes["a2X2hz1G6i8"] == "Futsal"
+
+    (tmp_path / "test.csv").write_text("youtube_id,time_start,time_end,split\na2X2hz1G6i8,0,10,test\n")
+    with pytest.raises(ValueError, match=r"test\.csv"):  # official, but without classes
+        annotated_classes(tmp_path / "test.csv", DATASETS["k600"])
 
 
 def test_files_of_class_names_are_read(tmp_path):

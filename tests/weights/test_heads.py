@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from slowfast.models import UniFormer
 from slowfast.models.timm_tower import VisionTower
@@ -55,6 +56,12 @@ def test_head_of_710_classes_becomes_one_of_400(make):
         load_weights(model, checkpoint)
     with pytest.raises(ValueError, match="no classifier"):
         select_classes({"norm.weight": torch.zeros(3)}, ("head",), rows, {})
+
+
+def test_rows_of_a_classifier_without_bias_are_selected():
+    trained, model = (nn.ModuleDict({"head": nn.Linear(4, classes, bias=False)}) for classes in (3, 2))
+    load_weights(model, trained.state_dict(), HeadPolicy("rows", rows=[2, 0]))
+    assert torch.equal(model.state_dict()["head.weight"], trained.state_dict()["head.weight"][[2, 0]])
 
 
 def test_class_names_decide():
