@@ -2,7 +2,7 @@
 
 Rank 0 opens a store and a session in it, in which each process registers. When all processes of the job have
 registered, they begin, and rank 0 ends the session, because the store of torchrun's agent outlives the attempts of a
-job.
+job. Each attempt has its own session, because a rank 0 that is killed does not end it.
 """
 
 from __future__ import annotations
@@ -71,20 +71,21 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
         ValueError: two processes have the same rank, the address cannot be used, or a process did not join.
     """
     me = _Member(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), host())
+    session_key = f"session {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     serves = me.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         store = _repeat(lambda: _open(serves, check), me, timeout, check)
         if me.rank == 0:
-            session = store.compare_set("session", "", secrets.token_hex(8)).decode()
+            session = store.compare_set(session_key, "", secrets.token_hex(8)).decode()
         else:
-            session = _repeat(lambda: _session(store), me, timeout, check)
+            session = _repeat(lambda: _session(store, session_key), me, timeout, check)
         group = PrefixStore(session, store)
         try:
             group.set(f"member {group.add('count', 1)}", json.dumps(me))
             _repeat(lambda: _require_all(group, me.world), me, timeout, check)
         finally:
             if me.rank == 0:
-                store.delete_key("session")
+                store.delete_key(session_key)
     except ValueError:
         time.sleep(5 * POLL * serves)  # the store ends with this process, and the others must read it before
         raise
@@ -176,10 +177,10 @@ def _store(name: str, port: int, is_master: bool) -> Store:
     return TCPStore(name, port, is_master=is_master, wait_for_workers=False, timeout=timeout)
 
 
-def _session(store: Store) -> str:
-    if not store.check(["session"]):
+def _session(store: Store, key: str) -> str:
+    if not store.check([key]):
         raise _NotYetError("rank 0, which opens the session", "is it started?")
-    return store.get("session").decode()
+    return store.get(key).decode()
 
 
 def _require_all(store: Store, world: int) -> None:

@@ -128,6 +128,21 @@ def test_entries_of_an_earlier_attempt_in_a_store_are_ignored(port):
     del agent
 
 
+def test_an_attempt_whose_rank_0_was_killed_while_it_waited_is_ignored(port):
+    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+    elastic = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "0", **elastic}
+    child = FORK.Process(target=attempt, args=(0, alone, 20.0, FORK.Queue()))
+    child.start()
+    agent.wait(["session 0"])
+    agent.wait([f"{agent.get('session 0').decode()}/member 1"])
+    child.kill()
+    child.join()
+    again = together([1, 0], [2, 2], port, TORCHELASTIC_RESTART_COUNT="1", TORCHELASTIC_USE_AGENT_STORE="True")
+    assert again[0] == ["met", "met"]
+    del agent
+
+
 def test_the_wait_can_be_interrupted(port):
     def stop():
         raise KeyError("stop")
