@@ -14,6 +14,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from slowfast.engine.meters import METRICS, MULTI_LABEL_METRICS
+from slowfast.engine.setup import copy_to_cpu
 from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
@@ -49,9 +50,9 @@ class ViewEnsemble:
             return logits.sigmoid()
         return logits.softmax(1) if self.softmax else logits
 
-    def update(self, logits: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
-        """Add clips: logits (B, K), label (B,) or (B, K), index of the video and number of the view (B,)."""
-        values = self.values(logits).cpu().numpy()
+    def update(self, scores: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
+        """Add clips: their `values` (B, K), label (B,) or (B, K), index of the video and number of the view (B,)."""
+        values = scores.numpy()
         self.finite = self.finite and bool(np.isfinite(values).all())
         self.reserve(int(index.max()) + 1, values.shape[1])
         self.num_views = max(self.num_views, int(view.max()) + 1)
@@ -182,7 +183,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     bad: list[tuple[str, str]] = []
-    asked = computing = None
+    asked = before = None
     end = f"end of evaluation {next(_numbers)}"  # event: its results are not needed
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in tqdm(loader, desc=description, disable=None if distributed.is_main() else True, leave=False):
@@ -195,12 +196,12 @@ def evaluate(
             break
         bad += batch["bad"]
         for clips, *described in _on_device(batch, max_clips, to_device, beside):
-            scores = model(clips)
-            if computing:
-                ensemble.update(*computing)
-            computing = scores, *described
-    if computing:
-        ensemble.update(*computing)
+            scores = copy_to_cpu(ensemble.values(model(clips)))
+            if before:  # read while the device computes these clips
+                ensemble.update(before[0](), *before[1:])
+            before = scores, *described
+    if before:
+        ensemble.update(before[0](), *before[1:])
     model.train(was_training)
 
     parts = distributed.all_gather((ensemble.labels, bad, asked and asked.name, ensemble.finite))

@@ -1,4 +1,4 @@
-"""Set up what training and testing share: loaders, precision, and the transfer of clips to the device."""
+"""Set up what training and testing share: loaders, precision, and the transfer of tensors to and from the device."""
 
 from __future__ import annotations
 
@@ -197,3 +197,17 @@ def _copied(video: Tensor, copies: torch.cuda.Stream) -> Tensor:
     computes.wait_stream(copies)
     video.record_stream(computes)  # or its memory could be used again while the step reads it
     return video
+
+
+def copy_to_cpu(values: Tensor) -> Callable[[], Tensor]:
+    """Start to copy values to the CPU; return a function that waits for this copy, not for later work, and returns it."""
+    if not values.is_cuda:
+        return lambda: values
+    copied, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> Tensor:
+        arrived.synchronize()
+        return copied
+
+    return wait

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from slowfast.datasets.mixup import MixUp, one_hot
 from slowfast.engine.log import RunLog
 from slowfast.engine.meters import merge_mixed
+from slowfast.engine.setup import copy_to_cpu
 from slowfast.engine.state import TrainState, running_statistics
 from slowfast.optim.build import step_unless
 from slowfast.run import interrupt
@@ -53,14 +54,12 @@ class PendingStep:
     Attributes:
         number: steps before it.
         batches: of this process, in case they must be reported.
-        facts: requests to stop, a checkpoint is due, dropped, gradient norm, and losses; on the CPU after `arrived`.
-        arrived: event after which the facts are on the CPU; None if they are already there.
+        facts: returns requests to stop, a checkpoint is due, dropped, gradient norm, and losses, from `copy_to_cpu`.
     """
 
     number: int
     batches: list[dict[str, Any]]
-    facts: Tensor
-    arrived: torch.cuda.Event | None
+    facts: Callable[[], Tensor]
 
 
 @dataclass
@@ -117,7 +116,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     if state.ema:
         state.ema.update(state.model, kept)
     facts = torch.stack([*requests, (~kept).float(), norm.float(), *losses.float()])
-    run.pending.append(PendingStep(state.step, used, *copy_to_cpu(facts)))
+    run.pending.append(PendingStep(state.step, used, copy_to_cpu(facts)))
 
 
 def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
@@ -134,9 +133,7 @@ def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
     outcome = StepOutcome(stop=False, save=False, grad_norm=math.nan)
     while len(run.pending) > leave:
         step = run.pending.popleft()
-        if step.arrived:
-            step.arrived.synchronize()
-        stop, save, dropped, norm, *losses = step.facts.numpy().tolist()
+        stop, save, dropped, norm, *losses = step.facts().numpy().tolist()
         outcome = StepOutcome(outcome.stop or stop > 0, outcome.save or save > 0, norm)
         if dropped:
             state.nonfinite += 1
@@ -202,12 +199,3 @@ def agree(losses: Tensor, run: Run) -> Tensor:
     # a number is written by the device itself, a tensor from the CPU would be copied, which waits
     requests = [torch.full((), float(flag), device=run.device) for flag in (interrupt.received() is not None, save)]
     return distributed.all_reduce_max(torch.stack([(~losses.isfinite().all()).float(), *requests]))
-
-
-def copy_to_cpu(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Start to copy values to the CPU; return the copy and the event of its end, None if it is complete."""
-    if not values.is_cuda:
-        return values, None
-    copied, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record()
-    return copied, arrived

@@ -82,7 +82,7 @@ def test_ensemble_of_views_matches_the_official_meter(case):
     logits, views = torch.from_numpy(drawn(case["preds"])), case["num_clips"]
     for clips in torch.tensor(case["update_order"]).split(case["batch"]):
         video = clips // views
-        ensemble.update(logits[clips], torch.tensor(case["labels"])[video], video, clips % views)
+        ensemble.update(ensemble.values(logits[clips]), torch.tensor(case["labels"])[video], video, clips % views)
     index = sorted(ensemble.views)
     scores = ensemble.scores[index]
     # the official maximum starts from zeros, which hides negative logits; ours is a maximum
@@ -178,6 +178,38 @@ def test_a_request_to_stop_ends_an_evaluation(monkeypatch):
     with pytest.raises(interrupt.Interruption, match="SIGUSR2 during a test"):
         evaluate(model, batches(5), ask, CPU, ensemble, 1, "a test")
     assert len(ensemble.views) == 1 and model.training
+
+
+class Counted(torch.nn.Module):
+    """Count the calls, and keep a GPU busy for some 30 ms in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.was_busy = 0, list[bool]()
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if clips.is_cuda:
+            self.was_busy.append(not torch.cuda.current_stream().query())
+            torch.cuda._sleep(50_000_000)
+        return clips.clone()
+
+
+def test_the_copy_of_scores_begins_before_the_next_clips_are_computed(monkeypatch):
+    model, copied, read = Counted(), list[int](), list[int]()
+    ensemble, copy = ViewEnsemble("sum", False), module.copy_to_cpu
+    update = ensemble.update
+    monkeypatch.setattr(module, "copy_to_cpu", lambda values: copied.append(model.calls) or copy(values))
+    monkeypatch.setattr(ensemble, "update", lambda *clips: read.append(model.calls) or update(*clips))
+    assert len(evaluate(model, batches(4), lambda v: v, CPU, ensemble, 1, "").index) == 4
+    assert copied == [1, 2, 3, 4] and read == [2, 3, 4, 4]
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_the_next_clips_while_scores_are_read():
+    model = Counted()
+    evaluate(model, batches(6), lambda v: v.cuda(), torch.device("cuda", 0), ViewEnsemble("sum", True), 1, "")
+    assert model.calls == 6 and all(model.was_busy[1:])
 
 
 def made(rank: int, world: int, videos: int, classes: int):

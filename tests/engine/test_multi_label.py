@@ -57,7 +57,7 @@ def test_a_new_metric_of_several_labels_is_one_row(monkeypatch):
 def test_scores_are_sums_of_sigmoids_over_the_views():
     ensemble = ViewEnsemble("sum", softmax=False, sigmoid=True)
     logits, label = torch.randn(4, 3), torch.tensor([[1, 0, 1], [1, 0, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.int8)
-    ensemble.update(logits, label, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
+    ensemble.update(ensemble.values(logits), label, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
     expected = logits.sigmoid().unflatten(0, (2, 2)).sum(1).numpy()
     np.testing.assert_allclose(ensemble.scores[:2], expected, rtol=1e-6)
     assert ensemble.labels[0].tolist() == [1, 0, 1]
@@ -67,7 +67,7 @@ def test_scores_of_logits_in_bfloat16_are_not_rounded():
     logits = torch.tensor([[7.0, 8.0], [8.0, 9.0]], dtype=torch.bfloat16)
     labels = torch.tensor([[0, 1], [1, 0]], dtype=torch.int8)
     ensemble = ViewEnsemble("sum", softmax=False, sigmoid=True)
-    ensemble.update(logits, labels, torch.arange(2), torch.zeros(2, dtype=torch.int64))
+    ensemble.update(ensemble.values(logits), labels, torch.arange(2), torch.zeros(2, dtype=torch.int64))
     assert len(np.unique(ensemble.scores)) == 3 and ensemble.scores.max() < 1
     labels.zero_()  # the memory of a batch is used again
     assert ensemble.labels[0].tolist() == [0, 1]
