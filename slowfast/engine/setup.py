@@ -200,7 +200,7 @@ def _copied(video: Tensor, copies: torch.cuda.Stream) -> Tensor:
 
 
 def copy_to_cpu(values: Tensor) -> Callable[[], Tensor]:
-    """Start to copy values to the CPU; return a function that waits for this copy, not for later work, and returns it."""
+    """Start to copy values to the CPU; return a function that waits for this copy, but not for later work."""
     if not values.is_cuda:
         return lambda: values
     copied, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
