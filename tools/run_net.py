@@ -110,14 +110,15 @@ def execute(args: argparse.Namespace) -> int:
 
         submit(cfg, args)
         return 0
+    drawn = record_size(cfg)
     try:
         code = run_job(cfg, args.init_method)
     except Exception:
-        draw(cfg)
+        draw(cfg, drawn)
         raise
     if code != EXIT_REQUEUE:
         ignore()
-    draw(cfg, report=code != EXIT_REQUEUE)  # an interrupted job has little time
+    draw(cfg, drawn, report=code != EXIT_REQUEUE)  # an interrupted job has little time
     return code
 
 
@@ -187,10 +188,19 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
 
 
-def draw(cfg: CfgNode, report: bool = True) -> None:
-    """Write OUTPUT_DIR/curves.png and report.html from the record so far, in one process; a fault is only a warning."""
+def record_size(cfg: CfgNode) -> int:
+    """Return the bytes of the record in OUTPUT_DIR; 0 if there is none."""
+    record = Path(cfg.OUTPUT_DIR, "metrics.jsonl")
+    return record.stat().st_size if record.is_file() else 0
+
+
+def draw(cfg: CfgNode, drawn: int, report: bool = True) -> None:
+    """Write OUTPUT_DIR/curves.png and report.html in one process; a fault is only a warning.
+
+    Nothing is written if the record still has `drawn` bytes: a job that was refused leaves the pictures of other runs.
+    """
     output_dir = Path(cfg.OUTPUT_DIR)
-    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and os.path.isfile(output_dir / "metrics.jsonl"):
+    if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and record_size(cfg) != drawn:
         try:
             from slowfast.visualization.plots import plot_curves
             from slowfast.visualization.report import write_report

@@ -31,7 +31,7 @@ def losses(output_dir: Path) -> list[float]:
     return [r["loss"] for r in read_metrics(output_dir) if r["kind"] == "train"]
 
 
-def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, tmp_path):
+def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, call, tmp_path):
     out = tmp_path / "out"
     done = run_net(experiment, "TENSORBOARD.ENABLE", True, "DATA_LOADER.DECODE_TIMEOUT", 60, options=["pictures"])
     assert "test: top1" in done.stdout and "7 videos x 6 views" in done.stdout
@@ -55,6 +55,11 @@ def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, 
     assert content["epoch"] == 1 and content["class_names"][0] == "move_left"
     assert (out / "curves.png").stat().st_size > 5000 and list((out / "tensorboard").iterdir())
     assert "</html>" in (out / "report.html").read_text()
+    # a job that is refused leaves the pictures of the run as they are
+    before = [(out / name).stat().st_mtime_ns for name in ("curves.png", "report.html")]
+    done = call("tools/run_net.py", "--cfg", experiment, "SOLVER.BASE_LR", 7, options=["pictures"])
+    assert done.returncode == 2
+    assert [(out / name).stat().st_mtime_ns for name in ("curves.png", "report.html")] == before
     records = read_metrics(out)
     assert records[0]["environment"]["torch"] == torch.__version__.partition("+")[0]
     best = np.load(out / "validation" / "scores.npz")
