@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slowfast.models.depthwise import depthwise
-from slowfast.models.linear import apply_linear, is_exporting, linear
+from slowfast.models.linear import apply_linear, is_exporting, is_plain, linear, unhooked
 from slowfast.models.timm_tower import VisionTower, timm_tower
 
 TOWERS = {
@@ -81,11 +81,13 @@ class TemporalConv(nn.Conv3d):
 
 
 class QuickGELU(nn.Module):
-    """Activation x * sigmoid(1.702 x), CLIP's approximation of the GELU (arXiv:1606.08415)."""
+    """Activation x * sigmoid(s x) with s = 1.702, CLIP's approximation of the GELU (arXiv:1606.08415)."""
+
+    scale = 1.702
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
-        return F.silu(1.702 * x).div_(1.702)  # keeps one tensor for the backward pass instead of two
+        return F.silu(self.scale * x).div_(self.scale)  # keeps one tensor for the backward pass instead of two
 
 
 ACTIVATIONS = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
@@ -96,9 +98,36 @@ class FeedForward(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of the last layer."""
+        if input.is_cuda and self.scales_weights(input):
+            return self.with_scaled_weights(input)
         for layer in self:
             input = apply_linear(layer, input)
         return input
+
+    def scales_weights(self, input: Tensor) -> bool:
+        """Return whether `with_scaled_weights` computes the result, and there are more hidden values than weights."""
+        if len(self) != 4:
+            return False
+        layers: Any = self
+        first, activation, _, second = layers
+        return (
+            type(activation) is QuickGELU
+            and unhooked(activation)
+            and is_plain(first, nn.Linear)
+            and is_plain(second, nn.Linear)
+            and first.bias is not None
+            and input.numel() > input.shape[-1] ** 2
+        )
+
+    def with_scaled_weights(self, input: Tensor) -> Tensor:
+        """Return the output of layers with a `QuickGELU`, whose scale is applied to the weights.
+
+        In a GPU's memory, this is one pass over the hidden values instead of three, and as many in the backward pass.
+        """
+        layers: Any = self
+        first, activation, dropout, second = layers
+        hidden = F.silu(linear(input, activation.scale * first.weight, activation.scale * first.bias))
+        return linear(dropout(hidden), second.weight / activation.scale, second.bias)
 
 
 def feed_forward(dim: int, hidden: int, dropout: float = 0.0, activation: str = "quick_gelu") -> nn.Sequential:

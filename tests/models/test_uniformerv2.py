@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from slowfast.models.image_vit import (
     QueryAttention,
     QuickGELU,
     TemporalConv,
+    feed_forward,
     resize_position_embedding,
 )
 from slowfast.models.timm_tower import VisionTower
@@ -132,6 +134,34 @@ def test_quick_gelu_and_its_gradient():
     y = QuickGELU()(x)
     torch.testing.assert_close(y, x * torch.sigmoid(1.702 * x))
     assert torch.autograd.gradcheck(QuickGELU(), x)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_scaled_weights_of_a_gpu_give_the_values_and_gradients_of_the_layers(dropout):
+    layers: Any = feed_forward(6, 24, dropout).double()
+    results = []
+    for compute in (layers, layers.with_scaled_weights):
+        torch.manual_seed(1)
+        x = torch.linspace(-3, 3, 60, dtype=torch.float64).view(2, 5, 6).requires_grad_()
+        y = compute(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layers.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_are_scaled_for_plain_layers_and_many_tokens():
+    layers: Any = feed_forward(6, 24)
+    exact: Any = feed_forward(6, 24, activation="gelu")
+    many, few = torch.zeros(7, 6), torch.zeros(6, 6)
+    assert layers.scales_weights(many)
+    assert not layers.scales_weights(few)
+    assert not exact.scales_weights(many)
+    for name in ("c_fc", "gelu", "c_proj"):
+        hook = layers.get_submodule(name).register_forward_hook(lambda *_: None)
+        assert not layers.scales_weights(many)
+        hook.remove()
+    assert not layers[:2].scales_weights(many)
+    layers.c_fc = torch.nn.Linear(6, 24, bias=False)
+    assert not layers.scales_weights(many)
 
 
 def test_bfloat16_gradients_are_those_of_float32():
