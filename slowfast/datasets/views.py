@@ -15,8 +15,6 @@ from torch.nn.functional import interpolate
 
 from slowfast.datasets.crops import short_side_size
 
-Place = tuple[int, int, int]  # clip of a batch, frame in it, position of the crop
-
 
 def resize_short_side(frames: Tensor, scale: int) -> Tensor:
     """Resize (N, H, W, C) frames to a short side of `scale` pixels, on their device.
@@ -176,19 +174,14 @@ class Views:
         if normalization is not None:  # (pixel / 255 - mean) / std in one pass
             mean, std = normalization
             affine = (-mean / std).repeat(self.crop), (1 / (255 * std)).repeat(self.crop)
-        for video, uses in self._uses().items():
-            # a processor keeps one frame in its cache; a GPU is fastest with all of them
-            needed = sorted(uses) if out.device.type == "cpu" else range(min(uses), max(uses) + 1)
-            boxes = {position: self._box(video, position) for position in self.positions}
-            for row, picture in zip(needed, self._pictures(video, needed, out.device, out.dtype), strict=True):
-                for clip, t, position in uses.get(row, ()):
-                    piece = picture[boxes[position]]
-                    if affine is None:
-                        target[clip, t].copy_(piece.unflatten(1, (self.crop, -1)))
-                    elif rows_of is not None:
-                        torch.addcmul(affine[0], piece, affine[1], out=rows_of[clip, t])
-                    else:
-                        target[clip, t].copy_(torch.addcmul(affine[0], piece, affine[1]).unflatten(1, (self.crop, -1)))
+        crops = self._crops_of_frames(out.dtype) if out.device.type == "cpu" else self._crops_of_clips(out)
+        for place, piece in crops:
+            if affine is None:
+                target[place].copy_(piece.unflatten(-1, (self.crop, -1)))
+            elif rows_of is not None:
+                torch.addcmul(affine[0], piece, affine[1], out=rows_of[place])
+            else:
+                target[place].copy_(torch.addcmul(affine[0], piece, affine[1]).unflatten(-1, (self.crop, -1)))
         return out
 
     def _numbers(self) -> range:
@@ -196,15 +189,14 @@ class Views:
             return self.chosen
         return range(sum(len(views) for views in self.order) * len(self.positions))
 
-    def _uses(self) -> dict[int, dict[int, list[Place]]]:
-        """Return, for each video and each of its frames, the places in the batch."""
-        uses: dict[int, dict[int, list[Place]]] = {}
+    def _clips(self) -> dict[int, list[tuple[int, np.ndarray, int]]]:
+        """Return, for each video, the clips of it: number in the batch, frames (T,), and position of the crop."""
+        clips: dict[int, list[tuple[int, np.ndarray, int]]] = {}
         for clip, number in enumerate(self._numbers()):
             view, position = divmod(number, len(self.positions))
             video, view = divmod(view, len(self.order[0]))
-            for t, row in enumerate(self.order[video][view].tolist()):
-                uses.setdefault(video, {}).setdefault(row, []).append((clip, t, self.positions[position]))
-        return uses
+            clips.setdefault(video, []).append((clip, self.order[video][view], self.positions[position]))
+        return clips
 
     def _allocate(self, device: torch.device, normalized: bool) -> Tensor:
         whole = all(v.dtype == torch.uint8 and min(v.shape[1:3]) == self.scale for v in self.frames)
@@ -222,14 +214,43 @@ class Views:
         channels = self.frames[video].shape[-1]
         return slice(y, y + self.crop), slice(channels * x, channels * (x + self.crop))
 
-    def _pictures(self, video: int, rows: Sequence[int], device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
-        """Yield resized frames (h, w * C) of a video on the device; on a CPU, each is valid until the next one."""
-        frames, size = self.frames[video], self._size(video)
-        if device.type != "cpu":
-            chunk = frames[rows[0] : rows[-1] + 1].to(device, non_blocking=True).to(dtype)
-            yield from resize_short_side(chunk, self.scale).flatten(2)
-            return
-        change = FrameResize(frames.shape[1:], size, frames.dtype) if frames.shape[1:3] != size else None
-        memory = torch.empty(frames.shape[1:], dtype=dtype)
-        for row in rows:
-            yield (memory.copy_(frames[row]) if change is None else change(frames[row])).flatten(1)
+    def _crops_of_frames(self, dtype: torch.dtype) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """Yield the place (clip, t) and the crop (h, w * C) of every frame on a CPU, each valid until the next one.
+
+        Each frame is resized once, and its crops are cut while a cache contains it.
+        """
+        for video, clips in self._clips().items():
+            uses: dict[int, list[tuple[int, int, int]]] = {}
+            for clip, rows, position in clips:
+                for t, row in enumerate(rows.tolist()):
+                    uses.setdefault(row, []).append((clip, t, position))
+            frames, size = self.frames[video], self._size(video)
+            change = FrameResize(frames.shape[1:], size, frames.dtype) if frames.shape[1:3] != size else None
+            memory = torch.empty(frames.shape[1:], dtype=dtype)
+            boxes = {position: self._box(video, position) for position in self.positions}
+            for row in sorted(uses):
+                picture = (memory.copy_(frames[row]) if change is None else change(frames[row])).flatten(1)
+                for clip, t, position in uses[row]:
+                    yield (clip, t), picture[boxes[position]]
+
+    def _crops_of_clips(self, like: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the place and the crop (T, h, w * C) of every clip, on the device and in the type of `like`.
+
+        All frames of a video are resized at once. A clip is a view of them, because a GPU is slow to start many small
+        operations.
+        """
+        for video, clips in self._clips().items():
+            first = min(int(rows.min()) for _, rows, _ in clips)
+            last = max(int(rows.max()) for _, rows, _ in clips)
+            chunk = self.frames[video][first : last + 1].to(like.device, non_blocking=True).to(like.dtype)
+            pictures = resize_short_side(chunk, self.scale).flatten(2)
+            for clip, rows, position in clips:
+                start, *others = (rows - first).tolist()
+                steps = {*np.diff(rows).tolist()} or {1}
+                step = min(steps) if len(steps) == 1 else 0
+                if step > 0:
+                    frames = pictures[start : start + step * len(rows) : step]
+                else:
+                    frames = torch.stack([pictures[row] for row in (start, *others)])
+                y, x = self._box(video, position)
+                yield clip, frames[:, y, x]

@@ -152,6 +152,21 @@ def test_a_resize_keeps_frames_of_the_wanted_size():
     assert resized.shape == (2, 24, 37, 3) and resized.is_contiguous()
 
 
+@pytest.mark.parametrize("normalization", [None, (MEAN, STD)])
+@pytest.mark.parametrize("size", [(40, 60), (32, 50)])
+@pytest.mark.parametrize("rows", [[0, 1, 2], [0, 2, 4], [3, 4, 4], [1, 1, 1], [4, 2, 0], [0, 1, 4], [2]], ids=str)
+def test_a_gpu_cuts_whole_clips_at_once(rows, size, normalization, monkeypatch):
+    order = np.array([rows, [(row + 1) % 5 for row in rows]])
+    video = Views([torch.from_numpy(noise(5, *size, 3))], [order], 32, 28, (0, 2), range(1, 4))
+    out = torch.empty(video.shape, memory_format=torch.channels_last_3d)
+    expected = video.cut(normalization=normalization)
+    monkeypatch.setattr(
+        Views, "_crops_of_frames", lambda self, dtype: self._crops_of_clips(torch.empty(0, dtype=dtype))
+    )
+    for clips in (video.cut(normalization=normalization), video.cut(normalization=normalization, out=out)):
+        torch.testing.assert_close(clips.to(expected.dtype), expected, atol=1e-4 if 40 in size else 0, rtol=0)
+
+
 @pytest.mark.gpu
 def test_a_gpu_cuts_the_same_clips():
     for size in ((40, 60), (32, 50), (90, 60)):
