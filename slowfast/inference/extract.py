@@ -135,6 +135,9 @@ def run_part(
     """Write the features of every `parts`-th video; return (path, reason) of those that cannot be read.
 
     Videos whose features are complete are skipped.
+
+    Raises:
+        ValueError: the folder has features of another video under the same name.
     """
     net = net or _network(args)
     rule, bad = json.loads(Path(args.out, SETTINGS).read_text(encoding="utf-8")), list[tuple[str, str]]()
@@ -143,6 +146,11 @@ def run_part(
     for name, path in tqdm(mine, desc="features", unit="video", disable=True if part else None):
         described = Path(args.out, DESCRIPTIONS, f"{name}.json")
         if described.is_file() and Path(args.out, f"{name}.npy").is_file():
+            before = json.loads(described.read_text(encoding="utf-8"))["path"]
+            if os.path.abspath(before) != os.path.abspath(path):
+                raise ValueError(
+                    f"{args.out}/{name}.npy contains features of {before}, not of {path}: choose another --out"
+                )
             continue
         try:
             values, about = _of_video(net, layer, rule, path, args.batch)

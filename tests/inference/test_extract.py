@@ -69,6 +69,19 @@ def test_other_settings_have_exit_code_2(trained, paths, tmp_path):
     assert (tmp_path / "f/val_0.npy").read_bytes() == kept
 
 
+def test_another_video_of_the_same_name_has_exit_code_2(trained, paths, tmp_path):
+    copies = [tmp_path / folder / "same.mp4" for folder in ("a", "b")]
+    for path, copy in zip(paths, copies, strict=False):
+        copy.parent.mkdir()
+        copy.write_bytes(path.read_bytes())
+    command = ["--weights", trained, "--window", 8, "--out", tmp_path / "f"]
+    assert extract(copies[0], *command) == 0
+    kept = (tmp_path / "f/same.npy").read_bytes()
+    assert extract(copies[1], *command) == 2 and (tmp_path / "f/same.npy").read_bytes() == kept
+    assert json.loads((tmp_path / "f/features.json").read_text())["videos"]["same"]["path"] == str(copies[0])
+    assert extract(*copies, *command) == 0 and (tmp_path / "f/b/same.npy").is_file()
+
+
 def test_unreadable_videos_are_left_out(trained, paths, tmp_path, capsys):
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")
