@@ -152,7 +152,8 @@ def submit(cfg: CfgNode, options: Namespace) -> None:
         job = executor.submit(Job(os.path.abspath(sys.argv[0]), str(config), str(folder)))
     except (FailedSubmissionError, UncompletedJobError) as error:
         for path in set(folder.iterdir()) - before:
-            path.unlink()
+            if not re.match(r"\d+[._]", path.name):  # a file of another job, which starts now
+                path.unlink()
         raise ValueError(f"Slurm refused the job: {str(error).strip()}") from None
     log = folder / f"{job.job_id}.log"
     print(

@@ -161,6 +161,20 @@ def test_a_job_that_slurm_refuses_leaves_nothing(cluster, checkout, tmp_path):
     assert "Traceback" not in done.stderr and not list((tmp_path / "out" / "slurm").iterdir())
 
 
+def test_a_refused_job_leaves_the_files_of_a_job_that_starts(monkeypatch, tmp_path, capsys):
+    folder, programs = tmp_path / "out" / "slurm", tmp_path / "bin"
+    programs.mkdir()
+    refuses = f"mkdir {folder}/7_errors; echo x > {folder}/7.log; exit 1"
+    for name, text in {"srun": "", "squeue": "", "sbatch": refuses}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", str(ROOT / "exp/demo/config.yaml"), "--slurm",
+                                      "OUTPUT_DIR", str(tmp_path / "out")])  # fmt: skip
+    assert program.main() == 2 and "Slurm refused the job" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["7.log", "7_errors"]
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job(cluster, checkout, experiment, tmp_path):
     out = tmp_path / "out"
