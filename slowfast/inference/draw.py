@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
@@ -30,12 +30,35 @@ BACK_OFF = 200  # opacity of a panel, 0 to 255
 
 
 @lru_cache
-def font(size: int) -> Any:
-    """Return a font with the letters of most alphabets in a size in pixels; that of Pillow has ASCII only."""
+def font(size: int, text: str = "") -> Any:
+    """Return a font in a size in pixels: DejaVu, or one of the system if DejaVu lacks letters of the text, as Chinese.
+
+    That of Pillow has ASCII only.
+    """
     import matplotlib  # slow to import
 
-    path = os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # some distributions leave it out
-    return ImageFont.truetype(path, size) if os.path.isfile(path) else ImageFont.load_default(size)
+    path = os.path.join(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    if not os.path.isfile(path):  # some distributions leave it out
+        return ImageFont.load_default(size)
+    if not _has_letters(path, text):
+        path = next((other for other in _plain_fonts() if _has_letters(other, text)), path)
+    return ImageFont.truetype(path, size)
+
+
+def _plain_fonts() -> Iterator[str]:
+    """Yield the files of the fonts on this machine that are upright and not bold."""
+    from matplotlib.font_manager import fontManager
+
+    for entry in fontManager.ttflist:
+        # matplotlib's Last Resort has a box for every letter
+        if entry.style == "normal" and entry.weight in (400, "normal", "regular") and "Last Resort" not in entry.name:
+            yield entry.fname
+
+
+def _has_letters(path: str, text: str) -> bool:
+    from matplotlib.ft2font import FT2Font
+
+    return {ord(letter) for letter in text} <= FT2Font(path).get_charmap().keys()
 
 
 def color(index: int) -> tuple[int, int, int]:
@@ -46,9 +69,10 @@ def color(index: int) -> tuple[int, int, int]:
 
 def shortened(text: str, size: int, width: float) -> str:
     """Return a text that fits a width in pixels, with dots for the rest."""
-    if font(size).getlength(text) <= width:
+    letters = font(size, text)
+    if letters.getlength(text) <= width:
         return text
-    while text and font(size).getlength(text + "...") > width:
+    while text and letters.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
 
@@ -67,7 +91,7 @@ def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int
     for rank, found in enumerate(top):
         bright = TEXT if not rank else MUTED
         name = shortened(found.name.replace("_", " "), size, width - number)
-        pen.text((left, y), name, fill=bright, font=font(size))
+        pen.text((left, y), name, fill=bright, font=font(size, name))
         percent = f"{100 * found.probability:.1f} %"
         pen.text((left + width - font(size).getlength(percent), y), percent, fill=bright, font=font(size))
         base, thick = y + round(1.25 * size), max(2, size // 5)
@@ -126,9 +150,9 @@ def draw_strip(timeline: Timeline, width: int, height: int) -> Image.Image:
         hue = color(segment.found.index)
         pen.rectangle((left, round(0.1 * height), max(left, right - 2), round(0.9 * height)), fill=hue)
         name = segment.found.name.replace("_", " ")
-        if font(size).getlength(name) < right - left - size:
+        if font(size, name).getlength(name) < right - left - size:
             middle = ((left + right) / 2, height / 2)
-            pen.text(middle, name, fill=PANEL, font=font(size), anchor="mm")
+            pen.text(middle, name, fill=PANEL, font=font(size, name), anchor="mm")
     return image
 
 
@@ -264,10 +288,12 @@ def write_sheet(clips: np.ndarray, labels: Sequence[tuple[str, Sequence[Class]]]
     shape = max(left + time * (tile + gap), 720), head + len(clips) * row_height + gap
     image = Image.new("RGB", shape, PANEL)
     pen = ImageDraw.Draw(image)
-    pen.text((16, head / 2), shortened(title, 20, image.width - 32), fill=TEXT, font=font(20), anchor="lm")
+    title = shortened(title, 20, image.width - 32)
+    pen.text((16, head / 2), title, fill=TEXT, font=font(20, title), anchor="lm")
     for row, (clip, (name, classes)) in enumerate(zip(clips, labels, strict=True)):
         y = head + row * row_height
-        pen.text((16, y + 6), shortened(name, 13, side), fill=MUTED, font=font(13))
+        name = shortened(name, 13, side)
+        pen.text((16, y + 6), name, fill=MUTED, font=font(13, name))
         draw_bars(image, classes, (16, y + 34, side), size)
         for column, frame in enumerate(clip):
             image.paste(resized(frame, (tile, high)), (left + column * (tile + gap), y))

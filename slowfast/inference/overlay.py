@@ -128,7 +128,8 @@ def draw_legend(width: int, height: int, title: str, ends: tuple[str, str]) -> I
     right -= bar + gap
     pen.text((right, y), ends[0], fill=MUTED, font=font(size), anchor="rm")
     right -= round(font(size).getlength(ends[0])) + 2 * gap
-    pen.text((gap, y), shortened(title, size, right - gap), fill=TEXT, font=font(size), anchor="lm")
+    title = shortened(title, size, right - gap)
+    pen.text((gap, y), title, fill=TEXT, font=font(size, title), anchor="lm")
     return image
 
 
