@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
-from slowfast.utils.io import sha256
+from slowfast.utils.io import check_output, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,12 @@ def download(url: str, path: Path, checksum: str = "") -> None:
         checksum: the SHA-256 of the file or its first digits; "" if unknown.
 
     Raises:
-        ValueError: there is no file at the address, the connection broke and was not resumed, or the checksum differs.
+        ValueError: the folder cannot be written, there is no file at the address, the connection broke and was not
+            resumed, or the checksum differs.
     """
+    if path.is_file():  # perhaps in a folder that cannot be written
+        return
+    check_output(str(path), "file of SLOWFAST_HOME")
     part = path.with_name(path.name + ".part")
     with file_lock(str(path)):
         if path.is_file():

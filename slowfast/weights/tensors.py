@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -134,7 +135,8 @@ def _without_code(archive: zipfile.ZipFile) -> io.BytesIO:
 
 def _read_safetensors(path: str) -> dict[str, Any]:
     """Return the tensors; if the metadata name the classes, as entry "model_state" of a checkpoint with class names."""
-    with safe_open(path, "pt") as file:
+    stated = None
+    with safe_open(path, "pt") as file, suppress(ValueError):  # other programs may write other text
         stated = json.loads((file.metadata() or {}).get("class_names", "null"))
     tensors = load_file(path)
     return {"model_state": tensors, "class_names": stated} if isinstance(stated, list) else tensors

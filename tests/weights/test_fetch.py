@@ -119,6 +119,18 @@ def test_a_file_is_downloaded_once(site):
     assert not list(fetch.home().rglob("*.part"))
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_only_for_a_new_file(site, tmp_path, monkeypatch):
+    path = Path(fetch.fetch(f"{site.url}/model.pth"))
+    lock = path.with_name(f"{path.name}.lock")
+    lock.unlink()
+    lock.mkdir()  # the file cannot be locked, as in a folder of another user
+    assert fetch.fetch(f"{site.url}/model.pth") == str(path)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SLOWFAST_HOME", str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"SLOWFAST_HOME .*/model\.pth"):
+        fetch.fetch(f"{site.url}/model.pth")
+
+
 def test_addresses_stay_in_the_folder(site):
     path = fetch.fetch(f"{site.url}/../..//%2e%2e/a%2fb/x.pth")
     assert os.path.realpath(path).startswith(os.path.realpath(fetch.home()) + os.sep)

@@ -69,6 +69,8 @@ def test_damaged_weights_are_detected(tmp_path):
 def test_safetensors_load(tmp_path):
     safetensors.save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors")
     assert load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
+    safetensors.save_file({"a": torch.arange(3)}, tmp_path / "b.safetensors", {"class_names": "cat, dog"})
+    assert load_tensors(tmp_path / "b.safetensors")["a"].tolist() == [0, 1, 2]
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"torn\.safetensors.* cannot be loaded"):
         load_tensors(tmp_path / "torn.safetensors")
