@@ -18,12 +18,7 @@ NO_MEMORY = r"Errno 12\]|Cannot allocate|[Ii]nsufficient memory"
 
 
 class MediaError(ValueError):
-    """A video cannot be decoded.
-
-    Args:
-        path: the video file or folder.
-        reason: what is wrong, and the cure if there is one.
-    """
+    """A video file or folder cannot be decoded; `reason` is what is wrong, and the cure if there is one."""
 
     def __init__(self, path: str, reason: str = "") -> None:
         # A data loader rebuilds the exception from its text alone, which becomes `path`.
@@ -37,15 +32,10 @@ def address(path: str) -> str:
     return f"file:{path}"
 
 
-def open_container(path: str) -> Any:
-    """Open a file with PyAV, with titles in any encoding; raise av.FFmpegError if it is not a video."""
-    return av.open(address(path), **TITLES)
-
-
 def open_video(path: str) -> Any:
-    """Open a file with PyAV; raise MediaError if it is not a video."""
+    """Open a file with PyAV, with titles in any encoding; raise MediaError if it is not a video."""
     try:
-        return open_container(path)
+        return av.open(address(path), **TITLES)
     except av.FFmpegError as error:
         if error.errno == errno.ENOMEM:
             raise
@@ -91,7 +81,7 @@ def every_frame(container: Any, stream: Any) -> Iterator[Any]:
 def _first_with_packets(path: str, streams: list[Any]) -> Any:
     """Return the first stream with packets; a file for several bit rates may declare streams without any."""
     found: set[int] = set()
-    with open_container(path) as container:
+    with open_video(path) as container:
         for packet in packets(container, [container.streams[stream.index] for stream in streams]):
             found.add(packet.stream_index)
             if streams[0].index in found:

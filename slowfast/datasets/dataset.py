@@ -47,13 +47,9 @@ def as_made(batch: Any) -> Any:
 
 @dataclass(frozen=True)
 class VideoReader:
-    """Decode the frames of videos that a sampler chooses.
+    """Decode the frames of videos that a sampler chooses; see `read_frames` for the options.
 
     Args:
-        sampler: chooses the frames of a clip.
-        image_template: name of image number k of a frame folder.
-        colors: order of the channels, "RGB" or "BGR".
-        backend: decoder of video files: "pyav", "decord" or "torchcodec".
         decode_timeout: limit for the read of a video in seconds; 0 for no limit.
     """
 
@@ -106,7 +102,6 @@ class ClipDataset(Dataset[Batch], ABC):
     """Make batches of the rows of a list.
 
     Args:
-        samples: the list.
         seed: first coordinate of every draw.
         reverse_channels: reverse the order of the channels as the last step.
 
@@ -168,15 +163,7 @@ class ClipDataset(Dataset[Batch], ABC):
 
 
 class TrainDataset(ClipDataset):
-    """Make batches of augmented clips of videos, or of augmented images.
-
-    Args:
-        samples: the list.
-        reader: decodes its files.
-        transform: augmentation of a clip.
-        num_copies: augmented copies of each clip.
-        options: keyword arguments of `ClipDataset`.
-    """
+    """Make batches of augmented clips of videos, or of augmented images: `num_copies` of each."""
 
     def __init__(
         self,
@@ -230,10 +217,8 @@ class EvalDataset(ClipDataset):
     """Make batches of the views of videos or images, without random draws.
 
     Args:
-        samples: the list.
         scale: short side that frames are resized to, in pixels.
         crop: side of the crops, in pixels.
-        options: keyword arguments of `ClipDataset`.
     """
 
     num_views = 1
@@ -267,11 +252,9 @@ class VideoEvalDataset(EvalDataset):
     """Make batches of the views of videos: clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`.
 
     Args:
-        samples: the list.
-        reader: decodes its videos; its sampler has the temporal views.
+        reader: decodes the videos; its sampler has the temporal views.
         num_crops: number of spatial crops per temporal view, 1 (the centre) or 3.
         shuffle_frames: put the frames of every clip into random order, which shows whether a model uses motion.
-        options: keyword arguments of `EvalDataset`.
     """
 
     def __init__(
@@ -331,10 +314,7 @@ class VideoEvalDataset(EvalDataset):
 
 
 class ImageEvalDataset(EvalDataset):
-    """Make batches of the centre of each image; the short side is 256 pixels by default, as for ImageNet."""
-
-    def __init__(self, samples: VideoList, *, scale: int = 256, **options: Any) -> None:
-        super().__init__(samples, scale=scale, **options)
+    """Make batches of the centre of each image."""
 
     def _read(self, sample: Sample, row: int) -> np.ndarray:
         image = centre_view(read_image(sample.path), self.scale, self.crop)

@@ -91,7 +91,10 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     times = sorted(time for time in decoded if time is not None)
     # If the file has no times of presentation, as in AVI, FFmpeg guesses those of H.264 from the order of decoding.
     ordered = codec.has_b_frames and decoded == times
-    keys = _instant_keys(read) if ordered else _seek_targets(read, times)
+    if ordered:
+        keys = [(at, packet.start) for at, packet in enumerate(read) if packet.instant and packet.start is not None]
+    else:
+        keys = _seek_targets(read, times)
     doubt = _doubt(codec, read, whole, times, keys, ordered)
     if doubt or ordered:
         return FrameList(times, keys, count, doubt, ordered=ordered)
@@ -178,10 +181,6 @@ def _doubt(
         "it does not begin with a key frame": not (read and read[0].key and keys and keys[0][0] == 0),
     }
     return next((reason for reason, found in doubts.items() if found), "")
-
-
-def _instant_keys(read: list[Packet]) -> list[tuple[int, int]]:
-    return [(at, packet.start) for at, packet in enumerate(read) if packet.instant and packet.start is not None]
 
 
 def _seek_targets(read: list[Packet], times: list[int]) -> list[tuple[int, int]]:

@@ -42,9 +42,7 @@ class Sample:
 class Paths(Sequence[str]):
     """A sequence of strings in one block of memory, so that a million strings are one object.
 
-    Args:
-        blob: the bytes of the strings, one after the other; UTF-8 where they are text.
-        ends: (N,) position in `blob` at which each string ends.
+    `blob` contains the bytes of the strings, UTF-8 where they are text; `ends` (N,) is where each of them ends in it.
     """
 
     def __init__(self, blob: bytes | bytearray, ends: np.ndarray) -> None:
@@ -118,11 +116,6 @@ class VideoList(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.listed)
 
-    @property
-    def multi_label(self) -> bool:
-        """Whether a row has any number of labels."""
-        return self.label_ends is not None
-
     @cached_property
     def fingerprint(self) -> str:
         """The first digits of a SHA-256 of all rows, without prefix and suffix."""
@@ -165,7 +158,7 @@ class VideoList(Sequence[Sample]):
         labels = self.labels_of(index)
         return Sample(
             self.path(index),
-            labels if self.multi_label else labels[0],
+            labels[0] if self.label_ends is None else labels,
             None if self._num_frames is None else int(self._num_frames[index]),
             None if self._segments is None else tuple(self._segments[index].tolist()),
         )
@@ -188,14 +181,8 @@ def read_list(
     comma although the lists have blanks. Blank lines, a byte order mark and Windows line ends are ignored. Class names
     are read from `class_names.txt` or `classes.txt` beside the list, if one of them exists.
 
-    Args:
-        path: the list file.
-        columns: names from `rows.COLUMNS`, in the order of the file.
-        separator: between the columns.
-        prefix: folder of the videos.
-        num_classes: labels must be below it; None does not check.
-        unknown: also accept the label `UNKNOWN`.
-        multi_label: rows have any number of labels, see `RowFormat`.
+    The arguments are those of `RowFormat`; `unknown` also accepts the label `UNKNOWN`, `prefix` is the folder of the
+    videos.
 
     Raises:
         ListError: the file is missing or empty, or has faulty rows; the message shows their number and the first three.
@@ -206,12 +193,12 @@ def read_list(
         forms = (replace(form, separator=other, num_classes=None) for other in (separator, " "))
         form = replace(form, separator=next((other.separator for other in forms if other.fits(first)), separator))
     listed, values = _read_rows(path, form)
-    segments = [values[name] for name in ("total", "begin", "end")] if "total" in columns else None
+    segments = np.stack([values[name] for name in ("total", "begin", "end")], 1) if "total" in columns else None
     return VideoList(
         listed,
         values["label"],
         values.get("num_frames"),
-        None if segments is None else np.stack(segments, 1),
+        segments,
         prefix=prefix,
         suffix=find_suffix(prefix, listed),
         source=str(path),

@@ -101,10 +101,6 @@ class RowFormat:
         unknown = len(labels) > 1 and str(UNKNOWN) in labels
         return f"label {UNKNOWN}, for unknown classes, must be the only one" if unknown else ""
 
-    def labels(self, row: str) -> list[float]:
-        """Return the labels of a row without a fault; they are its last numbers."""
-        return self.parse(row)[1][len(self.columns) - 2 :]
-
     def fits(self, rows: Sequence[str]) -> bool:
         """Return whether there are rows and none has a fault."""
         return bool(rows) and not any(self.parse(row)[2] for row in rows)
@@ -147,7 +143,7 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
     """Return a sentence with a cure for all rows of a list or, if none helps, with the columns that are needed."""
     loose = replace(form, num_classes=None, lowest=UNKNOWN)
     if loose.fits(rows):
-        labels = [int(label) for row in rows for label in loose.labels(row)]
+        labels = [int(label) for row in rows for label in loose.parse(row)[1][len(form.columns) - 2 :]]
         return f"Labels run from {min(labels)} to {max(labels)}, and must run from {form.lowest} to num_classes - 1."
     header = f"The first line is a header ({rows[0]!r}): remove it. " if HEADER.fullmatch(rows[0]) else ""
     body = rows[1:] if header else rows

@@ -17,7 +17,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from slowfast.datasets.container import address, open_container, video_stream
+from slowfast.datasets.container import address, open_video, video_stream
 from slowfast.datasets.decode import stream_video
 from slowfast.inference.results import Class
 from slowfast.inference.windows import Timeline, rate_and_seconds
@@ -196,7 +196,7 @@ def write_video(timeline: Timeline, path: str) -> str:
         raise ValueError(f"{timeline.path} is a folder of frames: --video needs a video file")
     strip, silent, sound = None, "", None
     rate, _ = rate_and_seconds(timeline.path)
-    with open_container(timeline.path) as source, new_video(path, rate) as (target, add):
+    with open_video(timeline.path) as source, new_video(path, rate) as (target, add):
         tracks = source.streams.audio
         if tracks:
             try:

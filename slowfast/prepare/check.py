@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 
-from slowfast.datasets.container import MediaError, open_container, packets, video_stream
+from slowfast.datasets.container import MediaError, open_video, packets, video_stream
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
 from slowfast.prepare.scan import image_template
@@ -71,17 +71,12 @@ def check_media(
 ) -> list[Row]:
     """Decode the first, middle and last frame of every file, or all frames, and write a report.
 
-    The files are `out`/report.csv and `out`/quarantine.txt. A row is written when its file is done. A
-    repeated call continues where an interrupted one stopped, and does not decode unchanged files again.
+    The files are `out`/report.csv and `out`/quarantine.txt. A row is written when its file is done. A repeated call
+    continues where an interrupted one stopped, and does not decode unchanged files again.
 
-    Args:
-        videos: folder that the paths start from.
-        media: path of each file and folder to check -> number of images of a frame folder, if a list contains it.
-        out: folder of the report.
-        workers: number of processes.
-        timeout: limit for one file in seconds, after which its process is killed.
-        recheck: decode the files that were bad again.
-        full: decode every frame; good files that were not checked in full are decoded again.
+    `media` maps the path of each file and folder to the number of images of a frame folder, if a list contains it. A
+    file that takes longer than `timeout` seconds is bad. With `recheck`, bad files are decoded again. With `full`,
+    every frame is decoded, also of good files that were not checked in full.
 
     Returns:
         The rows of the report for `media`, sorted by path.
@@ -141,7 +136,7 @@ def _look(videos: str, full: bool, item: tuple[str, int | None]) -> Row:
     if os.path.isdir(path):
         return row
     try:
-        with open_container(path) as container:
+        with open_video(path) as container:
             stream = video_stream(path, container)
             rate, seconds = stream.average_rate, container.duration
             return replace(
@@ -166,7 +161,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
         return
     number = 0
     try:
-        with open_container(path) as container:
+        with open_video(path) as container:
             stream = video_stream(path, container)
             for packet in chain(packets(container, stream), [None]):  # None returns the frames that it still holds
                 frames = stream.codec_context.decode(packet)

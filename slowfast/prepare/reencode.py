@@ -18,7 +18,7 @@ from typing import Any
 import av
 from av.filter import Graph
 
-from slowfast.datasets.container import address, every_frame, open_container, video_stream
+from slowfast.datasets.container import address, every_frame, open_video, video_stream
 from slowfast.datasets.decode import orientation
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
@@ -66,16 +66,8 @@ def reencode(
     removed. A rotation or mirroring in the header is applied. A file appears complete or not at all, with the
     modification time of its source, and is made again only if this time has changed, so a repeated call continues an
     interrupted one. The same source and settings give the same bytes. `out`/without_copy.csv names the videos without a
-    copy, also after a kill.
-
-    Args:
-        videos: folder that the paths start from.
-        paths: paths of the videos.
-        out: folder of the copies.
-        settings: settings of the encoder, for all files in `out`.
-        workers: number of processes.
-        timeout: limit for one file in seconds, after which its process is killed.
-        folders: folders of images, which are not encoded, but recorded as videos without a copy.
+    copy, also after a kill, and `folders` of images, which are not encoded. A file that takes longer than `timeout`
+    seconds has no copy.
 
     Returns:
         Path of each of `paths` without a copy -> reason.
@@ -173,7 +165,7 @@ def _encode(videos: str, out: str, settings: Settings, path: str) -> None:
 
 def _transcode(source: Path, target: str, settings: Settings) -> None:
     with (
-        open_container(str(source)) as reader,
+        open_video(str(source)) as reader,
         av.open(address(target), "w", format="mp4", options={"movflags": "faststart"}) as writer,
     ):
         video = video_stream(str(source), reader)

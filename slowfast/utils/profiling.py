@@ -17,17 +17,13 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _layer_norm(shape: Any, *args: Any, **kwargs: Any) -> int:
-    return 10 * math.prod(shape)
-
-
 def _batch_norm(shape: Any, *args: Any, **kwargs: Any) -> int:
     return 4 * math.prod(shape)
 
 
 # Twice fvcore's counts (5 and 2 per element), because PyTorch's own counter counts a multiply-add as two.
 _NORMS = {
-    torch.ops.aten.native_layer_norm: _layer_norm,
+    torch.ops.aten.native_layer_norm: lambda shape, *args, **kwargs: 10 * math.prod(shape),
     torch.ops.aten.native_batch_norm: _batch_norm,
     torch.ops.aten._native_batch_norm_legit_no_training: _batch_norm,
 }
@@ -36,11 +32,8 @@ _NORMS = {
 def count_flops(model: nn.Module, *input_shape: int) -> int:
     """Return the multiply-adds of one forward pass in evaluation mode (in fvcore's convention: one is one FLOP).
 
-    Nothing is computed: tensors on the meta device have shapes only.
-
-    Args:
-        model: network to count; it is copied.
-        input_shape: shape of the input, (B, C, T, H, W), or (B, C, H, W) for images.
+    The input has the shape (B, C, T, H, W), or (B, C, H, W) for images. Nothing is computed: a copy of the model on the
+    meta device has shapes only.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which no run needs
 

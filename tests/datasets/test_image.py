@@ -279,8 +279,3 @@ def test_batches_hold_the_copies_of_their_images(make_cfg):
 def test_settings_that_images_do_not_have_are_refused(make_cfg, overrides):
     assert not list(broken_rules(make_cfg("NUM_GPUS", 0, "SOLVER.BASE_LR", 0.1)))
     assert any(overrides[0] in keys for keys, _ in broken_rules(make_cfg("NUM_GPUS", 0, *overrides)))
-
-
-def test_evaluation_resizes_to_256_by_default():
-    dataset = ImageEvalDataset(VideoList(["a.jpg"], [0]))
-    assert (dataset.scale, dataset.crop) == (256, 224)

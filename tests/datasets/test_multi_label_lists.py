@@ -50,10 +50,10 @@ def test_rows_with_any_number_of_labels(tmp_path, row, columns, separator, sampl
 def test_labels_are_one_array_with_the_ends_of_the_rows(tmp_path):
     samples = read_list(write(tmp_path, "a 3,17", 'b ""', "c 0"), num_classes=18, multi_label=True)
     assert samples.labels.tolist() == [3, 17, 0] and samples.label_ends is not None
-    assert samples.label_ends.tolist() == [2, 2, 3] and samples.multi_label and len(samples) == 3
+    assert samples.label_ends.tolist() == [2, 2, 3] and len(samples) == 3
     assert [samples.labels_of(row) for row in range(3)] == [(3, 17), (), (0,)]
     single = read_list(write(tmp_path, "a 3", "b 17"), num_classes=18)
-    assert single.label_ends is None and not single.multi_label and single.labels_of(1) == (17,)
+    assert single.label_ends is None and single.labels_of(1) == (17,)
     assert single.targets([1, 0]).tolist() == [17, 3]
 
 
