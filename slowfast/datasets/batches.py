@@ -14,10 +14,7 @@ def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[tuple[i
     """Return as many (repetition, row) as there are rows, in random order, with the same number of each class.
 
     The numbers of two classes differ by at most one. All rows of a class are drawn before one of them is repeated.
-
-    Args:
-        labels: (N,) class of each row.
-        rng: of the draws.
+    `labels` (N,) contains the class of each row.
     """
     _, sizes = np.unique(labels, return_counts=True)
     share, rest = divmod(len(labels), len(sizes))
@@ -41,10 +38,6 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     Args:
         num_videos: rows of the list.
         batch_size: videos per batch and process.
-        train: shuffle and drop the incomplete batch.
-        seed: of the permutation.
-        rank: of this process.
-        world_size: number of processes.
         balanced: labels (N,) of the rows, to draw all classes equally often; the epoch of a repeated row is increased
             by `REPEATED` per repetition.
 

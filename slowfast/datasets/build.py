@@ -88,11 +88,7 @@ def build_dataset(
     """Build the data set of a split: read its list, and set how its clips are made.
 
     Training and validation use TRAIN.DATASET, a test TEST.DATASET. Validation is the test with one view and one crop.
-
-    Args:
-        cfg: the configuration.
-        split: train, val or test.
-        samples: to use instead of the list of the split.
+    If `samples` is given, it is used instead of the list of the split.
 
     Raises:
         ValueError: a list or a value cannot be used.

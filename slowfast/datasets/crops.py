@@ -52,15 +52,8 @@ def resized_crop_box(
 ) -> Box:
     """Draw the box of a random resized crop (Inception, arXiv:1409.4842, section 6; ten tries, as in torchvision).
 
-    Args:
-        height: of the frame.
-        width: of the frame.
-        area_range: smallest and largest share of the frame's area.
-        aspect_range: smallest and largest width / height, drawn log-uniformly.
-        rng: source of the draws.
-
-    Returns:
-        (y, x, height, width) of the box; if no draw fits, the largest centred box whose aspect ratio is in the range.
+    Its share of the frame's area is drawn from `area_range`, its width / height log-uniformly from `aspect_range`. If
+    no draw fits, it is the largest centred box whose aspect ratio is in the range.
     """
     log_narrow, log_wide = map(math.log, aspect_range)
     for _ in range(10):

@@ -59,13 +59,9 @@ os.register_at_fork(after_in_child=lambda: vars(_local).clear())
 
 
 def read_frames_within(seconds: float, path: str, choose: Choose, **options: Any) -> np.ndarray:
-    """Call `read_frames` with a limit on its time.
+    """Call `read_frames`, with its keyword arguments `options`, in a decoder process with a limit of `seconds`.
 
-    Args:
-        seconds: limit of one read; 0 reads in this process, without a limit.
-        path: as for `read_frames`.
-        choose: as for `read_frames`; it is called in this process.
-        options: the keyword arguments of `read_frames`.
+    If `seconds` is 0, read in this process, without a limit. `choose` is always called in this process.
 
     Returns:
         The frames, as `read_frames`; with a limit, in a read-only array that is valid until the next read.

@@ -35,15 +35,9 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def centre_view(image: np.ndarray, scale: int, crop: int) -> np.ndarray:
-    """Resize the short side to `scale` and cut out the centre, as torchvision's Resize and CenterCrop of Pillow images.
+    """Resize the short side of an image (H, W, 3) uint8 to `scale`, and return the centre (crop, crop, 3).
 
-    Args:
-        image: (H, W, 3) uint8.
-        scale: short side in pixels.
-        crop: side of the result in pixels, at most `scale`.
-
-    Returns:
-        (crop, crop, 3) uint8.
+    The result is that of torchvision's Resize and CenterCrop of Pillow images.
     """
     assert crop <= scale, (crop, scale)
     short, long = sorted(image.shape[:2])
@@ -57,13 +51,7 @@ def centre_view(image: np.ndarray, scale: int, crop: int) -> np.ndarray:
 class ImageTransform:
     """Augment a copy of an image in timm's order: random resized crop, flip, RandAugment, random erasing.
 
-    Args:
-        crop: side of the square result in pixels.
-        area_range: smallest and largest share of the area.
-        aspect_range: smallest and largest width / height.
-        flip: mirror half of the images.
-        rand_augment: the RandAugment; None to leave it out.
-        erase: the random erasing; None to leave it out.
+    The arguments are those of `TrainTransform`.
     """
 
     crop: int

@@ -18,12 +18,8 @@ def load_image_folder(root: str | Path, split: str, *, num_classes: int | None =
     """List the images `root/split/<class>/*`; the label is the index of the class folder among the sorted folder names.
 
     The class names are the names of the folders, unless a file `class_names.txt`, `classes.txt` or ImageNet's
-    `LOC_synset_mapping.txt` in `root` contains other names, with a row `<folder> <name>` per class.
-
-    Args:
-        root: folder that holds train/ and val/.
-        split: "train" or "val".
-        num_classes: required number of class folders; None does not check it.
+    `LOC_synset_mapping.txt` in `root` contains other names, with a row `<folder> <name>` per class. If `num_classes` is
+    given, it is the required number of class folders.
 
     Raises:
         ListError: a folder is missing or empty, the number of classes is wrong, training and validation differ in their

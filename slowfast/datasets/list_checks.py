@@ -108,9 +108,7 @@ def _spread(count: int) -> list[int]:
 def check_frame_counts(samples: VideoList, template: str) -> None:
     """Warn if a list names fewer images than the folders contain: only the first part of each video would be used.
 
-    Args:
-        samples: a list of frame folders, of which at most SAMPLE are checked.
-        template: template of the image names, which are numbered from 1, for example "img_{:05d}.jpg".
+    At most SAMPLE folders are checked, for images whose names are like `template`, for example "img_{:05d}.jpg".
     """
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(samples))
@@ -132,11 +130,7 @@ def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
     """Log which classes occur in the lists; log a warning instead if labels look wrong.
 
     Labels look wrong if the training list has less than half of the classes, if a label occurs in another list only, or
-    if all labels except 0 occur, as they do when classes are counted from 1.
-
-    Args:
-        lists: name of a split (train and val, or test) -> the list.
-        num_classes: number of classes of the network.
+    if all labels except 0 occur, as they do when classes are counted from 1. The keys of `lists` are splits.
     """
     present = {split: np.unique(samples.labels[samples.labels >= 0]) for split, samples in lists.items()}
     names = {split: os.path.basename(samples.source) for split, samples in lists.items()}

@@ -179,11 +179,7 @@ SLIDES = (*TURNED_SLIDES, *TURNED_SLIDES.values())
 def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
     """Return the argument of an operation: bits, a threshold, a blend factor, degrees, or a share of the frame.
 
-    Args:
-        name: one of `OP_NAMES`.
-        level: magnitude from 0 to 10.
-        sign: +1 or -1, the direction of operations that have two.
-        increasing: use the set in which a higher level always means a stronger effect.
+    `level` is 0 to 10, `sign` the direction of operations that have two; for `increasing`, see `RandAugment`.
     """
     return OPERATIONS[name].argument(level / MAX_LEVEL, sign, increasing)
 

@@ -86,11 +86,8 @@ def stream_frames(
 ) -> Iterator[tuple[int, float, float, np.ndarray | None]]:
     """Decode a video from its beginning to its end, with memory for a few frames.
 
-    Args:
-        path: video file, or folder of images numbered from 1, which count as `FOLDER_RATE` frames per second.
-        wanted: function of the number of a frame, whether its pixels are needed.
-        image_template: name of image number k of a folder, as in `image_template.format(k)`.
-        colors: order of the channels, "RGB" or "BGR".
+    A folder has `FOLDER_RATE` frames per second. `wanted` is a function of the number of a frame: whether
+    its pixels are needed. The other arguments are those of `read_frames`.
 
     Yields:
         Number of each frame, from 0; times in seconds at which it begins and ends, from the beginning of the video; and

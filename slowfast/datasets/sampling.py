@@ -123,13 +123,8 @@ def annotated_indices(
 ) -> list[int]:
     """Draw one frame from each of `num_frames` equal parts of the annotated segment of an untrimmed video.
 
-    Training on ActivityNet and HACS uses this rule.
-
-    Args:
-        length: frames in the video (>= 1).
-        num_frames: frames of the clip.
-        segment: (total, begin, end) in seconds: duration of the video, begin and end of the action.
-        rng: source of the draw.
+    Training on ActivityNet and HACS uses this rule. A segment is (total, begin, end) in seconds: duration of the video,
+    begin and end of the action.
 
     Returns:
         `num_frames` indices in [0, length).

@@ -30,10 +30,7 @@ WORKER, RECEIVER = 0, 1  # byte of a block that is 1 while the worker, or the re
 
 
 def new_clips(shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
-    """Allocate memory for the clips of a batch, from which they are sent without a copy.
-
-    Args:
-        shape: (B, ..., C).
+    """Allocate memory for the clips (B, ..., C) of a batch, from which they are sent without a copy.
 
     Returns:
         A uint8 array to be filled, and the entry of the batch: the (B, C, ...) tensor of the array or, in a worker, a
@@ -79,9 +76,7 @@ def channels_second(clips: torch.Tensor) -> torch.Tensor:
 class Parcel:
     """Tensors in one block of memory that a worker fills and sends; the receiver gets a list of tensors.
 
-    Args:
-        layouts: layouts of the tensors.
-        clips: True for a single tensor (B, ..., C), which is received as a tensor (B, C, ...) instead of a list.
+    With `clips`, the only tensor (B, ..., C) is received as a tensor (B, C, ...) instead of a list.
     """
 
     def __init__(self, layouts: Sequence[Layout], clips: bool = False) -> None:

@@ -40,10 +40,7 @@ class FrameResize:
     transposed as matrices of values, not of pixels, because OpenCV has vector code for these; a column then consists of
     one line per channel. All steps use the same memory for each frame, which fits into a cache.
 
-    Args:
-        shape: (H, W, C) of the frames.
-        size: (height, width) after the resize.
-        dtype: type of the frames.
+    `shape` is (H, W, C) and `dtype` the type of the frames, `size` their height and width after the resize.
     """
 
     def __init__(self, shape: Sequence[int], size: tuple[int, int], dtype: torch.dtype) -> None:

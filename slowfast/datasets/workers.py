@@ -78,12 +78,6 @@ class VideoLoader(DataLoader[Batch]):
     """A `DataLoader` that restarts its workers after one was killed, and continues at the same batch.
 
     From then on, the video that the worker was reading counts as broken: its row is added to `killed` of the data set.
-
-    Args:
-        dataset: data set that makes the batches.
-        sampler: source of their rows.
-        num_workers: number of workers.
-        pin_memory: copy batches to page-locked memory.
     """
 
     def __init__(

@@ -44,13 +44,8 @@ def run_killable(
 ) -> Generator[tuple[Task, Any]]:
     """Call a function with every task in a pool of processes, and kill the process of a task that takes too long.
 
-    Args:
-        function: importable, or a `functools.partial` of an importable one; an exception becomes a `Failure`.
-        tasks: arguments of the calls.
-        workers: number of processes.
-        timeout: limit of one call in seconds.
-        title: title of the progress bar.
-        done: number of tasks of an earlier call, which the bar counts too.
+    The function must be importable, or a `functools.partial` of an importable one; an exception becomes a `Failure`.
+    The limit of one call is `timeout` seconds. The progress bar counts `done` tasks of an earlier call, too.
 
     Yields:
         (task, result or `Failure`) in the order in which the calls end. Closing the iterator kills the processes.

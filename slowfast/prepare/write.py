@@ -47,13 +47,10 @@ class Lists:
 def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
     """Sort the lists; if the validation or the test list is missing, use the other one for both.
 
-    Args:
-        lists: the videos that were found.
-        tested_on: the split of the published accuracies.
-        cure: cure for a missing list, for the error.
+    If the published accuracies are `tested_on` the validation videos, these become the test list.
 
     Raises:
-        ValueError: a list would have no videos.
+        ValueError: a list would have no videos; the message ends in `cure`.
     """
     splits = {split: sorted(rows) for split, rows in lists.splits.items() if rows}
     if tested_on == "val" and "val" in splits and "test" in splits:
@@ -94,14 +91,6 @@ def write_lists(
     of the recipe. All other lists are train.csv, val.csv and test.csv with rows "path label". With `recipe`, data.yaml
     contains the keys that describe the videos, and config.yaml, which is never replaced, is an experiment on them. A
     list that `check --clean` has cleaned is kept if its original (.orig) has the content to be written.
-
-    Args:
-        lists: the lists to write.
-        out: folder to write to.
-        videos: folder that the paths start from.
-        dataset: row of `catalog.DATASETS`.
-        recipe: experiment that is the base of config.yaml.
-        overwrite: replace lists that differ.
 
     Returns:
         The files that were written; files that already have the same content are not written.

@@ -59,12 +59,7 @@ class _Handler(logging.Handler):
 
 
 def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
-    """Send the package's log to the terminal and `output_dir`/log.txt; log only warnings in other processes.
-
-    Args:
-        output_dir: an existing folder.
-        main: whether this is the main process.
-    """
+    """Send the package's log to the terminal and `output_dir`/log.txt; unless `main`, only warnings to the terminal."""
     logger = logging.getLogger("slowfast")
     logger.handlers.clear()
     logger.propagate = False
@@ -77,12 +72,7 @@ def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
 
 
 class MetricsLog:
-    """Append JSON objects, one per line, to `output_dir`/metrics.jsonl; on a full disk, lines are lost.
-
-    Args:
-        output_dir: of the run.
-        enabled: False (other ranks) writes nothing.
-    """
+    """Append JSON objects, one per line, to `output_dir`/metrics.jsonl if `enabled`; on a full disk, lines are lost."""
 
     def __init__(self, output_dir: str | os.PathLike[str], enabled: bool = True) -> None:
         self.path = Path(output_dir) / "metrics.jsonl"

@@ -67,8 +67,6 @@ def _average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
     """Return the mean of the average precisions of the classes that have positive samples, 0 to 1; NaN if none has.
 
-    Args:
-        scores: (N, K), any increasing function of the probabilities.
-        targets: (N, K), not zero where a sample belongs to a class.
+    Scores and targets are those of `average_precisions`.
     """
     return average_precisions(scores, targets).nanmean().item()

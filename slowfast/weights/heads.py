@@ -108,14 +108,10 @@ class HeadPolicy:
 def rows_policy(
     head_rows: str, checkpoint: Mapping[str, Any], order: ClassOrder | None, class_names: Sequence[str] | None
 ) -> HeadPolicy:
-    """Return the policy that selects rows of a checkpoint's classifier.
+    """Return the policy that selects rows of the classifier in a checkpoint, a result of `load_tensors`.
 
-    Args:
-        head_rows: "names", to find the rows by the class names that `order` or the checkpoint contain, or a file, see
-            `read_rows`.
-        checkpoint: the result of `load_tensors`.
-        order: class of each row of its classifier.
-        class_names: class names of the network's outputs.
+    `head_rows` is "names", to find the rows by the class names that `order` or the checkpoint contain, or a file, see
+    `read_rows`.
 
     Raises:
         ValueError: the file cannot be used, or contradicts the checkpoint.
@@ -215,13 +211,9 @@ def select_classes(
     rows: Sequence[int | None],
     initial: Mapping[str, Tensor],
 ) -> StateDict:
-    """Return `state` with selected rows of the classifiers, for example 400 of the 710 classes of Kinetics-710.
+    """Return `state` with selected rows of the classifiers in `heads`, for example 400 of the 710 of Kinetics-710.
 
-    Args:
-        state: tensors with the names of this package.
-        heads: names of the modules that contain the classifiers.
-        rows: row of each class; None for a class that the checkpoint lacks.
-        initial: tensors of the network, which contain the initial rows of such classes.
+    A class without a row (None) keeps its row in `initial`, the tensors of the network.
 
     Raises:
         ValueError: there is no classifier, a row does not exist, or the network has another number of classes.

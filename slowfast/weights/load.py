@@ -169,12 +169,8 @@ def fit(
 ) -> tuple[StateDict, LoadReport]:
     """Return the tensors that fit a network, with the report.
 
-    Args:
-        converted: tensors with the names of this package.
-        initial: tensors of the network.
-        rules: rules of the network.
-        reset_head: keep the initial values of a classifier that is missing or has another number of classes.
-        to_train: see `load_weights`.
+    `initial` contains the tensors of the network. With `reset_head`, a classifier that is missing or has another number
+    of classes keeps its initial values. For `to_train`, see `load_weights`.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape, which no argument allows.

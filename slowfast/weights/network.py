@@ -37,10 +37,7 @@ class WeightRules:
         return {}
 
     def check_options(self, trained: Mapping[str, Any]) -> None:
-        """Compare the arguments of the network with those with which weights were trained.
-
-        Args:
-            trained: some of the arguments with which the weights were trained, by name.
+        """Compare the arguments of the network with those with which weights were trained, as far as they are known.
 
         Raises:
             ValueError: the weights would give another result in this network.
