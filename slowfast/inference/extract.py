@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from slowfast.config.keys import leaves
 from slowfast.datasets.reader import MediaError
 from slowfast.inference.command import (
     add_network,
@@ -35,6 +36,11 @@ from slowfast.utils.io import atomic_write, check_output, sha256, write_json
 from slowfast.weights.fetch import fetch
 
 SETTINGS, DESCRIPTIONS = "features.json", "described"  # file, and folder of a JSON per finished video
+# Keys that change the features of the same weights, besides those that have a name of their own in SETTINGS.
+KEYS = (
+    "TEST.DATASET", "TEST.NUM_ENSEMBLE_VIEWS", "TEST.NUM_SPATIAL_CROPS", "TEST.AMP_DTYPE", "DATA.SAMPLING_RATE",
+    "DATA.USE_OFFSET_SAMPLING", "DATA.REVERSE_INPUT_CHANNEL", "DATA.MEAN", "DATA.STD",
+)  # fmt: skip
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -118,6 +124,8 @@ def _begin(args: argparse.Namespace, net: Network) -> None:
         "clip": clip,
         "size": net.cfg.DATA.TEST_CROP_SIZE,
     }
+    values = leaves(net.cfg)
+    rule |= {key: values[key] for key in KEYS}
     path = Path(args.out, SETTINGS)
     if not path.is_file():
         write_json(path, {**rule, "videos": {}})

@@ -69,6 +69,19 @@ def test_other_settings_have_exit_code_2(trained, paths, tmp_path):
     assert (tmp_path / "f/val_0.npy").read_bytes() == kept
 
 
+@pytest.mark.parametrize(
+    "other", [["TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 3], ["DATA.MEAN", "[0.1,0.1,0.1]"]]
+)
+def test_other_views_or_inputs_have_exit_code_2(trained, paths, tmp_path, other):
+    views = ["TEST.NUM_ENSEMBLE_VIEWS", 3, "TEST.NUM_SPATIAL_CROPS", 1]
+    command = [paths[0], "--weights", trained, "--per-video", "--out", tmp_path / "f", "--opts", *views]
+    assert extract(*command) == 0
+    assert extract(*command) == 0
+    kept = (tmp_path / "f/val_0.npy").read_bytes()
+    assert extract(*(command[:-4] if len(other) == 4 else command), *other) == 2
+    assert (tmp_path / "f/val_0.npy").read_bytes() == kept
+
+
 def test_another_video_of_the_same_name_has_exit_code_2(trained, paths, tmp_path):
     copies = [tmp_path / folder / "same.mp4" for folder in ("a", "b")]
     for path, copy in zip(paths, copies, strict=False):
