@@ -18,7 +18,7 @@ from slowfast.datasets.build import build_dataset, build_loader
 from slowfast.datasets.dataset import ImageEvalDataset, ImageReader, TrainDataset
 from slowfast.datasets.image import ImageTransform, centre_view, read_image
 from slowfast.datasets.image_folder import load_image_folder
-from slowfast.datasets.lists import ListError, VideoList
+from slowfast.datasets.lists import ListError
 from slowfast.datasets.mixup import MixUp
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.reader import MediaError
