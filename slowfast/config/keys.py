@@ -17,21 +17,13 @@ from slowfast.datasets.catalog import CATALOG
 
 @dataclass(frozen=True)
 class Key:
-    """A row of the table.
+    """A row of the table."""
 
-    Args:
-        name: with its section, such as TRAIN.BATCH_SIZE.
-        default: value if none is given.
-        kind: the accepted values.
-        help: meaning and unit.
-        may_differ: whether a resumed run may have another value.
-    """
-
-    name: str
+    name: str  # with its section, such as TRAIN.BATCH_SIZE
     default: Any
-    kind: Kind
-    help: str
-    may_differ: bool = False
+    kind: Kind  # the accepted values
+    help: str  # meaning and unit
+    may_differ: bool = False  # whether a resumed run may have another value
 
 
 NAME = re.compile(r"\b[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)?")  # what may be a key in a text

@@ -129,10 +129,7 @@ def changed_keys(
 ) -> dict[str, tuple[Any, Any]]:
     """Return full key -> (value in a, value in b) where two configurations differ; a missing key counts as None.
 
-    Args:
-        cfg_a: one configuration.
-        cfg_b: the other one.
-        ignore: patterns of keys that may differ; by default those that do not change what is learned.
+    Patterns of keys to `ignore` are by default those of keys that do not change what is learned.
     """
     a, b, ignore = leaves(cfg_a), leaves(cfg_b), tuple(ignore)
     return {
@@ -171,12 +168,7 @@ def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignme
 
 
 def merge(cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes) -> tuple[dict[str, str], set[str]]:
-    """Write assignments into a tree.
-
-    Args:
-        cfg: the tree.
-        assignments: the later wins.
-        notes: receives faults and warnings.
+    """Write assignments into a tree; the later wins, and `notes` receives faults and warnings.
 
     Returns:
         Origin of each key that was set, and the keys with a value that could not be used.

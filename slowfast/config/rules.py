@@ -54,9 +54,7 @@ class Rule(NamedTuple):
 def broken_rules(cfg: CfgNode, unusable: Collection[str] = ()) -> Iterator[tuple[list[str], str]]:
     """Yield the keys and the fault of each rule that a configuration breaks.
 
-    Args:
-        cfg: the configuration.
-        unusable: keys whose value could not be read; rules about them are left out.
+    Rules about `unusable` keys, whose value could not be read, are left out.
     """
     values = leaves(cfg)
     for rule in RULES:

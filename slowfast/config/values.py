@@ -105,12 +105,9 @@ def one_of(*choices: str | int) -> Kind:
 
 
 def several(kind: Kind, *lengths: int, rising: bool = False) -> Kind:
-    """Return the lists of values of a kind; one value is a list of length 1.
+    """Return the lists of values of a kind, of any or some lengths; one value is a list of length 1.
 
-    Args:
-        kind: of each value.
-        lengths: accepted ones; any if none is given.
-        rising: no value may be below the one before.
+    In a `rising` list, no value is below the one before.
     """
 
     def read(value: Any) -> list[Any]:

@@ -55,9 +55,7 @@ def find_batch(cfg: CfgNode, limit: int | None = None) -> Fit:
     On a GPU, a step with this batch is also measured. On the CPU, the batch is estimated from the memory of smaller
     steps, which are taken in another process.
 
-    Args:
-        cfg: of the training.
-        limit: bytes that a process may use; None for what the device has, less `SPARE`.
+    A process may use `limit` bytes; None is what the device has, less `SPARE`.
 
     Raises:
         ValueError: this machine lacks GPUs of the configuration, or memory for even the smallest step.
@@ -104,11 +102,7 @@ def fit(peak: Callable[[int], int | None], limit: int, verify: bool) -> Fit:
 
 
 class Steps:
-    """Training steps of a configuration with random clips; nothing is written and no list is read.
-
-    Args:
-        cfg: of the training.
-    """
+    """Training steps of a configuration with random clips; nothing is written and no list is read."""
 
     def __init__(self, cfg: CfgNode) -> None:
         cfg = cfg.clone()

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 class ModelEma:
     """A copy of a model whose parameters are a moving average of the model's, and whose buffers are the model's.
 
-    Args:
-        model: to copy.
-        decay: share of the average that is kept at each step.
+    Each step keeps the share `decay` of the average.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,12 +20,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, model: nn.Module, kept: Tensor) -> None:
-        """Move the average towards `model` by a share of 1 - decay, without waiting for the device.
-
-        Args:
-            model: the network.
-            kept: () whether to do it; False changes nothing.
-        """
+        """Move the average towards `model` by a share of 1 - decay, if `kept` () is True on the device."""
         # A step of SGD along the half squared distance to the weights, average - weights, is the moving average. The
         # kernel updates all tensors at once and reads on the device whether to do it, which `_foreach_lerp_` does not.
         torch._fused_sgd_(

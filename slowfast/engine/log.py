@@ -23,12 +23,7 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Write the numbers of a run, in the main process only. Leave the `with` block to close it.
 
-    All processes must create it.
-
-    Args:
-        cfg: of the run.
-        step: number of steps that the run has already done.
-        last_step: of the run.
+    All processes must create it, with the number of steps that the run has already done, and of its last step.
 
     Raises:
         ValueError: in every process, if a tracker of a new run does not start.

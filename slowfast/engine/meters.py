@@ -63,11 +63,7 @@ class TrainMeter:
     """Means of the loss and the metrics, over the period since the last log line and over the epoch.
 
     The sums are on the device. `update` does not wait for it; `log_values`, `epoch_values` and `state_dict` do, and
-    every process must call them.
-
-    Args:
-        device: of the sums.
-        multi_label: labels are (B, K), and there are no metrics.
+    every process must call them. With `multi_label`, labels are (B, K), and there are no metrics.
     """
 
     def __init__(self, device: torch.device, multi_label: bool = False) -> None:
@@ -82,14 +78,9 @@ class TrainMeter:
 
     @torch.no_grad()
     def update(self, loss: Tensor, scores: Tensor, labels: Tensor, waited: float, kept: Tensor | None = None) -> None:
-        """Add a batch.
+        """Add a batch: its mean loss, scores (B, K), labels, and the seconds until the loader returned it.
 
-        Args:
-            loss: its mean.
-            scores: (B, K).
-            labels: (B,), or (B, K) if `multi_label` is set.
-            waited: seconds until the loader returned it.
-            kept: () whether the batch counts; None is True.
+        It does not count if `kept` () is False on the device.
         """
         clips = len(scores)
         hits = [metric(scores, labels).double().sum() for metric in self.metrics.values()]

@@ -31,13 +31,7 @@ def adopt(
     cfg: CfgNode,
     class_names: Sequence[str] | None,
 ) -> None:
-    """Fill `state` from an official checkpoint.
-
-    Args:
-        checkpoint: the content of the file.
-        state: of a run that has not begun.
-        cfg: of this run.
-        class_names: of the training list.
+    """Fill the state of a run that has not begun from an official checkpoint; `class_names` are those of its list.
 
     Raises:
         ValueError: its weights are not those of this model.

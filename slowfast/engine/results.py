@@ -36,14 +36,7 @@ def write_results(
 
     The scores of predictions.csv are means over the views, so means of probabilities lie between 0 and 1;
     scores.npz has the sums. For a multi-label list, the column "label" has all classes of a video, with ";" between.
-
-    Args:
-        folder: to write into.
-        evaluation: of all videos.
-        samples: the test list.
-        names: of the classes; None writes their numbers.
-        cfg: of the test.
-        checkpoint: path of the tested file; its checksum goes into the JSON.
+    Without names of the classes, it has their numbers. The JSON has the checksum of the tested checkpoint.
     """
     top = min(5, evaluation.scores.shape[1])
     ranks = range(1, top + 1)
@@ -70,14 +63,7 @@ def write_results(
 
 
 def write_scores(folder: Path, evaluation: Evaluation, samples: VideoList, names: Sequence[str] | None) -> None:
-    """Write scores.npz: per video its path, row, label and scores, and what the scores and their columns are.
-
-    Args:
-        folder: to write into.
-        evaluation: of all videos.
-        samples: the list.
-        names: of the classes, if they are known.
-    """
+    """Write scores.npz: per video its path, row, label and scores, and what the scores and their columns are."""
     with atomic_write(folder / "scores.npz") as file:
         np.savez_compressed(
             file,
@@ -92,14 +78,7 @@ def write_scores(folder: Path, evaluation: Evaluation, samples: VideoList, names
 
 
 def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgNode) -> None:
-    """Log the metrics of a test.
-
-    Args:
-        folder: of the results.
-        metrics: from `Evaluation.metrics`.
-        named: whether the names of the classes are known.
-        cfg: of the test.
-    """
+    """Log the metrics of a test, and say how to name the classes if predictions.csv does not."""
     MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
     if not named:
         logger.info(

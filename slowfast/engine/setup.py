@@ -27,11 +27,7 @@ logger = logging.getLogger(__name__)
 def make_loader(cfg: CfgNode, split: Split, device: torch.device, samples: VideoList | None = None) -> DataLoader[Any]:
     """Return this process's loader of a split; every process must call it, and must read the same list.
 
-    Args:
-        cfg: the configuration.
-        split: train, val or test.
-        device: of this process.
-        samples: to load instead of the list of the split.
+    It loads `samples`, if they are given, instead of the list of the split.
 
     Raises:
         ValueError: in every process, if a list or file cannot be read, or the lists differ.
@@ -158,12 +154,8 @@ def place(model: nn.Module, device: torch.device) -> None:
 def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Callable[[Any], Tensor]:
     """Return a function that brings clips to the device, normalized and in the memory format that suits it.
 
-    It takes clips (B, C, T, H, W), images (B, C, H, W), or the `Views` of an evaluation.
-
-    Args:
-        cfg: the configuration.
-        device: where the clips are wanted.
-        reuse: on the CPU, cut the clips of views into the memory of the clips before, which must no longer be used.
+    It takes clips (B, C, T, H, W), images (B, C, H, W), or the `Views` of an evaluation. With `reuse`, it cuts views on
+    the CPU into the memory of the clips before, which must no longer be used.
     """
     mean, std = (torch.tensor(values, dtype=torch.float32, device=device) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
     before: list[Tensor] = []

@@ -97,11 +97,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], source: str = "the checkpoint") -> None:
-        """Continue from a checkpoint of the same configuration and data.
-
-        Args:
-            state: entries of `state_dict`, perhaps with others.
-            source: of the entries, for messages.
+        """Continue from the entries of a checkpoint of the same configuration and data; messages name its `source`.
 
         Raises:
             ValueError: it is of newer code or of a list of another length, contains weights only, or does not fit the

@@ -122,10 +122,7 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
 def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
     """Read the facts of the steps that are not yet settled; count and report the steps that were not finite.
 
-    Args:
-        state: with the counter.
-        run: with the steps.
-        leave: number of the last steps that remain unsettled, because the device may still compute them.
+    The last `leave` steps remain unsettled, because the device may still compute them.
 
     Raises:
         SharedError: the loss or the gradient is not finite, and the configuration does not allow another such step.

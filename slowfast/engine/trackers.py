@@ -125,13 +125,8 @@ def check_packages(cfg: CfgNode) -> None:
 class Link:
     """Pass rows to a tracker in a thread; after a failure, log one warning and drop all further rows.
 
-    Args:
-        name: of the tracker.
-        start: creates the tracker.
-        waited_for: the caller takes the error of a failed start from `id`, so no warning is logged.
-
-    Attributes:
-        id: of the run, as soon as the tracker has started; or its error, if `waited_for`.
+    `start` creates the tracker, which sets the `id` of its run. If the caller waits for that, `id` has the error of a
+    failed start, and no warning is logged.
     """
 
     def __init__(self, name: str, start: Callable[[], Tracker], waited_for: bool) -> None:
@@ -182,11 +177,8 @@ class Link:
 def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
     """Start the trackers of a run.
 
-    A resumed training continues the runs of the earlier attempt in the trackers, and does not wait for their start.
-
-    Args:
-        cfg: of the run.
-        step: number of steps that the run has already done.
+    A training that resumes after `step` steps continues the runs of the earlier attempt in the trackers, and does not
+    wait for their start.
 
     Raises:
         ValueError: a tracker that no earlier attempt has used does not start.

@@ -207,14 +207,7 @@ def keep_scores(run: Run, evaluation: Evaluation, samples: VideoList) -> None:
 def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:
     """Write a checkpoint in the background; every process must call this, the main process writes.
 
-    Args:
-        state: to write.
-        run: with the writer.
-        moment: key of `SAVE_WHILE_FAILING`.
-        best: make it the best checkpoint too.
-
-    Returns:
-        Whether it is written.
+    `moment` is a key of `SAVE_WHILE_FAILING`. Return whether it is written.
 
     Raises:
         SharedError: too many videos are bad, while the checkpoint is being written.

@@ -78,13 +78,9 @@ def shortened(text: str, size: int, width: float) -> str:
 
 
 def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int], size: int) -> int:
-    """Draw names with bars of their probabilities; return the height.
+    """Draw names with bars of their probabilities into an RGB image; return the height.
 
-    Args:
-        image: drawn into; RGB.
-        top: the classes.
-        box: left, top and width in pixels.
-        size: of the text in pixels.
+    The box is left, top and width in pixels; the size is that of the text in pixels.
     """
     left, y, width = box
     pen, row, number = ImageDraw.Draw(image, "RGBA"), round(1.75 * size), round(4.6 * size)
@@ -114,13 +110,9 @@ def resized(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 
 def draw_frame(frame: np.ndarray, timeline: Timeline, time: float, strip: Image.Image) -> np.ndarray:
-    """Return an enlarged frame with the classes of its time over it, and the time line below.
+    """Return an enlarged frame (H, W, 3) RGB with the classes of its time in seconds over it, and the time line below.
 
-    Args:
-        frame: (H, W, 3) RGB.
-        timeline: of the video.
-        time: of the frame in seconds.
-        strip: from `draw_strip`, as wide as the enlarged frame.
+    The strip of `draw_strip` is as wide as the enlarged frame.
     """
     width, height = enlarged(frame)
     image = Image.new("RGB", (width, height + strip.height), PANEL)
@@ -160,9 +152,7 @@ def draw_strip(timeline: Timeline, width: int, height: int) -> Image.Image:
 def new_video(path: str, rate: Fraction | None = None) -> Generator[tuple[Any, Callable[[np.ndarray, float], None]]]:
     """Write an H.264 video, which appears complete or not at all.
 
-    Args:
-        path: of the file, with the ending of its container.
-        rate: frames per second; None if it is not known.
+    The ending of the path is that of the container; the rate in frames per second is None if it is not known.
 
     Yields:
         The container, and a function that adds a frame (H, W, 3) RGB, of even sides, at a time in seconds.
@@ -271,14 +261,7 @@ def pictures(cfg: CfgNode, clips: Tensor) -> np.ndarray:
 
 
 def write_sheet(clips: np.ndarray, labels: Sequence[tuple[str, Sequence[Class]]], title: str, path: str) -> None:
-    """Draw clips: one row of frames per clip, with its name and classes on the left.
-
-    Args:
-        clips: (B, T, H, W, 3) RGB uint8.
-        labels: name and classes of each clip.
-        title: of the picture.
-        path: of the PNG.
-    """
+    """Draw clips (B, T, H, W, 3) RGB uint8: one row of frames per clip, with its name and classes on the left."""
     time, height, width = clips.shape[1:4]
     gap, head, side, size = 6, 48, 300, 15
     tile = max(48, min(150, 1500 // time))

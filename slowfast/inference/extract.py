@@ -202,13 +202,7 @@ def _tokens(net: Network, layer: LayerFeatures, path: str, batch: int) -> np.nda
 def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) -> list[str]:
     """Collect the descriptions of finished videos into one file, and their features if one file is wanted.
 
-    Args:
-        args: command line.
-        names: name in the output folder -> path of all videos.
-        store: whether to collect features; False while other tasks are not finished.
-
-    Returns:
-        The names of the finished videos.
+    `store` is False while other tasks are not finished. Return the names of the finished videos.
     """
     out, settings = Path(args.out), dict[str, Any]()
     files = {name: out / DESCRIPTIONS / f"{name}.json" for name in names}

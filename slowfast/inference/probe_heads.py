@@ -23,12 +23,8 @@ TEMPERATURE = 0.07  # of the votes of neighbours (arXiv:2104.14294, appendix F.1
 class LinearHead(nn.Module):
     """A linear classifier of the mean token, standardized: (B, L, C), (B, L) -> (B, K).
 
-    The statistics are of the training set; they have the role of the batch normalization of arXiv:2111.06377, A.1.
-
-    Args:
-        mean: (C,).
-        std: (C,).
-        classes: K.
+    Mean and standard deviation (C,) are of the training set; they have the role of the batch normalization of
+    arXiv:2111.06377, A.1.
     """
 
     mean: Tensor
@@ -52,10 +48,6 @@ class AttentiveHead(nn.Module):
     It is the cross-attention of the attentive probes of arXiv:2404.08471 and arXiv:2506.09985, without an MLP. As there
     is one query, the products with the key and value matrices are taken out of the sum over tokens: the values equal
     those of ordinary attention, and the work per token falls from C * C to C per attention head.
-
-    Args:
-        channels: C.
-        classes: K.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -154,17 +146,8 @@ def train_bank(
 ) -> list[nn.Module]:
     """Train a head per pair of learning rate and weight decay, all at the same time, as in arXiv:2506.09985.
 
-    The heads start from equal values and see the same batches, which are functions of the seed. The optimizer is AdamW,
-    and the learning rate falls to 0 by half a cosine.
-
-    Args:
-        make_head: makes a head with random values.
-        samples: to train on.
-        grid: learning rate and weight decay of each head.
-        epochs: passes over the samples.
-        batch: B.
-        seed: of the initial values and the order.
-        device: to compute on.
+    The heads start from equal values, those of `make_head`, and see the same batches, which are functions of the seed.
+    The optimizer is AdamW, and the learning rate falls to 0 by half a cosine.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_for(seed, "probe head").integers(1 << 62)))
@@ -196,17 +179,10 @@ def bank_scores(bank: Sequence[nn.Module], samples: Samples, batch: int, device:
 
 
 def knn_scores(train: Samples, val: Samples, k: int, classes: int, batch: int = 256) -> Tensor:
-    """Return the votes (N, K) of the k nearest training samples for the mean tokens of `val`.
+    """Return the votes (N, K) of the k nearest training samples, at most all, for the mean tokens of `val`.
 
     The nearest samples have the largest cosines; each votes with exp(cosine / temperature) (arXiv:2104.14294,
-    appendix F.1).
-
-    Args:
-        train: the neighbours.
-        val: N samples to classify.
-        k: neighbours, at most all.
-        classes: K.
-        batch: samples whose cosines are in memory at once.
+    appendix F.1). The cosines of a batch are in memory at once.
     """
     known, asked = (functional.normalize(samples.vectors(), dim=1) for samples in (train, val))
     votes = functional.one_hot(train.labels, classes).float()

@@ -39,13 +39,9 @@ PLACES = (
 
 
 def save_folder(net: Network, folder: str | os.PathLike[str], name: str = "", licence: str | None = None) -> None:
-    """Write config.yaml, model.safetensors and the model card README.md, if there is none yet; see `slowfast.load`.
+    """Write config.yaml, model.safetensors and the model card README.md, if there is none yet.
 
-    Args:
-        net: the network.
-        folder: to write into.
-        name: OWNER/NAME on the Hub, for the card; "" if it is not known.
-        licence: identifier of the Hub, for example "apache-2.0"; None leaves a line to fill in.
+    The name is OWNER/NAME on the Hub, if it is known. See `Network.save_pretrained`.
     """
     folder = Path(folder)
     write_text(folder / SHARED_CONFIG, dump_config(shared_config(net.cfg)))
@@ -88,14 +84,7 @@ def shared_config(cfg: CfgNode) -> CfgNode:
 
 
 def model_card(net: Network, title: str, name: str, licence: str | None) -> str:
-    """Return the model card of a network, with the results of the test of its weights in OUTPUT_DIR, if there is one.
-
-    Args:
-        net: the network.
-        title: of the card.
-        name: OWNER/NAME on the Hub.
-        licence: see `save_folder`.
-    """
+    """Return the model card of a network, with the results of the test in OUTPUT_DIR if it is of its weights."""
     from huggingface_hub import EvalResult, ModelCardData  # slow to import
 
     cfg, test = net.cfg, test_results(net)

@@ -27,11 +27,6 @@ def write_store(kind: str, folder: Path, settings: dict[str, Any]) -> None:
 
     HDF5 has a data set (N, C) per video, named like it, with the description as attributes; Parquet has a row per
     window with the columns video, window and features.
-
-    Args:
-        kind: "hdf5" or "parquet".
-        folder: of the `.npy` files.
-        settings: content of features.json.
     """
     with atomic_path(folder / FILES[kind]) as part:  # several tasks may write at once
         (_write_hdf5 if kind == "hdf5" else _write_parquet)(part, folder, settings)

@@ -130,16 +130,9 @@ def _class(net: Network, path: str, name: str | None) -> tuple[int, str]:
 
 
 def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int, out: str) -> None:
-    """Write a PNG with a row of frames for each of the first clips of a training step.
+    """Write a PNG with a row of frames for each of the first clips of an optimizer step, which count from 0.
 
     The clips are those of the first micro-batch of a training in one process with this configuration.
-
-    Args:
-        experiment: name of a folder of exp/, or path of a configuration.
-        overrides: KEY VALUE pairs.
-        step: number of the optimizer step, from 0.
-        count: clips to draw.
-        out: path of the PNG.
 
     Raises:
         ValueError: the configuration or its list cannot be used, or the training is shorter.

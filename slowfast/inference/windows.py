@@ -135,11 +135,7 @@ def run_windows(
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """Yield each window without its frames, and the output of a function for its crops, (crops, D).
 
-    Args:
-        net: the network.
-        cutter: of the video.
-        function: clips (B, C, T, H, W) -> (B, D).
-        batch: windows that are computed together.
+    The function maps the clips (B, C, T, H, W) of a batch of windows to (B, D).
     """
     crops = net.views_of_video.num_crops
     windows = ahead(iter(cutter), AHEAD * batch)
@@ -190,14 +186,12 @@ class Timeline:
         begin: time in seconds from which each window decides: the middle between its centre and that of the one before.
         tops: most probable classes of each window.
         seconds: end of the video.
-        error: why the video cannot be decoded.
     """
 
     path: str
     begin: list[float] = field(default_factory=list)
     tops: list[tuple[Class, ...]] = field(default_factory=list)
     seconds: float = 0.0
-    error: str = ""
 
     def at(self, time: float) -> tuple[Class, ...]:
         """Return the classes at a time in seconds."""
@@ -227,15 +221,9 @@ def rate_and_seconds(path: str) -> tuple[Fraction, float]:
 
 
 def predict_windows(net: Network, path: str, window: int, stride: int, batch: int, progress: Any = None) -> Timeline:
-    """Return the classes of the windows of a video over its time.
+    """Return the classes of the windows of a video over its time; see `WindowCutter` and `run_windows`.
 
-    Args:
-        net: the network.
-        path: of the video.
-        window: frames of a window.
-        stride: frames from a window to the next one.
-        batch: windows that are computed together.
-        progress: called with the time in seconds that is reached.
+    `progress` is called with the time in seconds that is reached.
 
     Raises:
         MediaError: the video cannot be decoded.

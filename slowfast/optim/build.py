@@ -148,10 +148,7 @@ def build_loss(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the loss function MODEL.LOSS_FUNC of logits (B, K) and targets.
 
-    Args:
-        cfg: the configuration.
-        labels: (N,) of the training list, from which MODEL.CLASS_WEIGHTS are computed.
-        device: of the logits.
+    MODEL.CLASS_WEIGHTS are computed from the labels (N,) of the training list.
     """
     loss = LOSSES[cfg.MODEL.LOSS_FUNC]
     if cfg.MODEL.CLASS_WEIGHTS == "none" or labels is None:

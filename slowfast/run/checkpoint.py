@@ -168,11 +168,7 @@ class CheckpointWriter:
     A file appears complete, flushed and with checksums, or not at all, and older ones are removed only after that; so a
     full or vanished disk costs the new checkpoint and never the last good one. A best one that could not be written
     stays in memory, and is tried again with every later one and at the end. Leave the `with` block to wait for the last
-    one.
-
-    Args:
-        output_dir: of the run.
-        keep: number of the newest to keep; 0 keeps all.
+    one. The newest `keep` checkpoints remain; 0 keeps all.
     """
 
     def __init__(self, output_dir: str, keep: int = 0) -> None:
@@ -202,24 +198,19 @@ class CheckpointWriter:
         return time.monotonic() - self.saved_at
 
     def save(self, state: Mapping[str, Any], best: bool = False) -> None:
-        """Copy `state` and write it under the name of its progress.
+        """Copy `state`, of plain containers and tensors, and write it under the name of its progress.
 
-        Args:
-            state: from `TrainState.state_dict`, with anything else of plain containers and tensors.
-            best: make it the best checkpoint too: another name of the same file.
+        With `best`, the same file becomes the best checkpoint too, under another name.
         """
         self.saved_at = time.monotonic()
         self.wait()
         self.pending = self.thread.submit(self._write, snapshot(state), best)
 
     def wait(self, stop_on_error: bool = False) -> None:
-        """Return when everything is on the disk.
-
-        Args:
-            stop_on_error: fail if a checkpoint could not be written; otherwise log the error.
+        """Return when everything is on the disk; log an error of the writing, or raise it as ValueError.
 
         Raises:
-            ValueError: it could not be written, and `stop_on_error` is True.
+            ValueError: a checkpoint could not be written, and `stop_on_error` is True.
         """
         pending, self.pending = self.pending, None
         if pending is None:

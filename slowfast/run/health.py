@@ -99,15 +99,7 @@ class BadVideos:
 def report_nonfinite(
     cfg: CfgNode, step: int, in_a_row: int, batches: list[dict[str, Any]], losses: list[float], grad_norm: float
 ) -> None:
-    """Keep the batches of a step that was not finite in OUTPUT_DIR/nonfinite, and fail if there were too many.
-
-    Args:
-        cfg: of the run.
-        step: number of steps before this one.
-        in_a_row: number of such steps without a finite one between them.
-        batches: of this process.
-        losses: of the batches.
-        grad_norm: L2 norm of the gradient.
+    """Keep the batches of a step that was not finite in OUTPUT_DIR/nonfinite.
 
     Raises:
         SharedError: these are TRAIN.MAX_NONFINITE in a row.

@@ -104,8 +104,7 @@ def _checksums(videos: VideoList) -> dict[str, str]:
 def differences(records: Sequence[tuple[str, Mapping[str, str]]]) -> Iterator[str]:
     """Yield a sentence for each value that differs between the processes, or is wrong in all.
 
-    Args:
-        records: name and values of each rank.
+    `records` are the name and the values of each rank.
     """
     for key, first in records[0][1].items():
         values = [found.get(key, "missing") for _, found in records]

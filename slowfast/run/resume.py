@@ -152,11 +152,7 @@ def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, An
 def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, val: VideoList) -> None:
     """Log the differences between the run of a checkpoint and this attempt that change its results.
 
-    Args:
-        checkpoint: with the entries of `describe_run`, or some of them.
-        cfg: of this attempt.
-        train: training list of this attempt.
-        val: validation list of this attempt.
+    The checkpoint has the entries of `describe_run`, or some of them.
 
     Raises:
         ValueError: the class names of the checkpoint and of the list differ.

@@ -122,11 +122,7 @@ def submit(cfg: CfgNode, options: Namespace) -> None:
     """Submit the job of the configuration, and print how to follow it.
 
     A second job of an OUTPUT_DIR starts after the first one has succeeded, so a training and the tests of its result
-    can be submitted together.
-
-    Args:
-        cfg: configuration of the job.
-        options: of the command line: partition, account, time, signal, max_timeouts, sbatch.
+    can be submitted together. The options are those of the command line.
 
     Raises:
         ValueError: Slurm is not available, or rejects the job.

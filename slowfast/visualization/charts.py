@@ -70,14 +70,7 @@ class Chart:
 
 
 def curve_chart(title: str, series: Sequence[Series], name: str = "", percent: bool = False) -> Chart:
-    """Draw curves over epochs.
-
-    Args:
-        title: of the chart.
-        series: curves; at least one has points.
-        name: for references from the page.
-        percent: whether values are percentages, at most 100.
-    """
+    """Draw curves over epochs, at least one of which has points; the page refers to the chart by its name."""
     series = [_thinned(s) for s in series]
     with matplotlib.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=(5.2, 2.3))

@@ -67,12 +67,7 @@ def write_report(output_dir: str | os.PathLike[str], path: str | os.PathLike[str
 
 
 def write_comparison(runs: Sequence[Run], table: Sequence[Sequence[str]], path: str | os.PathLike[str]) -> None:
-    """Write a page with the curves of several runs in the same charts, and a table.
-
-    Args:
-        runs: to compare.
-        table: rows of texts, the first one is the header, see `comparison_table`.
-        path: of the HTML file.
+    """Write a page with the curves of several runs in the same charts, and the table of `comparison_table`.
 
     Raises:
         OSError: the file cannot be written.

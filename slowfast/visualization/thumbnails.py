@@ -18,12 +18,7 @@ READ_LIMIT = 10.0  # seconds per video
 
 
 class Thumbnails:
-    """Make thumbnails within a limit on the time of all of them.
-
-    Args:
-        seconds: after them, no further video is read.
-        image_template: name of image number k of a frame folder.
-    """
+    """Make thumbnails; after a number of seconds for all of them, no further video is read."""
 
     def __init__(self, seconds: float, image_template: str) -> None:
         self.until = time.monotonic() + seconds
