@@ -93,7 +93,7 @@ class Dataset:
     page: str
     licence: str
     class_names: str
-    annotations: Literal["folders", "kinetics", "something", "ucf101", "hmdb51"] | None = None
+    annotations: Literal["folders", "kinetics", "something", "moments", "activitynet", "ucf101", "hmdb51"] | None = None
     flip: bool = True
     separator: str = " "
     frame_list_file: str | None = None
@@ -148,6 +148,7 @@ DATASETS: dict[str, Dataset] = {
         page="http://moments.csail.mit.edu",
         licence="non-commercial research, after a form",
         class_names="`moments_categories.txt`",
+        annotations="moments",
         separator=",",
     ),
     "anet": Dataset(
@@ -156,15 +157,17 @@ DATASETS: dict[str, Dataset] = {
         num_classes=200,
         page="http://activity-net.org/download.html",
         licence=UPLOADED,
-        class_names="the annotation's taxonomy",
+        class_names="the JSON file, sorted",
+        annotations="activitynet",
     ),
     "hacs": Dataset(
-        "HACS Clips",
+        "HACS Segments",
         kinds=("anet",),
         num_classes=200,
         page="http://hacs.csail.mit.edu",
         licence=UPLOADED,
-        class_names="the CSV file",
+        class_names="the JSON file, sorted",
+        annotations="activitynet",
     ),
     "ucf101": Dataset(
         "UCF101",

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from slowfast.datasets.catalog import Dataset
 from slowfast.datasets.lists import read_something_something
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.prepare.scan import Notes, find_media
-from slowfast.prepare.write import SPLIT_NAMES, Lists, complete
+from slowfast.prepare.write import SPLIT_NAMES, Lists, Segment, complete
 from slowfast.utils.class_names import read_class_names
 
-# Split -> (name of a video, name of its class), in the order of the annotations.
-Annotations = dict[str, list[tuple[str, str]]]
+
+class Annotation(NamedTuple):
+    """A video that annotations name.
+
+    Attributes:
+        video: its name or path, or the path of a file.
+        of_class: name of its class.
+        segments: (duration of the video, begin, end) of each annotated segment in seconds; () for the whole video.
+    """
+
+    video: str
+    of_class: str
+    segments: tuple[Segment, ...] = ()
+
+
+# Split -> videos, in the order of the annotations.
+Annotations = dict[str, list[Annotation]]
 
 
 def lists_from_annotations(
@@ -54,39 +71,38 @@ def lists_from_annotations(
     found = find_media(videos)
     notes |= found.notes
     labels = {name: label for label, name in enumerate(names)}
-    for name, of_class in (pair for pairs in annotated.values() for pair in pairs):
+    for video, of_class, _ in (row for rows in annotated.values() for row in rows):
         if of_class not in labels:
-            raise ValueError(f"{annotations}: the class {of_class!r} of {name} is not among the class names: add it")
-    splits = {
-        split: [(path, labels[of_class]) for path, of_class in pairs]
-        for split, pairs in _match(annotated, found.sizes, notes).items()
-    }
-    taken = {path for pairs in splits.values() for path, _ in pairs}
+            raise ValueError(f"{annotations}: the class {of_class!r} of {video} is not among the class names: add it")
+    matched = _match(annotated, found.sizes, notes)
+    splits = {split: [(row.video, labels[row.of_class]) for row in rows] for split, rows in matched.items()}
+    taken = {row.video: row.segments for rows in matched.values() for row in rows}
     if not taken:
-        example = next((name for pairs in annotated.values() for name, _ in pairs), "none")
+        example = next((row.video for rows in annotated.values() for row in rows), "none")
         raise ValueError(
             f"none of the videos of {annotations}, such as {example!r}, is below {videos}, which contains "
             f"{next(iter(found.sizes))!r}: name the folder of these videos"
         )
     notes["that no annotation names, left out"] += [path for path in found.sizes if path not in taken]
     cure = f"{annotations} must name videos of these splits, and the videos must be below {videos}"
-    return complete(Lists(splits, names, notes), dataset.tested_on, cure)
+    return complete(Lists(splits, names, notes, taken), dataset.tested_on, cure)
 
 
 def _match(annotated: Annotations, paths: Iterable[str], notes: Notes) -> Annotations:
     """Return the annotations with the path of each video in place of its name.
 
-    Names are compared without folders and suffixes. If several files match, one in the folder that the annotation names
-    is preferred.
+    Names are compared without folders and suffixes, and files may have the prefix "v_" of ActivityNet and HACS. If
+    several files match, one in the folder that the annotation names is preferred.
     """
     of_stem: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         of_stem[_stem(path)].append(path)
     matched: Annotations = {split: [] for split in annotated}
     taken: set[str] = set()
-    for split, pairs in annotated.items():
-        for name, of_class in pairs:
-            everywhere = of_stem.get(_stem(name), [])
+    for split, rows in annotated.items():
+        for row in rows:
+            name = row.video
+            everywhere = of_stem.get(_stem(name)) or of_stem.get(f"v_{_stem(name)}", [])
             candidates = [path for path in everywhere if Path(path).parent.name == Path(name).parent.name] or everywhere
             if not candidates:
                 notes[f"of {split}, not found"].append(name)
@@ -96,7 +112,7 @@ def _match(annotated: Annotations, paths: Iterable[str], notes: Notes) -> Annota
                 if len(candidates) > 1:
                     notes["found more than once, the first one kept"].append(name)
                 taken.add(candidates[0])
-                matched[split].append((candidates[0], of_class))
+                matched[split].append(row._replace(video=candidates[0]))
     return matched
 
 
@@ -127,10 +143,15 @@ def _read_kinetics(path: Path, fold: int, notes: Notes) -> tuple[Annotations, li
                 split = SPLIT_NAMES[row["split"].strip().lower()]
             except (TypeError, ValueError, KeyError, AttributeError):
                 raise ValueError(f"{file}:{rows.line_num}: not a row of {', '.join(KINETICS_COLUMNS)}: {row}") from None
-            splits.setdefault(split, []).append((f"{row['youtube_id']}_{begin:06d}_{end:06d}", row["label"].strip()))
+            video = f"{row['youtube_id']}_{begin:06d}_{end:06d}"
+            splits.setdefault(split, []).append(Annotation(video, row["label"].strip()))
     if not read:
         raise ValueError(f"{path} contains no CSV file with the columns {', '.join(KINETICS_COLUMNS)}")
-    return splits, sorted({of_class for pairs in splits.values() for _, of_class in pairs})
+    return splits, _sorted_classes(splits)
+
+
+def _sorted_classes(splits: Annotations) -> list[str]:
+    return sorted({row.of_class for rows in splits.values() for row in rows})
 
 
 def _read_something(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
@@ -139,21 +160,21 @@ def _read_something(path: Path, fold: int, notes: Notes) -> tuple[Annotations, l
         files = [sorted(path.glob(f"*{part}{suffix}")) for part in ("train", "validation", "labels")]
         if all(files):
             train, validation, labels = (paths[0] for paths in files)
-            (pairs, names), (others, _) = read(train, labels), read(validation, labels)
-            return {"train": pairs, "val": others}, names
+            (rows, names), (others, _) = read(train, labels), read(validation, labels)
+            return {"train": rows, "val": others}, names
     raise ValueError(f"{path} is no folder with *train, *validation and *labels, all .json or all .csv: name that one")
 
 
-def _something_json(file: Path, labels: Path) -> tuple[list[tuple[str, str]], list[str]]:
+def _something_json(file: Path, labels: Path) -> tuple[list[Annotation], list[str]]:
     samples = read_something_something(file, labels)
     names = samples.class_names or []
-    return [(name, names[label]) for name, label in zip(samples.listed, samples.labels, strict=True)], names
+    return [Annotation(name, names[label]) for name, label in zip(samples.listed, samples.labels, strict=True)], names
 
 
-def _something_csv(file: Path, labels: Path) -> tuple[list[tuple[str, str]], list[str]]:
+def _something_csv(file: Path, labels: Path) -> tuple[list[Annotation], list[str]]:
     parts = [line.strip().partition(";") for line in file_lines(file) if line.strip()]
     names = [name for line in file_lines(labels) if (name := line.strip())]
-    return [(name, template) for name, _, template in parts], names
+    return [Annotation(name, template) for name, _, template in parts], names
 
 
 def _read_ucf101(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
@@ -162,7 +183,7 @@ def _read_ucf101(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
     splits: Annotations = {}
     for split in ("train", "test"):
         files = [line.split()[0] for line in file_lines(path / f"{split}list{fold:02d}.txt") if line.strip()]
-        splits[split] = [(name, name.split("/")[0]) for name in files]
+        splits[split] = [Annotation(name, name.split("/")[0]) for name in files]
     return splits, names
 
 
@@ -179,8 +200,55 @@ def _read_hmdb51(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
             if role not in ("0", "1", "2", ""):
                 raise ValueError(f"{file}:{number}: {line!r} does not end in 0, 1 or 2")
             if role in ("1", "2"):
-                splits["train" if role == "1" else "test"].append((f"{of_class}/{name.strip()}", of_class))
+                video = f"{of_class}/{name.strip()}"
+                splits["train" if role == "1" else "test"].append(Annotation(video, of_class))
     return splits, sorted(files)
+
+
+def _read_moments(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
+    """Read trainingSet.csv and validationSet.csv ("class/video.mp4,class,votes,votes"), and moments_categories.txt."""
+    splits: Annotations = {}
+    for split, name in (("train", "trainingSet.csv"), ("val", "validationSet.csv")):
+        rows = csv.reader(file_lines(path / name))
+        splits[split] = [Annotation(row[0], row[0].rpartition("/")[0]) for row in rows if row]
+    return splits, read_class_names(path / "moments_categories.txt")
+
+
+def _read_activitynet(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
+    """Read the JSON of ActivityNet or HACS Segments: subset, duration and segments (both in seconds) of each video."""
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        try:
+            content = json.loads("\n".join(file_lines(file)))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg}): download it again") from None
+        if isinstance(content, dict) and isinstance(content.get("database"), dict):
+            break
+    else:
+        raise ValueError(f'{path} contains no JSON file with a "database" of videos: name that of the annotations')
+    splits: Annotations = {}
+    for video, entry in content["database"].items():
+        try:
+            split, row = SPLIT_NAMES[entry["subset"]], _untrimmed(video, entry, notes)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file}: {video} lacks a subset, duration, or segments with label ({error!r}): download the file again"
+            ) from None
+        if row.segments:
+            splits.setdefault(split, []).append(row)
+        else:
+            notes["without an annotated segment, left out"].append(video)
+    return splits, _sorted_classes(splits)
+
+
+def _untrimmed(video: str, entry: Mapping[str, Any], notes: Notes) -> Annotation:
+    """Return an untrimmed video with the class of its first segment, and the segments of this class."""
+    duration, found = float(entry["duration"]), entry.get("annotations") or ()
+    of_class = found[0]["label"] if found else ""
+    if any(segment["label"] != of_class for segment in found):
+        notes["with several classes, only segments of the first class kept"].append(video)
+    limits = [sorted(map(float, segment["segment"])) for segment in found if segment["label"] == of_class]
+    kept = tuple((duration, max(begin, 0.0), end) for begin, end in limits if max(begin, 0) < min(end, duration))
+    return Annotation(video, of_class, kept)
 
 
 def file_lines(path: Path) -> list[str]:
@@ -202,4 +270,6 @@ READERS: dict[str, Callable[[Path, int, Notes], tuple[Annotations, list[str]]]] 
     "something": _read_something,
     "ucf101": _read_ucf101,
     "hmdb51": _read_hmdb51,
+    "moments": _read_moments,
+    "activitynet": _read_activitynet,
 }

@@ -92,11 +92,11 @@ def _plain(name: str) -> str:
 
 
 def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]]]:
-    if path.is_dir() and dataset.annotations in READERS:
-        annotated, names = READERS[dataset.annotations](path, 1, defaultdict(list))
-        return names, [video for pairs in annotated.values() for video in pairs]
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.suffix in (".json", ".csv", ".txt")]
+        if len(files) != 1 and dataset.annotations in READERS:
+            annotated, names = READERS[dataset.annotations](path, 1, defaultdict(list))
+            return names, [(row.video, row.of_class) for rows in annotated.values() for row in rows]
         if len(files) != 1:
             raise ValueError(f"{path} has {len(files)} files of annotations: name one of them")
         path = files[0]

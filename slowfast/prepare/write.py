@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +28,8 @@ SPLIT_NAMES = {
 
 T = TypeVar("T")
 
+Segment = tuple[float, float, float]  # duration of a video, begin and end of an action in it, in seconds
+
 
 @dataclass(frozen=True)
 class Lists:
@@ -37,11 +39,13 @@ class Lists:
         splits: train, val, test and others, if any -> (path, label), sorted by path.
         class_names: class names in the order of the labels.
         notes: messages about videos that were left out, and about unusual ones.
+        segments: path of an untrimmed video -> its annotated segments.
     """
 
     splits: dict[str, list[tuple[str, int]]]
     class_names: list[str]
     notes: Notes
+    segments: Mapping[str, Sequence[Segment]] = field(default_factory=dict)
 
 
 def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
@@ -65,7 +69,7 @@ def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
         there = ", ".join(f"{len(rows)} for {split}" for split, rows in splits.items()) or "none at all"
         notes = "".join(f"; {note}" for note in describe(lists.notes))
         raise ValueError(f"no videos for {' and '.join(missing)} ({there}{notes}): {cure}")
-    return Lists(splits, lists.class_names, lists.notes)
+    return replace(lists, splits=splits)
 
 
 def count_rows(lists: Lists) -> Iterator[str]:
@@ -88,7 +92,8 @@ def write_lists(
     """Write the lists and class_names.txt; for own videos, also write an experiment.
 
     If the recipe of the data set reads frame folders, their lists have rows "path num_frames label" and the file names
-    of the recipe. All other lists are train.csv, val.csv and test.csv with rows "path label". With `recipe`, data.yaml
+    of the recipe. All other lists are train.csv, val.csv and test.csv with rows "path label", or for untrimmed videos
+    "path total begin end label", in train.csv one per segment, in the others one per video. With `recipe`, data.yaml
     contains the keys that describe the videos, and config.yaml, which is never replaced, is an experiment on them. A
     list that `check --clean` has cleaned is kept if its original (.orig) has the content to be written.
 
@@ -112,9 +117,16 @@ def write_lists(
         counts = _of_each(lambda folder: len(images_of(folder)), videos, folders, "count frames")
         columns, template = CATALOG[dataset.kinds[0]].columns, dataset.frame_list_file
     else:
-        counts, columns, template = {}, ("path", "label"), "{}.csv"
+        columns = CATALOG["anet"].columns if any(lists.segments.values()) else ("path", "label")
+        counts, template = {}, "{}.csv"
     for split, rows in lists.splits.items():
-        texts[template.format(split)] = _list_text(rows, columns, dataset.separator, counts)
+        parts = None if split == "train" else 1  # an evaluation samples the whole video
+        fields = [
+            {"path": _quoted(path), "num_frames": counts.get(path), "label": label, **_times(segment)}
+            for path, label in rows
+            for segment in (lists.segments.get(path) or [None])[:parts]
+        ]
+        texts[template.format(split)] = _list_text(fields, columns, dataset.separator)
     texts["class_names.txt"] = format_class_names(lists.class_names)
     if recipe is not None:
         data = {
@@ -139,7 +151,7 @@ def write_unlabelled(out: str | Path, paths: Iterable[str], notes: Notes, *, ove
     Raises:
         ValueError: a different test.csv exists.
     """
-    text = _list_text(((path, UNKNOWN) for path in paths), ("path", "label"), " ", {})
+    text = _list_text(({"path": _quoted(path), "label": UNKNOWN} for path in paths), ("path", "label"), " ")
     _write(Path(out), {"test.csv": text}, overwrite, notes)
     return Path(out) / "test.csv"
 
@@ -167,11 +179,12 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _list_text(
-    rows: Iterable[tuple[str, int]], columns: Sequence[str], separator: str, counts: Mapping[str, int]
-) -> str:
-    fields = ({"path": _quoted(path), "num_frames": str(counts.get(path)), "label": str(label)} for path, label in rows)
-    return "".join(separator.join(row[column] for column in columns) + "\n" for row in fields)
+def _list_text(rows: Iterable[Mapping[str, object]], columns: Sequence[str], separator: str) -> str:
+    return "".join(separator.join(str(row[column]) for column in columns) + "\n" for row in rows)
+
+
+def _times(segment: Segment | None) -> dict[str, str]:
+    return dict(zip(("total", "begin", "end"), map("{:.12g}".format, segment), strict=True)) if segment else {}
 
 
 def _quoted(path: str) -> str:

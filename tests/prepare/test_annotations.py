@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from list_fixtures import notes_of, touch
 
-from slowfast.datasets.catalog import DATASETS, FRAME_COLUMNS
+from slowfast.datasets.catalog import CATALOG, DATASETS, FRAME_COLUMNS
 from slowfast.datasets.lists import read_list
 from slowfast.prepare.annotations import lists_from_annotations
 from slowfast.prepare.write import write_lists
@@ -71,8 +71,8 @@ def test_faulty_kinetics_annotations_are_refused(tmp_path):
     (annotations / "k.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match="no CSV file with the columns label"):
         lists_from_annotations(videos, annotations, K3)
-    with pytest.raises(ValueError, match=r"annotations of ActivityNet 1.3"):
-        lists_from_annotations(videos, annotations, DATASETS["anet"])
+    with pytest.raises(ValueError, match=r"annotations of Kinetics-710"):
+        lists_from_annotations(videos, annotations, DATASETS["k710"])
 
 
 def something_json(folder: Path) -> None:
@@ -156,3 +156,69 @@ def test_hmdb51_annotations_become_lists(tmp_path):
     touch(annotations, "walk_test_split1.txt", content="b.avi 7\n")
     with pytest.raises(ValueError, match=r"walk_test_split1.txt:1: .* 0, 1 or 2"):
         lists_from_annotations(videos, annotations, dataset)
+
+
+def test_moments_in_time_becomes_lists(tmp_path):
+    annotations = tmp_path / "annotations"
+    annotations.mkdir()
+    (annotations / "moments_categories.txt").write_text("clapping,0\nadult+female+singing,2\nblocking,1\n")
+    (annotations / "trainingSet.csv").write_text(
+        "blocking/getty-karate-video-id635808620_4.mp4,blocking,3,1\nclapping/0-0-1_2.mp4,clapping,4,0\n"
+    )
+    (annotations / "validationSet.csv").write_text("adult+female+singing/0-0-1_2.mp4,adult+female+singing,3,0\n")
+    videos = touch(
+        tmp_path / "videos", "training/blocking/getty-karate-video-id635808620_4.mp4",
+        "training/clapping/0-0-1_2.mp4", "validation/adult+female+singing/0-0-1_2.mp4",
+    )  # fmt: skip
+    row = replace(DATASETS["mit"], num_classes=3)
+    lists = lists_from_annotations(videos, annotations, row)
+    assert lists.class_names == ["clapping", "blocking", "adult+female+singing"]
+    write_lists(lists, tmp_path / "lists", videos, row)
+    assert (tmp_path / "lists/train.csv").read_text() == (
+        "training/blocking/getty-karate-video-id635808620_4.mp4,1\ntraining/clapping/0-0-1_2.mp4,0\n"
+    )
+    assert (tmp_path / "lists/test.csv").read_text() == "validation/adult+female+singing/0-0-1_2.mp4,2\n"
+
+
+def untrimmed(subset: str, duration: object, *segments: tuple[str, float, float]) -> dict[str, object]:
+    annotations = [{"label": label, "segment": times} for label, *times in segments]
+    return {"subset": subset, "duration": duration, "annotations": annotations, "url": "https://..."}
+
+
+def test_untrimmed_videos_are_trained_by_segment_and_tested_as_a_whole(tmp_path):
+    database = {
+        "--0edUL8zmA": untrimmed("training", "92.166667", ("Dodgeball", 5.40, 11.60), ("Dodgeball", 12.60, 95.0)),
+        "v_a": untrimmed("training", 20, ("Archery", -0.5, 9), ("Dodgeball", 10, 12), ("Archery", 21, 22)),
+        "b": untrimmed("validation", 30.5, ("Archery", 1, 2), ("Archery", 3, 4)),
+        "c": untrimmed("testing", 40),
+        "gone": untrimmed("training", 40, ("Archery", 1, 2)),
+    }
+    file = tmp_path / "activity_net.v1-3.min.json"
+    file.write_text(json.dumps({"version": "1.3", "taxonomy": [], "database": database}))
+    videos = touch(tmp_path / "videos", "train/v_--0edUL8zmA.mp4", "train/v_a.mkv", "val/v_b.mp4", "test/v_c.mp4")
+    row = replace(DATASETS["anet"], num_classes=2)
+    lists = lists_from_annotations(videos, tmp_path, row)
+    assert lists.class_names == ["Archery", "Dodgeball"]
+    for line in (
+        "1 of train, not found: gone",
+        "1 with several classes, only segments of the first class kept: v_a",
+        "1 without an annotated segment, left out: c",
+    ):
+        assert line in notes_of(lists)
+    write_lists(lists, tmp_path / "lists", videos, row)
+    assert (tmp_path / "lists/train.csv").read_text() == (
+        "train/v_--0edUL8zmA.mp4 92.166667 5.4 11.6 1\ntrain/v_--0edUL8zmA.mp4 92.166667 12.6 95 1\n"
+        "train/v_a.mkv 20 0 9 0\n"
+    )
+    assert (tmp_path / "lists/test.csv").read_text() == "val/v_b.mp4 30.5 1 2 0\n"
+    samples = read_list(tmp_path / "lists/train.csv", columns=CATALOG["anet"].columns, num_classes=2)
+    assert [samples[i].segment for i in range(3)] == [(92.166667, 5.4, 11.6), (92.166667, 12.6, 95.0), (20.0, 0.0, 9.0)]
+    assert lists_from_annotations(videos, file, row).splits == lists.splits
+
+    del database["b"]["duration"]
+    file.write_text(json.dumps({"database": database}))
+    with pytest.raises(ValueError, match=r"min\.json: b .*duration"):
+        lists_from_annotations(videos, file, row)
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="database"):
+        lists_from_annotations(videos, file, row)

@@ -111,7 +111,7 @@ def test_files_of_class_names_are_read(tmp_path):
     (tmp_path / "classInd.txt").write_text("".join(f"{n + 1} Act{n}\r\n" for n in range(101)))
     assert annotated_classes(tmp_path / "classInd.txt", DATASETS["ucf101"])[0][100] == "Act100"
     with pytest.raises(ValueError, match="3 files"):
-        annotated_classes(tmp_path, DATASETS["mit"])
+        annotated_classes(tmp_path, DATASETS["k710"])
     with pytest.raises(ValueError, match="101 classes, but HMDB51 has 51"):
         annotated_classes(tmp_path / "classInd.txt", DATASETS["hmdb51"])
     with pytest.raises(ValueError, match="Kinetics-600 needs --annotations"):
