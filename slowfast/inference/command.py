@@ -145,48 +145,51 @@ def report_bad(bad: Sequence[tuple[str, str]]) -> int:
     return SOME_FAILED if bad else 0
 
 
-def find_videos(sources: Sequence[str]) -> list[str]:
+def find_videos(sources: Sequence[str], images: bool = False) -> list[str]:
     """Return the paths of videos, and of folders of frames, without duplicates.
 
     Args:
         sources: video files; folders, which are searched with all folders below, without hidden names; shell patterns;
             lists of paths (.txt or .csv, other columns are ignored; see `starts_of`); web addresses, which are
             downloaded once.
+        images: return the images in folders instead, for a network that takes images.
 
     Raises:
         ValueError: a source does not exist or contains no video.
     """
     found: dict[str, None] = {}
     for source in sources:
-        found.update(dict.fromkeys(_expand(source)))
+        found.update(dict.fromkeys(_expand(source, images)))
     return [*found]
 
 
-def _expand(source: str) -> list[str]:
+def _expand(source: str, images: bool) -> list[str]:
     if source.startswith(("http://", "https://", "hf://")):
         return [fetch(source)]
     if os.path.isdir(source):
-        return _in_folder(source)
+        return _in_folder(source, images)
     if os.path.isfile(source):
         return _in_list(source) if source.lower().endswith(LIST_SUFFIXES) else [source]
     # a broken link and a device match themselves
     if matched := sorted(match for match in glob.glob(source, recursive=True) if match != source):
-        return [path for match in matched for path in _expand(match)]
+        return [path for match in matched for path in _expand(match, images)]
     kind = "pattern matches no file" if glob.has_magic(source) else "no such file or folder"
     raise ValueError(f"{source}: {kind}; check the path")
 
 
-def _in_folder(folder: str) -> list[str]:
+def _in_folder(folder: str, only_images: bool) -> list[str]:
     below = (path for path in Path(folder).rglob("*") if path.is_file())
     hidden = re.compile(r"(^|/)\.")
     files = sorted(str(path) for path in below if not hidden.search(path.relative_to(folder).as_posix()))
-    if videos := [path for path in files if path.lower().endswith(VIDEO_SUFFIXES)]:
+    videos = [path for path in files if path.lower().endswith(VIDEO_SUFFIXES)]
+    if videos and not only_images:
         return videos
     images = [path for path in files if path.lower().endswith(IMAGE_SUFFIXES)]
     if not images:
-        raise ValueError(
-            f"{folder} contains no video: give a folder with files such as {', '.join(VIDEO_SUFFIXES[:4])}"
-        )
+        kind, suffixes = ("image", IMAGE_SUFFIXES) if only_images else ("video", VIDEO_SUFFIXES)
+        raise ValueError(f"{folder} contains no {kind}: give a folder with files such as {', '.join(suffixes[:4])}")
+    if only_images:
+        return images
     return sorted({os.path.dirname(path) for path in images})
 
 

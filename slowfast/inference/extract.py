@@ -85,8 +85,10 @@ def execute(args: argparse.Namespace) -> int:
     check_library(args.format)
     paths = find_videos(args.videos)
     check_output(os.path.join(args.out, SETTINGS), "--out")
-    names = names_of(paths)
     net = _network(args)
+    if net.is_image and (args.tokens or not args.per_video):
+        raise ValueError("this network takes images, which have no windows and views: give --per-video, not --tokens")
+    names = names_of(find_videos(args.videos, images=True) if net.is_image else paths)
     _begin(args, net)
     if args.slurm:
         submit(args, names)

@@ -75,6 +75,9 @@ def execute(args: argparse.Namespace) -> int:
         check_output(args.segments, "--segments")
         return _predict_long(args, paths, targets["video"])
     net = _named_network(args)
+    if net.is_image and any(targets.values()):
+        raise ValueError("this network takes images: leave --video and --sheet out")
+    paths = find_videos(args.videos, images=True) if net.is_image else paths
     parts = in_processes(predict_part, args, paths, net)
     found = [parts[row % len(parts)][row // len(parts)] for row in range(len(paths))]
     good = [prediction for prediction in found if not prediction.error]

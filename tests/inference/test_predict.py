@@ -12,14 +12,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from list_fixtures import make_classes
+from make_demo_data import make_demo_data
 from PIL import Image
 
 import slowfast
+from slowfast.config import load_config
 from slowfast.datasets.catalog import DATASETS
 from slowfast.datasets.lists import read_list
 from slowfast.inference.command import find_videos, guarded
+from slowfast.inference.extract import execute as extract_features
+from slowfast.inference.extract import parse_args as parse_features
+from slowfast.inference.network import Network
 from slowfast.inference.predict import execute, parse_args
+from slowfast.models.build import build_model
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import write_lists
 
@@ -28,6 +35,10 @@ PACKED = Path(__file__).parents[1] / "golden/packed_xvid.avi"  # some of its fra
 
 def predict(*arguments: object) -> int:
     return guarded(lambda: execute(parse_args([*map(str, arguments)])))
+
+
+def extract(*arguments: object) -> int:
+    return guarded(lambda: extract_features(parse_features([*map(str, arguments)])))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +73,21 @@ def test_files_contain_the_predictions_of_the_network(trained, videos, tmp_path,
     assert [row["top1"] for row in rows] == [prediction.top[0].name for prediction in expected]
     assert float(rows[0]["probability1"]) == pytest.approx(expected[0].top[0].probability, rel=1e-5)
     assert expected[0].top[0].name in capsys.readouterr().out
+
+
+def test_a_network_for_images_takes_the_images_in_a_folder(tmp_path):
+    make_demo_data(tmp_path / "data", train=2, test=3, images=True)
+    cfg, names = load_config(Path(__file__).parents[2] / "exp/demo_image/config.yaml"), [*"abcdefgh"]
+    Network(build_model(cfg).eval(), cfg, names, torch.device("cpu"), "").save_pretrained(tmp_path / "net")
+    options = ["--weights", tmp_path / "net", "--device", "cpu"]
+    assert predict(tmp_path / "data/val", *options, "--json", tmp_path / "a.json") == 0
+    images = sorted(str(path) for path in (tmp_path / "data/val").rglob("*.*"))
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert [row["path"] for row in found] == images and len(images) == 3
+    assert predict(tmp_path / "data/val", *options, "--sheet", tmp_path / "sheets") == 2
+    assert extract(tmp_path / "data/val", *options, "--out", tmp_path / "windows") == 2
+    assert extract(tmp_path / "data/val", *options, "--out", tmp_path / "f", "--per-video") == 0
+    assert len([*(tmp_path / "f").rglob("*.npy")]) == 3
 
 
 def test_a_terminal_that_lacks_characters_shows_others(trained, videos, tmp_path, monkeypatch):
