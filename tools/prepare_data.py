@@ -23,7 +23,7 @@ from slowfast.prepare.annotations import lists_from_annotations
 from slowfast.prepare.check import QUARANTINE, REPORT, Row, check_media
 from slowfast.prepare.clean import clean_lists, list_files
 from slowfast.prepare.label_order import annotated_classes, order_by_labels
-from slowfast.prepare.reencode import WITHOUT_COPY, Settings, access_times, reencode
+from slowfast.prepare.reencode import PRESETS, WITHOUT_COPY, Settings, access_times, reencode
 from slowfast.prepare.scan import describe, find_media
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
@@ -98,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--short-side", type=within(int, 2), default=320, help="pixels; never enlarges (default: %(default)s)")
     add("--key-frames", type=within(int, 1), default=16, help="distance of key frames (default: %(default)s)")
     add("--crf", type=within(int, 0, 51), default=20, help="quality, 0 (best) to 51 (default: %(default)s)")
-    add("--preset", default="fast", help="preset of libx264 (default: %(default)s)")
+    add("--preset", choices=PRESETS, default="fast", help="preset of libx264 (default: %(default)s)")
     add(
         "--measure", type=within(int, 0), default=20, metavar="N", help="files to time, 0 = none (default: %(default)s)"
     )

@@ -27,6 +27,9 @@ from slowfast.utils.rng import rng_for
 
 SETTINGS, WITHOUT_COPY = "reencode.json", "without_copy.csv"
 RECORDS = (SETTINGS, WITHOUT_COPY)
+PRESETS = (
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
+)  # fmt: skip
 ACCESS_FRAMES = 16
 MIN_SHARE = 0.9  # of the duration in the header, which is often slightly wrong
 
@@ -39,7 +42,7 @@ class Settings:
         short_side: pixels; smaller videos keep their size, except for the even sides that H.264 needs.
         key_frames: largest distance between key frames: at most this number of frames is decoded to reach any frame.
         crf: constant rate factor; 18 hardly differs from the original, 23 is the encoder's default.
-        preset: preset of the encoder; slower presets make smaller files.
+        preset: one of `PRESETS`; slower presets make smaller files.
         b_frames: number of consecutive pictures to which no other picture refers; a reader can skip them.
     """
 

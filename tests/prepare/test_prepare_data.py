@@ -263,6 +263,7 @@ def test_official_annotations_become_lists(run, folder, tmp_path):
         (("check", "videos", "--out", "o", "--workers", "0"), "--workers"),
         (("reencode", "videos", "--out", "videos/small"), "error: --out videos/small and videos lie in one another"),
         (("reencode", "videos", "--out", "o", "--crf", "60"), "--crf"),
+        (("reencode", "videos", "--out", "o", "--preset", "quick"), "--preset"),
     ],
 )  # fmt: skip
 def test_faults_end_in_one_line(run, folder, arguments, message):
