@@ -186,11 +186,12 @@ def _write_report(out: Path, rows: Iterable[Row]) -> None:
 
 
 def _read_report(path: Path) -> list[Row]:
-    """Return the rows of an earlier call, without an incomplete last line that a killed call left."""
+    """Return the rows of an earlier call, without incomplete lines, such as the last one of a killed call."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "surrogateescape")
     lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
     if lines[:1] != [list(COLUMNS)]:
         raise ValueError(f"{path} is not a report of this command: choose another folder, or remove the file")
-    return [Row(line[0], int(line[1]), *line[2:]) for line in lines[1:]]
+    whole = [line for line in lines[1:] if len(line) == len(COLUMNS) and line[1] in ("0", "1")]
+    return [Row(line[0], int(line[1]), *line[2:]) for line in whole]

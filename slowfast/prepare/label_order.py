@@ -36,8 +36,8 @@ def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], di
         names, videos = kinetics400_names(), []
     else:
         raise ValueError(f"{dataset.name} needs --annotations: its official files, or a file of its class names")
-    if dataset.num_classes not in (None, len(names)):
-        raise ValueError(f"{path} names {len(names)} classes, but {dataset.name} has {dataset.num_classes}")
+    if not names or dataset.num_classes not in (None, len(names)):
+        raise ValueError(f"{path} names {len(names)} classes, but {dataset.name} has {dataset.num_classes or 'some'}")
     classes: dict[str, str | None] = {}
     for video, of_class in videos:
         for key in _keys(video):
@@ -110,8 +110,11 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
     with suppress(ValueError):  # `read_class_names` reports what is wrong with other files
         content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
     if isinstance(content, dict) and isinstance(content.get("database"), dict):  # ActivityNet or HACS Segments
-        entries = content["database"].items()
-        database = [(video, segment["label"]) for video, entry in entries for segment in entry.get("annotations", ())]
+        try:
+            entries = [(video, entry.get("annotations", ())) for video, entry in content["database"].items()]
+            database = [(video, segment["label"]) for video, segments in entries for segment in segments]
+        except (AttributeError, KeyError, TypeError):
+            raise ValueError(f"{path} is not as ActivityNet or HACS publish it: download it again") from None
         return _sorted_names(database), database
     return read_class_names(path), []
 

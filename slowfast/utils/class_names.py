@@ -70,7 +70,7 @@ def _from_json(text: str) -> list[str]:
         content = json.loads(text, object_pairs_hook=tuple)  # pairs, so that no duplicate is lost
     except json.JSONDecodeError as error:
         raise ValueError(f"line {error.lineno}: not JSON ({error.msg}); or write one name per line") from None
-    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+    if isinstance(content, list) and content and all(isinstance(name, str) for name in content):
         return _filled((f"entry {place}", name) for place, name in enumerate(content, 1))
     pairs: tuple[tuple[str, object], ...] = content if isinstance(content, tuple) else ()
     names = _by_number(

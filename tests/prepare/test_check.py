@@ -260,6 +260,14 @@ def test_a_full_check_decodes_every_image(tmp_path, write_folder):
     assert not row.ok and row.reason.startswith("img_00003.jpg")
 
 
+def test_rows_that_are_not_of_a_report_are_checked_again(tmp_path, write_video):
+    write_video(tmp_path / "a.mp4", frames=24)
+    for torn in ("\n", "a.mp4,x\n", f"a.mp4,?{',' * (len(COLUMNS) - 2)}\n"):
+        (tmp_path / REPORT).write_text(f"{','.join(COLUMNS)}\n{torn}")
+        [row] = check_media(tmp_path, {"a.mp4": None}, tmp_path, workers=1)
+        assert (row.ok, row.frames) == (1, 24)
+
+
 def test_a_foreign_report_is_not_touched(videos, tmp_path):
     (tmp_path / REPORT).write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"report\.csv"):

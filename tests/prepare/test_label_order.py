@@ -101,6 +101,13 @@ def test_annotations_of_activitynet_and_hacs_are_read(tmp_path):
     (tmp_path / "test.csv").write_text("youtube_id,time_start,time_end,split\na2X2hz1G6i8,0,10,test\n")
     with pytest.raises(ValueError, match=r"test\.csv"):  # official, but without classes
         annotated_classes(tmp_path / "test.csv", DATASETS["k600"])
+    clips.write_text("classname,youtube_id,subset,start,end,label\n")
+    with pytest.raises(ValueError, match="0 classes"):
+        annotated_classes(clips, DATASETS["own"])
+    for entry in (3, {"annotations": [3]}, {"annotations": [{"segment": [0, 1]}]}):
+        (tmp_path / "torn.json").write_text(json.dumps({"database": {"v": entry}}))
+        with pytest.raises(ValueError, match=r"torn\.json"):
+            annotated_classes(tmp_path / "torn.json", DATASETS["anet"])
 
 
 def test_files_of_class_names_are_read(tmp_path):

@@ -95,6 +95,7 @@ def test_numbers_and_commas_in_names_are_kept(tmp_path, names):
         ('{"cat": 0, "dog": 2, "cow": 1, "ox": 1}', "entry 4"),
         ('{"database": {"v_1": {"subset": "training"}}}', "neither"),
         ("[1, 2]", "neither"),
+        ("[]", "neither"),
     ],
 )
 def test_faults_are_named_with_file_and_line(tmp_path, text, place):
