@@ -42,12 +42,11 @@ def write_results(
     ranks = range(1, top + 1)
     rows = [["id", "label", *(f"top{k}" for k in ranks), *(f"score{k}" for k in ranks)]]
     paths = [samples.path(int(i)) for i in evaluation.index]
-    views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS if cfg.DATA.ENSEMBLE_METHOD == "sum" else 1
     for path, label, scores in zip(paths, evaluation.label, evaluation.scores, strict=True):
         order = np.argsort(-scores, kind="stable")[:top].tolist()
         true = [int(label)] if label.ndim == 0 else np.flatnonzero(label > 0).tolist()
         named, classes = (["" if k < 0 else names[k] if names else str(k) for k in part] for part in (true, order))
-        rows.append([path, ";".join(named), *classes, *(f"{scores[k] / views:.6g}" for k in order)])
+        rows.append([path, ";".join(named), *classes, *(f"{scores[k] / evaluation.summed:.6g}" for k in order)])
     write_text(folder / "predictions.csv", csv_text(rows))
     write_scores(folder, evaluation, samples, names)
     report = {
