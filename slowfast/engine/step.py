@@ -134,7 +134,7 @@ def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
         outcome = StepOutcome(outcome.stop or stop > 0, outcome.save or save > 0, norm)
         if dropped:
             state.nonfinite += 1
-            report_nonfinite(run.cfg, step.number, state.nonfinite, step.batches, losses, norm)
+            report_nonfinite(run.cfg, run.amp, step.number, state.nonfinite, step.batches, losses, norm)
             run.log.write("nonfinite", step.number, in_a_row=state.nonfinite)
         elif math.isfinite(norm):
             state.nonfinite = 0

@@ -17,6 +17,12 @@ from slowfast.utils.io import atomic_write, csv_text, write_text
 
 logger = logging.getLogger(__name__)
 
+# Type of mixed precision -> what else can be done about steps that are not finite.
+OTHER_CURES = {
+    torch.float16: "Continue with TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False, or start again",
+    torch.bfloat16: "Continue with TRAIN.MIXED_PRECISION False, or start again",
+    None: "Start again",
+}
 DUMPS = 3  # largest number of steps whose batches each process keeps because they were not finite
 
 
@@ -97,7 +103,13 @@ class BadVideos:
 
 
 def report_nonfinite(
-    cfg: CfgNode, step: int, in_a_row: int, batches: list[dict[str, Any]], losses: list[float], grad_norm: float
+    cfg: CfgNode,
+    amp: torch.dtype | None,
+    step: int,
+    in_a_row: int,
+    batches: list[dict[str, Any]],
+    losses: list[float],
+    grad_norm: float,
 ) -> None:
     """Keep the batches of a step that was not finite in OUTPUT_DIR/nonfinite.
 
@@ -118,7 +130,7 @@ def report_nonfinite(
     if in_a_row >= cfg.TRAIN.MAX_NONFINITE:
         raise SharedError(
             f"{what}: {in_a_row} steps in a row were not finite (TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); "
-            f"they changed nothing, and the first such batches are in {folder}. Continue with TRAIN.AMP_DTYPE bfloat16 "
-            "or TRAIN.MIXED_PRECISION False, or start again with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
+            f"they changed nothing, and the first such batches are in {folder}. {OTHER_CURES[amp]} with a lower "
+            "SOLVER.BASE_LR in another OUTPUT_DIR"
         )
     logger.warning("%s: the step was left out (%d in a row)", what, in_a_row)

@@ -296,8 +296,9 @@ def test_a_step_that_is_not_finite_changes_nothing(scaling, training, good, tmp_
     assert state.nonfinite == 0 and differences(before, content()) != []
     for _ in range(2):
         take_step(state, run, iter([poisoned]))
-    with pytest.raises(ValueError, match=r"3 steps in a row.*SOLVER\.BASE_LR"):
+    with pytest.raises(ValueError, match=r"3 steps in a row.*SOLVER\.BASE_LR") as refused:
         take_step(state, run, iter([poisoned]))
+    assert "TRAIN.AMP_DTYPE" not in str(refused.value)  # the training is in float32
 
 
 def test_gradients_beyond_float16_are_no_fault_until_there_is_no_scale_to_lower(training, good):
