@@ -44,11 +44,12 @@ from slowfast.datasets.build import build_dataset
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.dataset import ImageEvalDataset, Key, TrainDataset, VideoReader, as_made
 from slowfast.datasets.lists import read_list
-from slowfast.datasets.workers import start_worker, usable_cores, use_one_thread
+from slowfast.datasets.workers import start_worker, use_one_thread
 from slowfast.engine.setup import clip_mover
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.environment import environment
 from slowfast.utils.io import write_json
+from slowfast.utils.memory import usable_cores
 
 
 def cpu_seconds() -> float:

@@ -27,12 +27,12 @@ from fvcore.common.config import CfgNode
 from model import Subject, synchronize
 
 from slowfast.config import load_config
-from slowfast.datasets.workers import usable_cores
 from slowfast.engine.setup import listed, make_loader
 from slowfast.engine.start import Lists, prepare_run, prepare_state
 from slowfast.engine.train import train_epoch
 from slowfast.models.build import build_model
 from slowfast.utils.io import write_json
+from slowfast.utils.memory import usable_cores
 
 
 class Ready:

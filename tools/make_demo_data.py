@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,6 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from slowfast.utils.io import write_text
+from slowfast.utils.memory import usable_cores
 from slowfast.utils.rng import rng_for
 
 CLASS_NAMES = (
@@ -228,7 +228,7 @@ def make_demo_data(
         train: training videos or images.
         test: test videos or images.
         seed: of every draw.
-        workers: threads, by default one per core. The files do not depend on it.
+        workers: threads, by default one per usable core. The files do not depend on it.
         images: make still images of eight shapes instead of videos of eight motions.
 
     Returns:
@@ -260,7 +260,7 @@ def make_demo_data(
     for folder in {(out / name).parent for name in names.values()}:
         folder.mkdir(parents=True, exist_ok=True)
     missing = [key for key, name in names.items() if not (out / name).exists()]
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         written = pool.map(lambda key: write(out / names[key], seed, *key), missing)
         # disable=None: a bar on a terminal only
         for _ in tqdm(written, "make demo data", len(names), initial=len(names) - len(missing), disable=None):
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1000, help="training videos or images (default: %(default)s)")
     parser.add_argument("--test", type=int, default=200, help="test videos or images (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="threads (default: one per core)")
+    parser.add_argument("--workers", type=int, help="threads (default: one per usable core)")
     args = parser.parse_args()
     out = make_demo_data(**vars(args))
     kind, classes = ("images", IMAGE_CLASS_NAMES) if args.images else ("videos", CLASS_NAMES)

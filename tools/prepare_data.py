@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +28,7 @@ from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import print_any_name, write_text
+from slowfast.utils.memory import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 # --recipe -> the base of an experiment on own videos
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         return one.add_argument
 
     dataset = {"choices": DATASETS, "default": "own", "metavar": "NAME", "help": f"one of {', '.join(DATASETS)}"}
-    workers = {"type": within(int, 1), "default": os.cpu_count(), "help": "processes (default: one per core)"}
+    workers = {"type": within(int, 1), "default": usable_cores(), "help": "processes (default: one per usable core)"}
 
     add = command("lists", make_lists, "write train, val and test lists and class names")
     add("videos", help="folder of the videos; without annotations one folder per class")

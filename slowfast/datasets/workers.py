@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from torch.utils.data._utils import signal_handling
 from slowfast.datasets.batches import EpochBatchSampler
 from slowfast.datasets.container import size_of
 from slowfast.datasets.dataset import NO_ROW, Batch, ClipDataset, as_made
-from slowfast.utils.memory import keep_memory
+from slowfast.utils.memory import keep_memory, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +27,6 @@ MAX_RESTARTS = 3  # in a row, without a batch
 MAX_WAIT = 5.0  # seconds between the end of a worker's connections and its exit
 KILLED = "a worker was killed by the system"
 CURES = "lower the number of workers, or re-encode large videos; in a test, lower the number of temporal views"
-
-
-def usable_cores() -> int:
-    """Return the cores that this process may use; a job or a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

@@ -21,10 +21,10 @@ import torch
 import yaml
 
 from slowfast.datasets.rows import VIDEO_SUFFIXES
-from slowfast.datasets.workers import usable_cores
 from slowfast.inference.load import load
 from slowfast.inference.network import Network
 from slowfast.utils.io import print_any_name
+from slowfast.utils.memory import usable_cores
 from slowfast.weights.fetch import fetch
 
 SOME_FAILED, WRONG_INPUT = 1, 2  # exit codes

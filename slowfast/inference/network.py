@@ -16,7 +16,6 @@ from slowfast.datasets.dataset import Prepared, VideoEvalDataset
 from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.rows import UNKNOWN
-from slowfast.datasets.workers import usable_cores
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.setup import Inference, clip_mover, inference_dtype, make_loader
 from slowfast.engine.test import clips_at_once, score
@@ -24,6 +23,7 @@ from slowfast.inference.layers import POOLED, LayerFeatures
 from slowfast.inference.results import Class, Features, Prediction, top_classes
 from slowfast.models.build import model_row, sums_softmax
 from slowfast.utils.distributed import SharedError
+from slowfast.utils.memory import usable_cores
 
 Path = str | os.PathLike[str]
 

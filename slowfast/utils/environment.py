@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -12,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from slowfast.utils.memory import usable_cores
 
 GIT_LIMIT = 10.0  # seconds; the repository may be on a slow network drive
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "av", "decord", "torchcodec", "opencv-python-headless")
@@ -29,7 +30,7 @@ def environment() -> dict[str, str]:
         "CUDA": str(torch.version.cuda),
         "cuDNN": str(torch.backends.cudnn.version()) if torch.cuda.is_available() else "None",
         "GPUs": ", ".join(f"{count} x {name}" for name, count in gpus.items()) or "None",
-        "CPU cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "CPU cores": str(usable_cores()),
         "system": platform.platform(),
     }
 

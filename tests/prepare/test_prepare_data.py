@@ -325,3 +325,9 @@ def test_a_recipe_is_for_own_videos(run, tmp_path):
     for options in (("--unlabelled",), ("--dataset", "k400")):
         assert run("lists", "videos", "--out", tmp_path / "lists", "--recipe", "frozen", *options)[0] == 2
     assert not (tmp_path / "lists").exists()
+
+
+def test_the_programs_use_the_cores_of_the_job_by_default(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    for command in (["check", "videos"], ["reencode", "videos", "--out", "o"]):
+        assert prepare_data.parse_args(command).workers == 3

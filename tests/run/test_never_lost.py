@@ -18,7 +18,6 @@ from torture import differences, result, torture
 
 from slowfast.config import load_config
 from slowfast.datasets.build import build_loader
-from slowfast.datasets.workers import usable_cores
 from slowfast.engine import step, train
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
@@ -33,6 +32,7 @@ from slowfast.run.checkpoint import list_checkpoints, snapshot
 from slowfast.run.health import DUMPS
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE
 from slowfast.utils.logging import read_metrics
+from slowfast.utils.memory import usable_cores
 from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
