@@ -215,18 +215,6 @@ def test_a_step_that_is_not_finite_leaves_weights_average_statistics_and_sums(ma
     assert state.nonfinite == 0 and not torch.equal(model.state_dict()["2.weight"], before["2.weight"])
 
 
-def test_an_overflow_of_float16_is_no_fault_while_the_scale_is_at_least_one(make):
-    state, run = make()
-    state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)  # pyright: ignore[reportPrivateImportUsage]
-    loss = run.loss
-    run.loss = lambda logits, target: loss(logits, target) + 0 * torch.sqrt(logits.sum() - logits.sum().detach())
-    counts = []
-    for batch in batches(3):
-        take_step(state, run, iter([batch]))
-        counts.append((state.scaler.get_scale(), state.nonfinite))
-    assert counts == [(2.0, 0), (1.0, 0), (0.5, 1)]
-
-
 def test_the_time_until_a_batch_arrives_is_counted(make, monkeypatch):
     now = 2.0
     monkeypatch.setattr("time.perf_counter", lambda: now)

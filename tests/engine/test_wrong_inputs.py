@@ -141,7 +141,7 @@ def test_weights_cannot_be_resumed(experiment, fails, tmp_path):
     assert "format 99" in fails("--cfg", experiment)
 
 
-def test_classes_in_another_order_stop_a_resume(experiment, videos, fails, tmp_path):
+def test_classes_in_another_order_stop_a_test(experiment, videos, fails, tmp_path):
     names = (videos / "class_names.txt").read_text().split()
     names[1], names[2] = names[2], names[1]
     torch.save({"model_state": small_model().state_dict(), "class_names": names}, tmp_path / "w.pth")
