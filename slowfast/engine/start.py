@@ -46,18 +46,21 @@ class Lists(NamedTuple):
 
 
 def check_test(cfg: CfgNode) -> None:
-    """Check before a training that the test after it can start.
+    """Check before a training that the test after it can start; every process must call it.
 
     Raises:
-        ValueError: its list or its weights cannot be read.
+        ValueError: in every process, if its list or its weights cannot be read.
     """
-    if not cfg.TEST.ENABLE or not distributed.is_main():
-        return
-    build_loader(cfg, "test", local_world_size=distributed.local_world_size())
-    tested = cfg.TEST.CHECKPOINT_FILE_PATH
-    if tested and not Path(tested).absolute().is_relative_to(Path(cfg.OUTPUT_DIR).absolute()):
-        fetch_checkpoint(tested)
-    progress()
+
+    def check() -> None:
+        build_loader(cfg, "test", local_world_size=distributed.local_world_size())
+        tested = cfg.TEST.CHECKPOINT_FILE_PATH
+        if tested and not Path(tested).absolute().is_relative_to(Path(cfg.OUTPUT_DIR).absolute()):
+            fetch_checkpoint(tested)
+
+    if cfg.TEST.ENABLE:
+        distributed.on_main(check)
+        progress()
 
 
 def count_steps(cfg: CfgNode, loader: DataLoader[Any]) -> int:

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from slowfast.config import load_config
 from slowfast.engine.batch_norm import clips_until_stopped
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
+from slowfast.engine.start import check_test
 from slowfast.engine.train import wait_for_all
 from slowfast.run import interrupt
 from slowfast.run.rendezvous import join_group
@@ -51,6 +53,9 @@ def process(rank: int, folder: Path, port: int) -> None:
     assert isinstance(error, SharedError) and str(error) == "no checkpoint"
     error = raised(lambda: distributed.on_main(failing(OSError("disk full"))))
     assert isinstance(error, RuntimeError if rank else OSError) and "disk full" in str(error)
+
+    cfg = load_config(None, ["DATA.PATH_TO_DATA_DIR", "/nowhere", "NUM_GPUS", "0"])
+    assert isinstance(raised(lambda: check_test(cfg)), SharedError)
 
     def write(stop_on_error: bool) -> None:
         time.sleep(0.3)
