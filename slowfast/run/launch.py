@@ -211,6 +211,7 @@ def run(cfg: CfgNode, job: Job) -> None:
 
     Raises:
         ValueError, Interruption, AlreadyReported: as `launch`.
+        JobError: another process failed first; the text names it and its error.
         Exception: any other error of the job; the traceback is in OUTPUT_DIR/log.txt.
     """
     report = Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt"
@@ -225,14 +226,23 @@ def run(cfg: CfgNode, job: Job) -> None:
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if several and interrupt.received() and isinstance(error, RuntimeError):
                 # most likely the others have exited; whether they have saved is unknown here
-                reason = f"asked to stop, but failed before: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                reason = f"asked to stop, but failed before: {_summary(error)}"
                 logger.warning("%s was %s", distributed.who(), reason)
                 raise Interruption(reason, saved=False) from error
             # before the group breaks, which makes the others fail too
-            if not report_error(error):
+            here = f"{distributed.who()}: {_summary(error)}"
+            first = distributed.first_failure(here)
+            cause = error if first == here or isinstance(error, ValueError) else JobError(f"failed after {first}")
+            if not report_error(cause):
                 raise AlreadyReported from error
-            raise
+            if cause is error:
+                raise
+            raise cause from error
         distributed.destroy_process_group()
+
+
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def report_error(error: Exception) -> bool:
@@ -241,7 +251,8 @@ def report_error(error: Exception) -> bool:
         return True
     file = Path(os.environ[ERROR_FILE])
     user = isinstance(error, ValueError)
-    message = str(error) if user else "".join(traceback.format_exception(error)).rstrip()
+    known = isinstance(error, (ValueError, JobError))
+    message = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
     text = json.dumps({"message": message, "timestamp": int(time.time()), "rank": os.environ["RANK"], "user": user})
     write_text(file, text)
     try:

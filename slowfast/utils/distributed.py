@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -96,6 +97,14 @@ def announce(event: str) -> None:
 def announced(event: str) -> bool:
     """Return whether a process of the group has announced an event."""
     return dist.is_initialized() and _get_default_store().check([event])
+
+
+def first_failure(message: str) -> str:
+    """Return what the first process of the group that called this gave as its message."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):  # the process that serves the store has exited
+            return _get_default_store().compare_set("first failure", "", message).decode()
+    return message
 
 
 def broadcast(value: Any) -> Any:
