@@ -324,8 +324,8 @@ def test_changed_keys_lists_the_differences():
 
 def test_hardware_is_checked_apart_from_loading():
     check_hardware(load_config(None, ["NUM_GPUS", "0"]))
-    cfg = load_config(None, ["NUM_GPUS", "64"])
-    with pytest.raises(ConfigError, match=r"NUM_GPUS = 64.*NUM_GPUS 0"):
+    cfg = load_config(None, ["NUM_GPUS", "32"])
+    with pytest.raises(ConfigError, match=r"NUM_GPUS = 32.*NUM_GPUS 0"):
         check_hardware(cfg)
 
 

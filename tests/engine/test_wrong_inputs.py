@@ -90,7 +90,7 @@ def test_initial_weights_are_not_tested(experiment, fails):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_gpus_are_refused_on_a_machine_without(experiment, fails):
-    message = fails("--cfg", experiment, "NUM_GPUS", 8, "TRAIN.BATCH_SIZE", 8, "TEST.BATCH_SIZE", 8)
+    message = fails("--cfg", experiment, "NUM_GPUS", 8, "TRAIN.BATCH_SIZE", 16, "TEST.BATCH_SIZE", 8)
     assert "NUM_GPUS" in message and "8" in message and "NUM_GPUS 0" in message
 
 
