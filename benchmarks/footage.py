@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 from slowfast.utils.rng import rng_for
 
 

@@ -49,7 +49,7 @@ from slowfast.engine.setup import clip_mover
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.environment import environment
 from slowfast.utils.io import write_json
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 
 
 def cpu_seconds() -> float:

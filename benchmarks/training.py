@@ -32,7 +32,7 @@ from slowfast.engine.start import Lists, prepare_run, prepare_state
 from slowfast.engine.train import train_epoch
 from slowfast.models.build import build_model
 from slowfast.utils.io import write_json
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 
 
 class Ready:

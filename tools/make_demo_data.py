@@ -33,7 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from slowfast.utils.io import write_text
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 from slowfast.utils.rng import rng_for
 
 CLASS_NAMES = (

@@ -28,7 +28,7 @@ from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
 from slowfast.utils.io import print_any_name, write_text
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 # --recipe -> the base of an experiment on own videos

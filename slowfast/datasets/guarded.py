@@ -13,7 +13,6 @@ with the thread that started it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
 import mmap
@@ -38,6 +37,7 @@ from slowfast.datasets.backends import check_backend
 from slowfast.datasets.container import MediaError, size_of, why_not
 from slowfast.datasets.reader import read_frames
 from slowfast.utils.memory import keep_memory, memory_file
+from slowfast.utils.processes import be_killed_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ START = (
     "import sys; sys.path[:] = sys.argv[5:]; from slowfast.datasets.guarded import serve; "
     "serve(sys.argv[1], *map(int, sys.argv[2:5]))"
 )
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 START_LIMIT = 300.0  # limit of the imports in seconds; they are slow from a busy network drive
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
 ENDED = (EOFError, ConnectionError)  # the process at the other end of a connection exited
@@ -184,8 +183,7 @@ def serve(backend: str, socket_number: int, descriptor: int, owner: int) -> None
     """Read for the process `owner` until it exits, into the memory `descriptor`."""
     for number in FOR_THE_OWNER:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # even while a decoder blocks
+    be_killed_with_parent()
     cv2.setNumThreads(0)
     keep_memory()
     check_backend(backend)

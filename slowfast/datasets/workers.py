@@ -19,7 +19,8 @@ from torch.utils.data._utils import signal_handling
 from slowfast.datasets.batches import EpochBatchSampler
 from slowfast.datasets.container import size_of
 from slowfast.datasets.dataset import NO_ROW, Batch, ClipDataset, as_made
-from slowfast.utils.memory import keep_memory, usable_cores
+from slowfast.utils.memory import keep_memory
+from slowfast.utils.processes import usable_cores
 
 logger = logging.getLogger(__name__)
 

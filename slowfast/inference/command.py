@@ -8,12 +8,11 @@ import math
 import os
 import re
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +23,7 @@ from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.inference.load import load
 from slowfast.inference.network import Network
 from slowfast.utils.io import print_any_name
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import exit_with_parent, usable_cores
 from slowfast.weights.fetch import fetch
 
 SOME_FAILED, WRONG_INPUT = 1, 2  # exit codes
@@ -120,14 +119,7 @@ def in_processes(work: Callable[..., Result], args: argparse.Namespace, items: A
 def _start(threads: int) -> None:
     """Prepare one of several processes; it exits with the one that started it, even if that was killed."""
     torch.set_num_threads(threads)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    exit_with_parent()
 
 
 def check_some(good: Sequence[Any], bad: Sequence[tuple[str, str]]) -> None:

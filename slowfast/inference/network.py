@@ -23,7 +23,7 @@ from slowfast.inference.layers import POOLED, LayerFeatures
 from slowfast.inference.results import Class, Features, Prediction, top_classes
 from slowfast.models.build import model_row, sums_softmax
 from slowfast.utils.distributed import SharedError
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 
 Path = str | os.PathLike[str]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from time import monotonic
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from slowfast.datasets.container import MediaError
+from slowfast.utils.processes import exit_with_parent
 
 Task = TypeVar("Task")
 
@@ -128,7 +128,7 @@ class _Process:
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which kills this process
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of decoders; results contain the reasons
     connection.send(True)
     with contextlib.suppress(EOFError):
@@ -143,10 +143,3 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
             except Exception as error:
                 outcome = Failure(f"{type(error).__name__}: {error}")
             connection.send(outcome)
-
-
-def _exit_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

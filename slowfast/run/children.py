@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import multiprocessing
 import os
@@ -13,9 +12,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from slowfast.run.interrupt import SIGNALS
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+from slowfast.utils.processes import be_killed_with_parent
 
 _active = False
 
@@ -25,8 +22,7 @@ def _after_fork() -> None:
         return
     # schedulers and terminals send these signals to every process of a job; only the parent handles them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    if _libc:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    be_killed_with_parent()
     sys.excepthook = _report
 
 

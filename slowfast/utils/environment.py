@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 
 GIT_LIMIT = 10.0  # seconds; the repository may be on a slow network drive
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "av", "decord", "torchcodec", "opencv-python-headless")

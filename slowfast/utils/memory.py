@@ -1,4 +1,4 @@
-"""Control the memory of processes that load, and count cores; this does not import PyTorch, which is slow to import."""
+"""Control the memory of processes that load; decoder processes import this without PyTorch, which is slow to import."""
 
 from __future__ import annotations
 
@@ -60,11 +60,6 @@ def peak_resident() -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def usable_cores() -> int:
-    """Return the cores that this process may use; a job or a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available() -> int:

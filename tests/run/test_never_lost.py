@@ -32,7 +32,7 @@ from slowfast.run.checkpoint import list_checkpoints, snapshot
 from slowfast.run.health import DUMPS
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE
 from slowfast.utils.logging import read_metrics
-from slowfast.utils.memory import usable_cores
+from slowfast.utils.processes import usable_cores
 from slowfast.weights.tensors import load_tensors
 
 pytestmark = pytest.mark.slow
