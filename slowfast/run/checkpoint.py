@@ -73,18 +73,23 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
     for path in sorted(found, key=lambda path: (epochs[path] >= 0, -epochs[path])):
         if epochs[path] >= 0 and is_whole(path):
             return path
-        logger.warning("%s %s: skipped", path, _unfit(found[path], epochs[path]))
+        logger.warning("%s %s: skipped", path, _unfit(path, found[path], epochs[path]))
     if paths:
         last = paths[-1]
         raise ValueError(
             f"none of the checkpoints in {checkpoint_dir(output_dir)} can be resumed ({last.name} "
-            f"{_unfit(found[last], epochs[last])}); move them elsewhere, or choose another OUTPUT_DIR"
+            f"{_unfit(last, found[last], epochs[last])}); move them elsewhere, or choose another OUTPUT_DIR"
         )
     return None
 
 
-def _unfit(entries: Mapping[str, Any], epochs: float) -> str:
+def _unfit(path: Path, entries: Mapping[str, Any], epochs: float) -> str:
     """Return why a checkpoint cannot be resumed."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     if entries and epochs < 0:
         what = f"contains {', '.join(sorted(map(str, entries))[:4])}, but not the entries that a resume needs"
         return f"{what} (TRAIN.CHECKPOINT_FILE_PATH starts from weights)"
