@@ -36,19 +36,12 @@ class ConfigError(ValueError):
 
 
 class Rule(NamedTuple):
-    """Keys whose values must fit together.
+    """Keys whose values must fit together."""
 
-    Attributes:
-        keys: with blanks between them; the fault shows their values.
-        broken: whether a configuration breaks the rule.
-        cure: for the fault; {} in it is the value that `broken` returned.
-        training: whether the rule holds only if TRAIN.ENABLE is True.
-    """
-
-    keys: str
-    broken: Callable[[CfgNode], Any]
-    cure: str
-    training: bool = False
+    keys: str  # with blanks between them; the fault shows their values
+    broken: Callable[[CfgNode], Any]  # whether a configuration breaks the rule
+    cure: str  # for the fault; {} in it is the value that `broken` returned
+    training: bool = False  # whether the rule holds only if TRAIN.ENABLE is True
 
 
 def broken_rules(cfg: CfgNode, unusable: Collection[str] = ()) -> Iterator[tuple[list[str], str]]:

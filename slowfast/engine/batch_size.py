@@ -30,19 +30,12 @@ SPARE = 0.05  # share of the memory that is left free, for fragments and for lib
 
 
 class Fit(NamedTuple):
-    """Memory of training steps, in bytes of one process.
+    """Memory of training steps, in bytes of one process."""
 
-    Attributes:
-        videos: the largest number of videos of a process that fits; 0 if not even one does.
-        per_video: memory of a video, with all its augmented clips.
-        fixed: memory without a video: weights, gradients, optimizer state.
-        limit: memory that may be used.
-    """
-
-    videos: int
-    per_video: float
-    fixed: float
-    limit: int
+    videos: int  # the largest number of videos of a process that fits; 0 if not even one does
+    per_video: float  # memory of a video, with all its augmented clips
+    fixed: float  # memory without a video: weights, gradients, optimizer state
+    limit: int  # memory that may be used
 
     def needed(self, videos: int) -> float:
         """Return the estimate for another number of videos."""

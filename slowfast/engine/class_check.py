@@ -16,17 +16,11 @@ DEVIATIONS = 4.0
 
 
 class Permutation(NamedTuple):
-    """A one-to-one change of the predicted classes that explains the labels far better.
+    """A one-to-one change of the predicted classes that explains the labels far better."""
 
-    Attributes:
-        counted: top-1 accuracy in percent as counted.
-        matched: the same with the best matching of predicted to true classes.
-        order: the known order that explains it, "" if none does.
-    """
-
-    counted: float
-    matched: float
-    order: str
+    counted: float  # top-1 accuracy in percent as counted
+    matched: float  # the same with the best matching of predicted to true classes
+    order: str  # the known order that explains it, "" if none does
 
 
 def find_permutation(

@@ -24,30 +24,19 @@ REQUIRED = (
 
 @dataclass
 class TrainState:
-    """The mutable state of a run. Random streams are functions of (seed, step), so `step` represents all of them.
+    """The mutable state of a run. Random streams are functions of (seed, step), so `step` represents all of them."""
 
-    Attributes:
-        model: the unwrapped network.
-        steps_per_epoch: optimizer steps.
-        ema: None if no average of the weights is kept.
-        step: optimizer steps done.
-        epochs_closed: epochs whose statistics, validation and checkpoint are done too.
-        nonfinite: how many of the last steps in a row were not finite; they changed nothing.
-        best: best validation top-1, or mAP, so far, in percent; -1 before the first.
-        since_best: validations since then.
-    """
-
-    model: nn.Module
+    model: nn.Module  # the unwrapped network
     optimizer: torch.optim.Optimizer | ShardedOptimizer
     scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
     meter: TrainMeter
-    steps_per_epoch: int
-    ema: ModelEma | None = None
-    step: int = 0
-    epochs_closed: int = 0
-    nonfinite: int = 0
-    best: float = -1.0
-    since_best: int = 0
+    steps_per_epoch: int  # optimizer steps
+    ema: ModelEma | None = None  # None if no average of the weights is kept
+    step: int = 0  # optimizer steps done
+    epochs_closed: int = 0  # epochs whose statistics, validation and checkpoint are done too
+    nonfinite: int = 0  # how many of the last steps in a row were not finite; they changed nothing
+    best: float = -1.0  # best validation top-1, or mAP, so far, in percent; -1 before the first
+    since_best: int = 0  # validations since then
 
     @property
     def epoch(self) -> int:

@@ -49,32 +49,20 @@ class Run:
 
 @dataclass
 class PendingStep:
-    """A step whose facts are on their way from the device.
+    """A step whose facts are on their way from the device."""
 
-    Attributes:
-        number: steps before it.
-        batches: of this process, in case they must be reported.
-        facts: returns requests to stop, a checkpoint is due, dropped, gradient norm, and losses, from `copy_to_cpu`.
-    """
-
-    number: int
-    batches: list[dict[str, Any]]
-    facts: Callable[[], Tensor]
+    number: int  # steps before it
+    batches: list[dict[str, Any]]  # of this process, in case they must be reported
+    facts: Callable[[], Tensor]  # -> requests to stop, a checkpoint is due, dropped, gradient norm, and losses
 
 
 @dataclass
 class StepOutcome:
-    """The facts about some steps on which all processes agree.
+    """The facts about some steps on which all processes agree."""
 
-    Attributes:
-        stop: some process was interrupted.
-        save: TRAIN.CHECKPOINT_MINUTES have passed.
-        grad_norm: L2 norm of the gradient of the last of them before clipping.
-    """
-
-    stop: bool
-    save: bool
-    grad_norm: float
+    stop: bool  # some process was interrupted
+    save: bool  # TRAIN.CHECKPOINT_MINUTES have passed
+    grad_norm: float  # L2 norm of the gradient of the last of them before clipping
 
 
 def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -> None:

@@ -34,17 +34,11 @@ PATIENCE = 30.0  # seconds for all trackers together to finish
 
 
 class Tracker(NamedTuple):
-    """A run in a program that draws curves. It is made and used in one thread.
+    """A run in a program that draws curves. It is made and used in one thread."""
 
-    Attributes:
-        id: of the run; "" if the tracker needs none.
-        log: draw the values of a step.
-        finish: end the run; the argument is whether it has failed.
-    """
-
-    id: str
-    log: Callable[[Mapping[str, float], int], object]
-    finish: Callable[[bool], object]
+    id: str  # of the run; "" if the tracker needs none
+    log: Callable[[Mapping[str, float], int], object]  # draw the values of a step
+    finish: Callable[[bool], object]  # end the run; the argument is whether it has failed
 
 
 def _tensorboard(cfg: CfgNode, step: int, id: str) -> Tracker:

@@ -36,23 +36,14 @@ OPACITY = (0.15, 0.75)  # of the colours at the lowest and at the highest value
 
 @dataclass(frozen=True)
 class Heat:
-    """Values over the frames of a video.
+    """Values over the frames of a video."""
 
-    Attributes:
-        numbers: (N,) frames that the network saw, rising.
-        maps: (N, H', W') their values.
-        covered: height and width of the central part of a frame that clips show, as shares of the short side.
-        low: value of the first colour.
-        high: value of the last colour.
-        length: frames of the video.
-    """
-
-    numbers: np.ndarray
-    maps: np.ndarray
-    covered: float
-    low: float
-    high: float
-    length: int
+    numbers: np.ndarray  # (N,) frames that the network saw, rising
+    maps: np.ndarray  # (N, H', W') their values
+    covered: float  # height and width of the central part of a frame that clips show, as shares of the short side
+    low: float  # value of the first colour
+    high: float  # value of the last colour
+    length: int  # frames of the video
 
     def at(self, number: int) -> np.ndarray:
         """Return the values (H', W') of a frame, from 0 (low) to 1 (high); between seen frames they change linearly."""

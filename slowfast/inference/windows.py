@@ -33,21 +33,13 @@ TOP = 5  # classes that are kept per window
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a video.
+    """A window of a video."""
 
-    Attributes:
-        first: number of its first frame.
-        begin: time of its first frame in seconds.
-        end: time at which its last frame ends.
-        numbers: T numbers of the frames that the network gets.
-        frames: these frames, each (1, H, W, C).
-    """
-
-    first: int
-    begin: float
-    end: float
-    numbers: list[int]
-    frames: list[Tensor]
+    first: int  # number of its first frame
+    begin: float  # time of its first frame in seconds
+    end: float  # time at which its last frame ends
+    numbers: list[int]  # T numbers of the frames that the network gets
+    frames: list[Tensor]  # these frames, each (1, H, W, C)
 
 
 class WindowCutter:
@@ -160,17 +152,11 @@ def ahead(items: Iterator[Window], count: int) -> Iterator[Window]:
 
 @dataclass(frozen=True)
 class Segment:
-    """A part of a video with one class.
+    """A part of a video with one class."""
 
-    Attributes:
-        begin: time in seconds.
-        end: time in seconds.
-        found: the class, with its mean probability over the windows.
-    """
-
-    begin: float
-    end: float
-    found: Class
+    begin: float  # time in seconds
+    end: float  # time in seconds
+    found: Class  # the class, with its mean probability over the windows
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -179,19 +165,13 @@ class Segment:
 
 @dataclass
 class Timeline:
-    """The predictions over the time of a video.
+    """The predictions over the time of a video."""
 
-    Attributes:
-        path: of the video.
-        begin: time in seconds from which each window decides: the middle between its centre and that of the one before.
-        tops: most probable classes of each window.
-        seconds: end of the video.
-    """
-
-    path: str
+    path: str  # of the video
+    # time in seconds from which each window decides: the middle between its centre and that of the one before
     begin: list[float] = field(default_factory=list)
-    tops: list[tuple[Class, ...]] = field(default_factory=list)
-    seconds: float = 0.0
+    tops: list[tuple[Class, ...]] = field(default_factory=list)  # most probable classes of each window
+    seconds: float = 0.0  # end of the video
 
     def at(self, time: float) -> tuple[Class, ...]:
         """Return the classes at a time in seconds."""

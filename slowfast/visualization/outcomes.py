@@ -17,25 +17,15 @@ BINS = 15  # of the calibration, as in arXiv 1706.04599, section 2
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The predictions of a network for N labelled videos.
+    """The predictions of a network for N labelled videos."""
 
-    Attributes:
-        paths: (N,) of the videos.
-        labels: (N,) true classes.
-        predicted: (N,) classes with the highest score.
-        rank: (N,) number of classes with a higher score than the true one.
-        confidence: (N,) probability of the predicted class.
-        loss: (N,) negative logarithm of the probability of the true class.
-        names: (K,) of the classes.
-    """
-
-    paths: np.ndarray
-    labels: np.ndarray
-    predicted: np.ndarray
-    rank: np.ndarray
-    confidence: np.ndarray
-    loss: np.ndarray
-    names: list[str]
+    paths: np.ndarray  # (N,) of the videos
+    labels: np.ndarray  # (N,) true classes
+    predicted: np.ndarray  # (N,) classes with the highest score
+    rank: np.ndarray  # (N,) number of classes with a higher score than the true one
+    confidence: np.ndarray  # (N,) probability of the predicted class
+    loss: np.ndarray  # (N,) negative logarithm of the probability of the true class
+    names: list[str]  # (K,) of the classes
 
     @property
     def wrong(self) -> np.ndarray:
@@ -45,23 +35,14 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class MultiLabelOutcomes:
-    """The predictions of a network for N videos that have any number of classes.
+    """The predictions of a network for N videos that have any number of classes."""
 
-    Attributes:
-        paths: (N,) of the videos.
-        targets: (N, K) whether a video belongs to a class.
-        probabilities: (N, K), independent of each other.
-        loss: (N,) mean binary cross-entropy over the classes.
-        precisions: (K,) average precision of each class, 0 to 1; NaN for a class without videos.
-        names: (K,) of the classes.
-    """
-
-    paths: np.ndarray
-    targets: np.ndarray
-    probabilities: np.ndarray
-    loss: np.ndarray
-    precisions: np.ndarray
-    names: list[str]
+    paths: np.ndarray  # (N,) of the videos
+    targets: np.ndarray  # (N, K) whether a video belongs to a class
+    probabilities: np.ndarray  # (N, K), independent of each other
+    loss: np.ndarray  # (N,) mean binary cross-entropy over the classes
+    precisions: np.ndarray  # (K,) average precision of each class, 0 to 1; NaN for a class without videos
+    names: list[str]  # (K,) of the classes
 
     def true(self, row: int) -> list[str]:
         """Return the names of the classes of a video."""

@@ -24,21 +24,13 @@ OTHER_FIELDS = (
 
 @dataclass(frozen=True)
 class Run:
-    """The record of a training, its tests, or both.
+    """The record of a training, its tests, or both."""
 
-    Attributes:
-        folder: OUTPUT_DIR.
-        name: of the run on a page.
-        records: of metrics.jsonl, see `read_metrics`.
-        tests: folder of `TESTS` -> content of its metrics.json.
-        config: resolved configuration as YAML; "" if there is none.
-    """
-
-    folder: Path
-    name: str
-    records: list[dict[str, Any]]
-    tests: dict[str, dict[str, Any]]
-    config: str
+    folder: Path  # OUTPUT_DIR
+    name: str  # of the run on a page
+    records: list[dict[str, Any]]  # of metrics.jsonl, see `read_metrics`
+    tests: dict[str, dict[str, Any]]  # folder of `TESTS` -> content of its metrics.json
+    config: str  # resolved configuration as YAML; "" if there is none
 
     def rows(self, kind: str, *fields: str) -> list[dict[str, Any]]:
         """Return the records of a kind with finite numbers in all `fields`."""
