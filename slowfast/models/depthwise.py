@@ -92,9 +92,10 @@ def depthwise(layer: _ConvNd, x: Tensor) -> Tensor | None:
 
     Under autocast, the result has the type of autocast, as in PyTorch.
     """
-    if x.ndim != layer.weight.ndim or not faster_routes(x) or (x.is_cuda and not has_triton(x.device.index)):
+    batched = x.ndim == len(layer.kernel_size) + 2
+    if not batched or not faster_routes(x) or (x.is_cuda and not has_triton(x.device.index)):
         return None
-    inputs: Any = (x, layer.weight, layer.bias)
+    inputs: Any = (x, layer.weight, layer.bias)  # the weight is read once: a parametrization computes it each time
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         inputs = [None if value is None else value.to(dtype) for value in inputs]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_networks import SHALLOW, SMALL, small, video_for
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 
 class LowRank(nn.Module):
@@ -50,6 +51,24 @@ def test_a_network_with_dynamic_int8_quantization_runs(name):
     quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
     assert not any(type(module) is nn.Linear for module in quantized.modules())
     assert (quantized(video) - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_parametrization_is_computed_once_per_forward_pass(name):
+    calls: list[int] = []
+
+    class Counted(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            calls.append(weight.numel())
+            return weight * 2
+
+    model, video = small(name).train(), video_for(name)
+    weights = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.Conv3d))]
+    for module in weights:
+        register_parametrization(module, "weight", Counted(), unsafe=True)
+    calls.clear()
+    model(video)
+    assert 0 < len(calls) <= len(weights)
 
 
 @pytest.mark.parametrize("name", SMALL)
