@@ -87,7 +87,10 @@ def execute(args: argparse.Namespace) -> int:
     check_output(os.path.join(args.out, SETTINGS), "--out")
     net = _network(args)
     if net.is_image and (args.tokens or not args.per_video):
-        raise ValueError("this network takes images, which have no windows and views: give --per-video, not --tokens")
+        raise ValueError(
+            "this network takes images, which have one vector each: give --per-video, without --tokens (for "
+            "slowfast-probe --probe knn linear)"
+        )
     names = names_of(find_videos(args.videos, images=True) if net.is_image else paths)
     _begin(args, net)
     if args.slurm:
