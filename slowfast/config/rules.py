@@ -106,17 +106,6 @@ def _lacks_weights(cfg: CfgNode) -> str:
     return key if cfg.MODEL.HEAD_ROWS and not (cfg.TRAIN.CHECKPOINT_FILE_PATH or name) else ""
 
 
-def _normalizes_single_clips(cfg: CfgNode) -> int:
-    """Return the smallest TRAIN.BATCH_SIZE that trains a UniFormer, if BatchNorm gets single clips; else 0.
-
-    The features are the means over the positions after the last BatchNorm, which are then the same for all clips.
-    """
-    processes = num_local_processes(cfg)
-    alone = processes == cfg.TRAIN.BATCH_SIZE and (cfg.AUG.NUM_SAMPLE == 1 or not cfg.AUG.ENABLE)
-    shared = cfg.BN.NORM_TYPE == "sync_batchnorm" and processes * cfg.NUM_SHARDS > 1
-    return 2 * processes if _is_uniformer(cfg) and alone and not (shared or cfg.MODEL.FROZEN_BN) else 0
-
-
 def _has_wrong_steps(cfg: CfgNode) -> bool:
     steps = cfg.SOLVER.STEPS
     rising = steps[:1] == [0] and steps == sorted(set(steps))
@@ -186,9 +175,6 @@ RULES = (
     Rule("TRAIN.BATCH_SIZE NUM_PROCESSES NUM_GPUS",
          lambda cfg: cfg.TRAIN.BATCH_SIZE % num_local_processes(cfg) and num_local_processes(cfg),
          "set TRAIN.BATCH_SIZE to a multiple of {}, the processes of a node", training=True),
-    Rule("TRAIN.BATCH_SIZE NUM_PROCESSES NUM_GPUS MODEL.FROZEN_BN", _normalizes_single_clips,
-         "BatchNorm of one clip per process makes the features of all clips the same: set TRAIN.BATCH_SIZE {} or more, "
-         "or for fine-tuning MODEL.FROZEN_BN True", training=True),
     Rule("MIXUP.ENABLE MODEL.LOSS_FUNC",
          lambda cfg: cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy" and not cfg.DATA.MULTI_LABEL,
          "set MODEL.LOSS_FUNC soft_cross_entropy, or MIXUP.ENABLE False", training=True),

@@ -25,6 +25,7 @@ from slowfast.engine.setup import amp_dtype, clip_mover, compile_blocks, listed,
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run
 from slowfast.models.build import initialize
+from slowfast.models.layers import BATCH_NORM
 from slowfast.optim.build import build_loss, build_optimizer
 from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
 from slowfast.run.health import BadVideos
@@ -112,6 +113,22 @@ def new_state(cfg: CfgNode, model: nn.Module, steps_per_epoch: int, device: torc
     ema = ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None
     meter = TrainMeter(device, cfg.DATA.MULTI_LABEL)
     return TrainState(model, build_optimizer(model, cfg), scaler, meter, steps_per_epoch, ema)
+
+
+def warn_of_single_clips(cfg: CfgNode, model: nn.Module) -> None:
+    """Warn if the last BatchNorm of a UniFormer gets one clip per process.
+
+    The features are the means over its positions, which it makes the same for every single clip.
+    """
+    copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
+    processes = distributed.local_world_size()
+    normalized = type(getattr(model, "norm", None)) in BATCH_NORM.values() and not cfg.MODEL.FROZEN_BN
+    if normalized and copies * cfg.TRAIN.BATCH_SIZE == processes:
+        logger.warning(
+            "the network cannot learn: BatchNorm of one clip per process makes the features of all clips the same; set "
+            "TRAIN.BATCH_SIZE to %d or more, or for fine-tuning MODEL.FROZEN_BN True",
+            2 * processes,
+        )
 
 
 def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:
