@@ -27,8 +27,24 @@ from slowfast.models.linear import (
     unhooked,
 )
 
+
+class VideoConv(nn.Conv3d):
+    """Convolution of video (B, C, T, H, W).
+
+    For bfloat16 clips that are shorter than the kernel, oneDNN computes a wrong gradient of the weight if it pads them
+    in time itself.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if input.device.type != "cpu" or not half or input.shape[2] >= self.kernel_size[0]:
+            return super()._conv_forward(input, weight, bias)
+        time, *space = (int(size) for size in self.padding)
+        return F.conv3d(F.pad(input, (0, 0, 0, 0, time, time)), weight, bias, self.stride, (0, *space))
+
+
 # by the number of dimensions: 2 for images, 3 for video
-CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+CONV: dict[int, Any] = {2: nn.Conv2d, 3: VideoConv}
 BATCH_NORM: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -112,7 +128,7 @@ class OverlapPatchEmbed(nn.Module):
         layers: list[Any] = list(self.proj)
         while layers:
             layer = layers.pop(0)
-            if layers and is_plain(layer, nn.Conv2d, nn.Conv3d) and folds(layers[0], x):
+            if layers and is_plain(layer, *CONV.values()) and folds(layers[0], x):
                 norm = layers.pop(0)
                 statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
                 x = layer._conv_forward(x, *fuse_conv_bn_weights(layer.weight, layer.bias, *statistics))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from slowfast.models import linear as linear_module
 from slowfast.models.depthwise import depthwise_conv
-from slowfast.models.layers import DropPath, Mlp, OverlapPatchEmbed, PatchEmbed
+from slowfast.models.layers import CONV, DropPath, Mlp, OverlapPatchEmbed, PatchEmbed
 from slowfast.models.linear import X86_VECTORS, apply_linear, linear, pointwise_conv
 
 # (B, C, *grid): one clip, clips shorter than the kernel, channels that are no multiple of a vector, images
@@ -67,6 +67,21 @@ def test_outputs_and_gradients_equal_those_of_a_plain_convolution(shape, last, d
         for value, expected in zip(found, results(double, x.double(), weight.double()), strict=True):
             assert value.shape == expected.shape
             assert (value - expected).norm() <= limit * expected.norm(), (layer, dtype)
+
+
+@pytest.mark.parametrize("time", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [(3, 2, 2), (3, 3, 3)])
+def test_bfloat16_gradients_of_short_clips_are_those_of_float32(kernel, time):
+    torch.manual_seed(0)
+    conv = CONV[3](16, 32, kernel, (1, 2, 2), tuple(size // 2 for size in kernel))
+    x, found = torch.randn(2, 16, time, 16, 16).to(memory_format=torch.channels_last_3d), []
+    weight = torch.randn(conv(x).shape)
+    for enabled in (False, True):
+        conv.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(results(conv, x, weight))
+    for expected, value in zip(*found, strict=True):
+        assert (value - expected).norm() <= 0.01 * expected.norm()
 
 
 def test_second_derivatives_of_a_depthwise_convolution():
