@@ -5,16 +5,20 @@ Each tracker has a thread of its own, so that no step waits for a disk or a netw
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import importlib.util
 import json
 import logging
 import os
+import tempfile
+import textwrap
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,6 +35,8 @@ IDS = "trackers.json"  # in OUTPUT_DIR: name of a tracker -> identifier of the r
 PROJECT = "slowfast"  # of all runs, if the environment has no other name
 MOST_ROWS = 1000  # that wait for a tracker
 PATIENCE = 30.0  # seconds for all trackers together to finish
+START = 120.0  # seconds for the tracker of a new run to start
+SHORT = 5.0  # seconds of its start without a line in the log
 
 
 class Tracker(NamedTuple):
@@ -69,9 +75,10 @@ def _wandb(cfg: CfgNode, step: int, id: str) -> Tracker:
 
 def _mlflow(cfg: CfgNode, step: int, id: str) -> Tracker:
     mlflow: Any = importlib.import_module("mlflow")
-    if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
-        mlflow.set_experiment(PROJECT)
-    run = mlflow.start_run(run_id=id or None, run_name=_name(cfg))
+    with _alone() if mlflow.get_tracking_uri().startswith("sqlite:") else nullcontext():
+        if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
+            mlflow.set_experiment(PROJECT)
+        run = mlflow.start_run(run_id=id or None, run_name=_name(cfg))
     if not id:  # MLflow refuses to change parameters
         mlflow.log_params(leaves(cfg))
     return Tracker(
@@ -79,6 +86,17 @@ def _mlflow(cfg: CfgNode, step: int, id: str) -> Tracker:
         lambda values, step: mlflow.log_metrics(values, step=step),
         lambda failed: mlflow.end_run("FAILED" if failed else "FINISHED"),
     )
+
+
+@contextmanager
+def _alone() -> Generator[None]:
+    """Exclude other processes of this user and machine.
+
+    MLflow creates the tables of its database without a lock, and two processes that do so at once damage it.
+    """
+    with open(Path(tempfile.gettempdir(), f"slowfast-mlflow-{os.getuid()}.lock"), "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _trackio(cfg: CfgNode, step: int, id: str) -> Tracker:
@@ -149,6 +167,16 @@ class Link:
             logger.warning("the tracker %s loses values (metrics.jsonl contains all of them): %s", self.name, reason)
         self.warned = True
 
+    def failed_start(self) -> BaseException | None:
+        """Wait until the tracker has started, at most `START` seconds; return the error if it has not."""
+        wait([self.id], SHORT)
+        if not self.id.done():
+            logger.info("waiting for the tracker %s to start", self.name)
+        try:
+            return self.id.exception(START)
+        except TimeoutError:
+            return TimeoutError(f"no answer within {START:.0f} s")
+
     def send(self, values: dict[str, float], step: int) -> None:
         """Add a row, and return at once."""
         if self.rows.qsize() < MOST_ROWS:
@@ -183,8 +211,9 @@ def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
         id = ids.get(name, "")
         link = Link(name, partial(TRACKERS[name], cfg, step, id), waited_for=not id)
         links.append(link)
-        if not id and (error := link.id.exception()):
-            close(links, failed=True)
+        if not id and (error := link.failed_start()):
+            link.end(failed=True)
+            close(links[:-1], failed=True)
             raise ValueError(
                 f"the tracker {name} does not start ({_reason(error)}): repair that, or remove it from TRACKERS"
             ) from error
@@ -204,4 +233,4 @@ def close(links: Sequence[Link], failed: bool) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 400, placeholder=" ...")

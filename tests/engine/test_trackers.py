@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import sqlite3
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -95,6 +97,20 @@ def test_mlflow_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatc
     rows = [(row.step, row.value) for row in client.get_metric_history(ids["mlflow"], "train/loss")]
     assert sorted({*rows}) == [(step, 10.0 + step) for step in range(1, 6)]
     assert {row.step for row in client.get_metric_history(ids["mlflow"], "val/top1")} == {3, 5}
+
+
+def test_runs_that_create_the_store_of_mlflow_at_once_all_start(tmp_path):
+    pytest.importorskip("mlflow")
+    code = (
+        "import sys; from slowfast.config import get_cfg; from slowfast.engine.trackers import TRACKERS; "
+        "cfg = get_cfg(); cfg.OUTPUT_DIR = sys.argv[1]; TRACKERS['mlflow'](cfg, 0, '').finish(False)"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "PYTHONPATH": ":".join(sys.path)}
+    jobs = [subprocess.Popen([sys.executable, "-c", code, f"run{n}"], env=environment, cwd=tmp_path) for n in range(3)]
+    assert [job.wait() for job in jobs] == [0, 0, 0]
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        assert sorted(store.execute("SELECT name FROM runs")) == [("run0",), ("run1",), ("run2",)]
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
@@ -207,6 +223,26 @@ def test_a_new_run_needs_its_trackers_and_a_resumed_one_does_not(recorder, tmp_p
     recorder.fails = "start"
     assert train(tmp_path, "wandb", first=5) == ids
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+
+def test_a_start_without_an_end_is_an_error(recorder, tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers, "SHORT", 0.1)
+    monkeypatch.setattr(trackers, "START", 0.1)
+    recorder.fails = "start blocks"
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="wandb"):
+        train(tmp_path, "wandb")
+    assert time.monotonic() - started < 20
+    assert not (tmp_path / "run7/trackers.json").exists()
+
+
+def test_the_error_of_a_start_is_complete(recorder, tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise ValueError("1 validation error\nsilent\n  must be a bool")
+
+    monkeypatch.setattr(recorder, "call", fail)
+    with pytest.raises(ValueError, match="1 validation error silent must be a bool"):
+        train(tmp_path, "wandb")
 
 
 def test_a_resumed_run_does_not_wait_for_the_start_of_a_tracker(recorder, tmp_path):
