@@ -197,7 +197,7 @@ def record_size(cfg: CfgNode) -> int:
 def draw(cfg: CfgNode, drawn: int, report: bool = True) -> None:
     """Write OUTPUT_DIR/curves.png and report.html in one process; a fault is only a warning.
 
-    Nothing is written if the record still has `drawn` bytes: a job that was refused leaves the pictures of other runs.
+    Nothing is written if the record still has `drawn` bytes: a job that was refused has no new values.
     """
     output_dir = Path(cfg.OUTPUT_DIR)
     if os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0 and record_size(cfg) != drawn:

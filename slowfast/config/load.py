@@ -129,7 +129,7 @@ def changed_keys(
 ) -> dict[str, tuple[Any, Any]]:
     """Return full key -> (value in a, value in b) where two configurations differ; a missing key counts as None.
 
-    Patterns of keys to `ignore` are by default those of keys that do not change what is learned.
+    `ignore` contains patterns of keys that are left out, by default of those that do not change what is learned.
     """
     a, b, ignore = leaves(cfg_a), leaves(cfg_b), tuple(ignore)
     return {

@@ -38,7 +38,7 @@ class ConfigError(ValueError):
 class Rule(NamedTuple):
     """Keys whose values must fit together."""
 
-    keys: str  # with blanks between them; the fault shows their values
+    keys: str  # separated by blanks; the fault shows their values
     broken: Callable[[CfgNode], Any]  # whether a configuration breaks the rule
     cure: str  # for the fault; {} in it is the value that `broken` returned
     training: bool = False  # whether the rule holds only if TRAIN.ENABLE is True

@@ -105,9 +105,9 @@ def one_of(*choices: str | int) -> Kind:
 
 
 def several(kind: Kind, *lengths: int, rising: bool = False) -> Kind:
-    """Return the lists of values of a kind, of any or some lengths; one value is a list of length 1.
+    """Return the lists of values of a kind; one value counts as a list of length 1.
 
-    In a `rising` list, no value is below the one before.
+    If `lengths` are given, the list must have one of them. In a `rising` list, no value is below the one before.
     """
 
     def read(value: Any) -> list[Any]:

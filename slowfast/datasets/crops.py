@@ -52,8 +52,8 @@ def resized_crop_box(
 ) -> Box:
     """Draw the box of a random resized crop (Inception, arXiv:1409.4842, section 6; ten tries, as in torchvision).
 
-    Its share of the frame's area is drawn from `area_range`, its width / height log-uniformly from `aspect_range`. If
-    no draw fits, it is the largest centred box whose aspect ratio is in the range.
+    The box is (y, x, height, width). Its share of the frame's area is drawn from `area_range`, its width / height
+    log-uniformly from `aspect_range`. If no draw fits, it is the largest centred box with an aspect ratio in the range.
     """
     log_narrow, log_wide = map(math.log, aspect_range)
     for _ in range(10):

@@ -163,7 +163,7 @@ class ClipDataset(Dataset[Batch], ABC):
 
 
 class TrainDataset(ClipDataset):
-    """Make batches of augmented clips of videos, or of augmented images: `num_copies` of each."""
+    """Make batches of `num_copies` augmented clips of each video, or augmented copies of each image."""
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ os.register_at_fork(after_in_child=lambda: vars(_local).clear())
 
 
 def read_frames_within(seconds: float, path: str, choose: Choose, **options: Any) -> np.ndarray:
-    """Call `read_frames`, with its keyword arguments `options`, in a decoder process with a limit of `seconds`.
+    """Call `read_frames`, with its keyword arguments `options`, in a decoder process, for at most `seconds`.
 
     If `seconds` is 0, read in this process, without a limit. `choose` is always called in this process.
 

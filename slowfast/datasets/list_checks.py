@@ -108,7 +108,7 @@ def _spread(count: int) -> list[int]:
 def check_frame_counts(samples: VideoList, template: str) -> None:
     """Warn if a list names fewer images than the folders contain: only the first part of each video would be used.
 
-    At most SAMPLE folders are checked, for images whose names are like `template`, for example "img_{:05d}.jpg".
+    At most SAMPLE folders are checked. Image k, counted from 1, has the name `template.format(k)`.
     """
     short: list[tuple[str, int, int]] = []
     rows = _spread(len(samples))
@@ -130,7 +130,7 @@ def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
     """Log which classes occur in the lists; log a warning instead if labels look wrong.
 
     Labels look wrong if the training list has less than half of the classes, if a label occurs in another list only, or
-    if all labels except 0 occur, as they do when classes are counted from 1. The keys of `lists` are splits.
+    if all labels except 0 occur, as they do when classes are counted from 1. The keys of `lists` are names of splits.
     """
     present = {split: np.unique(samples.labels[samples.labels >= 0]) for split, samples in lists.items()}
     names = {split: os.path.basename(samples.source) for split, samples in lists.items()}

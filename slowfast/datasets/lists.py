@@ -42,7 +42,7 @@ class Sample:
 class Paths(Sequence[str]):
     """A sequence of strings in one block of memory, so that a million strings are one object.
 
-    `blob` contains the bytes of the strings, UTF-8 where they are text; `ends` (N,) is where each of them ends in it.
+    `blob` contains the bytes of the strings, UTF-8 where they are text; `ends` (N,) the positions where they end.
     """
 
     def __init__(self, blob: bytes | bytearray, ends: np.ndarray) -> None:
@@ -181,8 +181,8 @@ def read_list(
     comma although the lists have blanks. Blank lines, a byte order mark and Windows line ends are ignored. Class names
     are read from `class_names.txt` or `classes.txt` beside the list, if one of them exists.
 
-    The arguments are those of `RowFormat`; `unknown` also accepts the label `UNKNOWN`, `prefix` is the folder of the
-    videos.
+    `prefix` is the folder of the videos. With `unknown`, the label `UNKNOWN` is accepted too. The other arguments are
+    those of `RowFormat`.
 
     Raises:
         ListError: the file is missing or empty, or has faulty rows; the message shows their number and the first three.

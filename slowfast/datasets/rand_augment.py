@@ -179,7 +179,8 @@ SLIDES = (*TURNED_SLIDES, *TURNED_SLIDES.values())
 def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
     """Return the argument of an operation: bits, a threshold, a blend factor, degrees, or a share of the frame.
 
-    `level` is 0 to 10, `sign` the direction of operations that have two; for `increasing`, see `RandAugment`.
+    `level` is from 0 to 10, `sign` (+1 or -1) the direction of operations that have two. For `increasing`, see
+    `RandAugment`.
     """
     return OPERATIONS[name].argument(level / MAX_LEVEL, sign, increasing)
 

@@ -86,8 +86,8 @@ def stream_frames(
 ) -> Iterator[tuple[int, float, float, np.ndarray | None]]:
     """Decode a video from its beginning to its end, with memory for a few frames.
 
-    A folder has `FOLDER_RATE` frames per second. `wanted` is a function of the number of a frame: whether
-    its pixels are needed. The other arguments are those of `read_frames`.
+    A folder has `FOLDER_RATE` frames per second. `wanted` returns whether the pixels of the frame with a given number
+    are needed. The other arguments are those of `read_frames`.
 
     Yields:
         Number of each frame, from 0; times in seconds at which it begins and ends, from the beginning of the video; and

@@ -40,7 +40,7 @@ class FrameResize:
     transposed as matrices of values, not of pixels, because OpenCV has vector code for these; a column then consists of
     one line per channel. All steps use the same memory for each frame, which fits into a cache.
 
-    `shape` is (H, W, C) and `dtype` the type of the frames, `size` their height and width after the resize.
+    `shape` (H, W, C) and `dtype` are those of the frames, `size` is (height, width) after the resize.
     """
 
     def __init__(self, shape: Sequence[int], size: tuple[int, int], dtype: torch.dtype) -> None:
@@ -187,7 +187,7 @@ class Views:
         return range(sum(len(views) for views in self.order) * len(self.positions))
 
     def _clips(self) -> dict[int, list[tuple[int, np.ndarray, int]]]:
-        """Return, for each video, the clips of it: number in the batch, frames (T,), and position of the crop."""
+        """Return the clips of each video: number in the batch, frames (T,), and position of the crop."""
         clips: dict[int, list[tuple[int, np.ndarray, int]]] = {}
         for clip, number in enumerate(self._numbers()):
             view, position = divmod(number, len(self.positions))
@@ -233,8 +233,8 @@ class Views:
     def _crops_of_clips(self, like: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the place and the crop (T, h, w * C) of every clip, on the device and in the type of `like`.
 
-        All frames of a video are resized at once. A clip is a view of them, because a GPU is slow to start many small
-        operations.
+        All frames of a video are resized at once. The frames of a clip with a constant step are one slice of them,
+        because a GPU needs long to start many small operations.
         """
         for video, clips in self._clips().items():
             first = min(int(rows.min()) for _, rows, _ in clips)

@@ -48,7 +48,7 @@ def find_batch(cfg: CfgNode, limit: int | None = None) -> Fit:
     On a GPU, a step with this batch is also measured. On the CPU, the batch is estimated from the memory of smaller
     steps, which are taken in another process.
 
-    A process may use `limit` bytes; None is what the device has, less `SPARE`.
+    A process may use `limit` bytes, by default those of the device less the share `SPARE`.
 
     Raises:
         ValueError: this machine lacks GPUs of the configuration, or memory for even the smallest step.

@@ -51,7 +51,7 @@ class ViewEnsemble:
         return logits.softmax(1) if self.softmax else logits
 
     def update(self, scores: Tensor, label: Tensor, index: Tensor, view: Tensor) -> None:
-        """Add clips: their `values` (B, K), label (B,) or (B, K), index of the video and number of the view (B,)."""
+        """Add clips: scores from `values` (B, K), label (B,) or (B, K), index of the video and of the view (B,)."""
         values = scores.numpy()
         self.finite = self.finite and bool(np.isfinite(values).all())
         self.reserve(int(index.max()) + 1, values.shape[1])

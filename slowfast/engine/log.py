@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class RunLog:
     """Write the numbers of a run, in the main process only. Leave the `with` block to close it.
 
-    All processes must create it, with the number of steps that the run has already done, and of its last step.
+    All processes must create it. The run has already done `step` of its `last_step` steps.
 
     Raises:
         ValueError: in every process, if a tracker of a new run does not start.

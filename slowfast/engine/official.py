@@ -31,7 +31,7 @@ def adopt(
     cfg: CfgNode,
     class_names: Sequence[str] | None,
 ) -> None:
-    """Fill the state of a run that has not begun from an official checkpoint; `class_names` are those of its list.
+    """Fill the state of a new run from an official checkpoint; `class_names` are those of the training list.
 
     Raises:
         ValueError: its weights are not those of this model.

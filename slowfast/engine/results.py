@@ -35,8 +35,8 @@ def write_results(
     """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
 
     The scores of predictions.csv are means over the views, so means of probabilities lie between 0 and 1;
-    scores.npz has the sums. For a multi-label list, the column "label" has all classes of a video, with ";" between.
-    Without names of the classes, it has their numbers. The JSON has the checksum of the tested checkpoint.
+    scores.npz has the sums. For a multi-label list, the column "label" has all classes of a video, separated by ";".
+    If `names` is None, predictions.csv has class numbers. metrics.json has the checksum of the tested checkpoint.
     """
     top = min(5, evaluation.scores.shape[1])
     ranks = range(1, top + 1)
@@ -77,7 +77,7 @@ def write_scores(folder: Path, evaluation: Evaluation, samples: VideoList, names
 
 
 def log_results(folder: Path, metrics: Mapping[str, Any], named: bool, cfg: CfgNode) -> None:
-    """Log the metrics of a test, and say how to name the classes if predictions.csv does not."""
+    """Log the metrics of a test and, if the classes have no names, how to name them."""
     MetricsLog(cfg.OUTPUT_DIR).write("test", shuffled_frames=cfg.TEST.SHUFFLE_FRAMES, **metrics)
     if not named:
         logger.info(

@@ -196,7 +196,7 @@ def copy_to_cpu(values: Tensor) -> Callable[[], Tensor]:
     if not values.is_cuda:
         return lambda: values
     copied, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(values.device))  # that device need not be the current one
+    arrived.record(torch.cuda.current_stream(values.device))  # the device of the values need not be the current one
 
     def wait() -> Tensor:
         arrived.synchronize()

@@ -50,7 +50,7 @@ def check_test(cfg: CfgNode) -> None:
     """Check before a training that the test after it can start; every process must call it.
 
     Raises:
-        ValueError: in every process, if its list or its weights cannot be read.
+        ValueError: in every process, if the list or the weights of the test cannot be read.
     """
 
     def check() -> None:
@@ -118,15 +118,18 @@ def new_state(cfg: CfgNode, model: nn.Module, steps_per_epoch: int, device: torc
 def warn_of_single_clips(cfg: CfgNode, model: nn.Module) -> None:
     """Warn if the last BatchNorm of a UniFormer gets one clip per process.
 
-    The features are the means over its positions, which it makes the same for every single clip.
+    The features of a clip are the means over the positions of its output. BatchNorm of a single clip gives these means
+    the same values for every clip.
     """
     copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
     processes = distributed.local_world_size()
     normalized = type(getattr(model, "norm", None)) in BATCH_NORM.values() and not cfg.MODEL.FROZEN_BN
     if normalized and copies * cfg.TRAIN.BATCH_SIZE == processes:
         logger.warning(
-            "the network cannot learn: BatchNorm of one clip per process makes the features of all clips the same; set "
-            "TRAIN.BATCH_SIZE to %d or more, or for fine-tuning MODEL.FROZEN_BN True",
+            "the network cannot learn with one clip per process (TRAIN.BATCH_SIZE %d), because BatchNorm makes the "
+            "features of all clips the same: set TRAIN.BATCH_SIZE to %d or more, or for fine-tuning MODEL.FROZEN_BN "
+            "True",
+            cfg.TRAIN.BATCH_SIZE,
             2 * processes,
         )
 

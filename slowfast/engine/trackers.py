@@ -137,8 +137,8 @@ def check_packages(cfg: CfgNode) -> None:
 class Link:
     """Pass rows to a tracker in a thread; after a failure, log one warning and drop all further rows.
 
-    `start` creates the tracker, which sets the `id` of its run. If the caller waits for that, `id` has the error of a
-    failed start, and no warning is logged.
+    `start` creates the tracker; then `id` contains the id of its run. If the caller waits for the id (`waited_for`), a
+    failed start sets `id` to its error, and no warning is logged.
     """
 
     def __init__(self, name: str, start: Callable[[], Tracker], waited_for: bool) -> None:

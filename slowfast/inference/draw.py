@@ -31,9 +31,10 @@ BACK_OFF = 200  # opacity of a panel, 0 to 255
 
 @lru_cache
 def font(size: int, text: str = "") -> Any:
-    """Return a font in a size in pixels: DejaVu, or one of the system if DejaVu lacks letters of the text, as Chinese.
+    """Return a font of a size in pixels that has the letters of a text, if there is one.
 
-    That of Pillow has ASCII only.
+    It is DejaVu, or a font of the system if DejaVu lacks letters, for example Chinese ones. Without DejaVu, it is the
+    font of Pillow, which has ASCII only.
     """
     import matplotlib  # slow to import
 
@@ -80,7 +81,7 @@ def shortened(text: str, size: int, width: float) -> str:
 def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int], size: int) -> int:
     """Draw names with bars of their probabilities into an RGB image; return the height.
 
-    The box is left, top and width in pixels; the size is that of the text in pixels.
+    `box` is left, top and width, `size` the size of the text, all in pixels.
     """
     left, y, width = box
     pen, row, number = ImageDraw.Draw(image, "RGBA"), round(1.75 * size), round(4.6 * size)
@@ -112,7 +113,7 @@ def resized(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
 def draw_frame(frame: np.ndarray, timeline: Timeline, time: float, strip: Image.Image) -> np.ndarray:
     """Return an enlarged frame (H, W, 3) RGB with the classes of its time in seconds over it, and the time line below.
 
-    The strip of `draw_strip` is as wide as the enlarged frame.
+    `strip` is the result of `draw_strip`, as wide as the enlarged frame.
     """
     width, height = enlarged(frame)
     image = Image.new("RGB", (width, height + strip.height), PANEL)
@@ -152,7 +153,7 @@ def draw_strip(timeline: Timeline, width: int, height: int) -> Image.Image:
 def new_video(path: str, rate: Fraction | None = None) -> Generator[tuple[Any, Callable[[np.ndarray, float], None]]]:
     """Write an H.264 video, which appears complete or not at all.
 
-    The ending of the path is that of the container; the rate in frames per second is None if it is not known.
+    The suffix of the path selects the container; the rate in frames per second is None if it is not known.
 
     Yields:
         The container, and a function that adds a frame (H, W, 3) RGB, of even sides, at a time in seconds.

@@ -36,7 +36,7 @@ from slowfast.utils.io import atomic_write, check_output, sha256, write_json
 from slowfast.weights.fetch import fetch
 
 SETTINGS, DESCRIPTIONS = "features.json", "described"  # file, and folder of a JSON per finished video
-# Keys that change the features of the same weights, besides those that have a name of their own in SETTINGS.
+# Keys that change the features of the same weights, except those that SETTINGS contains under other names.
 KEYS = (
     "TEST.DATASET", "TEST.NUM_ENSEMBLE_VIEWS", "TEST.NUM_SPATIAL_CROPS", "TEST.AMP_DTYPE", "DATA.SAMPLING_RATE",
     "DATA.USE_OFFSET_SAMPLING", "DATA.REVERSE_INPUT_CHANNEL", "DATA.MEAN", "DATA.STD",
@@ -88,8 +88,8 @@ def execute(args: argparse.Namespace) -> int:
     net = _network(args)
     if net.is_image and (args.tokens or not args.per_video):
         raise ValueError(
-            "this network takes images, which have one vector each: give --per-video, without --tokens (for "
-            "slowfast-probe --probe knn linear)"
+            "this network takes images, which have one vector each: give --per-video and leave out --tokens (with "
+            "slowfast-probe: give --probe knn linear)"
         )
     names = names_of(find_videos(args.videos, images=True) if net.is_image else paths)
     _begin(args, net)
@@ -207,7 +207,7 @@ def _tokens(net: Network, layer: LayerFeatures, path: str, batch: int) -> np.nda
 def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) -> list[str]:
     """Collect the descriptions of finished videos into one file, and their features if one file is wanted.
 
-    `store` is False while other tasks are not finished. Return the names of the finished videos.
+    `store` must be False while other tasks are not finished. Return the names of the finished videos.
     """
     out, settings = Path(args.out), dict[str, Any]()
     files = {name: out / DESCRIPTIONS / f"{name}.json" for name in names}

@@ -76,7 +76,7 @@ def execute(args: argparse.Namespace) -> int:
         return _predict_long(args, paths, targets["video"])
     net = _named_network(args)
     if net.is_image and any(targets.values()):
-        raise ValueError("this network takes images: leave --video and --sheet out")
+        raise ValueError("this network takes images: leave out --video and --sheet")
     paths = find_videos(args.videos, images=True) if net.is_image else paths
     parts = in_processes(predict_part, args, paths, net)
     found = [parts[row % len(parts)][row // len(parts)] for row in range(len(paths))]

@@ -101,7 +101,7 @@ def execute(args: argparse.Namespace) -> int:
 def _read(path: str) -> VideoList:
     """Read a list of paths and classes, separated by blanks or a comma; its first video decides where paths start."""
     if os.path.isdir(path):
-        raise ValueError(f"{path} is a folder: give a text file with 'path label' per line")
+        raise ValueError(f"{path} is a folder, not a list: give a text file with one row 'path label' per video")
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         first = next((line.strip() for line in file if line.strip()), "")
     if "\0" in first:

@@ -179,10 +179,10 @@ def bank_scores(bank: Sequence[nn.Module], samples: Samples, batch: int, device:
 
 
 def knn_scores(train: Samples, val: Samples, k: int, classes: int, batch: int = 256) -> Tensor:
-    """Return the votes (N, K) of the k nearest training samples, at most all, for the mean tokens of `val`.
+    """Return the votes (N, K) of the k nearest training samples, or of all if fewer, for the mean tokens of `val`.
 
     The nearest samples have the largest cosines; each votes with exp(cosine / temperature) (arXiv:2104.14294,
-    appendix F.1). The cosines of a batch are in memory at once.
+    appendix F.1). The cosines of `batch` samples are in memory at once.
     """
     known, asked = (functional.normalize(samples.vectors(), dim=1) for samples in (train, val))
     votes = functional.one_hot(train.labels, classes).float()

@@ -41,7 +41,7 @@ PLACES = (
 def save_folder(net: Network, folder: str | os.PathLike[str], name: str = "", licence: str | None = None) -> None:
     """Write config.yaml, model.safetensors and the model card README.md, if there is none yet.
 
-    The name is OWNER/NAME on the Hub, if it is known. See `Network.save_pretrained`.
+    `name` is OWNER/NAME on the Hub, or "". For `licence`, see `Network.save_pretrained`.
     """
     folder = Path(folder)
     write_text(folder / SHARED_CONFIG, dump_config(shared_config(net.cfg)))
@@ -84,7 +84,7 @@ def shared_config(cfg: CfgNode) -> CfgNode:
 
 
 def model_card(net: Network, title: str, name: str, licence: str | None) -> str:
-    """Return the model card of a network, with the results of the test in OUTPUT_DIR if it is of its weights."""
+    """Return the model card of a network, with the results of the test in OUTPUT_DIR if it was of these weights."""
     from huggingface_hub import EvalResult, ModelCardData  # slow to import
 
     cfg, test = net.cfg, test_results(net)

@@ -130,7 +130,7 @@ def _class(net: Network, path: str, name: str | None) -> tuple[int, str]:
 
 
 def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int, out: str) -> None:
-    """Write a PNG with a row of frames for each of the first clips of an optimizer step, which count from 0.
+    """Write a PNG with a row of frames for each of the first `count` clips of an optimizer step, counted from 0.
 
     The clips are those of the first micro-batch of a training in one process with this configuration.
 

@@ -127,7 +127,7 @@ def run_windows(
 ) -> Iterator[tuple[Window, np.ndarray]]:
     """Yield each window without its frames, and the output of a function for its crops, (crops, D).
 
-    The function maps the clips (B, C, T, H, W) of a batch of windows to (B, D).
+    The function maps clips (B, C, T, H, W) to (B, D); it gets those of `batch` windows at once.
     """
     crops = net.views_of_video.num_crops
     windows = ahead(iter(cutter), AHEAD * batch)

@@ -95,7 +95,7 @@ def depthwise(layer: _ConvNd, x: Tensor) -> Tensor | None:
     batched = x.ndim == len(layer.kernel_size) + 2
     if not batched or not faster_routes(x) or (x.is_cuda and not has_triton(x.device.index)):
         return None
-    inputs: Any = (x, layer.weight, layer.bias)  # the weight is read once: a parametrization computes it each time
+    inputs: Any = (x, layer.weight, layer.bias)  # read the weight once: a parametrization computes it at each access
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         inputs = [None if value is None else value.to(dtype) for value in inputs]

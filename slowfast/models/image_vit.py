@@ -105,7 +105,7 @@ class FeedForward(nn.Sequential):
         return input
 
     def scales_weights(self, input: Tensor) -> bool:
-        """Return whether `with_scaled_weights` computes the result, and there are more hidden values than weights."""
+        """Return whether `with_scaled_weights` is right here, and there are more hidden values than weights."""
         if len(self) != 4:
             return False
         layers: Any = self
@@ -122,7 +122,7 @@ class FeedForward(nn.Sequential):
     def with_scaled_weights(self, input: Tensor) -> Tensor:
         """Return the output of layers with a `QuickGELU`, whose scale is applied to the weights.
 
-        In a GPU's memory, this is one pass over the hidden values instead of three, and as many in the backward pass.
+        A GPU then reads the hidden values from its memory once instead of three times, also in the backward pass.
         """
         layers: Any = self
         first, activation, dropout, second = layers

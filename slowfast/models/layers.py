@@ -31,8 +31,8 @@ from slowfast.models.linear import (
 class VideoConv(nn.Conv3d):
     """Convolution of video (B, C, T, H, W).
 
-    For bfloat16 clips that are shorter than the kernel, oneDNN computes a wrong gradient of the weight if it pads them
-    in time itself.
+    If oneDNN pads bfloat16 clips that are shorter than the kernel in time, the gradient of the weight is wrong.
+    Therefore, such clips are padded before.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,10 +19,10 @@ from slowfast.utils.class_names import read_class_names
 
 
 class Annotation(NamedTuple):
-    """A video that annotations name.
+    """A video of the annotations.
 
     Attributes:
-        video: its name or path, or the path of a file.
+        video: its name or path in the annotations; after the match with files, the path of its file.
         of_class: name of its class.
         segments: (duration of the video, begin, end) of each annotated segment in seconds; () for the whole video.
     """
@@ -215,7 +215,7 @@ def _read_moments(path: Path, fold: int, notes: Notes) -> tuple[Annotations, lis
 
 
 def _read_activitynet(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
-    """Read the JSON of ActivityNet or HACS Segments: subset, duration and segments (both in seconds) of each video."""
+    """Read the JSON file of ActivityNet or HACS Segments: subset, duration and segments in seconds of each video."""
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
         try:
             content = json.loads("\n".join(file_lines(file)))
@@ -224,14 +224,15 @@ def _read_activitynet(path: Path, fold: int, notes: Notes) -> tuple[Annotations,
         if isinstance(content, dict) and isinstance(content.get("database"), dict):
             break
     else:
-        raise ValueError(f'{path} contains no JSON file with a "database" of videos: name that of the annotations')
+        raise ValueError(f'{path} contains no JSON file with a "database" of videos: give the file of the annotations')
     splits: Annotations = {}
     for video, entry in content["database"].items():
         try:
             split, row = SPLIT_NAMES[entry["subset"]], _untrimmed(video, entry, notes)
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{file}: {video} lacks a subset, duration, or segments with label ({error!r}): download the file again"
+                f"{file}: {video} lacks a known subset, a duration or labelled segments ({error!r}): download the file "
+                "again"
             ) from None
         if row.segments:
             splits.setdefault(split, []).append(row)

@@ -163,7 +163,7 @@ def _decode_all(path: str, length: int, template: str) -> None:
     try:
         with open_video(path) as container:
             stream = video_stream(path, container)
-            for packet in chain(packets(container, stream), [None]):  # None returns the frames that it still holds
+            for packet in chain(packets(container, stream), [None]):  # None: the frames that the decoder still holds
                 frames = stream.codec_context.decode(packet)
                 if any(part.is_corrupt for part in (packet, *frames) if part is not None):
                     raise MediaError(path, f"damaged near frame {number}, with invented pixels; download it again")

@@ -37,7 +37,10 @@ def annotated_classes(path: str | Path, dataset: Dataset) -> tuple[list[str], di
     else:
         raise ValueError(f"{dataset.name} needs --annotations: its official files, or a file of its class names")
     if not names or dataset.num_classes not in (None, len(names)):
-        raise ValueError(f"{path} names {len(names)} classes, but {dataset.name} has {dataset.num_classes or 'some'}")
+        raise ValueError(
+            f"{path} names {len(names)} classes, but {dataset.name} has {dataset.num_classes or 'at least one'}: give "
+            "its official annotations, or a file of its class names"
+        )
     classes: dict[str, str | None] = {}
     for video, of_class in videos:
         for key in _keys(video):
@@ -114,7 +117,7 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
             entries = [(video, entry.get("annotations", ())) for video, entry in content["database"].items()]
             database = [(video, segment["label"]) for video, segments in entries for segment in segments]
         except (AttributeError, KeyError, TypeError):
-            raise ValueError(f"{path} is not as ActivityNet or HACS publish it: download it again") from None
+            raise ValueError(f'{path}: a video in "database" lacks labelled annotations: download it again') from None
         return _sorted_names(database), database
     return read_class_names(path), []
 

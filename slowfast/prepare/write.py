@@ -51,7 +51,7 @@ class Lists:
 def complete(lists: Lists, tested_on: str, cure: str) -> Lists:
     """Sort the lists; if the validation or the test list is missing, use the other one for both.
 
-    If the published accuracies are `tested_on` the validation videos, these become the test list.
+    `tested_on` is the split of the published accuracies. If it is "val", the validation videos become the test list.
 
     Raises:
         ValueError: a list would have no videos; the message ends in `cure`.
@@ -92,10 +92,10 @@ def write_lists(
     """Write the lists and class_names.txt; for own videos, also write an experiment.
 
     If the recipe of the data set reads frame folders, their lists have rows "path num_frames label" and the file names
-    of the recipe. All other lists are train.csv, val.csv and test.csv with rows "path label", or for untrimmed videos
-    "path total begin end label", in train.csv one per segment, in the others one per video. With `recipe`, data.yaml
-    contains the keys that describe the videos, and config.yaml, which is never replaced, is an experiment on them. A
-    list that `check --clean` has cleaned is kept if its original (.orig) has the content to be written.
+    of the recipe. All other lists are train.csv, val.csv and test.csv with rows "path label". Untrimmed videos have
+    rows "path total begin end label": in train.csv one per segment, in the other lists one per video. With `recipe`,
+    data.yaml contains the keys that describe the videos, and config.yaml, which is never replaced, is an experiment on
+    them. A list that `check --clean` has cleaned is kept if its original (.orig) has the content to be written.
 
     Returns:
         The files that were written; files that already have the same content are not written.

@@ -203,7 +203,7 @@ class CheckpointWriter:
         return time.monotonic() - self.saved_at
 
     def save(self, state: Mapping[str, Any], best: bool = False) -> None:
-        """Copy `state`, of plain containers and tensors, and write it under the name of its progress.
+        """Copy `state` (plain containers and tensors), and write it under the name of its progress.
 
         With `best`, the same file becomes the best checkpoint too, under another name.
         """
@@ -212,7 +212,7 @@ class CheckpointWriter:
         self.pending = self.thread.submit(self._write, snapshot(state), best)
 
     def wait(self, stop_on_error: bool = False) -> None:
-        """Return when everything is on the disk; log an error of the writing, or raise it as ValueError.
+        """Return when everything is on the disk; log a write error, or raise it if `stop_on_error` is True.
 
         Raises:
             ValueError: a checkpoint could not be written, and `stop_on_error` is True.

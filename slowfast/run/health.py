@@ -17,7 +17,7 @@ from slowfast.utils.io import atomic_write, csv_text, write_text
 
 logger = logging.getLogger(__name__)
 
-# Type of mixed precision -> what else can be done about steps that are not finite.
+# Type of mixed precision -> beginning of the cure for steps that are not finite.
 OTHER_CURES = {
     torch.float16: "Continue with TRAIN.AMP_DTYPE bfloat16 or TRAIN.MIXED_PRECISION False, or start again",
     torch.bfloat16: "Continue with TRAIN.MIXED_PRECISION False, or start again",
@@ -111,7 +111,7 @@ def report_nonfinite(
     losses: list[float],
     grad_norm: float,
 ) -> None:
-    """Keep the batches of a step that was not finite in OUTPUT_DIR/nonfinite.
+    """Keep the batches of a step that was not finite in OUTPUT_DIR/nonfinite; `amp` is the type of mixed precision.
 
     Raises:
         SharedError: these are TRAIN.MAX_NONFINITE in a row.

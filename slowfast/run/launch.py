@@ -211,7 +211,7 @@ def run(cfg: CfgNode, job: Job) -> None:
 
     Raises:
         ValueError, Interruption, AlreadyReported: as `launch`.
-        JobError: another process failed first; the text names it and its error.
+        JobError: another process failed first; the text names this process and its error.
         Exception: any other error of the job; the traceback is in OUTPUT_DIR/log.txt.
     """
     report = Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt"

@@ -2,7 +2,7 @@
 
 Rank 0 opens a store and a session in it, in which each process registers. When all processes of the job have
 registered, they begin, and rank 0 ends the session, because the store of torchrun's agent outlives the attempts of a
-job. Each attempt has its own session, because a rank 0 that is killed does not end it.
+job. Each attempt has its own session, because a rank 0 that is killed does not end its session.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def submit(cfg: CfgNode, options: Namespace) -> None:
     """Submit the job of the configuration, and print how to follow it.
 
     A second job of an OUTPUT_DIR starts after the first one has succeeded, so a training and the tests of its result
-    can be submitted together. The options are those of the command line.
+    can be submitted together. `options` are those of the command line.
 
     Raises:
         ValueError: Slurm is not available, or rejects the job.
@@ -148,7 +148,7 @@ def submit(cfg: CfgNode, options: Namespace) -> None:
         job = executor.submit(Job(os.path.abspath(sys.argv[0]), str(config), str(folder)))
     except (FailedSubmissionError, UncompletedJobError) as error:
         for path in set(folder.iterdir()) - before:
-            if not re.match(r"\d+[._]", path.name):  # a file of another job, which starts now
+            if not re.match(r"\d+[._]", path.name):  # a file of another job, which is starting
                 path.unlink()
         raise ValueError(f"Slurm refused the job: {str(error).strip()}") from None
     log = folder / f"{job.job_id}.log"

@@ -100,7 +100,7 @@ def announced(event: str) -> bool:
 
 
 def first_failure(message: str) -> str:
-    """Return what the first process of the group that called this gave as its message."""
+    """Return the message of the first process of the group that called this function."""
     if dist.is_initialized():
         with suppress(RuntimeError):  # the process that serves the store has exited
             return _get_default_store().compare_set("first failure", "", message).decode()

@@ -25,7 +25,7 @@ def be_killed_with_parent() -> None:
 
 
 def exit_with_parent() -> None:
-    """Exit when the process that started this one with `multiprocessing` exits, also by way of a fork server."""
+    """Exit when the process that started this one with `multiprocessing` exits, even with a fork server."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

@@ -100,7 +100,7 @@ def attention(model: nn.Module, clip: Tensor, layer: str) -> Tensor:
 def cam_layer(model: nn.Module, name: str | None, side: int) -> str:
     """Return the name of a layer for Grad-CAM; by default the deepest block whose map is not too coarse.
 
-    `side` is the height or width of a clip, the smaller one.
+    `side` is the smaller one of the height and width of a clip.
 
     Raises:
         ValueError: the network has no such layer, or has no default.

@@ -18,7 +18,7 @@ READ_LIMIT = 10.0  # seconds per video
 
 
 class Thumbnails:
-    """Make thumbnails; after a number of seconds for all of them, no further video is read."""
+    """Make thumbnails; when `seconds` have passed for all of them together, no further video is read."""
 
     def __init__(self, seconds: float, image_template: str) -> None:
         self.until = time.monotonic() + seconds

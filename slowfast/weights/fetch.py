@@ -64,7 +64,7 @@ def download(url: str, path: Path, checksum: str = "") -> None:
     """
     if path.is_file():  # perhaps in a folder that cannot be written
         return
-    check_output(str(path), "file of SLOWFAST_HOME")
+    check_output(str(path), "file below SLOWFAST_HOME")
     part = path.with_name(path.name + ".part")
     with file_lock(str(path)):
         if path.is_file():

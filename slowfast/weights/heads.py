@@ -108,7 +108,7 @@ class HeadPolicy:
 def rows_policy(
     head_rows: str, checkpoint: Mapping[str, Any], order: ClassOrder | None, class_names: Sequence[str] | None
 ) -> HeadPolicy:
-    """Return the policy that selects rows of the classifier in a checkpoint, a result of `load_tensors`.
+    """Return the policy that selects rows of the classifier in a checkpoint that `load_tensors` returned.
 
     `head_rows` is "names", to find the rows by the class names that `order` or the checkpoint contain, or a file, see
     `read_rows`.
@@ -209,9 +209,9 @@ def select_classes(
     rows: Sequence[int | None],
     initial: Mapping[str, Tensor],
 ) -> StateDict:
-    """Return `state` with selected rows of the classifiers in `heads`, for example 400 of the 710 of Kinetics-710.
+    """Return `state` with selected rows of the classifiers in `heads`, for example 400 of Kinetics-710.
 
-    A class without a row (None) keeps its row in `initial`, the tensors of the network.
+    A class whose row is None, because the checkpoint lacks it, keeps its row in `initial`, the tensors of the network.
 
     Raises:
         ValueError: there is no classifier, a row does not exist, or the network has another number of classes.

@@ -249,7 +249,8 @@ class Converted:
 def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Converted:
     """Rename the tensors of a known layout to the names of this package.
 
-    A state that fits no layout, or shares names with `target`, the tensors of the network, is one of this package.
+    `target` contains the tensors of the network. A state that shares names with it, or fits no layout, is treated as
+    one of this package.
     """
     layout = _recognise(state, target)
     left_out = [name for name in state if re.fullmatch(layout.left_out, name)]
