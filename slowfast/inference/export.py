@@ -25,7 +25,7 @@ from slowfast.datasets.sampling import DenseSampler
 from slowfast.engine.setup import compile_blocks
 from slowfast.inference.command import add_configuration, guarded, load_network
 from slowfast.inference.network import Network
-from slowfast.models.build import input_shape
+from slowfast.models.build import input_shape, sums_softmax
 from slowfast.utils.io import atomic_path, check_output
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
@@ -55,6 +55,9 @@ def metadata(net: Network) -> dict[str, Any]:
         dense = isinstance(net.views_of_video.reader.sampler, DenseSampler)
         values |= {"sampling": "dense", "sampling_rate": data.SAMPLING_RATE} if dense else {"sampling": "sparse"}
         values |= {"views": test.NUM_ENSEMBLE_VIEWS, "crops": test.NUM_SPATIAL_CROPS}
+        probabilities = data.MULTI_LABEL or sums_softmax(net.cfg)
+        values |= {"ensemble": "probabilities" if probabilities else "logits"}
+        values |= {"ensemble_method": "mean" if data.ENSEMBLE_METHOD == "sum" else "max"}
     return values
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import slowfast
 from slowfast.inference.command import guarded
-from slowfast.inference.export import METADATA, execute, export_model, parse_args
+from slowfast.inference.export import METADATA, execute, export_model, metadata, parse_args
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
@@ -118,3 +118,24 @@ def test_tensors_are_those_of_the_network(trained, tmp_path):
         assert json.loads(file.metadata()["class_names"]) == net.class_names
     assert tensors.keys() == net.model.state_dict().keys()
     assert all(torch.equal(value, tensors[name]) for name, value in net.model.state_dict().items())
+
+
+RULES = [("True", "sum"), ("False", "sum"), ("True", "max"), ("False", "max")]
+
+
+@pytest.mark.parametrize(("softmax", "method"), RULES)
+def test_the_metadata_say_how_the_clips_of_a_video_become_its_probabilities(softmax, method, trained, videos):
+    rule = ("TEST.ADD_SOFTMAX", softmax, "DATA.ENSEMBLE_METHOD", method)
+    net = slowfast.load(trained, device="cpu", overrides=rule)
+    with torch.no_grad():  # so that the clips of a video differ
+        for parameter in net.model.parameters():
+            parameter *= 3
+    about, path = metadata(net), next(videos.rglob("*.mp4"))
+    with torch.no_grad():
+        views = net.model(net.clips(path)).double()
+    views = views.softmax(1) if about["ensemble"] == "probabilities" else views
+    combined = views.mean(0) if about["ensemble_method"] == "mean" else views.amax(0)
+    found = combined / combined.sum() if about["ensemble"] == "probabilities" else combined.softmax(0)
+    expected = {one.name: one.probability for one in net.predict(path, top=len(net.class_names)).top}
+    assert [expected[name] for name in net.class_names] == pytest.approx(found.tolist(), abs=1e-6)
+    assert len(views) > 1
