@@ -1,8 +1,9 @@
 """Connect the processes of a job; a failure ends each of them within seconds, with an error that names the cause.
 
 Rank 0 opens a store and a session in it, in which each process registers. When all processes of the job have
-registered, they begin, and rank 0 ends the session, because the store of torchrun's agent outlives the attempts of a
-job. Each attempt has its own session, because a rank 0 that is killed does not end its session.
+registered, rank 0 ends the session, because the store of torchrun's agent outlives the attempts of a job, and all
+begin. A rank 0 that is killed does not end its session; its next attempt replaces it, and the other processes follow.
+torchrun counts the restarts of each machine, so the processes of an attempt can have different numbers.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ NOTICE = 10.0
 
 POLL = 0.2
 
+# Keys of the store: the session of rank 0, and in the session's own part, that all have registered.
+SESSION, BEGUN = "session", "begun"
+
 
 def join_group(backend: str, device: torch.device, timeout: float, check: Callable[[], None]) -> None:
     """Join the group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, if there is one.
@@ -70,22 +74,23 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
     Raises:
         ValueError: two processes have the same rank, the address cannot be used, or a process did not join.
     """
-    me = _Member(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), host())
-    session_key = f"session {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    me = _Member(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), host(), restarts)
     serves = me.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
         store = _repeat(lambda: _open(serves, check), me, timeout, check)
         if me.rank == 0:
-            session = store.compare_set(session_key, "", secrets.token_hex(8)).decode()
+            joined = [_begin_session(store, restarts)]
         else:
-            session = _repeat(lambda: _session(store, session_key), me, timeout, check)
-        group = PrefixStore(session, store)
+            joined = [_repeat(lambda: _session(store), me, timeout, check)]
         try:
-            group.set(f"member {group.add('count', 1)}", json.dumps(me))
-            _repeat(lambda: _require_all(group, me.world), me, timeout, check)
+            _register(store, joined[-1], me)
+            group = _repeat(lambda: _gathered(store, joined, me), me, timeout, check)
         finally:
             if me.rank == 0:
-                store.delete_key(session_key)
+                store.delete_key(SESSION)
+        if me.rank == 0:
+            group.set(BEGUN, "")
     except ValueError:
         time.sleep(5 * POLL * serves)  # the store ends with this process, and the others must read it before
         raise
@@ -102,6 +107,7 @@ class _Member(NamedTuple):
     rank: int
     world: int
     where: str
+    restarts: int
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.world} on {self.where}"
@@ -177,10 +183,41 @@ def _store(name: str, port: int, is_master: bool) -> Store:
     return TCPStore(name, port, is_master=is_master, wait_for_workers=False, timeout=timeout)
 
 
-def _session(store: Store, key: str) -> str:
-    if not store.check([key]):
+def _begin_session(store: Store, restarts: int) -> str:
+    """Return the session of this rank 0, or that of another one, so that two processes with rank 0 meet."""
+    own = f"{restarts} {secrets.token_hex(8)}"
+    found = store.compare_set(SESSION, "", own).decode()
+    if int(found.split()[0]) >= restarts:
+        return found
+    store.set(SESSION, own)
+    return own
+
+
+def _session(store: Store) -> str:
+    if not store.check([SESSION]):
         raise _NotYetError("rank 0, which opens the session", "is it started?")
-    return store.get(key).decode()
+    return store.get(SESSION).decode()
+
+
+def _register(store: Store, session: str, me: _Member) -> None:
+    group = PrefixStore(session, store)
+    group.set(f"member {group.add('count', 1)}", json.dumps(me))
+
+
+def _gathered(store: Store, joined: list[str], me: _Member) -> Store:
+    """Return the store of the session that was joined last, when it has begun, or for rank 0 when it can begin."""
+    group = PrefixStore(joined[-1], store)
+    try:
+        _require_all(group, me.world)
+        if me.rank != 0 and not group.check([BEGUN]):
+            raise _NotYetError("rank 0, which begins the session", "see its message")
+    except _NotYetError:
+        session = store.compare_set(SESSION, joined[-1], joined[-1]).decode()  # the same one if rank 0 has ended it
+        if session != joined[-1]:
+            joined.append(session)
+            _register(store, session, me)
+        raise
+    return group
 
 
 def _require_all(store: Store, world: int) -> None:
@@ -189,13 +226,22 @@ def _require_all(store: Store, world: int) -> None:
     Raises:
         ValueError: those that have cannot be one group.
     """
-    members = [_Member(*json.loads(store.get(f"member {n + 1}"))) for n in range(store.add("count", 0))]
+    members = _latest([_Member(*json.loads(store.get(f"member {n + 1}"))) for n in range(store.add("count", 0))])
     if fault := _fault(members):
         raise ValueError(fault)
     if len(members) < world:
         absent = sorted(set(range(world)) - {member.rank for member in members})
         names = ", ".join(map(str, absent[:8])) + ", ..." * (len(absent) > 8)
         raise _NotYetError(f"rank{'s' * (len(absent) > 1)} {names}", "start the processes of the other machines")
+
+
+def _latest(members: Sequence[_Member]) -> list[_Member]:
+    """Leave out the processes that torchrun has replaced on their machine."""
+    restarts: dict[tuple[int, str], int] = {}
+    for member in members:
+        place = member.rank, member.where
+        restarts[place] = max(member.restarts, restarts.get(place, 0))
+    return [member for member in members if member.restarts == restarts[member.rank, member.where]]
 
 
 def _fault(members: Sequence[_Member]) -> str:

@@ -134,12 +134,54 @@ def test_an_attempt_whose_rank_0_was_killed_while_it_waited_is_ignored(port):
     alone = {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RESTART_COUNT": "0", **elastic}
     child = FORK.Process(target=attempt, args=(0, alone, 20.0, FORK.Queue()))
     child.start()
-    agent.wait(["session 0"])
-    agent.wait([f"{agent.get('session 0').decode()}/member 1"])
+    agent.wait(["session"])
+    agent.wait([f"{agent.get('session').decode()}/member 1"])
     child.kill()
     child.join()
     again = together([1, 0], [2, 2], port, TORCHELASTIC_RESTART_COUNT="1", TORCHELASTIC_USE_AGENT_STORE="True")
     assert again[0] == ["met", "met"]
+    del agent
+
+
+@pytest.mark.parametrize("of_rank_0", [0, 1])
+def test_machines_that_torchrun_restarted_a_different_number_of_times_meet(of_rank_0, port):
+    """An agent counts only the failures of its own processes, and restarts with the others without counting."""
+    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    outcomes = FORK.Queue()
+    for rank, restarts in ((0, of_rank_0), (1, 1 - of_rank_0)):
+        each = {"RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(restarts), **place}
+        FORK.Process(target=attempt, args=(rank, each, 5.0, outcomes), daemon=True).start()
+    assert [outcomes.get(timeout=30)[1] for _ in range(2)] == ["met", "met"]
+    del agent
+
+
+def test_processes_that_are_restarted_on_one_machine_meet_those_that_wait_on_another(port):
+    agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+    place = {"WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+    outcomes = FORK.Queue()
+
+    def start(rank: int, restarts: int):
+        each = {"RANK": str(rank), "TORCHELASTIC_RESTART_COUNT": str(restarts), **place}
+        child = FORK.Process(target=attempt, args=(rank // 2, each, 20.0, outcomes), daemon=True)
+        child.start()
+        return child
+
+    children = [start(rank, 0) for rank in range(3)]
+    agent.wait(["session"])
+    session = agent.get("session").decode()
+    agent.wait([f"{session}/member {number}" for number in (1, 2, 3)])
+    for child in children[:2]:  # the first machine
+        child.kill()
+        child.join()
+    start(1, 1)
+    agent.wait([f"{session}/member 4"])  # it is faster than rank 0
+    start(3, 0)
+    agent.wait([f"{session}/member 5"])  # all registered, but rank 0 is the one that was killed
+    start(0, 1)
+    assert [outcomes.get(timeout=60)[1] for _ in range(4)] == ["met"] * 4
     del agent
 
 
