@@ -30,6 +30,16 @@ from slowfast.utils.io import write_text
 # Ports of the meeting point: below those that Linux assigns to outgoing connections (32768 and above).
 PORTS = range(20000, 32768)
 
+# Long options of sbatch that submitit or the rendezvous of the processes depends on, and what to use instead.
+RESERVED = {
+    "array": "submit every run by itself, with an OUTPUT_DIR of its own",
+    "nodes": "use --nodes",
+    "ntasks": "use --gpus-per-node or --tasks-per-node",
+    "ntasks-per-node": "use --gpus-per-node or --tasks-per-node",
+    "signal": "use --signal",
+    "time": "use --time",
+}
+
 # submitit's signal for a time limit or a preemption.
 ASK_TO_SAVE = signal.SIGUSR2
 
@@ -54,7 +64,8 @@ def sbatch_parameters(pairs: list[str]) -> dict[str, str | bool]:
     """Return long options of sbatch from KEY=VALUE texts (KEY alone for a switch).
 
     Raises:
-        ValueError: a text is not of that form, or contains characters that a script of sbatch cannot contain.
+        ValueError: a text is not of that form, contains characters that a script of sbatch cannot contain, or is an
+            option that the program sets.
     """
     parameters: dict[str, str | bool] = {}
     for pair in pairs:
@@ -62,6 +73,8 @@ def sbatch_parameters(pairs: list[str]) -> dict[str, str | bool]:
         key = key.replace("_", "-")
         if not re.fullmatch(r"[a-z][a-z0-9-]*", key) or not value.isprintable() or (equals and not value):
             raise ValueError(f"--sbatch {pair!r} is not of the form KEY=VALUE, with a long option of sbatch as KEY")
+        if key in RESERVED:
+            raise ValueError(f"--sbatch {pair!r} contradicts the other options of the job: {RESERVED[key]}")
         parameters[key] = value if equals else True
     return parameters
 
