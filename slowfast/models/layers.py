@@ -31,16 +31,18 @@ from slowfast.models.linear import (
 class VideoConv(nn.Conv3d):
     """Convolution of video (B, C, T, H, W).
 
-    If oneDNN pads bfloat16 clips that are shorter than the kernel in time, the gradient of the weight is wrong.
-    Therefore, such clips are padded before.
+    If oneDNN pads bfloat16 clips that are smaller than the kernel in time or space, the gradient of the weight is
+    wrong. Therefore, such clips are padded before.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         half = input.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if input.device.type != "cpu" or not half or input.shape[2] >= self.kernel_size[0]:
-            return super()._conv_forward(input, weight, bias)
-        time, *space = (int(size) for size in self.padding)
-        return F.conv3d(F.pad(input, (0, 0, 0, 0, time, time)), weight, bias, self.stride, (0, *space))
+        smaller = any(size < kernel for size, kernel in zip(input.shape[-3:], self.kernel_size, strict=True))
+        if input.device.type == "cpu" and half and smaller:
+            time, height, width = (int(size) for size in self.padding)
+            padded = F.pad(input, (width, width, height, height, time, time))
+            return F.conv3d(padded, weight, bias, self.stride)
+        return super()._conv_forward(input, weight, bias)
 
 
 # by the number of dimensions: 2 for images, 3 for video
