@@ -7,6 +7,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,7 +211,15 @@ def _read_moments(path: Path, fold: int, notes: Notes) -> tuple[Annotations, lis
     splits: Annotations = {}
     for split, name in (("train", "trainingSet.csv"), ("val", "validationSet.csv")):
         rows = csv.reader(file_lines(path / name))
-        splits[split] = [Annotation(row[0], row[0].rpartition("/")[0]) for row in rows if row]
+        splits[split] = []
+        for row in rows:
+            if not "".join(row).strip():
+                continue
+            video = row[0].strip()
+            of_class = video.rpartition("/")[0]
+            if not of_class:
+                raise ValueError(f"{path / name}:{rows.line_num}: {row} begins without class/video: remove it")
+            splits[split].append(Annotation(video, of_class))
     return splits, read_class_names(path / "moments_categories.txt")
 
 
@@ -245,11 +254,20 @@ def _untrimmed(video: str, entry: Mapping[str, Any], notes: Notes) -> Annotation
     """Return an untrimmed video with the class of its first segment, and the segments of this class."""
     duration, found = float(entry["duration"]), entry.get("annotations") or ()
     of_class = found[0]["label"] if found else ""
+    if not isfinite(duration) or not all(isinstance(segment["label"], str) for segment in found):
+        raise ValueError("a duration or label is of another kind")
     if any(segment["label"] != of_class for segment in found):
         notes["with several classes, only segments of the first class kept"].append(video)
-    limits = [sorted(map(float, segment["segment"])) for segment in found if segment["label"] == of_class]
+    limits = [_limits(segment["segment"]) for segment in found if segment["label"] == of_class]
     kept = tuple((duration, max(begin, 0.0), end) for begin, end in limits if max(begin, 0) < min(end, duration))
     return Annotation(video, of_class, kept)
+
+
+def _limits(segment: Sequence[float]) -> list[float]:
+    begin, end = sorted(map(float, segment))
+    if isinstance(segment, str) or not (isfinite(begin) and isfinite(end)):
+        raise ValueError(f"{segment!r} is no segment")
+    return [begin, end]
 
 
 def file_lines(path: Path) -> list[str]:

@@ -114,7 +114,7 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
         content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
     if isinstance(content, dict) and isinstance(content.get("database"), dict):  # ActivityNet or HACS Segments
         try:
-            entries = [(video, entry.get("annotations", ())) for video, entry in content["database"].items()]
+            entries = [(video, entry.get("annotations") or ()) for video, entry in content["database"].items()]
             database = [(video, segment["label"]) for video, segments in entries for segment in segments]
         except (AttributeError, KeyError, TypeError):
             raise ValueError(f'{path}: a video in "database" lacks labelled annotations: download it again') from None

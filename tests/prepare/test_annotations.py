@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,18 @@ def test_moments_in_time_becomes_lists(tmp_path):
     assert (tmp_path / "lists/test.csv").read_text() == "validation/adult+female+singing/0-0-1_2.mp4,2\n"
 
 
+def test_rows_of_moments_in_time_without_a_class_are_named(tmp_path):
+    (tmp_path / "moments_categories.txt").write_text("run,0\r\njump,1\r\n")
+    (tmp_path / "trainingSet.csv").write_bytes(b'"run/a.mp4",run,3,1\r\n\r\n   \r\n jump/b.mp4,jump,3,0\r\n')
+    (tmp_path / "validationSet.csv").write_text("run/c.mp4,run,3,0\n")
+    videos = touch(tmp_path / "videos", "run/a.mp4", "jump/b.mp4", "run/c.mp4")
+    row = replace(DATASETS["mit"], num_classes=2)
+    assert lists_from_annotations(videos, tmp_path, row).splits["train"] == [("jump/b.mp4", 1), ("run/a.mp4", 0)]
+    (tmp_path / "validationSet.csv").write_text("filename,label,agree,disagree\nrun/c.mp4,run,3,0\n")
+    with pytest.raises(ValueError, match=r"validationSet\.csv:1: .*filename"):
+        lists_from_annotations(videos, tmp_path, row)
+
+
 def untrimmed(subset: str, duration: object, *segments: tuple[str, float, float]) -> dict[str, object]:
     annotations = [{"label": label, "segment": times} for label, *times in segments]
     return {"subset": subset, "duration": duration, "annotations": annotations, "url": "https://..."}
@@ -222,3 +235,23 @@ def test_untrimmed_videos_are_trained_by_segment_and_tested_as_a_whole(tmp_path)
     file.write_text("[]")
     with pytest.raises(ValueError, match="database"):
         lists_from_annotations(videos, file, row)
+
+
+@pytest.mark.parametrize(
+    ("duration", "label", "segment"),
+    [
+        (5, None, [1, 2]),
+        (5, ["Run"], [1, 2]),
+        (5, "Run", "12"),
+        (5, "Run", [1, nan]),
+        (inf, "Run", [1, 2]),
+        (5, "Run", 1),
+    ],
+)
+def test_an_untrimmed_video_with_malformed_values_is_named(duration, label, segment, tmp_path):
+    entry = {"subset": "training", "duration": duration, "annotations": [{"label": label, "segment": segment}]}
+    file = tmp_path / "anet.json"
+    file.write_text(json.dumps({"database": {"good": untrimmed("validation", 5, ("Run", 1, 2)), "odd": entry}}))
+    videos = touch(tmp_path / "videos", "good.mp4", "odd.mp4")
+    with pytest.raises(ValueError, match=r"anet\.json: odd "):
+        lists_from_annotations(videos, file, replace(DATASETS["anet"], num_classes=1))
