@@ -78,6 +78,7 @@ def _mlflow(cfg: CfgNode, step: int, id: str) -> Tracker:
     with _alone() if mlflow.get_tracking_uri().startswith("sqlite:") else nullcontext():
         if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
             mlflow.set_experiment(PROJECT)
+            os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # it was set there, and a later run may use another store
         run = mlflow.start_run(run_id=id or None, run_name=_name(cfg))
     if not id:  # MLflow refuses to change parameters
         mlflow.log_params(leaves(cfg))

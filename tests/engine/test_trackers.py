@@ -99,6 +99,16 @@ def test_mlflow_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatc
     assert {row.step for row in client.get_metric_history(ids["mlflow"], "val/top1")} == {3, 5}
 
 
+def test_mlflow_can_use_another_store_for_the_next_run_of_a_process(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for name in ("one", "other"):
+        mlflow.set_tracking_uri(f"file:{tmp_path}/{name}")
+        id = train(tmp_path / name, "mlflow")["mlflow"]
+        assert mlflow.MlflowClient().get_run(id).info.status == "FINISHED"
+    assert "MLFLOW_EXPERIMENT_ID" not in os.environ
+
+
 def test_runs_that_create_the_store_of_mlflow_at_once_all_start(tmp_path):
     pytest.importorskip("mlflow")
     code = (
