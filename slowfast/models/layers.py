@@ -41,7 +41,7 @@ class VideoConv(nn.Conv3d):
         if input.device.type == "cpu" and half and smaller:
             time, height, width = (int(size) for size in self.padding)
             padded = F.pad(input, (width, width, height, height, time, time))
-            return F.conv3d(padded, weight, bias, self.stride)
+            return F.conv3d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
         return super()._conv_forward(input, weight, bias)
 
 

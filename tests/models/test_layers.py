@@ -84,6 +84,15 @@ def test_bfloat16_gradients_of_small_clips_are_those_of_float32(kernel, size):
         assert (value - expected).norm() <= 0.01 * expected.norm()
 
 
+@pytest.mark.parametrize("more", [{"groups": 4}, {"dilation": 2, "padding": 2}])
+def test_bfloat16_convolutions_of_small_clips_keep_their_groups_and_dilation(more):
+    conv, x = CONV[3](16, 32, 3, **{"padding": 1, **more}), torch.randn(2, 16, 2, 8, 8)
+    expected = conv(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = conv(x)
+    assert found.shape == expected.shape and (found - expected).norm() <= 0.01 * expected.norm()
+
+
 def test_second_derivatives_of_a_depthwise_convolution():
     layer = depthwise_conv(16, 3, 3)
     x, gradients = torch.randn(2, 16, 3, 5, 5), []
