@@ -144,6 +144,7 @@ def test_wandb_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     ids = train(tmp_path, "wandb")
+    time.sleep(1.1)  # wandb names the folder of a start by its second
     assert train(tmp_path, "wandb", first=3) == ids
     rows = dict[int, dict[str, str]]()
     files = sorted((tmp_path / "run7/wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
