@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
+
+STORE_PATIENCE = 5.0  # seconds to wait for the store of the group after a failure
 
 
 class SharedError(ValueError):
@@ -101,10 +104,19 @@ def announced(event: str) -> bool:
 
 def first_failure(message: str) -> str:
     """Return the message of the first process of the group that called this function."""
-    if dist.is_initialized():
+    if not dist.is_initialized():
+        return message
+    store, found = _get_default_store(), list[str]()
+
+    def ask() -> None:
         with suppress(RuntimeError):  # the process that serves the store has exited
-            return _get_default_store().compare_set("first failure", "", message).decode()
-    return message
+            found.append(store.compare_set("first failure", "", message).decode())
+
+    # in a thread, since PyTorch waits without limit for a process or machine that is stopped
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(STORE_PATIENCE)
+    return found[0] if found else message
 
 
 def broadcast(value: Any) -> Any:

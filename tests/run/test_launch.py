@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
 import re
 import signal
@@ -17,8 +15,6 @@ from types import SimpleNamespace
 import pytest
 import run_net as program
 import torch.distributed.run
-from cluster import free_ports
-from fvcore.common.config import CfgNode
 from run_fixtures import ENVIRONMENT, Forked
 
 from slowfast.config import get_cfg
@@ -26,11 +22,9 @@ from slowfast.run import interrupt, launch
 from slowfast.run.checkpoint import last_checkpoint
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.run.watchdog import EXIT_HUNG
-from slowfast.utils import distributed
 from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
-FORK = multiprocessing.get_context("fork")
 ROOT = Path(__file__).parents[2]
 RUN_NET = str(ROOT / "tools" / "run_net.py")
 LONG = (
@@ -380,39 +374,6 @@ def test_the_cause_of_exit_codes_is_found(codes, cause, tmp_path):
     with pytest.raises(launch.JobError, match=cause):
         launch._raise_outcome(dict(enumerate(codes)), tmp_path)
     launch._raise_outcome({0: 0, 1: 0}, tmp_path)
-
-
-def fail_first(cfg: CfgNode) -> None:
-    if distributed.rank() == 1:
-        time.sleep(0.5)  # the other process waits in the barrier
-        raise RuntimeError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
-    distributed.barrier()
-
-
-def one_machine(number: int, port: int, folder: Path, errors) -> None:
-    place = {"RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    error_file = folder / str(number) / "0" / "error.json"
-    os.environ.update({name: str(value) for name, value in place.items()}, SLURMD_NODENAME=f"node{number}")
-    os.environ[launch.ERROR_FILE] = str(error_file)
-    cfg = get_cfg()
-    cfg.merge_from_list(["NUM_GPUS", 0, "NUM_SHARDS", 2, "SHARD_ID", number, "OUTPUT_DIR", str(folder / "out")])
-    try:
-        launch.run(cfg, fail_first)
-    except Exception as error:
-        errors.put((number, type(error).__name__, str(error), json.loads(error_file.read_text())["message"]))
-
-
-def test_a_process_names_the_one_on_another_machine_that_failed_first(tmp_path):
-    (port,), errors = free_ports(1), FORK.Queue()
-    children = [FORK.Process(target=one_machine, args=(rank, port, tmp_path, errors)) for rank in (0, 1)]
-    for child in children:
-        child.start()
-    (_, *consequence), (_, *cause) = sorted(errors.get(timeout=60) for _ in children)
-    for child in children:
-        child.join(10)
-    named = "failed after rank 1 on node1: RuntimeError: CUDA out of memory."
-    assert consequence == ["JobError", named, named]
-    assert cause[0] == "RuntimeError" and "Traceback" in cause[2] and "20.00 GiB" in cause[2]
 
 
 def test_pictures_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):

@@ -1,0 +1,76 @@
+"""Test that each process of a job names the failure that came first."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+from cluster import free_ports
+from fvcore.common.config import CfgNode
+
+from slowfast.config import get_cfg
+from slowfast.run import launch
+from slowfast.utils import distributed
+
+FORK = multiprocessing.get_context("fork")
+
+
+def fail_first(cfg: CfgNode) -> None:
+    if distributed.rank() == 1:
+        time.sleep(0.5)  # the other process waits in the barrier
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
+    distributed.barrier()
+
+
+def fail_beside_a_stopped_process(cfg: CfgNode) -> None:
+    distributed.barrier()
+    if distributed.rank() == 0:  # it serves the store
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.5)
+    raise RuntimeError("CUDA out of memory.")
+
+
+def one_machine(number: int, port: int, folder: Path, errors, job=fail_first) -> None:
+    place = {"RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    error_file = folder / str(number) / "0" / "error.json"
+    os.environ.update({name: str(value) for name, value in place.items()}, SLURMD_NODENAME=f"node{number}")
+    os.environ[launch.ERROR_FILE] = str(error_file)
+    cfg = get_cfg()
+    cfg.merge_from_list(["NUM_GPUS", 0, "NUM_SHARDS", 2, "SHARD_ID", number, "OUTPUT_DIR", str(folder / "out")])
+    try:
+        launch.run(cfg, job)
+    except Exception as error:
+        errors.put((number, type(error).__name__, str(error), json.loads(error_file.read_text())["message"]))
+
+
+def test_a_process_names_the_one_on_another_machine_that_failed_first(tmp_path):
+    (port,), errors = free_ports(1), FORK.Queue()
+    children = [FORK.Process(target=one_machine, args=(rank, port, tmp_path, errors)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    (_, *consequence), (_, *cause) = sorted(errors.get(timeout=60) for _ in children)
+    for child in children:
+        child.join(10)
+    named = "failed after rank 1 on node1: RuntimeError: CUDA out of memory."
+    assert consequence == ["JobError", named, named]
+    assert cause[0] == "RuntimeError" and "Traceback" in cause[2] and "20.00 GiB" in cause[2]
+
+
+def test_a_process_reports_its_failure_while_the_one_of_the_store_is_stopped(tmp_path):
+    (port,), errors = free_ports(1), FORK.Queue()
+    jobs = [(rank, port, tmp_path, errors, fail_beside_a_stopped_process) for rank in (0, 1)]
+    children = [FORK.Process(target=one_machine, args=job) for job in jobs]
+    for child in children:
+        child.start()
+    try:
+        number, kind, text, _ = errors.get(timeout=40)
+        assert (number, kind, text) == (1, "RuntimeError", "CUDA out of memory.")
+        children[1].join(20)
+        assert children[1].exitcode is not None
+    finally:
+        for child in children:
+            child.kill()
