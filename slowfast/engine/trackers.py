@@ -173,10 +173,8 @@ class Link:
         wait([self.id], SHORT)
         if not self.id.done():
             logger.info("waiting for the tracker %s to start", self.name)
-        try:
-            return self.id.exception(START)
-        except TimeoutError:
-            return TimeoutError(f"no answer within {START:.0f} s")
+            wait([self.id], START)
+        return self.id.exception() if self.id.done() else TimeoutError(f"no answer within {START:.0f} s")
 
     def send(self, values: dict[str, float], step: int) -> None:
         """Add a row, and return at once."""
