@@ -158,12 +158,15 @@ def _read_by_library(
     try:
         first = next(container.decode(stream))
         turned, size = orientation(first) != UPRIGHT, (first.height, first.width)
+        fields = first.interlaced_frame
     except (av.FFmpegError, StopIteration):
         raise Unsure("its first frame cannot be decoded") from None
     del first
     _free_frames()
     if turned:
         raise Unsure("its frames are turned or mirrored")
+    if fields:
+        raise Unsure("its frames are interlaced, and PyAV 17 converts their colours in another way")
     images = LIBRARIES[backend](path, listed, stream, needed)
     if any(image.shape[:2] != size for image in images):
         raise Unsure("its frames have another size than its header says")
