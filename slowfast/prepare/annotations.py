@@ -240,8 +240,8 @@ def _read_activitynet(path: Path, fold: int, notes: Notes) -> tuple[Annotations,
             split, row = SPLIT_NAMES[entry["subset"]], _untrimmed(video, entry, notes)
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{file}: {video} lacks a known subset, a duration or labelled segments ({error!r}): download the file "
-                "again"
+                f"{file}: {video} lacks a known subset, a duration or labelled segments ({error!r}): correct or "
+                "remove this entry"
             ) from None
         if row.segments:
             splits.setdefault(split, []).append(row)

@@ -117,7 +117,9 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
             entries = [(video, entry.get("annotations") or ()) for video, entry in content["database"].items()]
             database = [(video, segment["label"]) for video, segments in entries for segment in segments]
         except (AttributeError, KeyError, TypeError):
-            raise ValueError(f'{path}: a video in "database" lacks labelled annotations: download it again') from None
+            raise ValueError(
+                f'{path}: a video in "database" lacks labelled annotations: correct or remove its entry'
+            ) from None
         return _sorted_names(database), database
     return read_class_names(path), []
 
