@@ -58,7 +58,7 @@ key("RNG_SEED", 1, integer(0),
 key("LOG_PERIOD", 10, integer(1),
     "Optimizer steps between two log lines.", may_differ=True)
 key("TRACKERS", [], several(one_of("tensorboard", "wandb", "mlflow", "trackio")),
-    "Programs to which training and validation curves are sent; see docs/REPORT.md.", may_differ=True)
+    "Programs to which curves and test metrics are sent; see docs/REPORT.md.", may_differ=True)
 
 SECTIONS["TRAIN"] = "Training"
 key("TRAIN.ENABLE", True, FLAG,

@@ -16,6 +16,7 @@ from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate, first_bad
 from slowfast.engine.results import log_results, test_folder, write_results
 from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader, place
+from slowfast.engine.trackers import send_results
 from slowfast.models.build import build_model, errors_name_keys, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
 from slowfast.run.watchdog import progress
@@ -58,6 +59,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
         if not cfg.TEST.SHUFFLE_FRAMES:
             _check_classes(evaluation, samples.class_names, order)
         log_results(folder, metrics, named=names is not None, cfg=cfg)
+        send_results(cfg, folder.name, metrics)
 
     progress()
     distributed.on_main(publish)  # no process exits earlier, because a launcher would treat that as the end of the job

@@ -1,4 +1,4 @@
-"""Send the curves of a training to trackers: TensorBoard, Weights & Biases, MLflow, Trackio.
+"""Send the curves of a training and the metrics of a test to trackers: TensorBoard, Weights & Biases, MLflow, Trackio.
 
 Each tracker has a thread of its own, so that no step waits for a disk or a network.
 """
@@ -28,6 +28,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config.keys import leaves
 from slowfast.utils.io import write_json
+from slowfast.utils.logging import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,12 @@ def _wandb(cfg: CfgNode, step: int, id: str) -> Tracker:
         project=os.environ.get("WANDB_PROJECT", PROJECT), name=_name(cfg), id=id, resume="allow",
         config=leaves(cfg), dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
     )  # fmt: skip
+
+    first = run.step if run.resumed else 0  # wandb drops rows of earlier steps, for example the metrics of a test
     return Tracker(
-        id, lambda values, step: run.log(values, step=step), lambda failed: run.finish(exit_code=int(failed))
+        id,
+        lambda values, step: run.log(values, step=max(step, first)),
+        lambda failed: run.finish(exit_code=int(failed)),
     )
 
 
@@ -220,6 +225,24 @@ def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
     if any(ids.values()):
         write_json(file, {name: id for name, id in ids.items() if id})
     return links
+
+
+def send_results(cfg: CfgNode, group: str, metrics: Mapping[str, Any]) -> None:
+    """Send the metrics of a test, as "group/name", to the runs of its training in the trackers, at the last step.
+
+    A tracker that does not start costs one warning, because the results are already in a file.
+    """
+    if not chosen(cfg):
+        return
+    try:
+        step = max(record.get("step", 0) for record in read_metrics(cfg.OUTPUT_DIR))
+        links = start_trackers(cfg, step)
+    except (ValueError, OSError) as error:
+        logger.warning("no tracker gets the metrics of this test: %s", error)
+        return
+    for link in links:
+        link.send({f"{group}/{name}": value for name, value in metrics.items() if isinstance(value, float)}, step)
+    close(links, failed=False)
 
 
 def close(links: Sequence[Link], failed: bool) -> None:

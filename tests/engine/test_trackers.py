@@ -25,7 +25,7 @@ from slowfast.engine import trackers
 from slowfast.engine.log import RunLog
 from slowfast.engine.meters import METRICS
 from slowfast.run.interrupt import Interruption
-from slowfast.utils.logging import read_metrics
+from slowfast.utils.logging import MetricsLog, read_metrics
 
 VALUES = {"loss": 1.5, "lr": 0.1, "grad_norm": 2.0, "clips_per_s": 4.0, "data_wait": 0.25, "memory_gib": 3.0}
 VALUES |= dict.fromkeys(METRICS, 50.0)
@@ -51,7 +51,7 @@ class Recorder:
 
     def log(self, values: Any, step: int) -> None:
         self.call("log")
-        self.rows.append((step, values.get("train/loss")))
+        self.rows.append((step, values["test/top1"] if "test/top1" in values else values.get("train/loss")))
 
     def finish(self, failed: bool) -> None:
         self.call("finish")
@@ -69,10 +69,21 @@ def recorder(monkeypatch) -> Iterator[type[Recorder]]:
     Own.blocked.set()
 
 
-def make(folder: Path, *names: str, step: int = 0) -> RunLog:
+def settings(folder: Path, *names: str) -> Any:
     cfg = get_cfg()
     cfg.OUTPUT_DIR, cfg.TRACKERS = str(folder / "run7"), [*names]
-    return RunLog(cfg, step, last_step=20)
+    return cfg
+
+
+def make(folder: Path, *names: str, step: int = 0) -> RunLog:
+    return RunLog(settings(folder, *names), step, last_step=20)
+
+
+def send_test(folder: Path, *names: str) -> None:
+    cfg = settings(folder, *names)
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    MetricsLog(cfg.OUTPUT_DIR).write("test", top1=75.0)
+    trackers.send_results(cfg, "test", {"top1": 75.0, "num_videos": 7})
 
 
 def train(folder: Path, *names: str, first: int = 1) -> dict[str, str]:
@@ -90,6 +101,7 @@ def test_mlflow_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatc
     mlflow.set_tracking_uri(f"file:{tmp_path}/store")
     ids = train(tmp_path, "mlflow")
     assert train(tmp_path, "mlflow", first=3) == ids
+    send_test(tmp_path, "mlflow")
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("slowfast").experiment_id])
     assert (run.info.run_id, run.info.run_name, run.info.status) == (ids["mlflow"], "run7", "FINISHED")
@@ -97,6 +109,7 @@ def test_mlflow_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatc
     rows = [(row.step, row.value) for row in client.get_metric_history(ids["mlflow"], "train/loss")]
     assert sorted({*rows}) == [(step, 10.0 + step) for step in range(1, 6)]
     assert {row.step for row in client.get_metric_history(ids["mlflow"], "val/top1")} == {3, 5}
+    assert [(row.step, row.value) for row in client.get_metric_history(ids["mlflow"], "test/top1")] == [(5, 75.0)]
 
 
 def test_mlflow_can_use_another_store_for_the_next_run_of_a_process(tmp_path, monkeypatch):
@@ -111,6 +124,7 @@ def test_mlflow_can_use_another_store_for_the_next_run_of_a_process(tmp_path, mo
 
 def test_runs_that_create_the_store_of_mlflow_at_once_all_start(tmp_path):
     pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")  # mlflow-skinny has no database
     code = (
         "import sys; from slowfast.config import get_cfg; from slowfast.engine.trackers import TRACKERS; "
         "cfg = get_cfg(); cfg.OUTPUT_DIR = sys.argv[1]; TRACKERS['mlflow'](cfg, 0, '').finish(False)"
@@ -146,6 +160,8 @@ def test_wandb_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch
     ids = train(tmp_path, "wandb")
     time.sleep(1.1)  # wandb names the folder of a start by its second
     assert train(tmp_path, "wandb", first=3) == ids
+    time.sleep(1.1)
+    send_test(tmp_path, "wandb")
     rows = dict[int, dict[str, str]]()
     files = sorted((tmp_path / "run7/wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     for file in files:
@@ -159,9 +175,10 @@ def test_wandb_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch
             if record.HasField("history"):
                 values = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
                 rows.setdefault(record.history.step.num, {}).update(values)
-    assert len(files) == 2
+    assert len(files) == 3
     assert {step: float(row["train/loss"]) for step, row in rows.items()} == {n: 10.0 + n for n in range(1, 6)}
     assert [step for step, row in rows.items() if "val/top1" in row] == [3, 5]
+    assert [float(row["test/top1"]) for row in rows.values() if "test/top1" in row] == [75.0]
 
 
 def test_trackio_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch):
@@ -169,11 +186,13 @@ def test_trackio_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypat
     pytest.importorskip("trackio")
     ids = train(tmp_path, "trackio")
     assert train(tmp_path, "trackio", first=3) == ids
+    send_test(tmp_path, "trackio")
     with sqlite3.connect(tmp_path / "store/slowfast.db") as store:
         found = [*store.execute("SELECT run_id, run_name, step, metrics FROM metrics")]
         ((config,),) = store.execute("SELECT config FROM configs")
     assert len({run for run, *_ in found}) == 1 and {name for _, name, *_ in found} == {ids["trackio"]}
     assert json.loads(config)["TRAIN.BATCH_SIZE"] == get_cfg().TRAIN.BATCH_SIZE
+    assert [step for *_, step, row in found if json.loads(row).get("test/top1") == 75] == [5]
     losses = {(step, json.loads(row).get("train/loss")) for *_, step, row in found}
     assert losses - {(3, None), (5, None)} == {(step, 10.0 + step) for step in range(1, 6)}
     assert {step for *_, step, row in found if "val/top1" in json.loads(row)} == {3, 5}
@@ -276,3 +295,18 @@ def test_a_run_that_an_error_ends_is_failed_there(error, failed, recorder, tmp_p
     except (RuntimeError, Interruption):
         pass
     assert recorder.made[0].end is failed
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_metrics_of_a_test_go_to_the_run_of_its_training(trained, recorder, tmp_path):
+    if trained:
+        train(tmp_path, "wandb")
+    send_test(tmp_path, "wandb")
+    assert [(run.id, run.end) for run in recorder.made] == [("run-0", False)] * (1 + trained)
+    assert recorder.made[-1].rows == [(3 * trained, 75.0)]
+
+
+def test_a_test_ends_well_without_its_tracker(recorder, tmp_path, caplog):
+    recorder.fails = "start"
+    send_test(tmp_path, "wandb")
+    assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
