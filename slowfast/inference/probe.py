@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slowfast.datasets.lists import VideoList, read_list
+from slowfast.datasets.lists import ListError, VideoList, read_list
 from slowfast.datasets.rows import RowFormat
 from slowfast.engine.meters import in_top
 from slowfast.inference import extract
@@ -110,8 +110,16 @@ def _read(path: str) -> VideoList:
     read = partial(read_list, path, separator="," if comma else " ")
     starts = starts_of(path)
     lists = (read(prefix=start) for start in starts)
-    found = next((listed for listed in lists if os.path.exists(listed.path(0))), None)
-    return found or read(prefix=starts[0] or starts[-1])
+    try:
+        found = next((listed for listed in lists if os.path.exists(listed.path(0))), None)
+        return found or read(prefix=starts[0] or starts[-1])
+    except ListError as error:
+        faults, line_end, _ = str(error).rpartition("\n")
+        if not line_end:  # not about rows
+            raise
+        # the cure of `read_list` names its arguments, which are no options here
+        cure = "Every row must be a path and one label from 0 on, with a blank (or in all rows a comma) between them."
+        raise ListError(f"{faults}\n{cure}") from None
 
 
 def _extract(args: argparse.Namespace, lists: Sequence[VideoList]) -> str:

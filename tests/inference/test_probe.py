@@ -210,6 +210,16 @@ def test_top5_is_called_by_the_number_of_classes(classes, k, tmp_path, capsys):
     assert json.loads((tmp_path / "out/probe.json").read_text())["top5_k"] == k
 
 
+@pytest.mark.parametrize("row", ["b.mp4 1,2", 'b.mp4,"1,2"', "b.mp4 -1", "b.mp4;1", "b.mp4"])
+def test_a_wrong_row_is_an_error_that_names_no_key_or_argument(row, tmp_path, capsys):
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{'a.mp4,0' if ',' in row[:6] else 'a.mp4 0'}\n{row}\n")
+    assert probe(listed, "--val", listed, "--features", tmp_path, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"{listed}:2" in error
+    assert not any(name in error for name in ("MULTI_LABEL", "multi_label", "num_classes", "set separator"))
+
+
 def test_wrong_inputs_have_exit_code_2_and_missing_features_1(trained, lists, tmp_path, capsys):
     train, val = lists
     assert write(train, "--weights", trained, "--window", 8, "--out", tmp_path / "f") == 0
