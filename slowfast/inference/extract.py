@@ -41,6 +41,7 @@ KEYS = (
     "TEST.DATASET", "TEST.NUM_ENSEMBLE_VIEWS", "TEST.NUM_SPATIAL_CROPS", "TEST.AMP_DTYPE", "DATA.SAMPLING_RATE",
     "DATA.USE_OFFSET_SAMPLING", "DATA.REVERSE_INPUT_CHANNEL", "DATA.MEAN", "DATA.STD",
 )  # fmt: skip
+OF_VIEWS = ("TEST.NUM_ENSEMBLE_VIEWS", "DATA.SAMPLING_RATE")  # those that do not change the features of windows
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -130,16 +131,21 @@ def _begin(args: argparse.Namespace, net: Network) -> None:
         "size": net.cfg.DATA.TEST_CROP_SIZE,
     }
     values = leaves(net.cfg)
-    rule |= {key: values[key] for key in KEYS}
+    rule |= {key: values[key] for key in KEYS if args.per_video or key not in OF_VIEWS}
     path = Path(args.out, SETTINGS)
     if not path.is_file():
         write_json(path, {**rule, "videos": {}})
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    differ = [key for key, value in rule.items() if key != "weights" and before.get(key) != value]
+    differ = [key for key, value in rule.items() if key != "weights" and before.get(key, value) != value]
     if differ:
-        values = ", ".join(f"{key} {before.get(key)} there, {rule[key]} here" for key in differ)
+        values = ", ".join(f"{key} {before[key]} there, {rule[key]} here" for key in differ)
         raise ValueError(f"{args.out} contains other features ({values}): choose another --out, or use its settings")
+    if missing := [key for key in rule if key not in before]:
+        raise ValueError(
+            f"{path} lacks {', '.join(missing)}, because another version of slowfast-features wrote it: choose "
+            "another --out"
+        )
 
 
 def run_part(
@@ -160,40 +166,39 @@ def run_part(
         described = Path(args.out, DESCRIPTIONS, f"{name}.json")
         if described.is_file() and Path(args.out, f"{name}.npy").is_file():
             before = json.loads(described.read_text(encoding="utf-8"))["path"]
-            if os.path.abspath(before) != os.path.abspath(path):
+            if os.path.abspath(before) != os.path.abspath(path):  # older versions wrote relative paths
                 raise ValueError(
                     f"{args.out}/{name}.npy contains features of {before}, not of {path}: choose another --out"
                 )
             continue
         try:
-            values, about = _of_video(net, layer, rule, path, args.batch)
+            values, facts = _of_video(net, layer, rule, path, args.batch)
         except MediaError as error:
             bad.append((error.path, error.reason))
             continue
         with atomic_write(Path(args.out, f"{name}.npy")) as file:
             np.save(file, values)
-        write_json(described, about)
+        write_json(described, {"path": os.path.abspath(path), **facts})
     return bad
 
 
 def _of_video(
     net: Network, layer: LayerFeatures, rule: dict[str, Any], path: str, batch: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return the features of a video, (N, C), or (C,) per video, and their description."""
+    """Return the features of a video, (N, C), or (C,) per video, and facts of its windows."""
     if rule["tokens"]:
-        return _tokens(net, layer, path, batch), {"path": path}
+        return _tokens(net, layer, path, batch), {}
     if rule["per_video"]:
-        return net.features(path, layer).values.astype(np.float32), {"path": path}
+        return net.features(path, layer).values.astype(np.float32), {}
     cutter = WindowCutter(net, path, rule["window"], rule["stride"])
     found = [output.mean(0) for _, output in run_windows(net, cutter, net.as_tested(layer), batch)]
-    about = {
-        "path": path,
+    facts = {
         "windows": len(found),
         "frames": cutter.length,
         "seconds": round(cutter.seconds, 6),
         "fps": round(cutter.length / cutter.seconds, 6),
     }
-    return np.stack(found).astype(np.float32), about
+    return np.stack(found).astype(np.float32), facts
 
 
 @torch.no_grad()

@@ -82,6 +82,43 @@ def test_other_views_or_inputs_have_exit_code_2(trained, paths, tmp_path, other)
     assert (tmp_path / "f/val_0.npy").read_bytes() == kept
 
 
+def test_windows_do_not_depend_on_the_views_of_a_test(trained, paths, tmp_path):
+    command = [paths[0], "--weights", trained, "--window", 8, "--out", tmp_path]
+    other = ["--opts", "TEST.NUM_ENSEMBLE_VIEWS", 3, "DATA.SAMPLING_RATE", 2]
+    assert extract(*command) == 0
+    assert extract(paths[0], "--weights", trained, "--per-video", "--out", tmp_path) == 2
+    kept = np.load(tmp_path / "val_0.npy")
+    assert extract(*command, *other) == 0
+    (tmp_path / "val_0.npy").unlink()
+    assert extract(*command, *other) == 0 and np.array_equal(np.load(tmp_path / "val_0.npy"), kept)
+
+
+def test_a_folder_of_another_version_has_exit_code_2_and_names_the_unknown_settings(trained, paths, tmp_path, capsys):
+    command = [paths[0], "--weights", trained, "--window", 8, "--out", tmp_path]
+    assert extract(*command) == 0
+    about = json.loads((tmp_path / "features.json").read_text())
+    del about["DATA.MEAN"]
+    (tmp_path / "features.json").write_text(json.dumps(about))
+    capsys.readouterr()
+    assert extract(*command) == 2
+    error = capsys.readouterr().err
+    assert "DATA.MEAN" in error and "DATA.STD" not in error and "None" not in error
+
+
+def test_a_relative_path_is_that_of_the_folder_in_which_the_features_were_made(trained, paths, tmp_path, monkeypatch):
+    for folder, path in zip("ab", paths, strict=False):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same.mp4").write_bytes(path.read_bytes())
+    command = ["--weights", trained, "--window", 8, "--out", tmp_path / "f"]
+    monkeypatch.chdir(tmp_path / "a")
+    assert extract("same.mp4", *command) == 0
+    written = (tmp_path / "f/same.npy").stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path / "b")
+    assert extract("same.mp4", *command) == 2  # another video
+    assert extract("../a/same.mp4", *command) == 0
+    assert (tmp_path / "f/same.npy").stat().st_mtime_ns == written
+
+
 def test_another_video_of_the_same_name_has_exit_code_2(trained, paths, tmp_path):
     copies = [tmp_path / folder / "same.mp4" for folder in ("a", "b")]
     for path, copy in zip(paths, copies, strict=False):
