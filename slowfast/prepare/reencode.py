@@ -68,12 +68,13 @@ def reencode(
     Frames and the differences of their times stay the same, and the first time becomes 0. Sound and other streams are
     removed. A rotation or mirroring in the header is applied. A file appears complete or not at all, with the
     modification time of its source, and is made again only if this time has changed, so a repeated call continues an
-    interrupted one. The same source and settings give the same bytes. `out`/without_copy.csv names the videos without a
-    copy, also after a kill, and `folders` of images, which are not encoded. A file that takes longer than `timeout`
-    seconds has no copy.
+    interrupted one. If a changed source cannot be encoded, the copy of its earlier content stays: it may be the last
+    readable version of the video. The same source and settings give the same bytes. `out`/without_copy.csv names the
+    videos without a copy, also after a kill, and `folders` of images, which are not encoded. A file that takes longer
+    than `timeout` seconds has no copy.
 
     Returns:
-        Path of each of `paths` without a copy -> reason.
+        Path of each of `paths` without a copy of its present content -> reason.
 
     Raises:
         ValueError: `out` is in `videos` or the reverse, or contains copies made with other settings.
@@ -97,7 +98,8 @@ def reencode(
     with closing(run_killable(encode, todo, workers=workers, timeout=timeout, title="reencode", done=done)) as outcomes:
         for path, outcome in outcomes:
             if isinstance(outcome, Failure):
-                broken[path] = " ".join(outcome.reason.split())
+                kept = "; the copy of its earlier content is kept" if (out / path).exists() else ""
+                broken[path] = " ".join(outcome.reason.split()) + kept
                 _part(out / path).unlink(missing_ok=True)
     _record(out, left | broken)
     return broken

@@ -261,6 +261,19 @@ def test_stale_and_empty_copies_are_made_again(tmp_path, change):
     assert target.read_bytes() == whole and target.stat().st_mtime_ns == time
 
 
+def test_the_copy_of_a_source_that_no_longer_decodes_is_kept_and_reported(tmp_path):
+    source = write(tmp_path / "in/a.mp4")
+    target = copy(source, tmp_path / "out")
+    whole = target.read_bytes()
+    source.write_bytes(source.read_bytes()[:500])
+    kept, without = (
+        reencode(source.parent, ["a.mp4"], tmp_path / name, Settings(), workers=1, timeout=30)["a.mp4"]
+        for name in ("out", "new")
+    )
+    assert target.read_bytes() == whole and without_copy(tmp_path / "out") == []
+    assert kept.startswith(without) and kept != without and kept in (tmp_path / "out" / WITHOUT_COPY).read_text()
+
+
 def test_a_source_that_vanished_is_broken(tmp_path):
     source = write(tmp_path / "in/a.mp4")
     copy(source, tmp_path / "out")
