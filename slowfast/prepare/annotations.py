@@ -226,16 +226,12 @@ def _read_moments(path: Path, fold: int, notes: Notes) -> tuple[Annotations, lis
 def _read_activitynet(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
     """Read the JSON file of ActivityNet or HACS Segments: subset, duration and segments in seconds of each video."""
     for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
-        try:
-            content = json.loads("\n".join(file_lines(file)))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg}): download it again") from None
-        if isinstance(content, dict) and isinstance(content.get("database"), dict):
+        if (database := read_database(file)) is not None:
             break
     else:
         raise ValueError(f'{path} contains no JSON file with a "database" of videos: give the file of the annotations')
     splits: Annotations = {}
-    for video, entry in content["database"].items():
+    for video, entry in database.items():
         try:
             split, row = SPLIT_NAMES[entry["subset"]], _untrimmed(video, entry, notes)
         except (LookupError, TypeError, ValueError) as error:
@@ -248,6 +244,20 @@ def _read_activitynet(path: Path, fold: int, notes: Notes) -> tuple[Annotations,
         else:
             notes["without an annotated segment, left out"].append(video)
     return splits, _sorted_classes(splits)
+
+
+def read_database(file: Path) -> dict[str, Any] | None:
+    """Return the videos of a JSON file of ActivityNet or HACS Segments; None if it has none.
+
+    Raises:
+        ValueError: it cannot be read, or is not JSON.
+    """
+    try:
+        content = json.loads("\n".join(file_lines(file)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg}): download it again") from None
+    database = content.get("database") if isinstance(content, dict) else None
+    return database if isinstance(database, dict) else None
 
 
 def _untrimmed(video: str, entry: Mapping[str, Any], notes: Notes) -> Annotation:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from slowfast.datasets.catalog import Dataset
 from slowfast.datasets.lists import VideoList
-from slowfast.prepare.annotations import READERS, file_lines
+from slowfast.prepare.annotations import READERS, file_lines, read_database
 from slowfast.utils.class_names import kinetics400_names, read_class_names
 
 # The name of a clip extends that of its video: in Kinetics by the seconds of the cut, in ActivityNet and HACS by "v_".
@@ -98,8 +96,7 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.suffix in (".json", ".csv", ".txt")]
         if len(files) != 1 and dataset.annotations in READERS:
-            annotated, names = READERS[dataset.annotations](path, 1, defaultdict(list))
-            return names, [(row.video, row.of_class) for rows in annotated.values() for row in rows]
+            return _read_as(dataset.annotations, path)
         if len(files) != 1:
             raise ValueError(f"{path} has {len(files)} files of annotations: name one of them")
         path = files[0]
@@ -108,21 +105,12 @@ def _read(path: Path, dataset: Dataset) -> tuple[list[str], list[tuple[str, str]
     if {"youtube_id", column} <= {*header}:
         entries = csv.DictReader(file_lines(path))  # label -1 of HACS Clips is a class that a clip does not show
         rows = [(row["youtube_id"], row[column]) for row in entries if row.get("label") != "-1"]
-        return _sorted_names(rows), [row for row in rows if row[1]]
-    content = None
-    with suppress(ValueError):  # `read_class_names` reports what is wrong with other files
-        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.suffix == ".json" else None
-    if isinstance(content, dict) and isinstance(content.get("database"), dict):  # ActivityNet or HACS Segments
-        try:
-            entries = [(video, entry.get("annotations") or ()) for video, entry in content["database"].items()]
-            database = [(video, segment["label"]) for video, segments in entries for segment in segments]
-        except (AttributeError, KeyError, TypeError):
-            raise ValueError(
-                f'{path}: a video in "database" lacks labelled annotations: correct or remove its entry'
-            ) from None
-        return _sorted_names(database), database
+        return sorted({of_class for _, of_class in rows if of_class}), [row for row in rows if row[1]]
+    if path.suffix == ".json" and read_database(path) is not None:
+        return _read_as("activitynet", path)
     return read_class_names(path), []
 
 
-def _sorted_names(rows: Iterable[tuple[str, str]]) -> list[str]:
-    return sorted({of_class for _, of_class in rows if of_class})
+def _read_as(kind: str, path: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    annotated, names = READERS[kind](path, 1, defaultdict(list))
+    return names, [(row.video, row.of_class) for rows in annotated.values() for row in rows]
