@@ -70,7 +70,8 @@ key("TRAIN.BATCH_SIZE", 64, integer(1),
 key("TRAIN.EVAL_PERIOD", 10, integer(1),
     "Epochs between two validations; the last epoch is always validated.", may_differ=True)
 key("TRAIN.PATIENCE", 0, integer(0),
-    "End training after this many validations in a row without a better top-1 or mAP; 0 is off.", may_differ=True)
+    "End training after this many validations in a row without a better top-1 or mAP; 0 is off. A "
+    "larger number, or 0, continues an ended run.", may_differ=True)
 key("TRAIN.CHECKPOINT_PERIOD", 10, integer(1),
     "Epochs between two checkpoints; the last epoch and each validated epoch always write one.", may_differ=True)
 key("TRAIN.CHECKPOINT_MINUTES", 30.0, number(0),

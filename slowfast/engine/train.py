@@ -103,7 +103,8 @@ def out_of_patience(state: TrainState, cfg: CfgNode) -> bool:
     if not patience or state.since_best < patience:
         return False
     logger.info(
-        "%s %.2f was not exceeded in the last %d validations: the training ends (TRAIN.PATIENCE %d)",
+        "%s %.2f was not exceeded in the last %d validations: the training ends (TRAIN.PATIENCE %d; a larger "
+        "one, or 0, continues it)",
         metric_names(cfg.DATA.MULTI_LABEL)[0], state.best, state.since_best, patience,
     )  # fmt: skip
     return True

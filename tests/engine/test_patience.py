@@ -37,6 +37,8 @@ def test_patience_is_counted_over_resumes(experiment, run_net, tmp_path):
     assert epochs(out) == [1, 2, 3]
     run_net(experiment, *STILL, "TRAIN.PATIENCE", 3, "TEST.ENABLE", False)
     assert epochs(out) == [1, 2, 3, 4]
+    run_net(experiment, *STILL, "TRAIN.PATIENCE", 0, "TEST.ENABLE", False)
+    assert epochs(out) == [1, 2, 3, 4, 5, 6]
 
 
 def test_all_ranks_end_together(experiment, run_net, tmp_path):
