@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config.rules import check_hardware, num_local_processes
 from slowfast.engine.batch_norm import freeze_batch_norm
-from slowfast.engine.start import new_state, prepare_run
+from slowfast.engine.start import learns_from_single_clips, new_state, prepare_run
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, train_step
 from slowfast.models.build import build_model, input_shape
@@ -27,6 +27,10 @@ from slowfast.utils.memory import available, peak_resident
 # than 6 videos is that of the optimizer, and it grows too slowly.
 SMALL = (1, 6)
 SPARE = 0.05  # share of the memory that is left free, for fragments and for libraries
+LESS_MEMORY = (
+    "recompute activations (MODEL.USE_CHECKPOINT True, MODEL.CHECKPOINT_NUM), or choose a smaller network, crop or "
+    "number of frames"
+)
 
 
 class Fit(NamedTuple):
@@ -153,16 +157,19 @@ def describe(cfg: CfgNode, found: Fit) -> str:
     processes, gib = num_local_processes(cfg), 2**30
     copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
     if not found.videos:
-        raise ValueError(
-            f"not even one video per process fits into {found.limit / gib:.2f} GiB: recompute activations "
-            "(MODEL.USE_CHECKPOINT True, MODEL.CHECKPOINT_NUM), or choose a smaller network, crop or number of frames"
-        )
+        raise ValueError(f"not even one video per process fits into {found.limit / gib:.2f} GiB: {LESS_MEMORY}")
     configured = cfg.TRAIN.BATCH_SIZE // processes
     needed = found.needed(configured) / gib
-    return (
+    lines = [
         f"TRAIN.BATCH_SIZE {found.videos * processes} is the largest that fits "
-        f"({'measured' if cfg.NUM_GPUS else 'estimated'})\n"
+        f"({'measured' if cfg.NUM_GPUS else 'estimated'})",
         f"memory per clip {found.per_video / copies / gib:.3f} GiB, without clips {found.fixed / gib:.2f} GiB, "
-        f"limit per process {found.limit / gib:.2f} GiB\n"
-        f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} as configured: about {needed:.2f} GiB per process"
-    )
+        f"limit per process {found.limit / gib:.2f} GiB",
+        f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} as configured: about {needed:.2f} GiB per process",
+    ]
+    if found.videos * copies == 1 and not learns_from_single_clips(cfg, build_model(cfg)):
+        lines.append(
+            "with one clip per process the network cannot learn, because BatchNorm makes the features of all clips the "
+            f"same: {LESS_MEMORY}, or for fine-tuning set MODEL.FROZEN_BN True"
+        )
+    return "\n".join(lines)

@@ -116,15 +116,10 @@ def new_state(cfg: CfgNode, model: nn.Module, steps_per_epoch: int, device: torc
 
 
 def warn_of_single_clips(cfg: CfgNode, model: nn.Module) -> None:
-    """Warn if the last BatchNorm of a UniFormer gets one clip per process.
-
-    The features of a clip are the means over the positions of its output. BatchNorm of a single clip gives these means
-    the same values for every clip.
-    """
+    """Warn if each process gets one clip, and the network cannot learn from a single one."""
     copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
     processes = distributed.local_world_size()
-    normalized = type(getattr(model, "norm", None)) in BATCH_NORM.values() and not cfg.MODEL.FROZEN_BN
-    if normalized and copies * cfg.TRAIN.BATCH_SIZE == processes:
+    if copies * cfg.TRAIN.BATCH_SIZE == processes and not learns_from_single_clips(cfg, model):
         logger.warning(
             "the network cannot learn with one clip per process (TRAIN.BATCH_SIZE %d), because BatchNorm makes the "
             "features of all clips the same: set TRAIN.BATCH_SIZE to %d or more, or for fine-tuning MODEL.FROZEN_BN "
@@ -132,6 +127,15 @@ def warn_of_single_clips(cfg: CfgNode, model: nn.Module) -> None:
             cfg.TRAIN.BATCH_SIZE,
             2 * processes,
         )
+
+
+def learns_from_single_clips(cfg: CfgNode, model: nn.Module) -> bool:
+    """Return whether a process may get one clip; the BatchNorm after the last block of a UniFormer needs several.
+
+    The features of a clip are the means over the positions of its output. BatchNorm of a single clip gives these means
+    the same values for every clip.
+    """
+    return type(getattr(model, "norm", None)) not in BATCH_NORM.values() or cfg.MODEL.FROZEN_BN
 
 
 def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:

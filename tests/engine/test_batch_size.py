@@ -47,6 +47,22 @@ def test_memory_for_no_video_is_an_error_with_a_cure():
         describe(cfg, fit(lambda videos: 30 * MIB * videos, 10 * MIB, False))
 
 
+@pytest.mark.parametrize(
+    ("videos", "options", "lines"),
+    [
+        (1, {}, 4),
+        (2, {}, 3),
+        (1, {"MODEL__FROZEN_BN": True}, 3),
+        (1, {"AUG__ENABLE": True, "AUG__NUM_SAMPLE": 2}, 3),
+        (1, {"NUM_PROCESSES": 2}, 4),
+    ],
+)
+def test_a_batch_of_one_clip_with_which_a_network_cannot_learn_is_noted(videos, options, lines):
+    text = describe(config(**options), Fit(videos, 30.0 * MIB, 5.0 * MIB, 100 * MIB))
+    assert len(text.splitlines()) == lines
+    assert ("MODEL.FROZEN_BN" in text) == (lines == 4)
+
+
 @pytest.mark.slow
 def test_the_program_prints_the_batch_and_writes_nothing(experiment, call, tmp_path):
     larger = ("DATA.NUM_FRAMES", 8, "DATA.TRAIN_CROP_SIZE", 64, "UNIFORMER.EMBED_DIM", [32, 32, 32, 32])
