@@ -19,6 +19,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 import threading
 
 import scipy.optimize  # noqa: F401  every test with labels
@@ -78,6 +79,7 @@ def serve(address: str, owner: int) -> list[str]:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # it may be another one here
     if "fresh" in options:
         for name in [name for name in sys.modules if name.partition(".")[0] == "slowfast"]:
             del sys.modules[name]

@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -108,7 +110,7 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
     local = num_local_processes(cfg)
     first_rank, world = cfg.SHARD_ID * local, cfg.NUM_SHARDS * local
     place = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local)}
-    with _own_signal_handlers(), tempfile.TemporaryDirectory(prefix="slowfast-") as folder:
+    with _own_signal_handlers(), _folder_of_errors() as folder:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: until they listen, only this process handles Ctrl-C
         arguments = (cfg, job, place, first_rank, folder, os.getpid())
         processes: list[BaseProcess] = torch.multiprocessing.spawn(_process, arguments, local, join=False).processes  # pyright: ignore
@@ -120,14 +122,24 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
                 process.kill()
             for process in processes:
                 process.join()
-        _raise_outcome({first_rank + i: code for i, code in enumerate(codes)}, Path(folder))
+        _raise_outcome({first_rank + i: code for i, code in enumerate(codes)}, folder)
+
+
+@contextmanager
+def _folder_of_errors() -> Generator[Path]:
+    """Yield the path of a folder that the first failure makes, so that a job that is killed leaves none."""
+    folder = Path(tempfile.gettempdir(), f"slowfast-{secrets.token_hex(8)}")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _process(
-    local_rank: int, cfg: CfgNode, job: Job, place: dict[str, str], first_rank: int, folder: str, parent: int
+    local_rank: int, cfg: CfgNode, job: Job, place: dict[str, str], first_rank: int, folder: Path, parent: int
 ) -> None:
     os.environ.update(place, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
-    os.environ[ERROR_FILE] = os.path.join(folder, str(local_rank), "error.json")
+    os.environ[ERROR_FILE] = str(folder / str(local_rank) / "error.json")
     if os.getppid() != parent:
         sys.exit(EXIT_REQUEUE)  # the parent was killed while this process started
     try:

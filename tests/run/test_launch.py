@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -95,14 +96,21 @@ def start(experiment, fork, warm, tmp_path) -> Iterator[Callable[..., Running]]:
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -SE tests/relay.py {warm} {sys.executable} "$@"\n')
     python.chmod(0o755)
 
-    def begin(*overrides: object, torchrun: int = 0, restarts: int = 0, fresh: str = "") -> Running:
+    def begin(
+        *overrides: object,
+        torchrun: int = 0,
+        restarts: int = 0,
+        fresh: str = "",
+        temporary: str = tempfile.gettempdir(),
+    ) -> Running:
         log = tmp_path / f"printed_{len(started)}.txt"
         arguments = [RUN_NET, "--cfg", str(experiment), *map(str, overrides)]
         if torchrun:
             options = ("--standalone", f"--nproc_per_node={torchrun}", f"--max-restarts={restarts}")
             arguments = [torch.distributed.run.__file__, *options, *arguments]
         with open(log, "wb") as file:
-            process = fork(arguments, file, file, environment={"PYTHON_EXEC": str(python), "FRESH_RANK": fresh})
+            environment = {"PYTHON_EXEC": str(python), "FRESH_RANK": fresh, "TMPDIR": temporary}
+            process = fork(arguments, file, file, environment=environment)
         started.append(Running(process, log))
         return started[-1]
 
@@ -143,9 +151,11 @@ def test_a_killed_process_ends_the_job(start, tmp_path):
     assert "error: process 1 was killed by SIGKILL" in job.text()
     assert "Traceback" not in job.text()
 
-    job = start(*two).trains()
-    os.kill(job.process.pid, signal.SIGKILL)  # the processes detect it, save and exit
-    assert job.ends() == -signal.SIGKILL
+    with tempfile.TemporaryDirectory() as folder:  # with a short path, for the sockets of the workers
+        job = start(*two, temporary=folder).trains()
+        os.kill(job.process.pid, signal.SIGKILL)  # the processes detect it, save and exit
+        assert job.ends() == -signal.SIGKILL
+        assert not [*Path(folder).glob("slowfast-*")]
     assert last_checkpoint(str(tmp_path / "out"))
 
 
