@@ -32,11 +32,12 @@ class ViewEnsemble:
         method: "sum" or "max" over views.
         softmax: turn logits into probabilities first.
         sigmoid: turn logits into a probability per class first.
+        videos: length of the list; 0 if it is not known, then the scores are copied whenever they grow.
     """
 
-    def __init__(self, method: str, softmax: bool, sigmoid: bool = False) -> None:
+    def __init__(self, method: str, softmax: bool, sigmoid: bool = False, videos: int = 0) -> None:
         assert method in ("sum", "max"), method
-        self.method, self.softmax, self.sigmoid = method, softmax, sigmoid
+        self.method, self.softmax, self.sigmoid, self.videos = method, softmax, sigmoid, videos
         self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); undefined for rows not in `views`
         self.labels: dict[int, Any] = {}  # a number, or (K,)
         self.views: dict[int, int] = {}  # bit v: view v is counted
@@ -73,10 +74,11 @@ class ViewEnsemble:
     def reserve(self, rows: int, classes: int) -> None:
         """Allocate scores for the first `rows` of the list."""
         if not self.scores.size:
-            self.scores = np.zeros((rows, classes), np.float32)
+            # the system maps pages of a large array when they are written
+            self.scores = np.zeros((max(rows, self.videos), classes), np.float32)
         elif rows > len(self.scores):
-            # the system moves the pages of a large array without a copy
-            self.scores.resize((rows + rows // 8, classes), refcheck=False)
+            before, self.scores = self.scores, np.zeros((rows + rows // 8, classes), np.float32)
+            self.scores[: len(before)] = before
 
 
 @dataclass
@@ -277,5 +279,4 @@ def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device
     for place, row in enumerate(index.tolist()):
         if place != row:  # an earlier video could not be decoded
             scores[place] = scores[row]
-    scores.resize((len(index), scores.shape[1]), refcheck=False)
-    return index, scores, max(views for _, views in shapes)
+    return index, scores[: len(index)], max(views for _, views in shapes)

@@ -51,7 +51,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     model, order, names = load_model(cfg, path, samples.class_names)
     place(model, device)
     progress()
-    evaluation = score(cfg, model, loader, device, "test")
+    evaluation = score(cfg, model, loader, len(samples), device, "test")
     metrics, folder = evaluation.metrics(), Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
@@ -74,24 +74,29 @@ def test(cfg: CfgNode) -> dict[str, Any]:
 
 
 def score(
-    cfg: CfgNode, model: nn.Module, loader: Iterable[dict[str, Any]], device: torch.device, description: str
+    cfg: CfgNode,
+    model: nn.Module,
+    loader: Iterable[dict[str, Any]],
+    videos: int,
+    device: torch.device,
+    description: str,
 ) -> Evaluation:
-    """Return the scores of all views of a test, see `evaluate`."""
+    """Return the scores of all views of a test; `videos` is the length of its list, see `evaluate` for the others."""
     clips = clips_at_once(cfg, distributed.local_world_size())
     return evaluate(
         Inference(model, inference_dtype(cfg, device), clips, cfg.MODEL.COMPILE),
         loader,
         clip_mover(cfg, device, reuse=True),
         device,
-        view_ensemble(cfg),
+        view_ensemble(cfg, videos),
         max_clips=clips,
         description=description,
     )
 
 
-def view_ensemble(cfg: CfgNode) -> ViewEnsemble:
-    """Return an empty ensemble for the views of a test."""
-    return ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, softmax=sums_softmax(cfg), sigmoid=cfg.DATA.MULTI_LABEL)
+def view_ensemble(cfg: CfgNode, videos: int = 0) -> ViewEnsemble:
+    """Return an empty ensemble for the views of a test of so many videos; 0 if their number is not known."""
+    return ViewEnsemble(cfg.DATA.ENSEMBLE_METHOD, sums_softmax(cfg), cfg.DATA.MULTI_LABEL, videos)
 
 
 def load_model(

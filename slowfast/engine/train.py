@@ -181,7 +181,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
         loader,
         run.to_device,
         run.device,
-        ViewEnsemble("sum", softmax=False),
+        ViewEnsemble("sum", softmax=False, videos=len(listed(loader))),
         max_clips=clips,
         description="validate",
     )

@@ -84,7 +84,9 @@ class Network:
         Raises:
             MediaError: a single video cannot be decoded. In a list, `Prediction.error` contains the reason.
         """
-        outcomes = self._evaluate(paths, lambda loader: score(self.cfg, self.model, loader, self.device, "predict"))
+        outcomes = self._evaluate(
+            paths, lambda loader, videos: score(self.cfg, self.model, loader, videos, self.device, "predict")
+        )
         found = [Prediction(path, *self._named(scores, top), error) for path, scores, error in outcomes]
         return _one(found) if isinstance(paths, (str, os.PathLike)) else found
 
@@ -109,11 +111,13 @@ class Network:
         module = self.layer(layer) if isinstance(layer, str) else layer
         if module.tokens or module.model is not self.model:
             raise ValueError("the layer is of another network, or returns tokens: use net.layer(NAME)")
-        model, ensemble = self.as_tested(module), ViewEnsemble("sum", softmax=False)
-        clips = clips_at_once(self.cfg, local_world_size=1)
-        outcomes = self._evaluate(
-            paths, lambda loader: evaluate(model, loader, self._to_device, self.device, ensemble, clips, "features")
-        )
+        model, clips = self.as_tested(module), clips_at_once(self.cfg, local_world_size=1)
+
+        def run(loader: Iterable[dict[str, Any]], videos: int) -> Evaluation:
+            ensemble = ViewEnsemble("sum", softmax=False, videos=videos)
+            return evaluate(model, loader, self._to_device, self.device, ensemble, clips, "features")
+
+        outcomes = self._evaluate(paths, run)
         found = [Features(path, sums / self.num_views, error) for path, sums, error in outcomes]
         return _one(found) if isinstance(paths, (str, os.PathLike)) else found
 
@@ -216,9 +220,12 @@ class Network:
         return top_classes(probabilities, self.class_names, top), probabilities, scores
 
     def _evaluate(
-        self, paths: Path | Sequence[Path], run: Callable[[Iterable[dict[str, Any]]], Evaluation]
+        self, paths: Path | Sequence[Path], run: Callable[[Iterable[dict[str, Any]], int], Evaluation]
     ) -> list[tuple[str, np.ndarray, str]]:
-        """Return path, sum or maximum over the views, and error of each video; `run` evaluates batches."""
+        """Return path, sum or maximum over the views, and error of each video.
+
+        `run` evaluates the batches of so many videos.
+        """
         given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
         if not len(given):
             raise ValueError("the list of videos is empty: give at least one path")
@@ -231,7 +238,7 @@ class Network:
         loader = _NotesBad(make_loader(cfg, "test", self.device, videos))
         scores: dict[int, np.ndarray] = {}
         try:
-            done = run(loader)
+            done = run(loader, len(listed))
             scores = dict(zip(done.index.tolist(), done.scores, strict=True))
         except SharedError:
             if len(loader.bad) < len(set(listed)):  # some can be decoded

@@ -229,7 +229,7 @@ def evaluate_made(local_rank: int, world: int, videos: int, classes: int, folder
     if world > 1:
         os.environ.update(RANK=str(local_rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         join_group("gloo", CPU, timeout=60, check=lambda: None)
-    batches, ensemble = made(local_rank, world, videos, classes), ViewEnsemble("sum", softmax=True)
+    batches, ensemble = made(local_rank, world, videos, classes), ViewEnsemble("sum", softmax=True, videos=videos)
     tracemalloc.start()
     result = evaluate(torch.nn.Identity(), batches, lambda v: v, CPU, ensemble, 64, "")
     metrics = result.metrics()
