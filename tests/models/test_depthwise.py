@@ -56,6 +56,16 @@ def test_kernels_equal_pytorch(shape, size, dtype):
 def test_the_interpreter_of_triton_gives_the_same():
     program = """
 import torch
+from triton.runtime import interpreter
+
+patch = interpreter._patch_lang_tensor
+
+def patch_numbers(tensor, *scope):  # the interpreter of Triton 3.6 gives NumPy 2.5 arrays of one element as numbers
+    patch(tensor, *scope)
+    tensor.__index__ = lambda self: int(self.handle.data.item())
+
+interpreter._patch_lang_tensor = patch_numbers
+
 from test_depthwise import CASES, relative_errors
 for shape, size in CASES:
     print(max(relative_errors(shape, size, torch.float32, "cpu")))
