@@ -124,7 +124,8 @@ def test_an_exported_network_takes_other_sizes_or_fails(name):
             continue
         torch.testing.assert_close(logits, model(video), rtol=1e-5, atol=1e-5)
         equal += 1
-    assert equal >= 5
+    # before PyTorch 2.14, the light network is exported for even sizes of the map that is pooled
+    assert equal >= (4 if name == "light_image" and torch.__version__ < "2.14" else 5)
 
 
 @pytest.mark.slow
