@@ -27,7 +27,7 @@ from slowfast.prepare.scan import describe, find_media
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
-from slowfast.utils.io import print_any_name, write_text
+from slowfast.utils.io import prepare_streams, write_text
 from slowfast.utils.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -282,7 +282,7 @@ def show(lines: Iterable[str]) -> None:
 def main() -> int:
     """Run a sub-command; a fault of the user ends in one line and exit code 2."""
     args = parse_args()
-    print_any_name()
+    prepare_streams()
     try:
         return args.run(args)
     except (ValueError, OSError) as error:

@@ -28,12 +28,12 @@ def main() -> int:
         0, or 2 for a wrong input, which ends in one message.
     """
     args = parse_args()
-    from slowfast.utils.io import check_output, print_any_name
+    from slowfast.utils.io import check_output, prepare_streams
     from slowfast.visualization.compare import FORMATS, comparison_table
     from slowfast.visualization.report import write_comparison, write_report
     from slowfast.visualization.runs import read_runs
 
-    print_any_name()
+    prepare_streams()
     try:
         for option, path in (("--out", args.out), ("--table", args.table)):
             if path:

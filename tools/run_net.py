@@ -20,7 +20,7 @@ from slowfast.config import ConfigError, check_variables, format_config, is_key,
 from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
 from slowfast.run.interrupt import EXIT_REQUEUE, Interruption, ignore, leave
-from slowfast.utils.io import print_any_name
+from slowfast.utils.io import prepare_streams, print_error
 
 # Options that set a key: of PySlowFast, and for Slurm.
 KEYS = {
@@ -73,13 +73,13 @@ def main() -> int:
         interrupted and has saved. Ctrl-C twice exits with 130.
     """
     args = parse_args()
-    print_any_name()
+    prepare_streams()
     # users do not need the source line of a warning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return execute(args)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return 2
     except KeyboardInterrupt:  # before or after the job
         leave()
@@ -132,14 +132,14 @@ def run_job(cfg: CfgNode, init_method: str) -> int:
     try:
         launch(cfg, partial(train_and_test, train, test), init_method)
     except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(f"error: {error}")
         return 1
     except AlreadyReported:
         return 1
     except Interruption as stop:
         if os.environ.get("RANK", "0") == "0":
             origin = "; everything is saved" if stop.saved else " from the last checkpoint"
-            print(f"{stop.reason}; the same command continues the run{origin}", file=sys.stderr)
+            print_error(f"{stop.reason}; the same command continues the run{origin}")
         return EXIT_REQUEUE
     return 0
 
@@ -210,7 +210,7 @@ def draw(cfg: CfgNode, drawn: int, report: bool = True) -> None:
                 write_report(output_dir)
         except Exception as error:  # the results are written; no fault of their pictures may fail the job
             reason = str(error).partition("\n")[0]
-            print(f"warning: the report is not complete ({type(error).__name__}: {reason})", file=sys.stderr)
+            print_error(f"warning: the report is not complete ({type(error).__name__}: {reason})")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import yaml
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.inference.load import load
 from slowfast.inference.network import Network
-from slowfast.utils.io import print_any_name
+from slowfast.utils.io import prepare_streams
 from slowfast.utils.processes import exit_with_parent, usable_cores
 from slowfast.weights.fetch import fetch
 
@@ -72,7 +72,7 @@ def load_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Net
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a program; end wrong inputs with one line."""
-    print_any_name()
+    prepare_streams()
     try:
         return run()
     except (ValueError, OSError) as error:  # for example a full disk

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import sys
 import tempfile
 from collections.abc import Generator, Iterable
@@ -21,9 +22,17 @@ import simplejson
 ESCAPED = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
 
 
-def print_any_name() -> None:
-    """Print ? for characters that the standard output cannot encode: names of files and classes contain any."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+def prepare_streams() -> None:
+    """Open closed standard streams on the null device, and print ? for characters that the output cannot encode.
+
+    Otherwise the next file that is opened gets the number of the closed stream, and libraries print into that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes contain any character
         sys.stdout.reconfigure(errors="replace")
 
 
@@ -32,20 +41,26 @@ def drawable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
+def print_error(text: str) -> None:
+    """Print to the standard error; that its terminal was closed or its disk is full must not change the exit code."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
     """Write a binary file so that it appears whole or not at all: temporary file, flush to disk, rename."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with open(part, "xb") as file:  # not a file of `tempfile`: the umask decides who may read results
         try:
-            yield file  # pyright: ignore[reportReturnType]
+            yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)  # temporary files are private; results are for the group that shares a folder
-            os.replace(file.name, path)
+            os.replace(part, path)
         except BaseException:
-            Path(file.name).unlink(missing_ok=True)  # the folder itself may have vanished
+            part.unlink(missing_ok=True)  # the folder itself may have vanished
             raise
 
 
@@ -56,8 +71,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder, path.name)
+        part.touch()
+        mode = part.stat().st_mode  # what the umask permits; some writers make private files
+        part.unlink()
         yield part
-        os.chmod(part, 0o644)
+        os.chmod(part, mode)
         os.replace(part, path)
 
 

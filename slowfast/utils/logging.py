@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slowfast.utils.io import to_json
+from slowfast.utils.io import print_error, to_json
 
 
 class _Lines:
@@ -40,8 +40,7 @@ class _Lines:
         except OSError as error:
             if not self.failing:
                 name = self.path or "the standard output"
-                with contextlib.suppress(OSError):  # stderr may be on the same disk
-                    print(f"error: {name} cannot be written ({error}): its lines are lost", file=sys.stderr, flush=True)
+                print_error(f"error: {name} cannot be written ({error}): its lines are lost")
             self.failing = True
 
 
