@@ -34,7 +34,7 @@ def relay(address: str, *command: str) -> int:
             with contextlib.suppress(ProcessLookupError):  # the program has ended
                 os.kill(program, number)
 
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
             signal.signal(number, forward)
         return int(answers.readline())
 

@@ -16,7 +16,8 @@ EXIT_REQUEUE = 75
 # Exit code of a second Ctrl-C: that of a shell.
 EXIT_INTERRUPTED = 130
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# SIGHUP: the terminal was closed; SIGXCPU: the soft limit of processor time (ulimit -t) was reached.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 
 # Messages of a first and a second Ctrl-C.
 ASKED = "stopping after this step; a second Ctrl-C exits at once"
@@ -41,11 +42,12 @@ class Interruption(Exception):
 def listen() -> None:
     """Let the signals of Ctrl-C, schedulers and time limits only set `received` from now on.
 
-    A second Ctrl-C ends this process and its children at once.
+    A second Ctrl-C ends this process and its children at once. A SIGHUP that nohup ignores stays ignored.
     """
     _received.clear()
     for number in SIGNALS:
-        signal.signal(number, _handle)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _handle)
 
 
 def ignore() -> None:

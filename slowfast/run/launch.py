@@ -49,7 +49,7 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 FIRST_ERROR = "first_error.json"
 
 # Exit codes of a process that was asked to stop: with everything saved, at once, or before it handled signals.
-STOPPED = (EXIT_REQUEUE, EXIT_INTERRUPTED, -signal.SIGTERM)
+STOPPED = (EXIT_REQUEUE, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGHUP)
 
 # What to do in each process; it must be picklable.
 Job = Callable[[CfgNode], None]

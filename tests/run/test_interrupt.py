@@ -31,3 +31,15 @@ def test_a_second_interrupt_ends_the_process_in_any_state():
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=into, timeout=50)
     os.close(into)
     assert done.returncode == EXIT_INTERRUPTED
+
+
+@pytest.mark.parametrize(("before", "noticed"), [([], ["SIGHUP", "SIGHUP"]), (["nohup"], ["None", "SIGXCPU"])])
+def test_closed_terminals_and_limits_of_processor_time_are_requests_to_stop(before, noticed):
+    program = (
+        "import os, signal\nfrom slowfast.run import interrupt\ninterrupt.listen()\n"
+        "for number in (signal.SIGHUP, signal.SIGXCPU):\n"
+        "    os.kill(os.getpid(), number)\n"
+        "    print(getattr(interrupt.received(), 'name', None))\n"
+    )
+    done = subprocess.run([*before, sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split() == noticed, done.stderr

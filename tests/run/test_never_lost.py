@@ -78,7 +78,7 @@ def left(session: int) -> list[str]:
 
 @pytest.mark.parametrize(
     ("processes", "number"),
-    [(1, signal.SIGTERM), (2, signal.SIGUSR1)],
+    [(1, signal.SIGTERM), (1, signal.SIGHUP), (2, signal.SIGUSR1)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_signal_finishes_the_step_saves_and_asks_to_be_started_again(
