@@ -225,12 +225,15 @@ class CheckpointWriter:
         except (OSError, RuntimeError) as error:
             # PyTorch's writer raises a RuntimeError about its position; the reason is the error before
             reason = error if isinstance(error, OSError) else error.__context__ or error
+            last = last_checkpoint(self.output_dir)
             message = (
-                f"a checkpoint could not be written in {checkpoint_dir(self.output_dir)} ({reason}); the last good one "
-                "is still there. Free disk space, or make the folder writable again"
+                f"a checkpoint could not be written in {checkpoint_dir(self.output_dir)} ({reason}); "
+                f"{f'{last.name} is still there' if last else 'it would be the first one'}. Free disk space, make the "
+                "folder writable again, or raise a quota or limit (ulimit -f)"
             )
             if stop_on_error:
-                raise ValueError(f"{message}; the same command continues from that checkpoint") from error
+                goes_on = "continues from that checkpoint" if last else "starts the run again"
+                raise ValueError(f"{message}; then the same command {goes_on}") from error
             logger.error("%s; the run continues", message)
 
     def _write(self, state: dict[str, Any], best: bool) -> None:

@@ -77,6 +77,8 @@ def prepare_output_dir(cfg: CfgNode) -> None:
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run of another configuration ({', '.join(differences)}): "
                 "choose another OUTPUT_DIR, or undo the change to continue that run"
             )
+    if (folder := checkpoint_dir(cfg.OUTPUT_DIR)).exists():
+        require_writable(str(folder))  # before hours of training; another user may own it
     write_resolved(cfg, Path(cfg.OUTPUT_DIR))
 
 

@@ -41,6 +41,12 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
+def test_a_folder_of_checkpoints_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(ValueError, match=r"/checkpoints"):
+        prepare_output_dir(cfg(tmp_path))
+
+
 def test_a_full_disk_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: io.FileIO("/dev/full", "w"))
     with pytest.raises(ValueError, match="No space left"):
