@@ -93,7 +93,9 @@ class Dataset:
     page: str
     licence: str
     class_names: str
-    annotations: Literal["folders", "kinetics", "something", "moments", "activitynet", "ucf101", "hmdb51"] | None = None
+    annotations: (
+        Literal["folders", "lists", "kinetics", "something", "moments", "activitynet", "ucf101", "hmdb51"] | None
+    ) = None
     flip: bool = True
     separator: str = " "
     frame_list_file: str | None = None
@@ -124,7 +126,8 @@ DATASETS: dict[str, Dataset] = {
         num_classes=710,
         page="https://github.com/OpenGVLab/UniFormerV2",
         licence="as Kinetics, of whose videos it is made",
-        class_names="the lists' page",
+        class_names="the file beside the authors' lists",
+        annotations="lists",
         separator=",",
     ),
     **{

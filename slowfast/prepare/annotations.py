@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slowfast.datasets.catalog import Dataset
-from slowfast.datasets.lists import read_something_something
+from slowfast.datasets.lists import CLASS_FILES, read_list, read_something_something
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.prepare.scan import Notes, find_media
 from slowfast.prepare.write import SPLIT_NAMES, Lists, Segment, complete
@@ -121,6 +121,25 @@ def _stem(path: str) -> str:
     name = path.rpartition("/")[2]
     stem, suffix = os.path.splitext(name)
     return stem if suffix.lower() in VIDEO_SUFFIXES else name
+
+
+def _read_lists(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list[str]]:
+    """Read train.csv, val.csv and test.csv (path, comma or blank, label), and the class names in the only .txt file."""
+    named = path / CLASS_FILES[0]
+    files = [named] if named.is_file() else sorted(path.glob("*.txt"))
+    if len(files) != 1:
+        raise ValueError(
+            f"{path} has {len(files)} files with the suffix .txt, and needs one: the class names in the order of the "
+            "labels, beside the lists train.csv, val.csv or test.csv"
+        )
+    names, splits = read_class_names(files[0]), Annotations()
+    for split in ("train", "val", "test"):
+        if (file := path / f"{split}.csv").is_file():
+            separator = "," if any("," in line for line in file_lines(file)[:1]) else " "
+            samples = read_list(file, separator=separator, num_classes=len(names))
+            rows = zip(samples.listed, samples.labels, strict=True)
+            splits[split] = [Annotation(video, names[label]) for video, label in rows]
+    return splits, names
 
 
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
@@ -296,6 +315,7 @@ def file_lines(path: Path) -> list[str]:
 # add; it returns the annotations, and the class names in the order of their labels.
 READERS: dict[str, Callable[[Path, int, Notes], tuple[Annotations, list[str]]]] = {
     "kinetics": _read_kinetics,
+    "lists": _read_lists,
     "something": _read_something,
     "ucf101": _read_ucf101,
     "hmdb51": _read_hmdb51,

@@ -72,8 +72,8 @@ def test_faulty_kinetics_annotations_are_refused(tmp_path):
     (annotations / "k.csv").write_text("a,b\n")
     with pytest.raises(ValueError, match="no CSV file with the columns label"):
         lists_from_annotations(videos, annotations, K3)
-    with pytest.raises(ValueError, match=r"annotations of Kinetics-710"):
-        lists_from_annotations(videos, annotations, DATASETS["k710"])
+    with pytest.raises(ValueError, match=r"annotations of ImageNet"):
+        lists_from_annotations(videos, annotations, DATASETS["imagenet"])
 
 
 def something_json(folder: Path) -> None:
@@ -191,6 +191,30 @@ def test_rows_of_moments_in_time_without_a_class_are_named(tmp_path):
     (tmp_path / "validationSet.csv").write_text("filename,label,agree,disagree\nrun/c.mp4,run,3,0\n")
     with pytest.raises(ValueError, match=r"validationSet\.csv:1: .*filename"):
         lists_from_annotations(videos, tmp_path, row)
+
+
+@pytest.mark.parametrize("separator", [",", " "])
+@pytest.mark.parametrize("prefix", ["", "k400/", "/their/disk/kinetics_400/train/a b/"])
+def test_lists_of_other_machines_find_their_videos_by_name(separator, prefix, tmp_path):
+    videos = touch(
+        tmp_path / "videos", "k400/train/a/1.mp4", "k600/2_000001_000011.mp4", "k700/val/b/3.mp4", "k700/4.mp4"
+    )
+    theirs = touch(tmp_path / "theirs", "label_map.txt", content="run\nclap hands\n")
+    rows = [separator.join([prefix + name, label]) for name, label in (("1.mp4", "1"), ("2_000001_000011.mp4", "0"))]
+    (theirs / "train.csv").write_text("\n".join([*rows, f"{prefix}gone.mp4{separator}1"]) + "\n")
+    (theirs / "test.csv").write_text(f"{prefix}3.mp4{separator}1\n")
+    row = replace(DATASETS["k710"], num_classes=2)
+    lists = lists_from_annotations(videos, theirs, row)
+    assert lists.class_names == ["run", "clap hands"]
+    assert lists.splits["train"] == [("k400/train/a/1.mp4", 1), ("k600/2_000001_000011.mp4", 0)]
+    assert lists.splits["val"] == lists.splits["test"] == [("k700/val/b/3.mp4", 1)]
+    assert lists.notes["of train, not found"] == [f"{prefix}gone.mp4"]
+    (theirs / "test.csv").write_text(f"{prefix}3.mp4{separator}2\n")
+    with pytest.raises(ValueError, match=r"test\.csv:1"):
+        lists_from_annotations(videos, theirs, row)
+    (theirs / "other.txt").write_text("run\n")
+    with pytest.raises(ValueError, match="2 files"):
+        lists_from_annotations(videos, theirs, row)
 
 
 def untrimmed(subset: str, duration: object, *segments: tuple[str, float, float]) -> dict[str, object]:
