@@ -312,10 +312,6 @@ def main() -> None:
     for kind, values in products.items():
         times = figures["reference"][kind]["wall_s"] / values["wall_s"]
         print(f"  {'products':<10}{kind:<8}{'':18}{times:6.2f} x {values['cpu_s']:8.3f} CPU s")
-    if args.profile:
-        for name in list(subjects)[1:]:
-            print(f"{name}, training step\n{profile(subjects[name].train, device)}")
-            print(f"{name}, forward pass\n{profile(subjects[name].forward, device)}")
     if args.json:
         record = {
             "network": args.network, "batch": args.batch, "input_shape": shape, "dtype": args.dtype, "device": card,
@@ -323,6 +319,10 @@ def main() -> None:
             "figures": figures, "products": products,
         }  # fmt: skip
         write_json(args.json, record)
+    if args.profile:  # after the figures, which a profile that fails or takes too long must not lose
+        for name in list(subjects)[1:]:
+            print(f"{name}, training step\n{profile(subjects[name].train, device)}")
+            print(f"{name}, forward pass\n{profile(subjects[name].forward, device)}")
 
 
 if __name__ == "__main__":
