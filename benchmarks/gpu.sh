@@ -44,7 +44,7 @@ part() { # NAME SECONDS COMMAND...: run a part within its time limit and the dea
 model() { # NAME NETWORK BATCH [OPTION...]
     local name=$1 network=$2 batch=$3
     shift 3
-    part "$name" 90 "$py" benchmarks/model.py "$network" --batch "$batch" --device $device "$@" --json "$out/$name.json"
+    part "$name" 120 "$py" benchmarks/model.py "$network" --batch "$batch" --device $device "$@" --json "$out/$name.json"
 }
 
 train_demo() { # VIDEOS ACCURACY [KEY VALUE...]: train on synthetic videos, and require a top-1 accuracy in percent
