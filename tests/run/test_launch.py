@@ -123,11 +123,13 @@ def start(experiment, fork, warm, tmp_path) -> Iterator[Callable[..., Running]]:
 @pytest.mark.slow
 def test_signals_save_and_a_second_ctrl_c_leaves(start, tmp_path):
     two = (*LONG, "NUM_PROCESSES", 2, "DATA_LOADER.NUM_WORKERS", 1)
-    job = start(*two).trains()
-    assert len(job.ranks()) == 2 and len(job.pids()) >= 5  # with a worker each
-    # as a terminal does it: all processes get a Ctrl-C; SIGTERM from their parent does not stop their saving
-    os.killpg(job.process.pid, signal.SIGINT)
-    assert job.ends() == EXIT_REQUEUE
+    with tempfile.TemporaryDirectory() as folder:  # with a short path, for the sockets of the workers
+        job = start(*two, temporary=folder).trains()
+        assert len(job.ranks()) == 2 and len(job.pids()) >= 5  # with a worker each
+        # as a terminal does it: all processes get a Ctrl-C; SIGTERM from their parent does not stop their saving
+        os.killpg(job.process.pid, signal.SIGINT)
+        assert job.ends() == EXIT_REQUEUE
+        assert [path.name for path in Path(folder).iterdir() if not path.name.startswith("torch")] == []
     assert job.text().count("everything is saved") == 1 and "Traceback" not in job.text()
     step = load_tensors(str(last_checkpoint(str(tmp_path / "out"))))["step"]
     assert f"saved at step {step}" in job.text()
@@ -151,7 +153,7 @@ def test_a_killed_process_ends_the_job(start, tmp_path):
     assert "error: process 1 was killed by SIGKILL" in job.text()
     assert "Traceback" not in job.text()
 
-    with tempfile.TemporaryDirectory() as folder:  # with a short path, for the sockets of the workers
+    with tempfile.TemporaryDirectory() as folder:
         job = start(*two, temporary=folder).trains()
         os.kill(job.process.pid, signal.SIGKILL)  # the processes detect it, save and exit
         assert job.ends() == -signal.SIGKILL
