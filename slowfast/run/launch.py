@@ -27,6 +27,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config import check_hardware, num_local_processes
 from slowfast.run import children, interrupt
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
+from slowfast.run.limits import reached_limit
 from slowfast.run.lock import hold
 from slowfast.run.preflight import preflight
 from slowfast.run.rendezvous import join_group
@@ -76,7 +77,7 @@ def launch(cfg: CfgNode, job: Job, init_method: str = "") -> None:
 
     Raises:
         ValueError: the configuration, the data or the environment is wrong.
-        JobError: a spawned process failed or hung; none is left.
+        JobError: a spawned process failed or hung, and none is left; or a limit of the system was reached.
         Interruption: the job was asked to stop; the same command continues it.
         AlreadyReported: another process of the job has reported the fault.
     """
@@ -223,7 +224,7 @@ def run(cfg: CfgNode, job: Job) -> None:
 
     Raises:
         ValueError, Interruption, AlreadyReported: as `launch`.
-        JobError: another process failed first; the text names this process and its error.
+        JobError: another process failed first, and the text names it and its error; or a limit was reached.
         Exception: any other error of the job; the traceback is in OUTPUT_DIR/log.txt.
     """
     report = Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt"
@@ -297,8 +298,10 @@ def _join_and_run(cfg: CfgNode, job: Job) -> None:
         except Interruption as stop:
             logger.info("%s", stop.reason)
             raise
-        except Exception:
+        except Exception as error:
             logger.exception("stopped by an error")
+            if not isinstance(error, ValueError) and (limit := reached_limit(error)):
+                raise JobError(limit) from error
             raise
 
 

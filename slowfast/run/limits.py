@@ -1,0 +1,38 @@
+"""Explain the errors of a process that reached a limit of the system."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+import torch
+
+
+def reached_limit(error: Exception) -> str:
+    """Return the limit that an error reports and a cure, or "" for other errors.
+
+    Workers and PyTorch pass the error of the system on as text only.
+    """
+    text, number = str(error), error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
+        return (
+            f"too many open files (ulimit -n is {_soft(resource.RLIMIT_NOFILE)}): raise the limit, or lower "
+            "DATA_LOADER.NUM_WORKERS"
+        )
+    if number == errno.EAGAIN or "can't start new thread" in text:
+        return (
+            f"too many processes and threads (ulimit -u is {_soft(resource.RLIMIT_NPROC)}; a container can allow "
+            "fewer): raise the limit, or lower DATA_LOADER.NUM_WORKERS"
+        )
+    by_system = isinstance(error, MemoryError) or number == errno.ENOMEM
+    if by_system or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return (
+            f"out of memory ({text.partition(chr(10))[0] or type(error).__name__}): lower TRAIN.BATCH_SIZE, for which "
+            "--find-batch prints the largest value, or TEST.BATCH_SIZE or DATA_LOADER.NUM_WORKERS"
+        )
+    return ""
+
+
+def _soft(limit: int) -> str:
+    soft = resource.getrlimit(limit)[0]
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
