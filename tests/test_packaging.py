@@ -74,6 +74,13 @@ def test_a_console_command_runs_its_program(command, call, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("program", ["predict", "extract", "probe", "visualize", "export"])
+def test_a_module_of_a_command_is_its_program(program, call):
+    done = call(ROOT / f"slowfast/inference/{program}.py", "--help")
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+
+
+@pytest.mark.slow
 def test_a_console_command_sets_the_waiting_of_threads_before_it_imports_pytorch(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
@@ -139,6 +146,15 @@ def test_the_wheel_works_outside_a_checkout(wheel, call, tmp_path):
     done = subprocess.run(run, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0 and "NUM_CLASSES: 8" in done.stdout
     assert not list(folder.iterdir())
+
+
+@pytest.mark.slow
+def test_a_program_warns_if_it_uses_the_package_of_another_folder(wheel, call):
+    for package, lines in ((ROOT, 0), (wheel, 1)):
+        show = [ROOT / "tools/run_net.py", "--cfg", ROOT / "exp/demo/config.yaml", "--show"]
+        done = call(*show, environment={"PYTHONPATH": str(package)}, options=["fresh"])
+        assert done.returncode == 0 and done.stderr.count("\n") == lines
+        assert (str(wheel) in done.stderr) == (package == wheel)
 
 
 SMALL = ["DATA.NUM_FRAMES", "4", "DATA.TEST_CROP_SIZE", "32", "TEST.NUM_ENSEMBLE_VIEWS", "1"]

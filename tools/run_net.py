@@ -16,6 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from fvcore.common.config import CfgNode
 
+import slowfast
 from slowfast.config import ConfigError, check_variables, format_config, is_key, load_config
 from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
@@ -74,6 +75,7 @@ def main() -> int:
     """
     args = parse_args()
     prepare_streams()
+    warn_of_another_package()
     # users do not need the source line of a warning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
@@ -83,6 +85,13 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:  # before or after the job
         leave()
+
+
+def warn_of_another_package() -> None:
+    """Warn if this program is in one checkout and the package that it imports in another, as after pip install -e."""
+    own, used = Path(__file__).resolve().parents[1], Path(slowfast.__file__).resolve().parents[1]
+    if (own / "slowfast").is_dir() and own != used:
+        print_error(f"warning: {__file__} uses the package in {used}: PYTHONPATH={own} uses the one beside it")
 
 
 def execute(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -229,3 +230,7 @@ def execute(args: argparse.Namespace) -> int:
         + ", ".join(f"{name} {value:.1f}" for name, value in times.items())
     )
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

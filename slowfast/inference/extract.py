@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import secrets
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,3 +284,7 @@ def submit(args: argparse.Namespace, names: dict[str, str]) -> None:
         raise ValueError(f"Slurm refused the array: {str(error).strip()}") from None
     first = jobs[0].job_id.partition("_")[0]
     print(f"submitted array {first} of {parts} tasks; logs in {folder}\n  state   squeue -j {first}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

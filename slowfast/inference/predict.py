@@ -211,3 +211,7 @@ def _print_segments(timeline: Timeline) -> None:
         print(f"  {begin:>9} - {end:>9}  {one.found.name:<{width}}  {100 * one.found.probability:5.1f} %")
     if len(segments) > SHOWN:
         print(f"  ... and {len(segments) - SHOWN} more segments")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

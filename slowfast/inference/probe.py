@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -228,3 +229,7 @@ def _print_table(found: Sequence[Mapping[str, Any]], k: int) -> None:
     for row in found:
         values = "  ".join(f"{key} {row[key]:<6g}" for key in ("k", "lr", "weight_decay") if key in row)
         print(f"{row['probe']:<10} {values:<32} {row['top1']:7.2f} {row['top5']:7.2f}{' best' * row['best']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -173,3 +173,7 @@ def _classes(target: Tensor, names: list[str] | None) -> tuple[Class, ...]:
     """Return the classes with weights above that of label smoothing, or above 0; the largest is the first."""
     count = int((target > target.min() + 1e-6).sum())
     return top_classes(target.numpy(), names, min(3, max(1, count)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
