@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -283,8 +284,8 @@ def _write_lists(out: Path, names: dict[tuple[str, int], str]) -> None:
     write_text(out / "class_names.txt", "\n".join(CLASS_NAMES) + "\n")
 
 
-def main() -> None:
-    """Make the data that the command line asks for."""
+def main() -> int:
+    """Make the data that the command line asks for; return 0, or 2 for a wrong input."""
     parser = argparse.ArgumentParser(description="Make small videos of eight classes that differ only in motion.")
     parser.add_argument("--out", required=True, help="folder of the lists and videos, or of the images")
     parser.add_argument(
@@ -295,10 +296,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="threads (default: one per usable core)")
     args = parser.parse_args()
-    out = make_demo_data(**vars(args))
+    try:
+        out = make_demo_data(**vars(args))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     kind, classes = ("images", IMAGE_CLASS_NAMES) if args.images else ("videos", CLASS_NAMES)
     print(f"{out}: {args.train} training and {args.test} test {kind} of {len(classes)} classes")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -39,6 +39,8 @@ def main() -> int:
             if path:
                 check_output(path, option)
         runs = read_runs(args.runs)
+        if len(runs) == 1:
+            check_output(args.out or str(Path(args.runs[0], "report.html")), "--out")
         table = comparison_table(runs)
         if len(runs) == 1:
             page = write_report(args.runs[0], args.out)

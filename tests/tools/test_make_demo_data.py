@@ -157,6 +157,12 @@ def test_the_command_makes_the_same_videos(demo: Path, tmp_path: Path, monkeypat
     assert contents(tmp_path / "cli") == contents(demo)
 
 
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["make_demo_data.py", "--out", str(tmp_path / "file/data")])
+    assert make_demo_data_main() == 2
+
+
 @pytest.fixture(scope="module")
 def stills(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_demo_data(tmp_path_factory.mktemp("stills") / "data", train=32, test=16, seed=3, workers=2, images=True)
