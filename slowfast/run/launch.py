@@ -37,6 +37,7 @@ from slowfast.utils import distributed
 from slowfast.utils.io import write_text
 from slowfast.utils.logging import setup_logging
 from slowfast.utils.memory import keep_memory
+from slowfast.utils.processes import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ def _join_and_run(cfg: CfgNode, job: Job) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cfg.NUM_GPUS == 0:
         # the processes share the cores; with more threads than cores they slow each other down
-        torch.set_num_threads(max(1, torch.get_num_threads() // local))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores()) // local))
         keep_memory(everything=True)
     backend = "gloo" if cfg.NUM_GPUS == 0 else cfg.DIST_BACKEND
     join_group(backend, distributed.device(cfg.NUM_GPUS), 60 * cfg.DIST_TIMEOUT, _check_while_waiting)
