@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,13 @@ def test_the_most_confused_pair_comes_first_and_names_are_text(run, page):
     page.open(run / "report.html")
     assert page.value("document.querySelector('.pairs h3').textContent").startswith(NAMES[1] + " " + NAMES[4])
     assert page.value("document.querySelector('#class-table td').textContent") == NAMES[1]  # the lowest accuracy
+
+
+def test_names_that_matplotlib_has_no_font_for_give_no_warning():
+    names = ["向上移动", "b"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names[0] in matrix_chart(np.eye(2), names, np.arange(2)).svg
 
 
 def test_a_table_is_sorted_by_the_selected_column(run, page):
