@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slowfast.weights.class_order import ORDERS, PARTS_OF_K710, places_of_names, places_of_rows
+from slowfast.weights.class_order import ORDERS, order_of_part, places_of_names, places_of_rows
 
 # A wrong order costs more accuracy than a weak model: at least LEAST_GAIN percent of the videos of a class, on average,
 # and more than the random choice of the videos explains (DEVIATIONS standard deviations of McNemar's test).
@@ -95,7 +95,7 @@ def _known_orders(classes: int, class_names: Sequence[str] | None, taken_as: str
         of_rows = places_of_rows(name, classes)
         if of_rows and None not in of_rows:
             orders[name] = np.array(of_rows)
-    taken = PARTS_OF_K710.get(classes, "") if taken_as == "k710" else taken_as
+    taken = order_of_part(taken_as, classes)
     rows = np.argsort(orders[taken])[places] if taken in orders and class_names else listed
     for name, of_rows in orders.items():
         if name != taken:

@@ -4,8 +4,9 @@ The authors of released weights numbered their classes in different orders. `cla
 numbers only: entry r is the place of the class of row r among the class names of the data set, sorted as Python sorts
 strings. An order and the class names of a list, in any order, therefore give the row of every class.
 
-An order has a name: a key of that file, "sorted" (rows in the order of the sorted names), "ucf101" (sorted without
-regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows keep their order.
+An order has a name: one of `ORDERS` or of `K710`, which are in that file, "sorted" (rows in the order of the sorted
+names), "ucf101" (sorted without regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows keep their
+order.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ FIGURES = Path(__file__).with_name("class_orders.json")
 ORDERS = ("k400", "k600_uniformer", "k600_v2", "k700_v2")
 # Order of the official annotation, and of lists made from it; order of image folders; no classifier.
 AS_LISTED = ("annotation", "imagenet", "none")
+K710 = ("k710", "k710_mmaction2")  # Kinetics-710, which contains the classes of Kinetics-400, 600 and 700
 # Orders of UniFormerV2 that Kinetics-710 contains, by the number of their classes.
 PARTS_OF_K710 = {400: "k400", 600: "k600_v2", 700: "k700_v2"}
 
@@ -52,8 +54,11 @@ def places_of_rows(order: str, classes: int) -> list[int | None] | None:
 def rows_of_places(order: str, classes: int) -> list[int | None] | None:
     """Return the row of each class, in the order of the sorted class names of a data set with this number of classes.
 
-    The order k710 gives the rows for Kinetics-400, 600 and 700. The result is None if the order is of another data set.
+    An order of `K710` gives the rows for Kinetics-400, 600 and 700. The result is None if the order is of another data
+    set.
     """
+    if order == "k710_mmaction2":
+        return [*range(classes)] if classes == 400 else _figures()[order].get(str(classes))
     if order == "k710":
         part, rows = rows_of_k710(classes), rows_of_places(PARTS_OF_K710.get(classes, ""), classes)
         return [None if row is None else part[row] for row in rows] if part and rows else None
@@ -68,6 +73,14 @@ def rows_of_k710(classes: int) -> list[int] | None:
     """Return the row of Kinetics-710 for each row of a classifier of 400, 600 or 700 classes; None for others."""
     name = PARTS_OF_K710.get(classes, "")
     return [*range(classes)] if name == "k400" else _figures()["k710_rows"].get(name)
+
+
+def order_of_part(order: str, classes: int) -> str:
+    """Return the order of a classifier whose rows were taken from `order` without class names; "" if it has none.
+
+    Only orders of `K710` differ from the result.
+    """
+    return {"k710": PARTS_OF_K710.get(classes, ""), "k710_mmaction2": "sorted"}.get(order, order)
 
 
 def places_of_names(names: Sequence[str], order: str = "sorted") -> list[int]:
@@ -92,10 +105,9 @@ def rows_of_names(order: str, names: Sequence[str]) -> list[int | None] | None:
 def names_of_rows(order: str, classes: int) -> list[str] | None:
     """Return the class name of each row of a classifier of Kinetics-400; None for those of other data sets.
 
-    For k710, they are the names of the rows that a network with this number of classes takes.
+    For Kinetics-710, they are the names of the rows that a network with this number of classes takes.
     """
-    order = PARTS_OF_K710.get(classes, "") if order == "k710" else order
-    places = places_of_rows(order, classes) if classes == 400 else None
+    places = places_of_rows(order_of_part(order, classes), classes) if classes == 400 else None
     return None if places is None else [kinetics400_names()[place] for place in places if place is not None]
 
 
@@ -188,10 +200,10 @@ class ClassOrder:
         if self.names:
             check_names(count, self.names)
             return class_rows(self.names, class_names, partly) if class_names else None
-        if count != (710 if self.name == "k710" else classes):
+        if count != (710 if self.name in K710 else classes):
             return None
         if class_names:
             return rows_of_names(self.name, class_names)
-        if by_place:
+        if by_place or self.name == "k710_mmaction2":
             return rows_of_places(self.name, classes)
         return rows_of_k710(classes) if self.name == "k710" else None

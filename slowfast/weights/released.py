@@ -19,6 +19,8 @@ from slowfast.weights.layouts import MMACTION2, convert, extract_state_dict
 from slowfast.weights.network import rules_of
 
 SUFFIXES = (".pyth", ".pth", ".pt", ".bin", ".safetensors")
+# Order of the authors of a network -> order of MMAction2.
+MMACTION2_ORDERS = {**dict.fromkeys(ORDERS, "sorted"), "k710": "k710_mmaction2"}
 # Data sets by the name of their reader; "" for an unknown one.
 KINETICS = ("", "kinetics", "kinetics_sparse")
 
@@ -114,7 +116,7 @@ def find_order(
     if choice == "auto" and not name:
         return ClassOrder(why="class order not known, assumed to be that of the list; class_order sets another")
     if choice == "auto":
-        name = "sorted" if layout in MMACTION2 and name in ORDERS else name
+        name = MMACTION2_ORDERS.get(name, name) if layout in MMACTION2 else name
         why = f"class order {name} assumed from the layout ({layout.name}) and {rows} classes; class_order sets another"
         return ClassOrder(name, why)
     if not name:

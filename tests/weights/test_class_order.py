@@ -11,6 +11,7 @@ from slowfast.utils.class_names import kinetics400_names
 from slowfast.weights import class_order, fetch
 from slowfast.weights.class_order import (
     AS_LISTED,
+    K710,
     ORDERS,
     ClassOrder,
     names_of_rows,
@@ -39,7 +40,7 @@ EXAMPLES = {
     "mit_uniformerv2_b16_8x224": "annotation",
     "uniformer-base_imagenet1k-pre_32x4x1_kinetics400-rgb": "sorted",
     "uniformerv2-base-p16-res224_clip-kinetics710-pre_8xb32-u8_kinetics600-rgb": "sorted",
-    "uniformerv2-base-p16-res224_clip-pre_u8_kinetics710-rgb": "k710",
+    "uniformerv2-base-p16-res224_clip-pre_u8_kinetics710-rgb": "k710_mmaction2",
     "uniformer_small_in1k": "imagenet",
     "clip_vit_b16": "none",
 }
@@ -48,7 +49,7 @@ EXAMPLES = {
 def test_all_released_weights_name_an_order():
     released = fetch.released_weights()
     for entry in released.values():
-        assert entry["class_order"] in {*ORDERS, *AS_LISTED, "k710", "sorted", "ucf101"}, entry["name"]
+        assert entry["class_order"] in {*ORDERS, *AS_LISTED, *K710, "sorted", "ucf101"}, entry["name"]
     assert {name: released[name]["class_order"] for name in EXAMPLES} == EXAMPLES
 
 
@@ -92,7 +93,20 @@ def test_kinetics_710_gives_the_rows_of_the_other_sets(classes):
     assert rows_of_places("k710", 710) is None and rows_of_k710(174) is None
 
 
-@pytest.mark.parametrize("order", ["k400", "sorted", "k710"])
+def test_kinetics_710_of_mmaction2():
+    """The first 400 rows are the sorted classes of Kinetics-400, and the other rows those that came later."""
+    rows = {classes: rows_of_places("k710_mmaction2", classes) or [] for classes in (400, 600, 700)}
+    assert rows[400] == [*range(400)] and names_of_rows("k710_mmaction2", 400) == kinetics400_names()
+    # of label_map_k710.txt: abseiling, acting in play, adjusting glasses, air drumming, alligator wrestling
+    assert rows[600][:5] == rows[700][:5] == [0, 661, 611, 1, 694]
+    assert rows[600][-3:] == rows[700][-3:] == [397, 398, 399]  # yawning, yoga, zumba
+    assert all(len({*rows[classes]}) == classes for classes in rows)
+    assert {*rows[600]} - {*rows[400]} - {*rows[700]} == {708, 709}  # chopping vegetables, bull fighting
+    assert {*rows[700]} - {*rows[400]} - {*rows[600]} == {*range(400, 492)}
+    assert rows_of_places("k710_mmaction2", 710) is None
+
+
+@pytest.mark.parametrize("order", ["k400", "sorted", "k710", "k710_mmaction2"])
 def test_rows_follow_the_names_in_any_order_of_the_list(order):
     names = [f"name {i:03d}" for i in range(400)]
     by_place = rows_of_names(order, names)

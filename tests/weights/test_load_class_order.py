@@ -22,7 +22,7 @@ from slowfast.engine.test import load_model
 from slowfast.models import build_model
 from slowfast.models.build import initialize
 from slowfast.utils.class_names import kinetics400_names
-from slowfast.weights.class_order import places_of_rows, rows_of_k710
+from slowfast.weights.class_order import places_of_rows, rows_of_k710, rows_of_places
 from slowfast.weights.layouts import to_mmaction2
 
 V1 = ("UNIFORMER.DEPTH", [1] * 4, "UNIFORMER.EMBED_DIM", [8, 16, 32, 32], "UNIFORMER.HEAD_DIM", 16)
@@ -173,6 +173,24 @@ def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, list
     model = build_model(cfg)
     initialize(model, cfg, lists[classes])
     assert len(model.load_report.dropped) == 2  # pyright: ignore
+
+
+@pytest.mark.parametrize("file", ["uniformerv2-base-p16-res224_clip-pre_u8_kinetics710-rgb_20230612-63cdbad9", "own"])
+@pytest.mark.parametrize("classes", [400, 600, 700])
+def test_kinetics_710_of_mmaction2_has_another_order(classes, file, lists, tmp_path):
+    path = str(tmp_path / f"{file}.pth")
+    torch.save({"state_dict": to_mmaction2(numbered(V2, 710)), "meta": {}}, path)
+    cfg = configuration(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", path)
+    rows = rows_of_places("k710_mmaction2", classes)
+    assert rows is not None
+    expected = dict(zip(rows, sorted(lists[classes]), strict=True))
+    for names in (lists[classes], lists[classes][::-1]):
+        model = build_model(cfg)
+        initialize(model, cfg, names)
+        assert predictions(model, names) == expected
+    model = build_model(cfg)
+    initialize(model, cfg, None)  # MMAction2's own lists, whose classes are sorted
+    assert model.state_dict()[f"{heads(model)[0]}.bias"].int().tolist() == rows
 
 
 @pytest.mark.parametrize("network", [V1, V2])
