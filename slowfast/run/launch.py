@@ -96,7 +96,7 @@ def _meeting_point(cfg: CfgNode, init_method: str) -> tuple[str, str]:
         host, _, port = init_method.removeprefix("tcp://").rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"--init_method {init_method!r} is not of the form tcp://HOST:PORT")
-        return host, port
+        return host.removeprefix("[").removesuffix("]"), port  # [::1] is an address of IPv6
     if cfg.NUM_SHARDS > 1:
         raise ValueError(
             f"NUM_SHARDS {cfg.NUM_SHARDS} needs a meeting point: --init_method tcp://HOST_OF_SHARD_0:PORT, torchrun, "

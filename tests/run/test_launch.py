@@ -343,6 +343,14 @@ def test_a_failure_on_the_way_out_does_not_claim_to_have_saved(monkeypatch, caps
     assert "is saved" not in message and "from the last checkpoint" in message
 
 
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [("tcp://[::1]:23456", ("::1", "23456")), ("tcp://node1:9", ("node1", "9")), ("node1:9", ("node1", "9"))],
+)
+def test_the_meeting_point_is_a_name_or_an_address(given, place):
+    assert launch._meeting_point(get_cfg(), given) == place
+
+
 def test_requests_to_stop_are_forwarded(monkeypatch):
     monkeypatch.setattr(interrupt, "_received", [signal.SIGTERM])
     asked: list[int] = []
