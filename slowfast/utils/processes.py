@@ -22,16 +22,18 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(cores, _quota())))
 
 
-def _quota() -> float:
+def _quota(groups: Path = Path("/proc/self/cgroup"), files: Path = Path("/sys/fs/cgroup")) -> float:
     """Return the processor time per time that the control groups of this process allow; infinity without a limit."""
     limits = [math.inf]
     with contextlib.suppress(OSError):  # systems without control groups
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
+        for line in groups.read_text(errors="surrogateescape").splitlines():
             _, controllers, group = line.split(":", 2)  # "0::/GROUP" in version 2, "1:cpu,cpuacct:/GROUP" in version 1
             if not controllers or "cpu" in controllers.split(","):
-                root = Path("/sys/fs/cgroup", controllers)
+                # some systems order the controllers in the name of the folder differently, and link "cpu" to it
+                roots = {files / controllers, files / ("cpu" if controllers else "")}
                 # within a container the group may be that of the host, and the files those of the root
-                limits += [_limit(root / inner) for inner in (Path(group[1:]), *Path(group[1:]).parents)]
+                inner = (Path(group[1:]), *Path(group[1:]).parents)
+                limits += [_limit(root / name) for root in roots for name in inner]
     return min(limits)
 
 

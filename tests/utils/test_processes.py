@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from slowfast.utils.processes import usable_cores
+from slowfast.utils.processes import _quota, usable_cores
 
 ROOT = Path(__file__).parents[2]
 COUNT = "from slowfast.utils.processes import usable_cores; print(usable_cores())"
@@ -45,6 +46,32 @@ def test_the_processor_time_of_a_container_counts(cores, usable, group):
     enter = ["sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "sh"]
     done = subprocess.run([*enter, sys.executable, "-c", COUNT], cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) == min(usable, usable_cores())
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "quota"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "100000 100000", "a/cpu.max": "300000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, math.inf),
+        ("0::/../of_the_host\n", {"cpu.max": "200000 100000"}, 2),
+        ("2:cpu,cpuacct:/a\n1:cpuset:/b\n0::/\n", {"cpu,cpuacct/a": 3, "cpuset/b": 1}, 3),
+        ("4:cpuacct,cpu:/a\n", {"cpu/a": 3, "cpu": -1}, 3),  # CentOS 7
+        ("4:cpuacct:/a\n", {"cpuacct/a": 3}, math.inf),
+    ],
+)
+def test_the_lowest_limit_of_the_nested_groups_counts(groups, limits, quota, tmp_path):
+    (tmp_path / "groups").write_text(groups)
+    for path, limit in limits.items():
+        folder = (tmp_path / path).parent if path.endswith("cpu.max") else tmp_path / path
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(limit, str):
+            (folder / "cpu.max").write_text(f"{limit}\n")
+        else:
+            (folder / "cpu.cfs_quota_us").write_text(f"{max(-1, limit * 50_000)}\n")
+            (folder / "cpu.cfs_period_us").write_text("50000\n")
+    assert _quota(tmp_path / "groups", tmp_path) == quota
+    assert _quota(tmp_path / "none", tmp_path) == math.inf
 
 
 def test_cores_of_the_affinity_are_usable():
