@@ -31,7 +31,7 @@ def prepare_streams() -> None:
         if getattr(sys, name) is None:
             number = os.open(os.devnull, os.O_RDWR)  # the lowest free number
             os.set_inheritable(number, True)
-            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+            setattr(sys, name, os.fdopen(number, mode, errors="replace", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes contain any character
         sys.stdout.reconfigure(errors="replace")
 

@@ -44,7 +44,7 @@ def test_closed_standard_streams_do_not_become_results(tmp_path):
         "import os, subprocess, sys\nfrom slowfast.utils.io import prepare_streams\nprepare_streams()\n"
         "with open('result', 'w') as file:\n"
         "    print(file.fileno(), file=file, flush=True)\n"
-        "    print(sys.stdin.read(), flush=True)\n    print('noise', file=sys.stderr)\n"
+        "    print(sys.stdin.read(), flush=True)\n    print('\\udce9', file=sys.stderr)\n"
         "    subprocess.run(['sh', '-c', 'echo noise; echo noise >&2'], check=True)\n"
     )
     command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", program]
