@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 
 import torch
@@ -19,7 +20,9 @@ def reached_limit(error: Exception) -> str:
             f"too many open files (ulimit -n is {_soft(resource.RLIMIT_NOFILE)}): raise the limit, or lower "
             "DATA_LOADER.NUM_WORKERS"
         )
-    if number == errno.EAGAIN or "can't start new thread" in text:
+    # an output that does not block has the same number, with another text
+    forked = number == errno.EAGAIN and os.strerror(errno.EAGAIN) in text
+    if forked or "can't start new thread" in text:
         return (
             f"too many processes and threads (ulimit -u is {_soft(resource.RLIMIT_NPROC)}; a container can allow "
             "fewer): raise the limit, or lower DATA_LOADER.NUM_WORKERS"

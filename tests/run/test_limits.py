@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
+
+from slowfast.run.limits import reached_limit
 
 PROGRAM = """
 import resource, sys
@@ -43,3 +48,16 @@ def test_other_errors_are_raised_unchanged(call, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = call(tmp_path / "program.py", tmp_path, "fault")
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "ulimit -u"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(errno.EAGAIN, "write could not complete without blocking", 0), ""),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ""),
+    ],
+)
+def test_only_a_process_or_thread_that_cannot_start_counts_as_their_limit(error, named):
+    assert (named in reached_limit(error)) if named else not reached_limit(error)
