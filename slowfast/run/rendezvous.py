@@ -68,7 +68,9 @@ def join_group(backend: str, device: torch.device, timeout: float, check: Callab
 
 def _check_interface() -> None:
     """Compare the interfaces that gloo was asked to use with those of this machine."""
-    asked, known = os.environ.get("GLOO_SOCKET_IFNAME", ""), [name for _, name in socket.if_nameindex()]
+    if not (asked := os.environ.get("GLOO_SOCKET_IFNAME", "")):
+        return
+    known = [name for _, name in socket.if_nameindex()]
     if {name.partition(":")[0] for name in asked.split(",")} - {"", *known}:  # eth0:1 is an address of eth0
         raise ValueError(
             f"GLOO_SOCKET_IFNAME {asked!r} is not a network interface of {host()} ({', '.join(known)}): correct it or "
