@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from fvcore.common.config import CfgNode
 
 from slowfast.config.keys import leaves
+from slowfast.run.lock import TRAINING, is_held
 from slowfast.utils.io import write_json
 from slowfast.utils.logging import read_metrics
 
@@ -70,10 +71,11 @@ def _wandb(cfg: CfgNode, step: int, id: str) -> Tracker:
         config=leaves(cfg), dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
     )  # fmt: skip
 
-    first = run.step if run.resumed else 0  # wandb drops rows of earlier steps, for example the metrics of a test
+    # wandb drops rows of earlier steps: those that a resumed training repeats, but not the metrics of a test at `step`
+    free = run.step if run.resumed else 0
     return Tracker(
         id,
-        lambda values, step: run.log(values, step=max(step, first)),
+        lambda values, at: run.log(values, step=max(at, free) if at == step else at),
         lambda failed: run.finish(exit_code=int(failed)),
     )
 
@@ -230,9 +232,13 @@ def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
 def send_results(cfg: CfgNode, group: str, metrics: Mapping[str, Any]) -> None:
     """Send the metrics of a test, as "group/name", to the runs of its training in the trackers, at the last step.
 
-    A tracker that does not start costs one warning, because the results are already in a file.
+    A tracker that does not start costs one warning, because the results are already in a file. So does a training that
+    another process continues: its trackers would end, and TensorBoard would show no later values of it.
     """
     if not chosen(cfg):
+        return
+    if not cfg.TRAIN.ENABLE and is_held(Path(cfg.OUTPUT_DIR, TRAINING)):
+        logger.warning("no tracker gets the metrics of this test, because a training is running in %s", cfg.OUTPUT_DIR)
         return
     try:
         step = max(record.get("step", 0) for record in read_metrics(cfg.OUTPUT_DIR))

@@ -28,7 +28,7 @@ from slowfast.config import check_hardware, num_local_processes
 from slowfast.run import children, interrupt
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.run.limits import reached_limit
-from slowfast.run.lock import hold
+from slowfast.run.lock import TRAINING, hold
 from slowfast.run.preflight import preflight
 from slowfast.run.rendezvous import join_group
 from slowfast.run.resume import prepare_output_dir, require_writable
@@ -289,7 +289,7 @@ def _join_and_run(cfg: CfgNode, job: Job) -> None:
     agreement = preflight(cfg)
     distributed.on_main(lambda: require_writable(cfg.OUTPUT_DIR))
     # a test writes into its own folder, so it may run at the same time as a training
-    with hold(Path(cfg.OUTPUT_DIR, "train.lock")) if cfg.TRAIN.ENABLE else nullcontext():
+    with hold(Path(cfg.OUTPUT_DIR, TRAINING)) if cfg.TRAIN.ENABLE else nullcontext():
         if cfg.TRAIN.ENABLE:
             distributed.on_main(lambda: prepare_output_dir(cfg))
         setup_logging(cfg.OUTPUT_DIR, main=distributed.is_main())

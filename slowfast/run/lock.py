@@ -25,6 +25,9 @@ from slowfast.utils import distributed
 
 logger = logging.getLogger(__name__)
 
+# Name of the lease of a training, in OUTPUT_DIR.
+TRAINING = "train.lock"
+
 # Seconds between two renewals, and of silence after which a holder on another machine counts as dead.
 BEAT = 15.0
 STALE = 120.0
@@ -114,6 +117,12 @@ def _is_dead(path: Path, lease: tuple[Holder, float], me: Holder) -> bool:
         return not alive
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".now.") as file:
         return os.fstat(file.fileno()).st_mtime - lease[1] > STALE
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a running process holds a lease."""
+    lease = _read(path)
+    return lease is not None and not _is_dead(path, lease, Holder())
 
 
 def _take_over(path: Path, dead: Holder, me: Holder) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from slowfast.engine import trackers
 from slowfast.engine.log import RunLog
 from slowfast.engine.meters import METRICS
 from slowfast.run.interrupt import Interruption
+from slowfast.run.lock import TRAINING, hold
 from slowfast.utils.logging import MetricsLog, read_metrics
 
 VALUES = {"loss": 1.5, "lr": 0.1, "grad_norm": 2.0, "clips_per_s": 4.0, "data_wait": 0.25, "memory_gib": 3.0}
@@ -79,8 +81,9 @@ def make(folder: Path, *names: str, step: int = 0) -> RunLog:
     return RunLog(settings(folder, *names), step, last_step=20)
 
 
-def send_test(folder: Path, *names: str) -> None:
+def send_test(folder: Path, *names: str, train: bool = True) -> None:
     cfg = settings(folder, *names)
+    cfg.TRAIN.ENABLE = train
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
     MetricsLog(cfg.OUTPUT_DIR).write("test", top1=75.0)
     trackers.send_results(cfg, "test", {"top1": 75.0, "num_videos": 7})
@@ -310,3 +313,39 @@ def test_a_test_ends_well_without_its_tracker(recorder, tmp_path, caplog):
     recorder.fails = "start"
     send_test(tmp_path, "wandb")
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+
+
+@pytest.mark.parametrize(("train", "runs"), [(False, 0), (True, 1)])  # the second one is the test of that training
+def test_a_test_beside_a_running_training_leaves_its_trackers_alone(train, runs, recorder, tmp_path):
+    with hold(tmp_path / "run7" / TRAINING):
+        send_test(tmp_path, "wandb", train=train)
+    assert len(recorder.made) == runs
+    send_test(tmp_path, "wandb", train=train)
+    assert len(recorder.made) == runs + 1
+
+
+class Resumed:
+    """A run that wandb continues: it has rows up to step 6, and drops rows of earlier steps."""
+
+    resumed, step = True, 7
+
+    def __init__(self, **_: Any) -> None:
+        self.rows = dict[int, dict[str, float]]()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if step >= self.step:
+            self.step = step
+            self.rows.setdefault(step, {}).update(values)
+
+
+def test_wandb_gets_a_test_at_the_next_step_and_no_repeated_rows(tmp_path, monkeypatch):
+    module = types.ModuleType("wandb")
+    kept = list[Resumed]()
+    module.init = lambda **options: kept.append(Resumed(**options)) or kept[-1]  # pyright: ignore
+    module.Settings = dict  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    training = trackers.TRACKERS["wandb"](settings(tmp_path, "wandb"), 4, "id")
+    for step in range(5, 9):
+        training.log({"val/top1": float(step)}, step)
+    trackers.TRACKERS["wandb"](settings(tmp_path, "wandb"), 6, "id").log({"test/top1": 75.0}, 6)
+    assert [run.rows for run in kept] == [{7: {"val/top1": 7.0}, 8: {"val/top1": 8.0}}, {7: {"test/top1": 75.0}}]

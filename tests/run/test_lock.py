@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from slowfast.run import lock
-from slowfast.run.lock import Holder, hold
+from slowfast.run.lock import Holder, hold, is_held
 
 FORK = multiprocessing.get_context("fork")
 
@@ -83,6 +83,17 @@ def test_a_silent_holder_on_another_machine_is_dead_after_a_while(path, monkeypa
     held_elsewhere(path)
     with hold(path, patience=0):
         assert 0.5 < time.monotonic() - begun < 5
+
+
+def test_a_lease_counts_while_its_holder_runs(path):
+    assert not is_held(path)
+    with hold(path):
+        assert is_held(path)
+    assert not is_held(path)
+    held_elsewhere(path, age=lock.STALE + 5)
+    assert not is_held(path)
+    held_elsewhere(path)
+    assert is_held(path)
 
 
 def test_a_living_holder_on_another_machine_is_kept(path):
