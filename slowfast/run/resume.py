@@ -41,19 +41,19 @@ RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 SPLIT = ("NUM_SHARDS", "TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS", "SOLVER.BASE_LR_SCALE_NUM_SHARDS")
 
 
-def require_writable(output_dir: str) -> None:
-    """Make the output folder.
+def require_writable(folder: str) -> None:
+    """Make OUTPUT_DIR, or a folder in it.
 
     Raises:
         ValueError: it cannot be made or written.
     """
     try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir) as file:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))  # a full disk has space for a name
             file.flush()
     except OSError as error:
-        raise ValueError(f"OUTPUT_DIR {output_dir!r} cannot be written ({error}): choose another") from error
+        raise ValueError(f"OUTPUT_DIR: the folder {folder!r} cannot be written ({error}): choose another") from error
 
 
 def prepare_output_dir(cfg: CfgNode) -> None:
