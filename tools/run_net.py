@@ -90,7 +90,8 @@ def main() -> int:
 def warn_of_another_package() -> None:
     """Warn if this program is in one checkout and the package that it imports in another, as after pip install -e."""
     own, used = Path(__file__).resolve().parents[1], Path(slowfast.__file__).resolve().parents[1]
-    if (own / "slowfast").is_dir() and own != used:
+    first = os.environ.get("RANK", "0") == "0"  # torchrun starts this program once per rank
+    if first and (own / "slowfast").is_dir() and own != used:
         print_error(f"warning: {__file__} uses the package in {used}: PYTHONPATH={own} uses the one beside it")
 
 
