@@ -53,7 +53,7 @@ def require_writable(folder: str) -> None:
             file.write(bytes(4096))  # a full disk has space for a name
             file.flush()
     except OSError as error:
-        raise ValueError(f"OUTPUT_DIR: the folder {folder!r} cannot be written ({error}): choose another") from error
+        raise ValueError(f"OUTPUT_DIR cannot be written in {folder!r} ({error}): choose another") from error
 
 
 def prepare_output_dir(cfg: CfgNode) -> None:
