@@ -27,6 +27,9 @@ def reached_limit(error: Exception) -> str:
             f"too many processes and threads (ulimit -u is {_soft(resource.RLIMIT_NPROC)}; a container can allow "
             "fewer): raise the limit, or lower DATA_LOADER.NUM_WORKERS"
         )
+    if number == errno.EFBIG or os.strerror(errno.EFBIG) in text:
+        kib = _soft(resource.RLIMIT_FSIZE, unit=1024)
+        return f"a file or a batch in shared memory is too large (ulimit -f is {kib}): raise the limit"
     by_system = isinstance(error, MemoryError) or number == errno.ENOMEM
     if by_system or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return (
@@ -36,6 +39,6 @@ def reached_limit(error: Exception) -> str:
     return ""
 
 
-def _soft(limit: int) -> str:
+def _soft(limit: int, unit: int = 1) -> str:
     soft = resource.getrlimit(limit)[0]
-    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+    return "unlimited" if soft == resource.RLIM_INFINITY else str(soft // unit)

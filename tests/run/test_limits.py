@@ -56,8 +56,10 @@ def test_other_errors_are_raised_unchanged(call, tmp_path):
         (BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "ulimit -u"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (BlockingIOError(errno.EAGAIN, "write could not complete without blocking", 0), ""),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "ulimit -f"),
+        (RuntimeError("Caught OSError: [Errno 27] File too large"), "ulimit -f"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ""),
     ],
 )
-def test_only_a_process_or_thread_that_cannot_start_counts_as_their_limit(error, named):
+def test_the_limit_that_an_error_reports(error, named):
     assert (named in reached_limit(error)) if named else not reached_limit(error)
