@@ -63,6 +63,7 @@ def serve(address: str, owner: int) -> list[str]:
             connection.close()
     connection.settimeout(None)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if nohup started the tests
     message, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
     run = os.fork()
     if run:  # the keeper
