@@ -51,7 +51,7 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """Ignore requests to stop until the process exits, because the job is complete.
+    """Ignore requests to stop until the process exits, because the job is complete or has saved.
 
     With the default handlers, which Python restores while it exits, a late signal would turn a success into a failure.
     """
@@ -71,6 +71,8 @@ def _handle(number: int, _: FrameType | None) -> None:
         leave()
     if number == signal.SIGINT:
         _print(ASKED)
+    if number == signal.SIGXCPU:  # it comes again each second, also while a process that has saved exits
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave() -> NoReturn:

@@ -153,6 +153,7 @@ def _process(
         sys.stderr.flush()
         os._exit(0)
     except Interruption as stop:
+        interrupt.ignore()  # one that another process received first, such as SIGXCPU, can reach this one only now
         sys.exit(EXIT_REQUEUE if stop.saved else EXIT_INTERRUPTED)
     except Exception:  # it is in the error file, which the parent process reads
         sys.exit(1)
@@ -211,13 +212,14 @@ def _failure(code: int | None) -> str:
 
 @contextmanager
 def _own_signal_handlers() -> Generator[None]:
-    """Restore the signal handlers at the end of the context."""
+    """Restore the signal handlers at the end of the context, except for a SIGXCPU that was received."""
     before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if (number, signal.getsignal(number)) != (signal.SIGXCPU, signal.SIG_IGN):
+                signal.signal(number, handler)
 
 
 def run(cfg: CfgNode, job: Job) -> None:

@@ -33,7 +33,9 @@ def test_a_second_interrupt_ends_the_process_in_any_state():
     assert done.returncode == EXIT_INTERRUPTED
 
 
-@pytest.mark.parametrize(("before", "noticed"), [([], ["SIGHUP", "SIGHUP"]), (["nohup"], ["None", "SIGXCPU"])])
+@pytest.mark.parametrize(
+    ("before", "noticed"), [(["env", "--default-signal=HUP"], ["SIGHUP", "SIGHUP"]), (["nohup"], ["None", "SIGXCPU"])]
+)
 def test_closed_terminals_and_limits_of_processor_time_are_requests_to_stop(before, noticed):
     program = (
         "import os, signal\nfrom slowfast.run import interrupt\ninterrupt.listen()\n"
@@ -43,3 +45,16 @@ def test_closed_terminals_and_limits_of_processor_time_are_requests_to_stop(befo
     )
     done = subprocess.run([*before, sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split() == noticed, done.stderr
+
+
+def test_a_limit_of_processor_time_does_not_end_a_process_that_has_saved():
+    """The system repeats SIGXCPU each second."""
+    program = (
+        "import os, signal\nfrom slowfast.run import interrupt, launch\n"
+        "with launch._own_signal_handlers():\n"
+        "    interrupt.listen()\n    os.kill(os.getpid(), signal.SIGXCPU)\n"
+        "os.kill(os.getpid(), signal.SIGXCPU)\n"
+        "print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "True\n", done.stderr
