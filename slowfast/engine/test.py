@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     model, order, names = load_model(cfg, path, samples.class_names)
     place(model, device)
     progress()
-    evaluation = score(cfg, model, loader, len(samples), device, "test")
+    evaluation = score(cfg, model, loader, device, "test")
     metrics, folder = evaluation.metrics(), Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
@@ -73,22 +73,15 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     return metrics
 
 
-def score(
-    cfg: CfgNode,
-    model: nn.Module,
-    loader: Iterable[dict[str, Any]],
-    videos: int,
-    device: torch.device,
-    description: str,
-) -> Evaluation:
-    """Return the scores of all views of a test; `videos` is the length of its list, see `evaluate` for the others."""
+def score(cfg: CfgNode, model: nn.Module, loader: Any, device: torch.device, description: str) -> Evaluation:
+    """Return the scores of all views of a test, see `evaluate`; the loader has its list (`listed`)."""
     clips = clips_at_once(cfg, distributed.local_world_size())
     return evaluate(
         Inference(model, inference_dtype(cfg, device), clips, cfg.MODEL.COMPILE),
         loader,
         clip_mover(cfg, device, reuse=True),
         device,
-        view_ensemble(cfg, videos),
+        view_ensemble(cfg, len(listed(loader))),
         max_clips=clips,
         description=description,
     )

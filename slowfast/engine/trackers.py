@@ -70,7 +70,6 @@ def _wandb(cfg: CfgNode, step: int, id: str) -> Tracker:
         project=os.environ.get("WANDB_PROJECT", PROJECT), name=_name(cfg), id=id, resume="allow",
         config=leaves(cfg), dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
     )  # fmt: skip
-
     # wandb drops rows of earlier steps: those that a resumed training repeats, but not the metrics of a test at `step`
     free = run.step if run.resumed else 0
     return Tracker(

@@ -17,7 +17,7 @@ from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.rows import UNKNOWN
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
-from slowfast.engine.setup import Inference, clip_mover, inference_dtype, make_loader
+from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader
 from slowfast.engine.test import clips_at_once, score
 from slowfast.inference.layers import POOLED, LayerFeatures
 from slowfast.inference.results import Class, Features, Prediction, top_classes
@@ -84,9 +84,7 @@ class Network:
         Raises:
             MediaError: a single video cannot be decoded. In a list, `Prediction.error` contains the reason.
         """
-        outcomes = self._evaluate(
-            paths, lambda loader, videos: score(self.cfg, self.model, loader, videos, self.device, "predict")
-        )
+        outcomes = self._evaluate(paths, lambda loader: score(self.cfg, self.model, loader, self.device, "predict"))
         found = [Prediction(path, *self._named(scores, top), error) for path, scores, error in outcomes]
         return _one(found) if isinstance(paths, (str, os.PathLike)) else found
 
@@ -113,8 +111,8 @@ class Network:
             raise ValueError("the layer is of another network, or returns tokens: use net.layer(NAME)")
         model, clips = self.as_tested(module), clips_at_once(self.cfg, local_world_size=1)
 
-        def run(loader: Iterable[dict[str, Any]], videos: int) -> Evaluation:
-            ensemble = ViewEnsemble("sum", softmax=False, videos=videos)
+        def run(loader: Any) -> Evaluation:
+            ensemble = ViewEnsemble("sum", softmax=False, videos=len(listed(loader)))
             return evaluate(model, loader, self._to_device, self.device, ensemble, clips, "features")
 
         outcomes = self._evaluate(paths, run)
@@ -220,38 +218,35 @@ class Network:
         return top_classes(probabilities, self.class_names, top), probabilities, scores
 
     def _evaluate(
-        self, paths: Path | Sequence[Path], run: Callable[[Iterable[dict[str, Any]], int], Evaluation]
+        self, paths: Path | Sequence[Path], run: Callable[[Any], Evaluation]
     ) -> list[tuple[str, np.ndarray, str]]:
-        """Return path, sum or maximum over the views, and error of each video.
-
-        `run` evaluates the batches of so many videos.
-        """
+        """Return path, sum or maximum over the views, and error of each video; `run` evaluates a loader."""
         given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
         if not len(given):
             raise ValueError("the list of videos is empty: give at least one path")
-        listed = [os.fspath(path) for path in given]
+        names = [os.fspath(path) for path in given]
         cfg = self.cfg.clone()
         cfg.defrost()
         # workers only where there is work for them
-        cfg.DATA_LOADER.NUM_WORKERS = min(cfg.DATA_LOADER.NUM_WORKERS, usable_cores(), len(listed) // 4)
-        videos = VideoList(listed, np.full(len(listed), UNKNOWN), source="the given videos")
+        cfg.DATA_LOADER.NUM_WORKERS = min(cfg.DATA_LOADER.NUM_WORKERS, usable_cores(), len(names) // 4)
+        videos = VideoList(names, np.full(len(names), UNKNOWN), source="the given videos")
         loader = _NotesBad(make_loader(cfg, "test", self.device, videos))
         scores: dict[int, np.ndarray] = {}
         try:
-            done = run(loader, len(listed))
+            done = run(loader)
             scores = dict(zip(done.index.tolist(), done.scores, strict=True))
         except SharedError:
-            if len(loader.bad) < len(set(listed)):  # some can be decoded
+            if len(loader.bad) < len(set(names)):  # some can be decoded
                 raise
         nothing = np.empty(0, np.float32)
-        return [(path, scores.get(row, nothing), loader.bad.get(path, "")) for row, path in enumerate(listed)]
+        return [(path, scores.get(row, nothing), loader.bad.get(path, "")) for row, path in enumerate(names)]
 
 
 class _NotesBad:
     """A loader that keeps the reasons of the videos that cannot be decoded, by path, even if none can."""
 
     def __init__(self, loader: Any) -> None:
-        self.loader, self.bad = loader, dict[str, str]()
+        self.loader, self.dataset, self.bad = loader, loader.dataset, dict[str, str]()
 
     def __len__(self) -> int:
         return len(self.loader)
