@@ -35,12 +35,13 @@ CURES = "lower the number of workers, or re-encode large videos; in a test, lowe
 
 @cache
 def warn_of_few_cores(workers: int, processes: int, name: str = "num_workers") -> None:
-    """Warn, once, if a node has fewer cores than workers; `name` is the setting that the cure names."""
+    """Warn, once, if fewer workers would occupy all cores of a node; `name` is the setting that the cure names."""
     cores = usable_cores()
-    if workers * processes > cores:
+    enough = max(1, cores // processes)
+    if workers > enough:
         logger.warning(
             "%d workers in each of %d processes are more than the %d usable cores: set %s to %d, which loads as fast "
-            "and takes less memory", workers, processes, cores, name, max(1, cores // processes),
+            "and takes less memory", workers, processes, cores, name, enough,
         )  # fmt: skip
 
 

@@ -174,6 +174,7 @@ def test_more_workers_than_cores_are_logged_once_with_their_number(make_cfg, cap
     monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)
     for split in get_args(Split):
         build_loader(make_cfg("DATA_LOADER.NUM_WORKERS", 2), split, local_world_size=1)
+    build_loader(make_cfg("DATA_LOADER.NUM_WORKERS", 1), "train", local_world_size=4)  # fewer are not possible
     assert not caplog.messages
     for split in ("train", "val"):
         build_loader(make_cfg("DATA_LOADER.NUM_WORKERS", 2), split, local_world_size=2)
