@@ -65,10 +65,11 @@ def _tensorboard(cfg: CfgNode, step: int, id: str) -> Tracker:
 
 def _wandb(cfg: CfgNode, step: int, id: str) -> Tracker:
     wandb: Any = importlib.import_module("wandb")
+    config = None if id and not cfg.TRAIN.ENABLE else leaves(cfg)  # a test keeps that of its training
     id = id or uuid.uuid4().hex[:12]
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT), name=_name(cfg), id=id, resume="allow",
-        config=leaves(cfg), dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
+        config=config, dir=cfg.OUTPUT_DIR, settings=wandb.Settings(console="off"),
     )  # fmt: skip
     # wandb drops rows of earlier steps: those that a resumed training repeats, but not the metrics of a test at `step`
     free = run.step if run.resumed else 0
