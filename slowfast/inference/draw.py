@@ -25,7 +25,7 @@ from slowfast.utils.io import atomic_path, atomic_write, drawable
 
 SHORT_SIDE = 360  # pixels; smaller videos are enlarged, so that text is legible
 STRIP = 0.12  # height of the time line, as a share of the short side
-PANEL, TEXT, MUTED, PAPER = (16, 18, 24), (244, 246, 250), (150, 158, 172), (252, 252, 253)
+PANEL, TEXT, MUTED = (16, 18, 24), (244, 246, 250), (150, 158, 172)
 BACK_OFF = 200  # opacity of a panel, 0 to 255
 
 
