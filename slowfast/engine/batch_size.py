@@ -167,7 +167,15 @@ def describe(cfg: CfgNode, found: Fit) -> str:
         f"limit per process {found.limit / gib:.2f} GiB",
         f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} as configured: about {needed:.2f} GiB per process",
     ]
-    if found.videos * copies == 1 and not learns_from_single_clips(cfg, build_model(cfg)):
+    fewest = 1 if copies > 1 or learns_from_single_clips(cfg, build_model(cfg)) else 2
+    step = configured * cfg.SOLVER.ACCUMULATION_STEPS
+    parts = [videos for videos in range(fewest, found.videos + 1) if step % videos == 0]
+    if found.videos < configured and parts:
+        lines.append(
+            f"TRAIN.BATCH_SIZE {parts[-1] * processes} SOLVER.ACCUMULATION_STEPS {step // parts[-1]} takes as many "
+            "videos per step as configured, so the learning rate still fits"
+        )
+    if found.videos < fewest:
         lines.append(
             "with one clip per process the network cannot learn, because BatchNorm makes the features of all clips the "
             f"same: {LESS_MEMORY}, or for fine-tuning set MODEL.FROZEN_BN True"

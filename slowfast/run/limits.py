@@ -34,7 +34,8 @@ def reached_limit(error: Exception) -> str:
     if by_system or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return (
             f"out of memory ({text.partition(chr(10))[0] or type(error).__name__}): lower TRAIN.BATCH_SIZE, for which "
-            "--find-batch prints the largest value, or TEST.BATCH_SIZE or DATA_LOADER.NUM_WORKERS"
+            "--find-batch prints the largest value and how to keep the videos of a step, or TEST.BATCH_SIZE or "
+            "DATA_LOADER.NUM_WORKERS"
         )
     return ""
 

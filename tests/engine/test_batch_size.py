@@ -48,19 +48,34 @@ def test_memory_for_no_video_is_an_error_with_a_cure():
 
 
 @pytest.mark.parametrize(
-    ("videos", "options", "lines"),
+    ("videos", "options", "noted"),
     [
-        (1, {}, 4),
-        (2, {}, 3),
-        (1, {"MODEL__FROZEN_BN": True}, 3),
-        (1, {"AUG__ENABLE": True, "AUG__NUM_SAMPLE": 2}, 3),
-        (1, {"NUM_PROCESSES": 2}, 4),
+        (1, {}, True),
+        (2, {}, False),
+        (1, {"MODEL__FROZEN_BN": True}, False),
+        (1, {"AUG__ENABLE": True, "AUG__NUM_SAMPLE": 2}, False),
+        (1, {"NUM_PROCESSES": 2}, True),
     ],
 )
-def test_a_batch_of_one_clip_with_which_a_network_cannot_learn_is_noted(videos, options, lines):
+def test_a_batch_of_one_clip_with_which_a_network_cannot_learn_is_noted(videos, options, noted):
     text = describe(config(**options), Fit(videos, 30.0 * MIB, 5.0 * MIB, 100 * MIB))
-    assert len(text.splitlines()) == lines
-    assert ("MODEL.FROZEN_BN" in text) == (lines == 4)
+    assert ("MODEL.FROZEN_BN" in text) == noted
+
+
+@pytest.mark.parametrize(
+    ("videos", "options", "kept"),
+    [
+        (3, {}, [("2", "4")]),  # of 8 videos
+        (7, {"SOLVER__ACCUMULATION_STEPS": 3}, [("6", "4")]),
+        (3, {"TRAIN__BATCH_SIZE": 24, "NUM_PROCESSES": 2}, [("6", "4")]),
+        (8, {}, []),  # the batch fits
+        (1, {}, []),  # the network cannot learn from one clip
+        (1, {"MODEL__FROZEN_BN": True}, [("1", "8")]),
+    ],
+)
+def test_a_smaller_batch_comes_with_the_accumulation_that_keeps_the_videos_of_a_step(videos, options, kept):
+    text = describe(config(**options), Fit(videos, 30.0 * MIB, 5.0 * MIB, 100 * MIB))
+    assert re.findall(r"TRAIN\.BATCH_SIZE (\d+) SOLVER\.ACCUMULATION_STEPS (\d+)", text) == kept
 
 
 @pytest.mark.slow
