@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 from fvcore.common.config import CfgNode
 
 from slowfast.config.keys import leaves
-from slowfast.run.lock import TRAINING, is_held
 from slowfast.utils.io import write_json
 from slowfast.utils.logging import read_metrics
 
@@ -235,6 +234,8 @@ def send_results(cfg: CfgNode, group: str, metrics: Mapping[str, Any]) -> None:
     A tracker that does not start costs one warning, because the results are already in a file. So does a training that
     another process continues: its trackers would end, and TensorBoard would show no later values of it.
     """
+    from slowfast.run.lock import TRAINING, is_held  # imports PyTorch, which `check_packages` does not need
+
     if not chosen(cfg):
         return
     if not cfg.TRAIN.ENABLE and is_held(Path(cfg.OUTPUT_DIR, TRAINING)):
