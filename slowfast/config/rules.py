@@ -13,6 +13,8 @@ from fvcore.common.config import CfgNode
 from slowfast.config.keys import leaves
 from slowfast.datasets.catalog import CATALOG
 
+RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
+
 
 class ConfigError(ValueError):
     """All faults of a configuration at once.
@@ -60,6 +62,26 @@ def broken_rules(cfg: CfgNode, unusable: Collection[str] = ()) -> Iterator[tuple
 def num_local_processes(cfg: CfgNode) -> int:
     """Return the processes on each node: NUM_PROCESSES, or one per GPU, or one on the CPU."""
     return cfg.NUM_PROCESSES or max(cfg.NUM_GPUS, 1)
+
+
+def step_and_rates(cfg: CfgNode) -> tuple[float, ...]:
+    """Return the videos of an optimizer step over all nodes, and the learning rates of `RATES` that result."""
+    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
+    factor = cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
+    return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
+
+
+def rate_of_other_steps(recipe: CfgNode, cfg: CfgNode) -> str:
+    """Return the warning that steps take other videos than those of `recipe`, with its learning rate; "" if not."""
+    (before, rate_before, *_), (now, rate, *_) = step_and_rates(recipe), step_and_rates(cfg)
+    if recipe.SOLVER.BASE_LR != cfg.SOLVER.BASE_LR or before * rate == now * rate_before:
+        return ""
+    fits, part = before * rate / rate_before, now / cfg.SOLVER.ACCUMULATION_STEPS
+    accumulate = f"set SOLVER.ACCUMULATION_STEPS {fits / part:.0f}, or " if fits % part == 0 else ""
+    return (
+        f"a step takes {now} videos, but SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g} was set for {fits:g}: {accumulate}"
+        f"multiply {', '.join(RATES)} by {now / fits:.3g}"
+    )
 
 
 def check_hardware(cfg: CfgNode) -> None:

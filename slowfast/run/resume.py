@@ -13,6 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from slowfast.config import changed_keys, format_config, recorded_config
+from slowfast.config.rules import RATES, step_and_rates
 from slowfast.datasets.lists import VideoList
 from slowfast.run.checkpoint import (
     best_checkpoint,
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 WRITTEN_HERE = "# The resolved configuration of a run, written by tools/run_net.py."
 
 SHOWN = 8  # differences that an error names
-
-RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
 # Keys that split the videos of a step.
 SPLIT = ("NUM_SHARDS", "TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS", "SOLVER.BASE_LR_SCALE_NUM_SHARDS")
@@ -103,16 +102,9 @@ def _changes(entries: Mapping[str, Any], now: CfgNode) -> dict[str, tuple[Any, A
     changed = changed_keys(before, now)
     if now.SOLVER.MAX_EPOCH > before.SOLVER.MAX_EPOCH <= epochs_done(entries):
         changed.pop("SOLVER.MAX_EPOCH", None)
-    if _step(before) == _step(now):
+    if step_and_rates(before) == step_and_rates(now):
         changed = {key: values for key, values in changed.items() if key not in (*SPLIT, *RATES)}
     return changed
-
-
-def _step(cfg: CfgNode) -> tuple[float, ...]:
-    """Return the videos of an optimizer step over all nodes, and the learning rates that result."""
-    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
-    factor = cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
-    return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
 
 
 def warn_of_weights_only(cfg: CfgNode) -> None:

@@ -1,8 +1,11 @@
 """Rules: values and combinations of keys that a run cannot have."""
 
+import re
+
 import pytest
 
 from slowfast.config import ConfigError, load_config, num_local_processes
+from slowfast.config.rules import rate_of_other_steps
 
 
 @pytest.mark.parametrize(
@@ -85,3 +88,34 @@ def test_training_rules_do_not_stop_a_test():
     load_config(None, ["MODEL.MODEL_NAME", "Uniformerv2", "TRAIN.ENABLE", "False", "DATA.TRAIN_CROP_SIZE", "225"])
     load_config(None, ["TRAIN.ENABLE", "False", "MODEL.HEAD_ROWS", "names"])  # of the training
     load_config(None, ["UNIFORMER.PRETRAIN_NAME", "x", "MODEL.HEAD_ROWS", "names"])
+
+
+# NUM_SHARDS, TRAIN.BATCH_SIZE and SOLVER.ACCUMULATION_STEPS of a recipe and of a run; the accumulation that keeps the
+# videos of a step (0: there is none) and the factor of the rates
+@pytest.mark.parametrize(
+    ("recipe", "run", "scaled", "cure"),
+    [
+        ((1, 64, 1), (1, 64, 1), False, None),
+        ((1, 64, 1), (1, 16, 4), False, None),
+        ((4, 64, 1), (1, 64, 4), False, None),
+        ((1, 64, 1), (1, 16, 1), False, (4, 0.25)),
+        ((1, 64, 2), (1, 32, 1), False, (4, 0.25)),
+        ((1, 64, 1), (1, 48, 1), False, (0, 0.75)),
+        ((1, 64, 1), (1, 128, 1), False, (0, 2.0)),
+        ((4, 64, 1), (1, 64, 1), False, (4, 0.25)),
+        ((4, 64, 1), (1, 64, 1), True, None),  # the rates change with the nodes
+        ((4, 64, 1), (2, 32, 1), True, (2, 0.5)),
+    ],
+)
+def test_a_rate_belongs_to_the_videos_of_a_step(recipe, run, scaled, cure):
+    keys = ("NUM_SHARDS", "TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS")
+    before, now = (
+        load_config(None, [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+                    + [f"SOLVER.BASE_LR_SCALE_NUM_SHARDS={scaled}"])
+        for values in (recipe, run)
+    )  # fmt: skip
+    text = rate_of_other_steps(before, now)
+    found = re.search(r"(?:ACCUMULATION_STEPS (\d+), or )?multiply .* by ([\d.]+)$", text)
+    assert (found and (int(found[1] or 0), float(found[2]))) == cure and (text == "") == (cure is None)
+    changed = load_config(None, [f"{key}={value}" for key, value in zip(keys, run, strict=True)] + ["SOLVER.BASE_LR=1"])
+    assert rate_of_other_steps(before, changed) == ""
