@@ -39,6 +39,8 @@ def checkout(warm, tmp_path_factory) -> Path:
 
     So does its `srun`, whose last five arguments are the command of submitit.
     """
+    if reason := why_not():  # before Slurm's srun is looked up: this may install it
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("configs", "exp", "tools"):
         (folder / name).symlink_to(ROOT / name)
@@ -52,8 +54,6 @@ def checkout(warm, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(checkout) -> Iterator[Cluster]:
-    if reason := why_not():
-        pytest.skip(reason)
     with Cluster() as running:
         running.environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         places = (str(checkout / "bin"), str(Path(sys.executable).parent), running.environment["PATH"])
