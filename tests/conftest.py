@@ -28,6 +28,7 @@ from slowfast.weights.load import LoadReport
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of child processes
+os.environ["PYTHON_COLORS"] = "0"  # if FORCE_COLOR is set, Python 3.13 colours tracebacks, 3.14 also --help
 # Tests start several hundred interpreters; without files of bytecode, each would compile the package.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
