@@ -13,7 +13,8 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.14",
+    # No upper bound: on a Python that is too new, pip names the package that has no wheel for it.
+    python_requires=">=3.10",
     # The wheel holds the experiments and tools, which a checkout has beside the package.
     packages=[*find_packages(include=["slowfast", "slowfast.*"]), *(f"slowfast.{folder}" for folder in BESIDE)],
     package_dir={f"slowfast.{folder}": folder for folder in BESIDE},
