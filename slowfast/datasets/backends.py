@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from slowfast.datasets.container import first_line
 from slowfast.datasets.frame_list import FrameList
+
+DECORD_MACHINES = ("x86_64", "AMD64")  # processors for which the package index has decord
 
 
 class Unsure(Exception):
@@ -21,7 +24,8 @@ def check_backend(name: str) -> None:
         name: pyav, decord or torchcodec.
 
     Raises:
-        ValueError: the backend is unknown or cannot be imported; the message contains the command that installs it.
+        ValueError: the backend is unknown or cannot be imported; the message contains the command that installs it, if
+            it exists for this processor.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown decoding backend {name!r}: use one of {', '.join(BACKENDS)}")
@@ -35,7 +39,10 @@ def check_backend(name: str) -> None:
                 " in the release made for this PyTorch (its README has the table), and FFmpeg's shared libraries by "
                 "apt-get install ffmpeg or conda install -c conda-forge ffmpeg"
             )
-        message = f"decoding backend {name} cannot be loaded ({first_line(error)}): {cure}; or use pyav"
+        cure += "; or use pyav"
+        if name == "decord" and platform.machine() not in DECORD_MACHINES:
+            cure = f"it has no release for {platform.machine()}; use pyav or torchcodec"
+        message = f"decoding backend {name} cannot be loaded ({first_line(error)}): {cure}"
         raise ValueError(message) from None
 
 
