@@ -127,6 +127,7 @@ def test_other_errors_pass_through_and_the_next_read_is_not_mixed_up(video, tmp_
 
 
 def test_messages_of_the_process_are_logged(tmp_path, write_video, caplog):
+    pytest.importorskip("decord")
     path = write_video(tmp_path / "narrow.mp4", height=46, width=72)
     with caplog.at_level("INFO", logger="slowfast"):
         for _ in range(2):
