@@ -40,6 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from slowfast.config import load_config
+from slowfast.datasets.backends import check_backend
 from slowfast.datasets.build import build_dataset
 from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.dataset import ImageEvalDataset, Key, TrainDataset, VideoReader, as_made
@@ -144,7 +145,11 @@ def benchmark(
         "cpu" and "wall", each with the milliseconds per video of "decode", "ours" and "plain" and the median ratios
         "ours_to_decode" and "plain_to_ours"; and in CPU milliseconds per video "device", and "complete" (ours and
         device) with the ratio "plain_to_complete".
+
+    Raises:
+        ValueError: decord, which "decode" and "plain" use, cannot be imported.
     """
+    check_backend("decord")
     ways: dict[str, tuple[Dataset[Any], Callable[[Sequence[Any]], Any], Callable[[int], None]]] = {
         "decode": (Decode(dataset), sum, use_one_thread),
         "ours": (dataset, as_made, start_worker),
@@ -197,7 +202,8 @@ def describe_machine() -> dict[str, str | int]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {"processor": models[0] if models else platform.processor(), "cores": usable_cores(), **environment()}
+    processor = models[0] if models else platform.processor() or platform.machine()  # on ARM it often has no name
+    return {"processor": processor, "cores": usable_cores(), **environment()}
 
 
 def format_result(title: str, clips: int, result: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import decord
 import numpy as np
 import torch
 from PIL import Image
@@ -46,6 +45,8 @@ def read_plainly(dataset: VideoDataset, index: int, choose: Callable[[int], list
     if os.path.isdir(sample.path):
         options = {"num_frames": sample.num_frames, "image_template": reader_of(dataset).image_template}
         return read_frames(sample.path, choose, **options)
+    import decord  # exists for some processors only
+
     video = decord.VideoReader(sample.path, num_threads=1)
     return video.get_batch(choose(len(video))).asnumpy()
 

@@ -1,6 +1,7 @@
 """The benchmark compares three ways to load the same clips."""
 
 import json
+import sys
 from pathlib import Path
 
 import av
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    pytest.importorskip("decord")
     folder = tmp_path_factory.mktemp("videos")
     for seed in range(2):
         write_video(folder / f"{seed}.mp4", seed, seconds=2, height=64, width=86, key_frames=30)
@@ -125,6 +127,15 @@ def test_the_command_prints_and_writes_figures(videos, tmp_path, capsys):
     assert "train: 2 clips" in out and "test: 6 clips" in out and "torch" in out
     written = json.loads(record.read_text())
     assert written["test"]["results"][0]["cpu"]["plain"] > 0 and written["machine"]["cores"] >= 1
+
+
+def test_without_decord_the_command_exits_with_code_2(tmp_path, monkeypatch, capsys):
+    write_video(tmp_path / "a.mp4", 0, seconds=1, height=64, width=86, key_frames=30)
+    (tmp_path / "mine.csv").write_text(f"{tmp_path / 'a.mp4'},0\n")
+    monkeypatch.setitem(sys.modules, "decord", None)
+    config = str(ROOT / "exp/uniformer_s16x4_k400/config.yaml")
+    assert loading.main(["--cfg", config, "--list", str(tmp_path / "mine.csv"), "--videos", "1", "--rounds", "1"]) == 2
+    assert "decord" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
