@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -75,9 +76,16 @@ def inference_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
 
 def _autocast_type(name: str, device: torch.device) -> torch.dtype | None:
     """Return the type of a name; None for float32."""
-    if name == "bfloat16" and device.type == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        logger.warning("this CPU has no instructions for bfloat16 (AVX512-BF16, AMX), so float32 is faster")
+    if name == "bfloat16" and device.type == "cpu" and not _has_bfloat16_instructions():
+        logger.warning("this CPU has no instructions for bfloat16 (AVX512-BF16, AMX, BF16), so float32 is faster")
     return None if name == "float32" else getattr(torch, name)
+
+
+def _has_bfloat16_instructions() -> bool:
+    """Return whether this CPU has instructions for bfloat16: AVX512-BF16, AMX, or BF16 of ARM (Grace, Graviton3)."""
+    if platform.machine() == "aarch64":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # on x86 also true if there is only AVX512
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from small_networks import SHALLOW, SMALL, small, video_for
@@ -24,6 +26,18 @@ def test_the_cpu_trains_in_float32_unless_a_lower_precision_is_named(enabled, na
     cfg = get_cfg()
     cfg.TRAIN.MIXED_PRECISION, cfg.TRAIN.AMP_DTYPE = enabled, name
     assert amp_dtype(cfg, CPU) is expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "fast"), [("x86_64", False), ("aarch64", torch.ops.mkldnn._is_mkldnn_bf16_supported())]
+)
+def test_a_cpu_without_instructions_for_bfloat16_is_reported(monkeypatch, caplog, machine, fast):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # as on every ARM processor
+    cfg = get_cfg()
+    cfg.TEST.AMP_DTYPE = "bfloat16"
+    assert inference_dtype(cfg, CPU) is torch.bfloat16
+    assert len(caplog.records) == (not fast)
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
