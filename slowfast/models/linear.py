@@ -89,14 +89,15 @@ class _FeedForwardFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        hidden = x.new_empty(*x.shape[:-1], len(w1))
-        ctx.save_for_backward(x, w1, b1, w2, b2, hidden)
-        return _in_parts(x, w1, b1, w2, b2, hidden)
+        hidden: list[Tensor] = []
+        out = _in_parts(x, w1, b1, w2, b2, hidden)
+        ctx.save_for_backward(x, w1, b1, w2, b2, *hidden)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
-        *inputs, hidden = ctx.saved_tensors
-        x, w1, b1, w2, b2 = inputs
+        x, w1, b1, w2, b2, *hidden = ctx.saved_tensors
+        inputs = [x, w1, b1, w2, b2]
         twice = torch.is_grad_enabled()  # for second derivatives
         if twice or _is_batched(grad_outputs[0]):
             with torch.enable_grad():
@@ -106,7 +107,8 @@ class _FeedForwardFunction(Function):
             return torch.autograd.grad(out, inputs, grad_outputs, create_graph=twice)
         grads = [x.new_empty(x.shape), *(torch.zeros_like(value) for value in inputs[1:])]
         w1_t, w2_t = w1.t().contiguous(), w2.t().contiguous()
-        for part, grad, h, grad_x in zip(*_parts(len(w1), x, grad_outputs[0], hidden, grads[0]), strict=True):
+        parts = (tensor.flatten(0, -2).split(len(hidden[0])) for tensor in (x, grad_outputs[0], grads[0]))
+        for part, grad, grad_x, h in zip(*parts, hidden, strict=True):
             grad_h = _onednn_linear(grad, w2_t, None)
             grads[3].addmm_(grad.t(), F.gelu(h))
             torch.ops.aten.gelu_backward(grad_h, h, grad_input=grad_h)
@@ -123,21 +125,20 @@ def _is_batched(x: Tensor) -> bool:
     return functorch.is_batchedtensor(x) or functorch.is_legacy_batchedtensor(x)
 
 
-def _parts(width: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Divide tensors (..., C) into parts of as many rows as have `PART` hidden values of this width."""
-    rows = max(PART // width, 256) * torch.get_num_threads()
-    return [tensor.flatten(0, -2).split(rows) for tensor in tensors]
-
-
 def _in_parts(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, hidden: Tensor | None = None
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, kept: list[Tensor] | None = None
 ) -> Tensor:
-    """Return tokens after two linear layers with a GELU in between; write the values before the GELU to `hidden`."""
+    """Return tokens after two linear layers with a GELU in between; append the values before the GELU to `kept`.
+
+    A part of the tokens has `PART` hidden values per thread.
+    """
     out = x.new_empty(*x.shape[:-1], len(w2))
-    parts, targets, *kept = _parts(len(w1), x, out, *([] if hidden is None else [hidden]))
-    for i, (part, target) in enumerate(zip(parts, targets, strict=True)):
+    rows = max(PART // len(w1), 256) * torch.get_num_threads()
+    for part, target in zip(x.flatten(0, -2).split(rows), out.flatten(0, -2).split(rows), strict=True):
         h = _onednn_linear(part, w1, b1)
-        h = F.gelu(kept[0][i].copy_(h)) if kept else torch.ops.aten.gelu_(h)  # in place if nothing needs the input
+        if kept is not None:
+            kept.append(h)
+        h = torch.ops.aten.gelu_(h) if kept is None else F.gelu(h)  # in place if nothing needs the input
         target.copy_(_onednn_linear(h, w2, b2))
     return out
 
