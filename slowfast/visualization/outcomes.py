@@ -132,9 +132,10 @@ def class_rows(outcomes: Outcomes, counts: np.ndarray) -> list[ClassRow]:
     losses = np.bincount(outcomes.labels, weights=outcomes.loss, minlength=classes)
     rows: list[ClassRow] = []
     for k in np.flatnonzero(videos).tolist():
-        times, top1, top5 = int(mistakes[k, most[k]]), 100 * counts[k, k] / videos[k], 100 * in_top5[k] / videos[k]
+        count, times, top1, top5 = int(videos[k]), int(mistakes[k, most[k]]), int(counts[k, k]), float(in_top5[k])
+        shares = 100 * top1 / count, 100 * top5 / count, float(losses[k]) / count
         confused = outcomes.names[most[k]] if times else ""
-        rows.append(ClassRow(outcomes.names[k], int(videos[k]), top1, top5, losses[k] / videos[k], confused, times))
+        rows.append(ClassRow(outcomes.names[k], count, *shares, confused, times))
     return sorted(rows, key=lambda row: (row.top1, -row.loss))
 
 
