@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from slowfast.engine.meters import METRICS, MULTI_LABEL_METRICS
+from slowfast.engine.meters import MEAN_CLASS, METRICS, MULTI_LABEL_METRICS
 from slowfast.engine.setup import copy_to_cpu
 from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
@@ -102,7 +102,7 @@ class Evaluation:
     summed: int = 1
 
     def metrics(self) -> dict[str, Any]:
-        """Return "loss", and the mean of each metric in percent.
+        """Return "loss", the mean of each metric in percent, and of the first one also the mean over the classes.
 
         The loss is the mean cross-entropy, of the mean logits of the views or of their mean probabilities. For K < 5
         classes, "top5" is the top-K that "top5_k" names. For a multi-label list, the loss is the mean binary
@@ -120,18 +120,25 @@ class Evaluation:
 
     def _single_label(self, known: np.ndarray) -> dict[str, Any]:
         """Return the loss and the metrics of the rows `known`."""
-        sums = dict.fromkeys(METRICS, 0.0)
+        classes = self.scores.shape[1]
+        sums = {name: np.zeros(classes) for name in METRICS}  # of the videos of each class
         loss = 0.0
         for rows in _chunks(known, self.scores):
-            scores, labels = torch.from_numpy(self.scores[rows]), torch.from_numpy(self.label[rows])
+            label = self.label[rows]
+            scores, labels = torch.from_numpy(self.scores[rows]), torch.from_numpy(label)
             logs = log_probabilities(scores, self.probabilities, self.summed)
             loss += float(functional.nll_loss(logs, labels, reduction="sum"))
             for name, metric in METRICS.items():
-                sums[name] += float(metric(scores, labels).double().sum())
+                sums[name] += np.bincount(label, metric(scores, labels).double().numpy(), classes)
+        if not len(known):
+            return dict.fromkeys(("loss", *METRICS, MEAN_CLASS)) | {"top5_k": min(5, classes)}
+        videos = np.bincount(self.label[known], minlength=classes)
+        of_class = next(iter(sums.values()))[videos > 0] / videos[videos > 0]
         return {
-            "loss": loss / len(known) if len(known) else None,
-            **{name: 100.0 * (sums[name] / len(known)) if len(known) else None for name in METRICS},
-            "top5_k": min(5, self.scores.shape[1]),
+            "loss": loss / len(known),
+            **{name: 100.0 * (float(values.sum()) / len(known)) for name, values in sums.items()},
+            MEAN_CLASS: 100.0 * float(of_class.mean()),
+            "top5_k": min(5, classes),
         }
 
     def _multi_label(self, known: np.ndarray) -> dict[str, Any]:

@@ -30,6 +30,10 @@ def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 # which checkpoint is the best.
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"top1": partial(in_top, k=1), "top5": partial(in_top, k=5)}
 
+# Name of the mean over classes of the first metric of `METRICS`: the mean of every class counts the same, however many
+# videos it has. Log lines and training steps do not contain it.
+MEAN_CLASS = "mean_class"
+
 # The same for multi-label lists: functions of all scores (N, K) and targets (N, K) of a validation or test. Each
 # returns one value from 0 to 1. Training steps do not compute them.
 MULTI_LABEL_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"mAP": mean_average_precision}
@@ -37,7 +41,7 @@ MULTI_LABEL_METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {"mAP": mean
 
 def metric_names(multi_label: bool) -> list[str]:
     """Return the names of the metrics of a validation or test; the first one decides which checkpoint is the best."""
-    return [*(MULTI_LABEL_METRICS if multi_label else METRICS)]
+    return [*MULTI_LABEL_METRICS] if multi_label else [*METRICS, MEAN_CLASS]
 
 
 def metrics_text(values: Mapping[str, float], num_classes: int) -> str:

@@ -100,6 +100,21 @@ def test_accuracy_is_over_the_videos_whose_class_is_known():
     assert (metrics["top1"], metrics["num_labelled"], metrics["num_videos"]) == (50.0, 2, 3)
     unlabelled = Evaluation(np.arange(3), np.full(3, -1), scores).metrics()
     assert unlabelled["top1"] is unlabelled["top5"] is unlabelled["loss"] is None and unlabelled["num_labelled"] == 0
+    assert unlabelled.keys() == metrics.keys() and unlabelled["mean_class"] is None
+
+
+def test_in_the_mean_over_classes_every_class_counts_the_same(monkeypatch):
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 3], [60, 9, 3])  # no video of class 2
+    scores = generator.random((72, 4)).astype(np.float32)
+    scores[:50, 0] += 1
+    expected = [np.mean(scores[labels == k].argmax(1) == k) for k in (0, 1, 3)]
+    for chunk in (1 << 20, 40):  # bytes: all videos at once, and two
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        metrics = Evaluation(np.arange(72), labels, scores).metrics()
+        assert metrics["mean_class"] == pytest.approx(100 * np.mean(expected))
+        assert metrics["top1"] == pytest.approx(100 * np.mean(scores.argmax(1) == labels))
+    assert metrics["top1"] > metrics["mean_class"] + 10
 
 
 def test_the_loss_is_the_cross_entropy_of_the_mean_over_views():

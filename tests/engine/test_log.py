@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from slowfast.config import get_cfg
 from slowfast.engine import log
 from slowfast.engine.log import RunLog
-from slowfast.engine.meters import METRICS
+from slowfast.engine.meters import MEAN_CLASS, METRICS
 from slowfast.utils.logging import read_metrics
 
 VALUES = {"loss": 1.5, "lr": 0.1, "grad_norm": 2.0, "clips_per_s": 4.0, "data_wait": 0.25, "memory_gib": 3.0}
@@ -32,14 +32,16 @@ def test_a_training_is_recorded_and_drawn_with_its_steps(tmp_path):
     with make(tmp_path) as run:
         run.train(5, 0.5, VALUES)
         run.epoch(10, 1, VALUES)
-        run.validation(10, 1, VALUES | {"num_videos": 7}, best=60.0)
+        run.validation(10, 1, VALUES | {MEAN_CLASS: 40.0, "num_videos": 7}, best=60.0)
     train, epoch, val = read_metrics(tmp_path)
     assert (train["kind"], train["step"], train["epoch"], train["grad_norm"]) == ("train", 5, 0.5, 2.0)
     assert (epoch["kind"], epoch["step"], epoch["epoch"], epoch["loss"]) == ("epoch", 10, 1, 1.5)
     assert (val["kind"], val["step"], val["epoch"], val["num_videos"]) == ("val", 10, 1, 7)
     assert val["loss"] == 1.5
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
-    assert set(curves) == {f"train/{name}" for name in VALUES} | {f"val/{name}" for name in ("loss", *METRICS)}
+    assert set(curves) == {f"train/{name}" for name in VALUES} | {
+        f"val/{name}" for name in ("loss", *METRICS, MEAN_CLASS)
+    }
     assert steps(tmp_path / "tensorboard", "train/loss") == [5]
 
 

@@ -24,13 +24,13 @@ from slowfast.config import get_cfg
 from slowfast.config.keys import KEYS
 from slowfast.engine import trackers
 from slowfast.engine.log import RunLog
-from slowfast.engine.meters import METRICS
+from slowfast.engine.meters import MEAN_CLASS, METRICS
 from slowfast.run.interrupt import Interruption
 from slowfast.run.lock import TRAINING, hold
 from slowfast.utils.logging import MetricsLog, read_metrics
 
 VALUES = {"loss": 1.5, "lr": 0.1, "grad_norm": 2.0, "clips_per_s": 4.0, "data_wait": 0.25, "memory_gib": 3.0}
-VALUES |= dict.fromkeys(METRICS, 50.0)
+VALUES |= dict.fromkeys((*METRICS, MEAN_CLASS), 50.0)
 
 
 class Recorder:

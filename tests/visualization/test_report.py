@@ -148,7 +148,7 @@ def test_a_report_shows_the_numbers_of_the_run(run, page):
     assert (shown["clips per second"], shown["data wait, %"], shown["peak memory, GiB"]) == ("8", "25", "1.5")
     charts = page.value("[...document.querySelectorAll('.chart')].map(e => e.id.replace('chart-', ''))")
     speed = ["lr", "grad_norm", "clips_per_s", "data_wait", "memory_gib"]
-    assert charts == ["loss", "top1", "top5", *speed, "confusion", "calibration"]
+    assert charts == ["loss", "top1", "top5", "mean_class", *speed, "confusion", "calibration"]
     assert page.value("document.querySelectorAll('#class-table tbody tr').length") == CLASSES
     assert page.value("document.querySelector('tr[data-name=\"git commit\"] td:last-child').textContent") == "9999999"
     settings = page.value("document.querySelector('#settings-table').textContent")
@@ -242,7 +242,7 @@ def test_runs_are_compared_in_results_and_settings(run, page, tmp_path, monkeypa
     assert float(rows["test: top-1, %"][0]) == pytest.approx(evaluation().metrics()["top1"], rel=1e-4)
     assert "OUTPUT_DIR" not in rows and "SOLVER.MAX_EPOCH" not in rows
     page.open(out)
-    assert page.value("document.querySelectorAll('.chart').length") == 11
+    assert page.value("document.querySelectorAll('.chart').length") == 12
     assert page.value("document.querySelectorAll('#chart-train_lr .legend > span').length") == 2
     assert (
         page.value("document.querySelector('tr[data-name=\"SOLVER.BASE_LR\"]').textContent") == "SOLVER.BASE_LR0.20.5"
