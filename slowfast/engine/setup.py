@@ -84,7 +84,8 @@ def _autocast_type(name: str, device: torch.device) -> torch.dtype | None:
 def _has_bfloat16_instructions() -> bool:
     """Return whether this CPU has instructions for bfloat16: AVX512-BF16, AMX, or BF16 of ARM (Grace, Graviton3)."""
     if platform.machine() == "aarch64":
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # on x86 also true if there is only AVX512
+        # oneDNN's own check, which some builds omit; on x86 it is also true if there is only AVX512
+        return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported()
 
 

@@ -29,7 +29,11 @@ def test_the_cpu_trains_in_float32_unless_a_lower_precision_is_named(enabled, na
 
 
 @pytest.mark.parametrize(
-    ("machine", "fast"), [("x86_64", False), ("aarch64", torch.ops.mkldnn._is_mkldnn_bf16_supported())]
+    ("machine", "fast"),
+    [
+        ("x86_64", False),
+        ("aarch64", torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    ],
 )
 def test_a_cpu_without_instructions_for_bfloat16_is_reported(monkeypatch, caplog, machine, fast):
     monkeypatch.setattr(platform, "machine", lambda: machine)
