@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -394,6 +395,15 @@ def upright(name: str, frames: np.ndarray) -> np.ndarray:
     return np.rot90(frames, -angle // 90, axes=(1, 2))
 
 
+def assert_same_pixels(found: np.ndarray, expected: np.ndarray, backend: str) -> None:
+    """Check that frames of a backend are those of PyAV.
+
+    On ARM, releases of FFmpeg convert colours by different instructions, and torchcodec uses the release of the system.
+    """
+    limit = 3 if backend == "torchcodec" and platform.machine() == "aarch64" else 0
+    assert found.shape == expected.shape and np.abs(found.astype(int) - expected).max() <= limit
+
+
 def assert_single_frames(
     path: str,
     shown: Sequence[np.ndarray],
@@ -406,5 +416,5 @@ def assert_single_frames(
     lengths: list[int] = []
     for number, whole in enumerate(shown):
         (frame,) = read_frames(path, lambda length, number=number: lengths.append(length) or [number], backend=backend)
-        np.testing.assert_array_equal(turn(frame), whole)
+        assert_same_pixels(turn(frame), whole, backend)
     assert {*lengths[-count:]} == {count}

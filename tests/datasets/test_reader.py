@@ -13,7 +13,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from media_zoo import h264
+from media_zoo import assert_same_pixels, h264
 from PIL import Image
 
 from slowfast.datasets import decode, frame_list
@@ -243,10 +243,10 @@ def test_a_backend_that_cannot_be_loaded_says_how_to_get_it(tmp_path, name, mach
 
 def test_a_frame_does_not_depend_on_the_other_requested_frames(tmp_path, write_video, backend):
     path = write_video(tmp_path / "a.mp4", frames=60)
-    whole = read_frames(path, lambda length: range(length))
+    whole = read_frames(path, range)
     for indices in ([59], [0], [30, 10, 50], list(range(7, 60, 9)), [58, 59, 58]):
         frames = read_frames(path, lambda _, indices=indices: indices, backend=backend)
-        assert np.array_equal(frames, whole[indices]), indices
+        assert_same_pixels(frames, whole[indices], backend)
 
 
 def test_names_and_titles_need_not_be_utf8(tmp_path, write_video, frame_numbers, backend):
