@@ -149,11 +149,24 @@ def wandb_records(path: Path) -> Iterator[Any]:
             position += room
             continue
         length, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        if position + 7 + length > len(data):
+            return
         content += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # the record is complete
             yield messages.Record.FromString(content)
             content = b""
+
+
+def complete_records(path: Path) -> list[Any]:
+    """Return the records of an offline file; the service of wandb can write after the run has finished."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        records = [*wandb_records(path)]
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise TimeoutError(f"{path} has no end")
 
 
 def test_wandb_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch):
@@ -168,7 +181,7 @@ def test_wandb_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatch
     rows, trains = dict[int, dict[str, str]](), list[Any]()
     files = sorted((tmp_path / "run7/wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     for file in files:
-        records = [*wandb_records(file)]
+        records = complete_records(file)
         (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
         assert (run.run_id, run.display_name, run.project) == (ids["wandb"], "run7", "slowfast")
         config = {(item.key or item.nested_key[0]): item.value_json for item in run.config.update}
