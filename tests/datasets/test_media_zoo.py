@@ -55,7 +55,7 @@ def test_odd_files_give_the_same_frames_from_every_backend(zoo, name, backend):
         assert frames.dtype == np.uint8 and frames.flags.c_contiguous and frames.flags.writeable
         assert_same_pixels(frames, reference[indices], backend)
         assert asked[-1] == count
-        shown = upright(name, frames)
+        shown = upright(name, reference[indices])  # neighbouring frames differ by more than backends do
         assert numbers(shown) == [first + index for index in indices]
         if name not in ("grey.mp4", "animation.gif"):
             height, width = shown.shape[1:3]

@@ -1,5 +1,6 @@
 """Test RandAugment against timm: operations, arguments, draws, and fused steps."""
 
+import platform
 import random
 from collections import Counter, defaultdict
 
@@ -41,6 +42,8 @@ def by_timm(frames: np.ndarray, name: str, argument: float, interpolation: str =
 @pytest.mark.parametrize("name", sorted(set(OP_NAMES) - set(GEOMETRIC_OPS)))
 def test_pixel_operations_match_timm_within_one_grey_level(clips, name):
     exact = name not in ("Color", "Sharpness")  # the others are look-up tables
+    if name == "Contrast" and platform.machine() == "aarch64":
+        exact = False  # the reference blends with fused multiply-adds there
     for increasing in (False, True):
         for level, sign in ((2.5, 1), (2.5, -1), (7, 1), (9.7, -1), (9.7, 1)):
             argument = op_argument(name, level, sign, increasing)
