@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,23 +65,29 @@ def num_local_processes(cfg: CfgNode) -> int:
     return cfg.NUM_PROCESSES or max(cfg.NUM_GPUS, 1)
 
 
+def _step(cfg: CfgNode) -> tuple[int, int]:
+    """Return the videos of an optimizer step over all nodes, and the factor by which nodes scale the learning rates."""
+    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
+    return videos, cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
+
+
 def step_and_rates(cfg: CfgNode) -> tuple[float, ...]:
     """Return the videos of an optimizer step over all nodes, and the learning rates of `RATES` that result."""
-    videos = cfg.NUM_SHARDS * cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
-    factor = cfg.NUM_SHARDS if cfg.SOLVER.BASE_LR_SCALE_NUM_SHARDS else 1
+    videos, factor = _step(cfg)
     return videos, *(factor * cfg.SOLVER[key.removeprefix("SOLVER.")] for key in RATES)
 
 
 def rate_of_other_steps(recipe: CfgNode, cfg: CfgNode) -> str:
     """Return the warning that steps take other videos than those of `recipe`, with its learning rate; "" if not."""
-    (before, rate_before, *_), (now, rate, *_) = step_and_rates(recipe), step_and_rates(cfg)
-    if recipe.SOLVER.BASE_LR != cfg.SOLVER.BASE_LR or before * rate == now * rate_before:
+    (before, factor_before), (now, factor), rate = _step(recipe), _step(cfg), cfg.SOLVER.BASE_LR
+    fits = Fraction(before * factor, factor_before)
+    if fits == now or not rate or rate != recipe.SOLVER.BASE_LR:
         return ""
-    fits, part = before * rate / rate_before, now / cfg.SOLVER.ACCUMULATION_STEPS
-    accumulate = f"set SOLVER.ACCUMULATION_STEPS {fits / part:.0f}, or " if fits % part == 0 else ""
+    steps = fits / (now // cfg.SOLVER.ACCUMULATION_STEPS)
+    accumulate = f"set SOLVER.ACCUMULATION_STEPS {steps}, or " if steps.denominator == 1 else ""
     return (
-        f"a step takes {now} videos, but SOLVER.BASE_LR {cfg.SOLVER.BASE_LR:g} was set for {fits:g}: {accumulate}"
-        f"multiply {', '.join(RATES)} by {now / fits:.3g}"
+        f"a step takes {now} videos, but SOLVER.BASE_LR {rate:g} was set for {float(fits):g}: {accumulate}"
+        f"multiply {', '.join(RATES)} by {float(now / fits):.3g}"
     )
 
 

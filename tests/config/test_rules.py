@@ -104,6 +104,7 @@ def test_training_rules_do_not_stop_a_test():
         ((1, 64, 1), (1, 128, 1), False, (0, 2.0)),
         ((4, 64, 1), (1, 64, 1), False, (4, 0.25)),
         ((4, 64, 1), (1, 64, 1), True, None),  # the rates change with the nodes
+        ((3, 64, 1), (7, 64, 1), True, None),  # 3 * 0.1 * 7 and 7 * 0.1 * 3 differ in the last bit
         ((4, 64, 1), (2, 32, 1), True, (2, 0.5)),
     ],
 )
