@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
+from torch import nn
 
 from slowfast.config.rules import check_hardware, num_local_processes
 from slowfast.engine.batch_norm import freeze_batch_norm
@@ -167,13 +168,15 @@ def describe(cfg: CfgNode, found: Fit) -> str:
         f"limit per process {found.limit / gib:.2f} GiB",
         f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} as configured: about {needed:.2f} GiB per process",
     ]
-    fewest = 1 if copies > 1 or learns_from_single_clips(cfg, build_model(cfg)) else 2
-    step = configured * cfg.SOLVER.ACCUMULATION_STEPS
-    parts = [videos for videos in range(fewest, found.videos + 1) if step % videos == 0]
-    if found.videos < configured and parts:
+    if found.videos >= max(2, configured):
+        return "\n".join(lines)
+    model = build_model(cfg)
+    fewest = 1 if copies > 1 or learns_from_single_clips(cfg, model) else 2
+    if part := _part_of_step(cfg, found, fewest, model):
         lines.append(
-            f"TRAIN.BATCH_SIZE {parts[-1] * processes} SOLVER.ACCUMULATION_STEPS {step // parts[-1]} takes as many "
-            "videos per step as configured, so the learning rate still fits"
+            f"TRAIN.BATCH_SIZE {part * processes} SOLVER.ACCUMULATION_STEPS "
+            f"{configured * cfg.SOLVER.ACCUMULATION_STEPS // part} takes as many videos per step as configured, so the "
+            "learning rate still fits"
         )
     if found.videos < fewest:
         lines.append(
@@ -181,3 +184,16 @@ def describe(cfg: CfgNode, found: Fit) -> str:
             f"same: {LESS_MEMORY}, or for fine-tuning set MODEL.FROZEN_BN True"
         )
     return "\n".join(lines)
+
+
+def _part_of_step(cfg: CfgNode, found: Fit, fewest: int, model: nn.Module) -> int:
+    """Return the largest number of videos of a process that fits and divides those of a step; 0 if there is none.
+
+    0 too if the configured batch fits.
+    """
+    configured, gradients = cfg.TRAIN.BATCH_SIZE // num_local_processes(cfg), 0
+    if cfg.SOLVER.ACCUMULATION_STEPS == 1:  # then the measured steps did not have gradients in memory from the start
+        gradients = sum(value.nbytes for value in model.parameters() if value.requires_grad)
+    step = configured * cfg.SOLVER.ACCUMULATION_STEPS
+    fits = [n for n in range(fewest, found.videos + 1) if found.needed(n) + gradients <= found.limit]
+    return max((n for n in fits if step % n == 0), default=0) if found.videos < configured else 0

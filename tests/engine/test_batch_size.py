@@ -9,6 +9,7 @@ import pytest
 
 from slowfast.config import get_cfg
 from slowfast.engine.batch_size import Fit, Steps, describe, find_batch, fit
+from slowfast.models.build import build_model
 
 MIB = 2**20
 
@@ -74,8 +75,16 @@ def test_a_batch_of_one_clip_with_which_a_network_cannot_learn_is_noted(videos, 
     ],
 )
 def test_a_smaller_batch_comes_with_the_accumulation_that_keeps_the_videos_of_a_step(videos, options, kept):
-    text = describe(config(**options), Fit(videos, 30.0 * MIB, 5.0 * MIB, 100 * MIB))
+    text = describe(config(**options), Fit(videos, 30.0 * MIB, 5.0 * MIB, (30 * videos + 20) * MIB))
     assert re.findall(r"TRAIN\.BATCH_SIZE (\d+) SOLVER\.ACCUMULATION_STEPS (\d+)", text) == kept
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(1, ("2", "4")), (2, ("4", "4"))])
+def test_memory_of_gradients_is_left_free_for_an_accumulation_that_was_not_measured(steps, kept):
+    cfg = config(SOLVER__ACCUMULATION_STEPS=steps)
+    gradients = sum(value.nbytes for value in build_model(cfg).parameters())
+    text = describe(cfg, Fit(4, 30.0 * MIB, 5.0 * MIB, 125 * MIB + gradients // 2))
+    assert re.findall(r"TRAIN\.BATCH_SIZE (\d+) SOLVER\.ACCUMULATION_STEPS (\d+)", text) == [kept]
 
 
 @pytest.mark.slow
