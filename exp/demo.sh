@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make the demo data once, train on it, test with all views, and test again with shuffled frames as a control.
-# Any KEY VALUE can follow: bash exp/demo/run.sh SOLVER.MAX_EPOCH 2 OUTPUT_DIR output/short
+# Any KEY VALUE can follow: bash exp/demo/run.sh SOLVER.MAX_EPOCH 4 OUTPUT_DIR output/short
 # On a Slurm cluster, --slurm --nodes 2 makes the data here and submits two jobs; the second waits for the first.
 set -euo pipefail
 name=$1

@@ -138,7 +138,8 @@ def execute(args: argparse.Namespace) -> int:
 def warn_of_the_rate(file: str, cfg: ConfigNode) -> None:
     """Warn if the command line changes the videos of a step, but not the learning rate that the file sets for them."""
     set_in_file = cfg.sources.get("SOLVER.BASE_LR", "command line") != "command line"
-    if not (cfg.TRAIN.ENABLE and set_in_file) or os.environ.get("RANK", "0") != "0":
+    read_again = set_in_file and os.path.isfile(file)  # a pipe can be read only once
+    if not (cfg.TRAIN.ENABLE and read_again) or os.environ.get("RANK", "0") != "0":
         return
     with warnings.catch_warnings(), suppress(ConfigError):  # the file may need values of the command line
         warnings.simplefilter("ignore")
