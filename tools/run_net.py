@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from fvcore.common.config import CfgNode
 
 import slowfast
 from slowfast.config import ConfigError, check_variables, format_config, is_key, load_config
-from slowfast.config.load import ConfigNode, read_overrides
-from slowfast.config.rules import rate_of_other_steps
+from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
 from slowfast.run.interrupt import EXIT_REQUEUE, Interruption, ignore, leave
 from slowfast.utils.io import prepare_streams, print_error
@@ -110,6 +108,8 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     check_variables(cfg)
     check_packages(cfg)
+    if cfg.TRAIN.ENABLE and cfg.rate_note and os.environ.get("RANK", "0") == "0":
+        print_error(f"warning: {cfg.rate_note}")
     if args.find_batch:
         from slowfast.engine.batch_size import describe, find_batch
 
@@ -117,7 +117,6 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
         raise ValueError("TRAIN.ENABLE and TEST.ENABLE are both False: set one of them True")
-    warn_of_the_rate(args.cfg, cfg)
     if args.slurm:
         from slowfast.run.slurm import submit
 
@@ -133,18 +132,6 @@ def execute(args: argparse.Namespace) -> int:
         ignore()
     draw(cfg, drawn, report=code != EXIT_REQUEUE)  # an interrupted job has little time
     return code
-
-
-def warn_of_the_rate(file: str, cfg: ConfigNode) -> None:
-    """Warn if the command line changes the videos of a step, but not the learning rate that the file sets for them."""
-    set_in_file = cfg.sources.get("SOLVER.BASE_LR", "command line") != "command line"
-    read_again = set_in_file and os.path.isfile(file)  # a pipe can be read only once
-    if not (cfg.TRAIN.ENABLE and read_again) or os.environ.get("RANK", "0") != "0":
-        return
-    with warnings.catch_warnings(), suppress(ConfigError):  # the file may need values of the command line
-        warnings.simplefilter("ignore")
-        if text := rate_of_other_steps(load_config(file), cfg):
-            print_error(f"warning: {text}")
 
 
 def run_job(cfg: CfgNode, init_method: str) -> int:

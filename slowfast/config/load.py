@@ -19,7 +19,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config.files import VARIABLE, Assignment, Notes, expand, read_file, read_text, shown
 from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, SECTIONS, leaves
 from slowfast.config.official import REPLACED_VALUES, family_of, reason_to_ignore
-from slowfast.config.rules import ConfigError, broken_rules
+from slowfast.config.rules import ConfigError, broken_rules, rate_of_other_steps
 from slowfast.config.values import literal
 
 
@@ -33,6 +33,11 @@ class ConfigNode(CfgNode):
     def sources(self) -> dict[str, str]:
         """The origin of each value that was given when `load_config` made this tree."""
         return self.__dict__.get("_sources", {})
+
+    @property
+    def rate_note(self) -> str:
+        """What is wrong with the learning rate of a tree that `load_config` made, see `rate_of_other_steps`."""
+        return self.__dict__.get("_rate_note", "")
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file and its bases."""
@@ -74,9 +79,12 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     """
     notes = Notes()
     assignments = read_file(path, notes) if path is not None else []
-    cfg = get_cfg()
-    sources, unusable = merge(cfg, assignments + read_overrides(overrides, notes.faults), notes)
-    cfg.__dict__["_sources"] = sources  # an attribute would become a key
+    assignments += read_overrides(overrides, notes.faults)
+    cfg, recipe = get_cfg(), get_cfg()
+    sources, unusable = merge(cfg, assignments, notes)
+    merge(recipe, _with_rate(assignments), Notes())
+    # attributes would become keys
+    cfg.__dict__["_sources"], cfg.__dict__["_rate_note"] = sources, rate_of_other_steps(recipe, cfg)
     cfg.freeze()
     contradictions = list(broken_rules(cfg, unusable))
     for keys, fault in contradictions:
@@ -84,6 +92,13 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
         notes.faults.append(f"{', '.join(origins) or 'defaults'}: {fault}")
     _report(notes, cfg if contradictions else None)
     return cfg
+
+
+def _with_rate(assignments: list[Assignment]) -> list[Assignment]:
+    """Return the assignments up to the last one of the file, or command line, that sets SOLVER.BASE_LR last."""
+    files = [origin.rpartition(":")[0] for _, _, origin in assignments]
+    setting = [file for (key, _, _), file in zip(assignments, files, strict=True) if key == "SOLVER.BASE_LR"]
+    return assignments[: len(files) - files[::-1].index(setting[-1])] if setting else assignments
 
 
 def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:

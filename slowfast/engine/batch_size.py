@@ -69,7 +69,8 @@ def find_batch(cfg: CfgNode, limit: int | None = None) -> Fit:
             peaks: dict[int, int | None] = pool.submit(_peaks, cfg).result()
         except BrokenProcessPool:
             raise ValueError(
-                f"there is not enough memory to measure training steps of {SMALL[0]} and {SMALL[1]} videos"
+                f"there is not enough memory to measure training steps of {SMALL[0]} and {SMALL[1]} videos: "
+                f"{LESS_MEMORY}"
             ) from None
     return fit(lambda videos: peaks[videos], limit, verify=False)
 
@@ -164,8 +165,8 @@ def describe(cfg: CfgNode, found: Fit) -> str:
     lines = [
         f"TRAIN.BATCH_SIZE {found.videos * processes} is the largest that fits "
         f"({'measured' if cfg.NUM_GPUS else 'estimated'})",
-        f"memory per clip {found.per_video / copies / gib:.3f} GiB, without clips {found.fixed / gib:.2f} GiB, "
-        f"limit per process {found.limit / gib:.2f} GiB",
+        f"memory per clip {found.per_video / copies / gib:.3f} GiB ({copies} per video), "
+        f"without clips {found.fixed / gib:.2f} GiB, limit per process {found.limit / gib:.2f} GiB",
         f"TRAIN.BATCH_SIZE {cfg.TRAIN.BATCH_SIZE} as configured: about {needed:.2f} GiB per process",
     ]
     if found.videos >= max(2, configured):
@@ -173,10 +174,10 @@ def describe(cfg: CfgNode, found: Fit) -> str:
     model = build_model(cfg)
     fewest = 1 if copies > 1 or learns_from_single_clips(cfg, model) else 2
     if part := _part_of_step(cfg, found, fewest, model):
+        step = cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
         lines.append(
-            f"TRAIN.BATCH_SIZE {part * processes} SOLVER.ACCUMULATION_STEPS "
-            f"{configured * cfg.SOLVER.ACCUMULATION_STEPS // part} takes as many videos per step as configured, so the "
-            "learning rate still fits"
+            f"TRAIN.BATCH_SIZE {part * processes} SOLVER.ACCUMULATION_STEPS {step // (part * processes)} takes the "
+            f"configured {step} videos per step and node"
         )
     if found.videos < fewest:
         lines.append(

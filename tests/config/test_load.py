@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import re
 import time
 import warnings
 
@@ -297,6 +298,27 @@ def test_show_names_the_origin_of_what_is_not_default(write):
     cfg.defrost()
     cfg.RNG_SEED = 5
     assert "RNG_SEED: 5 " in format_config(cfg) and "set by code" in format_config(cfg)
+
+
+@pytest.mark.parametrize(
+    ("own", "overrides", "noted"),
+    [
+        ("", [], None),
+        ("TRAIN: {BATCH_SIZE: 4}", [], ("4", "16")),
+        ("TRAIN: {BATCH_SIZE: 4}", ["TRAIN.BATCH_SIZE=8"], ("8", "16")),  # not those of the file in between
+        ("TRAIN: {BATCH_SIZE: 4}", ["TRAIN.BATCH_SIZE=16"], None),
+        ("TRAIN: {BATCH_SIZE: 4}\nSOLVER: {BASE_LR: 0.25}", [], None),
+        ("TRAIN: {BATCH_SIZE: 4}\nSOLVER: {BASE_LR: 0.25}", ["TRAIN.BATCH_SIZE=8"], ("8", "4")),
+        ("", ["TRAIN.BATCH_SIZE=4", "SOLVER.BASE_LR=0.25"], None),
+        ("", ["TRAIN.BATCH_SIZE=4", "SOLVER.BASE_LR=0.5"], None),
+    ],
+)
+def test_the_videos_of_a_rate_are_those_of_the_file_that_sets_it(write, own, overrides, noted):
+    write("recipe.yaml", "SOLVER: {BASE_LR: 0.5}\nTRAIN: {BATCH_SIZE: 16}\n")
+    cfg = load_config(write("x.yaml", f"_BASE_: recipe.yaml\n{own}\n"), overrides)
+    found = re.search(r"takes (\d+) videos.* for (\d+):", cfg.rate_note)
+    assert (found and found.groups()) == noted and bool(cfg.rate_note) == bool(noted)
+    assert load_config(None, ["TRAIN.BATCH_SIZE=8"]).rate_note == ""
 
 
 def test_a_loaded_configuration_stays_as_it_is():

@@ -18,7 +18,7 @@ import run_net as program
 import torch.distributed.run
 from run_fixtures import ENVIRONMENT, Forked
 
-from slowfast.config import get_cfg, load_config
+from slowfast.config import get_cfg
 from slowfast.run import interrupt, launch
 from slowfast.run.checkpoint import last_checkpoint
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
@@ -310,16 +310,6 @@ def test_a_rate_for_other_steps_is_noted_before_the_training(call, tmp_path):
     ):
         done = call(*command, *pairs)
         assert done.returncode == 2 and ("SOLVER.ACCUMULATION_STEPS 4," in done.stderr) == noted
-
-
-def test_a_configuration_from_a_pipe_is_read_once(capsys):
-    readable, writable = os.pipe()
-    os.write(writable, b"TRAIN: {BATCH_SIZE: 8}\nSOLVER: {BASE_LR: 0.1}\n")  # an empty pipe has 64, and the same rate
-    os.close(writable)
-    cfg = load_config(f"/dev/fd/{readable}", ["TRAIN.BATCH_SIZE=64", "SOLVER.ACCUMULATION_STEPS=2"])
-    program.warn_of_the_rate(f"/dev/fd/{readable}", cfg)
-    os.close(readable)
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
