@@ -108,7 +108,7 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     check_variables(cfg)
     check_packages(cfg)
-    if cfg.TRAIN.ENABLE and cfg.rate_note and os.environ.get("RANK", "0") == "0":
+    if cfg.TRAIN.ENABLE and cfg.rate_note and os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0:
         print_error(f"warning: {cfg.rate_note}")
     if args.find_batch:
         from slowfast.engine.batch_size import describe, find_batch
