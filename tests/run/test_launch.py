@@ -285,33 +285,6 @@ def test_show_into_a_closed_pipe_prints_no_error(experiment):
     assert done.stderr == "" and done.stdout.startswith("NUM_GPUS: 0")
 
 
-def test_show_does_not_import_pytorch():
-    command = [sys.executable, "-X", "importtime", RUN_NET, "--cfg", "exp/demo/config.yaml", "--show"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert done.returncode == 0 and "slowfast.config" in imported and "torch" not in imported
-
-
-def test_a_rate_for_other_steps_is_noted_before_the_training(call, tmp_path):
-    command = (
-        RUN_NET,
-        "--cfg",
-        "exp/demo/config.yaml",
-        "OUTPUT_DIR",
-        tmp_path / "out",
-        "DATA.PATH_TO_DATA_DIR",
-        tmp_path,
-    )
-    for pairs, noted in (
-        (("TRAIN.BATCH_SIZE", "4"), True),
-        (("TRAIN.BATCH_SIZE", "4", "SOLVER.ACCUMULATION_STEPS", "4"), False),
-        (("TRAIN.BATCH_SIZE", "4", "SOLVER.BASE_LR", "1e-3"), False),
-        (("TRAIN.BATCH_SIZE", "4", "TRAIN.ENABLE", "False"), False),
-    ):
-        done = call(*command, *pairs)
-        assert done.returncode == 2 and ("SOLVER.ACCUMULATION_STEPS 4," in done.stderr) == noted
-
-
 @pytest.mark.parametrize(
     ("pairs", "shown"),
     [(("SOLVER.WARMUP_EPOCHS", "9"), True), (("SOLVER.WARMUP_EPOCHS", "often"), False), (("NO_KEY", "9"), False)],
