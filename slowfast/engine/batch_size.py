@@ -173,7 +173,7 @@ def describe(cfg: CfgNode, found: Fit) -> str:
         return "\n".join(lines)
     model = build_model(cfg)
     fewest = 1 if copies > 1 or learns_from_single_clips(cfg, model) else 2
-    if part := _part_of_step(cfg, found, fewest, model):
+    if found.videos < configured and (part := _part_of_step(cfg, found, fewest, model)):
         step = cfg.TRAIN.BATCH_SIZE * cfg.SOLVER.ACCUMULATION_STEPS
         lines.append(
             f"TRAIN.BATCH_SIZE {part * processes} SOLVER.ACCUMULATION_STEPS {step // (part * processes)} takes the "
@@ -188,13 +188,9 @@ def describe(cfg: CfgNode, found: Fit) -> str:
 
 
 def _part_of_step(cfg: CfgNode, found: Fit, fewest: int, model: nn.Module) -> int:
-    """Return the largest number of videos of a process that fits and divides those of a step; 0 if there is none.
-
-    0 too if the configured batch fits.
-    """
-    configured, gradients = cfg.TRAIN.BATCH_SIZE // num_local_processes(cfg), 0
+    """Return the largest number of videos of a process that fits and divides those of a step; 0 if there is none."""
+    step, gradients = cfg.TRAIN.BATCH_SIZE // num_local_processes(cfg) * cfg.SOLVER.ACCUMULATION_STEPS, 0
     if cfg.SOLVER.ACCUMULATION_STEPS == 1:  # then the measured steps did not have gradients in memory from the start
         gradients = sum(value.nbytes for value in model.parameters() if value.requires_grad)
-    step = configured * cfg.SOLVER.ACCUMULATION_STEPS
-    fits = [n for n in range(fewest, found.videos + 1) if found.needed(n) + gradients <= found.limit]
-    return max((n for n in fits if step % n == 0), default=0) if found.videos < configured else 0
+    parts = (videos for videos in range(fewest, found.videos + 1) if step % videos == 0)
+    return max((videos for videos in parts if found.needed(videos) + gradients <= found.limit), default=0)
