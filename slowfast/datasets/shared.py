@@ -26,6 +26,7 @@ from slowfast.utils.memory import memory_file
 Layout = tuple[torch.dtype, tuple[int, ...]]  # type and shape of a contiguous tensor
 
 ALIGNMENT = 64  # bytes, of the start of each tensor; the first bytes of a block are its two marks
+SHOWS_FILES = os.path.isdir("/proc/self/fd")  # the system lets a process open the files of its workers
 WORKER, RECEIVER = 0, 1  # byte of a block that is 1 while the worker, or the receiving process, uses the block
 
 
@@ -86,7 +87,17 @@ class Parcel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.block.mapped[RECEIVER] = 1
-        return _receive, (DupFd(self.block.file), self.layouts, self.clips)
+        return _receive, (_File(self.block.file) if SHOWS_FILES else DupFd(self.block.file), self.layouts, self.clips)
+
+
+class _File:
+    """An open file of a process, as `DupFd`, without a socket in TMPDIR, which may be cleaned during a long run."""
+
+    def __init__(self, number: int) -> None:
+        self.path = f"/proc/{os.getpid()}/fd/{number}"
+
+    def detach(self) -> int:
+        return os.open(self.path, os.O_RDWR)
 
 
 def _receive(handle: Any, layouts: Sequence[Layout], clips: bool) -> torch.Tensor | list[torch.Tensor]:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from functools import cache, partial
 from multiprocessing import RawArray, connection, get_all_start_methods, queues
-from multiprocessing.util import get_temp_dir
 from typing import Any
 
 import cv2
@@ -138,8 +137,6 @@ class VideoLoader(DataLoader[Batch]):
         if before is None or getattr(before, "__module__", "") == signal_handling.__name__:  # set by another loader
             before = signal.SIG_DFL
         sampler.set_position(epoch, batch)
-        if self.num_workers:
-            get_temp_dir()  # for the sockets of the workers: one that is killed does not remove a folder of its own
         try:
             return super().__iter__()
         finally:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
 import os
 import signal
+import tempfile
 import time
 import traceback
-from multiprocessing import resource_sharer
 
 import av
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from slowfast.datasets import workers
+from slowfast.datasets import shared, workers
 from slowfast.datasets.batches import EpochBatchSampler
 from slowfast.datasets.dataset import ClipDataset, TrainDataset, VideoEvalDataset, VideoReader
 from slowfast.datasets.lists import read_list
@@ -97,7 +98,8 @@ class Vanishing(Killing):
     def read(self, sample, choose):
         if sample.label in self.rows and get_worker_info():
             time.sleep(0.2)  # the batch before is in the queue, its memory is not fetched
-            resource_sharer.stop()
+            for block in shared._blocks:
+                os.close(block.file)
             time.sleep(0.5)
         return super().read(sample, choose)
 
@@ -109,6 +111,16 @@ def test_a_worker_may_be_killed_while_it_sends_a_batch(folder):
         labels += batch["label"].tolist()
         time.sleep(0.3)
     assert labels == [row for row in range(ROWS) if row != KILLER] and list(data.killed) == [KILLER]
+
+
+@pytest.mark.skipif(not shared.SHOWS_FILES, reason="batches go through sockets, which are in the temporary folder")
+def test_workers_need_no_temporary_folder(folder, monkeypatch):
+    """A job that cleans /tmp at night must not end a training."""
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "removed"))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)  # pyright: ignore
+    data = dataset(folder, VideoReader, train=False)
+    assert sum(len(batch["label"]) for batch in loader(data, train=False)) == ROWS
+    assert "tempdir" not in multiprocessing.current_process()._config  # pyright: ignore
 
 
 def test_loaders_leave_their_data_set_as_it_is(folder):
