@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zlib
@@ -22,6 +23,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from slowfast.run import interrupt
 from slowfast.weights.load import LoadReport
 
 # Tests fork, and a fork of a process with a pool of threads may hang; test processes also share the cores.
@@ -67,6 +69,15 @@ def slow_first(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
         ordered += [*part, *quick[: max(size - len(part), 0)]]
         del quick[: max(size - len(part), 0)]
     return ordered + quick
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers after the test, because a job in this process ignores signals when it is complete."""
+    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -49,9 +49,8 @@ def end_with_this_process() -> Generator[None]:
         yield
     finally:
         _active = False
-        watched = signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # PyTorch's handler treats the exit of a worker as an error
+        # PyTorch's handler treats the exit of a worker as an error
+        watched = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in set(multiprocessing.active_children()) - before:
             child.kill()  # one that blocks in a read handles nothing else
             child.join(5)
