@@ -20,7 +20,9 @@ Without it, the run starts.
 - `_BASE_: FILE` or a list of files, relative to the YAML file, is read first. The order is: defaults, bases, experiment
   file, command line; the later wins.
 - `${NAME}` in a value is replaced by that variable of the environment, for example `${DATA_ROOT}/k400`.
-- A resumed run may have another value of the keys with a mark in the column *resume*. The others belong to the recipe.
+- A resumed run may have another value of the keys marked in the column *resume*. It may also divide the videos of a
+  step in another way (`NUM_SHARDS`, `TRAIN.BATCH_SIZE`, `SOLVER.ACCUMULATION_STEPS`) if their number and the learning
+  rate stay equal, and a finished run may have a larger `SOLVER.MAX_EPOCH`. All other values belong to the recipe.
 - Keys of SlowFast that are not listed are accepted and ignored, with a warning that names the replacement.
 
 This page is made by `python -m slowfast.config > docs/CONFIG.md`.

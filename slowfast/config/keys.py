@@ -125,7 +125,7 @@ key("DATA.PATH_TO_DATA_DIR", "", TEXT,
 key("DATA.PATH_PREFIX", "", TEXT,
     "Folder before each path in a list; empty uses the paths unchanged.", may_differ=True)
 key("DATA.PATH_LABEL_SEPARATOR", " ", TEXT,
-    "Text between the columns of a list.")
+    "Text between the columns of a list; a blank also means several blanks or tabs.")
 key("DATA.MULTI_LABEL", False, FLAG,
     "A row may have any number of classes (path 3,17); MODEL.LOSS_FUNC must be bce; the metric is mAP, not top-1.")
 key("DATA.LABEL_PATH_TEMPLATE", "somesomev1_rgb_{}_split.txt", TEXT,
@@ -154,7 +154,7 @@ key("DATA.MEAN", [0.45, 0.45, 0.45], several(number()),
 key("DATA.STD", [0.225, 0.225, 0.225], several(POSITIVE),
     "Standard deviation of each channel on the same scale.")
 key("DATA.REVERSE_INPUT_CHANNEL", False, FLAG,
-    "Reverse the channel order, which is that of the released weights of a data set: BGR for sth and hmdb, else RGB.")
+    "Reverse the channel order; if False, it is that of the released weights: BGR for sth and hmdb, else RGB.")
 key("DATA.TRAIN_CROP_SIZE", 224, integer(1),
     "Side of a training crop, pixels.")
 key("DATA.TRAIN_JITTER_SCALES", [256, 320], several(integer(1), 2, rising=True),
@@ -294,7 +294,8 @@ key("MODEL.USE_CHECKPOINT", False, FLAG,
 key("MODEL.CHECKPOINT_NUM", [0, 0, 0, 0], several(integer(0), 1, 4),
     "Blocks to recompute: one number per stage (UniFormer), or one for the image ViT (UniFormerV2).", may_differ=True)
 key("MODEL.CHECKPOINT_KEEP", "nothing", one_of("nothing", "products"),
-    "Results that recomputed blocks keep; products: of matrix products and attention, to save time.", may_differ=True)
+    "Results that recomputed blocks keep; products: those of matrix products and attention, which saves time.",
+    may_differ=True)
 key("MODEL.RESET_HEAD", False, FLAG,
     "Start with a new classifier instead of the loaded one.")
 key("MODEL.HEAD_ROWS", "", TEXT,
@@ -347,7 +348,7 @@ key("UNIFORMER.PRETRAIN_NAME", "", TEXT,
 key("UNIFORMER.PRUNE_RATIO", [[], [], [1.0, *[0.5] * 7], [0.5] * 3], several(NUMBERS, 4),
     "Light networks: share of tokens that each block of each stage keeps; [] for a stage without pruning.")
 key("UNIFORMER.TRADE_OFF", [[], [], [1.0, *[0.5] * 7], [0.5] * 3], several(NUMBERS, 4),
-    "Light networks: weight of a block's own token scores in the running average, with the same layout.")
+    "Light networks: weight of a block's own token scores in the running average, in the layout of PRUNE_RATIO.")
 key("UNIFORMER.INIT_VALUE", 0.1, POSITIVE,
     "Light networks with layer scale: its initial value.")
 
