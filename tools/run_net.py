@@ -51,9 +51,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     slurm.add_argument("--tasks-per-node", type=int, metavar="N", help="processes on each, on the CPU (NUM_PROCESSES)")
     slurm.add_argument("--partition", metavar="P")
     slurm.add_argument("--account", metavar="A")
-    slurm.add_argument("--time", default="1-00:00:00", metavar="T", help="limit of one attempt: minutes, or HH:MM:SS")
-    slurm.add_argument("--signal", type=int, default=120, metavar="S", help="save and requeue S s before the limit")
-    slurm.add_argument("--max-timeouts", type=int, default=100, metavar="N", help="times to requeue after the limit")
+    limit = "limit of one attempt: minutes, HH:MM:SS or D-HH:MM:SS (default: %(default)s)"
+    slurm.add_argument("--time", default="1-00:00:00", metavar="T", help=limit)
+    early = "save and requeue this many seconds before the limit (default: %(default)s)"
+    slurm.add_argument("--signal", type=int, default=120, metavar="S", help=early)
+    often = "how often to requeue after the limit (default: %(default)s)"
+    slurm.add_argument("--max-timeouts", type=int, default=100, metavar="N", help=often)
     slurm.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="other options of sbatch")
     args = parser.parse_intermixed_args(argv)
     for name, value in vars(args).items():

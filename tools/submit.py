@@ -28,7 +28,8 @@ def translate(argv: list[str] | None = None) -> list[str]:
     """Return the arguments of run_net.py for those of submit.py."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     for option, ours in OPTIONS.items():
-        parser.add_argument(f"--{option}", dest=option, help=ours.replace("{}", "...") or "accepted, without effect")
+        text = f"passed on as {ours.format('VALUE')}" if ours else "accepted, without effect"
+        parser.add_argument(f"--{option}", dest=option, metavar="VALUE", help=text)
     parser.add_argument("--use_volta32", action="store_true", help="accepted, without effect")
     given, others = parser.parse_known_args(argv)
     chosen = {option: value for option, value in vars(given).items() if value and OPTIONS.get(option)}

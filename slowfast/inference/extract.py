@@ -58,11 +58,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--per-video", action="store_true", help="one vector per video, the mean over its views")
     parser.add_argument("--tokens", action="store_true", help="with --per-video: a vector per position and view")
     parser.add_argument(
-        "--layer", default="pooled", metavar="NAME", help="layer (default pooled: input of the classifier)"
+        "--layer", default="pooled", metavar="NAME", help="layer (default: pooled, the input of the classifier)"
     )
-    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="crops of a window, averaged (default 1)")
+    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="crops of a window, averaged (default: 1)")
     parser.add_argument("--format", choices=("npy", "hdf5", "parquet"), default="npy", help="npy: a file per video")
-    parser.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default 8)")
+    parser.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default: 8)")
     slurm = parser.add_argument_group("on a Slurm cluster")
     slurm.add_argument("--slurm", type=positive(int), metavar="N", help="submit an array of N tasks and return")
     slurm.add_argument("--partition", metavar="P")

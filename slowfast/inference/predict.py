@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="slowfast-predict", description=__doc__, allow_abbrev=False)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder, pattern, list (.txt, .csv) or URL")
     add_network(parser)
-    parser.add_argument("--top", type=positive(int), default=5, metavar="N", help="classes per video (default 5)")
+    parser.add_argument("--top", type=positive(int), default=5, metavar="N", help="classes per video (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="write the predictions as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the predictions as a table")
     parser.add_argument("--video", metavar="FILE", help="video to write, with predictions; a folder for several")
@@ -47,7 +47,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--stride", type=positive(float), metavar="S", help="seconds from window to window (default: window / 4)"
     )
     long.add_argument("--segments", metavar="FILE", help="JSON to write, with a PNG beside it (default: segments.json)")
-    long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default 8)")
+    long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default: 8)")
     args = parser.parse_args(argv)
     of_windows, of_videos = ("stride", "segments"), ("gpus", "processes", "sheet", "json", "csv")
     without = next((name for name in (of_videos if args.window else of_windows) if getattr(args, name)), "")

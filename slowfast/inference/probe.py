@@ -46,15 +46,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--val", required=True, metavar="LIST", help="list of videos with classes, to measure on")
     parser.add_argument("--features", metavar="DIR", help="folder of slowfast-features, instead of --weights")
     add_network(parser, required=False)
-    parser.add_argument("--layer", default=POOLED, metavar="NAME", help="layer (default pooled)")
+    parser.add_argument("--layer", default=POOLED, metavar="NAME", help="layer (default: pooled)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--probe", nargs="+", choices=PROBES, help="probes (default: all that fit the features)")
     parser.add_argument("--k", nargs="+", type=positive(int), default=[10, 20], metavar="K", help="nearest neighbours")
     parser.add_argument("--lr", nargs="+", type=positive(float), metavar="LR", help="learning rates")
     parser.add_argument("--weight-decay", nargs="+", type=float, default=DECAYS, metavar="WD", help="weight decays")
-    parser.add_argument("--epochs", type=positive(int), default=20, metavar="N", help="epochs (default 20)")
-    parser.add_argument("--batch", type=positive(int), default=64, metavar="N", help="videos in a step (default 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of initial values and order (default 0)")
+    parser.add_argument("--epochs", type=positive(int), default=20, metavar="N", help="epochs (default: 20)")
+    parser.add_argument("--batch", type=positive(int), default=64, metavar="N", help="videos in a step (default: 64)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of initial values and order (default: 0)"
+    )
     args = parser.parse_args(argv)
     if bool(args.features) == bool(args.weights):
         parser.error("give --weights, to compute features, or --features, to read them")

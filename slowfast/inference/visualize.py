@@ -50,8 +50,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     inputs = commands.add_parser("inputs", help="draw the clips that a recipe trains on", allow_abbrev=False)
     inputs.add_argument("--cfg", required=True, metavar="EXPERIMENT", help="folder of exp/, or a configuration")
     inputs.add_argument("--out", required=True, metavar="FILE", help="PNG to write")
-    inputs.add_argument("--clips", type=positive(int), default=8, metavar="N", help="clips to draw (default 8)")
-    inputs.add_argument("--step", type=int, default=0, metavar="N", help="step of the training (default 0)")
+    inputs.add_argument("--clips", type=positive(int), default=8, metavar="N", help="clips to draw (default: 8)")
+    inputs.add_argument("--step", type=int, default=0, metavar="N", help="step of the training (default: 0)")
     inputs.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="change configuration values")
     for name, text in (("cam", "draw Grad-CAM over a video"), ("attention", "draw attention over a video")):
         command = commands.add_parser(name, help=text, allow_abbrev=False)
