@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config.keys import leaves
 from slowfast.datasets.catalog import CATALOG
 
+UNIFORMER_STRIDE = 32  # pixels per position of the last feature map of a UniFormer
 RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
 
@@ -127,6 +128,11 @@ def _is_uniformer(cfg: CfgNode) -> bool:
     return cfg.MODEL.ARCH == "uniformer" and cfg.MODEL.MODEL_NAME.startswith("Uniformer")
 
 
+def _is_too_small(cfg: CfgNode, size: int) -> bool:
+    """Return whether crops of `size` pixels can leave the last stage of a UniFormer without a position."""
+    return _is_uniformer(cfg) and not cfg.UNIFORMER.OVERLAPPED_STEM and size < UNIFORMER_STRIDE
+
+
 def _lacks_weights(cfg: CfgNode) -> str:
     """Return the key that must name weights, because MODEL.HEAD_ROWS keeps rows of them; "" if none is missing."""
     v2 = cfg.MODEL.ARCH == "uniformerv2"
@@ -171,6 +177,11 @@ RULES = (
     Rule("DATA.TEST_CROP_SIZE UNIFORMERV2.BACKBONE",
          lambda cfg: (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE) and _cut_patch(cfg, cfg.DATA.TEST_CROP_SIZE),
          "choose a multiple of the patch size {}"),
+    Rule("DATA.TRAIN_CROP_SIZE", lambda cfg: _is_too_small(cfg, cfg.DATA.TRAIN_CROP_SIZE),
+         f"the last stage has a position per {UNIFORMER_STRIDE} pixels: choose as many or more", training=True),
+    Rule("DATA.TEST_CROP_SIZE",
+         lambda cfg: (cfg.TRAIN.ENABLE or cfg.TEST.ENABLE) and _is_too_small(cfg, cfg.DATA.TEST_CROP_SIZE),
+         f"the last stage has a position per {UNIFORMER_STRIDE} pixels: choose as many or more"),
     Rule("UNIFORMERV2.N_HEAD UNIFORMERV2.N_DIM",
          lambda cfg: cfg.MODEL.ARCH == "uniformerv2" and cfg.UNIFORMERV2.N_DIM % cfg.UNIFORMERV2.N_HEAD,
          "set UNIFORMERV2.N_HEAD to a divisor of UNIFORMERV2.N_DIM"),

@@ -69,6 +69,8 @@ from slowfast.config.rules import rate_of_other_steps
             "MODEL.MODEL_NAME Uniformerv2",
             "DATA.TEST_CROP_SIZE = 256",
         ),
+        ("DATA.TRAIN_CROP_SIZE 31", "32"),
+        ("DATA.TEST_CROP_SIZE 31 MODEL.MODEL_NAME Uniformer_light", "32"),
         ("MODEL.HEAD_ROWS names", "UNIFORMER.PRETRAIN_NAME"),
         ("MODEL.HEAD_ROWS names MODEL.RESET_HEAD True TRAIN.CHECKPOINT_FILE_PATH x.pth", ""),
     ],

@@ -223,7 +223,7 @@ def make_cfg(folder):
             [
                 *("TRAIN.DATASET", "imagenet", "TEST.DATASET", "imagenet", "MODEL.NUM_CLASSES", 3),
                 *("TEST.NUM_ENSEMBLE_VIEWS", 1, "TEST.NUM_SPATIAL_CROPS", 1, "MODEL.MODEL_NAME", "Uniformer_image"),
-                *("DATA.PATH_TO_DATA_DIR", str(folder), "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 28),
+                *("DATA.PATH_TO_DATA_DIR", str(folder), "DATA.TRAIN_CROP_SIZE", 32, "DATA.TEST_CROP_SIZE", 36),
                 *("DATA.TRAIN_JITTER_SCALES_RELATIVE", [0.3, 1.0]),
                 *("DATA.TRAIN_JITTER_ASPECT_RELATIVE", [0.75, 1.3333]),
                 *("TRAIN.BATCH_SIZE", 2, "AUG.ENABLE", True, "AUG.NUM_SAMPLE", 3, "DATA_LOADER.NUM_WORKERS", 0),
@@ -262,7 +262,7 @@ def test_batches_hold_the_copies_of_their_images(make_cfg):
         assert batch["index"][::3].tolist() == batch["index"][2::3].tolist()
         assert torch.equal(batch["video"], other["video"]) and torch.equal(batch["label"], other["label"])
     (batch, last) = build_loader(make_cfg(), "val")
-    assert batch["index"].tolist() == [0, 1] and last["video"].shape == (1, 3, 28, 28)
+    assert batch["index"].tolist() == [0, 1] and last["video"].shape == (1, 3, 36, 36)
 
 
 @pytest.mark.parametrize(
