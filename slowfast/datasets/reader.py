@@ -169,8 +169,12 @@ def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:
     try:
         content = np.fromfile(os.path.join(folder, name), np.uint8)
     except OSError as error:
-        reason = f"{name} of {num_frames} images: {error.strerror}; check image_template and the list's frame count"
-        raise MediaError(folder, reason) from None
+        first = min(os.listdir(folder), default="not there")
+        raise MediaError(
+            folder,
+            f"{name} of {num_frames} images: {error.strerror}, the first file is {first}; check image_template and the "
+            "list's frame count",
+        ) from None
     image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if image is None:
         raise MediaError(folder, f"{name} is damaged or not an image")
