@@ -7,9 +7,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
+
+from tqdm import tqdm
 
 from slowfast.run.interrupt import SIGNALS
 from slowfast.utils.processes import be_killed_with_parent
@@ -17,9 +20,19 @@ from slowfast.utils.processes import be_killed_with_parent
 _active = False
 
 
+def use_own_lock() -> None:
+    """Give the progress bars, above which the log is printed, a lock of this process only.
+
+    A fork inherits tqdm's lock as it is: it would block for ever if a thread of its parent was printing. In a spawned
+    process, that lock is also a file in /dev/shm, which SIGKILL of the whole job would leave there.
+    """
+    tqdm.set_lock(threading.RLock())
+
+
 def _after_fork() -> None:
     if not _active:
         return
+    use_own_lock()
     # schedulers and terminals send these signals to every process of a job; only the parent handles them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     be_killed_with_parent()

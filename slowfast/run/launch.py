@@ -142,6 +142,7 @@ def _process(
 ) -> None:
     os.environ.update(place, RANK=str(first_rank + local_rank), LOCAL_RANK=str(local_rank))
     os.environ[ERROR_FILE] = str(folder / str(local_rank) / "error.json")
+    children.use_own_lock()
     if os.getppid() != parent:
         sys.exit(EXIT_REQUEUE)  # the parent was killed while this process started
     try:

@@ -279,6 +279,64 @@ def test_forked_children_end_with_their_parent(tmp_path):
             time.sleep(0.05)
 
 
+PRINTING = """
+import multiprocessing, threading, time
+from tqdm import tqdm
+from slowfast.run.children import end_with_this_process
+
+held = threading.Event()
+
+def hold():
+    with tqdm.get_lock():
+        held.set()
+        time.sleep(60)
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+with end_with_this_process():
+    child = multiprocessing.get_context("fork").Process(target=tqdm.write, args=("printed",))
+    child.start()
+    child.join(20)
+"""
+
+
+def test_a_fork_prints_while_a_thread_of_its_parent_does():
+    """For example a worker that starts again while the thread that writes checkpoints logs."""
+    done = subprocess.run([sys.executable, "-c", PRINTING], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "printed\n"), done
+
+
+MAPPED = """
+import sys
+from pathlib import Path
+from tqdm import tqdm
+from slowfast.config import get_cfg
+from slowfast.run.launch import launch
+
+def job(cfg):
+    for _ in tqdm(range(1)):
+        pass
+    maps = Path("/proc/self/maps").read_text()
+    print("semaphores", maps.count("/dev/shm/sem."), flush=True)
+
+if __name__ == "__main__":
+    cfg = get_cfg()
+    cfg.NUM_GPUS, cfg.NUM_PROCESSES, cfg.TRAIN.ENABLE, cfg.OUTPUT_DIR = 0, 2, False, sys.argv[1]
+    launch(cfg, job)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="maps of a process are files on Linux")
+def test_processes_have_no_files_in_shared_memory(tmp_path):
+    """SIGKILL of all processes of a job, for example at the end of a container, would leave them there."""
+    program = tmp_path / "program.py"
+    program.write_text(MAPPED)
+    command = [sys.executable, str(program), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and re.findall(r"semaphores (\d+)", done.stdout) == ["0", "0"], done
+
+
 def test_show_into_a_closed_pipe_prints_no_error(experiment):
     command = f"{sys.executable} {RUN_NET} --cfg {experiment} --show | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
