@@ -118,7 +118,7 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
             write_text(folder / file.path.name, text)
         kept = f"; {original.name} is the list as it was" if in_place and dropped else ""
         note = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
-        lines.append(f"{folder / file.path.name}: {dropped} rows left out{kept}{note}")
+        lines.append(f"{folder / file.path.name}: {dropped} row{'s' * (dropped != 1)} left out{kept}{note}")
     for name in CLASS_FILES if not in_place else ():
         if (names := lists[0].path.with_name(name)).exists():
             write_text(folder / name, names.read_text(encoding="utf-8", errors="surrogateescape"))

@@ -91,7 +91,7 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
 
     # in their own place, too: the first command again changes nothing
     code, out, _ = run("check", "videos", "--lists", lists, "--clean", lists)
-    assert code == 1 and out.count(": 1 rows left out; ") == 1
+    assert code == 1 and out.count(": 1 row left out; ") == 1
     (original,) = lists.glob("*.orig")
     cleaned = lists / original.stem
     assert "torn.mp4" in original.read_text() and "torn.mp4" not in cleaned.read_text()
