@@ -179,8 +179,9 @@ def _read_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
         path = _find_list(folder, template, "train" if split == "train" else "val", configured=True)
         labels_path = folder / template.format("labels")
         return read_something_something(path, labels_path, prefix=prefix, num_classes=num_classes)
+    untested = ", or set TEST.ENABLE False to train without a test" * (name == "test" and cfg.TRAIN.ENABLE)
     return read_list(
-        _find_list(folder, template, name, configured=spec.list_file is None),
+        _find_list(folder, template, name, configured=spec.list_file is None, cure=untested),
         spec.columns,
         separator=cfg.DATA.PATH_LABEL_SEPARATOR,
         prefix=prefix,
@@ -190,8 +191,8 @@ def _read_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
     )
 
 
-def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> Path:
-    """Return the list of a split; `configured`: the template is DATA.LABEL_PATH_TEMPLATE."""
+def _find_list(folder: Path, template: str, split: str, *, configured: bool, cure: str = "") -> Path:
+    """Return the list of a split; `configured`: the template is DATA.LABEL_PATH_TEMPLATE; `cure`: one more cure."""
     names = [split, "validation"] if split == "val" else [split]
     paths = [folder / template.format(name) for name in names]
     if found := next((path for path in paths if path.is_file()), None):
@@ -202,7 +203,8 @@ def _find_list(folder: Path, template: str, split: str, *, configured: bool) -> 
         state = f"contains {', '.join(files[:10]) or 'no file'}"
     keys = "DATA.PATH_TO_DATA_DIR" + " or DATA.LABEL_PATH_TEMPLATE" * configured
     raise ListError(
-        f"no list {paths[0]} (the folder {state}): copy the list of the {split} split to this path, or change {keys}"
+        f"no list {paths[0]} (the folder {state}): copy the list of the {split} split to this path, or change "
+        f"{keys}{cure}"
     )
 
 

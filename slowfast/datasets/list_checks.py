@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ THREADS = 16  # folders that are listed at the same time, which helps with a net
 SAMPLE = 50  # videos checked as a sample of all
 FEW = 0.2  # largest share of missing videos that `prepare_data.py check --clean` removes from a list by default
 MANY = 1000  # folders in one folder
+NUMBERED = re.compile(r"^[0-9]+[,;|\s]+")
 FULL = 0.95  # share of the images of a folder that a list must name
 
 
@@ -90,6 +92,12 @@ def _other_places(
             f"The rows have surplus columns: {heads[0]} exists without {surplus!r}: keep one path and one label per "
             "row, or use a data set whose rows have these columns.",
         )
+    numberless = [NUMBERED.sub("", path) for path in paths]
+    yield (
+        [os.path.join(prefix, path + suffix) for path in numberless],
+        f"The rows begin with their number ({paths[0]!r}): remove this column; in pandas, write the list with "
+        "index=False.",
+    )
     stems = [os.path.splitext(os.path.join(prefix, path)) for path in paths]
     slashes = [os.path.join(prefix, path.replace("\\", "/") + suffix) for path in paths]
     yield slashes, "The files exist with / in place of \\ in the paths: replace it in the list."
@@ -137,8 +145,9 @@ def check_frame_counts(samples: VideoList, template: str) -> None:
 def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
     """Log which classes occur in the lists; log a warning instead if labels look wrong.
 
-    Labels look wrong if the training list has less than half of the classes, if a label occurs in another list only, or
-    if all labels except 0 occur, as they do when classes are counted from 1. The keys of `lists` are names of splits.
+    Labels look wrong if the training list has one class or less than half of the classes, if a label occurs in another
+    list only, or if all labels except 0 occur, as they do when classes are counted from 1. The keys of `lists` are
+    names of splits.
     """
     present = {split: np.unique(samples.labels[samples.labels >= 0]) for split, samples in lists.items()}
     names = {split: os.path.basename(samples.source) for split, samples in lists.items()}
@@ -147,7 +156,7 @@ def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
         for split, labels in present.items()
     ]
     train = present.get("train")
-    wrong = train is not None and 2 * len(train) < num_classes
+    wrong = train is not None and (2 * len(train) < num_classes or len(train) == 1 < num_classes)
     every = np.unique(np.concatenate(list(present.values())))
     if num_classes > 1 and every.tolist() == list(range(1, num_classes)):
         wrong = True

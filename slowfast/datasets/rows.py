@@ -35,6 +35,8 @@ LOOKS = 10  # number of rows checked to find the suffix
 SEPARATORS = (",", " ", ";", "|")  # that lists of other programs have
 HEADER = re.compile(r"[^0-9./\\]+")
 SURPLUS = re.compile(r"[\s,;|][0-9.]+$")
+NAME = re.compile(r"[^./\\]*[^\W\d_][^./\\]*")  # a class name: it has a letter, and is neither a number nor a path
+FRACTION = re.compile(r"-?[0-9]+\.0*")  # a whole number as pandas writes it if a value of the column is missing
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
     loose = replace(form, num_classes=None, lowest=UNKNOWN)
     if loose.fits(rows):
         labels = [int(label) for row in rows for label in loose.parse(row)[1][len(form.columns) - 2 :]]
-        return f"Labels run from {min(labels)} to {max(labels)}, and must run from {form.lowest} to num_classes - 1."
+        return _cure_range(min(labels), max(labels), form)
     header = f"The first line is a header ({rows[0]!r}): remove it. " if HEADER.fullmatch(rows[0]) else ""
     body = rows[1:] if header else rows
     if header and loose.fits(body):
@@ -162,5 +164,32 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
                 return f"{header}The rows have {' '.join(columns)}: {dataset}set separator to {separator!r}."
     if replace(loose, multi_label=True).fits(rows):
         return "Some rows have several labels, or none: keep one label per row, or set multi_label True."
+    if cure := _cure_kind(body, form):
+        return header + cure
     named = ", ".join(f"{name} ({COLUMNS[name]})" for name in form.columns)
     return f"A row must have {named}, with separator {form.separator!r} between them."
+
+
+def _cure_range(first: int, last: int, form: RowFormat) -> str:
+    """Return the cure of labels from `first` to `last`, some of which are not classes."""
+    span = f"Labels run from {first} to {last}, and must run from {form.lowest} to num_classes - 1"
+    if first == 1 and last == form.num_classes:
+        return f"{span}: subtract 1 from each label of all lists."
+    return f"{span}: set num_classes to at least {last + 1}." if first == form.lowest == 0 else f"{span}."
+
+
+def _cure_kind(rows: Sequence[str], form: RowFormat) -> str:
+    """Return the cure of rows whose labels are class names, or numbers with a point; "" if they are neither."""
+    for separator in (form.separator, *SEPARATORS):
+        fields = [replace(form, separator=separator).split(row) for row in rows]
+        if not fields or any(len(row) < len(form.columns) for row in fields):
+            continue
+        labels = [row[-1] for row in fields]
+        if all(map(NAME.fullmatch, labels)):
+            return (
+                f"The labels are class names ({labels[0]!r}): write their numbers instead, counted from 0 in the order "
+                "of the sorted names. docs/OWN_VIDEOS.md makes such lists from a table of class names."
+            )
+        if all(map(FRACTION.fullmatch, labels)):
+            return f"The labels must be whole numbers: write {labels[0].split('.')[0]} for {labels[0]}."
+    return ""

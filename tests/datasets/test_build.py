@@ -342,6 +342,10 @@ def test_a_missing_list_names_a_key_that_has_an_effect(make_cfg, tmp_path):
         build_dataset(cfg, "val")
     with pytest.raises(ListError, match=r"gone.* does not exist.*DATA\.PATH_TO_DATA_DIR"):
         build_dataset(make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path / "gone")), "train")
+    with pytest.raises(ListError, match=r"test\.csv .*TEST\.ENABLE False"):
+        build_dataset(cfg, "test")
+    with pytest.raises(ListError, match=r"test\.csv (?!.*TEST\.ENABLE)"):
+        build_dataset(make_cfg("DATA.PATH_TO_DATA_DIR", str(tmp_path), "TRAIN.ENABLE", "False"), "test")
 
 
 def test_annotated_segments_are_read(make_cfg, tmp_path, data):

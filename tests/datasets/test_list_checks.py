@@ -69,6 +69,8 @@ def test_a_run_logs_the_classes_of_its_lists(caplog):
     level, text = labels_of(caplog, 400, train=[1, 2, 2], val=[0, 2])
     assert level == "WARNING" and "2 of 400 classes occur in train.csv" in text
     assert text.endswith("label 0 occurs in val.csv only")
+    assert labels_of(caplog, 2, train=[1, 1], val=[1])[0] == "WARNING"
+    assert labels_of(caplog, 1, train=[0, 0], val=[0])[0] == "INFO"
     level, text = labels_of(caplog, 9, train=[0, 1, 2, 3, 4], val=[5, 6, 7, 8])
     assert level == "WARNING" and text.endswith("labels 5, 6, 7, ... occur in val.csv only")
     level, text = labels_of(caplog, 5, train=[1, 2, 3, 4], val=[1, 2])
@@ -101,10 +103,18 @@ def test_a_test_may_have_few_classes_or_none(caplog):
         # several labels: no separator helps
         (["a.mp4 1,3", "b.mp4 2", "c.mp4 5,6,7"], VIDEO, " ", "several labels"),
         # class names and official annotations in the place of numbers
-        (["a.mp4,archery", "b.mp4,throwing 3"], VIDEO, ",", r"path \(.*label \("),
+        (["a.mp4,archery", "b.mp4,throwing 3"], VIDEO, ",", "class names .*'archery'"),
+        (["a.mp4 archery", "b.mp4 rock-climbing"], VIDEO, " ", "class names .*'archery'"),
+        (["file;label", "a.mp4;archery", "b.mp4;throwing 3"], VIDEO, " ", "header .*class names .*'archery'"),
+        (["3 a.mp4", "4 b.mp4"], VIDEO, " ", r"path \(.*label \("),
+        (["a.mp4 archery", "b.mp4 3"], VIDEO, " ", r"path \(.*label \("),
+        (["a.mp4 3.0", "b.mp4 2.0"], VIDEO, " ", r"write 3 for 3\.0"),
+        (["a.mp4,3.0", "b.mp4,2.0"], VIDEO, " ", r"write 3 for 3\.0"),
         (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "header|label"),
         # labels
-        (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "from 1 to 5"),
+        (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "from 1 to 5, .*subtract 1"),
+        (["a.mp4 1", "b.mp4 7"], VIDEO, " ", r"from 1 to 7, .*num_classes - 1\."),
+        (["a.mp4 0", "b.mp4 7"], VIDEO, " ", "from 0 to 7, .*set num_classes to at least 8"),
         (["a.mp4 0", "b.mp4 -1"], VIDEO, " ", "from 0 to num_classes"),
     ],
 )
@@ -146,6 +156,8 @@ ROWS = "".join(f"a/{n}.mp4 0\nb/{n}.mp4 1\n" for n in range(4))
         ("a/1.mp4 17 3\nb/2.mp4 1 2\n", " ", "videos", "surplus columns.*a/1.mp4.*' 17'"),
         ("a/1.mp4 1 2 3 4\n", " ", "videos", "surplus columns.*' 1 2 3'"),
         ("a/1.mp4,archery,4,0\nb/1.mp4,zumba,3,1\n", ",", "videos", "surplus columns.*',archery,4'"),
+        ("0,a/1.mp4,3\n1,b/2.mp4,2\n", ",", "videos", "begin with their number"),
+        ("0 a/1.mp4 3\n1 b/2.mp4 2\n", " ", "videos", "begin with their number"),
         # the suffix, the prefix, and the beginning of the paths
         ("a/1.avi 3\nb/2.avi 2\n", " ", "videos", r"suffix \.mp4, not \.avi"),
         ("a/camera.mp4 3\n", " ", "videos", r"suffix \.MP4, not \.mp4"),
