@@ -191,6 +191,12 @@ def _read_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
     )
 
 
+def channel_order(cfg: CfgNode, split: Split) -> str:
+    """Return the order of the channels of the clips of a split, "RGB" or "BGR"."""
+    colors = _spec(cfg, split).colors
+    return colors[::-1] if cfg.DATA.REVERSE_INPUT_CHANNEL else colors
+
+
 def _find_list(folder: Path, template: str, split: str, *, configured: bool, cure: str = "") -> Path:
     """Return the list of a split; `configured`: the template is DATA.LABEL_PATH_TEMPLATE; `cure`: one more cure."""
     names = [split, "validation"] if split == "val" else [split]

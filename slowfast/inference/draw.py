@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from slowfast.datasets.build import Split, channel_order
 from slowfast.datasets.container import address, open_video, video_stream
 from slowfast.datasets.decode import stream_video
 from slowfast.inference.results import Class
@@ -253,12 +254,15 @@ def _draw_timeline(timeline: Timeline) -> Any:
     return figure
 
 
-def pictures(cfg: CfgNode, clips: Tensor) -> np.ndarray:
-    """Return normalized clips (B, C, T, H, W) or images (B, C, H, W) as RGB pictures (B, T, H, W, 3) uint8."""
+def pictures(cfg: CfgNode, clips: Tensor, split: Split = "test") -> np.ndarray:
+    """Return normalized clips (B, C, T, H, W) or images (B, C, H, W) as RGB pictures (B, T, H, W, 3) uint8.
+
+    `split` is that of the clips, which decides the order of their channels.
+    """
     videos = clips.cpu() if clips.ndim == 5 else clips.cpu().unsqueeze(2)
     mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (cfg.DATA.MEAN, cfg.DATA.STD))
     pixels = ((videos * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
-    return (pixels.flip(-1) if cfg.DATA.REVERSE_INPUT_CHANNEL else pixels).numpy()
+    return (pixels.flip(-1) if channel_order(cfg, split) == "BGR" else pixels).numpy()
 
 
 def write_sheet(clips: np.ndarray, labels: Sequence[tuple[str, Sequence[Class]]], title: str, path: str) -> None:

@@ -49,7 +49,7 @@ def metadata(net: Network) -> dict[str, Any]:
         "shape": input_shape(net.cfg),
         "mean": data.MEAN,
         "std": data.STD,
-        "channel_order": "BGR" if data.REVERSE_INPUT_CHANNEL else "RGB",
+        "channel_order": net.channel_order,
         "activation": "sigmoid" if net.cfg.MODEL.LOSS_FUNC.startswith("bce") else "softmax",
     }
     if not net.is_image:

@@ -11,7 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from slowfast.datasets.build import build_dataset
+from slowfast.datasets.build import build_dataset, channel_order
 from slowfast.datasets.dataset import Prepared, VideoEvalDataset
 from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
@@ -56,6 +56,11 @@ class Network:
     def num_views(self) -> int:
         """The number of clips per video: temporal views x crops."""
         return 1 if self.is_image else self.cfg.TEST.NUM_ENSEMBLE_VIEWS * self.cfg.TEST.NUM_SPATIAL_CROPS
+
+    @property
+    def channel_order(self) -> str:
+        """The order of the channels of a clip, "RGB" or "BGR"."""
+        return channel_order(self.cfg, "test")
 
     @property
     def views_of_video(self) -> VideoEvalDataset:

@@ -153,7 +153,7 @@ def draw_inputs(experiment: str, overrides: Sequence[str], step: int, count: int
         (os.path.basename(samples.path(row)), _classes(one, names))
         for row, one in zip(batch["index"][:count], target, strict=False)
     ]
-    clips = pictures(cfg, video[:count])
+    clips = pictures(cfg, video[:count], "train")
     columns = np.linspace(0, clips.shape[1] - 1, min(COLUMNS, clips.shape[1])).round().astype(int)
     title = f"{experiment}: clips of step {step} (epoch {epoch + 1}), {len(video)} in the batch"
     write_sheet(clips[:, columns], labels, title, out)

@@ -13,6 +13,7 @@ from torch import nn
 
 import slowfast
 from slowfast.inference.command import guarded
+from slowfast.inference.draw import pictures
 from slowfast.inference.export import METADATA, execute, export_model, metadata, parse_args
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
@@ -93,6 +94,18 @@ def test_onnx_contains_class_names_and_normalization_and_gives_the_logits(traine
         expected = net.model(clips).numpy()
     assert np.abs(np.asarray(logits) - expected).max() < 1e-5 < 1e-3 < expected.std(0).max()
     assert {"eager", "onnx"} <= {*capsys.readouterr().out.split()}
+
+
+@pytest.mark.parametrize("dataset", ["kinetics", "sth"])
+@pytest.mark.parametrize("reverse", ["True", "False"])
+def test_the_stated_order_of_the_channels_is_that_of_the_clips(trained, write_video, tmp_path, dataset, reverse):
+    options = ["TEST.DATASET", dataset, "DATA.REVERSE_INPUT_CHANNEL", reverse]
+    net = slowfast.load(trained, device="cpu", overrides=options)
+    clips = net.clips(write_video(tmp_path / "reddish.mp4"))
+    order = metadata(net)["channel_order"]
+    assert clips.mean((0, 2, 3, 4)).argmax() == order.index("R")
+    red, green, blue = pictures(net.cfg, clips).mean((0, 1, 2, 3))
+    assert red > green + 30 and red > blue + 30
 
 
 def test_a_program_contains_class_names_and_gives_the_logits_for_any_number_of_clips(trained, tmp_path):
