@@ -51,6 +51,7 @@ class HeadPolicy:
         rows: row of each class of the network.
         by_place: without `class_names`, "keep" puts rows into the order of the sorted names.
         allow_missing: a classifier that the checkpoint lacks keeps its initial values, as with the kinds "fresh".
+        as_trained: the network is tested, so an error does not propose another kind.
     """
 
     kind: HeadKind = "keep"
@@ -59,6 +60,7 @@ class HeadPolicy:
     rows: Sequence[int] = ()
     by_place: bool = False
     allow_missing: bool = False
+    as_trained: bool = False
 
     def choose(self, checkpoint: Mapping[str, Any], count: int, classes: int, to_train: bool) -> Choice:
         """Return the part of the classifier in `checkpoint` that a network takes.

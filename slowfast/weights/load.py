@@ -115,7 +115,9 @@ def load_weights(
         fresh = _fresh_classes(choice.rows, head.class_names, to_train)
 
     reset_head = head.allow_missing or head.kind.startswith("fresh")
-    fitted, report = fit(converted, initial, rules, reset_head=reset_head, to_train=to_train)
+    fitted, report = fit(
+        converted, initial, rules, reset_head=reset_head, to_train=to_train, as_trained=head.as_trained
+    )
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
     report.fresh_classes, report.notes = fresh, notes
     known = choice.class_names if len(choice.class_names or ()) == classes and not report.dropped else None
@@ -166,11 +168,12 @@ def fit(
     rules: WeightRules,
     reset_head: bool = False,
     to_train: bool = False,
+    as_trained: bool = False,
 ) -> tuple[StateDict, LoadReport]:
     """Return the tensors that fit a network, with the report.
 
     `initial` contains the tensors of the network. With `reset_head`, a classifier that is missing or has another number
-    of classes keeps its initial values. For `to_train`, see `load_weights`.
+    of classes keeps its initial values. For `to_train`, see `load_weights`, for `as_trained`, see `HeadPolicy`.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape, which no argument allows.
@@ -189,7 +192,7 @@ def fit(
             kind = "dropped"
         getattr(report, kind).append(name)
     report.unexpected = [name for name in state if name not in initial]
-    if faults := _faults(report, rules, state, initial):
+    if faults := _faults(report, rules, state, initial, as_trained):
         for i, name in enumerate(report.reshaped):
             report.reshaped[i] += f" {tuple(state[name].shape)} -> {tuple(initial[name].shape)}"
         raise ValueError(f"weights do not fit: {report}\n  " + "\n  ".join(faults))
@@ -226,8 +229,23 @@ def _has_any(names: Mapping[str, Any] | Sequence[str], parts: Sequence[str]) -> 
     return any(part in name for name in names for part in parts)
 
 
+def _other_heads(count: int, as_trained: bool) -> str:
+    """Return how to use a checkpoint of `count` classes, besides a network of as many classes."""
+    if as_trained:
+        return ", and number the labels of the list as in training"
+    return (
+        " to use all of it, reset_head to start a new classifier from its features, or head_rows to keep rows of its "
+        f"classifier: a file of the {count} class names of the checkpoint, one per line, or of one row number per "
+        "class (for Kinetics the authors' label map)"
+    )
+
+
 def _faults(
-    report: LoadReport, rules: WeightRules, state: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+    report: LoadReport,
+    rules: WeightRules,
+    state: Mapping[str, Tensor],
+    initial: Mapping[str, Tensor],
+    as_trained: bool,
 ) -> list[str]:
     """Return the reasons why weights do not fit, each with its cure; none if they do."""
     heads = tuple(f"{head}." for head in rules.head_names)
@@ -236,9 +254,7 @@ def _faults(
     ]
     faults = [
         f"the checkpoint has {len(state[name])} classes and the model {len(initial[name])}: set num_classes to "
-        f"{len(state[name])} to use all of it, reset_head to start a new classifier from its features, or head_rows "
-        f"to keep rows of its classifier: a file of the {len(state[name])} class names of the checkpoint, one per "
-        "line, or of one row number per class (for Kinetics the authors' label map)"
+        f"{len(state[name])}{_other_heads(len(state[name]), as_trained)}"
         for name in of_classes
         if initial[name].ndim == 2
     ]

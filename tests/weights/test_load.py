@@ -277,6 +277,9 @@ def test_another_class_count_is_refused_unless_asked():
     checkpoint = {"model_state": small(num_classes=7).state_dict()}
     with pytest.raises(ValueError, match=r"7 classes and the model 5.*reset_head"):
         load_weights(small(), checkpoint)
+    with pytest.raises(ValueError, match="num_classes to 7") as caught:
+        load_weights(small(), checkpoint, HeadPolicy(as_trained=True))
+    assert "reset_head" not in str(caught.value) and "head_rows" not in str(caught.value)
     model = small()
     before = model.state_dict()["head.weight"].clone()
     report = load_weights(model, checkpoint, FRESH)
