@@ -192,6 +192,9 @@ RULES = (
     Rule("MODEL.CHECKPOINT_NUM MODEL.MODEL_NAME",
          lambda cfg: _is_uniformer(cfg) and cfg.MODEL.USE_CHECKPOINT and len(cfg.MODEL.CHECKPOINT_NUM) != 4,
          "give 4 numbers, one per stage"),
+    Rule("MODEL.NUM_CLASSES DATA.MULTI_LABEL", lambda cfg: cfg.MODEL.NUM_CLASSES == 1 and not cfg.DATA.MULTI_LABEL,
+         "all videos have the same class, so nothing is learned: add a class of other videos, or set "
+         "DATA.MULTI_LABEL True and list other videos without a class", training=True),
     Rule("MODEL.HEAD_ROWS MODEL.RESET_HEAD", lambda cfg: cfg.MODEL.HEAD_ROWS and cfg.MODEL.RESET_HEAD,
          "one keeps rows of the old classifier, the other starts a new one: remove one of them"),
     Rule("MODEL.HEAD_ROWS", _lacks_weights,

@@ -71,6 +71,7 @@ from slowfast.config.rules import rate_of_other_steps
         ),
         ("DATA.TRAIN_CROP_SIZE 31", "32"),
         ("DATA.TEST_CROP_SIZE 31 MODEL.MODEL_NAME Uniformer_light", "32"),
+        ("MODEL.NUM_CLASSES 1", "DATA.MULTI_LABEL True"),
         ("MODEL.HEAD_ROWS names", "UNIFORMER.PRETRAIN_NAME"),
         ("MODEL.HEAD_ROWS names MODEL.RESET_HEAD True TRAIN.CHECKPOINT_FILE_PATH x.pth", ""),
     ],
@@ -89,6 +90,7 @@ def test_training_rules_do_not_stop_a_test():
     assert num_local_processes(cfg) == 4
     load_config(None, ["MODEL.MODEL_NAME", "Uniformerv2", "TRAIN.ENABLE", "False", "DATA.TRAIN_CROP_SIZE", "225"])
     load_config(None, ["TRAIN.ENABLE", "False", "MODEL.HEAD_ROWS", "names"])  # of the training
+    load_config(None, ["MODEL.NUM_CLASSES", "1", "DATA.MULTI_LABEL", "True", "MODEL.LOSS_FUNC", "bce"])
     load_config(None, ["UNIFORMER.PRETRAIN_NAME", "x", "MODEL.HEAD_ROWS", "names"])
 
 
