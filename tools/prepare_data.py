@@ -174,7 +174,10 @@ def find_lists(args: argparse.Namespace) -> Lists:
     names = read_class_names(args.class_names) if args.class_names else None
     if dataset.annotations == "folders":
         if args.annotations:
-            raise ValueError(f"--annotations {args.annotations} needs --dataset: name the data set")
+            raise ValueError(
+                f"--annotations {args.annotations} needs --dataset, the name of a public data set; own videos need a "
+                "folder per class, which docs/OWN_VIDEOS.md makes from a table"
+            )
         shares = {"val_share": args.val_share, "test_share": args.test_share}
         return lists_from_folders(args.videos, class_names=names, **shares, seed=args.seed, group=args.group)
     if dataset.annotations and not args.annotations:

@@ -159,6 +159,11 @@ def make_inputs(folder: Path) -> None:
             path = folder / f"my/videos/{name}/person{number}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_video(path, seed=number, split="train", index=index)
+            flat = folder / f"my/flat/{name}_{number}.mp4"
+            flat.parent.mkdir(exist_ok=True)
+            flat.hardlink_to(path)
+            with open(folder / "labels.csv", "a", encoding="utf-8") as table:
+                table.write(f"{flat.name},{name}\n")
     for number in range(2):
         path = folder / f"new/videos/{number}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
