@@ -111,8 +111,6 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     check_variables(cfg)
     check_packages(cfg)
-    if cfg.TRAIN.ENABLE and cfg.rate_note and os.environ.get("RANK", "0") == "0" and cfg.SHARD_ID == 0:
-        print_error(f"warning: {cfg.rate_note}")
     if args.find_batch:
         from slowfast.engine.batch_size import describe, find_batch
 
@@ -123,6 +121,8 @@ def execute(args: argparse.Namespace) -> int:
     if args.slurm:
         from slowfast.run.slurm import submit
 
+        if cfg.TRAIN.ENABLE and cfg.rate_note:
+            print_error(f"warning: {cfg.rate_note}")  # now, because the job may wait for hours until it logs it
         submit(cfg, args)
         return 0
     drawn = record_size(cfg)

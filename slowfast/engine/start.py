@@ -89,6 +89,8 @@ def prepare_state(
     source = distributed.on_main(lambda: resumable_checkpoint(cfg.OUTPUT_DIR)) if cfg.TRAIN.AUTO_RESUME else None
     progress()
     if source is None:
+        if note := getattr(cfg, "rate_note", ""):
+            logger.warning("%s", note)
         warn_of_weights_only(cfg)
         initialize(model, cfg, lists.train.class_names)
     state = new_state(cfg, model, steps_per_epoch, device)

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from slowfast.config import load_config
-from slowfast.engine.start import warn_of_single_clips
+from slowfast.datasets.lists import VideoList
+from slowfast.engine.start import Lists, prepare_state, warn_of_single_clips
 from slowfast.models.build import build_model
 from slowfast.models.zoo import create_model
+from slowfast.run.checkpoint import CheckpointWriter
+from slowfast.run.resume import describe_run
 
 
 def test_one_clip_has_the_same_features_as_any_other():
@@ -42,3 +45,22 @@ def test_synchronized_statistics_are_of_several_clips(caplog):
     cfg = load_config(None, ["NUM_GPUS", "0", "TRAIN.BATCH_SIZE", "1"])
     warn_of_single_clips(cfg, nn.SyncBatchNorm.convert_sync_batchnorm(build_model(cfg)))
     assert not caplog.records
+
+
+def test_a_new_run_logs_that_its_rate_is_for_other_steps(tmp_path, caplog):
+    settings = ["TRAIN.BATCH_SIZE", "4", "OUTPUT_DIR", str(tmp_path)]
+    cfg = load_config("exp/demo/config.yaml", settings)
+    lists = Lists(VideoList(["a.mp4"], [0]), VideoList(["a.mp4"], [0]))
+
+    def start():
+        caplog.clear()
+        state, resumed = prepare_state(cfg, build_model(cfg), 3, lists, torch.device("cpu"))
+        return state, resumed, sum(record.getMessage() == cfg.rate_note for record in caplog.records)
+
+    state, resumed, logged = start()
+    assert cfg.rate_note and not resumed and logged == 1
+    state.step = 1
+    with CheckpointWriter(str(tmp_path)) as writer:
+        writer.save(state.state_dict() | describe_run(cfg, *lists))
+    _, resumed, logged = start()
+    assert resumed and logged == 0  # the steps of a run stay as they were
