@@ -14,6 +14,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -26,7 +27,6 @@ from slowfast.utils.memory import memory_file
 Layout = tuple[torch.dtype, tuple[int, ...]]  # type and shape of a contiguous tensor
 
 ALIGNMENT = 64  # bytes, of the start of each tensor; the first bytes of a block are its two marks
-SHOWS_FILES = os.path.isdir("/proc/self/fd")  # the system lets a process open the files of its workers
 WORKER, RECEIVER = 0, 1  # byte of a block that is 1 while the worker, or the receiving process, uses the block
 
 
@@ -87,10 +87,17 @@ class Parcel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.block.mapped[RECEIVER] = 1
-        return _receive, (_File(self.block.file) if SHOWS_FILES else DupFd(self.block.file), self.layouts, self.clips)
+        file = self.block.file
+        return _receive, (_OpenFile(file) if opens_files() else DupFd(file), self.layouts, self.clips)
 
 
-class _File:
+@cache
+def opens_files() -> bool:
+    """Return whether the parent process may open the files of this one, as this one those of its parent."""
+    return os.access(f"/proc/{os.getppid()}/fd", os.R_OK)
+
+
+class _OpenFile:
     """An open file of a process, as `DupFd`, without a socket in TMPDIR, which may be cleaned during a long run."""
 
     def __init__(self, number: int) -> None:

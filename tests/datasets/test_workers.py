@@ -113,7 +113,7 @@ def test_a_worker_may_be_killed_while_it_sends_a_batch(folder):
     assert labels == [row for row in range(ROWS) if row != KILLER] and list(data.killed) == [KILLER]
 
 
-@pytest.mark.skipif(not shared.SHOWS_FILES, reason="batches go through sockets, which are in the temporary folder")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="batches go through sockets in the temporary folder")
 def test_workers_need_no_temporary_folder(folder, monkeypatch):
     """A job that cleans /tmp at night must not end a training."""
     monkeypatch.setattr(tempfile, "tempdir", str(folder / "removed"))
@@ -121,6 +121,12 @@ def test_workers_need_no_temporary_folder(folder, monkeypatch):
     data = dataset(folder, VideoReader, train=False)
     assert sum(len(batch["label"]) for batch in loader(data, train=False)) == ROWS
     assert "tempdir" not in multiprocessing.current_process()._config  # pyright: ignore
+
+
+def test_a_system_may_hide_the_files_of_a_process(folder, monkeypatch):
+    monkeypatch.setattr(shared, "opens_files", lambda: False)  # in the workers too, which are forks
+    data = dataset(folder, VideoReader, train=False)
+    assert sum(len(batch["label"]) for batch in loader(data, train=False)) == ROWS
 
 
 def test_loaders_leave_their_data_set_as_it_is(folder):
