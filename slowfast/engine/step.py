@@ -44,6 +44,7 @@ class Run:
     writer: CheckpointWriter
     description: dict[str, Any]  # of the run, for its checkpoints
     last_step: int  # to stop after
+    left_out: set[str] = field(default_factory=set)  # videos that validations could not decode; each is logged once
     pending: deque[PendingStep] = field(default_factory=deque)  # steps whose facts are not yet read
 
 

@@ -191,7 +191,9 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     state.best = max(state.best, value)
     state.since_best = 0 if best else state.since_best + 1
     for path, reason in evaluation.bad:
-        logger.warning("left out of the validation, because it cannot be decoded: %s: %s", path, reason)
+        if path not in run.left_out:
+            run.left_out.add(path)
+            logger.warning("left out of the validations, because it cannot be decoded: %s: %s", path, reason)
     run.log.validation(state.step, state.epoch, metrics, state.best)
     if best and distributed.is_main():
         keep_scores(run, evaluation, listed(loader))

@@ -166,6 +166,15 @@ def test_too_many_broken_videos_stop_the_run(broken, failing, tmp_path):
 
 
 @pytest.mark.slow
+def test_validations_report_a_broken_video_once(broken, experiment, run_net, tmp_path):
+    out = tmp_path / "out"
+    every_epoch = ("SOLVER.MAX_EPOCH", 2, "TRAIN.EVAL_PERIOD", 1, "TRAIN.BATCH_SIZE", 20)
+    run_net(experiment, *options(broken, out, *every_epoch))
+    log = (out / "log.txt").read_text()
+    assert log.count("(6 videos") == 2 and log.count(f"{broken}/empty.mp4") == 1
+
+
+@pytest.mark.slow
 def test_a_test_names_broken_videos_and_takes_no_others(broken, experiment, run_net, failing, tmp_path):
     out = tmp_path / "out"
     good = options(broken, out, "TRAIN.MAX_STEPS", 1)
