@@ -72,9 +72,11 @@ def prepare_output_dir(cfg: CfgNode) -> None:
             differences = [f"{key} {there!r} there, {here!r} here" for key, (there, here) in changed.items()]
             if len(differences) > SHOWN:
                 differences[SHOWN:] = [f"and {len(differences) - SHOWN} more"]
+            same_nodes = changed.keys() <= {"TRAIN.BATCH_SIZE", "SOLVER.ACCUMULATION_STEPS"}
+            product = " or choose values with the same product" * same_nodes
             raise ValueError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} contains a run of another configuration ({', '.join(differences)}): "
-                "choose another OUTPUT_DIR, or undo the change to continue that run"
+                f"choose another OUTPUT_DIR, or undo the change{product} to continue that run"
             )
     if (folder := checkpoint_dir(cfg.OUTPUT_DIR)).exists():
         require_writable(str(folder))  # before hours of training; another user may own it

@@ -113,6 +113,25 @@ def test_a_refusal_names_eight_differences_and_counts_the_others(tmp_path, count
     assert (found and int(found[1])) == others
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (("TRAIN.BATCH_SIZE", 4), True),
+        (("SOLVER.ACCUMULATION_STEPS", 2), True),
+        (("TRAIN.BATCH_SIZE", 4, "SOLVER.WEIGHT_DECAY", 0.5), False),
+        (("TRAIN.BATCH_SIZE", 4, "SOLVER.ACCUMULATION_STEPS", 16), None),  # the videos of a step stay the same
+    ],
+)
+def test_a_refusal_names_the_accumulation_that_continues_a_run(tmp_path, changes, named):
+    leave_checkpoint(tmp_path)
+    now = cfg(tmp_path, "SOLVER.MAX_EPOCH", 10, *changes)
+    if named is None:
+        return prepare_output_dir(now)
+    with pytest.raises(ValueError, match=r"another configuration") as error:
+        prepare_output_dir(now)
+    assert ("same product" in str(error.value)) == named
+
+
 def test_a_finished_run_takes_more_epochs(tmp_path):
     leave_checkpoint(tmp_path, 9)
     with pytest.raises(ValueError, match=r"SOLVER\.MAX_EPOCH 10 there, 20 here"):
