@@ -14,6 +14,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -93,8 +94,13 @@ class Parcel:
 
 @cache
 def opens_files() -> bool:
-    """Return whether the parent process may open the files of this one, as this one those of its parent."""
-    return os.access(f"/proc/{os.getppid()}/fd", os.R_OK)
+    """Return whether the parent process may open the files of this one, as this one those of its parent.
+
+    In a sandbox, /proc may be that of another PID namespace, or may list files that cannot be opened.
+    """
+    with suppress(OSError):
+        return os.readlink("/proc/self") == str(os.getpid()) and os.access(f"/proc/{os.getppid()}/exe", os.F_OK)
+    return False
 
 
 class _OpenFile:

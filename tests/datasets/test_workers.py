@@ -7,9 +7,12 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
+from pathlib import Path
 
 import av
 import pytest
@@ -25,6 +28,7 @@ from slowfast.datasets.sampling import SparseSampler
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.workers import VideoLoader
 
+ROOT = Path(__file__).parents[2]
 ROWS = 12
 KILLER = 5
 
@@ -121,6 +125,20 @@ def test_workers_need_no_temporary_folder(folder, monkeypatch):
     data = dataset(folder, VideoReader, train=False)
     assert sum(len(batch["label"]) for batch in loader(data, train=False)) == ROWS
     assert "tempdir" not in multiprocessing.current_process()._config  # pyright: ignore
+
+
+OPENS = "import os; from slowfast.datasets.shared import opens_files; os.wait() if os.fork() else print(opens_files())"
+SANDBOX = ("unshare", "--user", "--map-root-user", "--pid", "--fork")  # whose /proc is that of the system
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="files of a process are listed on Linux")
+def test_files_are_opened_only_through_the_own_proc():
+    def opens(*prefix):
+        done = subprocess.run([*prefix, sys.executable, "-c", OPENS], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() or pytest.skip(f"the system allows no sandbox: {done.stderr}")
+
+    assert opens() == "True"
+    assert opens(*SANDBOX) == "False"
 
 
 def test_a_system_may_hide_the_files_of_a_process(folder, monkeypatch):
