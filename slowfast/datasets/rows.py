@@ -36,6 +36,7 @@ SEPARATORS = (",", " ", ";", "|")  # that lists of other programs have
 HEADER = re.compile(r"[^0-9./\\]+")
 SURPLUS = re.compile(r"[\s,;|][0-9.]+$")
 NAME = re.compile(r"[^./\\]*[^\W\d_][^./\\]*")  # a class name: it has a letter, and is neither a number nor a path
+SPLITS = {"train", "val", "valid", "validate", "validation", "test"}  # in a last column of official annotations
 FRACTION = re.compile(r"-?[0-9]+\.0*")  # a whole number as pandas writes it if a value of the column is missing
 
 
@@ -185,7 +186,7 @@ def _cure_kind(rows: Sequence[str], form: RowFormat) -> str:
         if not fields or any(len(row) < len(form.columns) for row in fields):
             continue
         labels = [row[-1] for row in fields]
-        if all(map(NAME.fullmatch, labels)):
+        if all(map(NAME.fullmatch, labels)) and not SPLITS.issuperset(map(str.lower, labels)):
             return (
                 f"The labels are class names ({labels[0]!r}): write their numbers instead, counted from 0 in the order "
                 "of the sorted names. docs/OWN_VIDEOS.md makes such lists from a table of class names."

@@ -111,6 +111,7 @@ def test_a_test_may_have_few_classes_or_none(caplog):
         (["a.mp4 3.0", "b.mp4 2.0"], VIDEO, " ", r"write 3 for 3\.0"),
         (["a.mp4,3.0", "b.mp4,2.0"], VIDEO, " ", r"write 3 for 3\.0"),
         (["label,youtube_id,time_start,time_end,split,is_cc", "zumba,-abc,3,13,train,0"], VIDEO, ",", "header|label"),
+        (["label,youtube_id,time_start,time_end,split", "zumba,-abc,3,13,train"], VIDEO, ",", r"path \(.*label \("),
         # labels
         (["a.mp4 1", "b.mp4 5"], VIDEO, " ", "from 1 to 5, .*subtract 1"),
         (["a.mp4 1", "b.mp4 7"], VIDEO, " ", r"from 1 to 7, .*num_classes - 1\."),
