@@ -122,7 +122,7 @@ def execute(args: argparse.Namespace) -> int:
         from slowfast.run.slurm import submit
 
         if cfg.TRAIN.ENABLE and cfg.rate_note:
-            print_error(f"warning: {cfg.rate_note}")  # now, because the job may wait for hours until it logs it
+            print_error(f"warning: {cfg.rate_note}")  # the job reads the values only, not the recipe
         submit(cfg, args)
         return 0
     drawn = record_size(cfg)

@@ -170,8 +170,10 @@ def test_a_refused_job_leaves_the_files_of_a_job_that_starts(monkeypatch, tmp_pa
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", str(ROOT / "exp/demo/config.yaml"), "--slurm",
-                                      "OUTPUT_DIR", str(tmp_path / "out")])  # fmt: skip
-    assert program.main() == 2 and "Slurm refused the job" in capsys.readouterr().err
+                                      "OUTPUT_DIR", str(tmp_path / "out"), "TRAIN.BATCH_SIZE", "4"])  # fmt: skip
+    assert program.main() == 2
+    printed = capsys.readouterr().err
+    assert "Slurm refused the job" in printed and "SOLVER.ACCUMULATION_STEPS 4," in printed
     assert sorted(path.name for path in folder.iterdir()) == ["7.log", "7_errors"]
 
 
