@@ -316,6 +316,7 @@ class UniFormerV2(TimmBackbone):
         )
         self.reset_classifier(num_classes)
         if frozen:
+            self.surplus_at_start = ("transformer.balance",)
             trained = ("temporal_cls_token", "dpe", "dec", "proj")
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.split(".")[2] in trained if "transformer." in name else False)

@@ -35,7 +35,7 @@ class LoadReport:
         interpolated: tensors that were resized to the resolution of the network.
         dropped: tensors that keep their initial values on purpose.
         fresh_classes: classes whose rows of the classifier keep their initial values.
-        left_out: tensors without a counterpart in the network that are not needed (CLIP's text transformer).
+        left_out: tensors without a counterpart in the network that are not needed, such as CLIP's text transformer.
         missing: tensors that are not in the checkpoint; an error.
         unexpected: tensors that are not in the network; an error.
         reshaped: tensors of another shape; an error.
@@ -86,7 +86,8 @@ def load_weights(
         model: the network, not wrapped.
         checkpoint: the result of `load_tensors`.
         head: rule for the classifier; None keeps it, and is an error for other classes.
-        to_train: accept a checkpoint without parts that have no effect at their initial values; a test needs them.
+        to_train: accept a checkpoint without parts that have no effect at their initial values, or with parts that the
+            network leaves out; a test needs them.
 
     Returns:
         The report, which is also set as `model.load_report`.
@@ -191,7 +192,9 @@ def fit(
         elif name in optional:
             kind = "dropped"
         getattr(report, kind).append(name)
-    report.unexpected = [name for name in state if name not in initial]
+    surplus = rules.surplus_at_start if to_train else ()
+    for name in (name for name in state if name not in initial):
+        (report.left_out if _has_any([name], surplus) else report.unexpected).append(name)
     if faults := _faults(report, rules, state, initial, as_trained):
         for i, name in enumerate(report.reshaped):
             report.reshaped[i] += f" {tuple(state[name].shape)} -> {tuple(initial[name].shape)}"

@@ -19,6 +19,8 @@ class WeightRules:
         head_names: names of the modules that contain the classifiers.
         identity_at_start: parts of the names of tensors that have no effect at their initial values, so that a
             training can start from weights without any of them.
+        surplus_at_start: parts of the names of tensors that the network does not have, and that a training leaves out
+            of the weights that it starts from.
         kinetics_orders: orders of the classes in released classifiers of Kinetics, by number of classes; see
             `slowfast.weights.class_order`.
         section: section with the arguments of the network, in the configuration in a checkpoint.
@@ -27,6 +29,7 @@ class WeightRules:
 
     head_names: tuple[str, ...] = ("head",)
     identity_at_start: tuple[str, ...] = ()
+    surplus_at_start: tuple[str, ...] = ()
     kinetics_orders: Mapping[int, str] = {}
     section: str = ""
     options: Mapping[str, Any] = {}

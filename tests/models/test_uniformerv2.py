@@ -29,6 +29,7 @@ from slowfast.models.image_vit import (
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformerv2 import LocalUniBlock
 from slowfast.optim.losses import soft_cross_entropy
+from slowfast.weights.load import load_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "uniformerv2.json.gz"
 VARIANTS = json.loads(gzip.decompress(GOLDEN.read_bytes()))
@@ -190,6 +191,18 @@ def test_position_embedding_keeps_its_grid_and_its_class_token():
     assert torch.equal(resized[0], smooth[0]) and resized.shape == (49, 8)
     rows = resized[1:].view(6, 8, 8)[..., 0]
     assert torch.allclose(rows, rows[:1].expand(6, -1), atol=1e-5) and (rows[0].diff() > 0).all()
+
+
+def test_a_frozen_network_starts_from_weights_of_one_that_is_not():
+    """It leaves out the weight of the class tokens, so it gives another result, and a test must refuse it."""
+    trained, model = small(no_lmhra=True), small(frozen=True, no_lmhra=True)
+    report = load_weights(model, trained.state_dict(), to_train=True)
+    assert report.left_out == ["backbone.transformer.balance"] and not (report.dropped or report.missing)
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"unexpected 1 \(backbone\.transformer\.balance\)"):
+        load_weights(model, trained.state_dict())
+    with pytest.raises(ValueError, match=r"missing 1 \(backbone\.transformer\.balance\)"):
+        load_weights(trained, model.state_dict(), to_train=True)
 
 
 def test_frozen_trains_only_new_parameters():
