@@ -97,9 +97,12 @@ def one_of(*choices: str | int) -> Kind:
     def read(value: Any) -> Any:
         if isinstance(value, str) and prefixes and value.startswith(prefixes):
             return value
-        if str(value) not in by_text:
+        text = str(value)
+        if text not in by_text:
+            text = text.lower()  # the official code also takes Kinetics for kinetics
+        if text not in by_text:
             raise ValueError
-        return by_text[str(value)]
+        return by_text[text]
 
     return Kind(f"one of {', '.join(by_text)}", read)
 
