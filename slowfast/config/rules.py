@@ -116,6 +116,20 @@ def _has_single_labels(cfg: CfgNode, part: str) -> bool:
     return cfg[part].ENABLE and (spec.images or json)
 
 
+def _needs_template(cfg: CfgNode) -> bool:
+    """Return whether DATA.LABEL_PATH_TEMPLATE names the lists of a data set."""
+    specs = (CATALOG[cfg[part].DATASET] for part in ("TRAIN", "TEST") if cfg[part].ENABLE)
+    return any(spec.list_file is None and not spec.images for spec in specs)
+
+
+def _count_names(template: str, *values: Any) -> int:
+    """Return how many names a template makes of values, 0 if it cannot take a single value."""
+    try:
+        return len({template.format(value) for value in values})
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return 0
+
+
 def _cut_patch(cfg: CfgNode, size: int) -> int | None:
     """Return the patch size in pixels of the image ViT, if crops of `size` are not whole patches."""
     v2 = cfg.UNIFORMERV2
@@ -161,8 +175,11 @@ RULES = (
     Rule("DATA.TRAIN_JITTER_SCALES_RELATIVE DATA.TRAIN_JITTER_ASPECT_RELATIVE",
          lambda cfg: len(cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE) != len(cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE),
          "give both, or [] and []"),
-    Rule("DATA.IMAGE_TEMPLATE", lambda cfg: "{" not in cfg.DATA.IMAGE_TEMPLATE,
-         "add a place for the number, such as {{:05d}}"),
+    Rule("DATA.IMAGE_TEMPLATE", lambda cfg: _count_names(cfg.DATA.IMAGE_TEMPLATE, 1, 2) < 2,
+         "write one place, for the number of the frame, such as {{:05d}}"),
+    Rule("DATA.LABEL_PATH_TEMPLATE", lambda cfg: _needs_template(cfg)
+         and _count_names(cfg.DATA.LABEL_PATH_TEMPLATE, "train", "val") < 1 + cfg.TRAIN.ENABLE,
+         "write one {{}}, for the split"),
     *(
         Rule(f"{part}.DATASET MODEL.MODEL_NAME", partial(_has_wrong_images, part=part),
              "use imagenet for networks whose name ends in _image, and a data set of videos for the others")
@@ -213,6 +230,9 @@ RULES = (
          lambda cfg: cfg.SOLVER.WARMUP_EPOCHS and cfg.SOLVER.WARMUP_START_LR > cfg.SOLVER.BASE_LR,
          "the warm-up must not start above SOLVER.BASE_LR: lower its start, for example to 1e-6 as in the recipes",
          training=True),
+    Rule("SOLVER.LR_POLICY SOLVER.COSINE_END_LR SOLVER.BASE_LR",
+         lambda cfg: cfg.SOLVER.LR_POLICY == "cosine" and cfg.SOLVER.COSINE_END_LR > cfg.SOLVER.BASE_LR,
+         "the cosine must not end above SOLVER.BASE_LR: lower its end, for example to 0", training=True),
     Rule("SOLVER.LR_POLICY SOLVER.STEPS SOLVER.LRS", _has_wrong_steps,
          "give rising epochs that begin with 0, and one factor per epoch", training=True),
     Rule("TRAIN.BATCH_SIZE NUM_PROCESSES NUM_GPUS",

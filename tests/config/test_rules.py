@@ -53,10 +53,15 @@ from slowfast.config.rules import rate_of_other_steps
         ("SOLVER.LR_POLICY steps_with_relative_lrs SOLVER.STEPS [0,9] SOLVER.LRS [1]", ""),
         ("SOLVER.MAX_EPOCH 5 SOLVER.WARMUP_EPOCHS 5", ""),
         ("SOLVER.WARMUP_EPOCHS 5 SOLVER.BASE_LR 1e-3", "SOLVER.WARMUP_START_LR"),
+        ("SOLVER.COSINE_END_LR 1e-6 SOLVER.BASE_LR 1e-7", "SOLVER.BASE_LR"),
         ("DATA.MEAN [0.5]", "DATA.INPUT_CHANNEL_NUM"),
         ("DATA.TRAIN_JITTER_SCALES [320,256]", "first"),
         ("DATA.TRAIN_JITTER_SCALES_RELATIVE [0.1,1.0]", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"),
         ("DATA.IMAGE_TEMPLATE frame.jpg", "{"),
+        ("DATA.IMAGE_TEMPLATE {}_{:06d}.jpg", "{:05d}"),
+        ("DATA.IMAGE_TEMPLATE img_{:05.jpg", "{:05d}"),
+        ("DATA.LABEL_PATH_TEMPLATE train.txt TEST.DATASET sth", "{}"),
+        ("DATA.LABEL_PATH_TEMPLATE {}_{}.txt TEST.DATASET sth TRAIN.ENABLE False", "{}"),
         ("NUM_SHARDS 2 SHARD_ID 2", ""),
         ("UNIFORMER.HEAD_DIM 48", "64"),
         ("MODEL.CHECKPOINT_NUM [2] MODEL.USE_CHECKPOINT True", "4 numbers"),
@@ -90,6 +95,8 @@ def test_training_rules_do_not_stop_a_test():
     assert num_local_processes(cfg) == 4
     load_config(None, ["MODEL.MODEL_NAME", "Uniformerv2", "TRAIN.ENABLE", "False", "DATA.TRAIN_CROP_SIZE", "225"])
     load_config(None, ["TRAIN.ENABLE", "False", "MODEL.HEAD_ROWS", "names"])  # of the training
+    load_config(None, ["TRAIN.ENABLE", "False", "TEST.DATASET", "sth", "DATA.LABEL_PATH_TEMPLATE", "test.txt"])
+    load_config(None, ["DATA.LABEL_PATH_TEMPLATE", "unused"])
     load_config(None, ["MODEL.NUM_CLASSES", "1", "DATA.MULTI_LABEL", "True", "MODEL.LOSS_FUNC", "bce"])
     load_config(None, ["UNIFORMER.PRETRAIN_NAME", "x", "MODEL.HEAD_ROWS", "names"])
 
