@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 from slowfast.datasets.catalog import CATALOG
 from slowfast.utils.class_names import unquoted
@@ -33,6 +34,8 @@ NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 UNQUOTED = re.compile(r"(,|\.\w+\s+)[0-9]+$")  # end of a path that is a label: the row has several, not in quotes
 LOOKS = 10  # number of rows checked to find the suffix
 SEPARATORS = (",", " ", ";", "|")  # that lists of other programs have
+LABEL_MARKS = ("|", ";")  # between the labels of a row in other programs
+FRAME_HEADER = ["original_vido_id", "video_id", "frame_id", "path", "labels"]  # of PySlowFast
 HEADER = re.compile(r"[^0-9./\\]+")
 SURPLUS = re.compile(r"[\s,;|][0-9.]+$")
 NAME = re.compile(r"[^./\\]*[^\W\d_][^./\\]*")  # a class name: it has a letter, and is neither a number nor a path
@@ -144,6 +147,8 @@ def find_suffix(prefix: str, paths: Sequence[str]) -> str:
 
 def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
     """Return a sentence with a cure for all rows of a list or, if none helps, with the columns that are needed."""
+    if rows[0].split() == FRAME_HEADER:
+        return "A row is a frame, as in PySlowFast: make lists of videos with prepare_data.py lists (see DATASET.md)."
     loose = replace(form, num_classes=None, lowest=UNKNOWN)
     if loose.fits(rows):
         labels = [int(label) for row in rows for label in loose.parse(row)[1][len(form.columns) - 2 :]]
@@ -163,6 +168,8 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
             # if all paths end in a number, it is another column
             if other.fits(body) and not all(SURPLUS.search(other.split(row)[0]) for row in body):
                 return f"{header}The rows have {' '.join(columns)}: {dataset}set separator to {separator!r}."
+    if cure := _cure_labels(body, loose):
+        return header + cure
     if replace(loose, multi_label=True).fits(rows):
         return "Some rows have several labels, or none: keep one label per row, or set multi_label True."
     if cure := _cure_kind(body, form):
@@ -177,6 +184,19 @@ def _cure_range(first: int, last: int, form: RowFormat) -> str:
     if first == 1 and last == form.num_classes:
         return f"{span}: subtract 1 from each label of all lists."
     return f"{span}: set num_classes to at least {last + 1}." if first == form.lowest == 0 else f"{span}."
+
+
+def _cure_labels(rows: Sequence[str], form: RowFormat) -> str:
+    """Return the cure of rows whose labels are separated by another character than a comma; "" if they are not."""
+    setting = "" if form.multi_label else "multi_label to True, and "
+    for separator, mark in product((form.separator, *SEPARATORS), LABEL_MARKS):
+        cut = [row.rpartition(separator) for row in rows]
+        mended = [f'{path}{between}"{labels.replace(mark, ",")}"' for path, between, labels in cut]
+        several = [labels for _, _, labels in cut if mark in labels]
+        if several and replace(form, multi_label=True, separator=separator).fits(mended):
+            cure = f'write "{several[0].replace(mark, ",")}" with its quotes for {several[0]}'
+            return f"Some rows have several labels: {cure}, and set {setting}separator to {separator!r}."
+    return ""
 
 
 def _cure_kind(rows: Sequence[str], form: RowFormat) -> str:

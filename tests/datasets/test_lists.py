@@ -101,6 +101,12 @@ def test_segments_come_in_the_official_order(tmp_path):
         ("a.mp4 9 ٣ 4 1\n", SEGMENTS, " ", [r"begin '٣' is not a number"]),
         ("a.mp4 9 9 12 1\n", SEGMENTS, " ", [r"begin 9 .*total 9"]),
         ('"a.mp4" 9 9.5 12 1\n', SEGMENTS, " ", [r"begin 9\.5 .*total 9"]),
+        (
+            'original_vido_id video_id frame_id path labels\nv 0 0 v/1.jpg "1,2"\n',
+            FRAMES,
+            " ",
+            ["prepare_data.py lists"],
+        ),
         ("a.mp4 9 4 3 1\n", SEGMENTS, " ", [r"begin 4 .*end 3"]),
     ],
 )
