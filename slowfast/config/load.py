@@ -18,7 +18,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config.files import VARIABLE, Assignment, Notes, expand, read_file, read_text, shown
 from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, SECTIONS, leaves
-from slowfast.config.official import REPLACED_VALUES, family_of, reason_to_ignore
+from slowfast.config.official import CURES, REPLACED_VALUES, family_of, reason_to_ignore
 from slowfast.config.rules import ConfigError, broken_rules, rate_of_other_steps
 from slowfast.config.values import literal
 
@@ -191,31 +191,49 @@ def merge(cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes) -> t
     if cfg.is_frozen():
         raise AttributeError("this configuration is frozen: load another one, or defrost a clone() of it")
     sources: dict[str, str] = {}
-    unusable: set[str] = set()
-    ignored: dict[str, list[str]] = {}
+    faults: dict[str, str] = {}
+    ignored: dict[str, list[tuple[str, str]]] = {}  # reason -> keys and their origins
     for key, value, origin in assignments:
         if key in KEYS:
             if replacement := REPLACED_VALUES.get((key, value)) if isinstance(value, str) else None:
-                ignored.setdefault(f"read as {replacement}", []).append(f"{key} {value} ({origin})")
+                ignored.setdefault(f"read as {replacement}", []).append((f"{key} {value}", origin))
                 value = replacement
             section, _, name = key.rpartition(".")
             try:
                 (cfg[section] if section else cfg)[name] = KEYS[key].kind.read(expand(value))
                 sources[key] = origin
+                faults.pop(key, None)  # an earlier value that could not be used has no effect
             except ValueError:
-                unusable.add(key)
-                fault = f"must be {KEYS[key].kind.words}; the default is {KEYS[key].default!r}"
-                notes.faults.append(f"{origin}: {key} = {shown(literal(value))} {fault}")
+                faults[key] = f"{origin}: {_unusable(key, value)}"
         elif reason := reason_to_ignore(key):
-            ignored.setdefault(reason, []).append(f"{key} ({origin})")
+            ignored.setdefault(reason, []).append((key, origin))
         elif not (key in SECTIONS and value is None):  # a section whose lines are all commented out
-            notes.faults.append(f"{origin}: {_unknown(key)}")
+            faults[f"{key} {origin}"] = f"{origin}: {_unknown(key)}"
     family = family_of(cfg.MODEL.MODEL_NAME)
     if family != cfg.MODEL.ARCH and "MODEL.ARCH" in sources:
-        ignored["follows from MODEL.MODEL_NAME"] = [f"MODEL.ARCH {cfg.MODEL.ARCH} ({sources['MODEL.ARCH']})"]
+        ignored["follows from MODEL.MODEL_NAME"] = [(f"MODEL.ARCH {cfg.MODEL.ARCH}", sources["MODEL.ARCH"])]
     cfg.MODEL.ARCH = family
-    notes.warnings.extend(f"{', '.join(keys)}: {reason}" for reason, keys in ignored.items())
-    return sources, unusable
+    notes.faults.extend(faults.values())
+    notes.warnings.extend(f"{_summary(keys)}: {reason}" for reason, keys in ignored.items())
+    return sources, KEYS.keys() & faults.keys()
+
+
+def _summary(keys: Iterable[tuple[str, str]]) -> str:
+    """Return keys with their origins; several keys of a section that this package does not have are named as one."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for key, origin in keys:
+        section = key.partition(".")[0]
+        groups.setdefault(key if section in SECTIONS else section, []).append((key, origin))
+    return ", ".join(
+        f"{group} ({found[0][1]}, {len(found)} keys)" if len(found) > 1 else "{} ({})".format(*found[0])
+        for group, found in groups.items()
+    )
+
+
+def _unusable(key: str, value: Any) -> str:
+    """Return the fault of a value that a key does not accept."""
+    cure = CURES.get(key, f"the default is {KEYS[key].default!r}")
+    return f"{key} = {shown(literal(value))} must be {KEYS[key].kind.words}; {cure}"
 
 
 def _unknown(key: str) -> str:
