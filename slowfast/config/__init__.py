@@ -1,5 +1,6 @@
 """Load, check, compare and write configurations."""
 
+from slowfast.config.extensions import add_choice, import_extensions
 from slowfast.config.keys import MAY_DIFFER
 from slowfast.config.load import (
     changed_keys,
@@ -16,6 +17,7 @@ from slowfast.config.rules import ConfigError, check_hardware, num_local_process
 __all__ = [
     "MAY_DIFFER",
     "ConfigError",
+    "add_choice",
     "changed_keys",
     "check_hardware",
     "check_variables",
@@ -27,3 +29,6 @@ __all__ = [
     "num_local_processes",
     "recorded_config",
 ]
+
+# here, because every process of a job imports this package, also a spawned one
+import_extensions()

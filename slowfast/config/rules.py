@@ -15,6 +15,7 @@ from slowfast.config.keys import leaves
 from slowfast.datasets.catalog import CATALOG
 
 UNIFORMER_STRIDE = 32  # pixels per position of the last feature map of a UniFormer
+UNMIXED = ("cross_entropy", "bce", "bce_logit")  # losses that are not trained with mixup
 RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
 
@@ -239,7 +240,7 @@ RULES = (
          lambda cfg: cfg.TRAIN.BATCH_SIZE % num_local_processes(cfg) and num_local_processes(cfg),
          "set TRAIN.BATCH_SIZE to a multiple of {}, the processes of a node", training=True),
     Rule("MIXUP.ENABLE MODEL.LOSS_FUNC",
-         lambda cfg: cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC != "soft_cross_entropy" and not cfg.DATA.MULTI_LABEL,
+         lambda cfg: cfg.MIXUP.ENABLE and cfg.MODEL.LOSS_FUNC in UNMIXED and not cfg.DATA.MULTI_LABEL,
          "set MODEL.LOSS_FUNC soft_cross_entropy, or MIXUP.ENABLE False", training=True),
     Rule("MIXUP.ALPHA MIXUP.CUTMIX_ALPHA",
          lambda cfg: cfg.MIXUP.ENABLE and not (cfg.MIXUP.ALPHA or cfg.MIXUP.CUTMIX_ALPHA),

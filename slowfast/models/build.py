@@ -120,7 +120,10 @@ def model_row(cfg: CfgNode) -> Row:
     """
     name = cfg.MODEL.MODEL_NAME
     if name not in MODELS:
-        raise ValueError(f"MODEL.MODEL_NAME {name!r} is not known: choose from {sorted(MODELS)}")
+        raise ValueError(
+            f"MODEL.MODEL_NAME {name!r} is not known: choose from {sorted(MODELS)}, or name the module that "
+            "adds it in SLOWFAST_IMPORT"
+        )
     return MODELS[name]
 
 

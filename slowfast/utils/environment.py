@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import subprocess
@@ -25,6 +26,7 @@ def environment() -> dict[str, str]:
         "command": shlex.join(sys.argv),
         "slowfast": package_version("slowfast"),
         "git commit": git_commit(),
+        "SLOWFAST_IMPORT": os.environ.get("SLOWFAST_IMPORT", "None"),
         "Python": platform.python_version(),
         **{name: package_version(name) for name in PACKAGES},
         "CUDA": str(torch.version.cuda),
