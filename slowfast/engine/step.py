@@ -144,15 +144,19 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
     exchange = micro == accumulation - 1 or not hasattr(run.network, "no_sync")
     with contextlib.nullcontext() if exchange else run.network.no_sync():
         outputs = run.network(video)
-        # light networks train a second classifier, on the class token, with the same weight
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        loss = torch.stack([run.loss(logits, target) for logits in outputs]).mean()
+        loss = getattr(state.model, "training_loss", mean_loss)(outputs, target, run.loss)
         with torch.autocast(run.device.type, enabled=False):  # gradients have the types of the forward pass
             state.scaler.scale(loss / accumulation).backward()
 
     logits = outputs[0].detach()
     scores, labels = merge_mixed(logits, target) if run.mixup and label.ndim == 1 else (logits, label)
     return loss.detach(), scores, labels
+
+
+def mean_loss(outputs: tuple[Tensor, ...], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the mean of the losses of all outputs: light networks train a second classifier, on the class token."""
+    return torch.stack([loss(logits, target) for logits in outputs]).mean()
 
 
 def seed(device: torch.device, number: int) -> None:

@@ -21,9 +21,11 @@ class Backbone(Protocol):
 
     The class takes the keyword arguments `num_classes`, `in_channels` and options of its own. These attributes are
     optional: `no_weight_decay()`, which returns the names of parameters without weight decay;
-    `set_grad_checkpointing(blocks, keep)`; and those of `slowfast.weights.network.WeightRules`, by which weights are
-    adapted or refused. `forward` must call layers instead of reading `layer.weight`, so that layers can be wrapped, and
-    read sizes as `x.shape[0]`, so that the network can be exported.
+    `set_grad_checkpointing(blocks, keep)`; `training_loss(outputs, target, loss)`, which returns the loss () of the
+    tuple of outputs of a training step, given the configured loss, a function of logits and target; and those of
+    `slowfast.weights.network.WeightRules`, by which weights are adapted or refused. `forward` must call layers instead
+    of reading `layer.weight`, so that layers can be wrapped, and read sizes as `x.shape[0]`, so that the network can be
+    exported.
 
     Attributes:
         head_names: prefixes of the parameter names of the classifiers.
@@ -34,7 +36,8 @@ class Backbone(Protocol):
     def forward(self, video: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return logits (B, K) of a video (B, C, T, H, W) or of images (B, C, H, W).
 
-        In training it may return several logits; the loss is then the mean of their losses.
+        In training it may return several tensors, the first one the logits of the metrics; without `training_loss`, all
+        are logits, and the loss is the mean of their losses.
         """
         ...
 

@@ -124,6 +124,30 @@ def test_two_classifiers_have_the_same_weight_and_the_first_one_gives_the_scores
     assert values["top1"] == pytest.approx(100 * (first.argmax(1) == batch["label"]).double().mean().item())
 
 
+def test_a_network_may_compute_its_loss_from_outputs_that_are_no_logits(make):
+    class Regularized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(12, CLASSES)
+
+        def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.head(video.flatten(1))
+            return logits, logits.square().mean()
+
+        def training_loss(self, outputs: tuple[Tensor, ...], target: Tensor, loss: Callable[..., Tensor]) -> Tensor:
+            return loss(outputs[0], target) + 3 * outputs[1]
+
+    state, run = make(Regularized())
+    (batch,) = batches(1, clips=6)
+    logits, penalty = state.model(batch["video"])
+    expected = nn.functional.cross_entropy(logits, batch["label"]) + 3 * penalty
+    (gradient,) = torch.autograd.grad(expected, [state.model.head.bias])
+    before = state.model.head.bias.detach().clone()
+    take_step(state, run, iter([batch]))
+    assert state.meter.epoch_values()["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(state.model.head.bias.detach(), before - 0.5 * gradient)
+
+
 def test_random_draws_depend_on_the_seed_the_step_the_rank_and_the_micro_batch(make, monkeypatch):
     def draws(step: int = 0, rank: int = 0, **options: Any) -> list[tuple[int, float]]:
         state, run = make(SOLVER__ACCUMULATION_STEPS=2, **options)
