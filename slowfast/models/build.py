@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from slowfast.models.image_vit import vision_tower
-from slowfast.models.options import check_options
+from slowfast.models.options import check_options, parameters_of
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
@@ -134,15 +134,15 @@ def _options(cfg: CfgNode, row: Row) -> dict[str, Any]:
         ValueError: the network does not have an option.
     """
     name, section = cfg.MODEL.MODEL_NAME, row.family.section
-    known = inspect.signature(row.network).parameters
-    if not section:
-        given = dict(item.partition("=")[::2] for item in cfg.MODEL.OPTIONS)
-        options = {option: _literal(text) for option, text in given.items()}
-        check_options(f"MODEL.OPTIONS: {name}", row.network, options)
-    elif cfg.MODEL.OPTIONS:
-        raise ValueError(f"MODEL.OPTIONS {cfg.MODEL.OPTIONS} is not for {name}: use the keys of {section}")
-    else:
-        options = {key.lower(): value for key, value in cfg[section].items() if key.lower() in known}
+    known = parameters_of(row.network)
+    given = dict(item.partition("=")[::2] for item in cfg.MODEL.OPTIONS)
+    options = {option: _literal(text) for option, text in given.items()}
+    keys = {key.lower(): f"{section}.{key}" for key in (cfg[section] if section else ()) if key.lower() in known}
+    for option, key in {**keys, "in_channels": "DATA.INPUT_CHANNEL_NUM"}.items():
+        if option in options:
+            raise ValueError(f"MODEL.OPTIONS {option} has a key of its own: use {key}")
+    check_options(f"MODEL.OPTIONS: {name}", row.network, options)
+    options |= {option: cfg[section][key.rpartition(".")[2]] for option, key in keys.items()}
     for key in OPTIONAL:
         if section and cfg[section].get(key) and key.lower() not in known:
             raise ValueError(f"{section}.{key} {cfg[section][key]} is not for {name}: remove it")

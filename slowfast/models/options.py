@@ -26,14 +26,37 @@ def check_options(
     Raises:
         ValueError: an option is unknown, or a value has another type.
     """
-    parameters = inspect.signature(network).parameters
-    kinds = get_type_hints(network.__init__ if inspect.isclass(network) else network)
+    parameters = parameters_of(network)
+    kinds = {option: kind for part in _passed_on(network)[::-1] for option, kind in get_type_hints(part).items()}
     known = [*others, *(option for option in parameters if option != "num_classes")]
     for option, value in options.items():
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}{close_to(option, known)}: choose from {known}")
         if option in kinds and not _is_a(value, kinds[option]):
             raise ValueError(f"{name}: {option} {value!r} must be {parameters[option].annotation}")
+
+
+def parameters_of(network: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a network; if it takes **options, also those of its base class, which gets them."""
+    found: dict[str, inspect.Parameter] = {}
+    for part in _passed_on(network):
+        found |= {name: one for name, one in inspect.signature(part).parameters.items() if name not in found}
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return {name: one for name, one in found.items() if name != "self" and one.kind not in variable}
+
+
+def _passed_on(network: Callable[..., nn.Module]) -> list[Callable[..., Any]]:
+    """Return the functions whose parameters a network takes, from the class to its bases as far as it has **options."""
+    if not inspect.isclass(network):
+        return [network]
+    found: list[Callable[..., Any]] = []
+    for base in network.__mro__[: network.__mro__.index(nn.Module)]:
+        if "__init__" in vars(base):
+            found.append(vars(base)["__init__"])
+            kinds = [parameter.kind for parameter in inspect.signature(found[-1]).parameters.values()]
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return found
 
 
 def close_to(name: str, known: Iterable[str], count: int = 1) -> str:

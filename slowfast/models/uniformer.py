@@ -327,6 +327,9 @@ class UniFormer(FourStages):
 
     # the temporal half of divided attention starts as the identity, so weights without it are complete
     identity_at_start = ("t_attn.", "t_norm.")
+    # a subclass may mix tokens in another way
+    local_block: Callable[[BlockOptions], nn.Module] = LocalBlock
+    global_block: Callable[[BlockOptions], nn.Module] = GlobalBlock
 
     def __init__(
         self,
@@ -364,7 +367,7 @@ class UniFormer(FourStages):
             options = BlockOptions(
                 self.widths[stage], ratios[stage], dropout_rate, rate, ndim, scales[stage], *attention
             )
-            return (LocalBlock if stage < 2 else SplitGlobalBlock if split else GlobalBlock)(options)
+            return (self.local_block if stage < 2 else SplitGlobalBlock if split else self.global_block)(options)
 
         self.options = {"head_dim": head_dim, "qkv_scale": qkv_scale}
         self.add_embeddings(in_channels, dropout_rate, overlapped=4 * overlapped_stem, std=std)

@@ -45,6 +45,8 @@ class WeightRules:
         Raises:
             ValueError: the weights would give another result in this network.
         """
+        if not self.options:  # a network with arguments of its own
+            return
         here = self.unseen_options(self.options)
         given = {name: trained[name] for name in here if name in trained}
         for name, there in self.unseen_options({**self.options, **given}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from slowfast.config.load import ConfigNode
 from slowfast.models import build
 from slowfast.models.backbone import Backbone
 from slowfast.models.layers import single_input
+from slowfast.models.uniformer import BlockOptions, FourStages, GlobalBlock, UniFormer
 from slowfast.optim.build import build_loss, build_optimizer, set_learning_rate
+from slowfast.weights.load import load_weights
 
 
 class MeanPool(nn.Module):
@@ -35,9 +38,39 @@ class MeanPool(nn.Module):
         return self.head(features.mean(2) if self.pool == "avg" else features.amax(2))
 
 
+class PoolBlock(GlobalBlock):
+    """A global block that mixes tokens by their mean."""
+
+    def __init__(self, options: BlockOptions, share: float) -> None:
+        super().__init__(options)
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.share * self.pos_embed(x).mean((2, 3, 4), keepdim=True)
+
+
+class PoolFormer(UniFormer):
+    """A UniFormer with another mixer in stages 3 and 4."""
+
+    def __init__(self, share: float = 0.5, **options: Any) -> None:
+        self.global_block = partial(PoolBlock, share=share)
+        super().__init__(**options)
+
+
+class OwnStages(FourStages):
+    """Stages of a UniFormer whose arguments are its own."""
+
+    def __init__(self, num_classes: int = 400, in_channels: int = 3, width: int = 8) -> None:
+        super().__init__(num_classes, [1] * 4, [width] * 4, width, 3)
+        self.add_embeddings(in_channels, 0.0)
+        self.head = nn.Linear(width, num_classes)
+
+
 @pytest.fixture(autouse=True)
-def mean_pool(monkeypatch):
+def new_rows(monkeypatch):
     monkeypatch.setitem(build.MODELS, "MeanPool", build.Row(MeanPool))
+    monkeypatch.setitem(build.MODELS, "Uniformer_pool", build.Row(PoolFormer, build.UNIFORMER))
+    monkeypatch.setitem(build.MODELS, "OwnStages", build.Row(OwnStages))
 
 
 def config(**options: Any) -> ConfigNode:
@@ -72,6 +105,23 @@ def test_a_new_backbone_trains_and_starts_from_its_checkpoint(tmp_path):
     assert torch.equal(again(video), model(video))
 
 
+def test_a_uniformer_with_another_mixer_has_the_keys_of_a_uniformer_and_its_own_options():
+    options = {"UNIFORMER__DEPTH": [1, 1, 2, 1], "UNIFORMER__EMBED_DIM": [8, 8, 16, 16], "UNIFORMER__HEAD_DIM": 8}
+    cfg = config(MODEL__MODEL_NAME="Uniformer_pool", MODEL__OPTIONS=["share=0.25"], **options)
+    model = build.build_model(cfg)
+    assert isinstance(model, PoolFormer) and model.widths == [8, 8, 16, 16] and model.options["head_dim"] == 8
+    shares = {name: block.share for name, block in model.named_modules() if isinstance(block, PoolBlock)}
+    assert shares == {"blocks3.0": 0.25, "blocks3.1": 0.25, "blocks4.0": 0.25}
+    assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 5)
+
+
+def test_a_network_with_stages_of_a_uniformer_and_other_arguments_loads_its_checkpoint():
+    cfg = config(MODEL__MODEL_NAME="OwnStages", MODEL__OPTIONS=["width=16"])
+    model, again = build.build_model(cfg), build.build_model(cfg)
+    load_weights(again, {"model_state": model.state_dict(), "cfg": dump_config(cfg)})
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_a_backbone_without_a_choice_of_what_to_keep_recomputes_everything(monkeypatch):
     class Checkpointed(MeanPool):
         def set_grad_checkpointing(self, blocks: list[int]) -> None:
@@ -97,6 +147,13 @@ def test_without_weights_a_new_backbone_keeps_its_initial_values():
         ({"MODEL__OPTIONS": ["widht=16"]}, "MODEL.OPTIONS.*'widht' .*'width'"),
         ({"MODEL__OPTIONS": ["width=wide"]}, "MODEL.OPTIONS.*width 'wide' .*int"),
         ({"MODEL__OPTIONS": ["pool=min"]}, "pool 'min' .*MODEL.OPTIONS"),
+        ({"MODEL__OPTIONS": ["in_channels=4"]}, "MODEL.OPTIONS in_channels .*DATA.INPUT_CHANNEL_NUM"),
+        (
+            {"MODEL__MODEL_NAME": "Uniformer_pool", "MODEL__OPTIONS": ["depth=1"]},
+            "MODEL.OPTIONS depth .*UNIFORMER.DEPTH",
+        ),
+        ({"MODEL__MODEL_NAME": "Uniformer_pool", "MODEL__OPTIONS": ["shar=1"]}, "'shar' .*'share'"),
+        ({"MODEL__MODEL_NAME": "Uniformer_pool", "MODEL__OPTIONS": ["share=x"]}, "share 'x' .*float"),
         ({"MODEL__USE_CHECKPOINT": True}, "MODEL.USE_CHECKPOINT"),
         ({"MODEL__MODEL_NAME": "Uniformer", "MODEL__OPTIONS": ["split=True"]}, "MODEL.OPTIONS .*UNIFORMER"),
         (
