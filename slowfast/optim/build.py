@@ -81,25 +81,37 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
     return build(groups, solver=cfg.SOLVER)
 
 
-def learning_rate(epoch: float, cfg: CfgNode) -> float:
-    """Return the learning rate at a fractional epoch: linear warm-up, then the schedule; scaled by nodes if set.
+def _cosine(epoch: float, base: float, end: float, solver: CfgNode) -> float:
+    """Return the learning rate on half a cosine (arXiv:1608.03983, no restarts)."""
+    begin = solver.WARMUP_EPOCHS if solver.COSINE_AFTER_WARMUP else 0.0
+    progress = (epoch - begin) / (solver.MAX_EPOCH - begin)
+    return end + (base - end) * (math.cos(math.pi * progress) + 1.0) * 0.5
 
-    The schedule is half a cosine (arXiv:1608.03983, no restarts), or a factor for each part of the training.
-    """
+
+def _steps(epoch: float, base: float, end: float, solver: CfgNode) -> float:
+    """Return the learning rate with a factor for each part of the training."""
+    return base * solver.LRS[bisect_right(solver.STEPS, epoch) - 1]
+
+
+# SOLVER.LR_POLICY -> (fractional epoch, SOLVER.BASE_LR, SOLVER.COSINE_END_LR, SOLVER) -> learning rate; both rates are
+# already scaled by the nodes
+SCHEDULES: dict[str, Callable[[float, float, float, CfgNode], float]] = {
+    "cosine": _cosine,
+    "steps_with_relative_lrs": _steps,
+}
+
+
+def learning_rate(epoch: float, cfg: CfgNode) -> float:
+    """Return the learning rate at a fractional epoch: linear warm-up, then the schedule; scaled by nodes if set."""
     solver = cfg.SOLVER
     shards = cfg.NUM_SHARDS if solver.BASE_LR_SCALE_NUM_SHARDS else 1
     base, end, first = (shards * lr for lr in (solver.BASE_LR, solver.COSINE_END_LR, solver.WARMUP_START_LR))
 
-    def schedule(epoch: float) -> float:
-        if solver.LR_POLICY == "steps_with_relative_lrs":
-            return base * solver.LRS[bisect_right(solver.STEPS, epoch) - 1]
-        begin = solver.WARMUP_EPOCHS if solver.COSINE_AFTER_WARMUP else 0.0
-        progress = (epoch - begin) / (solver.MAX_EPOCH - begin)
-        return end + (base - end) * (math.cos(math.pi * progress) + 1.0) * 0.5
-
+    schedule = SCHEDULES[solver.LR_POLICY]
     if epoch < solver.WARMUP_EPOCHS:
-        return first + (schedule(solver.WARMUP_EPOCHS) - first) * epoch / solver.WARMUP_EPOCHS
-    return schedule(epoch)
+        after = schedule(solver.WARMUP_EPOCHS, base, end, solver)
+        return first + (after - first) * epoch / solver.WARMUP_EPOCHS
+    return schedule(epoch, base, end, solver)
 
 
 def set_learning_rate(optimizer: Optimizer | ShardedOptimizer, lr: float) -> None:

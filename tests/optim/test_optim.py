@@ -14,9 +14,11 @@ from small_networks import small
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from slowfast.config import get_cfg
+from slowfast.config import add_choice, get_cfg
+from slowfast.config.keys import KEYS
 from slowfast.models import UniFormer, build_model
 from slowfast.optim.build import (
+    SCHEDULES,
     build_loss,
     build_optimizer,
     learning_rate,
@@ -57,6 +59,16 @@ def test_step_schedule_changes_at_its_epochs():
     for more, factor in (({}, 1), ({"NUM_SHARDS": 4, "SOLVER__BASE_LR_SCALE_NUM_SHARDS": True}, 4)):
         found = [learning_rate(epoch, config(**options, **more)) for epoch in (0, 9.99, 10, 25)]
         assert found == pytest.approx([factor * lr for lr in (0.1, 0.1, 0.01, 0.001)])
+
+
+def test_a_new_schedule_follows_the_warm_up(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "linear", lambda epoch, base, end, solver: base - (base - end) * epoch / 10)
+    monkeypatch.setitem(KEYS, "SOLVER.LR_POLICY", KEYS["SOLVER.LR_POLICY"])
+    add_choice("SOLVER.LR_POLICY", "linear")
+    options = {"SOLVER__LR_POLICY": "linear", "SOLVER__BASE_LR": 1.0, "SOLVER__COSINE_END_LR": 0.5}
+    options |= {"SOLVER__WARMUP_EPOCHS": 2.0, "SOLVER__WARMUP_START_LR": 0.0}
+    found = [learning_rate(epoch, config(**options)) for epoch in (0, 1, 2, 6, 10)]
+    assert found == pytest.approx([0, 0.45, 0.9, 0.7, 0.5])
 
 
 @pytest.mark.parametrize("name", SCHEDULE["param_groups"])
