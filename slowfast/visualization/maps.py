@@ -79,9 +79,10 @@ def attention(model: nn.Module, clip: Tensor, layer: str) -> Tensor:
         (T', H', W').
 
     Raises:
-        ValueError: the layer is not used by the network.
+        ValueError: the network has no such layer, or does not use it, or it has no attention.
     """
     found: dict[str, Any] = {}
+    layer = attention_layer(model, layer, min(clip.shape[-2:]))
     module = model.get_submodule(layer)
     if isinstance(module, PruningBlock):
         hook = module.register_forward_hook(lambda module, inputs, output: found.update(weights=output[2]))

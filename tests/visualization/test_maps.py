@@ -86,10 +86,17 @@ ATTENTION_LAYERS = {
 )
 def test_attention_is_a_distribution_over_the_positions(name, layer):
     model = network(name)
-    found = attention(model, clip(), attention_layer(model, layer, 64))
+    found = attention(model, clip(), layer)
+    assert torch.equal(found, attention(model, clip(), attention_layer(model, layer, 64)))
     assert found.ndim == 3 and found.shape[2] * 2 == found.shape[1] * 3
     assert found.min() >= 0 and float(found.sum()) == pytest.approx(1, abs=1e-5)
     assert float(found.std()) > 0
+
+
+@pytest.mark.parametrize("layer", ["blocks1.0", "blocks9"])
+def test_a_layer_without_attention_is_named(layer):
+    with pytest.raises(ValueError, match=layer):
+        attention(network("uniformer"), clip(), layer)
 
 
 def test_attention_of_a_global_block_is_that_of_its_queries_and_keys():
