@@ -170,7 +170,6 @@ OPERATIONS: dict[str, Operation] = {  # a draw is the number of a row: add new r
     "TranslateXRel": Operation("geometric", lambda s, h, w: np.array([[1, 0, s * w], [0, 1, 0.0]]), _signed(0.45)),
     "TranslateYRel": Operation("geometric", lambda s, h, w: np.array([[1, 0, 0], [0, 1, s * h]]), _signed(0.45)),
 }
-OP_NAMES = tuple(OPERATIONS)
 # All pixels of a row or column move equally far along it: a filter does this several times faster than a map.
 TURNED_SLIDES = {"ShearY": "ShearX", "TranslateYRel": "TranslateXRel"}
 SLIDES = (*TURNED_SLIDES, *TURNED_SLIDES.values())
@@ -403,12 +402,13 @@ class RandAugment:
     def draw(self, rng: np.random.Generator) -> list[Op]:
         """Draw the operations of one clip, in order, as (name, argument)."""
         ops: list[Op] = []
-        for index in rng.integers(len(OP_NAMES), size=self.num_ops):
+        names = tuple(OPERATIONS)
+        for index in rng.integers(len(names), size=self.num_ops):
             if rng.random() < 0.5:
                 continue
             level = rng.uniform(0, self.magnitude) if self.std > 100 else rng.normal(self.magnitude, self.std)
             sign = 1 if rng.random() < 0.5 else -1
-            name = OP_NAMES[index]
+            name = names[index]
             ops.append((name, op_argument(name, min(max(level, 0.0), MAX_LEVEL), sign, self.increasing)))
         return ops
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from timm.data import auto_augment as timm_ops
 
 from slowfast.datasets.crops import ResizedCrop
-from slowfast.datasets.rand_augment import GREY, OP_NAMES, OPERATIONS, Op, RandAugment, augmented_crop, op_argument
+from slowfast.datasets.rand_augment import GREY, OPERATIONS, Op, RandAugment, augmented_crop, op_argument
 
 GEOMETRIC_OPS = [name for name, operation in OPERATIONS.items() if operation.kind == "geometric"]
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
@@ -39,7 +39,7 @@ def by_timm(frames: np.ndarray, name: str, argument: float, interpolation: str =
     return np.stack([np.asarray(op(Image.fromarray(frame), *arguments, **options)) for frame in frames])
 
 
-@pytest.mark.parametrize("name", sorted(set(OP_NAMES) - set(GEOMETRIC_OPS)))
+@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - set(GEOMETRIC_OPS)))
 def test_pixel_operations_match_timm_within_one_grey_level(clips, name):
     exact = name not in ("Color", "Sharpness")  # the others are look-up tables
     if name == "Contrast" and platform.machine() == "aarch64":
@@ -77,7 +77,7 @@ def test_geometric_operations_match_timm_up_to_the_bicubic_kernel(clips, name, l
 def test_frames_are_new_and_computed_independently(clips):
     frames = clips["dim"]
     before = frames.copy()
-    for name in OP_NAMES:
+    for name in OPERATIONS:
         argument = op_argument(name, 7, 1, True)
         together = apply(frames, name, argument)
         apart = np.concatenate([apply(frames[t : t + 1], name, argument) for t in range(3)])
@@ -93,8 +93,8 @@ def timm_name(name: str, increasing: bool) -> str:
 @pytest.mark.parametrize("increasing", [False, True])
 def test_arguments_match_timm(increasing):
     table = timm_ops._RAND_INCREASING_TRANSFORMS if increasing else timm_ops._RAND_TRANSFORMS
-    assert {timm_name(name, increasing) for name in OP_NAMES} == set(table)
-    for name in set(OP_NAMES) - set(WITHOUT_ARGUMENT):
+    assert {timm_name(name, increasing) for name in OPERATIONS} == set(table)
+    for name in set(OPERATIONS) - set(WITHOUT_ARGUMENT):
         to_argument = timm_ops.LEVEL_TO_ARG[timm_name(name, increasing)]
         assert to_argument is not None
         for level in np.linspace(0, 10, 41):
@@ -129,13 +129,20 @@ def test_draws_are_distributed_like_timms(text):
     for values, draws in zip(arguments, (ours, theirs), strict=True):
         for name, *argument in (op for ops in draws for op in ops):
             values[name.removesuffix("Increasing")].append(argument[0] if argument else 0.0)
-    assert arguments[0].keys() == arguments[1].keys() == set(OP_NAMES)
-    for name in OP_NAMES:
+    assert arguments[0].keys() == arguments[1].keys() == set(OPERATIONS)
+    for name in OPERATIONS:
         a, b = (np.array(values[name]) for values in arguments)
         assert abs(len(a) - len(b)) < 5 * np.sqrt(len(a) + len(b)), name
         spread = max(b.std(), 1e-9)
         assert abs(a.mean() - b.mean()) < 5 * spread * np.sqrt(2 / len(b)) + 1e-9, name
         assert a.std() == pytest.approx(b.std(), rel=0.15, abs=1e-9), name
+
+
+def test_a_new_row_is_drawn(monkeypatch):
+    monkeypatch.setitem(OPERATIONS, "Own", OPERATIONS["Invert"])
+    augment, rng = RandAugment.parse("rand-m9"), np.random.default_rng(0)
+    drawn = {name for _ in range(200) for name, _ in augment.draw(rng)}
+    assert drawn == set(OPERATIONS)
 
 
 def test_one_draw_serves_the_whole_clip_and_repeats_with_its_generator(clips):
@@ -154,7 +161,7 @@ def test_strings_are_read_like_timms():
     assert RandAugment.parse("rand") == RandAugment(10, 2, 0, False)
     assert RandAugment.parse(RECIPE) == RandAugment(7, 4, 0.5, True)
     assert RandAugment.parse("rand-m9-mstd0.5-inc0") == RandAugment(9, 2, 0.5, False)
-    assert Counter(name for name, _ in RandAugment(10, 5000).draw(np.random.default_rng(0))).keys() == set(OP_NAMES)
+    assert Counter(name for name, _ in RandAugment(10, 5000).draw(np.random.default_rng(0))).keys() == set(OPERATIONS)
 
 
 @pytest.mark.parametrize(
