@@ -110,7 +110,7 @@ def commands(block: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_a_block_of_commands_has_a_language(page):
     for language, text in blocks(page):
-        assert language in ("bash", "python", "diff", "shell", ""), f"{page}: blocks of {language} are not run"
+        assert language in ("bash", "python", "shell", ""), f"{page}: blocks of {language} are not run"
         assert language or not re.search(r"^(\$|bash|python|pip|make|source|git|import|from) ", text, re.M), page
 
 
@@ -215,7 +215,7 @@ def page_script(page: str, folder: Path) -> str:
     script, done = "", set()
     for number, (language, text) in enumerate(blocks(page)):
         script += f"echo '=== {page}, block {number}'\n"
-        if language == "python":
+        if language == "python" and text not in modules(page).values():
             (folder / f"block_{number}.py").write_text(text)
             script += f".venv/bin/python block_{number}.py\n"
         elif language == "bash":
@@ -255,7 +255,7 @@ LEFT: dict[str, tuple[str, ...]] = {
         "output/new.csv",
         *(f"output/{name}/test/predictions.csv" for name in ("mine", "mine_v2", "kinds")),
     ),
-    "docs/EXTENDING.md": ("output/extended/test/metrics.json",),
+    "docs/EXTENDING.md": tuple(f"output/{name}/test/metrics.json" for name in ("extended", "student")),
     "docs/EXPORT.md": ("demo.onnx", "demo.pt2", "demo.safetensors", "shared/demo/README.md"),
     "docs/FEATURES.md": ("features/features.json", "features/test_00000.npy", "features_of_a_block/test_00000.npy"),
     "docs/PREDICT.md": ("predictions.csv", "predicted.mp4", "seen.png", "segments.png", "over_time.mp4"),
@@ -265,27 +265,22 @@ LEFT: dict[str, tuple[str, ...]] = {
 }
 
 
-def apply_changes(page: str, folder: Path) -> None:
-    """Apply the diffs of a page; the old lines of a hunk must occur once in the file."""
-    diffs = "".join(text for language, text in blocks(page) if language == "diff")
-    for name, hunks in re.findall(r"^\+\+\+ b/(\S+)\n((?:(?!--- ).*\n)*)", diffs, re.M):
-        path = folder / name
-        content = path.read_text() if path.exists() else ""
-        for hunk in re.split(r"^@@.*\n", hunks, flags=re.M):
-            old = "".join(line[1:] for line in hunk.splitlines(True) if line[0] != "+")
-            new = "".join(line[1:] for line in hunk.splitlines(True) if line[0] != "-")
-            assert not hunk or content.count(old) == 1 or not content, (name, old)
-            content = content.replace(old, new, 1)
-        path.unlink(missing_ok=True)
-        path.write_text(content)
+def modules(page: str) -> dict[str, str]:
+    """Return path -> text of the blocks of Python that begin with a path, which are files and no scripts."""
+    found = [(re.match(r"# (\S+\.py)\n", text), text) for language, text in blocks(page) if language == "python"]
+    return {match[1]: text for match, text in found if match}
 
 
 def new_parts_were_used(folder: Path) -> None:
     records = read_metrics(folder / "output/extended")
-    assert all("confidence" in record for record in records if record["kind"] in ("train", "val"))
-    state = load_tensors(folder / "output/extended/checkpoints/best.pyth")["model_state"]
-    assert "layers.0.weight" in state and len(state["head.weight"]) == 8
-    assert '"confidence"' in (folder / "output/extended/test/metrics.json").read_text()
+    assert all("mrr" in record for record in records if record["kind"] in ("train", "val"))
+    extended = load_tensors(folder / "output/extended/checkpoints/best.pyth")
+    assert "layers.0.weight" in extended["model_state"] and len(extended["model_state"]["head.weight"]) == 8
+    assert '"mrr"' in (folder / "output/extended/test/metrics.json").read_text()
+    cfg = load_config(folder / "output/student/resolved_config.yaml")
+    student = load_tensors(folder / "output/student/checkpoints/best.pyth")["model_state"]
+    assert cfg.MODEL.OPTIONS == ["teacher=output/extended"] and not any("teacher" in name for name in student)
+    assert student["blocks3.0.attn.qkv.weight"].shape[1] == cfg.UNIFORMER.EMBED_DIM[2]
 
 
 def scores_are_probabilities(folder: Path) -> None:
@@ -328,9 +323,10 @@ def test_the_commands_of_a_page_run(page, inputs, warm, request, tmp_path):
         assert [name for name in LEFT[page] if not (trained / name).is_file()] == []
         return
     folder = tmp_path / "checkout"
-    changed = any(kind == "diff" for kind, _ in blocks(page))
-    make_checkout(folder, inputs, warm, fresh=changed)
-    apply_changes(page, folder)
+    files = modules(page)
+    make_checkout(folder, inputs, warm, fresh=bool(files))
+    for name, text in files.items():
+        (folder / name).write_text(text)
     if page in AFTER_DEMO:
         trained = request.getfixturevalue("demo")
         for name in ("data", "output"):
