@@ -92,8 +92,7 @@ def _known_orders(classes: int, class_names: Sequence[str] | None, taken_as: str
     class_at = np.argsort(places)
     orders = {}  # name -> place of each row
     for name in ("sorted", *ORDERS):
-        of_rows = places_of_rows(name, classes)
-        if of_rows and None not in of_rows:
+        if of_rows := places_of_rows(name, classes):
             orders[name] = np.array(of_rows)
     taken = order_of_part(taken_as, classes)
     rows = np.argsort(orders[taken])[places] if taken in orders and class_names else listed

@@ -1,8 +1,8 @@
 """Find the class of each row of a released classifier.
 
 The authors of released weights numbered their classes in different orders. `class_orders.json` contains these orders as
-numbers only: entry r is the place of the class of row r among the class names of the data set, sorted as Python sorts
-strings. An order and the class names of a list, in any order, therefore give the row of every class.
+numbers only: the row of each class, in the order of the class names of the data set, sorted as Python sorts strings. An
+order and the class names of a list, in any order, therefore give the row of every class.
 
 An order has a name: one of `ORDERS` or of `K710`, which are in that file, "sorted" (rows in the order of the sorted
 names), "ucf101" (sorted without regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows keep their
@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from slowfast.utils.class_names import kinetics400_names
 
@@ -31,48 +32,32 @@ PARTS_OF_K710 = {400: "k400", 600: "k600_v2", 700: "k700_v2"}
 
 
 @cache
-def _figures() -> dict[str, Any]:
+def _figures() -> dict[str, dict[str, list[int]]]:
     return json.loads(FIGURES.read_text(encoding="utf-8"))
 
 
-def places_of_rows(order: str, classes: int) -> list[int | None] | None:
-    """Return the place of the class of each row among the sorted class names; None for another number of classes.
-
-    A class that the figures do not identify is None. If there is only one, it gets the remaining place.
-    """
-    if order == "sorted":
-        return [*range(classes)]
-    places = _figures()[order] if order in ORDERS else []
-    if len(places) != classes:
-        return None
-    if places.count(None) == 1:
-        (left,) = {*range(classes)} - {*places}
-        places = [left if place is None else place for place in places]
-    return places
-
-
-def rows_of_places(order: str, classes: int) -> list[int | None] | None:
+def rows_of_places(order: str, classes: int) -> list[int] | None:
     """Return the row of each class, in the order of the sorted class names of a data set with this number of classes.
 
     An order of `K710` gives the rows for Kinetics-400, 600 and 700. The result is None if the order is of another data
     set.
     """
-    if order == "k710_mmaction2":
-        return [*range(classes)] if classes == 400 else _figures()[order].get(str(classes))
-    if order == "k710":
-        part, rows = rows_of_k710(classes), rows_of_places(PARTS_OF_K710.get(classes, ""), classes)
-        return [None if row is None else part[row] for row in rows] if part and rows else None
-    places = places_of_rows(order, classes)
-    if places is None:
-        return None
-    row_at = {place: row for row, place in enumerate(places)}
-    return [row_at.get(place) for place in range(classes)]
+    return [*range(classes)] if order == "sorted" else _figures().get(order, {}).get(str(classes))
+
+
+def places_of_rows(order: str, classes: int) -> list[int] | None:
+    """Return the place of the class of each row among the sorted class names; None for another number of classes.
+
+    The order must not be one of `K710`, whose classifiers have more rows than these classes.
+    """
+    rows = rows_of_places(order, classes)
+    return None if rows is None else np.argsort(rows).tolist()
 
 
 def rows_of_k710(classes: int) -> list[int] | None:
     """Return the row of Kinetics-710 for each row of a classifier of 400, 600 or 700 classes; None for others."""
-    name = PARTS_OF_K710.get(classes, "")
-    return [*range(classes)] if name == "k400" else _figures()["k710_rows"].get(name)
+    rows, places = rows_of_places("k710", classes), places_of_rows(PARTS_OF_K710.get(classes, ""), classes)
+    return [rows[place] for place in places] if rows and places else None
 
 
 def order_of_part(order: str, classes: int) -> str:
@@ -90,13 +75,11 @@ def places_of_names(names: Sequence[str], order: str = "sorted") -> list[int]:
         name = name.replace("_", " ").strip('" ')
         return name.casefold() if order == "ucf101" else name
 
-    places = [0] * len(names)
-    for place, index in enumerate(sorted(range(len(names)), key=lambda index: key(names[index]))):
-        places[index] = place
-    return places
+    in_order = sorted(range(len(names)), key=lambda index: key(names[index]))
+    return np.argsort(in_order).tolist()
 
 
-def rows_of_names(order: str, names: Sequence[str]) -> list[int | None] | None:
+def rows_of_names(order: str, names: Sequence[str]) -> list[int] | None:
     """Return the row of each class of a list, found by its name; None if the order has another number of classes."""
     rows = rows_of_places("sorted" if order == "ucf101" else order, len(names))
     return None if rows is None else [rows[place] for place in places_of_names(names, order)]
@@ -108,7 +91,7 @@ def names_of_rows(order: str, classes: int) -> list[str] | None:
     For Kinetics-710, they are the names of the rows that a network with this number of classes takes.
     """
     places = places_of_rows(order_of_part(order, classes), classes) if classes == 400 else None
-    return None if places is None else [kinetics400_names()[place] for place in places if place is not None]
+    return None if places is None else [kinetics400_names()[place] for place in places]
 
 
 def looks_like_kinetics(names: Sequence[str]) -> bool:

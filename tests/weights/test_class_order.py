@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from slowfast.utils.class_names import kinetics400_names
-from slowfast.weights import class_order, fetch
+from slowfast.weights import fetch
 from slowfast.weights.class_order import (
     AS_LISTED,
     K710,
@@ -58,18 +56,10 @@ def test_all_released_weights_name_an_order():
 )
 def test_an_order_has_every_place_once(order, classes):
     places = places_of_rows(order, classes)
-    assert places is not None and {*places} == {*range(classes)}  # the one unknown class by elimination
+    assert places is not None and {*places} == {*range(classes)}
     rows = rows_of_places(order, classes)
-    assert rows is not None and [rows[place] for place in places if place is not None] == [*range(classes)]
+    assert rows is not None and [rows[place] for place in places] == [*range(classes)]
     assert places_of_rows(order, classes - 1) is None or order == "sorted"
-
-
-def test_several_unknown_classes_have_no_row(monkeypatch):
-    figures = json.loads(class_order.FIGURES.read_text())
-    figures["k400"][:2] = [None, None]
-    monkeypatch.setattr(class_order, "_figures", lambda: figures)
-    rows = rows_of_places("k400", 400)
-    assert rows is not None and [place for place, row in enumerate(rows) if row is None] == [192, 267]
 
 
 def test_official_row_0_of_kinetics_400():
@@ -89,7 +79,7 @@ def test_kinetics_710_gives_the_rows_of_the_other_sets(classes):
     places = places_of_rows({400: "k400", 600: "k600_v2", 700: "k700_v2"}[classes], classes)
     by_place = rows_of_places("k710", classes)
     assert places is not None and by_place is not None
-    assert [by_place[place] for place in places if place is not None] == rows
+    assert [by_place[place] for place in places] == rows
     assert rows_of_places("k710", 710) is None and rows_of_k710(174) is None
 
 
