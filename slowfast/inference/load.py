@@ -22,7 +22,7 @@ from slowfast.models.options import close_to
 from slowfast.run.checkpoint import checkpoint_dir, official_best
 from slowfast.utils import distributed
 from slowfast.utils.class_names import read_class_names
-from slowfast.weights.fetch import fetch_checkpoint, released_weights
+from slowfast.weights.fetch import fetch, fetch_checkpoint, released_weights
 from slowfast.weights.released import identify
 from slowfast.weights.tensors import load_tensors
 
@@ -93,7 +93,8 @@ def find_device(device: str | torch.device | None) -> torch.device:
 def _find(source: str, experiment: str | None, overrides: Sequence[str]) -> tuple[CfgNode, str]:
     """Return the configuration of a trained network, and the path, name or address of its weights; see `load`."""
     if re.fullmatch(r"hf://[^/]+/[^/]+", source):
-        source = _fetch_folder(source)
+        files = [fetch(f"{source}/{name}") for name in (SHARED_CONFIG, SHARED_WEIGHTS)]
+        source = os.path.dirname(files[0])
     folder = Path(source)
     if not folder.is_dir():
         return _of_file(source, experiment, overrides)
@@ -149,24 +150,6 @@ def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> t
             "(--experiment NAME, in Python experiment=NAME)"
         )
     return _read(_with_views(folders[entry["name"]]), overrides), source
-
-
-def _fetch_folder(address: str) -> str:
-    """Return the local folder of hf://OWNER/NAME[@REVISION], downloaded into the cache of huggingface_hub."""
-    import huggingface_hub  # slow to import
-
-    repository, _, revision = address.removeprefix("hf://").partition("@")
-    try:
-        files = [
-            huggingface_hub.hf_hub_download(repository, name, revision=revision or None)
-            for name in (SHARED_CONFIG, SHARED_WEIGHTS)
-        ]
-    except Exception as error:  # any type: the exceptions come from its HTTP client, which differs between versions
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{address} cannot be downloaded ({first}): check the address, or give a local folder"
-        ) from error
-    return str(Path(files[0]).parent)
 
 
 def _read(path: Path, overrides: Sequence[str]) -> CfgNode:
