@@ -74,13 +74,6 @@ def test_a_console_command_runs_its_program(command, call, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["predict", "extract", "probe", "visualize", "export"])
-def test_a_module_of_a_command_is_its_program(program, call):
-    done = call(ROOT / f"slowfast/inference/{program}.py", "--help")
-    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
-
-
-@pytest.mark.slow
 def test_a_console_command_sets_the_waiting_of_threads_before_it_imports_pytorch(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

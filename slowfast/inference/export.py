@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from slowfast.datasets.sampling import DenseSampler
 from slowfast.engine.setup import compile_blocks
-from slowfast.inference.command import add_configuration, guarded, load_network
+from slowfast.inference.command import add_configuration, load_network
 from slowfast.inference.network import Network
 from slowfast.models.build import input_shape, sums_softmax
 from slowfast.utils.io import atomic_path, check_output
@@ -200,11 +199,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
-    """Export; return 0, or 2 for wrong inputs."""
-    return guarded(lambda: execute(parse_args()))
-
-
 def execute(args: argparse.Namespace) -> int:
     """Export what a command line says; return the exit code."""
     if not args.out.endswith(ENDINGS[args.format]):
@@ -230,7 +224,3 @@ def execute(args: argparse.Namespace) -> int:
         + ", ".join(f"{name} {value:.1f}" for name, value in times.items())
     )
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,6 @@ from slowfast.inference.command import (
     add_network,
     check_some,
     find_videos,
-    guarded,
     in_processes,
     load_network,
     names_of,
@@ -75,11 +73,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.tokens and not args.per_video:
         parser.error("--tokens needs --per-video")
     return args
-
-
-def main() -> int:
-    """Write the features; return 0, 1 if some videos cannot be read, or 2 for wrong inputs."""
-    return guarded(lambda: execute(parse_args()))
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -284,7 +277,3 @@ def submit(args: argparse.Namespace, names: dict[str, str]) -> None:
         raise ValueError(f"Slurm refused the array: {str(error).strip()}") from None
     first = jobs[0].job_id.partition("_")[0]
     print(f"submitted array {first} of {parts} tasks; logs in {folder}\n  state   squeue -j {first}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,7 +15,6 @@ from slowfast.inference.command import (
     add_network,
     check_some,
     find_videos,
-    guarded,
     in_processes,
     load_network,
     names_of,
@@ -57,11 +56,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--{without} needs --window")
     args.segments = args.segments or "segments.json"
     return args
-
-
-def main() -> int:
-    """Predict; return 0, 1 if some videos cannot be read, or 2 for wrong inputs."""
-    return guarded(lambda: execute(parse_args()))
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -211,7 +205,3 @@ def _print_segments(timeline: Timeline) -> None:
         print(f"  {begin:>9} - {end:>9}  {one.found.name:<{width}}  {100 * one.found.probability:5.1f} %")
     if len(segments) > SHOWN:
         print(f"  ... and {len(segments) - SHOWN} more segments")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

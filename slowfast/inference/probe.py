@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from slowfast.datasets.lists import ListError, VideoList, read_list
 from slowfast.datasets.rows import RowFormat
 from slowfast.engine.meters import in_top
 from slowfast.inference import extract
-from slowfast.inference.command import add_network, guarded, positive, report_bad, starts_of
+from slowfast.inference.command import add_network, positive, report_bad, starts_of
 from slowfast.inference.layers import POOLED
 from slowfast.inference.load import find_device
 from slowfast.inference.probe_heads import (
@@ -63,11 +62,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.features and args.layer != POOLED:
         parser.error("--features are of one layer already: leave --layer out")
     return args
-
-
-def main() -> int:
-    """Measure; return 0, 1 if features of some videos are missing, or 2 for wrong inputs."""
-    return guarded(lambda: execute(parse_args()))
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -231,7 +225,3 @@ def _print_table(found: Sequence[Mapping[str, Any]], k: int) -> None:
     for row in found:
         values = "  ".join(f"{key} {row[key]:<6g}" for key in ("k", "lr", "weight_decay") if key in row)
         print(f"{row['probe']:<10} {values:<32} {row['top1']:7.2f} {row['top5']:7.2f}{' best' * row['best']}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,7 +23,7 @@ from slowfast.datasets.mixup import one_hot
 from slowfast.engine.setup import clip_mover, listed, make_loader
 from slowfast.engine.start import build_mixup
 from slowfast.engine.step import unmixed_target
-from slowfast.inference.command import add_network, find_videos, guarded, load_network, positive
+from slowfast.inference.command import add_network, find_videos, load_network, positive
 from slowfast.inference.draw import pictures, write_sheet
 from slowfast.inference.load import experiment_file
 from slowfast.inference.network import Network
@@ -62,11 +62,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if name == "cam":
             command.add_argument("--class", dest="label", metavar="NAME", help="class (default: the predicted one)")
     return parser.parse_args(argv)
-
-
-def main() -> int:
-    """Draw; return 0, or 2 for wrong inputs."""
-    return guarded(lambda: execute(parse_args()))
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -173,7 +168,3 @@ def _classes(target: Tensor, names: list[str] | None) -> tuple[Class, ...]:
     """Return the classes with weights above that of label smoothing, or above 0; the largest is the first."""
     count = int((target > target.min() + 1e-6).sum())
     return top_classes(target.numpy(), names, min(3, max(1, count)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
