@@ -161,6 +161,15 @@ def _chunks(rows: np.ndarray, scores: np.ndarray) -> Iterator[np.ndarray]:
         yield rows[start : start + size]
 
 
+class NothingDecodedError(SharedError):
+    """None of the videos of a list can be decoded; `bad` contains their (path, reason)."""
+
+    def __init__(self, bad: list[tuple[str, str]]) -> None:
+        why = f"none of {len(bad)} can be decoded; the first:{first_bad(bad)}"
+        super().__init__(f"no video could be evaluated, because {why}")
+        self.bad = bad
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -186,7 +195,8 @@ def evaluate(
         Scores of all videos that could be decoded, and the names of the others, which are not replaced.
 
     Raises:
-        SharedError: no video could be evaluated, or a score is not a finite number.
+        NothingDecodedError: no video could be evaluated.
+        SharedError: a score is not a finite number.
         Interruption: in every process, if one was interrupted; only this evaluation is lost.
     """
     was_training = model.training
@@ -222,9 +232,7 @@ def evaluate(
         raise SharedError("the model gives scores that are not finite numbers; its weights are broken")
     labels = [part[0] for part in parts]
     if not any(labels):
-        raise SharedError(
-            f"no video could be evaluated, because none of {len(bad)} can be decoded; the first:{first_bad(bad)}"
-        )
+        raise NothingDecodedError(bad)
     index, scores, views = _gather(ensemble, [sorted(part) for part in labels], device)
     label = {i: y for part in labels for i, y in part.items()}
     return Evaluation(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -16,13 +16,12 @@ from slowfast.datasets.dataset import Prepared, VideoEvalDataset
 from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
 from slowfast.datasets.rows import UNKNOWN
-from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.evaluate import Evaluation, NothingDecodedError, ViewEnsemble, evaluate
 from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader
 from slowfast.engine.test import clips_at_once, score
 from slowfast.inference.layers import POOLED, LayerFeatures
 from slowfast.inference.results import Class, Features, Prediction, top_classes
 from slowfast.models.build import model_row, sums_softmax
-from slowfast.utils.distributed import SharedError
 from slowfast.utils.processes import usable_cores
 
 Path = str | os.PathLike[str]
@@ -235,31 +234,14 @@ class Network:
         # workers only where there is work for them
         cfg.DATA_LOADER.NUM_WORKERS = min(cfg.DATA_LOADER.NUM_WORKERS, usable_cores(), len(names) // 4)
         videos = VideoList(names, np.full(len(names), UNKNOWN), source="the given videos")
-        loader = _NotesBad(make_loader(cfg, "test", self.device, videos))
         scores: dict[int, np.ndarray] = {}
         try:
-            done = run(loader)
-            scores = dict(zip(done.index.tolist(), done.scores, strict=True))
-        except SharedError:
-            if len(loader.bad) < len(set(names)):  # some can be decoded
-                raise
+            done = run(make_loader(cfg, "test", self.device, videos))
+            scores, bad = dict(zip(done.index.tolist(), done.scores, strict=True)), dict(done.bad)
+        except NothingDecodedError as error:
+            bad = dict(error.bad)
         nothing = np.empty(0, np.float32)
-        return [(path, scores.get(row, nothing), loader.bad.get(path, "")) for row, path in enumerate(names)]
-
-
-class _NotesBad:
-    """A loader that keeps the reasons of the videos that cannot be decoded, by path, even if none can."""
-
-    def __init__(self, loader: Any) -> None:
-        self.loader, self.dataset, self.bad = loader, loader.dataset, dict[str, str]()
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
-            self.bad.update(batch["bad"])
-            yield batch
+        return [(path, scores.get(row, nothing), bad.get(path, "")) for row, path in enumerate(names)]
 
 
 def _one(found: Iterable[Any]) -> Any:
