@@ -131,15 +131,10 @@ def _begin(args: argparse.Namespace, net: Network) -> None:
         write_json(path, {**rule, "videos": {}})
         return
     before = json.loads(path.read_text(encoding="utf-8"))
-    differ = [key for key, value in rule.items() if key != "weights" and before.get(key, value) != value]
+    differ = [key for key, value in rule.items() if key != "weights" and before.get(key) != value]
     if differ:
-        values = ", ".join(f"{key} {before[key]} there, {rule[key]} here" for key in differ)
+        values = ", ".join(f"{key} {before.get(key)} there, {rule[key]} here" for key in differ)
         raise ValueError(f"{args.out} contains other features ({values}): choose another --out, or use its settings")
-    if missing := [key for key in rule if key not in before]:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}, because another version of slowfast-features wrote it: choose "
-            "another --out"
-        )
 
 
 def run_part(
@@ -160,7 +155,7 @@ def run_part(
         described = Path(args.out, DESCRIPTIONS, f"{name}.json")
         if described.is_file() and Path(args.out, f"{name}.npy").is_file():
             before = json.loads(described.read_text(encoding="utf-8"))["path"]
-            if os.path.abspath(before) != os.path.abspath(path):  # older versions wrote relative paths
+            if before != os.path.abspath(path):
                 raise ValueError(
                     f"{args.out}/{name}.npy contains features of {before}, not of {path}: choose another --out"
                 )
@@ -203,23 +198,20 @@ def _tokens(net: Network, layer: LayerFeatures, path: str, batch: int) -> np.nda
     return tokens.flatten(0, 1).float().cpu().numpy()
 
 
-def finish(args: argparse.Namespace, names: dict[str, str], store: bool = True) -> list[str]:
+def finish(args: argparse.Namespace, names: dict[str, str]) -> list[str]:
     """Collect the descriptions of finished videos into one file, and their features if one file is wanted.
 
-    `store` must be False while other tasks are not finished. Return the names of the finished videos.
+    Return the names of the finished videos.
     """
-    out, settings = Path(args.out), dict[str, Any]()
+    out = Path(args.out)
+    settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     files = {name: out / DESCRIPTIONS / f"{name}.json" for name in names}
-    before, done = None, [name for name, file in files.items() if file.is_file()]
-    while done != before:  # repeated if another task has finished since, whose list this one may have replaced
-        settings = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-        videos = {name: json.loads(files[name].read_text(encoding="utf-8")) for name in done}
-        settings["videos"] = dict(sorted({**settings["videos"], **videos}.items()))
-        write_json(out / SETTINGS, settings)
-        before, done = done, [name for name, file in files.items() if file.is_file()]
-    if store and args.format != "npy":
+    done = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+    settings["videos"] = dict(sorted({**settings["videos"], **done}.items()))
+    write_json(out / SETTINGS, settings)
+    if args.format != "npy":
         write_store(args.format, out, settings)
-    return done
+    return [*done]
 
 
 @dataclass
@@ -232,16 +224,16 @@ class Task:
     array: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def __call__(self, part: int) -> int:
-        """Write the features of a part, and collect what is finished so far.
+        """Write the features of a part; the task that ends last collects those of all parts.
 
-        The task that ends last writes the one file. If two tasks end together, both may find that they are the last
-        one; then both write the same content.
+        If two tasks end together, both may find that they are the last one; then both write the same content.
         """
         bad = run_part(self.args, self.names, part, self.parts)
         ended = Path(self.args.out, "slurm", f"ended_{self.array}")
         ended.mkdir(parents=True, exist_ok=True)
         (ended / str(part)).touch()
-        finish(self.args, self.names, store=len([*ended.iterdir()]) == self.parts)
+        if len([*ended.iterdir()]) == self.parts:
+            finish(self.args, self.names)
         return report_bad(bad)
 
 
