@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from functools import cache, partial
-from multiprocessing import RawArray, connection, get_all_start_methods, queues
+from multiprocessing import RawArray, connection, get_all_start_methods
 from typing import Any
 
 import cv2
@@ -20,7 +19,6 @@ from torch.utils.data._utils import signal_handling
 from slowfast.datasets.batches import EpochBatchSampler
 from slowfast.datasets.container import size_of
 from slowfast.datasets.dataset import NO_ROW, Batch, ClipDataset, as_made
-from slowfast.utils.io import print_error
 from slowfast.utils.memory import keep_memory
 from slowfast.utils.processes import usable_cores
 
@@ -67,16 +65,8 @@ def use_one_thread(_: int = 0) -> None:
 
 def _start_reader(reading: Any, number: int) -> None:
     """Make a process a worker whose data set writes the row that it reads to the memory of the loader."""
-
-    def exit_unsent(error: Exception, _: object) -> None:
-        """Exit, so that the loader starts another worker: it would wait for ever for a batch that cannot be sent."""
-        print_error(f"error: worker {number} cannot send a batch ({type(error).__name__}: {error})")
-        reading[number] = NO_ROW  # no video is the cause
-        os._exit(1)
-
     worker: Any = get_worker_info()
     worker.dataset.reading = reading
-    queues.Queue._on_queue_feeder_error = staticmethod(exit_unsent)  # pyright: ignore
     start_worker(number)
 
 

@@ -192,24 +192,6 @@ def test_a_worker_may_be_killed_between_two_epochs(folder):
 
 
 @pytest.mark.slow
-def test_a_batch_that_a_worker_cannot_send_is_read_again(folder, tmp_path):
-    """For example in a container that allows few threads; PyTorch would wait for it for ever."""
-
-    class Unsent(VideoEvalDataset):
-        def __getitems__(self, keys):
-            batch = super().__getitems__(keys)
-            if not (tmp_path / "unsent").exists():
-                (tmp_path / "unsent").touch()
-                batch["label"] = lambda: "no process can receive this"
-            return batch
-
-    data = dataset(folder, VideoReader, train=False)
-    data.__class__ = Unsent
-    labels = [label for batch in loader(data, train=False) for label in batch["label"].tolist()]
-    assert labels == list(range(ROWS)) and data.killed == {} and (tmp_path / "unsent").exists()
-
-
-@pytest.mark.slow
 def test_repeated_kills_of_workers_end_with_one_message(folder, monkeypatch):
     monkeypatch.setattr(workers, "MAX_RESTARTS", 0)  # PyTorch checks for dead workers every five seconds
 
