@@ -112,9 +112,6 @@ class Views:
         crop: side of the crops in pixels, at most `scale`.
         positions: positions of the crops in each temporal view, see `corner`.
         chosen: numbers of the clips; None for all.
-
-    Raises:
-        ValueError: the crop is larger than the resized frame.
     """
 
     frames: Sequence[Tensor]
@@ -123,10 +120,6 @@ class Views:
     crop: int
     positions: tuple[int, ...]
     chosen: range | None = None
-
-    def __post_init__(self) -> None:
-        if self.crop > self.scale:
-            raise ValueError(f"a crop of {self.crop} pixels does not fit a short side of {self.scale}: lower the crop")
 
     def __len__(self) -> int:
         return len(self._numbers())

@@ -138,11 +138,6 @@ def test_large_frames_are_resized_in_little_memory():
         assert pool.submit(growth_of_peak_memory, frames).result() < 80e6
 
 
-def test_a_crop_larger_than_the_frame_is_refused():
-    with pytest.raises(ValueError, match=r"crop of 40 .* 32"):
-        views(noise(1, 32, 32, 3), crop=40)
-
-
 def test_a_resize_keeps_frames_of_the_wanted_size():
     frames = torch.from_numpy(noise(2, 32, 50, 3))
     assert resize_short_side(frames, 32) is frames
