@@ -131,7 +131,7 @@ key("DATA.MULTI_LABEL", False, FLAG,
 key("DATA.LABEL_PATH_TEMPLATE", "somesomev1_rgb_{}_split.txt", TEXT,
     "List of a data set of frame folders; {} is the split. {}.json reads the lists of Something-Something.")
 key("DATA.IMAGE_TEMPLATE", "{:05d}.jpg", TEXT,
-    "File name of a frame; {} is its number.")
+    "File name of a frame; {} is its number, {folder} the name of its folder.")
 key("DATA.DECODING_BACKEND", "pyav", one_of("pyav", "decord", "torchcodec"),
     "Decoder of video files; all give the same frames, pyav is the fastest.", may_differ=True)
 key("DATA.CHECK_FILES", True, FLAG,

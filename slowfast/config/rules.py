@@ -176,8 +176,8 @@ RULES = (
     Rule("DATA.TRAIN_JITTER_SCALES_RELATIVE DATA.TRAIN_JITTER_ASPECT_RELATIVE",
          lambda cfg: len(cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE) != len(cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE),
          "give both, or [] and []"),
-    Rule("DATA.IMAGE_TEMPLATE", lambda cfg: _count_names(cfg.DATA.IMAGE_TEMPLATE, 1, 2) < 2,
-         "write one place, for the number of the frame, such as {{:05d}}"),
+    Rule("DATA.IMAGE_TEMPLATE", lambda cfg: _count_names(cfg.DATA.IMAGE_TEMPLATE.replace("{folder}", ""), 1, 2) < 2,
+         "write one place for the number, such as {{:05d}}, and {{folder}} for the name of the folder"),
     Rule("DATA.LABEL_PATH_TEMPLATE", lambda cfg: _needs_template(cfg)
          and _count_names(cfg.DATA.LABEL_PATH_TEMPLATE, "train", "val") < 1 + cfg.TRAIN.ENABLE,
          "write one {{}}, for the split"),

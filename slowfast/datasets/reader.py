@@ -42,7 +42,8 @@ def read_frames(
         choose: function of the number of frames of the video that returns 0-based indices, in any order and with
             repeats. It is called again if that number was wrong, so it must be a pure function.
         num_frames: number of images in the folder according to the list; None counts them. Ignored for a video file.
-        image_template: name of image number k of a folder, as in `image_template.format(k)`.
+        image_template: name of image number k of a folder, as in `image_template.format(k)`; `{folder}` in it is the
+            name of the folder.
         colors: order of the channels, "RGB" or "BGR".
         backend: decoder of video files to try first: "pyav", "decord" or "torchcodec".
         allocate: function of a shape that returns the uint8 array for the frames.
@@ -66,7 +67,7 @@ def read_frames(
     pictures = Pictures(path, allocate, _channels(colors, folder))
     try:
         if folder:
-            _read_folder(path, asked, num_frames, image_template, pictures)
+            _read_folder(path, asked, num_frames, _of_folder(image_template, path), pictures)
         else:
             _check_file(path)
             read_video(path, asked, pictures, backend, report_slow)
@@ -101,7 +102,9 @@ def stream_frames(
     try:
         if not folder:
             _check_file(path)
-        source = _stream_folder(path, wanted, image_template) if folder else stream_video(path, wanted)
+        source = (
+            _stream_folder(path, wanted, _of_folder(image_template, path)) if folder else stream_video(path, wanted)
+        )
         for number, (begin, end, pixels) in enumerate(source):
             yield number, begin, end, None if pixels is None else np.ascontiguousarray(pixels[..., channels])
     except (OSError, MemoryError, cv2.error) as error:
@@ -111,7 +114,7 @@ def stream_frames(
 def _stream_folder(
     path: str, wanted: Callable[[int], bool], image_template: str
 ) -> Iterator[tuple[float, float, np.ndarray | None]]:
-    count = count_images(path, image_template)
+    count, image_template = count_images(path, image_template), _of_folder(image_template, path)
     for number in range(count):
         pixels = _read_image(path, image_template.format(number + 1), count) if wanted(number) else None
         yield number / FOLDER_RATE, (number + 1) / FOLDER_RATE, pixels
@@ -158,11 +161,18 @@ def _read_folder(
 
 def count_images(path: str, image_template: str) -> int:
     """Return the number of images in a folder whose names are like a template; raise MediaError if there are none."""
+    image_template = _of_folder(image_template, path)
     start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
     count = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
     if not count:
         raise MediaError(path, f"no image is named like image_template {image_template!r}")
     return count
+
+
+def _of_folder(image_template: str, folder: str) -> str:
+    """Return the template for one folder, whose name replaces `{folder}`."""
+    name = os.path.basename(os.path.normpath(folder)).replace("{", "{{").replace("}", "}}")
+    return image_template.replace("{folder}", name)
 
 
 def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:

@@ -200,12 +200,16 @@ def _of_each(function: Callable[[Path], T], videos: Path, folders: Sequence[str]
 
 
 def _common_template(videos: Path, folders: Sequence[str]) -> str:
-    """Return the template of all folders.
+    """Return the template of all folders; `{folder}` in it is the name of the folder.
 
     Raises:
         ValueError: two folders have different templates, or a folder has none.
     """
     templates = _of_each(image_template, videos, folders, "look at names")
+    if len(set(templates.values())) > 1:
+        ends = {text.removeprefix(os.path.basename(path)) for path, text in templates.items()}
+        if len(ends) == 1:
+            return "{folder}" + ends.pop()
     here = folders[0]
     if there := next((path for path in folders if templates[path] != templates[here]), ""):
         raise ValueError(

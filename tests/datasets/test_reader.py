@@ -21,7 +21,7 @@ from slowfast.datasets.backends import LIBRARIES, Unsure, check_backend
 from slowfast.datasets.container import open_video, packets, video_stream
 from slowfast.datasets.decode import _decode_packets
 from slowfast.datasets.frame_list import list_frames
-from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.datasets.reader import MediaError, read_frames, stream_frames
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,6 +107,18 @@ def test_folder_frames_are_numbered_from_one(tmp_path, write_folder, frame_numbe
     assert frame_numbers(frames) == [11, 0, 5]
     counted = read_frames(path, lambda length: [length - 1], num_frames=7, image_template="{:05d}.jpg")
     assert frame_numbers(counted) == [6]  # the list's count decides
+
+
+def test_frames_may_be_named_like_their_folder(tmp_path, write_folder, frame_numbers):
+    for name in ("78687", "a{b}"):
+        template = f"{name.replace('{', '{{').replace('}', '}}')}_{{:06d}}.jpg"
+        path = write_folder(tmp_path / name, frames=12, template=template)
+        (tmp_path / name / "other_000001.jpg").touch()
+        frames = read_frames(f"{path}/", lambda length: [length - 1, 0], image_template="{folder}_{:06d}.jpg")
+        assert frame_numbers(frames) == [11, 0]
+        streamed = stream_frames(path, lambda number: number == 3, image_template="{folder}_{:06d}.jpg")
+        shown = [None if pixels is None else frame_numbers(pixels[None])[0] for *_, pixels in streamed]
+        assert shown == [3 if number == 3 else None for number in range(12)]
 
 
 def test_channels_have_the_requested_order_for_every_source(tmp_path, write_video, write_folder):

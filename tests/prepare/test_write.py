@@ -77,6 +77,14 @@ def test_own_frame_folders_get_their_template(tmp_path, write_folder):
     write_lists(lists, tmp_path / "lists", videos, DATASETS["own"], recipe=tmp_path / "r/exp/x/config.yaml")
     assert "IMAGE_TEMPLATE: frame{:04d}.jpg" in (tmp_path / "lists/data.yaml").read_text()
     assert len(read_list(tmp_path / "lists/train.csv")) == 2
+
+    named = tmp_path / "named"
+    for name in ("a/10", "a/6", "a/1", "b/2", "b/3", "b/4"):
+        write_folder(named / name, frames=3, template=f"{name[2:]}_{{:06d}}.jpg")
+    out = tmp_path / "r/exp/x/config.yaml"
+    write_lists(lists_from_folders(named), tmp_path / "named_lists", named, DATASETS["own"], recipe=out)
+    assert "IMAGE_TEMPLATE: '{folder}_{:06d}.jpg'" in (tmp_path / "named_lists/data.yaml").read_text()
+
     (videos / "b/two/frame0001.jpg").unlink()
     with pytest.raises(ValueError, match="not numbered from 1"):
         write_lists(lists, tmp_path / "other", videos, DATASETS["own"], recipe=tmp_path / "r/exp/x/config.yaml")
