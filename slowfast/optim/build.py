@@ -64,20 +64,27 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
     """Return the optimizer of the configuration; its parameter groups have a weight decay and a learning-rate factor.
 
     Raises:
-        ValueError: timm has no such optimizer, or SOLVER.LAYER_DECAY does not fit the network.
+        ValueError: timm has no such optimizer, SOLVER.LAYER_DECAY does not fit the network, or DDP.SHARDING does not
+            fit the optimizer.
     """
-    groups = parameter_groups(
-        model,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        bn_weight_decay=cfg.BN.WEIGHT_DECAY,
-        zero_wd_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
-        backbone_lr_ratio=cfg.SOLVER.BACKBONE_LR_RATIO,
-        layer_decay=cfg.SOLVER.LAYER_DECAY,
-    )
+    try:
+        groups = parameter_groups(
+            model,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            bn_weight_decay=cfg.BN.WEIGHT_DECAY,
+            zero_wd_1d=cfg.SOLVER.ZERO_WD_1D_PARAM,
+            backbone_lr_ratio=cfg.SOLVER.BACKBONE_LR_RATIO,
+            layer_decay=cfg.SOLVER.LAYER_DECAY,
+        )
+    except ValueError as error:
+        raise ValueError(str(error).replace("layer_decay", "SOLVER.LAYER_DECAY")) from error
     name = cfg.SOLVER.OPTIMIZING_METHOD
     build = partial(_timm_optimizer, name.removeprefix("timm/")) if name.startswith("timm/") else OPTIMIZERS[name]
     if cfg.DDP.SHARDING == "zero1" and world_size() > 1:
-        return ShardedOptimizer(partial(build, solver=cfg.SOLVER), groups)
+        try:
+            return ShardedOptimizer(partial(build, solver=cfg.SOLVER), groups)
+        except ValueError as error:
+            raise ValueError(f"SOLVER.OPTIMIZING_METHOD {name}: {error}: set DDP.SHARDING none") from error
     return build(groups, solver=cfg.SOLVER)
 
 

@@ -21,12 +21,15 @@ class ShardedOptimizer:
 
     Args:
         build: from groups of parameters to an optimizer.
-        groups: of all parameters; each process must have the same.
+        groups: of all parameters; each process must have the same. The optimizer must keep them.
 
     Attributes:
         numbers: per process, the numbers of its parameters, in the order of `groups`.
         local: the optimizer of the part of this process.
         param_groups: groups of all parameters.
+
+    Raises:
+        ValueError: the optimizer has other groups.
     """
 
     def __init__(self, build: Callable[[Groups], Optimizer], groups: Groups) -> None:
@@ -35,6 +38,11 @@ class ShardedOptimizer:
         self.numbers = [[n for n, owner in enumerate(owners) if owner == part] for part in range(world_size())]
         owned = {id(self.parameters[n]) for n in self.numbers[rank()]}
         self.local = build([{**g, "params": [p for p in g["params"] if id(p) in owned]} for g in groups])
+        if (found := len(self.local.param_groups)) != len(groups):
+            raise ValueError(
+                f"the optimizer makes {found} parameter groups of {len(groups)}, so its state cannot be divided among "
+                "processes"
+            )
         self.param_groups: Groups = [
             {**own, "params": group["params"]} for own, group in zip(self.local.param_groups, groups, strict=True)
         ]
