@@ -112,9 +112,10 @@ def test_the_clips_are_those_that_a_training_step_passes_to_the_network(recipe, 
 
     cpu = torch.device("cpu")
     batch = next(iter(make_loader(cfg, "train", cpu)))
-    state: Any = SimpleNamespace(step=3, scaler=torch.amp.GradScaler("cpu", enabled=False))
+    network = Recorder(3, 8)
+    state: Any = SimpleNamespace(step=3, model=network, scaler=torch.amp.GradScaler("cpu", enabled=False))
     run: Any = SimpleNamespace(
-        cfg=cfg, device=cpu, network=Recorder(3, 8), to_device=clip_mover(cfg, cpu), loss=loss,
+        cfg=cfg, device=cpu, network=network, to_device=clip_mover(cfg, cpu), loss=loss,
         mixup=build_mixup(cfg) if cfg.MIXUP.ENABLE else None,
     )  # fmt: skip
     forward_backward(state, run, batch, 0)
