@@ -204,9 +204,11 @@ def show(text: str) -> None:
 
 
 def record_size(cfg: CfgNode) -> int:
-    """Return the bytes of the record in OUTPUT_DIR; 0 if there is none."""
-    record = Path(cfg.OUTPUT_DIR, "metrics.jsonl")
-    return record.stat().st_size if record.is_file() else 0
+    """Return the bytes of the record in OUTPUT_DIR; 0 if it cannot be read."""
+    try:
+        return Path(cfg.OUTPUT_DIR, "metrics.jsonl").stat().st_size
+    except OSError:
+        return 0
 
 
 def draw(cfg: CfgNode, drawn: int, report: bool = True) -> None:

@@ -18,7 +18,7 @@ from slowfast.engine.results import log_results, test_folder, write_results
 from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader, place
 from slowfast.engine.trackers import send_results
 from slowfast.models.build import build_model, errors_name_keys, sums_softmax
-from slowfast.run.checkpoint import best_checkpoint, is_whole, official_best, resumable_checkpoint
+from slowfast.run.checkpoint import best_checkpoint, damage, official_best, resumable_checkpoint
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.weights.class_order import ClassOrder
@@ -152,10 +152,10 @@ def find_checkpoint(cfg: CfgNode) -> str:
     if not best.is_file() and official_best(cfg.OUTPUT_DIR).is_file():
         best = official_best(cfg.OUTPUT_DIR)
     if cfg.TEST.TEST_BEST and best.is_file():
-        if not is_whole(best):
+        if fault := damage(best):
             raise ValueError(
-                f"{best} is damaged or not a PyTorch file; test the last checkpoint with TEST.TEST_BEST False, "
-                "or another one with TEST.CHECKPOINT_FILE_PATH"
+                f"{best} {fault}; test the last checkpoint with TEST.TEST_BEST False, or another one with "
+                "TEST.CHECKPOINT_FILE_PATH"
             )
         return str(best)
     if cfg.TEST.TEST_BEST:

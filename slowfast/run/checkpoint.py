@@ -69,31 +69,29 @@ def resumable_checkpoint(output_dir: str) -> Path | None:
     paths = [*list_checkpoints(output_dir), *filter(Path.is_file, [best_checkpoint(output_dir)])]
     found = {path: peek(path) for path in [*paths, *filter(Path.is_file, [official_best(output_dir)])]}
     epochs = {path: epochs_done(entries) for path, entries in found.items()}
+    unfit: dict[Path, str] = {}
     # files of unknown progress come first, for a warning
     for path in sorted(found, key=lambda path: (epochs[path] >= 0, -epochs[path])):
-        if epochs[path] >= 0 and is_whole(path):
+        unfit[path] = _unfit(path, found[path], epochs[path])
+        if not unfit[path]:
             return path
-        logger.warning("%s %s: skipped", path, _unfit(path, found[path], epochs[path]))
+        logger.warning("%s %s: skipped", path, unfit[path])
     if paths:
-        last = paths[-1]
         raise ValueError(
-            f"none of the checkpoints in {checkpoint_dir(output_dir)} can be resumed ({last.name} "
-            f"{_unfit(last, found[last], epochs[last])}); move them elsewhere, or choose another OUTPUT_DIR"
+            f"none of the checkpoints in {checkpoint_dir(output_dir)} can be resumed ({paths[-1].name} "
+            f"{unfit[paths[-1]]}); make them readable, move them elsewhere, or choose another OUTPUT_DIR"
         )
     return None
 
 
 def _unfit(path: Path, entries: Mapping[str, Any], epochs: float) -> str:
-    """Return why a checkpoint cannot be resumed."""
-    try:
-        with open(path, "rb") as file:
-            file.read(1)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if entries and epochs < 0:
+    """Return why a checkpoint cannot be resumed; "" if it can."""
+    if epochs >= 0:
+        return damage(path)
+    if entries:
         what = f"contains {', '.join(sorted(map(str, entries))[:4])}, but not the entries that a resume needs"
         return f"{what} (TRAIN.CHECKPOINT_FILE_PATH starts from weights)"
-    return "is torn or damaged, or not a checkpoint"
+    return damage(path) or "could not be read at first"
 
 
 def newest_entries(output_dir: str) -> Mapping[str, Any]:
@@ -124,15 +122,21 @@ def epochs_done(entries: Mapping[str, Any]) -> float:
         return -1
 
 
-def is_whole(path: Path) -> bool:
-    """Compare every record of the file with the CRC-32 that `torch.save` wrote beside it (since PyTorch 1.6)."""
+def damage(path: Path) -> str:
+    """Return why a file cannot be loaded; "" if its records have the CRC-32 that `torch.save` wrote (since 1.6)."""
     try:
+        with open(path, "rb") as file:
+            file.read(1)
         if not zipfile.is_zipfile(path):
-            return bool(peek(path))
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
+            whole = bool(peek(path))
+        else:
+            with zipfile.ZipFile(path) as archive:
+                whole = archive.testzip() is None
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     except Exception:  # a damaged file can raise any error
-        return False
+        whole = False
+    return "" if whole else "is torn or damaged, or not a checkpoint"
 
 
 def snapshot(value: Any) -> Any:

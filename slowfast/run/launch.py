@@ -27,7 +27,7 @@ from fvcore.common.config import CfgNode
 from slowfast.config import check_hardware, num_local_processes
 from slowfast.run import children, interrupt
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
-from slowfast.run.limits import reached_limit
+from slowfast.run.limits import system_fault
 from slowfast.run.lock import TRAINING, hold
 from slowfast.run.preflight import preflight
 from slowfast.run.rendezvous import join_group
@@ -78,7 +78,7 @@ def launch(cfg: CfgNode, job: Job, init_method: str = "") -> None:
 
     Raises:
         ValueError: the configuration, the data or the environment is wrong.
-        JobError: a spawned process failed or hung, and none is left; or a limit of the system was reached.
+        JobError: a spawned process failed or hung, and none is left; or the system is at fault.
         Interruption: the job was asked to stop; the same command continues it.
         AlreadyReported: another process of the job has reported the fault.
     """
@@ -228,14 +228,15 @@ def run(cfg: CfgNode, job: Job) -> None:
 
     Raises:
         ValueError, Interruption, AlreadyReported: as `launch`.
-        JobError: another process failed first, and the text names it and its error; or a limit was reached.
+        JobError: another process failed first, and the text names it and its error; or the system is at fault.
         Exception: any other error of the job; the traceback is in OUTPUT_DIR/log.txt.
     """
     report = Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt"
     with _own_signal_handlers(), children.end_with_this_process(), watching(60 * cfg.DIST_TIMEOUT, report):
         interrupt.listen()
         try:
-            _join_and_run(cfg, job)
+            with _system_faults_explained():
+                _join_and_run(cfg, job)
         except Interruption:
             distributed.destroy_process_group()
             raise
@@ -302,11 +303,19 @@ def _join_and_run(cfg: CfgNode, job: Job) -> None:
         except Interruption as stop:
             logger.info("%s", stop.reason)
             raise
-        except Exception as error:
+        except Exception:
             logger.exception("stopped by an error")
-            if not isinstance(error, ValueError) and (limit := reached_limit(error)):
-                raise JobError(limit) from error
             raise
+
+
+@contextmanager
+def _system_faults_explained() -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, ValueError) and (fault := system_fault(error)):
+            raise JobError(fault) from error
+        raise
 
 
 def _check_while_waiting() -> None:

@@ -1,4 +1,4 @@
-"""Explain the errors of a process that reached a limit of the system."""
+"""Explain the errors of a process that reached a limit of the system, or whose file system failed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import resource
 
 import torch
 
+from slowfast.utils.io import STORAGE_ERRORS
 
-def reached_limit(error: Exception) -> str:
-    """Return the limit that an error reports and a cure, or "" for other errors.
+
+def system_fault(error: Exception) -> str:
+    """Return the limit or the file system that caused an error and a cure, or "" for other errors.
 
     Workers and PyTorch pass the error of the system on as text only.
     """
@@ -30,6 +32,11 @@ def reached_limit(error: Exception) -> str:
     if number == errno.EFBIG or os.strerror(errno.EFBIG) in text:
         kib = _soft(resource.RLIMIT_FSIZE, unit=1024)
         return f"a file or a batch in shared memory is too large (ulimit -f is {kib}): raise the limit"
+    if number in STORAGE_ERRORS:
+        return (
+            f"a file system failed ({error}): repeat the command when it works and has space; a training continues "
+            "from its last checkpoint"
+        )
     by_system = isinstance(error, MemoryError) or number == errno.ENOMEM
     if by_system or isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
         return (

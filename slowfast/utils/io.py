@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -20,6 +21,9 @@ import simplejson
 # Characters that JSON text contains as numbers: bytes of names that are not UTF-8, as Python represents them, and line
 # breaks beyond ASCII.
 ESCAPED = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
+
+# errors of a disk, a file server or a quota, of which neither the program nor the content of a file is the cause
+STORAGE_ERRORS = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def prepare_streams() -> None:

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, _weights_only_unpickler
 
+from slowfast.utils.io import STORAGE_ERRORS
 from slowfast.weights.fetch import fetch_checkpoint
 
 
@@ -68,13 +69,15 @@ def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dic
         shapes_only: put the tensors of a `torch.save` file on the device "meta" without reading their values.
 
     Raises:
-        ValueError: the file is missing, damaged or not a file of tensors.
+        ValueError: the file is missing, unreadable, damaged or not a file of tensors.
     """
     path = str(path)
     local = fetch_checkpoint(path)
     try:
         return _state_dicts(_read(local, shapes_only))
     except Exception as error:  # a damaged or hostile file can cause any exception
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+            raise ValueError(f"checkpoint {path!r} cannot be read: {error.strerror}; repeat the command") from error
         reason = _describe(local)
         if not reason:
             text, advice, _ = str(error).strip().partition("\n\nCheck the documentation")  # of PyTorch's unpickler

@@ -17,7 +17,7 @@ from slowfast.run.checkpoint import (
     CheckpointWriter,
     best_checkpoint,
     checkpoint_dir,
-    is_whole,
+    damage,
     last_checkpoint,
     list_checkpoints,
     resumable_checkpoint,
@@ -77,6 +77,18 @@ def test_damaged_ones_of_more_steps_push_out_nothing(tmp_path):
     assert names(tmp_path) == ["checkpoint_epoch_00004.pyth"]
 
 
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, caplog):
+    save(tmp_path, 10)
+    failing = checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00002.pyth"
+    failing.symlink_to("/proc/self/mem")  # reading it is an input/output error
+    reason = os.strerror(errno.EIO)
+    assert reason in damage(failing)
+    assert resumable_checkpoint(str(tmp_path)) == failing.with_name("checkpoint_epoch_00001.pyth")
+    assert reason in caplog.text
+    with pytest.raises(ValueError, match=reason):
+        load_tensors(failing)
+
+
 def no_links(*_: object) -> None:
     raise OSError("Operation not permitted")
 
@@ -93,7 +105,7 @@ def test_the_best_is_another_name_of_the_regular_file(tmp_path, monkeypatch):
     with CheckpointWriter(str(tmp_path)) as writer:
         writer.save(state(30), best=True)
     third = list_checkpoints(str(tmp_path))[-1]
-    assert not third.samefile(best_checkpoint(str(tmp_path))) and is_whole(third)
+    assert not third.samefile(best_checkpoint(str(tmp_path))) and not damage(third)
     assert third.read_bytes() == best_checkpoint(str(tmp_path)).read_bytes()
 
 
@@ -134,7 +146,7 @@ def test_any_damage_is_detected(offset, value, tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(b"PK\x01\x02") + offset] = value  # of the first entry of the list of contents
     path.write_bytes(content)
-    assert not is_whole(path)
+    assert damage(path)
     assert resumable_checkpoint(str(tmp_path)) == list_checkpoints(str(tmp_path))[0]
 
 

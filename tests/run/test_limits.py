@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from slowfast.run.limits import reached_limit
+from slowfast.run.limits import system_fault
 
 PROGRAM = """
 import resource, sys
@@ -25,10 +25,14 @@ def memory(cfg):
 def tensor(cfg):
     return torch.empty(1 << 60, dtype=torch.uint8)
 
+def storage(cfg):
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
 def fault(cfg):
     return 1 / 0
 
-jobs = {job.__name__: job for job in (files, memory, tensor, fault)}
+jobs = {job.__name__: job for job in (files, memory, tensor, storage, fault)}
 try:
     run(load_config(None, ["NUM_GPUS", "0", "TRAIN.ENABLE", "False", "OUTPUT_DIR", sys.argv[1]]), jobs[sys.argv[2]])
 except JobError as error:
@@ -36,7 +40,10 @@ except JobError as error:
 """
 
 
-@pytest.mark.parametrize(("job", "shown"), [("files", "-n is 200"), ("memory", "BATCH_SIZE"), ("tensor", "BATCH_SIZE")])
+@pytest.mark.parametrize(
+    ("job", "shown"),
+    [("files", "-n is 200"), ("memory", "BATCH_SIZE"), ("tensor", "BATCH_SIZE"), ("storage", "No space left")],
+)
 def test_a_limit_of_the_system_is_an_error_of_one_line(job, shown, call, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     done = call(tmp_path / "program.py", tmp_path, job)
@@ -58,8 +65,10 @@ def test_other_errors_are_raised_unchanged(call, tmp_path):
         (BlockingIOError(errno.EAGAIN, "write could not complete without blocking", 0), ""),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), "ulimit -f"),
         (RuntimeError("Caught OSError: [Errno 27] File too large"), "ulimit -f"),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ""),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "has space"),
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/runs/log.txt"), "/runs/log.txt"),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/runs/log.txt"), ""),
     ],
 )
-def test_the_limit_that_an_error_reports(error, named):
-    assert (named in reached_limit(error)) if named else not reached_limit(error)
+def test_the_fault_of_the_system_that_an_error_reports(error, named):
+    assert (named in system_fault(error)) if named else not system_fault(error)
