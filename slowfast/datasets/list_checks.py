@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -75,15 +74,8 @@ def _cure(samples: VideoList, lost: Sequence[int]) -> str:
     return f"Set prefix, which is {samples.prefix!r}, to the folder that the listed paths start from."
 
 
-def _other_places(
-    paths: Sequence[str], prefix: str, suffix: str, source: str
-) -> Iterator[tuple[Sequence[str | bytes], str]]:
+def _other_places(paths: Sequence[str], prefix: str, suffix: str, source: str) -> Iterator[tuple[Sequence[str], str]]:
     """Yield other paths at which the files may be, and the cure if most of them exist."""
-    if (encoding := sys.getfilesystemencoding()) != "utf-8":
-        yield (
-            [os.path.join(prefix, path + suffix).encode("utf-8", "surrogateescape") for path in paths],
-            f"The names of the files are UTF-8, and those of this locale are {encoding}: set PYTHONUTF8=1.",
-        )
     for separator in SEPARATORS:
         heads = [path.split(separator, 1)[0] for path in paths]
         surplus, found = paths[0][len(heads[0]) :], find_suffix(prefix, heads)

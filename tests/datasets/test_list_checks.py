@@ -2,8 +2,6 @@
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -219,20 +217,3 @@ def test_a_broken_link_is_a_missing_video(tmp_path):
     path.write_text("good.mp4 0\nbad.mp4 0\n")
     with pytest.raises(ListError, match=r"1 of 2 videos(.|\n)*bad\.mp4"):
         check_files(read_list(path, prefix=str(tmp_path)))
-
-
-def test_the_cure_of_a_locale_without_utf_8_is_found(tmp_path):
-    (tmp_path / "视频.mp4").touch()
-    (tmp_path / "train.csv").write_text("视频.mp4 0\n", encoding="utf-8")
-    program = (
-        "from slowfast.datasets.list_checks import check_files\nfrom slowfast.datasets.lists import read_list\n"
-        "check_files(read_list('train.csv', prefix='.'))\n"
-    )
-    plain = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
-    codes, shown = [], []
-    for utf8 in "01":
-        command, environment = [sys.executable, "-c", program], {**plain, "PYTHONUTF8": utf8}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        codes.append(done.returncode)
-        shown.append("PYTHONUTF8=1" in done.stderr)
-    assert codes == [1, 0] and shown == [True, False]
