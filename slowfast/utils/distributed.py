@@ -140,6 +140,7 @@ def on_main(function: Callable[[], Any]) -> Any:
 
     Raises:
         SharedError: `function` raised a ValueError.
+        OSError: in every process, with the number and the file of that of `function`.
         Exception: any other error of `function`; the other processes raise a RuntimeError instead.
     """
     value, error = None, None
@@ -148,13 +149,15 @@ def on_main(function: Callable[[], Any]) -> Any:
             value = function()
         except Exception as caught:
             error = caught
-    wrong_input = isinstance(error, ValueError)
-    value, wrong_input, message = broadcast((value, wrong_input, None if error is None else str(error)))
+    # without what cannot be sent, for example the response of a server
+    of_system = isinstance(error, OSError) and error.errno and (error.errno, error.strerror, error.filename)
+    message = None if error is None else str(error)
+    value, message, wrong_input, of_system = broadcast((value, message, isinstance(error, ValueError), of_system))
     if message is None:
         return value
     if wrong_input:
         raise SharedError(message) from error
-    raise error or RuntimeError(f"the main process failed: {message}")
+    raise error or (OSError(*of_system) if of_system else RuntimeError(f"the main process failed: {message}"))
 
 
 def device(num_gpus: int) -> torch.device:

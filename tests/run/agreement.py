@@ -51,6 +51,8 @@ def process(rank: int, folder: Path, port: int) -> None:
     assert distributed.on_main(lambda: rank) == 0
     error = raised(lambda: distributed.on_main(failing(ValueError("no checkpoint"))))
     assert isinstance(error, SharedError) and str(error) == "no checkpoint"
+    error = raised(lambda: distributed.on_main(failing(OSError(28, "disk full", "log.txt"))))
+    assert isinstance(error, OSError) and (error.errno, error.strerror, error.filename) == (28, "disk full", "log.txt")
     error = raised(lambda: distributed.on_main(failing(OSError("disk full"))))
     assert isinstance(error, RuntimeError if rank else OSError) and "disk full" in str(error)
 
