@@ -39,15 +39,17 @@ def encode(
     file_format: str | None = None,
     audio: bool = False,
     cover: bool = False,
+    empty_first: bool = False,
     setup: Callable[[Any], None] = lambda stream: None,
 ) -> None:
     """Write `frames`; frame t is shown at `ticks[t]` / (10 * rate) seconds."""
     rgb = "gray" if frames.ndim == 3 else "rgba" if frames.shape[-1] == 4 else "rgb24"
     with av.open(str(path), "w", format=file_format, options=muxer or {}) as container:
         sound = container.add_stream("aac", rate=44100) if audio else None
-        stream = container.add_stream(codec, rate=rate, options={"threads": "1", **(options or {})})
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *frames.shape[2:0:-1], pix_fmt, 2_000_000
+        for _ in range(1 + empty_first):
+            stream = container.add_stream(codec, rate=rate, options={"threads": "1", **(options or {})})
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *frames.shape[2:0:-1], pix_fmt, 2_000_000
         stream.codec_context.time_base = Fraction(1, 10 * rate if ticks is not None else rate)
         setup(stream)
         if cover:

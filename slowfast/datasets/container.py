@@ -13,6 +13,7 @@ from av.stream import Disposition
 
 # Before version 19, PyAV by default refuses a file whose metadata (titles) are not UTF-8.
 TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+HELD_FRAMES = 16  # maximum of reference frames in H.264 and HEVC
 NO_MEMORY = r"Errno 12\]|Cannot allocate|[Ii]nsufficient memory"
 
 
@@ -42,15 +43,15 @@ def open_video(path: str) -> Any:
 
 
 def video_stream(path: str, container: Any) -> Any:
-    """Return the first video stream that is not a cover picture, with decoding in this thread only.
+    """Return the first video stream that has packets and is not a cover picture, with decoding in this thread only.
 
     Raises:
         MediaError: there is no such stream, or FFmpeg has no decoder for it.
     """
-    streams = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
-    stream = next(streams, None)
-    if stream is None:
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
         raise MediaError(path, "not a readable video (no video stream)")
+    stream = streams[0] if len(streams) == 1 else _first_with_packets(path, streams)
     if stream.codec_context is None:
         raise MediaError(
             path,
@@ -77,18 +78,31 @@ def every_frame(container: Any, stream: Any) -> Iterator[Any]:
     yield from stream.codec_context.decode(None)
 
 
-def why_not(path: str, error: Exception, picture: str = "") -> str:
+def _first_with_packets(path: str, streams: list[Any]) -> Any:
+    """Return the first stream with packets; a file for several bit rates may declare streams without any."""
+    found: set[int] = set()
+    with open_video(path) as container:
+        for packet in packets(container, [container.streams[stream.index] for stream in streams]):
+            found.add(packet.stream_index)
+            if streams[0].index in found:
+                break
+    return next((stream for stream in streams if stream.index in found), streams[0])
+
+
+def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> str:
     """Return the reason of a `MediaError` for an exception of a library.
 
     Args:
         path: the file.
         error: what was raised.
         picture: size of the frames and codec, for example "3840x2160 hevc".
+        pixels: number of pixels of a frame; it is needed because some decoders report damage when memory runs out.
     """
     text = first_line(error)
-    if isinstance(error, MemoryError) or re.search(NO_MEMORY, text):
+    by_ffmpeg = isinstance(error, av.FFmpegError)
+    if isinstance(error, MemoryError) or re.search(NO_MEMORY, text) or (by_ffmpeg and not _is_free(pixels)):
         return f"out of memory ({', '.join(filter(None, (picture, size_of(path))))})"
-    if isinstance(error, av.FFmpegError):
+    if by_ffmpeg:
         return f"damaged, not all of it can be decoded ({error.strerror})"
     about = f" of {picture}" if picture else ""
     return f"its frames{about} cannot be read ({type(error).__name__}: {text})"
@@ -100,6 +114,15 @@ def size_of(path: str) -> str:
         return f"{os.path.getsize(path):,} bytes"
     except OSError:
         return "its size is unknown"
+
+
+def _is_free(pixels: int) -> bool:
+    """Return whether there is enough memory for the frames that a decoder keeps, at 12 bits per pixel."""
+    try:
+        bytearray(HELD_FRAMES * pixels * 3 // 2)
+    except MemoryError:
+        return False
+    return True
 
 
 def first_line(error: BaseException) -> str:

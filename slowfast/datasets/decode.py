@@ -1,7 +1,7 @@
 """Decode frames of a video file by their numbers; every decoder returns the same frames.
 
-The frames of a video are those that FFmpeg shows when it plays the first video stream that is not a cover picture. They
-are numbered in the order of presentation; their times do not matter.
+The frames of a video are those that FFmpeg shows when it plays the first video stream that has packets and is not a
+cover picture. They are numbered in the order of presentation; their times do not matter.
 
 First the packets are read, without decoding, to list the frames (`frame_list`); the count in the header is not used.
 The frames that the decoder returns are compared with the list. If they have other times, or another order, the whole
@@ -61,13 +61,13 @@ def read_video(
         MediaError: the file cannot be decoded.
     """
     _free_frames()
-    picture = ""
+    picture, pixels = "", 0
     try:
         # Open the file once where that is safe: FFmpeg decodes its beginning to find the properties of its streams.
         with open_video(path) as container:
             stream = video_stream(path, container)
             codec = stream.codec_context
-            picture = f"{codec.width}x{codec.height} {codec.name}"
+            picture, pixels = f"{codec.width}x{codec.height} {codec.name}", codec.width * codec.height
             listed = list_frames(path, container, stream)
             alone, doubt = listed.count == 1, listed.doubt  # alone: like an image, in which some seeks find nothing
             if not (alone or doubt):
@@ -83,7 +83,7 @@ def read_video(
     except MediaError:
         raise
     except Exception as error:  # any exception of a library is a fault of the file
-        raise MediaError(path, why_not(path, error, picture)) from error
+        raise MediaError(path, why_not(path, error, picture, pixels)) from error
 
 
 def stream_video(path: str, wanted: Callable[[int], bool]) -> Iterator[tuple[float, float, np.ndarray | None]]:
