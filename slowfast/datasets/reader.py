@@ -95,9 +95,9 @@ def stream_frames(
         (H, W, 3) uint8 pixels, or None if they are not wanted.
 
     Raises:
-        MediaError: the video is missing, damaged or not a video.
+        MediaError: the video is missing, empty, damaged or not a video.
     """
-    folder = os.path.isdir(path)
+    folder, number = os.path.isdir(path), None
     channels = _channels(colors, folder)
     try:
         if not folder:
@@ -107,6 +107,8 @@ def stream_frames(
         )
         for number, (begin, end, pixels) in enumerate(source):
             yield number, begin, end, None if pixels is None else np.ascontiguousarray(pixels[..., channels])
+        if number is None:
+            raise MediaError(path, "the video stream has no frames")
     except (OSError, MemoryError, cv2.error) as error:
         raise MediaError(path, why_not(path, error)) from error
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from slowfast.datasets.lists import Sample
-from slowfast.datasets.reader import MediaError, stream_frames
+from slowfast.datasets.reader import stream_frames
 from slowfast.datasets.rows import UNKNOWN
 from slowfast.inference.draw import (
     MUTED,
@@ -136,8 +136,6 @@ def write_picture(net: Network, path: str, heat: Heat, title: str, ends: tuple[s
     count = min(COLUMNS, heat.length)
     chosen = {round((place + 0.5) * heat.length / count - 0.5) for place in range(count)}
     frames = [*_frames(net, path, chosen.__contains__)]
-    if not frames:
-        raise MediaError(path, "the video stream has no frames")
     gap, head, foot = 6, 48, 26
     height, width = frames[0][2].shape[:2]
     wide = (WIDTH - gap) // count - gap
@@ -167,5 +165,3 @@ def write_overlay(net: Network, path: str, heat: Heat, title: str, ends: tuple[s
                 legend = np.asarray(draw_legend(2 * width, round(0.06 * height) * 2, title, ends))
             large = np.asarray(resized(pixels, (width, height)))
             add(np.vstack([np.hstack([large, draw_heat(large, heat.at(number), heat.covered)]), legend]), begin)
-        if legend is None:
-            raise MediaError(path, "the video stream has no frames")
