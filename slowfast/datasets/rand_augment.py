@@ -139,7 +139,8 @@ class Operation(NamedTuple):
         kind: "table", "filter" or "geometric"; operations of the same kind in a row are applied together.
         make: function of the argument and, for a table, of the frames and the table before it; for a filter, of the
             frames; for a geometric operation, of their height and width.
-        argument: function of (level / 10, sign, increasing), which returns the argument.
+        argument: function of (level / 10, sign, increasing), which returns the argument: bits, a threshold, a blend
+            factor, degrees, or a share of the frame. The sign, +1 or -1, is the direction of operations that have two.
         whole: whether a table needs statistics of the whole frame.
     """
 
@@ -173,15 +174,6 @@ OPERATIONS: dict[str, Operation] = {  # a draw is the number of a row: add new r
 # All pixels of a row or column move equally far along it: a filter does this several times faster than a map.
 TURNED_SLIDES = {"ShearY": "ShearX", "TranslateYRel": "TranslateXRel"}
 SLIDES = (*TURNED_SLIDES, *TURNED_SLIDES.values())
-
-
-def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
-    """Return the argument of an operation: bits, a threshold, a blend factor, degrees, or a share of the frame.
-
-    `level` is from 0 to 10, `sign` (+1 or -1) the direction of operations that have two. For `increasing`, see
-    `RandAugment`.
-    """
-    return OPERATIONS[name].argument(level / MAX_LEVEL, sign, increasing)
 
 
 def augmented_crop(
@@ -407,7 +399,8 @@ class RandAugment:
             level = rng.uniform(0, self.magnitude) if self.std > 100 else rng.normal(self.magnitude, self.std)
             sign = 1 if rng.random() < 0.5 else -1
             name = names[index]
-            ops.append((name, op_argument(name, min(max(level, 0.0), MAX_LEVEL), sign, self.increasing)))
+            share = min(max(level, 0.0), MAX_LEVEL) / MAX_LEVEL
+            ops.append((name, OPERATIONS[name].argument(share, sign, self.increasing)))
         return ops
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from timm.data import auto_augment as timm_ops
 
 from slowfast.datasets.crops import ResizedCrop
-from slowfast.datasets.rand_augment import GREY, OPERATIONS, Op, RandAugment, augmented_crop, op_argument
+from slowfast.datasets.rand_augment import GREY, OPERATIONS, Op, RandAugment, augmented_crop
 
 GEOMETRIC_OPS = [name for name, operation in OPERATIONS.items() if operation.kind == "geometric"]
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
@@ -26,6 +26,10 @@ def clips() -> dict[str, np.ndarray]:
     smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 4) for frame in noise]).astype(float)
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
     return {"noise": noise, "dim": (90 + 50 * smooth).astype(np.uint8), "bright": (255 * smooth).astype(np.uint8)}
+
+
+def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
+    return OPERATIONS[name].argument(level / 10, sign, increasing)
 
 
 def apply(frames: np.ndarray, name: str, argument: float) -> np.ndarray:
