@@ -40,7 +40,7 @@ def new_clips(shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
     """
     if get_worker_info() is None:
         clips = torch.empty(shape, dtype=torch.uint8)
-        return clips.numpy(), channels_second(clips)
+        return clips.numpy(), clips.movedim(-1, 1)
     parcel = Parcel([(torch.uint8, shape)], clips=True)
     return parcel.tensors[0].numpy(), parcel
 
@@ -68,11 +68,6 @@ class _Value:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return torch.from_numpy, (self.array,)
-
-
-def channels_second(clips: torch.Tensor) -> torch.Tensor:
-    """Return a view (B, C, ...) of (B, ..., C) clips."""
-    return clips.movedim(-1, 1)
 
 
 class Parcel:
@@ -121,7 +116,7 @@ def _receive(handle: Any, layouts: Sequence[Layout], clips: bool) -> torch.Tenso
     finally:
         os.close(file)
     tensors = _map_tensors(mapped, layouts, RECEIVER)
-    return channels_second(tensors[0]) if clips else tensors
+    return tensors[0].movedim(-1, 1) if clips else tensors
 
 
 class _Block:

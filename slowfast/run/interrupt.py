@@ -19,10 +19,6 @@ EXIT_INTERRUPTED = 130
 # SIGHUP: the terminal was closed; SIGXCPU: the soft limit of processor time (ulimit -t) was reached.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 
-# Messages of a first and a second Ctrl-C.
-ASKED = "stopping after this step; a second Ctrl-C exits at once"
-INTERRUPTED = "interrupted; the same command continues from the last checkpoint"
-
 _received: list[signal.Signals] = []
 
 
@@ -70,7 +66,7 @@ def _handle(number: int, _: FrameType | None) -> None:
     if again:
         leave()
     if number == signal.SIGINT:
-        _print(ASKED)
+        _print("stopping after this step; a second Ctrl-C exits at once")
     if number == signal.SIGXCPU:  # it comes again each second, also while a process that has saved exits
         signal.signal(number, signal.SIG_IGN)
 
@@ -79,7 +75,7 @@ def leave() -> NoReturn:
     """Exit at once, without waiting for children and threads, such as one that writes a checkpoint."""
     for child in multiprocessing.active_children():
         child.kill()
-    _print(INTERRUPTED)
+    _print("interrupted; the same command continues from the last checkpoint")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, RuntimeError):  # the reader has exited, or the signal came within a print
             stream.flush()

@@ -40,9 +40,6 @@ RESERVED = {
     "time": "use --time",
 }
 
-# submitit's signal for a time limit or a preemption.
-ASK_TO_SAVE = signal.SIGUSR2
-
 
 def minutes(text: str) -> int:
     """Return the minutes, rounded up, of a time as Slurm writes it: MINUTES[:SECONDS], HH:MM:SS or DAYS-HH[:MM[:SS]].
@@ -110,8 +107,8 @@ class Job:
             if end.code != EXIT_REQUEUE:
                 raise
             if interrupt.received() in (signal.SIGUSR1, signal.SIGUSR2):
-                # to submitit's handler: in rank 0 it pickles the job and requeues it, within its limits
-                signal.raise_signal(ASK_TO_SAVE)
+                # to submitit's handler of time limits: in rank 0 it pickles the job and requeues it, within its limits
+                signal.raise_signal(signal.SIGUSR2)
             elif environment.global_rank == 0:
                 raise  # SIGTERM: Slurm decides whether to start the job again
             # the others exit with 0: at another code srun would kill rank 0, which may still be saving
