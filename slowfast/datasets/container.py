@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import av
 from av.stream import Disposition
+
+from slowfast.utils.io import STORAGE_ERRORS
+
+T = TypeVar("T")
 
 # Before version 19, PyAV by default refuses a file whose metadata (titles) are not UTF-8.
 TITLES: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -27,6 +32,24 @@ class MediaError(ValueError):
         self.reason = reason
 
 
+WAITS = (1.0, 5.0, 20.0)  # seconds before a file is read again
+
+
+def despite_faults(read: Callable[[], T]) -> T:
+    """Return `read()`; if a file system fails, wait and call it again.
+
+    A file server that restarts, or that has dropped a client (NFS, Lustre), fails for some seconds, and no file is bad.
+    """
+    for wait in WAITS:
+        try:
+            return read()
+        except MediaError as error:
+            if getattr(error.__cause__, "errno", None) not in STORAGE_ERRORS:
+                raise
+        time.sleep(wait)
+    return read()
+
+
 def address(path: str) -> str:
     """Return a path as FFmpeg's address of a file; FFmpeg would read the path `a:b.mp4` as an address itself."""
     return f"file:{path}"
@@ -39,7 +62,7 @@ def open_video(path: str) -> Any:
     except av.FFmpegError as error:
         if error.errno == errno.ENOMEM:
             raise
-        raise MediaError(path, f"not a readable video ({error.strerror})") from None
+        raise MediaError(path, f"not a readable video ({error.strerror})") from error
 
 
 def video_stream(path: str, container: Any) -> Any:

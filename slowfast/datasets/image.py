@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from slowfast.datasets.container import MediaError, despite_faults
 from slowfast.datasets.crops import resized_crop_box
 from slowfast.datasets.rand_augment import RandAugment
-from slowfast.datasets.reader import MediaError
 from slowfast.datasets.transforms import RandomErasing
 
 
@@ -20,11 +20,15 @@ def read_image(path: str) -> np.ndarray:
     Raises:
         MediaError: the file is missing, damaged, cut short or not an image.
     """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # any type: for damaged files the parsers raise exceptions of many types
-        raise MediaError(path, f"not a readable image ({error})") from None
+
+    def read() -> np.ndarray:
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except Exception as error:  # any type: for damaged files the parsers raise exceptions of many types
+            raise MediaError(path, f"not a readable image ({error})") from error
+
+    return despite_faults(read)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

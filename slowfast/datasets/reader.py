@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import cv2
 import numpy as np
 
-from slowfast.datasets.container import MediaError, why_not
+from slowfast.datasets.container import MediaError, despite_faults, why_not
 from slowfast.datasets.decode import Pictures, read_video, stream_video
 
 __all__ = ["MediaError", "count_images", "read_frames", "stream_frames"]
@@ -25,7 +25,7 @@ def read_frames(
     allocate: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8),
     report_slow: Callable[[str], None] = lambda reason: None,
 ) -> np.ndarray:
-    """Decode the frames that `choose` returns, each of them once, in this process.
+    """Decode the frames that `choose` returns, each of them once, in this process; see also `despite_faults`.
 
     Every backend returns the same frames (see `slowfast.datasets.decode`):
 
@@ -63,19 +63,23 @@ def read_frames(
         except Exception as error:
             raise _NotTheFile(error) from None
 
-    folder = os.path.isdir(path)
-    pictures = Pictures(path, allocate, _channels(colors, folder))
+    def read() -> np.ndarray:
+        folder = os.path.isdir(path)
+        pictures = Pictures(path, allocate, _channels(colors, folder))
+        try:
+            if folder:
+                _read_folder(path, asked, num_frames, _of_folder(image_template, path), pictures)
+            else:
+                _check_file(path)
+                read_video(path, asked, pictures, backend, report_slow)
+            return pictures.array
+        except (OSError, MemoryError, cv2.error) as error:
+            raise MediaError(path, why_not(path, error)) from error
+
     try:
-        if folder:
-            _read_folder(path, asked, num_frames, _of_folder(image_template, path), pictures)
-        else:
-            _check_file(path)
-            read_video(path, asked, pictures, backend, report_slow)
-        return pictures.array
+        return despite_faults(read)
     except _NotTheFile as other:
         raise other.error from None
-    except (OSError, MemoryError, cv2.error) as error:
-        raise MediaError(path, why_not(path, error)) from error
 
 
 def stream_frames(
@@ -137,7 +141,7 @@ def _check_file(path: str) -> None:
     except FileNotFoundError:
         reason = "no such file or folder; check the path, and the folder that the paths of a list start from"
     except OSError as error:
-        reason = f"cannot be opened ({error.strerror})"
+        raise MediaError(path, f"cannot be opened ({error.strerror})") from error
     else:
         reason = "the file is empty; download it again"
     raise MediaError(path, reason)
@@ -186,7 +190,7 @@ def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:
             folder,
             f"{name} of {num_frames} images: {error.strerror}, the first file is {first}; check image_template and the "
             "list's frame count",
-        ) from None
+        ) from error
     image = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if image is None:
         raise MediaError(folder, f"{name} is damaged or not an image")

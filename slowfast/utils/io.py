@@ -23,7 +23,7 @@ import simplejson
 ESCAPED = re.compile("[\ud800-\udfff\x85\u2028\u2029]")
 
 # errors of a disk, a file server or a quota, of which neither the program nor the content of a file is the cause
-STORAGE_ERRORS = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+STORAGE_ERRORS = {errno.EIO, errno.ESTALE, errno.ESHUTDOWN, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def prepare_streams() -> None:

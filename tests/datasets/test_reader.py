@@ -1,12 +1,14 @@
 """Test the frames of video files and of frame folders with every decoder."""
 
 import contextlib
+import errno
 import gc
 import os
 import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import av
@@ -16,11 +18,12 @@ import pytest
 from media_zoo import assert_same_pixels, h264
 from PIL import Image
 
-from slowfast.datasets import decode, frame_list
+from slowfast.datasets import container, decode, frame_list
 from slowfast.datasets.backends import LIBRARIES, Unsure, check_backend
 from slowfast.datasets.container import open_video, packets, video_stream
 from slowfast.datasets.decode import _decode_packets
 from slowfast.datasets.frame_list import list_frames
+from slowfast.datasets.image import read_image
 from slowfast.datasets.reader import MediaError, read_frames, stream_frames
 
 ROOT = Path(__file__).parents[2]
@@ -287,3 +290,39 @@ def test_an_image_is_not_reported_as_a_slow_video(tmp_path, suffix, caplog, monk
         frames = read_frames(str(path), lambda length: [0] * (length + 1), report_slow=slow.append)
     assert (slow, caplog.messages) == ([], [])
     assert frames.shape == (2, 48, 64, 3) and np.abs(frames.mean((1, 2)) - pixels.mean((0, 1))).max() < 3
+
+
+@pytest.fixture
+def failing_until(monkeypatch):
+    """Return a function that makes `path` a file whose reads fail, and that becomes `good` after some seconds."""
+    monkeypatch.setattr(container, "WAITS", (0.1, 2.0))
+
+    def make(path, good, seconds):
+        path.symlink_to("/proc/self/mem")  # reading it is an input/output error
+        (path.parent / "next").symlink_to(good)
+        timer = threading.Timer(seconds, lambda: (path.parent / "next").replace(path))
+        timer.start()
+        return timer
+
+    return make
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="the file that fails is one of Linux")
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_a_read_outlasts_a_short_failure_of_the_file_system(kind, tmp_path, write_video, failing_until):
+    if kind == "video":
+        good, read = write_video(tmp_path / "good.mp4", frames=8), lambda path: read_frames(path, lambda n: [0, n - 1])
+    else:
+        good, read = str(tmp_path / "good.png"), read_image
+        Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(good)
+    timer = failing_until(tmp_path / "a", good, 0.5)
+    assert np.array_equal(read(str(tmp_path / "a")), read(good))
+    timer.join()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="the file that fails is one of Linux")
+def test_a_lasting_failure_of_the_file_system_is_a_fault_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(container, "WAITS", (0.1,))
+    (tmp_path / "a").symlink_to("/proc/self/mem")
+    with pytest.raises(MediaError, match=os.strerror(errno.EIO)):
+        read_frames(str(tmp_path / "a"), lambda n: [0])
