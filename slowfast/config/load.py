@@ -173,7 +173,9 @@ def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignme
         if not equals:
             if not tokens or is_key(tokens[0]):
                 follows = f", {tokens[0]} follows" if tokens else ""
-                faults.append(f"command line: {key} has no value{follows}: write {key} VALUE or {key}=VALUE")
+                file = key.endswith((".yaml", ".yml"))
+                cure = "list several files in the _BASE_ of one" if file else f"write {key} VALUE or {key}=VALUE"
+                faults.append(f"command line: {key} has no value{follows}: {cure}")
                 continue
             value = tokens.popleft()
         if isinstance(literal(value), (str, type(None))):

@@ -209,7 +209,7 @@ class TrainDataset(ClipDataset):
                 bad.append((error.path, error.reason))
                 step = rng_for(self.seed, epoch, index, "substitute", attempt).integers(max(len(self) - 1, 1))
                 row = (index + 1 + int(step)) % len(self)
-        listed = "".join(f"\n  {path}: {reason}" for path, reason in bad[before:])
+        listed = "".join(f"\n  {path}: {reason}" for path, reason in dict.fromkeys(bad[before:]))
         raise MediaError(f"{MAX_TRIES} files in a row cannot be decoded:{listed}")
 
 
