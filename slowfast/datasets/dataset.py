@@ -210,7 +210,7 @@ class TrainDataset(ClipDataset):
                 step = rng_for(self.seed, epoch, index, "substitute", attempt).integers(max(len(self) - 1, 1))
                 row = (index + 1 + int(step)) % len(self)
         listed = "".join(f"\n  {path}: {reason}" for path, reason in dict.fromkeys(bad[before:]))
-        raise MediaError(f"{MAX_TRIES} files in a row cannot be decoded:{listed}")
+        raise MediaError(f"{MAX_TRIES} reads in a row failed:{listed}")
 
 
 class EvalDataset(ClipDataset):

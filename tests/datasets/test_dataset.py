@@ -163,7 +163,7 @@ def test_training_stops_when_nothing_decodes(tmp_path):
     dataset = TrainDataset(VideoList([str(tmp_path / f"{n}.mp4") for n in range(3)], [0] * 3), sparse(2), WHOLE)
     with pytest.raises(MediaError, match=r"\b10\b") as caught:
         dataset[(0, 0)]
-    assert str(caught.value).count("no such file") == 10
+    assert [str(caught.value).count(f"{n}.mp4: no such file") for n in range(3)] == [1] * 3
 
 
 def test_an_evaluation_never_substitutes(some_broken):
