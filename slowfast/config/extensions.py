@@ -30,7 +30,7 @@ def import_extensions() -> None:
             raise ImportError(
                 f"{VARIABLE} names {name}, which is not a module in sys.path: write it as in an import, and add its "
                 "folder to PYTHONPATH"
-            ) from error
+            ) from None
 
 
 def add_choice(key: str, choice: str) -> None:
