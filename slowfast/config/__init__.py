@@ -4,6 +4,7 @@ from slowfast.config.extensions import add_choice, import_extensions
 from slowfast.config.keys import MAY_DIFFER
 from slowfast.config.load import (
     changed_keys,
+    check_values,
     check_variables,
     dump_config,
     format_config,
@@ -20,6 +21,7 @@ __all__ = [
     "add_choice",
     "changed_keys",
     "check_hardware",
+    "check_values",
     "check_variables",
     "dump_config",
     "format_config",

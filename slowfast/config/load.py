@@ -102,10 +102,33 @@ def _with_rate(assignments: list[Assignment]) -> list[Assignment]:
 
 
 def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
-    """Return the configuration in a checkpoint, and those of its keys that this version has."""
+    """Return the configuration in a checkpoint, and those of its keys that this version has.
+
+    A value that cannot be used, for example the name of a row that an extension adds, is kept: it differs from others.
+    """
     cfg, notes = get_cfg(), Notes()
-    sources, _ = merge(cfg, read_text(text, "the checkpoint", notes), notes)
-    return cfg, set(sources)
+    assignments = read_text(text, "the checkpoint", notes)
+    sources, unusable = merge(cfg, assignments, notes)
+    for key, value, _ in assignments:
+        if key in unusable:
+            section, _, name = key.rpartition(".")
+            (cfg[section] if section else cfg)[name] = value
+    return cfg, {*sources, *unusable}
+
+
+def check_values(cfg: CfgNode, origin: str) -> None:
+    """Refuse a recorded configuration with values that cannot be used.
+
+    Raises:
+        ConfigError: one fault per value.
+    """
+    notes = Notes()
+    for key, value in leaves(cfg).items():
+        try:
+            KEYS[key].kind.read(value)
+        except ValueError:
+            notes.faults.append(f"{origin}: {_unusable(key, value)}")
+    _report(notes)
 
 
 def check_variables(cfg: CfgNode) -> None:
@@ -234,8 +257,10 @@ def _summary(keys: Iterable[tuple[str, str]]) -> str:
 
 def _unusable(key: str, value: Any) -> str:
     """Return the fault of a value that a key does not accept."""
-    cure = CURES.get(key, f"the default is {KEYS[key].default!r}")
-    return f"{key} = {shown(literal(value))} must be {KEYS[key].kind.words}; {cure}"
+    words, cure = KEYS[key].kind.words, CURES.get(key, f"the default is {KEYS[key].default!r}")
+    if words.startswith("one of") and isinstance(value, str):
+        cure += "; modules in SLOWFAST_IMPORT can add others"
+    return f"{key} = {shown(literal(value))} must be {words}; {cure}"
 
 
 def _unknown(key: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 import slowfast
-from slowfast.config import load_config, recorded_config
+from slowfast.config import check_values, load_config, recorded_config
 from slowfast.datasets.container import first_line
 from slowfast.engine.setup import place
 from slowfast.engine.test import find_checkpoint, load_model
@@ -137,7 +137,9 @@ def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> t
     if entry is None or source not in released_weights():
         recorded = load_tensors(fetch_checkpoint(source), shapes_only=True).get("cfg")
         if isinstance(recorded, str):
-            return _changed(recorded_config(recorded)[0], *overrides), source
+            cfg = _changed(recorded_config(recorded)[0], *overrides)
+            check_values(cfg, source)
+            return cfg, source
     if entry is None:
         raise ValueError(
             f"{source} contains weights without their configuration: name the experiment that trained them "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -141,6 +142,7 @@ def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, An
             "nodes": cfg.NUM_SHARDS,
             "workers": cfg.DATA_LOADER.NUM_WORKERS,
             "torch": str(torch.__version__),
+            "SLOWFAST_IMPORT": os.environ.get("SLOWFAST_IMPORT") or "no",
         },
     }
 
@@ -162,7 +164,7 @@ def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, 
         there = (f"{now['world'][key]} {key} instead of {before['world'][key]}" for key in changed)
         logger.warning(
             "%s: samples and their order do not change; another number of processes changes dropout, mixup partners "
-            "and BatchNorm batches, another torch changes the rounding",
+            "and BatchNorm batches, another torch changes the rounding, other modules change what they add",
             ", ".join(there),
         )
     for videos, split, effect in (

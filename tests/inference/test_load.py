@@ -10,6 +10,7 @@ import torch
 from make_demo_data import CLASS_NAMES
 
 import slowfast
+from slowfast.config import ConfigError
 from slowfast.models.zoo import create_model
 from slowfast.weights.tensors import load_tensors
 
@@ -42,6 +43,16 @@ def test_a_moved_folder_and_a_checkpoint_alone_are_the_same_network(net, trained
     for source in (moved, alone):
         other = slowfast.load(source, device="cpu")
         assert same(net, other) and other.class_names == net.class_names and other.num_views == 6
+
+
+def test_a_checkpoint_with_a_data_set_of_an_extension_is_refused_without_it(trained, tmp_path):
+    alone, entries = tmp_path / "alone.pyth", torch.load(trained / "checkpoints/best.pyth")
+    entries["cfg"] = entries["cfg"].replace("DATASET: kinetics_sparse", "DATASET: drones")
+    torch.save(entries, alone)
+    with pytest.raises(ConfigError) as error:
+        slowfast.load(alone, device="cpu", overrides=["TRAIN.DATASET", "kinetics"])
+    assert [fault.partition(" = ")[0].split()[-1] for fault in error.value.faults] == ["TEST.DATASET"]
+    slowfast.load(alone, device="cpu", overrides=["TRAIN.DATASET", "kinetics", "TEST.DATASET", "kinetics_sparse"])
 
 
 @pytest.fixture

@@ -14,8 +14,15 @@ import torch
 
 from slowfast.config import load_config
 from slowfast.config.keys import KEYS
+from slowfast.datasets.lists import VideoList
 from slowfast.run.checkpoint import checkpoint_dir
-from slowfast.run.resume import prepare_output_dir, require_writable, warn_of_weights_only
+from slowfast.run.resume import (
+    check_resume,
+    describe_run,
+    prepare_output_dir,
+    require_writable,
+    warn_of_weights_only,
+)
 
 OWN = "resolved_config.yaml"
 
@@ -95,6 +102,26 @@ def test_a_resume_compares_with_the_newest_checkpoint(tmp_path):
     # keys that a later version no longer has are not a difference
     leave_checkpoint(tmp_path, 4, cfg=cfg(tmp_path, *same).dump() + "TRAIN.GONE: 5\n")
     prepare_output_dir(cfg(tmp_path, *same))
+
+
+def test_a_value_that_cannot_be_used_is_a_difference(tmp_path):
+    """An extension that this process does not import has added the loss."""
+    before = cfg(tmp_path).dump().replace("LOSS_FUNC: cross_entropy", "LOSS_FUNC: focal")
+    leave_checkpoint(tmp_path, 1, cfg=before)
+    with pytest.raises(ValueError, match=r"MODEL\.LOSS_FUNC 'focal' there, 'cross_entropy' here"):
+        prepare_output_dir(cfg(tmp_path))
+
+
+def test_a_resume_without_a_module_of_the_run_is_a_warning(tmp_path, caplog, monkeypatch):
+    videos = VideoList(["a.mp4"], [0])
+    monkeypatch.setenv("SLOWFAST_IMPORT", "my_augmentations")
+    before = describe_run(cfg(tmp_path), videos, videos)
+    check_resume(before, cfg(tmp_path), videos, videos)
+    assert not caplog.messages
+    monkeypatch.delenv("SLOWFAST_IMPORT")
+    check_resume(before, cfg(tmp_path), videos, videos)
+    (message,) = caplog.messages
+    assert message.startswith("no SLOWFAST_IMPORT instead of my_augmentations: ")
 
 
 @pytest.mark.parametrize(("count", "named", "others"), [(8, 8, None), (9, 8, 1), (12, 8, 4)])
