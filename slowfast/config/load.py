@@ -220,7 +220,7 @@ def merge(cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes) -> t
     ignored: dict[str, list[tuple[str, str]]] = {}  # reason -> keys and their origins
     for key, value, origin in assignments:
         if key in KEYS:
-            if replacement := REPLACED_VALUES.get((key, value)) if isinstance(value, str) else None:
+            if replacement := REPLACED_VALUES.get((key, value.lower())) if isinstance(value, str) else None:
                 ignored.setdefault(f"read as {replacement}", []).append((f"{key} {value}", origin))
                 value = replacement
             section, _, name = key.rpartition(".")
@@ -257,10 +257,8 @@ def _summary(keys: Iterable[tuple[str, str]]) -> str:
 
 def _unusable(key: str, value: Any) -> str:
     """Return the fault of a value that a key does not accept."""
-    words, cure = KEYS[key].kind.words, CURES.get(key, f"the default is {KEYS[key].default!r}")
-    if words.startswith("one of") and isinstance(value, str):
-        cure += "; modules in SLOWFAST_IMPORT can add others"
-    return f"{key} = {shown(literal(value))} must be {words}; {cure}"
+    cure = CURES.get(key, f"the default is {KEYS[key].default!r}")
+    return f"{key} = {shown(literal(value))} must be {KEYS[key].kind.words}; {cure}"
 
 
 def _unknown(key: str) -> str:

@@ -79,13 +79,15 @@ REPLACED_VALUES = {
     ("TEST.DATASET", "ant"): "anet",
     ("DATA.DECODING_BACKEND", "torchvision"): "pyav",
 }
-# Cures of values that official files may have and this package cannot read; for other keys it is their default.
+ADDED = "the modules in SLOWFAST_IMPORT can add others"
+# Cures of values that official files or runs with extensions may have; for other keys it is their default.
 CURES = {
     "MODEL.ARCH": "set MODEL.MODEL_NAME, from which it follows, and remove it",
     **dict.fromkeys(
         ("TRAIN.DATASET", "TEST.DATASET"),
-        "other data sets are read as kinetics or kinetics_sparse (videos), or as sth (folders of frames)",
+        f"other data sets are read as kinetics or kinetics_sparse (videos), or as sth (folders of frames); {ADDED}",
     ),
+    **dict.fromkeys(("MODEL.LOSS_FUNC", "SOLVER.OPTIMIZING_METHOD", "SOLVER.LR_POLICY"), ADDED),
 }
 
 

@@ -156,6 +156,8 @@ def test_a_value_that_is_replaced_need_not_be_usable(write):
 
 def test_choices_may_be_capitalized():
     assert load_config(None, ["TRAIN.DATASET", "Kinetics_sparse"]).TRAIN.DATASET == "kinetics_sparse"
+    with pytest.warns(UserWarning, match="read as pyav"):
+        assert load_config(None, ["DATA.DECODING_BACKEND", "Torchvision"]).DATA.DECODING_BACKEND == "pyav"
 
 
 def test_files_that_cannot_be_read_are_named(write, tmp_path):
