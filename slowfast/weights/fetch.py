@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import shutil
+import time
 from difflib import get_close_matches
+from email.utils import formatdate, parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -87,11 +89,15 @@ def _size(path: Path) -> int:
 
 
 def _download_rest(url: str, part: Path) -> bool:
-    """Append the bytes of `url` that `part` lacks; return False if the connection broke after some of them."""
+    """Append the bytes of `url` that `part` lacks; return False if the connection broke after some of them.
+
+    The time of change of `part` is that of the file on the server, which sends the whole file if it has changed since.
+    """
     offset = _size(part)
     request = _request(url)
     if offset:
         request.add_header("Range", f"bytes={offset}-")
+        request.add_header("If-Range", formatdate(part.stat().st_mtime, usegmt=True))
     try:
         with urlopen(request, timeout=STALL_SECONDS) as response:
             if response.headers.get_content_type() == "text/html":
@@ -99,9 +105,15 @@ def _download_rest(url: str, part: Path) -> bool:
             resumed = response.status == 206
             length = response.headers.get("Content-Length")
             total = None if length is None else offset * resumed + int(length)
+            modified = response.headers.get("Last-Modified")
             bar: dict[str, Any] = {"total": total, "initial": offset * resumed, "desc": part.stem, "disable": None}
             with open(part, "ab" if resumed else "wb") as file, tqdm.wrapattr(response, "read", **bar) as body:
-                shutil.copyfileobj(body, file, CHUNK)
+                try:
+                    shutil.copyfileobj(body, file, CHUNK)
+                finally:
+                    file.flush()
+                    if modified:
+                        os.utime(part, (time.time(), parsedate_to_datetime(modified).timestamp()))
         if total is not None and _size(part) < total:
             raise ConnectionError("the connection broke")
     except HTTPError as error:

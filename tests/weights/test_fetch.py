@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,6 +33,7 @@ class Site:
 
     url: str = ""
     content: bytes = CONTENT
+    modified: float = 1_000_000_000.0
     cut: list[int] = field(default_factory=list)  # bytes to send until each of the first connections breaks
     ranges: bool = True
     status: int = 200
@@ -58,7 +60,8 @@ def site(monkeypatch, tmp_path):
                 self.send_header("Location", here.location)
                 self.send_header("Content-Length", "0")
                 return self.end_headers()
-            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and here.ranges else 0
+            same = self.headers.get("If-Range") == formatdate(here.modified, usegmt=True)
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and same and here.ranges else 0
             if here.status != 200:
                 return self.send_error(here.status)
             self.close_connection = True
@@ -71,6 +74,7 @@ def site(monkeypatch, tmp_path):
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(here.content) - 1}/{len(here.content)}")
             self.send_header("Content-Type", here.kind)
+            self.send_header("Last-Modified", formatdate(here.modified, usegmt=True))
             if not here.drip:
                 self.send_header("Content-Length", str(len(here.content) - start))
             self.end_headers()
@@ -156,10 +160,11 @@ def test_the_next_call_continues_a_download(site, tmp_path):
     assert (tmp_path / "x").read_bytes() == CONTENT and site.requests[-1] == "bytes=300000-"
 
 
-@pytest.mark.parametrize("why", ["longer", "no ranges"])
+@pytest.mark.parametrize("why", ["changed", "longer", "no ranges"])
 def test_a_part_of_another_file_is_replaced(why, site, tmp_path):
     part = tmp_path / "x.part"
     part.write_bytes(b"old" * (500_000 if why == "longer" else 1000))
+    os.utime(part, (site.modified, site.modified - (why == "changed")))
     site.ranges = why != "no ranges"
     if why == "longer":
         with pytest.raises(ValueError, match="repeat"):
