@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, _weights_only_unpickler
 
 from slowfast.utils.io import STORAGE_ERRORS
-from slowfast.weights.fetch import fetch_checkpoint
+from slowfast.weights.fetch import fetch_checkpoint, home
 
 
 class RefusedError(ValueError):
@@ -83,7 +83,9 @@ def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dic
             text, advice, _ = str(error).strip().partition("\n\nCheck the documentation")  # of PyTorch's unpickler
             reason = (text.splitlines() or [""])[-1 if advice else 0].rpartition("WeightsUnpickler error: ")[2]
             if not isinstance(error, RefusedError):  # other errors come from parsing meaningless bytes
-                reason = f"it is damaged or not a file of tensors ({type(error).__name__}: {reason}); download it again"
+                remove = f"remove {local} and " if local.startswith(f"{home()}{os.sep}") else ""
+                what = f"damaged or not a file of tensors ({type(error).__name__}: {reason})"
+                reason = f"it is {what}; {remove}download it again"
         raise ValueError(f"checkpoint {path!r} cannot be loaded: {reason}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -55,6 +56,18 @@ def test_other_files_are_recognised(kind, name, tmp_path):
     ) as caught:
         load_tensors(tmp_path / name)
     assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
+
+
+def test_damaged_weights_that_were_downloaded_name_the_file_to_remove(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLOWFAST_HOME", str(tmp_path))
+    path = tmp_path / "host/model.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"PK damaged")
+    with pytest.raises(ValueError, match=f"remove {re.escape(str(path))} and download it again"):
+        load_tensors("https://host/model.pth")
+    monkeypatch.setenv("SLOWFAST_HOME", str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="; download it again"):
+        load_tensors(path)
 
 
 def test_damaged_weights_are_detected(tmp_path):
