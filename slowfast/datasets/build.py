@@ -14,7 +14,7 @@ from slowfast.datasets.catalog import CATALOG, DatasetSpec
 from slowfast.datasets.dataset import ImageEvalDataset, ImageReader, TrainDataset, VideoEvalDataset, VideoReader
 from slowfast.datasets.image import ImageTransform
 from slowfast.datasets.image_folder import load_image_folder
-from slowfast.datasets.list_checks import check_files, check_frame_counts
+from slowfast.datasets.list_checks import check_files, check_frame_counts, check_image_names
 from slowfast.datasets.lists import ListError, VideoList, read_list, read_something_something
 from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.sampling import SAMPLERS
@@ -28,6 +28,7 @@ KEYS = {
     "batch_size": "TRAIN.BATCH_SIZE",
     "data folder": "DATA.PATH_TO_DATA_DIR",
     "data set": "TRAIN.DATASET and TEST.DATASET",
+    "image_template": "DATA.IMAGE_TEMPLATE",
     "jitter_scales": "DATA.TRAIN_JITTER_SCALES",
     "multi_label": "DATA.MULTI_LABEL",
     "num_classes": "MODEL.NUM_CLASSES",
@@ -69,6 +70,7 @@ def build_loader(
     if cfg.DATA.CHECK_FILES and rank == 0 and not _spec(cfg, split).images:  # images were just listed
         with _keys_of_arguments():
             check_files(dataset.samples)
+            check_image_names(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
         check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
     size, ranks = _batch_size(cfg, split, local_world_size), {"rank": rank, "world_size": world_size}
     with _keys_of_arguments():

@@ -16,7 +16,7 @@ import numpy as np
 
 from slowfast.datasets.catalog import DATASETS
 from slowfast.datasets.lists import SHOWN, ListError, VideoList
-from slowfast.datasets.reader import MediaError, count_images
+from slowfast.datasets.reader import MediaError, count_images, of_folder
 from slowfast.datasets.rows import SEPARATORS, VIDEO_SUFFIXES, find_suffix
 
 logger = logging.getLogger(__name__)
@@ -132,6 +132,38 @@ def check_frame_counts(samples: VideoList, template: str) -> None:
             "each video is used; correct the column num_frames",
             samples.source, len(short), len(rows), path, listed, held,
         )  # fmt: skip
+
+
+def check_image_names(samples: VideoList, image_template: str) -> None:
+    """Check that folders of images contain image 1, as `read_frames` names it; at most SAMPLE folders are read.
+
+    Raises:
+        ListError: none of these folders does.
+    """
+    first: tuple[str, str] | None = None
+    for path in (samples[row].path for row in _spread(len(samples))):
+        with suppress(OSError):  # a video file, or a folder that cannot be listed
+            names = os.listdir(path)
+            if of_folder(image_template, path).format(1) in names:
+                return
+            first = first or ((path, min(names)) if names else None)
+    if first:
+        path, name = first
+        raise ListError(
+            f"no checked folder of {samples.source} contains image 1, such as "
+            f"{os.path.join(path, of_folder(image_template, path).format(1))}; there is {name}: correct image_template "
+            f"{image_template}{_example(path, name)}"
+        )
+
+
+def _example(folder: str, name: str) -> str:
+    """Return a template of the name of an image, as the end of a sentence; empty for a name without a number."""
+    match = re.fullmatch(r"([^{}]*?)(\d+)(\.\w+)", name)
+    if not match:
+        return ""
+    start, own = match[1], os.path.basename(os.path.normpath(folder))
+    start = "{folder}" + start[len(own) :] if start.startswith(own) else start
+    return f", for example to {start}{{:0{len(match[2])}d}}{match[3]}"
 
 
 def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:

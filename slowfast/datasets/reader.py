@@ -68,7 +68,7 @@ def read_frames(
         pictures = Pictures(path, allocate, _channels(colors, folder))
         try:
             if folder:
-                _read_folder(path, asked, num_frames, _of_folder(image_template, path), pictures)
+                _read_folder(path, asked, num_frames, of_folder(image_template, path), pictures)
             else:
                 _check_file(path)
                 read_video(path, asked, pictures, backend, report_slow)
@@ -106,9 +106,7 @@ def stream_frames(
     try:
         if not folder:
             _check_file(path)
-        source = (
-            _stream_folder(path, wanted, _of_folder(image_template, path)) if folder else stream_video(path, wanted)
-        )
+        source = _stream_folder(path, wanted, of_folder(image_template, path)) if folder else stream_video(path, wanted)
         for number, (begin, end, pixels) in enumerate(source):
             yield number, begin, end, None if pixels is None else np.ascontiguousarray(pixels[..., channels])
         if number is None:
@@ -120,7 +118,7 @@ def stream_frames(
 def _stream_folder(
     path: str, wanted: Callable[[int], bool], image_template: str
 ) -> Iterator[tuple[float, float, np.ndarray | None]]:
-    count, image_template = count_images(path, image_template), _of_folder(image_template, path)
+    count, image_template = count_images(path, image_template), of_folder(image_template, path)
     for number in range(count):
         pixels = _read_image(path, image_template.format(number + 1), count) if wanted(number) else None
         yield number / FOLDER_RATE, (number + 1) / FOLDER_RATE, pixels
@@ -167,7 +165,7 @@ def _read_folder(
 
 def count_images(path: str, image_template: str) -> int:
     """Return the number of images in a folder whose names are like a template; raise MediaError if there are none."""
-    image_template = _of_folder(image_template, path)
+    image_template = of_folder(image_template, path)
     start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
     count = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
     if not count:
@@ -175,7 +173,7 @@ def count_images(path: str, image_template: str) -> int:
     return count
 
 
-def _of_folder(image_template: str, folder: str) -> str:
+def of_folder(image_template: str, folder: str) -> str:
     """Return the template for one folder, whose name replaces `{folder}`."""
     name = os.path.basename(os.path.normpath(folder)).replace("{", "{{").replace("}", "}}")
     return image_template.replace("{folder}", name)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from slowfast.datasets.list_checks import check_files, check_frame_counts, log_labels
+from slowfast.datasets.list_checks import check_files, check_frame_counts, check_image_names, log_labels
 from slowfast.datasets.lists import ListError, VideoList, read_list
+from slowfast.datasets.reader import of_folder
 from slowfast.datasets.rows import RowFormat, cure_rows
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,32 @@ def test_video_lists_have_no_frame_counts(tmp_path, caplog):
     check_frame_counts(VideoList(["a.mp4"], [0], prefix=str(tmp_path)), "{:05d}.jpg")
     check_frame_counts(VideoList(["a"], [0], [5], prefix=str(tmp_path), suffix=".webm"), "{:05d}.jpg")
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "image_template", "cure"),
+    [
+        ("{folder}_{:06d}.jpg", "{:05d}.jpg", "{folder}_{:06d}.jpg"),  # PySlowFast
+        ("{:05d}.jpg", "img_{:05d}.jpg", "{:05d}.jpg"),
+        ("img_{:05d}.png", "img_{:05d}.jpg", "img_{:05d}.png"),
+        ("{:d}{{.jpg", "{:05d}.jpg", ""),
+    ],
+)
+def test_images_with_other_names_are_an_error_with_their_template(tmp_path, name, image_template, cure):
+    for folder in ("7", "8"):
+        (tmp_path / folder).mkdir()
+        for number in range(1, 4):
+            (tmp_path / folder / of_folder(name, folder).format(number)).touch()
+    (tmp_path / "9").mkdir()
+    (tmp_path / "a.mp4").touch()
+    samples = VideoList(["a.mp4", "9", "7", "8"], [0] * 4, [3] * 4, prefix=str(tmp_path), source="train.txt")
+    with pytest.raises(ListError) as error:
+        check_image_names(samples, image_template)
+    assert str(error.value).endswith(f", for example to {cure}" if cure else image_template)
+    check_image_names(samples, name)
+    (tmp_path / "8" / of_folder(image_template, "8").format(1)).touch()
+    check_image_names(samples, image_template)  # one folder has such names: the others are bad videos
+    check_image_names(VideoList(["a.mp4", "9"], [0, 0], [3, 3], prefix=str(tmp_path)), image_template)
 
 
 def test_folders_that_cannot_be_listed_count_as_empty(tmp_path, caplog, monkeypatch):
