@@ -239,6 +239,10 @@ def fetch_checkpoint(address: str | os.PathLike[str]) -> str:
     if not os.path.isfile(local):
         if reason := _table("never_released").get(str(address)):
             raise ValueError(f"checkpoint {str(address)!r} does not exist: {reason}")
+        if os.path.isdir(local):
+            raise ValueError(
+                f"checkpoint {str(address)!r} is a folder: name a file, such as best.pyth in checkpoints/ of a run"
+            )
         close = ", ".join(get_close_matches(str(address), released_weights(), n=3))
         reason = "no released weights have this name" + (f" (near ones: {close})" if close else "")
         raise ValueError(f"checkpoint {str(address)!r} does not exist, and {reason}: check the path")
