@@ -110,7 +110,7 @@ def load_model(
         check_head_width(model, checkpoint, path)
         order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
         report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order, as_trained=True))
-    logger.info("testing %s: %s", path, report)
+    logger.info("weights of %s: %s", path, report)
     return model, order, report.class_names
 
 

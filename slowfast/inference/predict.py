@@ -193,7 +193,7 @@ def _print_table(found: Sequence[Prediction]) -> None:
             bar = "█" * round(one.probability * BAR)
             print(f"  {one.name:<{width}}  {bar:<{BAR}} {100 * one.probability:5.1f} %")
     if len(found) > SHOWN:
-        print(f"... and {len(found) - SHOWN} more videos: write them with --json or --csv")
+        print(f"... and {len(found) - SHOWN} more videos, which --json and --csv also write")
 
 
 def _print_segments(timeline: Timeline) -> None:
