@@ -50,16 +50,30 @@ def join_group(backend: str, device: torch.device, timeout: float, check: Callab
         check: function called while waiting; its exceptions end the wait.
 
     Raises:
-        ValueError: as `meet`.
+        ValueError: as `meet`, or GLOO_SOCKET_IFNAME names an interface that this machine does not have.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
+        if backend == "gloo":
+            _check_interface()
         store = meet(timeout, check)
         # the watchdog, which reports the position of each process, must act before the group's own timeout
         limit = timedelta(seconds=timeout + 60)
         device_id = device if device.type == "cuda" else None
         rank = int(os.environ["RANK"])
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit, device_id=device_id)
+
+
+def _check_interface() -> None:
+    """Compare the interfaces that gloo was asked to use with those of this machine."""
+    if not (asked := os.environ.get("GLOO_SOCKET_IFNAME", "")):
+        return
+    known = [name for _, name in socket.if_nameindex()]
+    if {name.partition(":")[0] for name in asked.split(",")} - {"", *known}:  # eth0:1 is an address of eth0
+        raise ValueError(
+            f"GLOO_SOCKET_IFNAME {asked!r} is not a network interface of {host()} ({', '.join(known)}): correct it or "
+            "unset it"
+        )
 
 
 def meet(timeout: float, check: Callable[[], None]) -> Store:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 import pytest
+import torch
 from cluster import free_ports
 from torch.distributed import TCPStore
 
 from slowfast.run import rendezvous
-from slowfast.run.rendezvous import meet
+from slowfast.run.rendezvous import join_group, meet
 
 FORK = multiprocessing.get_context("fork")
 
@@ -23,6 +24,8 @@ def attempt(number: int, place: dict[str, str], timeout: float, results) -> None
     os.environ.update(place, SLURMD_NODENAME=f"node{number}")
     begun = time.monotonic()
     try:
+        if "GLOO_SOCKET_IFNAME" in place:
+            join_group("gloo", torch.device("cpu"), timeout, lambda: None)
         store = meet(timeout, lambda: None)
         store.set(place["RANK"], place["RANK"])
         store.wait([str(rank) for rank in range(int(place["WORLD_SIZE"]))])
@@ -61,6 +64,12 @@ def impatient(monkeypatch):
 
 def test_a_group_connects(port):
     assert together([2, 0, 1], [3] * 3, port)[0] == ["met"] * 3
+
+
+def test_an_interface_that_a_machine_does_not_have_is_an_error(port):
+    outcomes, seconds = together([0, 1], [2] * 2, port, GLOO_SOCKET_IFNAME="eth77")
+    assert all(outcome.startswith("ValueError: GLOO_SOCKET_IFNAME 'eth77'") for outcome in outcomes), outcomes
+    assert seconds < 15
 
 
 @pytest.mark.parametrize(
