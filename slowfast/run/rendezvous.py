@@ -8,11 +8,13 @@ torchrun counts the restarts of each machine, so the processes of an attempt can
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import socket
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -28,7 +30,7 @@ from slowfast.utils.distributed import host
 
 T = TypeVar("T")
 
-# Seconds after which a name without an address, or a port in use, is a fault.
+# Seconds after which a name without an address, a port in use or a silent listener is a fault.
 PATIENCE = 20.0
 
 # Seconds after which a process prints the cause of its wait.
@@ -90,7 +92,7 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
     me = _Member(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), host(), restarts)
     serves = me.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        store = _repeat(lambda: _open(serves), me, timeout, check)
+        store = _repeat(lambda: _open(serves, check), me, timeout, check)
         if me.rank == 0:
             joined = [_begin_session(store, restarts)]
         else:
@@ -150,7 +152,7 @@ def _repeat(attempt: Callable[[], T], me: _Member, timeout: float, check: Callab
         time.sleep(POLL)
 
 
-def _open(serves: bool) -> Store:
+def _open(serves: bool, check: Callable[[], None]) -> Store:
     """Open the store at the address of rank 0, or connect to it."""
     name, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
@@ -161,16 +163,38 @@ def _open(serves: bool) -> Store:
     try:
         if serves:
             socket.create_server(("", port)).close()  # for a port in use, PyTorch prints a stack trace
-        else:
-            socket.create_connection((name, port), timeout=5).close()
+            return _store(name, port, is_master=True)
+        socket.create_connection((name, port), timeout=5).close()
     except OSError as error:
         if serves:  # the last process of an earlier attempt may still have the port
             cure = "choose another MASTER_PORT (--init_method), or start a single process with rank 0 (--shard_id)"
             raise _NotYetError(f"port {port}, which is in use by another program", cure, PATIENCE) from error
         missing = f"rank 0 at {name}:{port} ({error.strerror or 'no answer'})"
         raise _NotYetError(missing, "is it started?") from error
+    stores: list[Store] = []
+
+    def connect() -> None:
+        with contextlib.suppress(RuntimeError):
+            stores.append(_store(name, port, is_master=False))
+
+    # in a thread, since PyTorch waits without limit for the first response of a listener
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    until = time.monotonic() + PATIENCE
+    while thread.is_alive() and time.monotonic() < until:
+        check()
+        thread.join(POLL)
+    if not stores:
+        raise ValueError(
+            f"the program at {name}:{port} is not rank 0 of this job; see its message, or choose another MASTER_PORT "
+            "(--init_method)"
+        )
+    return stores[0]
+
+
+def _store(name: str, port: int, is_master: bool) -> Store:
     timeout = timedelta(seconds=PATIENCE / 2)
-    return TCPStore(name, port, is_master=serves, wait_for_workers=False, timeout=timeout)
+    return TCPStore(name, port, is_master=is_master, wait_for_workers=False, timeout=timeout)
 
 
 def _begin_session(store: Store, restarts: int) -> str:
