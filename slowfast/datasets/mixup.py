@@ -33,11 +33,14 @@ class MixUp:
 
     Args:
         alpha: parameter of the Beta distribution of mixup; 0 for CutMix only.
-        cutmix_alpha: parameter of the Beta distribution of CutMix; 0 for mixup only. One of the two is above 0.
+        cutmix_alpha: parameter of the Beta distribution of CutMix; 0 for mixup only.
         prob: probability that a batch is mixed.
         switch_prob: probability of CutMix if both are on.
         smoothing: label smoothing.
         num_classes: K, number of classes.
+
+    Raises:
+        ValueError: both alphas are 0.
     """
 
     alpha: float
@@ -46,6 +49,10 @@ class MixUp:
     switch_prob: float
     smoothing: float
     num_classes: int
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0 and self.cutmix_alpha <= 0:
+            raise ValueError("alpha and cutmix_alpha are both 0, so nothing is mixed: raise one of them")
 
     def __call__(
         self, video: torch.Tensor, label: torch.Tensor, rng: np.random.RandomState

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -59,13 +58,20 @@ class RandomErasing:
         count: largest number of boxes, which share the area.
         mean: mean of the normalization, per channel.
         std: standard deviation of the normalization, per channel.
+
+    Raises:
+        ValueError: the mode is unknown.
     """
 
     prob: float
-    mode: Literal["pixel", "rand", "const"] = "pixel"
+    mode: str = "pixel"
     count: int = 1
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("pixel", "rand", "const"):
+            raise ValueError(f"unknown mode {self.mode!r} of random erasing: use pixel, rand or const")
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Erase in `frames`, (T, H, W, C) uint8, which is changed in place and returned."""
@@ -109,7 +115,7 @@ class TrainTransform:
         erase: the random erasing; None to leave it out.
 
     Raises:
-        ValueError: the crop exceeds the smallest short side of the jitter.
+        ValueError: only one of the two ranges is given, or the crop exceeds the smallest short side of the jitter.
     """
 
     crop: int
@@ -121,6 +127,10 @@ class TrainTransform:
     erase: RandomErasing | None = None
 
     def __post_init__(self) -> None:
+        if (self.area_range is None) != (self.aspect_range is None):
+            raise ValueError(
+                f"area_range {self.area_range} with aspect_range {self.aspect_range}: give both, or neither"
+            )
         if self.area_range is None and self.jitter_scales[0] < self.crop:
             raise ValueError(
                 f"a crop of {self.crop} pixels does not fit a short side of {self.jitter_scales[0]}: lower the crop or "

@@ -112,6 +112,9 @@ class Views:
         crop: side of the crops in pixels, at most `scale`.
         positions: positions of the crops in each temporal view, see `corner`.
         chosen: numbers of the clips; None for all.
+
+    Raises:
+        ValueError: the crop is larger than the resized frame.
     """
 
     frames: Sequence[Tensor]
@@ -120,6 +123,10 @@ class Views:
     crop: int
     positions: tuple[int, ...]
     chosen: range | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop > self.scale:
+            raise ValueError(f"a crop of {self.crop} pixels does not fit a short side of {self.scale}: lower the crop")
 
     def __len__(self) -> int:
         return len(self._numbers())
@@ -149,27 +156,29 @@ class Views:
 
         Args:
             device: where frames are resized.
-            normalization: mean and standard deviation (C,) on the device, see `transforms.normalize`; None for pixels
-                from 0 to 255.
-            out: float32 tensor of that shape, in any memory format, to write the clips to; None for a new one.
+            normalization: mean and standard deviation (C,) on the device, see `transforms.normalize`; None for pixels.
+            out: tensor of that shape, in any memory format, to write the clips to; None for a new one.
 
         Returns:
-            `out`, or a new float32 tensor.
+            `out`, or a new tensor: uint8 if nothing is resized or normalized, else float32.
         """
         if out is None:
-            out = torch.empty(self.shape, device=device)
-        channels = self.shape[1:2]
-        mean, std = normalization or (out.new_zeros(channels), out.new_full(channels, 1 / 255))
-        # (pixel / 255 - mean) / std in one pass over whole rows of a frame: three channels are too few for a fast loop
-        shift, factor = (-mean / std).repeat(self.crop), (1 / (255 * std)).repeat(self.crop)
+            out = self._allocate(torch.device(device), normalized=normalization is not None)
         target = out.movedim(1, -1)
+        # whole rows of a frame, because three channels are too few for a fast loop
         rows_of = target.flatten(3) if target.is_contiguous() else None
-        crops = self._crops_of_frames() if out.device.type == "cpu" else self._crops_of_clips(out.device)
+        affine = None
+        if normalization is not None:  # (pixel / 255 - mean) / std in one pass
+            mean, std = normalization
+            affine = (-mean / std).repeat(self.crop), (1 / (255 * std)).repeat(self.crop)
+        crops = self._crops_of_frames(out.dtype) if out.device.type == "cpu" else self._crops_of_clips(out)
         for place, piece in crops:
-            if rows_of is not None:
-                torch.addcmul(shift, piece, factor, out=rows_of[place])
+            if affine is None:
+                target[place].copy_(piece.unflatten(-1, (self.crop, -1)))
+            elif rows_of is not None:
+                torch.addcmul(affine[0], piece, affine[1], out=rows_of[place])
             else:
-                target[place].copy_(torch.addcmul(shift, piece, factor).unflatten(-1, (self.crop, -1)))
+                target[place].copy_(torch.addcmul(affine[0], piece, affine[1]).unflatten(-1, (self.crop, -1)))
         return out
 
     def _numbers(self) -> range:
@@ -186,6 +195,11 @@ class Views:
             clips.setdefault(video, []).append((clip, self.order[video][view], self.positions[position]))
         return clips
 
+    def _allocate(self, device: torch.device, normalized: bool) -> Tensor:
+        whole = all(v.dtype == torch.uint8 and min(v.shape[1:3]) == self.scale for v in self.frames)
+        dtype = torch.uint8 if whole and not normalized else torch.float32
+        return torch.empty(self.shape, dtype=dtype, device=device)
+
     def _size(self, video: int) -> tuple[int, int]:
         """Return the height and width of the resized frames of a video."""
         height, width = self.frames[video].shape[1:3]
@@ -197,7 +211,7 @@ class Views:
         channels = self.frames[video].shape[-1]
         return slice(y, y + self.crop), slice(channels * x, channels * (x + self.crop))
 
-    def _crops_of_frames(self) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    def _crops_of_frames(self, dtype: torch.dtype) -> Iterator[tuple[tuple[int, int], Tensor]]:
         """Yield the place (clip, t) and the crop (h, w * C) of every frame on a CPU, each valid until the next one.
 
         Each frame is resized once, and its crops are cut while a cache contains it.
@@ -209,15 +223,15 @@ class Views:
                     uses.setdefault(row, []).append((clip, t, position))
             frames, size = self.frames[video], self._size(video)
             change = FrameResize(frames.shape[1:], size, frames.dtype) if frames.shape[1:3] != size else None
-            memory = torch.empty(frames.shape[1:])
+            memory = torch.empty(frames.shape[1:], dtype=dtype)
             boxes = {position: self._box(video, position) for position in self.positions}
             for row in sorted(uses):
                 picture = (memory.copy_(frames[row]) if change is None else change(frames[row])).flatten(1)
                 for clip, t, position in uses[row]:
                     yield (clip, t), picture[boxes[position]]
 
-    def _crops_of_clips(self, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-        """Yield the place and the crop (T, h, w * C) of every clip, on the device.
+    def _crops_of_clips(self, like: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the place and the crop (T, h, w * C) of every clip, on the device and in the type of `like`.
 
         All frames of a video are resized at once. The frames of a clip with a constant step are one slice of them,
         because a GPU needs long to start many small operations.
@@ -225,7 +239,7 @@ class Views:
         for video, clips in self._clips().items():
             first = min(int(rows.min()) for _, rows, _ in clips)
             last = max(int(rows.max()) for _, rows, _ in clips)
-            chunk = self.frames[video][first : last + 1].to(device, non_blocking=True).float()
+            chunk = self.frames[video][first : last + 1].to(like.device, non_blocking=True).to(like.dtype)
             pictures = resize_short_side(chunk, self.scale).flatten(2)
             for clip, rows, position in clips:
                 start, *others = (rows - first).tolist()

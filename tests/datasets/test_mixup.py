@@ -68,3 +68,8 @@ def test_one_alpha_alone_always_applies_its_method():
         blended, _ = MixUp(0.8, 0.0, 1.0, 1.0, 0.0, 2)(video, labels, np.random.RandomState(seed))
         cut, _ = MixUp(0.0, 1.0, 1.0, 0.0, 0.0, 2)(video, labels, np.random.RandomState(seed))
         assert torch.isin(cut, video).all() and not torch.isin(blended, video).all()
+
+
+def test_nothing_to_mix_is_refused():
+    with pytest.raises(ValueError, match="alpha"):
+        MixUp(0.0, 0.0, 1.0, 0.5, 0.1, 4)

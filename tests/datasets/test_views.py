@@ -65,15 +65,17 @@ def test_clips_equal_those_of_planes(size):
     frames = noise(4, *size, 3)
     expected = torch.cat([plainly(part, 32, 28) for part in (frames[:2], frames[2:])])
     cut = views(frames, crop=28, temporal=2).cut()
-    torch.testing.assert_close(cut, expected.float(), atol=0 if 32 in size else ROUNDING, rtol=0)
+    assert cut.dtype == (torch.uint8 if 32 in size else torch.float32)
+    torch.testing.assert_close(cut, expected, atol=0 if 32 in size else ROUNDING, rtol=0)
     normalized = views(frames, crop=28, temporal=2).cut(normalization=(MEAN, STD))
     torch.testing.assert_close(normalized, normalize(expected, MEAN, STD), atol=4e-6, rtol=0)
 
 
-def test_pixels_stay_equal_if_nothing_is_resized():
+def test_pixels_stay_uint8_if_nothing_is_resized():
     frames = noise(2, 32, 50, 3)
     start, centre, end = views(frames, crop=24).cut()
-    expected = torch.from_numpy(frames).permute(3, 0, 1, 2).float()
+    assert start.dtype == torch.uint8
+    expected = torch.from_numpy(frames).permute(3, 0, 1, 2)
     assert torch.equal(start, expected[:, :, 4:28, :24])
     assert torch.equal(centre, expected[:, :, 4:28, 13:37])
     assert torch.equal(end, expected[:, :, 4:28, 26:])
@@ -138,6 +140,11 @@ def test_large_frames_are_resized_in_little_memory():
         assert pool.submit(growth_of_peak_memory, frames).result() < 80e6
 
 
+def test_a_crop_larger_than_the_frame_is_refused():
+    with pytest.raises(ValueError, match=r"crop of 40 .* 32"):
+        views(noise(1, 32, 32, 3), crop=40)
+
+
 def test_a_resize_keeps_frames_of_the_wanted_size():
     frames = torch.from_numpy(noise(2, 32, 50, 3))
     assert resize_short_side(frames, 32) is frames
@@ -153,9 +160,11 @@ def test_a_gpu_cuts_whole_clips_at_once(rows, size, normalization, monkeypatch):
     video = Views([torch.from_numpy(noise(5, *size, 3))], [order], 32, 28, (0, 2), range(1, 4))
     out = torch.empty(video.shape, memory_format=torch.channels_last_3d)
     expected = video.cut(normalization=normalization)
-    monkeypatch.setattr(Views, "_crops_of_frames", lambda self: self._crops_of_clips(torch.device("cpu")))
+    monkeypatch.setattr(
+        Views, "_crops_of_frames", lambda self, dtype: self._crops_of_clips(torch.empty(0, dtype=dtype))
+    )
     for clips in (video.cut(normalization=normalization), video.cut(normalization=normalization, out=out)):
-        torch.testing.assert_close(clips, expected, atol=1e-4 if 40 in size else 0, rtol=0)
+        torch.testing.assert_close(clips.to(expected.dtype), expected, atol=1e-4 if 40 in size else 0, rtol=0)
 
 
 @pytest.mark.gpu
