@@ -401,6 +401,8 @@ key("TENSORBOARD.LOG_DIR", "", TEXT,
 # fmt: on
 
 DEFAULT_VALUES = {name: row.default for name, row in KEYS.items()}
+# Keys and sections without effect on a trained network; a value of them may need a module of another user.
+ONLY_TRAINING = ("TRAIN", "SOLVER", "MIXUP", "AUG", "DDP", "EMA", "TRACKERS", "MODEL.LOSS_FUNC")
 MAY_DIFFER = tuple(name for name, row in KEYS.items() if row.may_differ)
 
 

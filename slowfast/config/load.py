@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from slowfast.config.files import VARIABLE, Assignment, Notes, expand, read_file, read_text, shown
-from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, SECTIONS, leaves
+from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, ONLY_TRAINING, SECTIONS, leaves
 from slowfast.config.official import CURES, REPLACED_VALUES, family_of, reason_to_ignore
 from slowfast.config.rules import ConfigError, broken_rules, rate_of_other_steps
 from slowfast.config.values import literal
@@ -64,7 +64,9 @@ def get_cfg() -> ConfigNode:
     return ConfigNode(tree)
 
 
-def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> ConfigNode:
+def load_config(
+    path: str | os.PathLike[str] | None, overrides: Sequence[str] = (), *, training: bool = True
+) -> ConfigNode:
     """Return defaults, bases, file and command line (the later wins), checked and frozen.
 
     `${NAME}` in a value is replaced by that variable of the environment. Without the variable it stays as it is, so
@@ -73,6 +75,8 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     Args:
         path: YAML file; `_BASE_` in it names one or more files, relative to it, that come first. None for the defaults.
         overrides: KEY VALUE KEY VALUE ..., or KEY=VALUE.
+        training: whether the configuration may be trained; otherwise keys that only a training uses keep any value,
+            and what a training needs is not checked.
 
     Raises:
         ConfigError: lists all faults, each with its origin and cure.
@@ -81,12 +85,12 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Sequence[str] = 
     assignments = read_file(path, notes) if path is not None else []
     assignments += read_overrides(overrides, notes.faults)
     cfg, recipe = get_cfg(), get_cfg()
-    sources, unusable = merge(cfg, assignments, notes)
+    sources, unusable = merge(cfg, assignments, notes, () if training else ONLY_TRAINING)
     merge(recipe, _with_rate(assignments), Notes())
     # attributes would become keys
-    cfg.__dict__["_sources"], cfg.__dict__["_rate_note"] = sources, rate_of_other_steps(recipe, cfg)
+    cfg.__dict__["_sources"], cfg.__dict__["_rate_note"] = sources, "" if unusable else rate_of_other_steps(recipe, cfg)
     cfg.freeze()
-    contradictions = list(broken_rules(cfg, unusable))
+    contradictions = list(broken_rules(cfg, unusable, training=training))
     for keys, fault in contradictions:
         origins = dict.fromkeys(sources[key] for key in keys if key in sources)
         notes.faults.append(f"{', '.join(origins) or 'defaults'}: {fault}")
@@ -107,17 +111,12 @@ def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
     A value that cannot be used, for example the name of a row that an extension adds, is kept: it differs from others.
     """
     cfg, notes = get_cfg(), Notes()
-    assignments = read_text(text, "the checkpoint", notes)
-    sources, unusable = merge(cfg, assignments, notes)
-    for key, value, _ in assignments:
-        if key in unusable:
-            section, _, name = key.rpartition(".")
-            (cfg[section] if section else cfg)[name] = value
+    sources, unusable = merge(cfg, read_text(text, "the checkpoint", notes), notes, KEYS)
     return cfg, {*sources, *unusable}
 
 
 def check_values(cfg: CfgNode, origin: str) -> None:
-    """Refuse a recorded configuration with values that cannot be used.
+    """Refuse a recorded configuration with values that cannot be used, except those that only a training uses.
 
     Raises:
         ConfigError: one fault per value.
@@ -127,7 +126,8 @@ def check_values(cfg: CfgNode, origin: str) -> None:
         try:
             KEYS[key].kind.read(value)
         except ValueError:
-            notes.faults.append(f"{origin}: {_unusable(key, value)}")
+            if not _is_in(key, ONLY_TRAINING):
+                notes.faults.append(f"{origin}: {_unusable(key, value)}")
     _report(notes)
 
 
@@ -207,8 +207,12 @@ def read_overrides(overrides: Sequence[Any], faults: list[str]) -> list[Assignme
     return assignments
 
 
-def merge(cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes) -> tuple[dict[str, str], set[str]]:
+def merge(
+    cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes, unchecked: Collection[str] = ()
+) -> tuple[dict[str, str], set[str]]:
     """Write assignments into a tree; the later wins, and `notes` receives faults and warnings.
+
+    A value of an `unchecked` key, or section, that cannot be used is kept as it is, without a fault.
 
     Returns:
         Origin of each key that was set, and the keys with a value that could not be used.
@@ -224,12 +228,15 @@ def merge(cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes) -> t
                 ignored.setdefault(f"read as {replacement}", []).append((f"{key} {value}", origin))
                 value = replacement
             section, _, name = key.rpartition(".")
+            node = cfg[section] if section else cfg
             try:
-                (cfg[section] if section else cfg)[name] = KEYS[key].kind.read(expand(value))
+                node[name] = KEYS[key].kind.read(expand(value))
                 sources[key] = origin
                 faults.pop(key, None)  # an earlier value that could not be used has no effect
             except ValueError:
                 faults[key] = f"{origin}: {_unusable(key, value)}"
+                if _is_in(key, unchecked):
+                    node[name] = value
         elif reason := reason_to_ignore(key):
             ignored.setdefault(reason, []).append((key, origin))
         elif not (key in SECTIONS and value is None):  # a section whose lines are all commented out
@@ -238,9 +245,14 @@ def merge(cfg: ConfigNode, assignments: Iterable[Assignment], notes: Notes) -> t
     if family != cfg.MODEL.ARCH and "MODEL.ARCH" in sources:
         ignored["follows from MODEL.MODEL_NAME"] = [(f"MODEL.ARCH {cfg.MODEL.ARCH}", sources["MODEL.ARCH"])]
     cfg.MODEL.ARCH = family
-    notes.faults.extend(faults.values())
+    notes.faults.extend(fault for key, fault in faults.items() if not (key in KEYS and _is_in(key, unchecked)))
     notes.warnings.extend(f"{_summary(keys)}: {reason}" for reason, keys in ignored.items())
     return sources, KEYS.keys() & faults.keys()
+
+
+def _is_in(key: str, names: Collection[str]) -> bool:
+    """Return whether keys or sections contain a key."""
+    return key in names or key.partition(".")[0] in names
 
 
 def _summary(keys: Iterable[tuple[str, str]]) -> str:

@@ -49,12 +49,18 @@ class Rule(NamedTuple):
     training: bool = False  # whether the rule holds only if TRAIN.ENABLE is True
 
 
-def broken_rules(cfg: CfgNode, unusable: Collection[str] = ()) -> Iterator[tuple[list[str], str]]:
+def broken_rules(
+    cfg: CfgNode, unusable: Collection[str] = (), *, training: bool = True
+) -> Iterator[tuple[list[str], str]]:
     """Yield the keys and the fault of each rule that a configuration breaks.
 
-    Rules about `unusable` keys, whose value could not be read, are left out.
+    Rules about `unusable` keys, whose value could not be read, are left out, and without `training` those about it.
     """
     values = leaves(cfg)
+    if not training:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.TRAIN.ENABLE = False
     for rule in RULES:
         keys = rule.keys.split()
         applies = (cfg.TRAIN.ENABLE or not rule.training) and not set(keys).intersection(unusable)
@@ -112,9 +118,10 @@ def _has_wrong_images(cfg: CfgNode, part: str) -> bool:
 
 
 def _has_single_labels(cfg: CfgNode, part: str) -> bool:
+    if not cfg[part].ENABLE:
+        return False
     spec = CATALOG[cfg[part].DATASET]
-    json = spec.list_file is None and cfg.DATA.LABEL_PATH_TEMPLATE.endswith(".json")
-    return cfg[part].ENABLE and (spec.images or json)
+    return spec.images or (spec.list_file is None and cfg.DATA.LABEL_PATH_TEMPLATE.endswith(".json"))
 
 
 def _needs_template(cfg: CfgNode) -> bool:

@@ -157,7 +157,7 @@ def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> t
 def _read(path: Path, overrides: Sequence[str]) -> CfgNode:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # keys of the training that have no effect here
-        return load_config(path, overrides)
+        return load_config(path, overrides, training=False)
 
 
 def _experiments() -> list[Path]:

@@ -10,7 +10,7 @@ import torch
 from make_demo_data import CLASS_NAMES
 
 import slowfast
-from slowfast.config import ConfigError
+from slowfast.config import ConfigError, dump_config, load_config
 from slowfast.models.zoo import create_model
 from slowfast.weights.tensors import load_tensors
 
@@ -18,6 +18,16 @@ from slowfast.weights.tensors import load_tensors
 @pytest.fixture(scope="module")
 def net(trained):
     return slowfast.load(trained, device="cpu")
+
+
+def with_values(cfg, values: dict[str, str]) -> str:
+    """Return a configuration with values that this package does not have, as a run with an extension records it."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        cfg[section][name] = value
+    return dump_config(cfg)
 
 
 def same(net, other) -> bool:
@@ -50,9 +60,27 @@ def test_a_checkpoint_with_a_data_set_of_an_extension_is_refused_without_it(trai
     entries["cfg"] = entries["cfg"].replace("DATASET: kinetics_sparse", "DATASET: drones")
     torch.save(entries, alone)
     with pytest.raises(ConfigError) as error:
-        slowfast.load(alone, device="cpu", overrides=["TRAIN.DATASET", "kinetics"])
+        slowfast.load(alone, device="cpu")
     assert [fault.partition(" = ")[0].split()[-1] for fault in error.value.faults] == ["TEST.DATASET"]
-    slowfast.load(alone, device="cpu", overrides=["TRAIN.DATASET", "kinetics", "TEST.DATASET", "kinetics_sparse"])
+    slowfast.load(alone, device="cpu", overrides=["TEST.DATASET", "kinetics_sparse"])
+
+
+def test_values_that_only_a_training_uses_need_no_extension(net, trained, tmp_path):
+    own = {"TRAIN.DATASET": "drones", "MODEL.LOSS_FUNC": "focal", "SOLVER.LR_POLICY": "triangle"}
+    moved, alone = tmp_path / "moved", tmp_path / "alone.pyth"
+    shutil.copytree(trained, moved)
+    entries = torch.load(trained / "checkpoints/best.pyth")
+    entries["cfg"] = with_values(net.cfg, own)
+    (moved / "resolved_config.yaml").write_text(entries["cfg"])
+    torch.save(entries, alone)
+    for source in (moved, alone):
+        other = slowfast.load(source, device="cpu")
+        assert same(net, other)
+        other.save_pretrained(tmp_path / "shared")
+        assert slowfast.load(tmp_path / "shared", device="cpu").cfg.MODEL.LOSS_FUNC == "focal"
+    with pytest.raises(ConfigError) as error:
+        load_config(moved / "resolved_config.yaml")
+    assert {fault.partition(" = ")[0].split()[-1] for fault in error.value.faults} == {*own}
 
 
 @pytest.fixture
