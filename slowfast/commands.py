@@ -23,9 +23,9 @@ def _run_tool(name: str) -> int:
 
 
 def _run(name: str) -> int:
-    """Run a program of `slowfast.inference`; return 0, 1 if some videos cannot be read, or 2 for wrong inputs."""
+    """Run a program of `slowfast.inference`; return 0, 1 if some videos cannot be read, or a code of `guarded`."""
     os.environ.setdefault(*SLEEP)
-    from slowfast.inference.command import guarded
+    from slowfast.utils.io import guarded
 
     program = importlib.import_module(f"slowfast.inference.{name}")
     return guarded(lambda: program.execute(program.parse_args()))

@@ -30,6 +30,7 @@ from slowfast.datasets.reader import read_frames
 from slowfast.engine.setup import layout
 from slowfast.models.depthwise import depthwise_conv
 from slowfast.utils.environment import environment, package_version
+from slowfast.utils.io import guarded
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 LIMIT = 90.0  # seconds for the processes of a check
@@ -214,14 +215,8 @@ def slurm() -> Finding:
 CHECKS = (versions, devices, decoders, collectives, machine)
 
 
-def main() -> int:
-    """Print all findings.
-
-    Returns:
-        0, or 1 if something is broken.
-    """
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.parse_args()
+def execute() -> int:
+    """Print all findings; return 0, or 1 if something is broken."""
     broken = 0
     print("```")
     for check in CHECKS:
@@ -234,6 +229,13 @@ def main() -> int:
             print(f"{BROKEN:<7} {check.__name__}: {type(error).__name__}: {error}", flush=True)
     print(f"{broken} broken\n```")
     return int(broken > 0)
+
+
+def main() -> int:
+    """Run the command line; return the code of `execute` or of `guarded`."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.parse_args()
+    return guarded(execute)
 
 
 if __name__ == "__main__":

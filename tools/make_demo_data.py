@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from slowfast.utils.io import write_text
+from slowfast.utils.io import guarded, write_text
 from slowfast.utils.processes import usable_cores
 from slowfast.utils.rng import rng_for
 
@@ -284,8 +284,16 @@ def _write_lists(out: Path, names: dict[tuple[str, int], str]) -> None:
     write_text(out / "class_names.txt", "\n".join(CLASS_NAMES) + "\n")
 
 
+def execute(args: argparse.Namespace) -> int:
+    """Make the data that the command line asks for; return 0."""
+    out = make_demo_data(**vars(args))
+    kind, classes = ("images", IMAGE_CLASS_NAMES) if args.images else ("videos", CLASS_NAMES)
+    print(f"{out}: {args.train} training and {args.test} test {kind} of {len(classes)} classes")
+    return 0
+
+
 def main() -> int:
-    """Make the data that the command line asks for; return 0, or 2 for a wrong input."""
+    """Run the command line; return 0, or a code of `guarded`."""
     parser = argparse.ArgumentParser(description="Make small videos of eight classes that differ only in motion.")
     parser.add_argument("--out", required=True, help="folder of the lists and videos, or of the images")
     parser.add_argument(
@@ -296,14 +304,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of all draws (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="threads (default: one per usable core)")
     args = parser.parse_args()
-    try:
-        out = make_demo_data(**vars(args))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    kind, classes = ("images", IMAGE_CLASS_NAMES) if args.images else ("videos", CLASS_NAMES)
-    print(f"{out}: {args.train} training and {args.test} test {kind} of {len(classes)} classes")
-    return 0
+    return guarded(lambda: execute(args))
 
 
 if __name__ == "__main__":

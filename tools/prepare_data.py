@@ -27,7 +27,7 @@ from slowfast.prepare.scan import describe, find_media
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
-from slowfast.utils.io import prepare_streams, write_text
+from slowfast.utils.io import guarded, write_text
 from slowfast.utils.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -283,17 +283,9 @@ def show(lines: Iterable[str]) -> None:
 
 
 def main() -> int:
-    """Run a sub-command; a fault of the user ends in one line and exit code 2."""
+    """Run a sub-command; return its exit code, or one of `guarded`."""
     args = parse_args()
-    prepare_streams()
-    try:
-        return args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
-        return 130
+    return guarded(lambda: args.run(args), "interrupted: the same command continues where this one stopped")
 
 
 if __name__ == "__main__":

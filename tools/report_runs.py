@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from slowfast.utils.io import check_output, guarded
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -21,42 +23,41 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main() -> int:
-    """Write the page and the table.
+def execute(args: argparse.Namespace) -> int:
+    """Write the page and the table; return 0.
 
-    Returns:
-        0, or 2 for a wrong input, which ends in one message.
+    Raises:
+        ValueError: a folder is not one of a run, or an output cannot be written.
     """
-    args = parse_args()
-    from slowfast.utils.io import check_output, prepare_streams
     from slowfast.visualization.compare import FORMATS, comparison_table
     from slowfast.visualization.report import write_comparison, write_report
     from slowfast.visualization.runs import read_runs
 
-    prepare_streams()
-    try:
-        for option, path in (("--out", args.out), ("--table", args.table)):
-            if path:
-                check_output(path, option)
-        runs = read_runs(args.runs)
-        if len(runs) == 1:
-            check_output(args.out or str(Path(args.runs[0], "report.html")), "--out")
-        table = comparison_table(runs)
-        if len(runs) == 1:
-            page = write_report(args.runs[0], args.out)
-        else:
-            page = Path(args.out or "comparison.html")
-            write_comparison(runs, table, page)
-        text = FORMATS[args.format](table)
-        if args.table:
-            Path(args.table).write_text(text, encoding="utf-8")
-        else:
-            print(text, end="")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for option, path in (("--out", args.out), ("--table", args.table)):
+        if path:
+            check_output(path, option)
+    runs = read_runs(args.runs)
+    if len(runs) == 1:
+        check_output(args.out or str(Path(args.runs[0], "report.html")), "--out")
+    table = comparison_table(runs)
+    if len(runs) == 1:
+        page = write_report(args.runs[0], args.out)
+    else:
+        page = Path(args.out or "comparison.html")
+        write_comparison(runs, table, page)
     print(f"written: {page}", file=sys.stderr)
+    text = FORMATS[args.format](table)
+    if args.table:
+        Path(args.table).write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
     return 0
+
+
+def main() -> int:
+    """Run the command line; return 0, or a code of `guarded`."""
+    args = parse_args()
+    return guarded(lambda: execute(args))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.find_batch:
         from slowfast.engine.batch_size import describe, find_batch
 
-        print(describe(cfg, find_batch(cfg)))
+        show(describe(cfg, find_batch(cfg)))
         return 0
     if not cfg.TRAIN.ENABLE and not cfg.TEST.ENABLE:
         raise ValueError("TRAIN.ENABLE and TEST.ENABLE are both False: set one of them True")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
 from slowfast.config.keys import KEYS, NAME, SECTIONS, Key
+from slowfast.utils.io import guarded
 
 HEAD = """\
 # All configuration keys
@@ -46,5 +49,11 @@ def page() -> str:
     return text
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Print the page; return 0."""
     print(page(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

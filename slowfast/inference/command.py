@@ -1,4 +1,4 @@
-"""Define what the programs of this package share: options, videos, outputs, processes, errors and exit codes."""
+"""Define what the programs of this package share: options, videos, outputs and processes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ import yaml
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.inference.load import load
 from slowfast.inference.network import Network
-from slowfast.utils.io import prepare_streams
 from slowfast.utils.processes import exit_with_parent, usable_cores
 from slowfast.weights.fetch import fetch
 
-SOME_FAILED, WRONG_INPUT = 1, 2  # exit codes
+SOME_FAILED = 1  # exit code
 LIST_SUFFIXES = (".txt", ".csv", ".lst")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 Result = TypeVar("Result")
@@ -68,19 +67,6 @@ def load_network(args: argparse.Namespace, overrides: Sequence[str] = ()) -> Net
     device = "cpu" if getattr(args, "processes", None) else args.device
     overrides = [*overrides, *args.opts]
     return load(args.weights, args.experiment, device=device, class_names=args.class_names, overrides=overrides)
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """Run a program; end wrong inputs with one line."""
-    prepare_streams()
-    try:
-        return run()
-    except (ValueError, OSError) as error:  # for example a full disk
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def in_processes(work: Callable[..., Result], args: argparse.Namespace, items: Any, net: Network) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Write files atomically, write JSON and CSV, and compute checksums."""
+"""Write files atomically, write JSON and CSV, compute checksums, and guard the standard streams of programs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import io
 import os
 import re
 import secrets
+import select
 import sys
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +39,38 @@ def prepare_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, errors="replace", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes contain any character
         sys.stdout.reconfigure(errors="replace")
+
+
+def guarded(run: Callable[[], int], interrupted: str = "interrupted") -> int:
+    """Run a program; end a wrong input with one line, and end quietly if the reader of the output has exited.
+
+    Returns:
+        The result of `run`; 2 for a wrong input or a fault of the system, such as a full disk; 130 after Ctrl-C; 141 if
+        the reader, for example head, has exited.
+    """
+    prepare_streams()
+    try:
+        code = run()
+        sys.stdout.flush()
+        return code
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            return 141  # of a program that SIGPIPE ends, in a shell
+        print_error(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        print_error(interrupted)
+        return 130
+
+
+def _has_no_reader() -> bool:
+    """Return whether the reader of the standard output has exited; if so, further output is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    ended = bool(poll.poll(0))
+    if ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end of the program
+    return ended
 
 
 def drawable(name: str) -> str:

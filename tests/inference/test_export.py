@@ -12,13 +12,13 @@ from safetensors import safe_open
 from torch import nn
 
 import slowfast
-from slowfast.inference.command import guarded
 from slowfast.inference.draw import pictures
 from slowfast.inference.export import METADATA, execute, export_model, metadata, parse_args
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
+from slowfast.utils.io import guarded
 
 STAGES = {"depth": (1, 0, 1, 0), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
 TOWER = VisionTower(width=32, layers=2, heads=2, patch=16, resolution=32)

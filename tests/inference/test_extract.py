@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import slowfast
-from slowfast.inference.command import guarded, names_of
+from slowfast.inference.command import names_of
 from slowfast.inference.extract import Task, execute, parse_args
 from slowfast.inference.windows import WindowCutter, join
-from slowfast.utils.io import sha256
+from slowfast.utils.io import guarded, sha256
 
 
 def extract(*arguments: object) -> int:

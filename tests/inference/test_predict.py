@@ -21,7 +21,7 @@ import slowfast
 from slowfast.config import load_config
 from slowfast.datasets.catalog import DATASETS
 from slowfast.datasets.lists import read_list
-from slowfast.inference.command import find_videos, guarded
+from slowfast.inference.command import find_videos
 from slowfast.inference.extract import execute as extract_features
 from slowfast.inference.extract import parse_args as parse_features
 from slowfast.inference.network import Network
@@ -29,6 +29,7 @@ from slowfast.inference.predict import execute, parse_args
 from slowfast.models.build import build_model
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import write_lists
+from slowfast.utils.io import guarded
 
 PACKED = Path(__file__).parents[1] / "golden/packed_xvid.avi"  # some of its frames have the same time
 

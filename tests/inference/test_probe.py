@@ -15,7 +15,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from slowfast.inference import extract
-from slowfast.inference.command import guarded
 from slowfast.inference.probe import execute, parse_args
 from slowfast.inference.probe_heads import (
     TEMPERATURE,
@@ -29,6 +28,7 @@ from slowfast.inference.probe_heads import (
     statistics,
     train_bank,
 )
+from slowfast.utils.io import guarded
 
 CPU = torch.device("cpu")
 CLASSES = 6

@@ -18,9 +18,9 @@ from slowfast.config import load_config
 from slowfast.engine.setup import clip_mover, make_loader
 from slowfast.engine.start import build_mixup
 from slowfast.engine.step import forward_backward
-from slowfast.inference.command import guarded
 from slowfast.inference.overlay import Heat, draw_heat, video_heat
 from slowfast.inference.visualize import execute, mixed, parse_args
+from slowfast.utils.io import guarded
 
 
 def visualize(*arguments: object) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from slowfast.utils.io import atomic_path, write_json
+from slowfast.utils.io import atomic_path, guarded, write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,3 +50,30 @@ def test_closed_standard_streams_do_not_become_results(tmp_path):
     command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0 and int((tmp_path / "result").read_text()) > 2
+
+
+@pytest.mark.parametrize(("lines", "piped", "expected"), [(1, "cat", 3), (1, "true", 141), (100_000, "head -n 1", 141)])
+def test_program_ends_quietly_if_the_reader_of_its_output_exits(lines, piped, expected):
+    program = (
+        "import sys, time\nfrom slowfast.utils.io import guarded\ntime.sleep(0.3)\n"
+        f"def run():\n    for _ in range({lines}):\n        print('line')\n    return 3\n"
+        "sys.exit(guarded(run))"
+    )
+    command = [
+        "bash",
+        "-c",
+        f'"$@" | {piped} > /dev/null; exit ${{PIPESTATUS[0]}}',
+        "bash",
+        sys.executable,
+        "-c",
+        program,
+    ]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (expected, b"")
+
+
+def test_broken_pipe_to_another_process_is_an_error(capfd):
+    def run():
+        raise BrokenPipeError(32, "a worker exited")
+
+    assert guarded(run) == 2 and "a worker exited" in capfd.readouterr().err
