@@ -91,6 +91,8 @@ def _targets(place: str | None, paths: Sequence[str], option: str) -> dict[str, 
     endings = {"video": (".mp4", ".mkv", ".mov"), "sheet": (".png",)}[option]
     if len(paths) == 1 and not os.path.isdir(place):
         files = {paths[0]: place}
+    elif place.lower().endswith(endings) and not os.path.isdir(place):
+        raise ValueError(f"--{option} {place} names a file, but there are {len(paths)} videos: name a folder")
     else:
         files = {path: os.path.join(place, name + endings[0]) for name, path in names_of(paths).items()}
     for path, file in files.items():

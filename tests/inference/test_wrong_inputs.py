@@ -122,6 +122,7 @@ OTHERS = [
     ("predict", "missing --weights net --csv OUT/a.csv"),
     ("predict", "OUT/*.mkv --weights net --csv OUT/a.csv"),
     ("predict", "video --weights net --video video"),
+    ("predict", "list --weights net --video OUT/a.mp4"),
     ("predict", "video --weights missing --csv OUT/a.csv"),
     ("predict", "video --weights net --csv OUT/a.csv --opts TEST.NUM_VIEWS 1"),
     ("predict", "video --weights net --csv OUT/a.csv --device cuda:99"),
