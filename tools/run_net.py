@@ -154,7 +154,7 @@ def run_job(cfg: CfgNode, init_method: str) -> int:
     except Interruption as stop:
         if os.environ.get("RANK", "0") == "0":
             origin = "; everything is saved" if stop.saved else " from the last checkpoint"
-            print_error(f"{stop.reason}; the same command continues the run{origin}")
+            print_error(f"interrupted; the same command continues the run{origin}")  # the log contains the reason
         return EXIT_REQUEUE
     return 0
 
