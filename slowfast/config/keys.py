@@ -175,7 +175,8 @@ SECTIONS["DATA_LOADER"] = "Loading"
 key("DATA_LOADER.NUM_WORKERS", 8, integer(0),
     "Workers per process; 0 decodes in the process itself.", may_differ=True)
 key("DATA_LOADER.DECODE_TIMEOUT", 60.0, number(0),
-    "Seconds to decode a video, after which it counts as broken; 0: no limit and no decoder process.", may_differ=True)
+    "Seconds to decode a video, after which it counts as broken; 0: no limit and no decoder process. Below 30, the "
+    "reason does not name a file system that fails.", may_differ=True)
 key("DATA_LOADER.PIN_MEMORY", True, FLAG,
     "Copy batches to page-locked memory, for a faster transfer to a GPU.", may_differ=True)
 
