@@ -51,6 +51,10 @@ class Network:
         self.dataset = build_dataset(cfg, "test", VideoList([], []))  # of no video: the transform and the sampling
         self._to_device = clip_mover(cfg, device)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy what the others follow from, for example for the workers of a loader."""
+        return type(self), (self.model, self.cfg, self.class_names, self.device, self.weights)
+
     @property
     def num_views(self) -> int:
         """The number of clips per video: temporal views x crops."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,14 @@ def test_transform_gives_the_clips_of_a_test(net, paths):
         scores = net.model(net.transform(frames)).sum(0).numpy()
     assert np.allclose(scores, net.predict(paths[0]).scores, atol=1e-5)
     assert net.transform(frames).shape == (6, 3, 4, 32, 32)
+
+
+def test_a_pickled_network_and_a_copy_predict_the_same(net, paths):
+    expected = net.predict(paths[0])
+    for other in (pickle.loads(pickle.dumps(net)), copy.deepcopy(net)):
+        found = other.predict(paths[0])
+        assert np.array_equal(found.scores, expected.scores) and found.top == expected.top
+        assert other.cfg == net.cfg and other.cfg.is_frozen() and other.model is not net.model
 
 
 def test_features_are_the_mean_over_views_of_the_input_of_the_classifier(net, paths):
