@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
-from slowfast.models.options import close_to
+from slowfast.utils.tables import close_to
 
 POOLED = "pooled"
 SMALL = 64  # pixels; smaller clips may be too small for a network

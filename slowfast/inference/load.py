@@ -18,10 +18,10 @@ from slowfast.datasets.container import first_line
 from slowfast.engine.setup import place
 from slowfast.engine.test import find_checkpoint, load_model
 from slowfast.inference.network import Network
-from slowfast.models.options import close_to
 from slowfast.run.checkpoint import checkpoint_dir, official_best
 from slowfast.utils import distributed
 from slowfast.utils.class_names import read_class_names
+from slowfast.utils.tables import close_to
 from slowfast.weights.fetch import fetch, fetch_checkpoint, released_weights
 from slowfast.weights.released import identify
 from slowfast.weights.tensors import load_tensors

@@ -29,9 +29,9 @@ from slowfast.inference.load import experiment_file
 from slowfast.inference.network import Network
 from slowfast.inference.overlay import video_heat, write_overlay, write_picture
 from slowfast.inference.results import Class, top_classes
-from slowfast.models.options import close_to
 from slowfast.utils.io import check_output
 from slowfast.utils.rng import random_state_for
+from slowfast.utils.tables import close_to
 from slowfast.visualization.maps import attention, attention_layer, cam_layer, grad_cam
 
 COLUMNS = 8  # frames of a clip of a training

@@ -6,10 +6,11 @@ import inspect
 import numbers
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
+
+from slowfast.utils.tables import close_to
 
 
 def check_options(
@@ -57,12 +58,6 @@ def _passed_on(network: Callable[..., nn.Module]) -> list[Callable[..., Any]]:
             if inspect.Parameter.VAR_KEYWORD not in kinds:
                 break
     return found
-
-
-def close_to(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Return " (meant 'x', 'y'?)" for the at most `count` most similar of the known names; "" if none is similar."""
-    near = get_close_matches(name, known, count)
-    return f" (meant {', '.join(map(repr, near))}?)" if near else ""
 
 
 def _is_a(value: Any, kind: Any) -> bool:

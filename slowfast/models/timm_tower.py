@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slowfast.models.options import close_to
+from slowfast.utils.tables import close_to
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from fnmatch import fnmatch
 from typing import Any
 
 from slowfast.models.backbone import feature_getter
-from slowfast.models.options import check_options, close_to
+from slowfast.models.options import check_options
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.utils.class_names import kinetics400_names
+from slowfast.utils.tables import close_to
 from slowfast.weights.class_order import ClassOrder, rows_of_places
 from slowfast.weights.heads import HeadPolicy, state_classes
 from slowfast.weights.layouts import extract_state_dict

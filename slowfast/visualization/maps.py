@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from slowfast.models.backbone import TimmBackbone
 from slowfast.models.image_vit import QueryAttention, SelfAttention
 from slowfast.models.layers import Attention
-from slowfast.models.options import close_to
 from slowfast.models.uniformer import FourStages
 from slowfast.models.uniformer_light import PruningBlock
 from slowfast.models.uniformerv2 import UniFormerV2
+from slowfast.utils.tables import close_to
 
 FINE = 6  # positions per side below which a map is too coarse to see where something is
 ATTENTION = (Attention, SelfAttention, PruningBlock)

@@ -1,0 +1,52 @@
+"""Look up names in tables, and name the configuration keys of arguments in errors."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def close_to(name: str, known: Iterable[str], count: int = 1) -> str:
+    """Return " (meant 'x', 'y'?)" for the at most `count` most similar of the known names; "" if none is similar."""
+    near = get_close_matches(name, known, count)
+    return f" (meant {', '.join(map(repr, near))}?)" if near else ""
+
+
+def row_of(table: Mapping[str, Value], place: str, name: str, origin: str) -> Value:
+    """Return a row of a table to which modules of users add rows.
+
+    Args:
+        table: name -> row.
+        place: name of the table and its module, for messages.
+        name: name of the row.
+        origin: what names the row, such as a configuration key, for messages.
+
+    Raises:
+        ValueError: there is no such row.
+    """
+    if name not in table:
+        raise ValueError(
+            f"{origin} {name!r} is no row of {place}{close_to(name, table)}: choose from {sorted(table)}, or add the "
+            "row in a module that SLOWFAST_IMPORT names"
+        )
+    return table[name]
+
+
+@contextmanager
+def keys_of_arguments(keys: Mapping[str, str]) -> Generator[None, None, None]:
+    """Append to an error the configuration keys of the arguments named in its last line, the cure.
+
+    Args:
+        keys: argument -> key.
+    """
+    try:
+        yield
+    except ValueError as error:
+        cure = str(error).rpartition("\n")[2]
+        if found := ", ".join(f"{argument} is {key}" for argument, key in keys.items() if argument in cure):
+            error.args = (f"{error} ({found})",)
+        raise
