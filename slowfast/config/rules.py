@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from fvcore.common.config import CfgNode
 
 from slowfast.config.keys import leaves
-from slowfast.datasets.catalog import CATALOG
+from slowfast.datasets.catalog import CATALOG, DatasetSpec
+from slowfast.utils.tables import row_of
 
 UNIFORMER_STRIDE = 32  # pixels per position of the last feature map of a UniFormer
 UNMIXED = ("cross_entropy", "bce", "bce_logit")  # losses that are not trained with mixup
@@ -113,20 +114,24 @@ def check_hardware(cfg: CfgNode) -> None:
         raise ConfigError([f"NUM_GPUS = {cfg.NUM_GPUS}, but this machine has {available}: {cure}"])
 
 
+def _spec(cfg: CfgNode, part: str) -> DatasetSpec:
+    return row_of(CATALOG, "CATALOG in slowfast.datasets.catalog", cfg[part].DATASET, f"{part}.DATASET")
+
+
 def _has_wrong_images(cfg: CfgNode, part: str) -> bool:
-    return cfg[part].ENABLE and CATALOG[cfg[part].DATASET].images != cfg.MODEL.MODEL_NAME.endswith("_image")
+    return cfg[part].ENABLE and _spec(cfg, part).images != cfg.MODEL.MODEL_NAME.endswith("_image")
 
 
 def _has_single_labels(cfg: CfgNode, part: str) -> bool:
     if not cfg[part].ENABLE:
         return False
-    spec = CATALOG[cfg[part].DATASET]
+    spec = _spec(cfg, part)
     return spec.images or (spec.list_file is None and cfg.DATA.LABEL_PATH_TEMPLATE.endswith(".json"))
 
 
 def _needs_template(cfg: CfgNode) -> bool:
     """Return whether DATA.LABEL_PATH_TEMPLATE names the lists of a data set."""
-    specs = (CATALOG[cfg[part].DATASET] for part in ("TRAIN", "TEST") if cfg[part].ENABLE)
+    specs = (_spec(cfg, part) for part in ("TRAIN", "TEST") if cfg[part].ENABLE)
     return any(spec.list_file is None and not spec.images for spec in specs)
 
 
@@ -194,7 +199,7 @@ RULES = (
         for part in ("TRAIN", "TEST")
     ),
     Rule("TEST.DATASET TEST.NUM_ENSEMBLE_VIEWS TEST.NUM_SPATIAL_CROPS TEST.SHUFFLE_FRAMES",
-         lambda cfg: cfg.TEST.ENABLE and CATALOG[cfg.TEST.DATASET].images
+         lambda cfg: cfg.TEST.ENABLE and _spec(cfg, "TEST").images
          and (cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS, cfg.TEST.SHUFFLE_FRAMES) != (1, 1, False),
          "an image has one view: set the numbers to 1, and TEST.SHUFFLE_FRAMES False"),
     Rule("DATA.TRAIN_CROP_SIZE UNIFORMERV2.BACKBONE", lambda cfg: _cut_patch(cfg, cfg.DATA.TRAIN_CROP_SIZE),

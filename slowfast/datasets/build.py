@@ -1,7 +1,5 @@
 """Build data sets and loaders from the configuration; the only module of this package that reads `cfg`."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from slowfast.datasets.rand_augment import RandAugment
 from slowfast.datasets.sampling import SAMPLERS
 from slowfast.datasets.transforms import RandomErasing, TrainTransform
 from slowfast.datasets.workers import VideoLoader, warn_of_few_cores
+from slowfast.utils.tables import keys_of_arguments, row_of
 
 Split = Literal["train", "val", "test"]
 
@@ -68,12 +67,12 @@ def build_loader(
     cv2.setNumThreads(0)  # a worker would inherit the thread pool, see `use_one_thread`
     dataset = build_dataset(cfg, split, samples)
     if cfg.DATA.CHECK_FILES and rank == 0 and not _spec(cfg, split).images:  # images were just listed
-        with _keys_of_arguments():
+        with keys_of_arguments(KEYS):
             check_files(dataset.samples)
             check_image_names(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
         check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
     size, ranks = _batch_size(cfg, split, local_world_size), {"rank": rank, "world_size": world_size}
-    with _keys_of_arguments():
+    with keys_of_arguments(KEYS):
         balanced = dataset.samples.labels if cfg.DATA.BALANCE and split == "train" else None
         sampler = EpochBatchSampler(
             len(dataset), size, train=split == "train", seed=cfg.RNG_SEED, balanced=balanced, **ranks
@@ -102,15 +101,17 @@ def build_dataset(
         reader, read_samples = ImageReader(), _list_images
     else:
         check_backend(data.DECODING_BACKEND)  # before the workers start
+        origin = f"data set {_kind(cfg, split)}: sampling"
+        sampler = row_of(SAMPLERS, "SAMPLERS in slowfast.datasets.sampling", spec.sampling, origin)
         reader = VideoReader(
-            SAMPLERS[spec.sampling](data.NUM_FRAMES, views, data.SAMPLING_RATE, data.USE_OFFSET_SAMPLING),
+            sampler(data.NUM_FRAMES, views, data.SAMPLING_RATE, data.USE_OFFSET_SAMPLING),
             image_template=data.IMAGE_TEMPLATE,
             colors=spec.colors,
             backend=data.DECODING_BACKEND,
             decode_timeout=cfg.DATA_LOADER.DECODE_TIMEOUT,
         )
         read_samples = _read_list
-    with _keys_of_arguments():
+    with keys_of_arguments(KEYS):
         samples = read_samples(cfg, spec, split) if samples is None else samples
         transform = _build_transform(cfg, spec.images) if split == "train" else None
     if transform is not None:
@@ -131,8 +132,12 @@ def build_dataset(
     )
 
 
+def _kind(cfg: CfgNode, split: Split) -> str:
+    return cfg.TEST.DATASET if split == "test" else cfg.TRAIN.DATASET
+
+
 def _spec(cfg: CfgNode, split: Split) -> DatasetSpec:
-    return CATALOG[cfg.TEST.DATASET if split == "test" else cfg.TRAIN.DATASET]
+    return CATALOG[_kind(cfg, split)]  # a configuration names only rows that exist
 
 
 def _views_and_crops(cfg: CfgNode, split: Split) -> tuple[int, int]:
@@ -151,19 +156,6 @@ def _batch_size(cfg: CfgNode, split: Split, local_world_size: int) -> int:
             f"node: make it a multiple of {local_world_size}"
         )
     return batch_size
-
-
-@contextmanager
-def _keys_of_arguments() -> Generator[None]:
-    """Append to an error the configuration keys of the arguments named in its last line, the cure."""
-    try:
-        yield
-    except ValueError as error:
-        cure = str(error).rpartition("\n")[2]
-        keys = ", ".join(f"{argument} is {key}" for argument, key in KEYS.items() if argument in cure)
-        if not keys:
-            raise
-        raise (ListError if isinstance(error, ListError) else ValueError)(f"{error} ({keys})") from None
 
 
 def _list_images(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:

@@ -18,6 +18,7 @@ from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import LOSSES, balanced_weights
 from slowfast.optim.sharded import ShardedOptimizer
 from slowfast.utils.distributed import world_size
+from slowfast.utils.tables import keys_of_arguments, row_of
 
 Groups = list[dict[str, Any]]
 IMPLEMENTATION = ("fused", "foreach", "capturable")  # options of an optimizer that do not change what it computes
@@ -67,7 +68,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
         ValueError: timm has no such optimizer, SOLVER.LAYER_DECAY does not fit the network, or DDP.SHARDING does not
             fit the optimizer.
     """
-    try:
+    with keys_of_arguments({"layer_decay": "SOLVER.LAYER_DECAY"}):
         groups = parameter_groups(
             model,
             weight_decay=cfg.SOLVER.WEIGHT_DECAY,
@@ -76,10 +77,11 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
             backbone_lr_ratio=cfg.SOLVER.BACKBONE_LR_RATIO,
             layer_decay=cfg.SOLVER.LAYER_DECAY,
         )
-    except ValueError as error:
-        raise ValueError(str(error).replace("layer_decay", "SOLVER.LAYER_DECAY")) from error
     name = cfg.SOLVER.OPTIMIZING_METHOD
-    build = partial(_timm_optimizer, name.removeprefix("timm/")) if name.startswith("timm/") else OPTIMIZERS[name]
+    if name.startswith("timm/"):
+        build = partial(_timm_optimizer, name.removeprefix("timm/"))
+    else:
+        build = row_of(OPTIMIZERS, "OPTIMIZERS in slowfast.optim.build", name, "SOLVER.OPTIMIZING_METHOD")
     if cfg.DDP.SHARDING == "zero1" and world_size() > 1:
         try:
             return ShardedOptimizer(partial(build, solver=cfg.SOLVER), groups)
@@ -114,7 +116,7 @@ def learning_rate(epoch: float, cfg: CfgNode) -> float:
     shards = cfg.NUM_SHARDS if solver.BASE_LR_SCALE_NUM_SHARDS else 1
     base, end, first = (shards * lr for lr in (solver.BASE_LR, solver.COSINE_END_LR, solver.WARMUP_START_LR))
 
-    schedule = SCHEDULES[solver.LR_POLICY]
+    schedule = row_of(SCHEDULES, "SCHEDULES in slowfast.optim.build", solver.LR_POLICY, "SOLVER.LR_POLICY")
     if epoch < solver.WARMUP_EPOCHS:
         after = schedule(solver.WARMUP_EPOCHS, base, end, solver)
         return first + (after - first) * epoch / solver.WARMUP_EPOCHS
@@ -169,7 +171,7 @@ def build_loss(
 
     MODEL.CLASS_WEIGHTS are computed from the labels (N,) of the training list.
     """
-    loss = LOSSES[cfg.MODEL.LOSS_FUNC]
+    loss = row_of(LOSSES, "LOSSES in slowfast.optim.losses", cfg.MODEL.LOSS_FUNC, "MODEL.LOSS_FUNC")
     if cfg.MODEL.CLASS_WEIGHTS == "none" or labels is None:
         return loss
     return partial(loss, weight=balanced_weights(labels, cfg.MODEL.NUM_CLASSES).to(device))

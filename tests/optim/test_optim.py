@@ -261,7 +261,7 @@ def test_layer_decay_sets_the_learning_rates_of_the_optimizer():
 def test_layer_decay_needs_the_order_of_the_layers():
     with pytest.raises(ValueError, match="group_matcher"):
         parameter_groups(nn.Linear(1, 1), weight_decay=0.1, layer_decay=0.5)
-    with pytest.raises(ValueError, match=r"^SOLVER\.LAYER_DECAY 0\.5 "):
+    with pytest.raises(ValueError, match=r"^layer_decay 0\.5 .*SOLVER\.LAYER_DECAY"):
         build_optimizer(nn.Linear(1, 1), config(SOLVER__LAYER_DECAY=0.5))
     assert len(parameter_groups(nn.Linear(1, 1), weight_decay=0.1)) == 2
 
