@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from slowfast.config.extensions import FAULTS
 from slowfast.datasets.backends import BACKENDS, check_backend
 from slowfast.datasets.reader import read_frames
 from slowfast.engine.setup import layout
@@ -56,6 +57,11 @@ def versions() -> Iterator[Finding]:
     except (ImportError, RuntimeError, AttributeError) as error:
         line = str(error).partition("\n")[0]
         yield Finding(BROKEN, describe_pair(package_version("torch"), package_version("torchvision"), line))
+
+
+def own_modules() -> Iterator[Finding]:
+    """Yield the modules in SLOWFAST_IMPORT that cannot be imported."""
+    yield from (Finding(BROKEN, fault) for fault in FAULTS)
 
 
 def describe_pair(torch_version: str, torchvision_version: str, reason: str) -> str:
@@ -212,7 +218,7 @@ def slurm() -> Finding:
     return Finding(OK if done.returncode == 0 else BROKEN if job else NOTE, text)
 
 
-CHECKS = (versions, devices, decoders, collectives, machine)
+CHECKS = (versions, own_modules, devices, decoders, collectives, machine)
 
 
 def execute() -> int:

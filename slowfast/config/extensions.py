@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
+import traceback
 from dataclasses import replace
-from importlib import import_module
 
 from slowfast.config.keys import KEYS
 from slowfast.config.values import one_of
+from slowfast.utils.tables import close_to
 
 VARIABLE = "SLOWFAST_IMPORT"
+FAULTS: list[str] = []  # of the modules; `get_cfg` raises them, so that every program ends as with a wrong key
 
 
 def import_extensions() -> None:
-    """Import the modules in SLOWFAST_IMPORT, which are separated by commas.
+    """Import the modules in SLOWFAST_IMPORT, which are separated by commas; add those that fail to `FAULTS`.
 
     They are named by a variable of the environment and not by a key, because a configuration may come from others, and
     must not choose code.
-
-    Raises:
-        ImportError: there is no such module.
     """
     for name in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
         try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name.partition(".")[0] and error.name != name:
-                raise  # a module that the extension imports
-            raise ImportError(
-                f"{VARIABLE} names {name}, which is not a module in sys.path: write it as in an import, and add its "
-                "folder to PYTHONPATH"
-            ) from None
+            importlib.import_module(name)
+        except Exception as error:
+            FAULTS.append(_fault(name, error))
+
+
+def _fault(name: str, error: Exception) -> str:
+    """Return why a module cannot be imported: it does not exist, or else the traceback from its first line on."""
+    if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+        folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        near = close_to(name, (module.name for module in pkgutil.iter_modules(folders)))
+        return (
+            f"{VARIABLE} names {name}, which is not a module in sys.path{near}: write it as in an import, separate "
+            "several by commas, and add their folder to PYTHONPATH"
+        )
+    step = error.__traceback__
+    while step and step.tb_frame.f_globals.get("__name__", "").startswith((__name__, "importlib")):
+        step = step.tb_next
+    lines = traceback.format_exception(type(error), error, step)
+    return f"{VARIABLE} names {name}, which fails: correct it, or remove it\n{''.join(lines).rstrip()}"
 
 
 def add_choice(key: str, choice: str) -> None:
@@ -41,6 +53,8 @@ def add_choice(key: str, choice: str) -> None:
         choice: the value.
 
     Raises:
-        KeyError: there is no such key.
+        ValueError: there is no such key.
     """
+    if key not in KEYS:
+        raise ValueError(f"unknown key {key}{close_to(key, KEYS)}: docs/CONFIG.md lists all")
     KEYS[key] = replace(KEYS[key], kind=KEYS[key].kind | one_of(choice))

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from slowfast.config.extensions import FAULTS
 from slowfast.config.files import VARIABLE, Assignment, Notes, expand, read_file, read_text, shown
 from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, ONLY_TRAINING, SECTIONS, leaves
 from slowfast.config.official import CURES, REPLACED_VALUES, family_of, reason_to_ignore
@@ -56,7 +57,13 @@ class ConfigNode(CfgNode):
 
 
 def get_cfg() -> ConfigNode:
-    """Return a new tree of defaults."""
+    """Return a new tree of defaults.
+
+    Raises:
+        ConfigError: a module in SLOWFAST_IMPORT cannot be imported.
+    """
+    if FAULTS:
+        raise ConfigError(FAULTS)
     tree: dict[str, Any] = {}
     for name, default in DEFAULT_VALUES.items():
         parent, _, leaf = name.rpartition(".")

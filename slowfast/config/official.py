@@ -79,10 +79,10 @@ REPLACED_VALUES = {
     ("TEST.DATASET", "ant"): "anet",
     ("DATA.DECODING_BACKEND", "torchvision"): "pyav",
 }
-ADDED = "the modules in SLOWFAST_IMPORT can add others"
+ADDED = "modules in SLOWFAST_IMPORT can add others (add_choice)"
 # Cures of values that official files or runs with extensions may have; for other keys it is their default.
 CURES = {
-    "MODEL.ARCH": "set MODEL.MODEL_NAME, from which it follows, and remove it",
+    "MODEL.ARCH": "remove it, and set MODEL.MODEL_NAME, from which MODEL.ARCH follows",
     **dict.fromkeys(
         ("TRAIN.DATASET", "TEST.DATASET"),
         f"other data sets are read as kinetics or kinetics_sparse (videos), or as sth (folders of frames); {ADDED}",

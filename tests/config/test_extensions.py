@@ -6,10 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import doctor
 import pytest
+from torch import nn
 
 from slowfast.config import ConfigError, add_choice, load_config
 from slowfast.config.keys import KEYS
+from slowfast.datasets.build import build_dataset
+from slowfast.datasets.catalog import CATALOG, DatasetSpec
+from slowfast.optim.build import build_loss, build_optimizer, learning_rate
+
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "exp/demo/config.yaml")
 
 EXTENSION = """
 from slowfast.config import add_choice
@@ -40,11 +48,10 @@ if __name__ == "__main__":
 """
 
 
-def run(folder: Path, script: str, modules: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, script: str, modules: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "script.py").write_text(script)
-    root = Path(__file__).parents[2]
-    environment = {"PYTHONPATH": f"{folder}:{root}", "SLOWFAST_IMPORT": modules, "HOME": str(folder)}
-    command = [sys.executable, str(folder / "script.py")]
+    environment = {"PYTHONPATH": f"{folder}:{ROOT}:{ROOT}/tools", "SLOWFAST_IMPORT": modules, "HOME": str(folder)}
+    command = [sys.executable, str(folder / "script.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -60,14 +67,64 @@ def test_an_extension_can_be_imported_before_this_package(tmp_path):
     assert run(tmp_path, "import own; own.MODELS['Small']", "own").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("modules", "named"), [("own.nets", "SLOWFAST_IMPORT names own.nets"), ("own", "No module named 'missing'")]
-)
-def test_a_module_that_does_not_exist_is_named(tmp_path, modules, named):
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own/__init__.py").write_text("" if "." in modules else "import missing")
-    done = run(tmp_path, "import slowfast.config", modules)
-    assert done.returncode == 1 and named in done.stderr.splitlines()[-1]
+MODULES = {
+    "typo": ("", ""),
+    "own.nets": ("", ""),
+    "syntax": ("def f(:", 'syntax.py", line 1'),
+    "inner": ("\nimport missing", 'inner.py", line 2'),
+    "raising": ("int('x')", 'raising.py", line 1'),
+    "choice": ("from slowfast.config import *\nadd_choice('MODEL.LOS_FUNC', 'x')", "'MODEL.LOSS_FUNC'"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_that_cannot_be_imported_is_a_fault_of_the_configuration(tmp_path, name):
+    """One line for a wrong name; a module with an error also needs the line of the error."""
+    code, place = MODULES[name]
+    if code:
+        (tmp_path / f"{name}.py").write_text(code)
+    done = run(tmp_path, "import run_net, sys; sys.exit(run_net.main())", f"json,{name}", "--cfg", DEMO, "--show")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and lines[0].startswith(f"error: SLOWFAST_IMPORT names {name}, "), lines
+    assert place in done.stderr and (len(lines) > 1) == bool(code)
+
+
+def test_a_module_that_cannot_be_imported_is_broken_in_the_doctor(tmp_path):
+    script = "import doctor, sys; doctor.CHECKS = (doctor.own_modules, doctor.machine); sys.exit(doctor.main())"
+    done = run(tmp_path, script, "tipo,json")
+    broken = [line for line in done.stdout.splitlines() if line.startswith(doctor.BROKEN)]
+    assert done.returncode == 1 and ["tipo" in line for line in broken] == [True]
+    assert "open files" in done.stdout
+
+
+def test_add_choice_needs_a_key():
+    with pytest.raises(ValueError, match=r"SOLVER.LR_POLICI .*'SOLVER.LR_POLICY'"):
+        add_choice("SOLVER.LR_POLICI", "linear")
+
+
+def test_a_choice_without_a_row_names_the_table(monkeypatch):
+    cfg = ["MODEL.LOSS_FUNC", "fokal", "SOLVER.OPTIMIZING_METHOD", "lyon", "SOLVER.LR_POLICY", "cosin"]
+    for key, choice in zip(cfg[::2], cfg[1::2], strict=True):
+        monkeypatch.setitem(KEYS, key, KEYS[key])
+        add_choice(key, choice)
+    loaded = load_config(None, cfg)
+    for build, named in (
+        (lambda: build_loss(loaded), "MODEL.LOSS_FUNC 'fokal' .*LOSSES"),
+        (lambda: build_optimizer(nn.Linear(1, 1), loaded), "SOLVER.OPTIMIZING_METHOD 'lyon' .*OPTIMIZERS"),
+        (lambda: learning_rate(0, loaded), "SOLVER.LR_POLICY 'cosin' .*SCHEDULES .*'cosine'"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            build()
+
+
+def test_a_data_set_without_a_row_or_sampler_names_the_table(monkeypatch):
+    monkeypatch.setitem(KEYS, "TRAIN.DATASET", KEYS["TRAIN.DATASET"])
+    add_choice("TRAIN.DATASET", "drones")
+    with pytest.raises(ValueError, match=r"TRAIN.DATASET 'drones' .*CATALOG"):
+        load_config(None, ["TRAIN.DATASET", "drones"])
+    monkeypatch.setitem(CATALOG, "drones", DatasetSpec("videos of drones", sampling="dens"))
+    with pytest.raises(ValueError, match=r"drones.* 'dens' .*SAMPLERS .*'dense'"):
+        build_dataset(load_config(None, ["TRAIN.DATASET", "drones"]), "train")
 
 
 def test_a_new_choice_is_accepted_and_can_be_mixed(monkeypatch):
