@@ -146,9 +146,11 @@ def _options(cfg: CfgNode, row: Row) -> dict[str, Any]:
     for key in OPTIONAL:
         if section and cfg[section].get(key) and key.lower() not in known:
             raise ValueError(f"{section}.{key} {cfg[section][key]} is not for {name}: remove it")
-    if row.is_image and "ndim" in known:
-        options["ndim"] = 2
-    return {**options, **row.family.options(cfg), **row.fixed}
+    fixed = {"ndim": 2} if row.is_image and "ndim" in known else {}
+    fixed |= {**row.family.options(cfg), **row.fixed}
+    for option in given.keys() & fixed.keys():
+        raise ValueError(f"MODEL.OPTIONS {option}={given[option]}: it is {fixed[option]} in every {name}: remove it")
+    return options | fixed
 
 
 def _literal(text: str) -> Any:
@@ -166,14 +168,28 @@ def build_model(cfg: CfgNode) -> nn.Module:
         ValueError: MODEL.MODEL_NAME is unknown, the network does not have an option, or options exclude each other.
     """
     row = model_row(cfg)
-    options = _options(cfg, row)
+    sizes = {"num_classes": cfg.MODEL.NUM_CLASSES, "in_channels": cfg.DATA.INPUT_CHANNEL_NUM[0]}
+    options = sizes | _options(cfg, row)
+    _check_call(cfg.MODEL.MODEL_NAME, row.network, options)
     try:
-        model = row.network(num_classes=cfg.MODEL.NUM_CLASSES, in_channels=cfg.DATA.INPUT_CHANNEL_NUM[0], **options)
+        model = row.network(**options)
     except ValueError as error:
         raise ValueError(f"{cfg.MODEL.MODEL_NAME}: {error} (see {row.family.section or 'MODEL.OPTIONS'})") from error
     if cfg.MODEL.USE_CHECKPOINT:
         _set_checkpointing(model, cfg)
     return model
+
+
+def _check_call(name: str, network: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
+    """Refuse a network, perhaps of a user, that does not take the options, or has an argument without a value."""
+    try:
+        inspect.signature(network).bind(**options)
+    except TypeError as error:
+        of = getattr(network, "__qualname__", repr(network))
+        raise ValueError(
+            f"MODEL.MODEL_NAME {name} ({of}): {error}; a network must take num_classes and in_channels, and its other "
+            "arguments need a default or a value in MODEL.OPTIONS"
+        ) from None
 
 
 def _set_checkpointing(model: Any, cfg: CfgNode) -> None:

@@ -163,12 +163,26 @@ def test_without_weights_a_new_backbone_keeps_its_initial_values():
         ({"MODEL__MODEL_NAME": "Uniformer_light", "UNIFORMER__SPLIT": True}, "UNIFORMER.SPLIT True"),
         ({"MODEL__MODEL_NAME": "Uniformer_light", "UNIFORMER__LAYER_SCALE": [0.1] * 4}, "UNIFORMER.LAYER_SCALE"),
         ({"MODEL__MODEL_NAME": "Uniformer_image", "UNIFORMER__STD": True}, "std .*UNIFORMER"),
+        ({"MODEL__MODEL_NAME": "Uniformer_image", "MODEL__OPTIONS": ["ndim=3"]}, "MODEL.OPTIONS ndim=3.* 2 "),
         ({"MODEL__MODEL_NAME": "Uniformerv2", "UNIFORMERV2__N_LAYERS": 3}, "UNIFORMERV2.N_LAYERS 3 .* 4"),
     ],
 )
 def test_unknown_options_of_a_network_are_named(options, named):
     with pytest.raises(ValueError, match=named):
         build.build_model(config(**options))
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        (lambda num_classes: nn.Identity(), "MeanPool .*'in_channels'"),
+        (lambda num_classes, in_channels, width: nn.Identity(), "MeanPool .*'width'.* MODEL.OPTIONS"),
+    ],
+)
+def test_a_network_that_cannot_be_called_names_the_argument(monkeypatch, network, named):
+    monkeypatch.setitem(build.MODELS, "MeanPool", build.Row(network))
+    with pytest.raises(ValueError, match=named):
+        build.build_model(config())
 
 
 @pytest.mark.parametrize("name", SMALL)
