@@ -146,6 +146,7 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
         outputs = run.network(video)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         loss = getattr(state.model, "training_loss", mean_loss)(outputs, target, run.loss)
+        check_scalar(loss, state.model)
         with torch.autocast(run.device.type, enabled=False):  # gradients have the types of the forward pass
             state.scaler.scale(loss / accumulation).backward()
 
@@ -157,6 +158,15 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
 def mean_loss(outputs: tuple[Tensor, ...], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return the mean of the losses of all outputs: light networks train a second classifier, on the class token."""
     return torch.stack([loss(logits, target) for logits in outputs]).mean()
+
+
+def check_scalar(loss: Any, model: nn.Module) -> None:
+    """Refuse a loss, which `training_loss` of a network returns, that is not a tensor ()."""
+    if not torch.is_tensor(loss) or loss.ndim:
+        found = f"a tensor {tuple(loss.shape)}" if torch.is_tensor(loss) else f"a {type(loss).__name__}"
+        raise ValueError(
+            f"{type(model).__name__}.training_loss returns {found}: return a tensor of shape (), such as loss.mean()"
+        )
 
 
 def seed(device: torch.device, number: int) -> None:

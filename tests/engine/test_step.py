@@ -148,6 +148,23 @@ def test_a_network_may_compute_its_loss_from_outputs_that_are_no_logits(make):
     torch.testing.assert_close(state.model.head.bias.detach(), before - 0.5 * gradient)
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [(lambda loss: loss.view(1), r"\(1,\)"), (lambda loss: loss.expand(6), r"\(6,\)"), (Tensor.tolist, "float")],
+)
+def test_a_loss_of_a_network_must_be_one_number(make, change, found):
+    class Wrong(nn.Linear):
+        def forward(self, video: Tensor) -> Tensor:
+            return super().forward(video.flatten(1))
+
+        def training_loss(self, outputs: tuple[Tensor, ...], target: Tensor, loss: Callable[..., Tensor]) -> Any:
+            return change(loss(outputs[0], target))
+
+    state, run = make(Wrong(12, CLASSES))
+    with pytest.raises(ValueError, match=f"Wrong.training_loss .*{found}"):
+        take_step(state, run, iter(batches(1, clips=6)))
+
+
 def test_random_draws_depend_on_the_seed_the_step_the_rank_and_the_micro_batch(make, monkeypatch):
     def draws(step: int = 0, rank: int = 0, **options: Any) -> list[tuple[int, float]]:
         state, run = make(SOLVER__ACCUMULATION_STEPS=2, **options)
