@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -27,6 +26,7 @@ from slowfast.run.checkpoint import (
     peek,
 )
 from slowfast.utils import distributed
+from slowfast.utils.environment import own_modules
 from slowfast.utils.io import write_text
 from slowfast.weights.fetch import fetch_checkpoint
 
@@ -142,7 +142,7 @@ def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, An
             "nodes": cfg.NUM_SHARDS,
             "workers": cfg.DATA_LOADER.NUM_WORKERS,
             "torch": str(torch.__version__),
-            "SLOWFAST_IMPORT": os.environ.get("SLOWFAST_IMPORT") or "no",
+            "SLOWFAST_IMPORT": own_modules(),
         },
     }
 
@@ -161,7 +161,7 @@ def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, 
     now = describe_run(cfg, train, val)
     before = {part: now[part] | checkpoint.get(part, {}) for part in ("world", "lists")}
     if changed := [key for key, value in now["world"].items() if before["world"][key] != value]:
-        there = (f"{now['world'][key]} {key} instead of {before['world'][key]}" for key in changed)
+        there = (f"{key} {now['world'][key]} instead of {before['world'][key]}" for key in changed)
         logger.warning(
             "%s: samples and their order do not change; another number of processes changes dropout, mixup partners "
             "and BatchNorm batches, another torch changes the rounding, other modules change what they add",

@@ -26,7 +26,7 @@ def environment() -> dict[str, str]:
         "command": shlex.join(sys.argv),
         "slowfast": package_version("slowfast"),
         "git commit": git_commit(),
-        "SLOWFAST_IMPORT": os.environ.get("SLOWFAST_IMPORT", "None"),
+        "SLOWFAST_IMPORT": own_modules(),
         "Python": platform.python_version(),
         **{name: package_version(name) for name in PACKAGES},
         "CUDA": str(torch.version.cuda),
@@ -35,6 +35,11 @@ def environment() -> dict[str, str]:
         "CPU cores": str(usable_cores()),
         "system": platform.platform(),
     }
+
+
+def own_modules() -> str:
+    """Return SLOWFAST_IMPORT, or "not set"."""
+    return os.environ.get("SLOWFAST_IMPORT") or "not set"
 
 
 def package_version(name: str) -> str:

@@ -121,7 +121,7 @@ def test_a_resume_without_a_module_of_the_run_is_a_warning(tmp_path, caplog, mon
     monkeypatch.delenv("SLOWFAST_IMPORT")
     check_resume(before, cfg(tmp_path), videos, videos)
     (message,) = caplog.messages
-    assert message.startswith("no SLOWFAST_IMPORT instead of my_augmentations: ")
+    assert message.startswith("SLOWFAST_IMPORT not set instead of my_augmentations: ")
 
 
 @pytest.mark.parametrize(("count", "named", "others"), [(8, 8, None), (9, 8, 1), (12, 8, 4)])
