@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import time
 from difflib import get_close_matches
 from email.utils import formatdate, parsedate_to_datetime
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request, getproxies, urlopen
 
 from iopath.common.file_io import file_lock
 from tqdm import tqdm
@@ -159,16 +160,28 @@ def _fetch_from_hub(address: str) -> str:
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", address)
     if not match:
         raise ValueError(f"{address} is not an address of the Hugging Face Hub: write hf://OWNER/NAME/FILE")
-    import huggingface_hub  # slow to import, and most runs do not need it
+    import huggingface_hub.constants  # slow to import, and most runs do not need it
 
     repository, revision, file = match.groups()
+    unknown = _unknown_host(huggingface_hub.constants.ENDPOINT)  # it would repeat the request for 24 s
     try:
-        return huggingface_hub.hf_hub_download(repository, file, revision=revision)
+        return huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=bool(unknown))
     except Exception as error:  # any type: the exceptions come from its HTTP client, which differs between versions
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = unknown or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{address} cannot be downloaded ({first}): check the address, or give a local path"
         ) from error
+
+
+def _unknown_host(url: str) -> str:
+    """Return why a host has no IP address here; "" if it has one, or if a proxy may find it."""
+    host = urlsplit(url).hostname
+    try:
+        if not {"http", "https", "all"} & {*getproxies()}:
+            socket.getaddrinfo(host, None)
+    except OSError as error:
+        return f"{host}: {error.strerror}"
+    return ""
 
 
 def _table(part: str) -> dict[str, Any]:

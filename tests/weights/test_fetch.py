@@ -294,7 +294,11 @@ def test_files_of_the_hugging_face_hub(tmp_path):
     done = subprocess.run(command, env={**os.environ, **home}, capture_output=True, text=True, check=True)
     server.shutdown()
     server.server_close()
-    assert done.stdout.split() == ["/me/some/resolve/main/a%2Bb.pyth", "/me/some/resolve/v2/deep/a.pyth", "ValueError"]
+    found = ["/me/some/resolve/main/a%2Bb.pyth", "/me/some/resolve/v2/deep/a.pyth", "ValueError"]
+    assert done.stdout.split() == found
+    home["HF_ENDPOINT"] = "http://hub.invalid"  # as on a machine without a network
+    done = subprocess.run(command, env={**os.environ, **home}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == found and "hub.invalid" not in done.stderr  # no request, which would be repeated
 
 
 def test_released_weights_come_from_the_hub_and_then_from_elsewhere(site, monkeypatch):
