@@ -85,6 +85,13 @@ def video_stream(path: str, container: Any) -> Any:
     return stream
 
 
+def seconds_of(container: Any, stream: Any) -> float:
+    """Return the length of a stream in seconds, or of the whole file if only that is known; 0.0 if neither is."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
 def packets(container: Any, streams: Any) -> Iterator[Any]:
     """Yield the packets of streams, without empty packets.
 

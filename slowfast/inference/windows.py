@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slowfast.datasets.container import open_video, video_stream
+from slowfast.datasets.container import open_video, seconds_of, video_stream
 from slowfast.datasets.dataset import Prepared
 from slowfast.datasets.decode import frame_rate
 from slowfast.datasets.lists import Sample
@@ -194,8 +194,7 @@ def rate_and_seconds(path: str) -> tuple[Fraction, float]:
     """
     with open_video(path) as container:
         stream = video_stream(path, container)
-        seconds = container.duration / 1e6 if container.duration else 0.0
-        return frame_rate(stream), float(stream.duration * stream.time_base) if stream.duration else seconds
+        return frame_rate(stream), seconds_of(container, stream)
 
 
 def predict_windows(net: Network, path: str, window: int, stride: int, batch: int, progress: Any = None) -> Timeline:

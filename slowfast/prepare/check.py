@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 
-from slowfast.datasets.container import MediaError, open_video, packets, video_stream
+from slowfast.datasets.container import MediaError, open_video, packets, seconds_of, video_stream
 from slowfast.datasets.reader import read_frames
 from slowfast.prepare.killable import Failure, run_killable
 from slowfast.prepare.scan import image_template
@@ -36,7 +36,7 @@ class Row:
         height: height of the decoded frames in pixels.
         fps: average frame rate of the file.
         codec: codec of the file; "images" for a folder.
-        seconds: duration.
+        seconds: duration of the video stream, or of the file if it does not contain that.
         size: size in bytes.
         modified: time of the last change in nanoseconds; the row is valid while this and the size stay the same.
         full: 1 if every frame was decoded, not only the two ends and the middle.
@@ -138,12 +138,12 @@ def _look(videos: str, full: bool, item: tuple[str, int | None]) -> Row:
     try:
         with open_video(path) as container:
             stream = video_stream(path, container)
-            rate, seconds = stream.average_rate, container.duration
+            rate, seconds = stream.average_rate, seconds_of(container, stream)
             return replace(
                 row,
                 codec=stream.codec_context.name,
                 fps=round(float(rate), 3) if rate else "",
-                seconds=round(seconds / av.time_base, 3) if seconds else "",
+                seconds=round(seconds, 3) if seconds else "",
             )
     except (av.FFmpegError, MediaError):  # frames were decoded, so a bad header does not make the file bad
         return replace(row, codec="")

@@ -280,3 +280,21 @@ def test_an_interrupted_check_leaves_no_process(pipe, tmp_path):
     with closing(outcomes):
         next(outcomes)
     assert not multiprocessing.active_children()
+
+
+def test_seconds_of_a_report_are_those_of_the_video_stream(tmp_path, write_video):
+    """The sound, of 3 s, is longer."""
+    source = write_video(tmp_path / "silent.mp4", frames=24)
+    with av.open(source) as silent, av.open(str(tmp_path / "loud.mp4"), "w") as loud:
+        sound = loud.add_stream("aac", rate=8000)
+        video = loud.add_stream_from_template(silent.streams.video[0])
+        for packet in silent.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                loud.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 24000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        loud.mux([*sound.encode(frame), *sound.encode(None)])
+    (tmp_path / "silent.mp4").unlink()
+    rows = check_media(tmp_path, {"loud.mp4": None}, tmp_path / "out", workers=1)
+    assert [(row.frames, row.seconds) for row in rows] == [(24, 0.96)]
