@@ -12,7 +12,9 @@ from slowfast.visualization.runs import Run
 def comparison_table(runs: Sequence[Run]) -> list[list[str]]:
     """Return a table with one column per run: a header, the results, and the configuration values that differ."""
     numbers = [run.numbers() for run in runs]
-    names = dict.fromkeys(name for each in numbers for name in each)
+    names = [*dict.fromkeys(name for each in numbers for name in each)]
+    parts = [name.partition(":")[0] for name in names]
+    names.sort(key=lambda name: parts.index(name.partition(":")[0]))  # of the test, of the validation, ...
     rows = [[name, *(f"{each[name]:.5g}" if name in each else "" for each in numbers)] for name in names]
     settings = [run.settings() for run in runs]
     changed = [changed_keys(settings[0], other, ignore=("OUTPUT_DIR",)) for other in settings[1:]]

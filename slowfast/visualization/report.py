@@ -117,7 +117,7 @@ def _analysis(run: Run) -> dict[str, Any] | None:
         if isinstance(outcomes, MultiLabelOutcomes):
             return {"source": folder, **_multi_label(outcomes, thumbnail)}
         if outcomes:
-            return {"source": folder, "top5": run.label("top5"), **_classification(outcomes, thumbnail)}
+            return {"source": folder, "top5": "top5" in run.accuracies, **_classification(outcomes, thumbnail)}
     return None
 
 

@@ -8,6 +8,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,13 @@ class Run:
         return [r for r in self.records if r["kind"] == kind and finite([r.get(name) for name in fields])]
 
     def points(self, kind: str, field: str) -> tuple[list[float], list[float]]:
-        """Return epochs and values of a field of the records of a kind."""
+        """Return epochs and values of a field of the records of a kind.
+
+        If an epoch has few steps, there are more means of epochs than training records, and they are returned.
+        """
         rows = self.rows(kind, "epoch", field)
+        if kind == "train":
+            rows = max(rows, self.rows("epoch", "epoch", field), key=len)
         return [r["epoch"] for r in rows], [r[field] for r in rows]
 
     def curves(self, field: str) -> list[Series]:
@@ -54,15 +60,18 @@ class Run:
 
     @property
     def accuracies(self) -> list[str]:
-        """The names of the metrics in percent that validations, tests or training steps contain."""
-        found = [*self.rows("val"), *(test["metrics"] for test in self.tests.values())]
-        return [*dict.fromkeys(name for metrics in found for name in percentages(metrics))] or ["top1", "top5"]
+        """The names of the metrics in percent that validations, tests or training steps contain.
 
-    @property
-    def top5_k(self) -> int:
-        """The number of classes that "top5" counts, less than 5 for fewer classes."""
-        found = [test["metrics"] for test in self.tests.values()] + self.rows("val", "top5_k")
-        return found[-1].get("top5_k", 5) if found else 5
+        "top5" of at most 5 classes, which is always 100 %, is left out.
+        """
+        found = [*self.rows("val"), *(test["metrics"] for test in self.tests.values())]
+        names = dict.fromkeys(name for metrics in found for name in percentages(metrics)) or ("top1", "top5")
+        return [name for name in names if name != "top5" or self.num_classes > 5]
+
+    @cached_property
+    def num_classes(self) -> int:
+        """K, according to the configuration."""
+        return self.settings()["MODEL"]["NUM_CLASSES"]
 
     @property
     def best_validation(self) -> dict[str, Any]:
@@ -78,8 +87,7 @@ class Run:
 
     def label(self, accuracy: str) -> str:
         """Return the name of a metric for a reader, such as "top-5"."""
-        number = {"top1": 1, "top5": self.top5_k}.get(accuracy)
-        return accuracy.replace("_", " ") if number is None else f"top-{number}"
+        return {"top1": "top-1", "top5": "top-5"}.get(accuracy, accuracy.replace("_", " "))
 
     def title(self, accuracy: str) -> str:
         """Return the title of the curve of a metric."""

@@ -23,6 +23,7 @@ from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.results import write_scores
 from slowfast.utils.io import to_json
 from slowfast.visualization.charts import matrix_chart
+from slowfast.visualization.compare import comparison_table
 from slowfast.visualization.report import write_report
 from slowfast.visualization.runs import read_run, read_runs
 
@@ -248,6 +249,27 @@ def test_runs_are_compared_in_results_and_settings(run, page, tmp_path, monkeypa
         page.value("document.querySelector('tr[data-name=\"SOLVER.BASE_LR\"]').textContent") == "SOLVER.BASE_LR0.20.5"
     )
     assert page.faults() == []
+
+
+def test_top5_of_at_most_five_classes_is_left_out(run, tmp_path):
+    few = Evaluation(np.arange(6), np.arange(6) % 4, np.zeros((6, 4), np.float32))
+    folder = make_run(tmp_path / "few", result=few)
+    config = folder / "resolved_config.yaml"
+    config.write_text(config.read_text().replace("NUM_CLASSES: 8", "NUM_CLASSES: 4"))
+    names = [row[0] for row in comparison_table(read_runs([folder, run]))]
+    assert names[1:5] == ["test: top-1, %", "test: mean class, %", "test: loss", "test: top-5, %"]
+    assert not [name for name in read_run(folder).numbers() if "top-5" in name]
+    assert "top-5" in write_report(run, tmp_path / "a.html").read_text()
+    assert "top-5" not in write_report(folder).read_text().partition('id="settings"')[0].lower()
+
+
+def test_a_curve_of_epochs_with_few_steps_shows_their_means(tmp_path):
+    lines = [record("epoch", step, loss=step, top1=0.0) for step in (10, 20, 30)]
+    lines.insert(2, record("train", 25, loss=99.0, lr=1e-3))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(tmp_path)
+    assert run.points("train", "loss") == ([1, 2, 3], [10, 20, 30])
+    assert run.points("train", "lr") == ([2.5], [1e-3])
 
 
 def test_runs_of_folders_with_the_same_name_are_named_for_their_paths(run, tmp_path):
