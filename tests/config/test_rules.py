@@ -88,6 +88,30 @@ def test_impossible_values_and_combinations(overrides, named):
     assert overrides.split()[0] in message and named in message
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "DATA.TRAIN_CROP_SIZE 31",
+        "MODEL.NUM_CLASSES 1",
+        "MODEL.HEAD_ROWS names",
+        "SOLVER.MAX_EPOCH 5 SOLVER.WARMUP_EPOCHS 5",
+        "SOLVER.WARMUP_EPOCHS 5 SOLVER.BASE_LR 1e-3",
+        "SOLVER.COSINE_END_LR 1e-6 SOLVER.BASE_LR 1e-7",
+        "SOLVER.LR_POLICY steps_with_relative_lrs",
+        "MIXUP.ENABLE True MODEL.LOSS_FUNC bce",
+        "MIXUP.ALPHA 0 MIXUP.CUTMIX_ALPHA 0 MIXUP.ENABLE True MODEL.LOSS_FUNC soft_cross_entropy",
+        "MODEL.CLASS_WEIGHTS balanced DATA.BALANCE True",
+        "MODEL.CLASS_WEIGHTS balanced MODEL.LOSS_FUNC bce",
+        "DATA.MULTI_LABEL True",
+        "DATA.MULTI_LABEL True MODEL.LOSS_FUNC bce DATA.BALANCE True",
+        "MODEL.COMPILE True MODEL.USE_CHECKPOINT True MODEL.CHECKPOINT_KEEP products",
+        "DDP.SHARDING zero1 SOLVER.OPTIMIZING_METHOD timm/lamb",
+    ],
+)
+def test_a_rule_of_the_training_does_not_stop_a_test(overrides):
+    load_config(None, [*overrides.split(), "TRAIN.ENABLE", "False"])
+
+
 def test_training_rules_do_not_stop_a_test():
     cfg = load_config(
         None, ["TRAIN.ENABLE", "False", "TRAIN.BATCH_SIZE", "10", "NUM_GPUS", "4", "MIXUP.ENABLE", "True"]

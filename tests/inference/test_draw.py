@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from slowfast.inference.draw import PANEL, draw_bars, font, write_sheet
+from slowfast.inference.draw import PANEL, color, draw_bars, font, write_sheet
 from slowfast.inference.results import Class
 
 
@@ -32,3 +32,7 @@ def test_a_long_name_ends_before_its_probability():
         draw_bars(image, [Class(name, 0, 1.0)], (0, 0, 300), 15)
         pictures.append(np.asarray(image)[:, 300 - round(font(15).getlength("100.0 %")) :])
     assert np.array_equal(*pictures)
+
+
+def test_classes_have_different_colours():
+    assert len({color(index) for index in range(50)}) == 50

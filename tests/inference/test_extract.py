@@ -30,18 +30,18 @@ def paths(videos) -> list[Path]:
 
 
 def test_features_are_those_of_the_network_with_their_description(trained, paths, tmp_path):
-    options = ["--weights", trained, "--window", 8, "--stride", 4, "--out", tmp_path / "f"]
+    options = ["--weights", trained, "--window", 16, "--out", tmp_path / "f"]
     assert extract(*paths, *options) == 0
     net = slowfast.load(trained, device="cpu", overrides=["TEST.NUM_SPATIAL_CROPS", "1"])
     model: Any = net.model
     about = json.loads((tmp_path / "f/features.json").read_text())
-    assert (about["window"], about["stride"], about["layer"], about["clip"]) == (8, 4, "pooled", 4)
+    assert (about["window"], about["stride"], about["layer"], about["clip"]) == (16, 4, "pooled", 4)
     assert about["sha256"] == sha256(net.weights)
     for path in paths:
-        found, windows = np.load(tmp_path / "f" / f"{path.stem}.npy"), [*WindowCutter(net, str(path), 8, 4)]
+        found, windows = np.load(tmp_path / "f" / f"{path.stem}.npy"), [*WindowCutter(net, str(path), 16, 4)]
         assert found.dtype == np.float32 and found.shape == (len(windows), 32)
         video = about["videos"][path.stem]
-        assert video["windows"] == len(windows) == (video["frames"] - 8) // 4 + 1
+        assert video["windows"] == len(windows) == (video["frames"] - 16) // 4 + 1
         assert video["fps"] == pytest.approx(video["frames"] / video["seconds"], rel=1e-4)
         for row, window in zip(found, windows, strict=True):
             with torch.no_grad():

@@ -46,6 +46,12 @@ def test_probabilities_are_those_of_all_classes_and_have_names(net, paths):
     assert all(c.name == CLASS_NAMES[c.index] for c in found.top)
 
 
+def test_maxima_of_softmax_become_probabilities_row_by_row(trained):
+    net = slowfast.load(trained, device="cpu", overrides=["TEST.ADD_SOFTMAX", "True", "DATA.ENSEMBLE_METHOD", "max"])
+    found = net.probabilities(np.array([[0.5, 1.5], [0.5, 0.5]]), 2)
+    assert found.tolist() == [[0.25, 0.75], [0.5, 0.5]]
+
+
 def test_a_broken_video_of_a_list_is_named_and_alone_raises(net, paths, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")

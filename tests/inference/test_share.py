@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,29 @@ def test_a_wrong_name_is_an_error_before_anything_is_written(name, net, tmp_path
     with pytest.raises(ValueError, match="OWNER/NAME"):
         net.push_to_hub(name, tmp_path / "shared")
     assert not (tmp_path / "shared").exists()
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_an_upload_sends_the_three_files_to_the_repository(edited, net, tmp_path, monkeypatch):
+    sent: dict[str, Any] = {}
+
+    class Hub:
+        def create_repo(self, name: str, **options: Any) -> None:
+            sent.update(name=name, **options)
+
+        def upload_folder(self, repo_id: str, folder_path: Path, allow_patterns: list[str]) -> None:
+            files = {pattern: (folder_path / pattern).read_bytes() for pattern in allow_patterns}
+            sent.update(repo_id=repo_id, files=files)
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    (tmp_path / "README.md").write_text("mine")
+    assert net.push_to_hub("owner/demo", tmp_path if edited else None, private=True) == "hf://owner/demo"
+    assert sent["name"] == sent["repo_id"] == "owner/demo" and sent["private"] and sent["exist_ok"]
+    assert sorted(sent["files"]) == ["README.md", "config.yaml", "model.safetensors"]
+    assert (sent["files"]["README.md"] == b"mine") == edited
+    monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: 1 / 0)
+    with pytest.raises(ValueError, match=r"^owner/demo cannot"):
+        net.push_to_hub("owner/demo", tmp_path)
 
 
 def test_the_card_of_an_image_network_speaks_of_images(tmp_path):

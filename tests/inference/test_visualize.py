@@ -124,6 +124,11 @@ def test_the_clips_are_those_that_a_training_step_passes_to_the_network(recipe, 
     assert len(video) == (8 if overrides else 4)
 
 
+def test_clips_of_a_recipe_are_a_picture_and_no_video(recipe, tmp_path):
+    assert visualize("inputs", "--cfg", recipe, "--out", tmp_path / "a.mp4") == 2
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_sheet_has_a_row_per_clip(recipe, tmp_path):
     for count in (1, 3):
         arguments = ["inputs", "--cfg", recipe, "--clips", count, "--step", 2, "--out", tmp_path / f"{count}.png"]

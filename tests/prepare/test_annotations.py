@@ -33,6 +33,7 @@ def test_kinetics_annotations_become_lists(tmp_path):
     videos = touch(
         tmp_path / "videos", "train/zumba/-abc_DEF_000003_000013.mp4", "train/xyz_000000_000010.mkv",
         "val/uvw_000120_000130.mp4", "replacement/uvw_000120_000130.mp4", "test/tst_000001_000011.mp4", "extra.mp4",
+        "readme.pdf",
     )  # fmt: skip
     lists = lists_from_annotations(videos, annotations, K3)
     assert lists.class_names == ["archery", "playing, loud", "zumba"]
@@ -48,6 +49,7 @@ def test_kinetics_annotations_become_lists(tmp_path):
         "1 annotated more than once, kept once: xyz_000000_000010",
         "1 found more than once, the first one kept: uvw_000120_000130",
         "2 that no annotation names, left out",
+        "1 of an unknown type, left out: readme.pdf",
         "published accuracies are of the validation videos",
     ):
         assert line in notes_of(lists)
@@ -63,6 +65,8 @@ def test_faulty_kinetics_annotations_are_refused(tmp_path):
         lists_from_annotations(videos, annotations, K3)
     with pytest.raises(ValueError, match=r"no videos for val and test \(1 for train\S*\): \S+/annotations must name"):
         lists_from_annotations(videos, annotations, K3, subset=True)
+    with pytest.raises(ValueError, match=r"'archery' of xyz"):
+        lists_from_annotations(videos, annotations, K3, subset=True, class_names=["bowling"])
     kinetics(annotations, "archery,xyz,zero,10,train,0\n")
     with pytest.raises(ValueError, match=r"k.csv:2: not a row of label"):
         lists_from_annotations(videos, annotations, K3)

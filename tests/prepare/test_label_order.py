@@ -51,6 +51,11 @@ def test_a_part_of_the_classes_cannot_show_another_order():
         order_by_labels([VideoList([f"{K400[0]}/x.mp4"], [400])], names, classes)
 
 
+def test_folders_that_fit_two_classes_show_none():
+    names = ["a b", "a-b"]
+    assert order_by_labels([VideoList(["a b/x.mp4"], [0])], names, {}) == (names, 0)
+
+
 def test_something_something_lists_name_the_id(tmp_path):
     templates = ["Holding [something]", "Moving [something] down", "[Something] falling like a rock"]
     entries = [{"id": str(n), "template": template, "placeholders": ["x"]} for n, template in enumerate(templates)]

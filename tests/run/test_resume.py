@@ -124,6 +124,16 @@ def test_a_resume_without_a_module_of_the_run_is_a_warning(tmp_path, caplog, mon
     assert message.startswith("SLOWFAST_IMPORT not set instead of my_augmentations: ")
 
 
+def test_a_resume_names_the_lists_that_have_changed(tmp_path, caplog):
+    lists = [VideoList(["a.mp4"], [label], source=name) for label in (0, 1) for name in ("train.csv", "val.csv")]
+    before = describe_run(cfg(tmp_path), *lists[:2])
+    check_resume({"cfg": before["cfg"]}, cfg(tmp_path), *lists[2:])  # a checkpoint of another program
+    assert not caplog.messages
+    check_resume(before, cfg(tmp_path), lists[0], lists[3])
+    check_resume(before, cfg(tmp_path), lists[2], lists[1])
+    assert [message.partition(" ")[0] for message in caplog.messages] == ["val.csv", "train.csv"]
+
+
 @pytest.mark.parametrize(("count", "named", "others"), [(8, 8, None), (9, 8, 1), (12, 8, 4)])
 def test_a_refusal_names_eight_differences_and_counts_the_others(tmp_path, count, named, others):
     leave_checkpoint(tmp_path)
