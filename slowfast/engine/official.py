@@ -40,7 +40,7 @@ def adopt(
     logger.info(
         "epoch %d of an official checkpoint: %s",
         epochs,
-        load_weights(state.model, checkpoint, HeadPolicy(class_names=class_names)),
+        load_weights(state.model, checkpoint, HeadPolicy(class_names=class_names, as_trained=True)),
     )
     _warn_of_changes(checkpoint.get("cfg"), cfg)
     entries = state.state_dict()

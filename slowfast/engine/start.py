@@ -24,7 +24,7 @@ from slowfast.engine.official import adopt
 from slowfast.engine.setup import amp_dtype, clip_mover, compile_blocks, listed, place
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run
-from slowfast.models.build import initialize
+from slowfast.models.build import errors_name_keys, initialize
 from slowfast.models.layers import BATCH_NORM
 from slowfast.optim.build import build_loss, build_optimizer
 from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
@@ -148,7 +148,15 @@ def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:
     """
     checkpoint = load_tensors(source)
     if is_official(checkpoint):
-        adopt(checkpoint, state, cfg, lists.train.class_names)
+        try:
+            with errors_name_keys(state.model, str(source)):
+                adopt(checkpoint, state, cfg, lists.train.class_names)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\n  a run resumes what OUTPUT_DIR contains: to start from the weights of this file instead, "
+                "move it to another folder and set TRAIN.CHECKPOINT_FILE_PATH to it, with MODEL.RESET_HEAD True if the "
+                "classes differ"
+            ) from error
     else:
         state.load_state_dict(checkpoint, str(source))  # checks the content, so it comes first
     check_resume(checkpoint, cfg, *lists)

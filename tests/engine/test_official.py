@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from slowfast.config import load_config
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.official import adopt
+from slowfast.engine.start import resume
 from slowfast.engine.state import TrainState
 from slowfast.engine.test import find_checkpoint
 from slowfast.models.build import build_model
@@ -156,6 +158,19 @@ def test_an_optimizer_of_timm_starts_without_a_state(cfg, name, caplog):
     adopt(checkpoint, state, other, None)
     assert state.step == 35 and not state.optimizer.state
     assert "optimizer starts without" in caplog.text
+
+
+def test_a_checkpoint_of_other_classes_names_the_keys_that_start_from_its_weights(cfg, tmp_path):
+    path = tmp_path / "checkpoint_epoch_00001.pyth"
+    torch.save(official_checkpoint(cfg)[0], path)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.NUM_CLASSES = 6
+    lists: Any = SimpleNamespace(train=SimpleNamespace(class_names=None))
+    with pytest.raises(ValueError, match="MODEL.NUM_CLASSES to 8") as error:
+        resume(fresh(cfg), path, cfg, lists)
+    assert {"TRAIN.CHECKPOINT_FILE_PATH", "MODEL.RESET_HEAD"} <= set(str(error.value).split())
+    assert str(error.value).startswith(str(path)) and "reset_head" not in str(error.value)
 
 
 def test_the_newest_checkpoint_is_resumed_whatever_wrote_it(tmp_path):
