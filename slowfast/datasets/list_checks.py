@@ -114,24 +114,37 @@ def _spread(count: int) -> list[int]:
 
 
 def check_frame_counts(samples: VideoList, template: str) -> None:
-    """Warn if a list names fewer images than the folders contain: only the first part of each video would be used.
+    """Compare the numbers of images that a list names with the folders.
 
-    At most SAMPLE folders are checked. Image k, counted from 1, has the name `template.format(k)`.
+    If a list names fewer images, only the first part of each video would be used; if it names more, reads fail. Both
+    happen if the images were extracted at another rate than those of the list. At most SAMPLE folders are checked.
+    Image k, counted from 1, has the name `template.format(k)`.
+
+    Raises:
+        ListError: every checked folder lacks images that the list names; if only some do, a warning says so.
     """
-    short: list[tuple[str, int, int]] = []
-    rows = _spread(len(samples))
-    for path, listed in ((samples[row].path, samples[row].num_frames or 0) for row in rows):
+    counts: list[tuple[str, int, int]] = []
+    for sample in (samples[row] for row in _spread(len(samples))):
         with suppress(MediaError, OSError):  # a video file, or a folder that cannot be listed
-            held = count_images(path, template)
-            if 0 < listed < FULL * held:
-                short.append((path, listed, held))
-    if short:
-        path, listed, held = short[0]
-        logger.warning(
-            "%s names fewer images than exist in %d of %d checked folders (%s: %d of %d): only the first part of "
-            "each video is used; correct the column num_frames",
-            samples.source, len(short), len(rows), path, listed, held,
-        )  # fmt: skip
+            if sample.num_frames:
+                counts.append((sample.path, sample.num_frames, count_images(sample.path, template)))
+    wrong = {
+        "fewer": [found for found in counts if found[1] < FULL * found[2]],
+        "more": [found for found in counts if found[2] < FULL * found[1]],
+    }
+    effects = {"fewer": "only the first part of each video is used", "more": "these videos cannot be read"}
+    for what, folders in wrong.items():
+        if not folders:
+            continue
+        path, listed, held = folders[0]
+        text = (
+            f"{samples.source} names {what} images than exist in {len(folders)} of {len(counts)} checked folders "
+            f"({path}: the list names {listed}, and {held} exist): {effects[what]}; write the number of images that "
+            "exist into the column num_frames"
+        )
+        if what == "more" and len(folders) == len(counts):
+            raise ListError(f"{text}. A list of another extraction, for example at another rate, does not fit")
+        logger.warning("%s", text)
 
 
 def check_image_names(samples: VideoList, image_template: str) -> None:
@@ -170,8 +183,9 @@ def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
     """Log which classes occur in the lists; log a warning instead if labels look wrong.
 
     Labels look wrong if the training list has one class or less than half of the classes, if a label occurs in another
-    list only, or if all labels except 0 occur, as they do when classes are counted from 1. The keys of `lists` are
-    names of splits.
+    list only, or if all labels except 0 occur, as they do when classes are counted from 1. They also look wrong if all
+    labels of another list are 0, as in official lists of videos whose classes were never published. The keys of
+    `lists` are names of splits.
     """
     present = {split: np.unique(samples.labels[samples.labels >= 0]) for split, samples in lists.items()}
     names = {split: os.path.basename(samples.source) for split, samples in lists.items()}
@@ -191,4 +205,10 @@ def log_labels(lists: Mapping[str, VideoList], num_classes: int) -> None:
             wrong = True
             some = ", ".join(map(str, alone[:SHOWN])) + (", ..." if len(alone) > SHOWN else "")
             parts.append(f"label{'s' * (len(alone) > 1)} {some} occur{'s' * (len(alone) == 1)} in {names[split]} only")
+        if split != "train" and num_classes > 1 and labels.tolist() == [0] and len(lists[split]) > 1:
+            wrong = True
+            cure = "-1 marks an unknown class" if split == "test" else "it needs videos of all classes"
+            parts.append(
+                f"all labels of {names[split]} are 0, so its accuracy says nothing about other classes: {cure}"
+            )
     logger.log(logging.WARNING if wrong else logging.INFO, "labels: %s", "; ".join(parts))

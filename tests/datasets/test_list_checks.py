@@ -29,7 +29,26 @@ def test_frame_lists_with_too_few_images_are_reported(tmp_path, caplog, listed, 
     check_frame_counts(samples, "img_{:05d}.jpg")
     assert len(caplog.records) == warns
     if warns:
-        assert caplog.records[0].args == ("train.txt", 3, 3, f"{tmp_path}/1", listed, 96)
+        text = caplog.records[0].getMessage()
+        assert f"3 of 3 checked folders ({tmp_path}/1: the list names {listed}, and 96 exist)" in text
+
+
+@pytest.mark.parametrize(("held", "complete"), [(45, 0), (45, 1), (112, 0), (117, 0)])
+def test_frame_lists_with_too_many_images_are_reported(tmp_path, caplog, held, complete):
+    """The list is of an extraction at 30 frames per second, the folders of one at 12."""
+    for folder in range(3):
+        (tmp_path / str(folder)).mkdir()
+        for number in range(117 if folder < complete else held):
+            (tmp_path / str(folder) / f"{number + 1:05d}.jpg").touch()
+    samples = VideoList(["0", "1", "2"], [0, 0, 0], [117] * 3, prefix=str(tmp_path), source="train.txt")
+    found = f"{3 - complete} of 3 checked folders ({tmp_path}/{complete}: the list names 117, and 45 exist)"
+    if held == 45 and not complete:
+        with pytest.raises(ListError) as error:
+            check_frame_counts(samples, "{:05d}.jpg")
+        assert found in str(error.value)
+    else:
+        check_frame_counts(samples, "{:05d}.jpg")
+        assert [found in record.getMessage() for record in caplog.records] == [True] * (held == 45)
 
 
 def test_video_lists_have_no_frame_counts(tmp_path, caplog):
@@ -102,10 +121,18 @@ def test_a_run_logs_the_classes_of_its_lists(caplog):
     assert level == "WARNING" and "label 0 never occurs" in text
 
 
+def test_labels_that_stand_for_unknown_classes_are_reported(caplog):
+    level, text = labels_of(caplog, 174, test=[0, 0, -1])
+    assert level == "WARNING" and "test.csv" in text and "-1" in text
+    level, text = labels_of(caplog, 3, train=[0, 1, 2], val=[0, 0])
+    assert level == "WARNING" and "val.csv" in text and "-1" not in text
+
+
 def test_a_test_may_have_few_classes_or_none(caplog):
     assert labels_of(caplog, 400, test=[7, 7]) == ("INFO", "labels: 1 of 400 classes occur in test.csv")
     assert labels_of(caplog, 400, test=[-1, -1]) == ("INFO", "labels: test.csv has none")
     assert labels_of(caplog, 4, test=[1, 3])[0] == "INFO"  # some of the videos
+    assert labels_of(caplog, 4, test=[0])[0] == labels_of(caplog, 1, test=[0, 0])[0] == "INFO"
     level, text = labels_of(caplog, 4, test=[1, 2, 3])
     assert level == "WARNING" and "count from 1" in text
 
