@@ -27,7 +27,7 @@ from slowfast.prepare.scan import describe, find_media
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
-from slowfast.utils.io import guarded, write_text
+from slowfast.utils.io import counted, guarded, write_text
 from slowfast.utils.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ def make_lists(args: argparse.Namespace) -> int:
         found = find_media(args.videos)
         target = write_unlabelled(args.out, found.sizes, found.notes, overwrite=args.overwrite)
         show(describe(found.notes))
-        print(f"{target}: {len(found.sizes)} videos")
+        print(f"{target}: {counted(len(found.sizes), 'video')}")
         return 0
     recipe = own_recipe(args) if own else None
     lists = find_lists(args)
@@ -197,7 +197,8 @@ def write_class_names(args: argparse.Namespace) -> int:
     if target.exists() and target.read_bytes() != text.encode("utf-8", "surrogateescape") and not args.overwrite:
         raise ValueError(f"{target} contains other names: replace it with --overwrite")
     write_text(target, text)
-    print(f"{target}: {len(names)} classes" + (f"; their order is that of {shown} rows of the lists" if shown else ""))
+    order = f"; their order is that of {counted(shown, 'row')} of the lists" if shown else ""
+    print(f"{target}: {counted(len(names), 'class')}{order}")
     if not shown:
         print(
             "warning: no row of the lists shows its class, so the names are in the order of the annotation: if the "
@@ -241,11 +242,11 @@ def show_check(rows: Sequence[Row], out: Path) -> set[str]:
     """Print the results of a check; return the paths of bad media."""
     bad = {row.path: row.reason for row in rows if not row.ok}
     show(f"{path}: {bad[path]}" for path in list(bad)[:SHOWN])
-    print(f"{len(bad)} of {len(rows)} files are bad; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
+    print(f"bad files: {len(bad)} of {len(rows)}; {out / REPORT} has all, {out / QUARANTINE} the bad ones")
     if slow := [row for row in rows if row.ok and row.reason]:
         print(
-            f"{len(slow)} good files are decoded from the beginning to the end for every read, such as {slow[0].path} "
-            f"({slow[0].reason}): prepare_data.py reencode makes faster copies"
+            f"good files that every read decodes from the beginning to the end: {len(slow)}, such as {slow[0].path} "
+            f"({slow[0].reason}); prepare_data.py reencode makes faster copies"
         )
     return set(bad)
 
@@ -260,10 +261,10 @@ def make_copies(args: argparse.Namespace) -> int:
     broken = reencode(args.videos, paths, args.out, settings, **limits, folders=folders)
     done = [path for path in paths if path not in broken]
     if folders:
-        print(f"{len(folders)} folders of images are not encoded")
+        print(f"not encoded: {counted(len(folders), 'folder')} of images")
     show(f"{path}: {reason}" for path, reason in list(broken.items())[:SHOWN])
     rest = f"{len(broken)} broken, see {Path(args.out, WITHOUT_COPY)}" if broken else "none is broken"
-    print(f"{len(done)} copies in {args.out}; {rest}")
+    print(f"{args.out}: {len(done)} {'copy' if len(done) == 1 else 'copies'}; {rest}")
     if done:
         before, after = (sum(Path(top, path).stat().st_size for path in done) for top in (args.videos, args.out))
         larger = "; a higher --crf, into another --out, makes smaller copies" if after > before else ""

@@ -21,6 +21,7 @@ from slowfast.models.build import build_model, errors_name_keys, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, damage, official_best, resumable_checkpoint
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
+from slowfast.utils.io import counted
 from slowfast.weights.class_order import ClassOrder
 from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.load import check_head_width, load_weights
@@ -66,7 +67,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     progress()
     if evaluation.bad and not cfg.TEST.SKIP_BAD:
         raise ValueError(
-            f"{len(evaluation.bad)} test videos cannot be decoded, nothing took their place; first of them:"
+            f"{counted(len(evaluation.bad), 'test video')} cannot be decoded, nothing took their place; first of them:"
             f"{first_bad(evaluation.bad)}\nThe results in {folder} are over the other {metrics['num_videos']}. Repair "
             "the videos and test again, or accept that with TEST.SKIP_BAD True"
         )

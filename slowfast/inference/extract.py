@@ -31,7 +31,7 @@ from slowfast.inference.layers import LayerFeatures
 from slowfast.inference.network import Network
 from slowfast.inference.stores import check_library, write_store
 from slowfast.inference.windows import WindowCutter, run_windows
-from slowfast.utils.io import atomic_write, check_output, sha256, write_json
+from slowfast.utils.io import atomic_write, check_output, counted, sha256, write_json
 from slowfast.weights.fetch import fetch
 
 SETTINGS, DESCRIPTIONS = "features.json", "described"  # file, and folder of a JSON per finished video
@@ -94,7 +94,7 @@ def execute(args: argparse.Namespace) -> int:
     bad = [entry for part in in_processes(run_part, args, names, net) for entry in part]
     done = finish(args, names)
     check_some(done, bad)
-    print(f"features of {len(done)} videos are in {args.out}")
+    print(f"{args.out}: features of {counted(len(done), 'video')}")
     return report_bad(bad)
 
 

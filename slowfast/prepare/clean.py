@@ -11,7 +11,7 @@ from pathlib import Path
 from slowfast.datasets.catalog import CATALOG, Dataset
 from slowfast.datasets.lists import CLASS_FILES, ListError, VideoList, read_list
 from slowfast.datasets.rows import find_suffix
-from slowfast.utils.io import atomic_write, write_text
+from slowfast.utils.io import atomic_write, counted, write_text
 
 
 def original_of(path: Path) -> Path:
@@ -117,8 +117,8 @@ def clean_lists(lists: Sequence[ListFile], folder: Path, bad: set[str]) -> list[
         if not in_place or dropped:
             write_text(folder / file.path.name, text)
         kept = f"; {original.name} is the list as it was" if in_place and dropped else ""
-        note = f"; no video is left of {len(lost)} classes, with labels {lost[:3]}" if lost else ""
-        lines.append(f"{folder / file.path.name}: {dropped} row{'s' * (dropped != 1)} left out{kept}{note}")
+        note = f"; no video is left of {counted(len(lost), 'class')}, such as label {lost[0]}" if lost else ""
+        lines.append(f"{folder / file.path.name}: {counted(dropped, 'row')} left out{kept}{note}")
     for name in CLASS_FILES if not in_place else ():
         if (names := lists[0].path.with_name(name)).exists():
             write_text(folder / name, names.read_text(encoding="utf-8", errors="surrogateescape"))

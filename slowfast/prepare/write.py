@@ -18,7 +18,7 @@ from slowfast.datasets.rows import UNKNOWN
 from slowfast.prepare.clean import original_of
 from slowfast.prepare.scan import LINE_BREAK, Notes, describe, image_template, images_of
 from slowfast.utils.class_names import format_class_names
-from slowfast.utils.io import write_text
+from slowfast.utils.io import counted, write_text
 
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val",
@@ -77,7 +77,7 @@ def count_rows(lists: Lists) -> Iterator[str]:
     for split, rows in lists.splits.items():
         counts = Counter(label for _, label in rows)
         sizes = [counts[label] for label in range(len(lists.class_names))]
-        yield f"{split}: {len(rows)} videos, {min(sizes)} to {max(sizes)} a class"
+        yield f"{split}: {counted(len(rows), 'video')}, {min(sizes)} to {max(sizes)} per class"
 
 
 def write_lists(

@@ -34,7 +34,7 @@ from slowfast.run.rendezvous import join_group
 from slowfast.run.resume import prepare_output_dir, require_writable
 from slowfast.run.watchdog import EXIT_HUNG, progress, watching
 from slowfast.utils import distributed
-from slowfast.utils.io import write_text
+from slowfast.utils.io import counted, write_text
 from slowfast.utils.logging import setup_logging
 from slowfast.utils.memory import keep_memory
 from slowfast.utils.processes import usable_cores
@@ -329,13 +329,13 @@ def _check_group(cfg: CfgNode) -> None:
     world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if world != local * cfg.NUM_SHARDS:
         raise ValueError(
-            f"{world} processes, {local} on this machine, do not fit NUM_SHARDS {cfg.NUM_SHARDS}: set it to the number "
-            "of machines (torchrun's --nnodes)"
+            f"NUM_SHARDS {cfg.NUM_SHARDS} does not fit {counted(world, 'process')}, {local} of them on this machine: "
+            "set it to the number of machines (torchrun's --nnodes)"
         )
     if cfg.NUM_GPUS not in (0, local):
         raise ValueError(
-            f"{local} processes on this machine and NUM_GPUS {cfg.NUM_GPUS} differ: start one process per GPU "
-            "(torchrun's --nproc_per_node)"
+            f"NUM_GPUS {cfg.NUM_GPUS} does not fit {counted(local, 'process')} on this machine: start one process "
+            "per GPU (torchrun's --nproc_per_node)"
         )
     try:
         check_hardware(cfg)

@@ -18,6 +18,7 @@ from slowfast.config.rules import leaves
 from slowfast.datasets.lists import VideoList
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
+from slowfast.utils.io import counted
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -45,7 +46,7 @@ def preflight(cfg: CfgNode) -> str:
         raise ValueError("the processes of this job do not fit together:" + "".join(f"\n  {fault}" for fault in faults))
     nodes = len({name.partition(" on ")[2] for name, _ in records})
     seconds = time.monotonic() - started
-    return f"{len(records)} processes on {nodes} node{'s' * (nodes > 1)} that agree (compared in {seconds:.1f} s)"
+    return f"{len(records)} processes on {counted(nodes, 'node')} that agree (compared in {seconds:.1f} s)"
 
 
 def check_sums(device: torch.device) -> str:

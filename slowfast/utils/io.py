@@ -78,6 +78,11 @@ def drawable(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 class" or "2 classes"."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def print_error(text: str) -> None:
     """Print to the standard error; that its terminal was closed or its disk is full must not change the exit code."""
     with contextlib.suppress(OSError):

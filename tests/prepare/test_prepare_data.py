@@ -76,13 +76,13 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
 
     code, out, err = run("check", "videos", "--lists", lists, "--clean", tmp_path / "clean")
     assert (code, err) == (1, "")
-    assert "left/torn.mp4: " in out and "1 of 16 files are bad" in out
+    assert "left/torn.mp4: " in out and "bad files: 1 of 16" in out
     rows = [(tmp_path / name / f"{s}.csv").read_text() for name in ("lists", "clean") for s in ("train", "val", "test")]
     assert sum(text.count("torn.mp4") for text in rows[:3]) == 1 and "torn.mp4" not in "".join(rows[3:])
     assert sum(text.count("\n") for text in rows[3:]) == 15
     assert (tmp_path / "clean/class_names.txt").read_text() == "left\nright\nup é\n"
     code, out, _ = run("check", "videos", "--lists", tmp_path / "clean")
-    assert code == 0 and "0 of 15 files are bad" in out
+    assert code == 0 and "bad files: 0 of 15" in out
 
     code, out, err = run("lists", "videos", "--out", lists, "--seed", 5)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and "--overwrite" in err
@@ -96,7 +96,7 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     cleaned = lists / original.stem
     assert "torn.mp4" in original.read_text() and "torn.mp4" not in cleaned.read_text()
     code, out, _ = run("check", "videos", "--lists", lists, "--clean", lists)
-    assert code == 0 and "0 of 15 files are bad; " in out
+    assert code == 0 and "bad files: 0 of 15; " in out
     code, out, _ = run("lists", "videos", "--out", lists)
     assert (
         code == 0 and "3 classes; unchanged" in out and re.search(rf"--overwrite.*: {cleaned.name}$", out, re.MULTILINE)
@@ -107,7 +107,7 @@ def test_from_a_folder_to_clean_lists(run, folder, tmp_path):
     kept = original.read_bytes()
     cleaned.write_text(cleaned.read_text() + "left/torn.mp4 0\n")
     code, out, _ = run("check", "videos", "--lists", lists, "--clean", lists)
-    assert code == 1 and "1 of 16 files are bad; " in out
+    assert code == 1 and "bad files: 1 of 16; " in out
     assert original.read_bytes() == kept and "torn.mp4" not in cleaned.read_text()
 
     # a list that is no part of its .orig is not cleaned, because it would not be saved
@@ -128,7 +128,7 @@ def test_lists_are_not_cleaned_of_unreachable_videos(run, folder, tmp_path):
     arguments = ("check", tmp_path / "unmounted", "--lists", lists, "--out", tmp_path / "report", "--clean")
     for target in (lists, tmp_path / "clean"):
         code, out, err = run(*arguments, target)
-        assert code == 2 and "16 of 16 files are bad" in out
+        assert code == 2 and "bad files: 16 of 16" in out
         assert f"16 of 16 files below {tmp_path / 'unmounted'}" in err and "--max-bad-share 0.2" in err
         code, _, err = run(*arguments, target, "--max-bad-share", 1)
         assert code == 2 and "no row would be left" in err
@@ -142,7 +142,7 @@ def test_lists_are_not_cleaned_of_unreachable_videos(run, folder, tmp_path):
     (tmp_path / "unmounted/up é").unlink()
     assert run(*arguments, lists)[0] == 2
     code, out, err = run(*arguments, lists, "--max-bad-share", 1)
-    assert (code, err) == (1, "") and "no video is left of 1 classes, with labels [2]" in out
+    assert (code, err) == (1, "") and "no video is left of 1 class, such as label 2" in out
     (tmp_path / "unmounted/right").unlink()
     assert run(*arguments, lists, "--max-bad-share", 1)[0] == 1
     for name, content in first.items():
@@ -173,7 +173,7 @@ def test_a_killed_check_is_continued_by_the_next_call(run, folder, tmp_path):
     done = done[: done.rfind("\n") + 1].replace(",h264,", ",seen before,")
     report.write_text(done + "torn li")
     code, out, _ = run("check", "videos", "--out", tmp_path)
-    assert code == 1 and "1 of 16 files are bad" in out
+    assert code == 1 and "bad files: 1 of 16" in out
     with open(report, newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 16 and sum(row["codec"] == "seen before" for row in rows) == done.count("seen before") > 0
@@ -188,7 +188,7 @@ def test_copies_are_small_and_listed(run, folder, tmp_path):
     arguments = ("reencode", "videos", "--out", tmp_path / "small", "--short-side", 48, "--measure", 2)
     code, out, err = run(*arguments)
     assert (code, err) == (1, "")
-    assert "left/torn.mp4: " in out and "15 copies in" in out and "; 1 broken" in out
+    assert "left/torn.mp4: " in out and ": 15 copies" in out and "; 1 broken" in out
     assert "16 random frames: " in out and "MB before" in out
     copies = {path.relative_to(tmp_path / "small").as_posix() for path in (tmp_path / "small").rglob("*.mp4")}
     originals = {path.relative_to(folder / "videos").as_posix() for path in (folder / "videos").rglob("*.mp4")}
@@ -238,7 +238,7 @@ def test_official_annotations_become_lists(run, folder, tmp_path):
             (tmp_path / "linked" / label).mkdir(parents=True, exist_ok=True)
             (tmp_path / "linked" / label / f"clip-{n}.mp4").symlink_to(folder / f"videos/{label}/clip {n}.mp4")
     code, out, err = run("lists", tmp_path / "linked", *arguments[2:], "--subset")
-    assert (code, err) == (0, "") and "train: 6 videos, 3 to 3 a class" in out
+    assert (code, err) == (0, "") and "train: 6 videos, 3 to 3 per class" in out
     assert (tmp_path / "lists/val.csv").read_text() == "".join(
         f"{label}/clip-{n}.mp4 {k}\n" for k, label in enumerate(("left", "right")) for n in "34"
     )
@@ -299,7 +299,7 @@ def test_official_lists_of_ids_are_checked_and_cleaned(run, folder, tmp_path):
         *("check", tmp_path / "videos", "--lists", tmp_path, "--dataset", "sthv2", "--clean", tmp_path / "clean"),
         *("--max-bad-share", 0.5),
     )
-    assert code == 1 and "2 of 4 files are bad" in out
+    assert code == 1 and "bad files: 2 of 4" in out
     assert (tmp_path / "clean/somesomev2_rgb_train_split.txt").read_text() == "78687 48 3\n42326 51 7\n"
     assert (tmp_path / "clean/somesomev2_rgb_validation_split.txt").read_text() == "42326 51 7\n"
 

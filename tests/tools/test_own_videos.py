@@ -52,7 +52,7 @@ def test_three_commands_from_a_folder_to_test_accuracy(warm, tmp_path):
     done = run(lists, tmp_path)
     assert done.returncode == 0, done.stderr
     done = run(check, tmp_path)
-    assert done.returncode == 1 and "1 of 25 files are bad" in done.stdout, done.stderr
+    assert done.returncode == 1 and "bad files: 1 of 25" in done.stdout, done.stderr
     done = run(f"{train} {TINY}", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
