@@ -123,6 +123,7 @@ def test_training_rules_do_not_stop_a_test():
     load_config(None, ["DATA.LABEL_PATH_TEMPLATE", "unused"])
     load_config(None, ["DATA.IMAGE_TEMPLATE", "{folder}_{:06d}.jpg"])
     load_config(None, ["MODEL.NUM_CLASSES", "1", "DATA.MULTI_LABEL", "True", "MODEL.LOSS_FUNC", "bce"])
+    load_config(None, ["MIXUP.ENABLE", "True", "MIXUP.ALPHA", "0", "MODEL.LOSS_FUNC", "soft_cross_entropy"])
     load_config(None, ["UNIFORMER.PRETRAIN_NAME", "x", "MODEL.HEAD_ROWS", "names"])
 
 

@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import threading
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -41,6 +43,21 @@ def test_video_frames_have_the_requested_order(tmp_path, write_video, frame_numb
     assert lengths == [40]
     assert frames.shape == (5, 48, 64, 3) and frames.dtype == np.uint8
     assert frame_numbers(frames) == [39, 3, 3, 17, 0]
+
+
+@pytest.mark.parametrize(("late", "frames", "chosen"), [(0, 3, 0), (9, 3, 0), (0, 0, 1)])
+def test_the_first_stream_with_packets_is_read(tmp_path, late, frames, chosen):
+    with av.open(str(tmp_path / "a.mkv"), "w") as made:
+        streams: list[Any] = [made.add_stream("ffv1", rate=25) for _ in range(2)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for stream, begin, count in zip(streams, (late, 0), (frames, 3), strict=True):
+            for at in range(count):
+                frame = av.VideoFrame(32, 32, "yuv420p")
+                frame.pts, frame.time_base = begin + at, Fraction(1, 25)
+                made.mux(stream.encode(frame))
+    with open_video(str(tmp_path / "a.mkv")) as found:
+        assert video_stream(str(tmp_path / "a.mkv"), found).index == chosen
 
 
 @pytest.mark.parametrize("b_frames", [0, 3])

@@ -120,9 +120,10 @@ def test_pictures_of_several_videos_are_in_a_folder(trained, videos, tmp_path):
 
 def test_windows_become_segments_a_time_line_and_a_video_with_sound(trained, sounding, tmp_path):
     out = [tmp_path / name for name in ("seg.json", "over.mp4")]
-    options = ["--window", 0.5, "--stride", 0.25, "--segments", out[0], "--video", out[1]]
+    options = ["--window", 1, "--segments", out[0], "--video", out[1]]
     assert predict(sounding, "--weights", trained, *options) == 0
     found = json.loads(out[0].read_text())
+    assert (found["window"], found["stride"]) == (1, 0.25)
     (video,) = found["videos"]
     parts = video["segments"]
     assert video["seconds"] == pytest.approx(2, abs=0.05)

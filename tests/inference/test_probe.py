@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from slowfast.inference import extract
-from slowfast.inference.probe import execute, parse_args
+from slowfast.inference.probe import execute, parse_args, run_probes
 from slowfast.inference.probe_heads import (
     TEMPERATURE,
     AttentiveHead,
@@ -218,6 +219,12 @@ def test_a_wrong_row_is_an_error_that_names_no_key_or_argument(row, tmp_path, ca
     error = capsys.readouterr().err
     assert f"{listed}:2" in error
     assert not any(name in error for name in ("MULTI_LABEL", "multi_label", "num_classes", "set separator"))
+
+
+def test_an_attentive_probe_of_one_vector_per_video_is_refused():
+    samples = Samples([torch.ones(1, 4)] * 2, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="attentive"):
+        run_probes(argparse.Namespace(probe=["attentive"]), samples, samples, 2)
 
 
 def test_wrong_inputs_have_exit_code_2_and_missing_features_1(trained, lists, tmp_path, capsys):

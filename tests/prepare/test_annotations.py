@@ -260,9 +260,10 @@ def test_untrimmed_videos_are_trained_by_segment_and_tested_as_a_whole(tmp_path)
     file.write_text(json.dumps({"database": database}))
     with pytest.raises(ValueError, match=r"min\.json: b .*duration"):
         lists_from_annotations(videos, file, row)
-    file.write_text("[]")
-    with pytest.raises(ValueError, match="database"):
-        lists_from_annotations(videos, file, row)
+    for text in ("[]", '{"database": []}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="database"):
+            lists_from_annotations(videos, file, row)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.weights.layouts import (
     convert,
+    inflate,
     inflate_centre,
     to_mmaction2,
 )
@@ -107,6 +108,12 @@ def test_logits_of_clip_weights_match_the_official_network(golden, golden_state,
         logits = model(golden_input(case["input_seed"], case["input_shape"]))[0].numpy()
     expected = golden("clip_logits.npz")[K400]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_an_inflated_kernel_sees_a_repeated_frame_as_the_image():
+    kernel = torch.randn(4, 3, 2, 5)
+    video = inflate(kernel, torch.Size((4, 3, 3, 2, 5)))
+    torch.testing.assert_close(video, torch.stack([kernel / 3] * 3, 2))
 
 
 def test_a_centred_kernel_sees_every_frame_as_an_image():
