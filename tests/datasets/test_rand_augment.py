@@ -20,12 +20,14 @@ RECIPE = "rand-m7-n4-mstd0.5-inc1"
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, np.ndarray]:
-    """Return clips of 3 frames, higher than wide: noise, and smooth colours with few and with all grey levels."""
+    """Return clips of 3 frames, higher than wide: noise, smooth colours (few and all grey levels), one colour."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (3, 97, 81, 3)).astype(np.uint8)
     smooth = np.stack([cv2.GaussianBlur(frame, (0, 0), 4) for frame in noise]).astype(float)
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
-    return {"noise": noise, "dim": (90 + 50 * smooth).astype(np.uint8), "bright": (255 * smooth).astype(np.uint8)}
+    few, all_levels = (90 + 50 * smooth).astype(np.uint8), (255 * smooth).astype(np.uint8)
+    flat = np.full((3, 97, 81, 3), (20, 120, 250), np.uint8)
+    return {"noise": noise, "dim": few, "bright": all_levels, "flat": flat}
 
 
 def op_argument(name: str, level: float, sign: int, increasing: bool) -> float:
