@@ -20,7 +20,7 @@ from slowfast.config.extensions import FAULTS
 from slowfast.config.files import VARIABLE, Assignment, Notes, expand, read_file, read_text, shown
 from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, ONLY_TRAINING, SECTIONS, leaves
 from slowfast.config.official import CURES, REPLACED_VALUES, family_of, reason_to_ignore
-from slowfast.config.rules import ConfigError, broken_rules, rate_of_other_steps
+from slowfast.config.rules import ConfigError, broken_rules, rate_of_image_vit, rate_of_other_steps
 from slowfast.config.values import literal
 
 
@@ -37,7 +37,7 @@ class ConfigNode(CfgNode):
 
     @property
     def rate_note(self) -> str:
-        """What is wrong with the learning rate of a tree that `load_config` made, see `rate_of_other_steps`."""
+        """What is wrong with the learning rate of a tree that `load_config` made; see `slowfast.config.rules`."""
         return self.__dict__.get("_rate_note", "")
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
@@ -94,8 +94,9 @@ def load_config(
     cfg, recipe = get_cfg(), get_cfg()
     sources, unusable = merge(cfg, assignments, notes, () if training else ONLY_TRAINING)
     merge(recipe, _with_rate(assignments), Notes())
-    # attributes would become keys
-    cfg.__dict__["_sources"], cfg.__dict__["_rate_note"] = sources, "" if unusable else rate_of_other_steps(recipe, cfg)
+    cfg.__dict__["_sources"] = sources  # attributes would become keys
+    if not unusable:
+        cfg.__dict__["_rate_note"] = rate_of_image_vit(cfg) or rate_of_other_steps(recipe, cfg)
     cfg.freeze()
     contradictions = list(broken_rules(cfg, unusable, training=training))
     for keys, fault in contradictions:

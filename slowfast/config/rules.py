@@ -17,6 +17,7 @@ from slowfast.utils.tables import row_of
 
 UNIFORMER_STRIDE = 32  # pixels per position of the last feature map of a UniFormer
 UNMIXED = ("cross_entropy", "bce", "bce_logit")  # losses that are not trained with mixup
+VIT_RATE = 1e-4  # the authors train the image ViT of a UniFormerV2 with 1.5e-6 to 4e-5
 RATES = ("SOLVER.BASE_LR", "SOLVER.COSINE_END_LR", "SOLVER.WARMUP_START_LR")
 
 
@@ -97,6 +98,24 @@ def rate_of_other_steps(recipe: CfgNode, cfg: CfgNode) -> str:
     return (
         f"a step takes {now} videos, but SOLVER.BASE_LR {rate:g} was set for {float(fits):g}: {accumulate}"
         f"multiply {', '.join(RATES)} by {float(now / fits):.3g}"
+    )
+
+
+def rate_of_image_vit(cfg: CfgNode) -> str:
+    """Return the warning that the learning rate is too high for the trained image ViT of a UniFormerV2; "" if not.
+
+    The official configuration files contain such a rate, which every official script replaces.
+    """
+    v2, solver = cfg.UNIFORMERV2, cfg.SOLVER
+    trained = cfg.MODEL.ARCH == "uniformerv2" and not v2.FROZEN and solver.LAYER_DECAY == 1.0
+    starts_from_weights = v2.BACKBONE != "custom" or v2.PRETRAIN or cfg.TRAIN.CHECKPOINT_FILE_PATH
+    _, rate, *_ = step_and_rates(cfg)
+    rate *= solver.BACKBONE_LR_RATIO
+    if not (trained and starts_from_weights and "adam" in solver.OPTIMIZING_METHOD and rate > VIT_RATE):
+        return ""
+    return (
+        f"a learning rate of {rate:g} is too high for the weights of the image ViT, which the authors train with "
+        "1.5e-6 to 4e-5: set SOLVER.BASE_LR 1e-5, or for an official config.yaml add the KEY VALUE pairs of its run.sh"
     )
 
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from slowfast.config import ConfigError, load_config, num_local_processes
-from slowfast.config.rules import rate_of_other_steps
+from slowfast.config.rules import rate_of_image_vit, rate_of_other_steps
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,30 @@ def test_a_rate_belongs_to_the_videos_of_a_step(recipe, run, scaled, cure):
     assert (found and (int(found[1] or 0), float(found[2]))) == cure and (text == "") == (cure is None)
     changed = load_config(None, [f"{key}={value}" for key, value in zip(keys, run, strict=True)] + ["SOLVER.BASE_LR=1"])
     assert rate_of_other_steps(before, changed) == ""
+
+
+# as in the official configuration files, without the values of their scripts
+OFFICIAL_V2 = (
+    "MODEL.ARCH=uniformerv2", "MODEL.MODEL_NAME=Uniformerv2", "SOLVER.OPTIMIZING_METHOD=adamw", "SOLVER.BASE_LR=4e-4"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "warns"),
+    [
+        ("", True),
+        ("UNIFORMERV2.BACKBONE=uniformerv2_l14 UNIFORMERV2.PRETRAIN=k400.pyth DATA.TEST_CROP_SIZE=224", True),
+        ("UNIFORMERV2.BACKBONE=custom TRAIN.CHECKPOINT_FILE_PATH=a.pyth", True),
+        ("SOLVER.BASE_LR=5e-5 NUM_SHARDS=4 SOLVER.BASE_LR_SCALE_NUM_SHARDS=True", True),
+        ("SOLVER.BASE_LR=5e-5 NUM_SHARDS=4 SOLVER.BASE_LR_SCALE_NUM_SHARDS=False", False),
+        ("UNIFORMERV2.FROZEN=True", False),
+        ("UNIFORMERV2.BACKBONE=custom", False),  # from random weights
+        ("SOLVER.BACKBONE_LR_RATIO=0.1", False),
+        ("SOLVER.LAYER_DECAY=0.75", False),
+        ("SOLVER.OPTIMIZING_METHOD=sgd", False),
+        ("MODEL.ARCH=uniformer MODEL.MODEL_NAME=Uniformer", False),
+    ],
+)
+def test_a_rate_that_is_too_high_for_the_image_vit_is_noted(changed, warns):
+    cfg = load_config(None, [*OFFICIAL_V2, *changed.split()])
+    assert bool(rate_of_image_vit(cfg)) == warns == ("1e-5" in cfg.rate_note)
