@@ -27,7 +27,7 @@ from slowfast.datasets.guarded import read_frames_within
 from slowfast.datasets.image import ImageTransform, centre_view, read_image
 from slowfast.datasets.lists import Sample, VideoList
 from slowfast.datasets.reader import MediaError
-from slowfast.datasets.sampling import FrameSampler, annotated_indices
+from slowfast.datasets.sampling import FrameSampler, annotated_indices, clip_indices
 from slowfast.datasets.shared import by_value, new_clips, share
 from slowfast.datasets.transforms import TrainTransform
 from slowfast.datasets.views import Views, shrink
@@ -67,7 +67,7 @@ class VideoReader:
         """Draw the frames of a training clip, from the annotated segment if there is one."""
         if sample.segment is not None:
             return annotated_indices(length, self.sampler.num_frames, sample.segment, rng)
-        return self.sampler(length, None, rng)
+        return clip_indices(self.sampler, length, None, rng)
 
     def read_clip(self, sample: Sample, make_rng: Callable[[], np.random.Generator]) -> np.ndarray:
         """Read the frames of a training clip, (T, H, W, C) uint8."""
@@ -277,7 +277,7 @@ class VideoEvalDataset(EvalDataset):
         """Return the frames of all views of a video of `length` frames, view by view."""
         indices: list[int] = []
         for view in range(self.num_views):
-            clip = self.reader.sampler(length, view, None)
+            clip = clip_indices(self.reader.sampler, length, view, None)
             if self.shuffle_frames:
                 rng_for(self.seed, row, view, "shuffle").shuffle(clip)
             indices += clip

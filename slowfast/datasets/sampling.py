@@ -7,6 +7,7 @@ a row of `SAMPLERS`; a row of the catalog can then name it.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
@@ -71,6 +72,21 @@ class SparseSampler(FrameSampler):
     def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
         """Return one frame per segment."""
         return sparse_indices(length, self.num_frames, view, self.num_views, rng)
+
+
+def clip_indices(sampler: FrameSampler, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
+    """Return the indices of a sampler, which may be that of a user.
+
+    Raises:
+        ValueError: it does not return `num_frames` frames of the video.
+    """
+    clip = [index(frame) for frame in sampler(length, view, rng)]
+    if len(clip) != sampler.num_frames or not 0 <= min(clip) <= max(clip) < length:
+        raise ValueError(
+            f"{type(sampler).__name__} returns the frames {clip} of a video of {length}: return {sampler.num_frames} "
+            f"indices from 0 to {length - 1}"
+        )
+    return clip
 
 
 SAMPLERS: dict[str, type[FrameSampler]] = {"dense": DenseSampler, "sparse": SparseSampler}

@@ -6,7 +6,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from slowfast.datasets.sampling import DenseSampler, SparseSampler, annotated_indices, sparse_indices
+from slowfast.datasets.sampling import (
+    DenseSampler,
+    FrameSampler,
+    SparseSampler,
+    annotated_indices,
+    clip_indices,
+    sparse_indices,
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +102,21 @@ def test_a_video_without_frames_is_refused(length):
 def test_a_clip_without_frames_is_refused():
     with pytest.raises(ValueError, match=r"\b0\b.*\b10\b"):
         sparse_indices(10, 0, 0, 1, None)
+
+
+@pytest.mark.parametrize("clip", [[0, 1], [0, 1, 5], [-1, 0, 1], [], np.arange(4)])
+def test_a_sampler_must_return_the_frames_of_one_clip(clip):
+    class Own(FrameSampler):
+        def __call__(self, length, view, rng):
+            return clip
+
+    with pytest.raises(ValueError, match=r"^Own .* of 5: .* 3 .* 4$"):
+        clip_indices(Own(3), 5, 0, None)
+
+
+def test_a_sampler_may_return_an_array():
+    class Own(FrameSampler):
+        def __call__(self, length, view, rng):
+            return np.arange(self.num_frames)  # pyright: ignore[reportReturnType]
+
+    assert clip_indices(Own(3), 5, 0, None) == [0, 1, 2]
