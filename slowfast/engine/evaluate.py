@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from slowfast.engine.meters import MEAN_CLASS, METRICS, MULTI_LABEL_METRICS
+from slowfast.engine.meters import MEAN_CLASS, METRICS, MULTI_LABEL_METRICS, check_tensor, metric_values
 from slowfast.engine.setup import copy_to_cpu
 from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
@@ -46,6 +46,7 @@ class ViewEnsemble:
 
     def values(self, logits: Tensor) -> Tensor:
         """Return the scores (B, K) of single views, before their sum or maximum."""
+        check_tensor(logits, (-1, -1), "the network in a validation or test")
         logits = logits.float()  # in lower precision, many scores would be equal
         if self.sigmoid:
             return logits.sigmoid()
@@ -128,8 +129,8 @@ class Evaluation:
             scores, labels = torch.from_numpy(self.scores[rows]), torch.from_numpy(label)
             logs = log_probabilities(scores, self.probabilities, self.summed)
             loss += float(functional.nll_loss(logs, labels, reduction="sum"))
-            for name, metric in METRICS.items():
-                sums[name] += np.bincount(label, metric(scores, labels).double().numpy(), classes)
+            for name, values in metric_values(scores, labels).items():
+                sums[name] += np.bincount(label, values.double().numpy(), classes)
         if not len(known):
             return dict.fromkeys(("loss", *METRICS, MEAN_CLASS)) | {"top5_k": min(5, classes)}
         videos = np.bincount(self.label[known], minlength=classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,35 @@ def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     classes = torch.arange(scores.shape[1], device=scores.device)
     higher = (scores > own) | ((scores == own) & (classes < labels))
     return higher.sum(1) < k
+
+
+def check_tensor(value: Any, shape: tuple[int, ...], origin: str) -> None:
+    """Check what code of a user returns, without reading from the device.
+
+    Args:
+        value: what it returns.
+        shape: the only possible one; a size of -1 is any.
+        origin: what returns it, for messages.
+
+    Raises:
+        ValueError: it is no tensor of this shape.
+    """
+    found = tuple(value.shape) if torch.is_tensor(value) else (None,)
+    if len(found) != len(shape) or any(size not in (-1, at) for size, at in zip(shape, found, strict=True)):
+        text = f"a tensor of shape {found}" if torch.is_tensor(value) else f"a {type(value).__name__}"
+        raise ValueError(f"{origin} returns {text}: return a tensor of shape {str(shape).replace('-1', 'any')}")
+
+
+def metric_values(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the values (N,) of each metric of scores (N, K) and labels (N,).
+
+    Raises:
+        ValueError: a metric returns something else.
+    """
+    values = {name: metric(scores, labels) for name, metric in METRICS.items()}
+    for name, value in values.items():
+        check_tensor(value, tuple(labels.shape), f"the metric {name}")
+    return values
 
 
 # Name in metrics.jsonl, in TensorBoard and in results -> function of scores (N, K) and labels (N,). It returns (N,)
@@ -87,7 +117,8 @@ class TrainMeter:
         It does not count if `kept` () is False on the device.
         """
         clips = len(scores)
-        hits = [metric(scores, labels).double().sum() for metric in self.metrics.values()]
+        values = metric_values(scores, labels) if self.metrics else {}
+        hits = [value.double().sum() for value in values.values()]
         total = loss.double() * clips
         added = torch.stack([torch.full_like(total, clips), total, *hits])
         self.sums += added if kept is None else torch.where(kept, added, 0.0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from slowfast.datasets.mixup import MixUp, one_hot
 from slowfast.engine.log import RunLog
-from slowfast.engine.meters import merge_mixed
+from slowfast.engine.meters import check_tensor, merge_mixed
 from slowfast.engine.setup import copy_to_cpu
 from slowfast.engine.state import TrainState, running_statistics
 from slowfast.optim.build import step_unless
@@ -145,8 +145,14 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
     with contextlib.nullcontext() if exchange else run.network.no_sync():
         outputs = run.network(video)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        name = run.cfg.MODEL.MODEL_NAME
+        check_tensor(
+            outputs[0],
+            (len(video), run.cfg.MODEL.NUM_CLASSES),
+            f"MODEL.MODEL_NAME {name}: forward, or the first of its tuple,",
+        )
         loss = getattr(state.model, "training_loss", mean_loss)(outputs, target, run.loss)
-        check_scalar(loss, state.model)
+        check_tensor(loss, (), f"training_loss of {name}, or MODEL.LOSS_FUNC {run.cfg.MODEL.LOSS_FUNC},")
         with torch.autocast(run.device.type, enabled=False):  # gradients have the types of the forward pass
             state.scaler.scale(loss / accumulation).backward()
 
@@ -158,15 +164,6 @@ def forward_backward(state: TrainState, run: Run, batch: dict[str, Any], micro: 
 def mean_loss(outputs: tuple[Tensor, ...], target: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return the mean of the losses of all outputs: light networks train a second classifier, on the class token."""
     return torch.stack([loss(logits, target) for logits in outputs]).mean()
-
-
-def check_scalar(loss: Any, model: nn.Module) -> None:
-    """Refuse a loss, which `training_loss` of a network returns, that is not a tensor ()."""
-    if not torch.is_tensor(loss) or loss.ndim:
-        found = f"a tensor {tuple(loss.shape)}" if torch.is_tensor(loss) else f"a {type(loss).__name__}"
-        raise ValueError(
-            f"{type(model).__name__}.training_loss returns {found}: return a tensor of shape (), such as loss.mean()"
-        )
 
 
 def seed(device: torch.device, number: int) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from slowfast.engine import meters
+from slowfast.engine.evaluate import Evaluation, ViewEnsemble
 from slowfast.utils import distributed
 
 SCORES = torch.arange(6.0).flip(0).expand(4, 6)  # class 0 first, class 5 last
@@ -30,3 +32,23 @@ def test_speed_is_that_of_all_processes_and_waiting_is_a_share_of_the_time(proce
 
 def test_an_epoch_without_a_finite_step_has_means_of_zero():
     assert set(meters.TrainMeter(torch.device("cpu")).epoch_values().values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda scores, labels: 0.5, lambda scores, labels: (scores.argmax(1) == labels).sum()]
+)
+def test_a_metric_must_return_a_value_per_row(wrong, monkeypatch):
+    """A mean would be added up as if it were the sum of a batch."""
+    monkeypatch.setitem(meters.METRICS, "own", wrong)
+    labels = torch.tensor([0, 0, 2, 5])
+    with pytest.raises(ValueError, match=r"own .*\(4,\)"):
+        meters.TrainMeter(torch.device("cpu")).update(torch.tensor(1.5), SCORES, labels, waited=0.5)
+    evaluation = Evaluation(np.arange(4), labels.numpy(), SCORES.numpy())
+    with pytest.raises(ValueError, match=r"own .*\(4,\)"):
+        evaluation.metrics()
+
+
+@pytest.mark.parametrize("outputs", [(SCORES, SCORES), SCORES[..., None]])
+def test_a_network_must_return_logits_in_an_evaluation(outputs):
+    with pytest.raises(ValueError, match=r"\(any, any\)"):
+        ViewEnsemble("sum", softmax=True).values(outputs)

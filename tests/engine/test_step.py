@@ -161,7 +161,18 @@ def test_a_loss_of_a_network_must_be_one_number(make, change, found):
             return change(loss(outputs[0], target))
 
     state, run = make(Wrong(12, CLASSES))
-    with pytest.raises(ValueError, match=f"Wrong.training_loss .*{found}"):
+    with pytest.raises(ValueError, match=f"training_loss .*{found}"):
+        take_step(state, run, iter(batches(1, clips=6)))
+
+
+@pytest.mark.parametrize(("change", "found"), [(lambda x: [x, x], "list"), (lambda x: x[:, :2], r"\(6, 2\).*\(6, 3\)")])
+def test_the_logits_of_a_network_must_have_a_column_per_class(make, change, found):
+    class Wrong(nn.Linear):
+        def forward(self, video: Tensor) -> Any:
+            return change(super().forward(video.flatten(1)))
+
+    state, run = make(Wrong(12, CLASSES))
+    with pytest.raises(ValueError, match=found):
         take_step(state, run, iter(batches(1, clips=6)))
 
 
