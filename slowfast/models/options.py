@@ -6,6 +6,7 @@ import inspect
 import numbers
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
@@ -51,7 +52,7 @@ def _passed_on(network: Callable[..., nn.Module]) -> list[Callable[..., Any]]:
     if not inspect.isclass(network):
         return [network]
     found: list[Callable[..., Any]] = []
-    for base in network.__mro__[: network.__mro__.index(nn.Module)]:
+    for base in takewhile(lambda base: base is not nn.Module, network.__mro__):
         if "__init__" in vars(base):
             found.append(vars(base)["__init__"])
             kinds = [parameter.kind for parameter in inspect.signature(found[-1]).parameters.values()]
