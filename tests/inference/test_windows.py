@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +112,21 @@ def test_outputs_of_windows_are_those_of_the_network(net, write_video, tmp_path)
             clips = net.transform_prepared([join([window])])
             expected = net.model.forward_head(net.model.forward_features(clips), pre_logits=True)
         assert np.abs(output - expected.numpy()).max() < 1e-5
+
+
+def test_nothing_is_read_after_an_early_end():
+    taken: list[int] = []
+
+    def slowly():
+        for number in range(100):
+            time.sleep(0.01)
+            taken.append(number)
+            yield number
+
+    items = ahead(slowly(), 4)  # pyright: ignore[reportArgumentType]
+    next(items)
+    items.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(taken) <= 4 and not [t for t in threading.enumerate() if t.name.startswith("decode")]
 
 
 def test_items_ahead_are_given_in_order_and_errors_arrive():

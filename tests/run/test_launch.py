@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -307,13 +308,14 @@ def test_a_fork_prints_while_a_thread_of_its_parent_does():
 
 
 MAPPED = """
-import sys
+import atexit, os, sys
 from pathlib import Path
 from tqdm import tqdm
 from slowfast.config import get_cfg
 from slowfast.run.launch import launch
 
 def job(cfg):
+    atexit.register(os.write, 1, b"left\\n")  # as modules of users do
     for _ in tqdm(range(1)):
         pass
     maps = Path("/proc/self/maps").read_text()
@@ -336,6 +338,7 @@ def test_processes_have_no_files_in_shared_memory(tmp_path):
     command = [sys.executable, str(program), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and re.findall(r"semaphores (\d+)", done.stdout) == ["0", "0"], done
+    assert done.stdout.count("left\n") == 2
 
 
 def test_show_into_a_closed_pipe_prints_no_error(experiment):
@@ -453,6 +456,22 @@ def test_the_cause_of_exit_codes_is_found(codes, cause, tmp_path):
     with pytest.raises(launch.JobError, match=cause):
         launch._raise_outcome(dict(enumerate(codes)), tmp_path)
     launch._raise_outcome({0: 0, 1: 0}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("codes", "user", "error", "cause"),
+    [
+        ((1, 75), False, launch.JobError, "process 3 failed:\nits error"),
+        ((75, 1), True, ValueError, "^its error"),
+        ((1, -9), False, launch.JobError, "SIGKILL"),
+        ((1, 124), False, launch.JobError, "process 1 made no progress"),
+    ],
+)
+def test_the_first_error_is_named_unless_a_process_was_killed_or_hangs(codes, user, error, cause, tmp_path):
+    first = {"user": user, "rank": 3, "message": "its error"}
+    (tmp_path / launch.FIRST_ERROR).write_text(json.dumps(first))
+    with pytest.raises(error, match=cause):
+        launch._raise_outcome(dict(enumerate(codes)), tmp_path)
 
 
 def test_pictures_that_cannot_be_written_cost_nothing_else(tmp_path, capsys):

@@ -111,3 +111,9 @@ def test_places_follow_names():
     # classInd.txt is sorted without regard to case
     names = ["Haircut", "HammerThrow", "Hammering", "JumpRope", "JumpingJack"]
     assert rows_of_names("ucf101", names) == [0, 2, 1, 4, 3] and rows_of_names("sorted", names) == [0, 1, 2, 3, 4]
+
+
+def test_stated_names_keep_their_rows_if_those_of_the_network_are_not_known():
+    order = ClassOrder(names=["b", "a"])
+    assert order.rows_for(None, 2, 2) is None
+    assert order.rows_for(["a", "b"], 2, 2) == [1, 0]
