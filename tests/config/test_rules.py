@@ -18,6 +18,8 @@ from slowfast.config.rules import rate_of_image_vit, rate_of_other_steps
         ("MODEL.NUM_CLASSES True", "integer"),
         ("SOLVER.BASE_LR nan", "number"),
         ("SOLVER.BASE_LR 1e999", "number"),
+        pytest.param("SOLVER.BASE_LR " + "-" * 5_000 + "1", "number", id="thousands of signs"),
+        pytest.param("SOLVER.BASE_LR " + "-" * 50_000 + "1", "number", id="more signs"),
         ("TRAIN.ENABLE 1", "False"),
         ("TEST.ADD_SOFTMAX maybe", "None"),
         ("UNIFORMER.PRUNE_RATIO [[1,x],[],[],[]]", "list"),

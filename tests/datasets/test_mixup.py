@@ -62,12 +62,16 @@ def test_probability_zero_leaves_the_batch_alone():
     torch.testing.assert_close(target, one_hot(labels, 3, 0.1))
 
 
-def test_one_alpha_alone_always_applies_its_method():
+def test_one_alpha_alone_always_applies_its_method_to_the_batch_and_its_reverse():
     video, labels = torch.rand(2, 3, 2, 16, 16), torch.tensor([0, 1])
     for seed in range(20):
-        blended, _ = MixUp(0.8, 0.0, 1.0, 1.0, 0.0, 2)(video, labels, np.random.RandomState(seed))
-        cut, _ = MixUp(0.0, 1.0, 1.0, 0.0, 0.0, 2)(video, labels, np.random.RandomState(seed))
-        assert torch.isin(cut, video).all() and not torch.isin(blended, video).all()
+        blended, target = MixUp(0.8, 0.0, 1.0, 1.0, 0.0, 2)(video, labels, np.random.RandomState(seed))
+        share = target[0, 0]
+        torch.testing.assert_close(blended, share * video + (1 - share) * video.flip(0))
+        cut, target = MixUp(0.0, 1.0, 1.0, 0.0, 0.0, 2)(video, labels, np.random.RandomState(seed))
+        kept = cut == video
+        assert torch.equal(cut[~kept], video.flip(0)[~kept])
+        assert kept.double().mean().item() == pytest.approx(target[0, 0].item())
 
 
 def test_nothing_to_mix_is_refused():

@@ -31,13 +31,15 @@ def damage(path):
     path.write_bytes(content)
 
 
-def test_the_last_or_the_best_or_what_training_started_from(cfg, tmp_path):
+def test_the_last_or_the_best_or_what_training_started_from(cfg, tmp_path, caplog):
     best, (first, last) = best_checkpoint(cfg.OUTPUT_DIR), list_checkpoints(cfg.OUTPUT_DIR)
     assert find_checkpoint(cfg) == str(last)
     cfg.TEST.TEST_BEST = True
     assert find_checkpoint(cfg) == str(best)
+    assert not caplog.messages
     best.unlink()
     assert find_checkpoint(cfg) == str(last)
+    assert [str(best) in message for message in caplog.messages] == [True]
     cfg.TEST.CHECKPOINT_FILE_PATH = str(first)
     assert find_checkpoint(cfg) == str(first)
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path / "nothing"), "TEST.CHECKPOINT_FILE_PATH", ""])

@@ -133,6 +133,15 @@ def test_tensors_are_those_of_the_network(trained, tmp_path):
     assert all(torch.equal(value, tensors[name]) for name, value in net.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [("kinetics", {"sampling": "dense", "sampling_rate": 7}), ("kinetics_sparse", {"sampling": "sparse"})],
+)
+def test_the_metadata_say_which_frames_are_read(dataset, expected, trained):
+    net = slowfast.load(trained, device="cpu", overrides=["TEST.DATASET", dataset, "DATA.SAMPLING_RATE", "7"])
+    assert {key: value for key, value in metadata(net).items() if key.startswith("sampling")} == expected
+
+
 RULES = [("True", "sum"), ("False", "sum"), ("True", "max"), ("False", "max")]
 
 

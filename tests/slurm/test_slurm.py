@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import torch
 from cluster import NODES, SYSTEM_PATH, Cluster, why_not
 from run_fixtures import write_python
 
+from slowfast.config import load_config
+from slowfast.run import slurm
 from slowfast.run.checkpoint import last_checkpoint
 from slowfast.run.slurm import PORTS, minutes, sbatch_parameters
 from slowfast.utils.logging import read_metrics
@@ -199,6 +202,19 @@ def test_times_are_read_in_every_form_of_slurm():
     for text in ("", "an hour", "1:2:3:4", "-5"):
         with pytest.raises(ValueError, match="HH:MM:SS"):
             minutes(text)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "sbatch", "expected"), [(2, [], 2), (0, [], None), (2, ["gres=gpu:a100:2"], None), (2, ["qos=high"], 2)]
+)
+def test_gpus_and_cores_are_requested_unless_sbatch_has_them(gpus, sbatch, expected):
+    cfg = load_config(None, ["NUM_GPUS", str(gpus), "DATA_LOADER.NUM_WORKERS", "3"])
+    options = Namespace(time="60", signal=120, partition=None, account="lab", sbatch=sbatch)
+    found = slurm._parameters(cfg, options, "log")
+    assert found.get("gpus_per_node") == expected and found["cpus_per_task"] == 4
+    assert found["ntasks_per_node"] == max(gpus, 1) and found["account"] == "lab" and "partition" not in found
+    options.sbatch = ["cpus-per-task=9"]
+    assert "cpus_per_task" not in slurm._parameters(cfg, options, "log")
 
 
 def test_any_parameter_of_sbatch_is_accepted():
