@@ -136,7 +136,10 @@ def _default(model: nn.Module, side: int, first: int) -> str:
         block = f"dec.{len(transformer.dec) - 1}" if first else f"resblocks.{len(transformer.resblocks) - 1}"
         return f"backbone.transformer.{block}"
     if not isinstance(model, FourStages):
-        raise ValueError("this network has no default layer: choose one with `layer`")
+        raise ValueError(
+            f"{type(model).__name__} has no default layer: name one (--layer NAME, in Python layer=NAME); "
+            "docs/FEATURES.md shows how to list the layers"
+        )
     fine = [stage for stage in range(first, 4) if side // model.feature_info[stage]["reduction"] >= FINE]
     stage = fine[-1] if fine else first
     return f"blocks{stage + 1}.{model.depth[stage] - 1}"
