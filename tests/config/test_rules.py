@@ -123,6 +123,7 @@ def test_training_rules_do_not_stop_a_test():
     load_config(None, ["TRAIN.ENABLE", "False", "MODEL.HEAD_ROWS", "names"])  # of the training
     load_config(None, ["TRAIN.ENABLE", "False", "TEST.DATASET", "sth", "DATA.LABEL_PATH_TEMPLATE", "test.txt"])
     load_config(None, ["DATA.LABEL_PATH_TEMPLATE", "unused"])
+    load_config(None, ["MODEL.MODEL_NAME", "Uniformerv2", "UNIFORMER.HEAD_DIM", "48"])  # of another network
     load_config(None, ["DATA.IMAGE_TEMPLATE", "{folder}_{:06d}.jpg"])
     load_config(None, ["MODEL.NUM_CLASSES", "1", "DATA.MULTI_LABEL", "True", "MODEL.LOSS_FUNC", "bce"])
     load_config(None, ["MIXUP.ENABLE", "True", "MIXUP.ALPHA", "0", "MODEL.LOSS_FUNC", "soft_cross_entropy"])

@@ -36,6 +36,8 @@ def make_bad(tmp_path) -> Callable[..., BadVideos]:
 
 def test_a_broken_video_counts_once_and_keeps_its_first_reason(make_bad, tmp_path):
     bad = make_bad()
+    bad.record([])
+    assert not bad.path.exists()
     bad.record([("b.mp4", "torn, and more"), ("a.mp4", "empty")])
     assert table(tmp_path) == [["a.mp4", "empty"], ["b.mp4", "torn, and more"]]  # at once
     bad.record([("b.mp4", "another reason")])
@@ -43,6 +45,11 @@ def test_a_broken_video_counts_once_and_keeps_its_first_reason(make_bad, tmp_pat
     bad.record([("a.mp4", "empty")])
     bad.check()
     assert table(tmp_path) == [["a.mp4", "empty"], ["b.mp4", "torn, and more"]]
+
+
+def test_the_reason_of_the_first_batch_counts_in_any_order_of_processes(make_bad):
+    parts = [[(2, "b.mp4", "later")], [(1, "c.mp4", "empty"), (1, "b.mp4", "first")]]
+    assert list(make_bad()._write(parts).items()) == [("c.mp4", "empty"), ("b.mp4", "first")]
 
 
 def test_a_resumed_run_goes_on_counting_and_a_fresh_one_does_not(make_bad, tmp_path, caplog):

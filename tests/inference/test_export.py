@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ from torch import nn
 
 import slowfast
 from slowfast.inference.draw import pictures
-from slowfast.inference.export import METADATA, execute, export_model, metadata, parse_args
+from slowfast.inference.export import METADATA, execute, export_model, latency, metadata, parse_args
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
@@ -131,6 +132,14 @@ def test_tensors_are_those_of_the_network(trained, tmp_path):
         assert json.loads(file.metadata()["class_names"]) == net.class_names
     assert tensors.keys() == net.model.state_dict().keys()
     assert all(torch.equal(value, tensors[name]) for name, value in net.model.state_dict().items())
+
+
+def test_the_latency_is_in_milliseconds():
+    def slow(clips: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return clips
+
+    assert 10 <= latency({"slow": slow}, torch.empty(0))["slow"] < 100
 
 
 @pytest.mark.parametrize(

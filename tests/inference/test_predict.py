@@ -136,6 +136,13 @@ def test_windows_become_segments_a_time_line_and_a_video_with_sound(trained, sou
         assert sum(1 for packet in made.demux(audio=0) if packet.size) > 25
 
 
+def test_a_stride_below_a_frame_is_one_frame(trained, write_video, tmp_path):
+    path = write_video(tmp_path / "a.mp4", frames=4)
+    options = ["--window", 0.05, "--segments", tmp_path / "a.json"]
+    assert predict(path, "--weights", trained, *options) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["videos"][0]["segments"][0]["begin"] == 0
+
+
 def test_sound_is_in_time_with_a_video_whose_times_start_late(trained, sounding, tmp_path):
     late, out = tmp_path / "late.ts", tmp_path / "over.mp4"
     with av.open(str(sounding)) as source, av.open(str(late), "w") as target:

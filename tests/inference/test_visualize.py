@@ -46,6 +46,8 @@ def test_frames_of_several_views_get_the_mean(net, videos):
     expected = {n: np.mean([v for v, view in zip((1, 3), views, strict=True) if n in view]) for n in heat.numbers}
     assert set(heat.numbers) == set(views.flat) and heat.maps[:, 0, 0].tolist() == [*expected.values()]
     assert (heat.low, heat.high) == (0, max(expected.values()))
+    heat = video_heat(net, str(videos / "val_0.mp4"), lambda clip: torch.full((2, 3, 3), 2.0), from_zero=False)
+    assert heat.low == heat.high == 2
 
 
 def test_a_map_covers_the_centre_and_the_rest_is_dark():
