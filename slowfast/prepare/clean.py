@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from slowfast.datasets.catalog import CATALOG, Dataset
+from slowfast.datasets.catalog import CATALOG, FRAME_COLUMNS, Dataset
 from slowfast.datasets.lists import CLASS_FILES, ListError, VideoList, read_list
 from slowfast.datasets.rows import find_suffix
 from slowfast.utils.io import atomic_write, counted, write_text
@@ -25,7 +25,7 @@ class ListFile:
 
     Args:
         path: the file.
-        columns: columns of its rows.
+        columns: columns of its rows; if they do not fit, those of lists of frame folders are tried.
         separator: separator of the columns; if it does not fit, a comma and a blank are tried.
         videos: folder that the paths start from.
     """
@@ -38,12 +38,14 @@ class ListFile:
     def read(self) -> VideoList:
         """Return the rows of the list, with the suffix of the videos.
 
-        Rows with several labels may fit several formats, so the one with which the first video is found is preferred.
+        Rows may fit several formats, for example those with several labels, so the one with which the first video is
+        found is preferred.
         """
+        formats = [dict.fromkeys((tuple(self.columns), FRAME_COLUMNS)), dict.fromkeys((self.separator, ",", " "))]
         faults, found = list[ListError](), list[VideoList]()
-        for separator, multi in product(dict.fromkeys((self.separator, ",", " ")), (False, True)):
+        for columns, separator, multi in product(*formats, (False, True)):
             try:
-                samples = read_list(self.path, self.columns, separator=separator, unknown=True, multi_label=multi)
+                samples = read_list(self.path, columns, separator=separator, unknown=True, multi_label=multi)
             except ListError as error:
                 faults.append(error)
                 continue

@@ -54,3 +54,11 @@ def test_a_list_without_good_files_is_refused(tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4 0\nb.mp4 1\n")
     with pytest.raises(ValueError, match=r"all 2 videos of .*train\.csv are bad"):
         ListFile(tmp_path / "train.csv", ("path", "label"), " ", "").without({"a.mp4", "b.mp4"})
+
+
+@pytest.mark.parametrize("separator", [" ", ","])
+def test_lists_of_frame_folders_need_no_special_name(tmp_path, separator):
+    (tmp_path / "clip 1").mkdir()
+    (tmp_path / "train.csv").write_text(separator.join(("clip 1", "30", "4\n")))
+    (file,) = list_files(tmp_path, DATASETS["own"], str(tmp_path))
+    assert [(row.path, row.num_frames, row.label) for row in file.read()] == [("clip 1", 30, 4)]
