@@ -85,13 +85,15 @@ def _mlflow(cfg: CfgNode, step: int, id: str) -> Tracker:
         if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & {*os.environ}:
             mlflow.set_experiment(PROJECT)
             os.environ.pop("MLFLOW_EXPERIMENT_ID", None)  # it was set there, and a later run may use another store
+        # a test of a training that has failed does not make it complete
+        stays_failed = bool(id) and not cfg.TRAIN.ENABLE and mlflow.get_run(id).info.status == "FAILED"
         run = mlflow.start_run(run_id=id or None, run_name=_name(cfg))
     if not id:  # MLflow refuses to change parameters
         mlflow.log_params(leaves(cfg))
     return Tracker(
         run.info.run_id,
         lambda values, step: mlflow.log_metrics(values, step=step),
-        lambda failed: mlflow.end_run("FAILED" if failed else "FINISHED"),
+        lambda failed: mlflow.end_run("FAILED" if failed or stays_failed else "FINISHED"),
     )
 
 

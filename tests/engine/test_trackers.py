@@ -115,6 +115,22 @@ def test_mlflow_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypatc
     assert [(row.step, row.value) for row in client.get_metric_history(ids["mlflow"], "test/top1")] == [(5, 75.0)]
 
 
+@pytest.mark.parametrize(("repaired", "status"), [(False, "FAILED"), (True, "FINISHED")])
+def test_a_test_keeps_the_status_of_its_training_in_mlflow(repaired, status, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri(f"file:{tmp_path}/store")
+    with pytest.raises(RuntimeError), make(tmp_path, "mlflow") as run:
+        run.train(1, 0.0, VALUES)
+        raise RuntimeError
+    if repaired:
+        train(tmp_path, "mlflow")
+    for _ in range(2):
+        send_test(tmp_path, "mlflow", train=False)
+        id = json.loads((tmp_path / "run7/trackers.json").read_text())["mlflow"]
+        assert mlflow.get_run(id).info.status == status
+
+
 def test_mlflow_can_use_another_store_for_the_next_run_of_a_process(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
