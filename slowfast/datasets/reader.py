@@ -167,9 +167,11 @@ def count_images(path: str, image_template: str) -> int:
     """Return the number of images in a folder whose names are like a template; raise MediaError if there are none."""
     image_template = of_folder(image_template, path)
     start, end = image_template[: image_template.find("{")], image_template[image_template.rfind("}") + 1 :]
-    count = sum(name.startswith(start) and name.endswith(end) for name in os.listdir(path))
+    names = os.listdir(path)
+    count = sum(name.startswith(start) and name.endswith(end) for name in names)
     if not count:
-        raise MediaError(path, f"no image is named like image_template {image_template!r}")
+        first = min(names, default="not there")
+        raise MediaError(path, f"no image is named {image_template}, the first file is {first}; check image_template")
     return count
 
 
