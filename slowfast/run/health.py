@@ -85,7 +85,8 @@ class BadVideos:
         if self.too_many:
             raise SharedError(
                 f"{len(self.known)} of {self.num_videos} videos cannot be decoded, more than DATA.MAX_BAD_SHARE "
-                f"{self.max_share}; {self.path} lists them with the reasons. Repair them, or raise the share"
+                f"{self.max_share}; {self.path} lists them with the reasons. Repair them, remove them "
+                "from the lists with `python tools/prepare_data.py check --clean`, or raise the share"
             )
 
     def _write(self, parts: Sequence[Sequence[tuple[int, str, str]]]) -> dict[str, str]:

@@ -237,5 +237,8 @@ def select_classes(
             if fresh and name in initial and initial[name].shape == selected[name].shape:
                 selected[name][fresh] = initial[name][fresh].to(selected[name].dtype)
     if len(rows) != classes:
-        raise ValueError(f"head_rows gives {len(rows)} classes, but the network has {classes}: give one row per class")
+        raise ValueError(
+            f"head_rows gives {len(rows)} classes, but the network has {classes}: give one row per class, or if the "
+            "checkpoint lacks classes, head_rows names and the names of all classes beside the list"
+        )
     return selected

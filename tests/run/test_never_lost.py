@@ -214,7 +214,7 @@ def test_a_step_split_in_another_way_goes_on(experiment, run_net, tmp_path):
     common = ("TEST.ENABLE", False, "MODEL.FROZEN_BN", True)
     run_net(experiment, *common, "TRAIN.MAX_STEPS", 2, "TRAIN.BATCH_SIZE", 2, "SOLVER.ACCUMULATION_STEPS", 4)
     done = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, ranks=2)
-    assert "resumed from" in done.stdout and "2 processes instead of 1" in done.stdout
+    assert "resumed from" in done.stdout and "processes 2 instead of 1" in done.stdout
     run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, "OUTPUT_DIR", tmp_path / "whole")
     losses = [[r["loss"] for r in read_metrics(tmp_path / name) if r["kind"] == "train"] for name in ("out", "whole")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
