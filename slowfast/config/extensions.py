@@ -7,6 +7,7 @@ import os
 import pkgutil
 import traceback
 from dataclasses import replace
+from types import ModuleType
 
 from slowfast.config.keys import KEYS
 from slowfast.config.values import one_of
@@ -24,9 +25,11 @@ def import_extensions() -> None:
     """
     for name in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
         try:
-            importlib.import_module(name)
+            module = importlib.import_module(name)
         except Exception as error:
             FAULTS.append(_fault(name, error))
+        else:
+            FAULTS.extend(_without_code(name, module))
 
 
 def _fault(name: str, error: Exception) -> str:
@@ -43,6 +46,15 @@ def _fault(name: str, error: Exception) -> str:
         step = step.tb_next
     lines = traceback.format_exception(type(error), error, step)
     return f"{VARIABLE} names {name}, which fails: correct it, or remove it\n{''.join(lines).rstrip()}"
+
+
+def _without_code(name: str, module: ModuleType) -> list[str]:
+    """Return a fault if Python has imported a folder without __init__.py, of which it executes nothing."""
+    if getattr(module, "__file__", None) or not hasattr(module, "__path__"):
+        return []
+    found = sorted(each.name for each in pkgutil.iter_modules(module.__path__))
+    cure = f"name its modules, such as {name}.{found[0]}" if found else "add the folder of your modules to PYTHONPATH"
+    return [f"{VARIABLE} names {name}, which is a folder ({', '.join(module.__path__)}) and no module: {cure}"]
 
 
 def add_choice(key: str, choice: str) -> None:

@@ -89,6 +89,18 @@ def test_a_module_that_cannot_be_imported_is_a_fault_of_the_configuration(tmp_pa
     assert place in done.stderr and (len(lines) > 1) == bool(code)
 
 
+@pytest.mark.parametrize(("module", "cure"), [("nets.py", "mine.nets"), ("notes.txt", "PYTHONPATH")])
+def test_a_folder_that_is_no_module_is_a_fault_of_the_configuration(tmp_path, module, cure):
+    """Python imports any folder in sys.path, and executes nothing in it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / module).write_text("")
+    done = run(tmp_path, "import run_net, sys; sys.exit(run_net.main())", "mine,json", "--cfg", DEMO, "--show")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert cure in done.stderr
+    (tmp_path / "mine" / "__init__.py").write_text("")
+    assert run(tmp_path, "import slowfast.config.extensions as e; assert not e.FAULTS", "mine,sys").returncode == 0
+
+
 def test_a_module_that_cannot_be_imported_is_broken_in_the_doctor(tmp_path):
     script = "import doctor, sys; doctor.CHECKS = (doctor.own_modules, doctor.machine); sys.exit(doctor.main())"
     done = run(tmp_path, script, "tipo,json")
