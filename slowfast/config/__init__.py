@@ -1,6 +1,6 @@
 """Load, check, compare and write configurations."""
 
-from slowfast.config.extensions import add_choice, import_extensions
+from slowfast.config.extensions import add_choice, check_extensions, import_extensions
 from slowfast.config.keys import MAY_DIFFER
 from slowfast.config.load import (
     changed_keys,
@@ -20,6 +20,7 @@ __all__ = [
     "ConfigError",
     "add_choice",
     "changed_keys",
+    "check_extensions",
     "check_hardware",
     "check_values",
     "check_variables",

@@ -10,11 +10,12 @@ from dataclasses import replace
 from types import ModuleType
 
 from slowfast.config.keys import KEYS
+from slowfast.config.rules import ConfigError
 from slowfast.config.values import one_of
 from slowfast.utils.tables import close_to
 
 VARIABLE = "SLOWFAST_IMPORT"
-FAULTS: list[str] = []  # of the modules; `get_cfg` raises them, so that every program ends as with a wrong key
+FAULTS: list[str] = []  # of the modules; `check_extensions` raises them, so that programs end as with a wrong key
 
 
 def import_extensions() -> None:
@@ -30,6 +31,16 @@ def import_extensions() -> None:
             FAULTS.append(_fault(name, error))
         else:
             FAULTS.extend(_without_code(name, module))
+
+
+def check_extensions() -> None:
+    """Refuse to go on without the modules in SLOWFAST_IMPORT, of this process.
+
+    Raises:
+        ConfigError: one fault per module that cannot be imported.
+    """
+    if FAULTS:
+        raise ConfigError(FAULTS)
 
 
 def _fault(name: str, error: Exception) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from slowfast.config.extensions import FAULTS
+from slowfast.config.extensions import check_extensions
 from slowfast.config.files import VARIABLE, Assignment, Notes, expand, read_file, read_text, shown
 from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, ONLY_TRAINING, SECTIONS, leaves
 from slowfast.config.official import CURES, REPLACED_VALUES, family_of, reason_to_ignore
@@ -62,8 +62,7 @@ def get_cfg() -> ConfigNode:
     Raises:
         ConfigError: a module in SLOWFAST_IMPORT cannot be imported.
     """
-    if FAULTS:
-        raise ConfigError(FAULTS)
+    check_extensions()
     tree: dict[str, Any] = {}
     for name, default in DEFAULT_VALUES.items():
         parent, _, leaf = name.rpartition(".")

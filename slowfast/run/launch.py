@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from fvcore.common.config import CfgNode
 
-from slowfast.config import check_hardware, num_local_processes
+from slowfast.config import check_extensions, check_hardware, num_local_processes
 from slowfast.run import children, interrupt
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.run.limits import system_fault
@@ -282,6 +282,7 @@ def report_error(error: Exception) -> bool:
 
 
 def _join_and_run(cfg: CfgNode, job: Job) -> None:
+    check_extensions()  # a process that was started has imported them again
     _check_group(cfg)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cfg.NUM_GPUS == 0:

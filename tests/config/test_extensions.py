@@ -101,6 +101,17 @@ def test_a_folder_that_is_no_module_is_a_fault_of_the_configuration(tmp_path, mo
     assert run(tmp_path, "import slowfast.config.extensions as e; assert not e.FAULTS", "mine,sys").returncode == 0
 
 
+def test_a_module_that_only_another_process_cannot_import_ends_the_job(tmp_path):
+    code = "import multiprocessing\nassert multiprocessing.current_process().name == 'MainProcess', 'not twice'"
+    (tmp_path / "own.py").write_text(code)
+    changed = ["NUM_PROCESSES", "2", "OUTPUT_DIR", str(tmp_path / "out")]
+    program = "import run_net, sys\nif __name__ == '__main__':\n    sys.exit(run_net.main())"
+    done = run(tmp_path, program, "own", "--cfg", DEMO, *changed)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and "names own" in errors[0] and "not twice" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_module_that_cannot_be_imported_is_broken_in_the_doctor(tmp_path):
     script = "import doctor, sys; doctor.CHECKS = (doctor.own_modules, doctor.machine); sys.exit(doctor.main())"
     done = run(tmp_path, script, "tipo,json")
