@@ -160,10 +160,11 @@ def _fetch_from_hub(address: str) -> str:
     match = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", address)
     if not match:
         raise ValueError(f"{address} is not an address of the Hugging Face Hub: write hf://OWNER/NAME/FILE")
-    import huggingface_hub.constants  # slow to import, and most runs do not need it
+    import huggingface_hub  # slow to import, and most runs do not need it
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     repository, revision, file = match.groups()
-    unknown = _unknown_host(huggingface_hub.constants.ENDPOINT)  # it would repeat the request for 24 s
+    unknown = "" if HF_HUB_OFFLINE else _unknown_host(ENDPOINT)  # it would repeat the request for 24 s
     try:
         return huggingface_hub.hf_hub_download(repository, file, revision=revision, local_files_only=bool(unknown))
     except Exception as error:  # any type: the exceptions come from its HTTP client, which differs between versions

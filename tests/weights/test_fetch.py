@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -305,8 +306,11 @@ def test_released_weights_come_from_the_hub_and_then_from_elsewhere(site, monkey
     release(some={"hub": "hf://me/some/x.pth", "url": f"{site.url}/x.pth"})
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hosts, look_up = [], socket.getaddrinfo
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address: hosts.append(address[0]) or look_up(*address))
     path = Path(fetch.fetch("some"))
     assert path.read_bytes() == CONTENT and len(site.requests) == 1
+    assert hosts == ["127.0.0.1"]  # not the hub, which takes long if no name server answers
     path.unlink()
     (fetch.PRETRAINED / "x.pth").write_bytes(b"mine")
     assert Path(fetch.fetch("some")).read_bytes() == b"mine"
