@@ -70,7 +70,7 @@ def build_loader(
         with keys_of_arguments(KEYS):
             check_files(dataset.samples)
             check_image_names(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
-            check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
+        check_frame_counts(dataset.samples, cfg.DATA.IMAGE_TEMPLATE)
     size, ranks = _batch_size(cfg, split, local_world_size), {"rank": rank, "world_size": world_size}
     with keys_of_arguments(KEYS):
         balanced = dataset.samples.labels if cfg.DATA.BALANCE and split == "train" else None

@@ -225,6 +225,19 @@ def test_missing_files_are_reported_by_rank_0_unless_switched_off(make_cfg, data
     assert len(build_loader(make_cfg(*wrong, "DATA.CHECK_FILES", False), "train")) == 2
 
 
+def test_no_key_is_named_for_an_argument_in_the_path_of_a_frame_folder(make_cfg, tmp_path):
+    folder = tmp_path / "prefix"
+    folder.mkdir()
+    (folder / "train.csv").write_text("0 100 0\n" * 4)
+    (folder / "0").mkdir()
+    (folder / "0/00001.jpg").touch()
+    values = {"TRAIN.DATASET": "sth", "DATA.LABEL_PATH_TEMPLATE": "{}.csv", "DATA.IMAGE_TEMPLATE": "{:05d}.jpg"}
+    folders = {key: str(folder) for key in ("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX")}
+    with pytest.raises(ListError, match="names 100, and 1 exist") as error:
+        build_loader(make_cfg(*itertools.chain(*(values | folders).items())), "train")
+    assert "DATA." not in str(error.value)
+
+
 def test_broken_test_videos_are_named_and_have_no_clips(make_cfg, data):
     wrong = ["DATA.PATH_PREFIX", str(data), "DATA.CHECK_FILES", False, "DATA_LOADER.NUM_WORKERS", 1]
     batch = next(iter(build_loader(make_cfg(*wrong), "test")))
