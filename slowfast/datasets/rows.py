@@ -172,10 +172,22 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
         return header + cure
     if replace(loose, multi_label=True).fits(rows):
         return "Some rows have several labels, or none: keep one label per row, or set multi_label True."
-    if cure := _cure_kind(body, form):
+    if cure := _cure_kind(body, form) or _cure_unlabelled(body, form):
         return header + cure
     named = ", ".join(f"{name} ({COLUMNS[name]})" for name in form.columns)
     return f"A row must have {named}, with separator {form.separator!r} between them."
+
+
+def _cure_unlabelled(rows: Sequence[str], form: RowFormat) -> str:
+    """Return the cure of rows that are paths of videos without labels; "" if they are not."""
+    columns = any(mark in row.strip() for row in rows for mark in SEPARATORS)  # for example, a label before the path
+    if columns or not all(row.lower().strip("\"' ").endswith(VIDEO_SUFFIXES) for row in rows):
+        return ""
+    unknown = ", or -1 if it is unknown" if form.lowest == UNKNOWN else ""
+    return (
+        "The rows contain paths only, as official test lists of UCF101 do: write the number of the class behind each "
+        f"path{unknown}, or make the lists with prepare_data.py lists (see DATASET.md)."
+    )
 
 
 def _cure_range(first: int, last: int, form: RowFormat) -> str:

@@ -159,6 +159,8 @@ def test_a_test_may_have_few_classes_or_none(caplog):
         (["a.mp4 archery", "b.mp4 rock-climbing"], VIDEO, " ", "class names .*'archery'"),
         (["file;label", "a.mp4;archery", "b.mp4;throwing 3"], VIDEO, " ", "header .*class names .*'archery'"),
         (["3 a.mp4", "4 b.mp4"], VIDEO, " ", r"path \(.*label \("),
+        (["Archery/v_g01.avi", "Diving/v_g01.AVI"], VIDEO, " ", "paths only"),  # testlist01.txt of UCF101
+        (["Archery/v_g01.avi", "Diving/v_g01"], VIDEO, " ", r"path \(.*label \("),
         (["a.mp4 archery", "b.mp4 3"], VIDEO, " ", r"path \(.*label \("),
         (["a.mp4 3.0", "b.mp4 2.0"], VIDEO, " ", r"write 3 for 3\.0"),
         (["a.mp4,3.0", "b.mp4,2.0"], VIDEO, " ", r"write 3 for 3\.0"),
