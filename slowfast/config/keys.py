@@ -402,7 +402,8 @@ key("TENSORBOARD.LOG_DIR", "", TEXT,
 # fmt: on
 
 DEFAULT_VALUES = {name: row.default for name, row in KEYS.items()}
-# Keys and sections without effect on a trained network; a value of them may need a module of another user.
+# Keys and sections that do not change the scores of a trained network; their values may need a module of another user.
+# Of MODEL.LOSS_FUNC, a prediction needs only whether it begins with bce: then probabilities are sigmoids of the scores.
 ONLY_TRAINING = ("TRAIN", "SOLVER", "MIXUP", "AUG", "DDP", "EMA", "TRACKERS", "MODEL.LOSS_FUNC")
 MAY_DIFFER = tuple(name for name, row in KEYS.items() if row.may_differ)
 
