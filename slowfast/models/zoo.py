@@ -199,8 +199,7 @@ def _options_of(
     if second and variant.options.get("ndim") == 2:
         found["aux_head"] = True
     entry = identify(source)
-    *_, channels = {**variant.options, **options}.get("embed_dim", (0,))
-    if entry and "head_dim" in entry and not channels % entry["head_dim"]:  # else another network has a released name
+    if entry and "head_dim" in entry:
         found["head_dim"] = width = entry["head_dim"]
         if options.get("head_dim", width) != width:
             raise ValueError(

@@ -155,10 +155,9 @@ def _fresh_classes(rows: Sequence[int | None], class_names: Sequence[str] | None
 
 def check_head_width(model: nn.Module, checkpoint: Mapping[str, Any], address: str) -> None:
     """Raise ValueError if released weights have attention heads of another width, which shapes do not show."""
-    width = (identify(address) or {}).get("head_dim")
-    # a checkpoint of this package contains its configuration; another network may have a released name
-    if width and "class_names" not in checkpoint and not getattr(model, "num_features", 0) % width:
-        rules_of(model).check_options({"head_dim": width})
+    entry = identify(address) or {}
+    if "head_dim" in entry and "class_names" not in checkpoint:  # else it contains its configuration
+        rules_of(model).check_options({"head_dim": entry["head_dim"]})
 
 
 # ---- tensor by tensor -----------------------------------------------------------------------------------------------
