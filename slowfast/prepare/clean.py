@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slowfast.datasets.catalog import CATALOG, FRAME_COLUMNS, Dataset
 from slowfast.datasets.lists import CLASS_FILES, ListError, VideoList, read_list
-from slowfast.datasets.rows import find_suffix
+from slowfast.datasets.rows import LOOKS, find_suffix
 from slowfast.utils.io import atomic_write, counted, write_text
 
 
@@ -38,10 +38,10 @@ class ListFile:
     def read(self) -> VideoList:
         """Return the rows of the list, with the suffix of the videos.
 
-        Rows may fit several formats, for example those with several labels, so the one with which the first video is
-        found is preferred.
+        Rows may fit several formats, for example those with several labels, so the first format with which one of the
+        first videos is found is preferred.
         """
-        formats = [dict.fromkeys((tuple(self.columns), FRAME_COLUMNS)), dict.fromkeys((self.separator, ",", " "))]
+        formats = dict.fromkeys((tuple(self.columns), FRAME_COLUMNS)), dict.fromkeys((self.separator, ",", " "))
         faults, found = list[ListError](), list[VideoList]()
         for columns, separator, multi in product(*formats, (False, True)):
             try:
@@ -50,7 +50,8 @@ class ListFile:
                 faults.append(error)
                 continue
             samples.suffix = find_suffix(self.videos, samples.listed)
-            if os.path.exists(os.path.join(self.videos, samples.listed[0] + samples.suffix)):
+            first = (samples.listed[row] + samples.suffix for row in range(min(len(samples), LOOKS)))
+            if any(os.path.exists(os.path.join(self.videos, path)) for path in first):
                 return samples
             found.append(samples)
         if not found:

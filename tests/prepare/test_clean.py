@@ -59,6 +59,7 @@ def test_a_list_without_good_files_is_refused(tmp_path):
 @pytest.mark.parametrize("separator", [" ", ","])
 def test_lists_of_frame_folders_need_no_special_name(tmp_path, separator):
     (tmp_path / "clip 1").mkdir()
-    (tmp_path / "train.csv").write_text(separator.join(("clip 1", "30", "4\n")))
+    rows = [("lost", 20, 3), ("clip 1", 30, 4)]
+    (tmp_path / "train.csv").write_text("".join(f"{separator.join(map(str, row))}\n" for row in rows))
     (file,) = list_files(tmp_path, DATASETS["own"], str(tmp_path))
-    assert [(row.path, row.num_frames, row.label) for row in file.read()] == [("clip 1", 30, 4)]
+    assert [(row.path, row.num_frames, row.label) for row in file.read()] == rows
