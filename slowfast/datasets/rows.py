@@ -181,7 +181,7 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
 def _cure_unlabelled(rows: Sequence[str], form: RowFormat) -> str:
     """Return the cure of rows that are paths of videos without labels; "" if they are not."""
     columns = any(mark in row.strip() for row in rows for mark in SEPARATORS)  # for example, a label before the path
-    if columns or not all(row.lower().strip("\"' ").endswith(VIDEO_SUFFIXES) for row in rows):
+    if columns or not rows or not all(row.lower().strip("\"' ").endswith(VIDEO_SUFFIXES) for row in rows):
         return ""
     unknown = ", or -1 if it is unknown" if form.lowest == UNKNOWN else ""
     return (
