@@ -80,13 +80,17 @@ def clip_indices(sampler: FrameSampler, length: int, view: int | None, rng: np.r
     Raises:
         ValueError: it does not return `num_frames` frames of the video.
     """
-    clip = [index(frame) for frame in sampler(length, view, rng)]
-    if len(clip) != sampler.num_frames or not 0 <= min(clip) <= max(clip) < length:
+    clip = sampler(length, view, rng)
+    try:
+        frames = [index(frame) for frame in clip]
+    except TypeError:  # None, or numbers that are not integers
+        frames = []
+    if len(frames) != sampler.num_frames or not 0 <= min(frames) <= max(frames) < length:
         raise ValueError(
             f"{type(sampler).__name__} returns the frames {clip} of a video of {length}: return {sampler.num_frames} "
-            f"indices from 0 to {length - 1}"
+            f"integers from 0 to {length - 1}"
         )
-    return clip
+    return frames
 
 
 SAMPLERS: dict[str, type[FrameSampler]] = {"dense": DenseSampler, "sparse": SparseSampler}

@@ -57,12 +57,21 @@ class Row:
         family: the family of the network.
         is_image: whether it takes (B, C, H, W) instead of (B, C, T, H, W).
         fixed: keyword arguments that override those of the family.
+
+    Raises:
+        TypeError: `network` is a network, not its class.
     """
 
     network: Callable[..., nn.Module]
     family: Family = Family()
     is_image: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a network that exists already, because its options are those of the configuration."""
+        if isinstance(self.network, nn.Module):
+            name = type(self.network).__name__
+            raise TypeError(f"Row({name}(...)) has a network: give its class, Row({name})")
 
 
 def _start_of_uniformerv2(cfg: CfgNode) -> tuple[str, HeadKind]:
@@ -116,7 +125,7 @@ def model_row(cfg: CfgNode) -> Row:
     """Return the row of MODEL.MODEL_NAME.
 
     Raises:
-        ValueError: the name is unknown.
+        ValueError: the name is unknown, or a user has added something else than a row.
     """
     name = cfg.MODEL.MODEL_NAME
     if name not in MODELS:
@@ -124,7 +133,11 @@ def model_row(cfg: CfgNode) -> Row:
             f"MODEL.MODEL_NAME {name!r} is not known: choose from {sorted(MODELS)}, or name the module that "
             "adds it in SLOWFAST_IMPORT"
         )
-    return MODELS[name]
+    row: Any = MODELS[name]  # a user may have forgotten to make a Row
+    if not isinstance(row, Row):
+        shown = getattr(row, "__name__", type(row).__name__)
+        raise ValueError(f"MODELS[{name!r}] is {shown}, not a row: write MODELS[{name!r}] = Row({shown})")
+    return row
 
 
 def _options(cfg: CfgNode, row: Row) -> dict[str, Any]:

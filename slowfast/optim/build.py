@@ -170,8 +170,16 @@ def build_loss(
     """Return the loss function MODEL.LOSS_FUNC of logits (B, K) and targets.
 
     MODEL.CLASS_WEIGHTS are computed from the labels (N,) of the training list.
+
+    Raises:
+        ValueError: there is no such row, or it is a class, such as those of `torch.nn`, whose objects are functions.
     """
     loss = row_of(LOSSES, "LOSSES in slowfast.optim.losses", cfg.MODEL.LOSS_FUNC, "MODEL.LOSS_FUNC")
+    if isinstance(loss, type):
+        raise ValueError(
+            f"MODEL.LOSS_FUNC {cfg.MODEL.LOSS_FUNC!r} is the class {loss.__name__}, not a function of logits and "
+            f"targets: write LOSSES[{cfg.MODEL.LOSS_FUNC!r}] = {loss.__name__}(), with its arguments"
+        )
     if cfg.MODEL.CLASS_WEIGHTS == "none" or labels is None:
         return loss
     return partial(loss, weight=balanced_weights(labels, cfg.MODEL.NUM_CLASSES).to(device))

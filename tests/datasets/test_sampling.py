@@ -104,7 +104,7 @@ def test_a_clip_without_frames_is_refused():
         sparse_indices(10, 0, 0, 1, None)
 
 
-@pytest.mark.parametrize("clip", [[0, 1], [0, 1, 5], [-1, 0, 1], [], np.arange(4)])
+@pytest.mark.parametrize("clip", [[0, 1], [0, 1, 5], [-1, 0, 1], [], np.arange(4), np.arange(3) / 2, None])
 def test_a_sampler_must_return_the_frames_of_one_clip(clip):
     class Own(FrameSampler):
         def __call__(self, length, view, rng):

@@ -185,6 +185,14 @@ def test_a_network_that_cannot_be_called_names_the_argument(monkeypatch, network
         build.build_model(config())
 
 
+def test_a_row_needs_the_class_of_the_network(monkeypatch):
+    with pytest.raises(TypeError, match=r"Row\(MeanPool\)"):
+        build.Row(MeanPool())
+    monkeypatch.setitem(build.MODELS, "MeanPool", MeanPool)
+    with pytest.raises(ValueError, match=r"MODELS\['MeanPool'\] = Row\(MeanPool\)"):
+        build.build_model(config())
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_every_network_is_a_backbone(name):
     model = small(name)

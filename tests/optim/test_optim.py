@@ -26,7 +26,7 @@ from slowfast.optim.build import (
     set_learning_rate,
 )
 from slowfast.optim.groups import parameter_groups
-from slowfast.optim.losses import balanced_weights, soft_cross_entropy
+from slowfast.optim.losses import LOSSES, balanced_weights, soft_cross_entropy
 
 SCHEDULE = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())
 
@@ -171,6 +171,16 @@ def test_binary_cross_entropy_takes_logits(name):
     logits, target = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]])
     expected = (np.log(2) + np.log(1 + np.exp(2))) / 2
     assert build_loss(config(MODEL__LOSS_FUNC=name))(logits, target).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_is_not_a_class(monkeypatch):
+    monkeypatch.setitem(LOSSES, "bce", nn.BCEWithLogitsLoss)
+    with pytest.raises(ValueError, match=r"'bce'.*BCEWithLogitsLoss\(\)"):
+        build_loss(config(MODEL__LOSS_FUNC="bce"))
+    monkeypatch.setitem(LOSSES, "bce", nn.BCEWithLogitsLoss())
+    assert build_loss(config(MODEL__LOSS_FUNC="bce"))(torch.zeros(1, 2), torch.eye(2)[:1]).item() == pytest.approx(
+        np.log(2)
+    )
 
 
 def test_batch_norm_has_its_own_weight_decay():
