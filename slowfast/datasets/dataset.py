@@ -145,6 +145,15 @@ class ClipDataset(Dataset[Batch], ABC):
         self._note(row)
         return self.samples[row]
 
+    @property
+    def sends(self) -> bool:
+        """Whether this is the data set of a worker, which sends its batches to another process.
+
+        A worker of a user's data set may have one too, for example in a network that it predicts with.
+        """
+        worker = get_worker_info()
+        return worker is not None and worker.dataset is self
+
     def _note(self, row: int) -> None:
         worker = get_worker_info()
         if worker is not None and self.reading is not None:
@@ -152,12 +161,12 @@ class ClipDataset(Dataset[Batch], ABC):
 
     def _batch(self, video: Any, rows: list[int], clips: int, bad: list[tuple[str, str]]) -> Batch:
         """Describe a batch of `clips` clips of each row."""
-        index = torch.tensor(rows, dtype=torch.int64)
+        index, send = torch.tensor(rows, dtype=torch.int64), self.sends
         return {
             "video": video,
-            "label": by_value(torch.from_numpy(self.samples.targets(rows)).repeat_interleave(clips, 0)),
-            "index": by_value(index.repeat_interleave(clips)),
-            "view": by_value(torch.arange(clips).repeat(len(rows))),
+            "label": by_value(torch.from_numpy(self.samples.targets(rows)).repeat_interleave(clips, 0), send),
+            "index": by_value(index.repeat_interleave(clips), send),
+            "view": by_value(torch.arange(clips).repeat(len(rows)), send),
             "bad": bad,
         }
 
@@ -180,7 +189,9 @@ class TrainDataset(ClipDataset):
         self.num_copies = num_copies
 
     def _make_batch(self, keys: Sequence[Key]) -> Batch:
-        clips, video = new_clips((len(keys) * self.num_copies, *self.reader.clip_shape(self.transform.crop)))
+        clips, video = new_clips(
+            (len(keys) * self.num_copies, *self.reader.clip_shape(self.transform.crop)), self.sends
+        )
         rows: list[int] = []
         bad: list[tuple[str, str]] = []
         for place, (epoch, index) in enumerate(keys):
@@ -306,7 +317,7 @@ class VideoEvalDataset(EvalDataset):
     def views(self, videos: Sequence[Prepared]) -> Views:
         """Return the views of videos that `prepare` returned."""
         positions = (1,) if self.num_crops == 1 else (0, 1, 2)
-        frames = share([video for video, _ in videos])
+        frames = share([video for video, _ in videos], self.sends)
         return Views(frames, [order for _, order in videos], self.scale, self.crop, positions)
 
     def _join(self, made: list[Prepared]) -> Views:
@@ -321,7 +332,7 @@ class ImageEvalDataset(EvalDataset):
         return image[..., ::-1] if self.reverse_channels else image
 
     def _join(self, made: list[np.ndarray]) -> Any:
-        images, video = new_clips((len(made), self.crop, self.crop, 3))
+        images, video = new_clips((len(made), self.crop, self.crop, 3), self.sends)
         for target, image in zip(images, made, strict=True):
             target[...] = image
         return video

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 
 from slowfast.utils.memory import memory_file
 
@@ -31,23 +30,23 @@ ALIGNMENT = 64  # bytes, of the start of each tensor; the first bytes of a block
 WORKER, RECEIVER = 0, 1  # byte of a block that is 1 while the worker, or the receiving process, uses the block
 
 
-def new_clips(shape: tuple[int, ...]) -> tuple[np.ndarray, Any]:
+def new_clips(shape: tuple[int, ...], send: bool) -> tuple[np.ndarray, Any]:
     """Allocate memory for the clips (B, ..., C) of a batch, from which they are sent without a copy.
 
     Returns:
-        A uint8 array to be filled, and the entry of the batch: the (B, C, ...) tensor of the array or, in a worker, a
+        A uint8 array to be filled, and the entry of the batch: the (B, C, ...) tensor of the array or, to be sent, a
         `Parcel` that becomes this tensor when it is received.
     """
-    if get_worker_info() is None:
+    if not send:
         clips = torch.empty(shape, dtype=torch.uint8)
         return clips.numpy(), clips.movedim(-1, 1)
     parcel = Parcel([(torch.uint8, shape)], clips=True)
     return parcel.tensors[0].numpy(), parcel
 
 
-def share(tensors: list[torch.Tensor]) -> Any:
-    """Return contiguous tensors; in a worker, a `Parcel` of copies that becomes the list when it is received."""
-    if get_worker_info() is None:
+def share(tensors: list[torch.Tensor], send: bool) -> Any:
+    """Return contiguous tensors; to send them, a `Parcel` of copies that becomes the list when it is received."""
+    if not send:
         return tensors
     parcel = Parcel([(t.dtype, tuple(t.shape)) for t in tensors])
     for target, tensor in zip(parcel.tensors, tensors, strict=True):
@@ -55,9 +54,9 @@ def share(tensors: list[torch.Tensor]) -> Any:
     return parcel
 
 
-def by_value(tensor: torch.Tensor) -> Any:
-    """Return a small tensor; in a worker, what is sent as its bytes, because PyTorch would make a file for it."""
-    return tensor if get_worker_info() is None else _Value(tensor)
+def by_value(tensor: torch.Tensor, send: bool) -> Any:
+    """Return a small tensor; to send it, what is sent as its bytes, because PyTorch would make a file for it."""
+    return _Value(tensor) if send else tensor
 
 
 class _Value:

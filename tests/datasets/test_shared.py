@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from slowfast.datasets import shared
 from slowfast.datasets.shared import by_value, new_clips, share
@@ -27,21 +27,25 @@ class Clips(Dataset[torch.Tensor]):
         return torch.full((4, 200 if self.same or n % 10 else 4000, 6, 3), n, dtype=torch.uint8)
 
 
+def in_worker() -> bool:
+    return get_worker_info() is not None
+
+
 def join_all(clips: list[torch.Tensor]) -> Any:
-    memory, joined = new_clips((len(clips), *clips[0].shape))
+    memory, joined = new_clips((len(clips), *clips[0].shape), in_worker())
     for target, clip in zip(memory, clips, strict=True):
         target[...] = clip
     return joined
 
 
 def join(clips: list[torch.Tensor]) -> dict[str, Any]:
-    first = by_value(torch.stack([clip[0, 0, 0, 0] for clip in clips]))
-    each = share([clip.float() for clip in clips])
+    first = by_value(torch.stack([clip[0, 0, 0, 0] for clip in clips]), in_worker())
+    each = share([clip.float() for clip in clips], in_worker())
     return {"all": join_all(clips), "each": each, "first": first, "worker": os.getpid()}
 
 
 def join_one(clips: list[torch.Tensor]) -> dict[str, Any]:
-    return {"each": share(clips), "worker": os.getpid()}
+    return {"each": share(clips, in_worker()), "worker": os.getpid()}
 
 
 def blocks(process: int) -> dict[str, str]:
@@ -108,7 +112,7 @@ class Remembering(Dataset[torch.Tensor]):
         self.kept: dict[int, Any] = {}
 
     def __getitems__(self, numbers: list[int]) -> Any:
-        memory, joined = new_clips((len(numbers), 4, 20, 6, 3))
+        memory, joined = new_clips((len(numbers), 4, 20, 6, 3), in_worker())
         for number, clip in zip(numbers, memory, strict=True):
             clip[...] = number
             self.kept[number] = clip
@@ -128,11 +132,11 @@ def test_memory_is_not_used_again_while_the_worker_holds_a_part_of_it():
 
 
 def test_clips_are_made_in_the_memory_of_the_batch():
-    memory, joined = new_clips((3, 4, 20, 6, 2))
+    memory, joined = new_clips((3, 4, 20, 6, 2), send=False)
     assert joined.shape == (3, 2, 4, 20, 6) and joined.data_ptr() == memory.ctypes.data
     memory[1, ..., 1] = 7
     assert (joined[1, 1] == 7).all()
-    assert new_clips((0, 4, 2))[1].shape == (0, 2, 4)
+    assert new_clips((0, 4, 2), send=False)[1].shape == (0, 2, 4)
 
 
 def test_the_end_of_a_fork_frees_nothing():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from make_demo_data import CLASS_NAMES
+from torch.utils.data import DataLoader, Dataset
 
 import slowfast
 from slowfast.datasets.reader import MediaError, read_frames
@@ -77,6 +78,26 @@ def test_a_pickled_network_and_a_copy_predict_the_same(net, paths):
         found = other.predict(paths[0])
         assert np.array_equal(found.scores, expected.scores) and found.top == expected.top
         assert other.cfg == net.cfg and other.cfg.is_frozen() and other.model is not net.model
+
+
+class Scores(Dataset[torch.Tensor]):
+    """A data set of a user, whose workers predict."""
+
+    def __init__(self, net, paths):
+        self.net, self.paths = net, paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, place):
+        return torch.from_numpy(self.net.predict(self.paths[place]).scores)
+
+
+def test_a_network_predicts_in_a_worker_of_another_data_set(net, paths):
+    loader = DataLoader(Scores(net, paths[:2]), num_workers=1, multiprocessing_context="fork")
+    found = torch.cat(list(loader)).numpy()
+    expected = np.stack([net.predict(path).scores for path in paths[:2]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_features_are_the_mean_over_views_of_the_input_of_the_classifier(net, paths):
