@@ -248,7 +248,7 @@ def merge(
             ignored.setdefault(reason, []).append((key, origin))
         elif not (key in SECTIONS and value is None):  # a section whose lines are all commented out
             faults[f"{key} {origin}"] = f"{origin}: {_unknown(key)}"
-    family = family_of(cfg.MODEL.MODEL_NAME)
+    family = family_of(str(cfg.MODEL.MODEL_NAME))  # any value if it is unchecked
     if family != cfg.MODEL.ARCH and "MODEL.ARCH" in sources:
         ignored["follows from MODEL.MODEL_NAME"] = [(f"MODEL.ARCH {cfg.MODEL.ARCH}", sources["MODEL.ARCH"])]
     cfg.MODEL.ARCH = family

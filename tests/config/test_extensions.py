@@ -10,7 +10,7 @@ import doctor
 import pytest
 from torch import nn
 
-from slowfast.config import ConfigError, add_choice, load_config
+from slowfast.config import ConfigError, add_choice, changed_keys, get_cfg, load_config, recorded_config
 from slowfast.config.keys import KEYS
 from slowfast.datasets.build import build_dataset
 from slowfast.datasets.catalog import CATALOG, DatasetSpec
@@ -160,3 +160,10 @@ def test_a_new_choice_is_accepted_and_can_be_mixed(monkeypatch):
     assert load_config(None, ["MODEL.LOSS_FUNC", "bce"]).MODEL.LOSS_FUNC == "bce"
     with pytest.raises(ConfigError, match="bce_logit, or one of focal"):
         load_config(None, ["MODEL.LOSS_FUNC", "other"])
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key != "MODEL.ARCH"])  # it follows from MODEL.MODEL_NAME
+def test_a_recorded_value_of_any_type_is_kept(key):
+    section, _, name = key.rpartition(".")
+    cfg, known = recorded_config(f"{section}:\n  {name}: [a, [b]]\n" if section else f"{name}: [a, [b]]\n")
+    assert known == {key} and changed_keys(cfg, get_cfg(), ignore=()).get(key)
