@@ -1,4 +1,4 @@
-"""Read videos in a separate process, which is killed when a decoder blocks or crashes.
+"""Call functions in a separate process, which is killed when a decoder blocks or crashes; read videos in this way.
 
 A decoder that blocks does so in C code, which neither a Python exception nor a Python signal handler can interrupt. A
 thread cannot be killed, but a process can. It must not be the loader's worker, because the run would end with it.
@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 Choose = Callable[[int], Sequence[int]]
 
 START = (
-    "import sys; sys.path[:] = sys.argv[5:]; from slowfast.datasets.guarded import serve; "
-    "serve(sys.argv[1], *map(int, sys.argv[2:5]))"
+    "import sys; sys.path[:] = sys.argv[3:]; from slowfast.datasets.guarded import serve; "
+    "serve(*map(int, sys.argv[1:3]))"
 )
 START_LIMIT = 300.0  # limit of the imports in seconds; they are slow from a busy network drive
 MAX_POLL = 1e6  # seconds; poll(2) counts milliseconds in 31 bits
@@ -94,74 +94,76 @@ class _Memory:
         return np.frombuffer(self.mapped, np.uint8, size).reshape(shape)
 
 
-class _Decoder:
-    """Handle of a decoder process in the process that owns it."""
+class Ended(Exception):
+    """A process was killed after the time limit of a call, or exited during the call; `code` is its exit code then."""
 
-    def __init__(self, backend: str) -> None:
-        self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
+    def __init__(self, code: int | None = None) -> None:
+        self.code = code
+
+
+class Killable:
+    """A process that calls one function for the thread that started it, and is killed if a call takes too long.
+
+    Args:
+        make: importable; `make(connection, *arguments)` returns the function in the process. The function must not
+            raise exceptions. It can send messages (kind, value) through the connection, and receive replies.
+        arguments: of `make`.
+        inherited: open files for the process; they are closed with it.
+
+    Raises:
+        RuntimeError: the process cannot start.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any, inherited: Sequence[int] = ()) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         parent = multiprocessing.parent_process()  # of a worker; None in the main process
         self.poll = select.poll()
         for source in (self.connection, *([parent.sentinel] if parent else [])):
             self.poll.register(source, select.POLLIN)
         with theirs:
-            numbers = (theirs.fileno(), self.memory.descriptor, os.getpid())
             self.process = subprocess.Popen(
-                [sys.executable, "-c", START, backend, *map(str, numbers), *sys.path],
-                pass_fds=numbers[:2],
+                [sys.executable, "-c", START, str(theirs.fileno()), str(os.getpid()), *sys.path],
+                pass_fds=(theirs.fileno(), *inherited),
                 stdin=subprocess.DEVNULL,
             )
-        self.close = weakref.finalize(self, _end, self.connection, self.memory.descriptor, self.process, os.getpid())
+        self.close = weakref.finalize(self, _end, self.connection, inherited, self.process, os.getpid())
         try:
-            if self._receive(time.monotonic() + START_LIMIT) is None:
-                raise RuntimeError(f"the decoder process has not started within {START_LIMIT:g} s")
-        except BaseException as error:
-            self.close()
-            if isinstance(error, ENDED):
-                raise RuntimeError("the decoder process could not start; see its message above") from None
-            raise
+            self.call(START_LIMIT, make, *arguments)
+        except Ended as end:
+            reason = "could not start; see its message above"
+            if end.code is None:
+                reason = f"has not started within {START_LIMIT:g} s"
+            raise RuntimeError(f"the decoder process {reason}") from None
 
     def alive(self) -> bool:
         return self.close.alive and self.process.poll() is None
 
-    def read(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> np.ndarray:
+    def call(
+        self, seconds: float, *arguments: Any, answer: Callable[[str, Any], None] = lambda kind, value: None
+    ) -> Any:
+        """Return the result of the function; `answer` is called with each message that the function sends.
+
+        Raises:
+            Ended: the call took longer than `seconds`, or the process exited.
+        """
+        end = time.monotonic() + seconds
         try:
-            kind, value = self._request(seconds, path, choose, options)
-        except BaseException as error:  # of `choose` too: the next read must not get a message of this one
+            self.connection.send(arguments)
+            while message := self._receive(end):
+                kind, value = message
+                if kind == "result":
+                    return value
+                answer(kind, value)
+        except BaseException as error:  # of `answer` too: the next call must not get a message of this one
             self.close()
             if not isinstance(error, ENDED):
                 raise
-            code, why = self.process.returncode, ""
-            if code == -signal.SIGKILL:
-                why = f": killed, most likely because memory ran out ({size_of(path)})"
-            raise MediaError(path, f"the decoder crashed (exit code {code}){why}") from None
-        if kind == "media error":
-            raise MediaError(*value)
-        if kind == "failure":
-            raise RuntimeError(f"{path} cannot be read:\n{value}")
-        try:
-            return self.memory.array(value)
-        except (OSError, MemoryError) as error:
-            raise MediaError(path, why_not(path, error, f"{value[0]} frames of {value[2]}x{value[1]}")) from None
-
-    def _request(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> tuple[str, Any]:
-        """Request frames, handle the messages of the decoder process, and return the last one."""
-        end, slow = time.monotonic() + seconds, ""
-        self.connection.send((path, options))
-        while message := self._receive(end):
-            kind, value = message
-            if kind == "length":
-                self.connection.send([int(index) for index in choose(value)])
-            elif kind == "log":
-                logger.info(value)
-            elif kind == "slow":
-                slow = f"; every read decodes the whole file ({value}): prepare_data.py reencode makes a faster copy"
-            else:
-                return message
-        raise MediaError(path, f"decoding took longer than {seconds:g} s (decode_timeout){slow}")
+            raise Ended(self.process.returncode) from None
+        self.close()
+        raise Ended
 
     def _receive(self, end: float) -> tuple[str, Any] | None:
-        """Return the next message of the decoder process, or None after the time `end`."""
+        """Return the next message of the process, or None after the time `end`."""
         left = min(max(end - time.monotonic(), 0), MAX_POLL)
         ready = dict(self.poll.poll(1000 * left))
         if ready and self.connection.fileno() not in ready:
@@ -169,41 +171,84 @@ class _Decoder:
         return self.connection.recv() if ready else None
 
 
-def _end(connection: Connection, memory: int, process: subprocess.Popen[bytes], owner: int) -> None:
+def _end(connection: Connection, inherited: Sequence[int], process: subprocess.Popen[bytes], owner: int) -> None:
     """Close the connection, and kill the process unless this is a fork of its owner."""
     connection.close()
-    os.close(memory)
+    for descriptor in inherited:
+        os.close(descriptor)
     if os.getpid() == owner:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):  # it may block on a file server that is gone
             process.wait(5)
 
 
-def serve(backend: str, socket_number: int, descriptor: int, owner: int) -> None:
-    """Read for the process `owner` until it exits, into the memory `descriptor`."""
+def serve(socket_number: int, owner: int) -> None:
+    """Make a function, and call it for the process `owner` until that exits; see `Killable`."""
     for number in FOR_THE_OWNER:
         signal.signal(number, signal.SIG_IGN)
     be_killed_with_parent()
     cv2.setNumThreads(0)
     keep_memory()
+    connection = Connection(socket_number)
+    if os.getppid() != owner:
+        return
+    with contextlib.suppress(*ENDED):
+        make, *arguments = connection.recv()
+        function = make(connection, *arguments)
+        connection.send(("result", None))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # messages of decoders about odd packets
+        while True:
+            connection.send(("result", function(*connection.recv())))
+
+
+class _Decoder(Killable):
+    """A decoder process."""
+
+    def __init__(self, backend: str) -> None:
+        self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
+        descriptor = self.memory.descriptor
+        super().__init__(_make_reader, backend, descriptor, inherited=[descriptor])
+
+    def read(self, seconds: float, path: str, choose: Choose, options: dict[str, Any]) -> np.ndarray:
+        slow = ""
+
+        def answer(kind: str, value: Any) -> None:
+            nonlocal slow
+            if kind == "length":
+                self.connection.send([int(index) for index in choose(value)])
+            elif kind == "log":
+                logger.info(value)
+            else:
+                slow = f"; every read decodes the whole file ({value}): prepare_data.py reencode makes a faster copy"
+
+        try:
+            found = self.call(seconds, path, options, answer=answer)
+        except Ended as end:
+            reason = f"decoding took longer than {seconds:g} s (decode_timeout){slow}"
+            if end.code is not None:
+                why = f": killed, most likely because memory ran out ({size_of(path)})"
+                reason = f"the decoder crashed (exit code {end.code})" + why * (end.code == -signal.SIGKILL)
+            raise MediaError(path, reason) from None
+        if isinstance(found, Exception):
+            raise found
+        try:
+            return self.memory.array(found)
+        except (OSError, MemoryError) as error:
+            raise MediaError(path, why_not(path, error, f"{found[0]} frames of {found[2]}x{found[1]}")) from None
+
+
+def _make_reader(connection: Connection, backend: str, descriptor: int) -> Callable[..., Any]:
+    """Return a function in the decoder process that reads a video into the memory `descriptor`.
+
+    It returns the shape of the frames, or the exception to be raised.
+    """
     check_backend(backend)
-    connection, memory = Connection(socket_number), _Memory(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
+    memory = _Memory(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
     handler = logging.Handler()
     handler.emit = lambda record: connection.send(("log", record.getMessage()))
     package = logging.getLogger("slowfast")
     package.setLevel(logging.INFO)
     package.addHandler(handler)
-    if os.getppid() != owner:
-        return
-    connection.send(("ready", None))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # messages of decoders about odd packets
-    with contextlib.suppress(*ENDED):
-        while True:
-            connection.send(_reply(connection, memory, *connection.recv()))
-
-
-def _reply(connection: Connection, memory: _Memory, path: str, options: dict[str, Any]) -> tuple[str, Any]:
-    """Read a video, and return the last message to the owner."""
 
     def choose(length: int) -> Sequence[int]:
         connection.send(("length", length))
@@ -212,11 +257,14 @@ def _reply(connection: Connection, memory: _Memory, path: str, options: dict[str
     def report_slow(reason: str) -> None:
         connection.send(("slow", reason))
 
-    try:
-        return "frames", read_frames(path, choose, allocate=memory.array, report_slow=report_slow, **options).shape
-    except MediaError as error:
-        return "media error", (error.path, error.reason)
-    except ENDED:
-        raise
-    except Exception:
-        return "failure", traceback.format_exc()
+    def read(path: str, options: dict[str, Any]) -> Any:
+        try:
+            return read_frames(path, choose, allocate=memory.array, report_slow=report_slow, **options).shape
+        except MediaError as error:
+            return error
+        except ENDED:
+            raise
+        except Exception:
+            return RuntimeError(f"{path} cannot be read:\n{traceback.format_exc()}")
+
+    return read

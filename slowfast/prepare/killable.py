@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from time import monotonic
+from multiprocessing.connection import Connection
+from multiprocessing.pool import ThreadPool
+from threading import Event, get_ident
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from slowfast.datasets.container import MediaError
-from slowfast.utils.processes import exit_with_parent
+from slowfast.datasets.guarded import Ended, Killable
 
 Task = TypeVar("Task")
-
-START_LIMIT = 300.0  # seconds until a process must be ready; imports from a busy network drive take long
-
-# A fork server imports the decoders only once, so a killed process is replaced quickly.
-_CONTEXT: Any = get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -53,93 +44,40 @@ def run_killable(
     Raises:
         RuntimeError: a process cannot start, which is no fault of its task.
     """
-    _CONTEXT.set_forkserver_preload([getattr(function, "func", function).__module__])
-    waiting = iter(tasks)
-    free: list[_Process] = []
-    busy: list[_Process] = []
+    processes: dict[int, Killable] = {}  # of each thread
+    closed = Event()
+
+    def call(task: Task) -> tuple[Task, Any]:
+        process = processes.get(get_ident())
+        if process is None or not process.alive():
+            process = processes[get_ident()] = Killable(_make_runner, function)
+        try:
+            return task, process.call(0 if closed.is_set() else timeout, task)
+        except Ended as end:
+            crash = f"the decoder crashed (exit code {end.code})"
+            return task, Failure(f"timed out after {timeout:g} s" if end.code is None else crash)
+
     bar = tqdm(total=done + len(tasks), initial=done, desc=title, unit="file", disable=None)
-    try:
-        while True:
-            for task in islice(waiting, workers - len(busy)):
-                busy.append(free.pop() if free else _Process(function))
-                busy[-1].start(task, timeout)
-            if not busy:
-                return
-            nearest = min(process.deadline for process in busy)
-            wait([process.connection for process in busy], max(0.0, nearest - monotonic()))
-            for process in [process for process in busy if process.is_done()]:
-                outcome = process.outcome(timeout)
-                busy.remove(process)
-                if not process.connection.closed:
-                    free.append(process)
+    with bar, ThreadPool(workers) as pool:
+        try:
+            for outcome in pool.imap_unordered(call, tasks):
                 bar.update()
-                yield process.task, outcome
-    finally:
-        bar.close()
-        for process in busy + free:
-            process.kill()
+                yield outcome
+        finally:
+            closed.set()
+            for process in [*processes.values()]:
+                process.process.kill()
 
 
-class _Process:
-    """A process, its pipe, its task and the time at which it is killed.
-
-    Its first message says that it is ready: the time of a task does not include the imports.
-    """
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.connection, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
-        self.process.start()
-        theirs.close()  # so that the pipe ends with the process
+def _make_runner(_: Connection, function: Callable[[Task], Any]) -> Callable[[Task], Any]:
+    def run(task: Task) -> Any:
         try:
-            if self.connection.poll(START_LIMIT) and self.connection.recv():
-                return
-            reason = f"is not ready after {START_LIMIT:g} s"
-        except (EOFError, OSError):
-            self.process.join()
-            reason = f"ended with exit code {self.process.exitcode} before its first task, see its message above"
-        self.kill()
-        raise RuntimeError(f"a process {reason}: a script that calls this must do so under if __name__ == '__main__'")
+            return function(task)
+        except MediaError as error:
+            return Failure(error.reason or str(error))
+        except ValueError as error:
+            return Failure(str(error))
+        except Exception as error:
+            return Failure(f"{type(error).__name__}: {error}")
 
-    def start(self, task: Any, timeout: float) -> None:
-        self.task, self.deadline = task, monotonic() + timeout
-        with contextlib.suppress(OSError):  # it was killed: `outcome` returns the reason
-            self.connection.send(task)
-
-    def is_done(self) -> bool:
-        return self.connection.poll() or monotonic() >= self.deadline
-
-    def outcome(self, timeout: float) -> Any:
-        reason = f"timed out after {timeout:g} s"
-        try:
-            if self.connection.poll():
-                return self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            reason = f"the decoder crashed (exit code {self.process.exitcode})"
-        self.kill()
-        return Failure(reason)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.join(1)  # even a killed process does not exit while it waits for an unreachable network drive
-        self.connection.close()
-
-
-def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which kills this process
-    exit_with_parent()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # messages of decoders; results contain the reasons
-    connection.send(True)
-    with contextlib.suppress(EOFError):
-        while True:
-            task = connection.recv()
-            try:
-                outcome = function(task)
-            except MediaError as error:
-                outcome = Failure(error.reason or str(error))
-            except ValueError as error:
-                outcome = Failure(str(error))
-            except Exception as error:
-                outcome = Failure(f"{type(error).__name__}: {error}")
-            connection.send(outcome)
+    return run
