@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,17 +15,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from slowfast.config.extensions import VARIABLE
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.mixup import MixUp
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.log import RunLog
-from slowfast.engine.meters import TrainMeter
+from slowfast.engine.meters import TrainMeter, check_tensor
 from slowfast.engine.official import adopt
 from slowfast.engine.setup import amp_dtype, clip_mover, compile_blocks, listed, place
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run
-from slowfast.models.build import errors_name_keys, initialize
+from slowfast.models.build import errors_name_keys, initialize, input_shape
 from slowfast.models.layers import BATCH_NORM
 from slowfast.optim.build import build_loss, build_optimizer
 from slowfast.run.checkpoint import CheckpointWriter, is_official, resumable_checkpoint
@@ -115,6 +117,22 @@ def new_state(cfg: CfgNode, model: nn.Module, steps_per_epoch: int, device: torc
     ema = ModelEma(model, cfg.EMA.DECAY) if cfg.EMA.ENABLE else None
     meter = TrainMeter(device, cfg.DATA.MULTI_LABEL)
     return TrainState(model, build_optimizer(model, cfg), scaler, meter, steps_per_epoch, ema)
+
+
+def check_evaluation(cfg: CfgNode, model: nn.Module, device: torch.device) -> None:
+    """Run the network once as a validation does, if there are modules of users.
+
+    The first validation follows an epoch, which would be lost.
+
+    Raises:
+        ValueError: it does not return logits (B, K).
+    """
+    if not os.environ.get(VARIABLE):
+        return
+    clips = torch.zeros(1, *input_shape(cfg), device=device)
+    with torch.no_grad():
+        logits = model.eval()(clips)
+    check_tensor(logits, (1, cfg.MODEL.NUM_CLASSES), f"MODEL.MODEL_NAME {cfg.MODEL.MODEL_NAME}: forward in eval mode")
 
 
 def warn_of_single_clips(cfg: CfgNode, model: nn.Module) -> None:

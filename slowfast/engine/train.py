@@ -18,7 +18,15 @@ from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.meters import metric_names
 from slowfast.engine.results import write_scores
 from slowfast.engine.setup import Inference, listed, make_loader
-from slowfast.engine.start import Lists, check_test, count_steps, prepare_run, prepare_state, warn_of_single_clips
+from slowfast.engine.start import (
+    Lists,
+    check_evaluation,
+    check_test,
+    count_steps,
+    prepare_run,
+    prepare_state,
+    warn_of_single_clips,
+)
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, settle, train_step
 from slowfast.models.build import build_model
@@ -61,6 +69,7 @@ def train(cfg: CfgNode) -> None:
     if distributed.is_main():
         log_labels(lists._asdict(), cfg.MODEL.NUM_CLASSES)
     state, resumed = prepare_state(cfg, model, count_steps(cfg, train_loader), lists, device)
+    check_evaluation(cfg, state.model, device)
     warn_of_single_clips(cfg, state.model)
     labels = lists.train.labels
     run = prepare_run(cfg, state, len(lists.train), describe_run(cfg, *lists), device, resumed, labels)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from slowfast.config import load_config
 from slowfast.datasets.lists import VideoList
-from slowfast.engine.start import Lists, prepare_state, warn_of_single_clips
+from slowfast.engine.start import Lists, check_evaluation, prepare_state, warn_of_single_clips
 from slowfast.models.build import build_model
 from slowfast.models.zoo import create_model
 from slowfast.run.checkpoint import CheckpointWriter
@@ -45,6 +47,30 @@ def test_synchronized_statistics_are_of_several_clips(caplog):
     cfg = load_config(None, ["NUM_GPUS", "0", "TRAIN.BATCH_SIZE", "1"])
     warn_of_single_clips(cfg, nn.SyncBatchNorm.convert_sync_batchnorm(build_model(cfg)))
     assert not caplog.records
+
+
+def test_a_network_of_a_user_is_evaluated_before_the_first_epoch(monkeypatch):
+    class Network(nn.Module):
+        def __init__(self, outputs: str) -> None:
+            super().__init__()
+            self.outputs, self.head = outputs, nn.Linear(3, 5)
+
+        def forward(self, video: torch.Tensor) -> Any:
+            logits = self.head(video.mean((2, 3, 4)))
+            only_logits = self.outputs == "logits" or (self.outputs == "tuple if training" and not self.training)
+            return logits if only_logits else (logits, logits)
+
+    five, six = (load_config(None, ["NUM_GPUS", "0", "MODEL.NUM_CLASSES", count]) for count in "56")
+    device = torch.device("cpu")
+    monkeypatch.delenv("SLOWFAST_IMPORT", raising=False)
+    check_evaluation(five, Network("tuple"), device)  # networks of this package are not run
+    monkeypatch.setenv("SLOWFAST_IMPORT", "mine")
+    check_evaluation(five, Network("logits"), device)
+    check_evaluation(five, Network("tuple if training"), device)
+    with pytest.raises(ValueError, match="tuple"):
+        check_evaluation(five, Network("tuple"), device)
+    with pytest.raises(ValueError, match="6"):
+        check_evaluation(six, Network("logits"), device)
 
 
 def test_a_new_run_logs_that_its_rate_is_for_other_steps(tmp_path, caplog):
