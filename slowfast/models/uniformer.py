@@ -231,11 +231,8 @@ class FourStages(TimmBackbone):
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return values of `options` that tensor shapes do not show; they are equal if the networks are equal."""
-        return {
-            "head_dim": options["head_dim"],
-            "qkv_scale": options["qkv_scale"] or options["head_dim"] ** -0.5,
-        }
+        width = options["head_dim"]
+        return {"head_dim": width, "qkv_scale": options["qkv_scale"] or width**-0.5}
 
     def blocks(self, stage: int) -> Iterator[Callable[..., Any]]:
         """Yield the blocks of a stage (1 to 4) as functions, with recomputation as set by `set_grad_checkpointing`."""
@@ -265,7 +262,6 @@ class FourStages(TimmBackbone):
         return pooled if pre_logits else self.head(pooled)
 
     def new_classifier(self, num_classes: int) -> nn.Module:
-        """Return a linear classifier with initial values; the identity for 0 classes."""
         return super().new_classifier(num_classes).apply(init_linear)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -399,7 +395,6 @@ class UniFormer(FourStages):
         return self.norm(x) if stop in (None, 4) else x
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (B, K) of a feature map (B, C', ...), or the input of the classifier (B, C')."""
         output = super().forward_head(features, pre_logits)
         # a wrapped or quantized layer is not an nn.Linear
         if pre_logits or not self.global_pool or isinstance(self.aux_head, nn.Identity):

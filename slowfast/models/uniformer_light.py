@@ -122,24 +122,13 @@ class UniFormerLight(FourStages):
     In training it returns two logits, of the mean over positions and of the class token. The loss is the mean of both
     losses, so that the scores of the class token are trained; a test uses the first logits only.
 
+    The arguments that are not listed here are those of `UniFormer`.
+
     Args:
-        num_classes: K; 0 returns features, without classifiers.
-        depth: number of blocks of each of the four stages.
-        embed_dim: number of channels of each stage.
-        head_dim: number of channels of an attention head in stages 3 and 4.
-        mlp_ratio: ratio of hidden to input width of the feed-forward layers; one number, or one per stage.
-        qkv_bias: whether the query, key and value projections have a bias.
-        qkv_scale: factor of the attention logits; None means head_dim ** -0.5.
-        dropout_rate: dropout rate after projections and feed-forward layers.
-        attention_dropout_rate: dropout rate of attention weights.
-        drop_depth_rate: rate of stochastic depth of the last block; rates rise linearly from 0 over all blocks.
-        head_dropout_rate: dropout rate before the classifiers.
         prune_ratio: share of the tokens that each block does not merge, a list per stage. Only the lists of stages 3
             and 4 are used. Extra entries are ignored, because released configurations have some.
         trade_off: weight of the block's own scores in the running average; a list per stage, as `prune_ratio`.
         init_value: initial value of learned factors of the residual branches (layer scale); 0 and None mean no factor.
-        in_channels: number of channels of the input.
-        ndim: 3 for video, 2 for images.
 
     Raises:
         ValueError: `head_dim` does not divide the width of stage 3 or 4, or the pruning does not fit the depth.
@@ -204,7 +193,6 @@ class UniFormerLight(FourStages):
 
     @staticmethod
     def unseen_options(options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return values of `options` that tensor shapes do not show; they are equal if the networks are equal."""
         shares = {
             name: [list(given[:blocks]) for blocks, given in zip(options["depth"][2:], options[name][2:], strict=False)]
             for name in ("prune_ratio", "trade_off")
@@ -237,13 +225,11 @@ class UniFormerLight(FourStages):
         return self.norm(x) if stop in (None, 4) else x, cls_token
 
     def forward_stages(self, video: Tensor, taps: dict[int, Any], stop: int | None = None) -> Tensor:
-        """Return the normalized feature map (B, C', T/2, H/32, W/32) of (B, C, T, H, W); images have no time axis."""
         return self.forward_tokens(video, taps, stop)[0]
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the layers that the feature maps of the stages `indices` do not need; return the stages from 0."""
         wanted = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head:
             self.norm_cls = nn.Identity()

@@ -35,7 +35,6 @@ from slowfast.models.layers import (
     recompute,
     recomputed_blocks,
     scaled,
-    single_input,
     to_tokens,
 )
 from slowfast.models.timm_tower import VisionTower
@@ -188,7 +187,8 @@ class VideoTransformer(nn.Module):
         for i, block in enumerate(self.resblocks):
             if i == stop:
                 break
-            x = recompute(block, x, keep=self.kept) if self._recompute(i) else block(x)
+            recomputed = self.training and torch.is_grad_enabled() and i < self.checkpointed
+            x = recompute(block, x, keep=self.kept) if recomputed else block(x)
             if i in taps:
                 taps[i] = to_video(x, size)
             if i in self.return_list:
@@ -201,9 +201,6 @@ class VideoTransformer(nn.Module):
             weight = self.balance.sigmoid()
             feature = (1 - weight) * feature + weight * x[:, :, 0].mean(1)
         return feature
-
-    def _recompute(self, block: int) -> bool:
-        return self.training and torch.is_grad_enabled() and block < self.checkpointed
 
 
 class VisionTransformer(nn.Module):
@@ -327,12 +324,10 @@ class UniFormerV2(TimmBackbone):
         return {"n_head": options["n_head"], "return_list": list(options["return_list"])}
 
     def check_options(self, trained: Mapping[str, Any]) -> None:
-        """Raise ValueError if weights that were trained with these arguments give another result in this network."""
         check_tower(self.tower, trained)
         super().check_options(trained)
 
     def check_image_vit(self, layout: str, activation: str) -> Sequence[str]:
-        """Check that the activation of the image ViT is that of the weights."""
         return check_activation(self.tower, layout, activation)
 
     def resize_parameter(self, name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
@@ -340,12 +335,7 @@ class UniFormerV2(TimmBackbone):
         return fit_position_embedding(value, shape) if name.endswith("positional_embedding") else None
 
     def set_grad_checkpointing(self, enable: bool | Sequence[int] = True, keep: str = "nothing") -> None:
-        """Recompute activations in the backward pass of all blocks of the image ViT, of none, or of the first [n].
-
-        Args:
-            enable: the blocks.
-            keep: "nothing", or "products" to keep the results of matrix products and attention.
-        """
+        """Recompute activations of all blocks of the image ViT, of none, or of the first [n]; see also `FourStages`."""
         transformer = self.backbone.transformer
         (transformer.checkpointed,) = recomputed_blocks(enable, [len(transformer.resblocks)])
         transformer.kept = keep
@@ -404,7 +394,3 @@ class UniFormerV2(TimmBackbone):
         """Return logits (B, K) of features (B, C'), or the input of the classifier (B, C')."""
         head = self.backbone.transformer.proj
         return head[:2](features) if pre_logits else head(features)
-
-    def forward(self, video: Tensor | Sequence[Tensor]) -> Tensor:
-        """Return logits (B, K) of a video (B, C, T, H, W)."""
-        return self.forward_head(self.forward_features(single_input(video)))
