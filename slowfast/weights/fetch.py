@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import time
-from difflib import get_close_matches
 from email.utils import formatdate, parsedate_to_datetime
 from http.client import HTTPException
 from pathlib import Path
@@ -24,6 +23,7 @@ from iopath.common.file_io import file_lock
 from tqdm import tqdm
 
 from slowfast.utils.io import check_output, sha256
+from slowfast.utils.tables import close_to
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ def fetch_checkpoint(address: str | os.PathLike[str]) -> str:
             raise ValueError(
                 f"checkpoint {str(address)!r} is a folder: name a file, such as best.pyth in checkpoints/ of a run"
             )
-        close = ", ".join(get_close_matches(str(address), released_weights(), n=3))
-        reason = "no released weights have this name" + (f" (near ones: {close})" if close else "")
-        raise ValueError(f"checkpoint {str(address)!r} does not exist, and {reason}: check the path")
+        near = close_to(str(address), released_weights(), 3)
+        reason = f"does not exist, and no released weights have this name{near}"
+        raise ValueError(f"checkpoint {str(address)!r} {reason}: check the path")
     return local

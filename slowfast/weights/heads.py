@@ -62,6 +62,11 @@ class HeadPolicy:
     allow_missing: bool = False
     as_trained: bool = False
 
+    @property
+    def resets(self) -> bool:
+        """Whether a classifier that is missing or has other classes keeps its initial values."""
+        return self.allow_missing or self.kind.startswith("fresh")
+
     def choose(self, checkpoint: Mapping[str, Any], count: int, classes: int, to_train: bool) -> Choice:
         """Return the part of the classifier in `checkpoint` that a network takes.
 

@@ -115,10 +115,7 @@ def load_weights(
         notes.append(f"classifier rows {count} -> {len(choice.rows)}")
         fresh = _fresh_classes(choice.rows, head.class_names, to_train)
 
-    reset_head = head.allow_missing or head.kind.startswith("fresh")
-    fitted, report = fit(
-        converted, initial, rules, reset_head=reset_head, to_train=to_train, as_trained=head.as_trained
-    )
+    fitted, report = fit(converted, initial, rules, head, to_train)
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
     report.fresh_classes, report.notes = fresh, notes
     known = choice.class_names if len(choice.class_names or ()) == classes and not report.dropped else None
@@ -164,23 +161,15 @@ def check_head_width(model: nn.Module, checkpoint: Mapping[str, Any], address: s
 
 
 def fit(
-    converted: Converted,
-    initial: Mapping[str, Tensor],
-    rules: WeightRules,
-    reset_head: bool = False,
-    to_train: bool = False,
-    as_trained: bool = False,
+    converted: Converted, initial: Mapping[str, Tensor], rules: WeightRules, head: HeadPolicy, to_train: bool
 ) -> tuple[StateDict, LoadReport]:
-    """Return the tensors that fit a network, with the report.
-
-    `initial` contains the tensors of the network. With `reset_head`, a classifier that is missing or has another number
-    of classes keeps its initial values. For `to_train`, see `load_weights`, for `as_trained`, see `HeadPolicy`.
+    """Return the tensors that fit a network with the tensors `initial`, and the report; see `load_weights`.
 
     Raises:
         ValueError: a tensor is missing, unexpected or of another shape, which no argument allows.
     """
     state = converted.state
-    optional = _optional(rules, state, initial, reset_head, to_train)
+    optional = _optional(rules, state, initial, head, to_train)
     report = LoadReport(converted.layout.name, left_out=[*converted.left_out])
     fitted: StateDict = {}
     for name, value in initial.items():
@@ -195,7 +184,7 @@ def fit(
     surplus = rules.surplus_at_start if to_train else ()
     for name in (name for name in state if name not in initial):
         (report.left_out if _has_any([name], surplus) else report.unexpected).append(name)
-    if faults := _faults(report, rules, state, initial, as_trained):
+    if faults := _faults(report, rules, state, initial, head.as_trained):
         for i, name in enumerate(report.reshaped):
             report.reshaped[i] += f" {tuple(state[name].shape)} -> {tuple(initial[name].shape)}"
         raise ValueError(f"weights do not fit: {report}\n  " + "\n  ".join(faults))
@@ -215,11 +204,11 @@ def _adapt(
 
 
 def _optional(
-    rules: WeightRules, state: Mapping[str, Tensor], initial: Mapping[str, Tensor], reset_head: bool, to_train: bool
+    rules: WeightRules, state: Mapping[str, Tensor], initial: Mapping[str, Tensor], head: HeadPolicy, to_train: bool
 ) -> set[str]:
     """Return the names of tensors that may keep their initial values."""
     parts = rules.identity_at_start if to_train and not _has_any(state, rules.identity_at_start) else ()
-    heads = tuple(f"{head}." for head in rules.head_names) if reset_head else ()
+    heads = tuple(f"{name}." for name in rules.head_names) if head.resets else ()
     return {
         name
         for name in initial

@@ -62,7 +62,7 @@ def test_list_models_filters_by_pattern():
         ({"name": "uniformer_s", "num_class": 5}, r"'num_class' \(meant 'num_classes'\?\)"),
         ({"name": "uniformer_s", "pretrained": True}, "'pretrained': choose from .*'weights'"),
         ({"name": "uniformer_s", "weights": "nothing.pth"}, "'nothing.pth' does not exist"),
-        ({"name": "uniformer_s", "weights": "uniformer_s16x4"}, r"near ones: .*uniformer_s16x4_k400"),
+        ({"name": "uniformer_s", "weights": "uniformer_s16x4"}, r"meant .*'uniformer_s16x4_k400'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
