@@ -79,8 +79,8 @@ def shortened(text: str, size: int, width: float) -> str:
     return text + "..."
 
 
-def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int], size: int) -> int:
-    """Draw names with bars of their probabilities into an RGB image; return the height.
+def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int], size: int) -> None:
+    """Draw names with bars of their probabilities into an RGB image.
 
     `box` is left, top and width, `size` the size of the text, all in pixels.
     """
@@ -96,7 +96,6 @@ def draw_bars(image: Image.Image, top: Sequence[Class], box: tuple[int, int, int
         pen.rectangle((left, base, left + width, base + thick), fill=(*TEXT, 40))
         pen.rectangle((left, base, left + round(width * found.probability), base + thick), fill=color(found.index))
         y += row
-    return y - box[1]
 
 
 def enlarged(frame: np.ndarray) -> tuple[int, int]:

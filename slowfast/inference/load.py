@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -17,7 +16,7 @@ from slowfast.config import check_values, load_config, recorded_config
 from slowfast.datasets.container import first_line
 from slowfast.engine.setup import place
 from slowfast.engine.test import find_checkpoint, load_model
-from slowfast.inference.network import Network
+from slowfast.inference.network import Network, with_values
 from slowfast.run.checkpoint import checkpoint_dir, official_best
 from slowfast.utils import distributed
 from slowfast.utils.class_names import read_class_names
@@ -29,7 +28,6 @@ from slowfast.weights.tensors import load_tensors
 # The files of a network that is shared as a folder; the metadata of the tensors contain "class_names" as a JSON list.
 SHARED_CONFIG, SHARED_WEIGHTS = "config.yaml", "model.safetensors"
 RESOLVED = "resolved_config.yaml"
-WEIGHTS_OF = re.compile(r"^# Weights: +(\S+)", re.MULTILINE)  # in the first lines of the config.yaml of an experiment
 
 
 def load(
@@ -59,7 +57,7 @@ def load(
     """
     cfg, weights = _find(str(source), experiment, overrides)
     where = find_device(device)
-    cfg = _changed(
+    cfg = with_values(
         cfg,
         "NUM_GPUS", int(where.type == "cuda"), "TEST.CHECKPOINT_FILE_PATH", weights, "TEST.SHUFFLE_FRAMES", False,
         "DATA.CHECK_FILES", False,
@@ -111,23 +109,14 @@ def _of_run(folder: Path, experiment: str | None, overrides: Sequence[str]) -> t
     elif resolved:
         cfg = _read(resolved[0], overrides)
     elif checkpoint_dir(str(folder)).is_dir() or official_best(str(folder)).is_file():
-        return _of_file(find_checkpoint(_changed(load_config(None), "OUTPUT_DIR", str(folder))), None, overrides)
+        return _of_file(find_checkpoint(with_values(load_config(None), "OUTPUT_DIR", str(folder))), None, overrides)
     else:
         raise ValueError(
             f"{folder} contains no trained network: give the OUTPUT_DIR of a run (with {RESOLVED} and checkpoints/), a "
             f"folder with {SHARED_CONFIG} and {SHARED_WEIGHTS}, or a file"
         )
-    cfg = _changed(cfg, "OUTPUT_DIR", str(folder))  # where it is now
+    cfg = with_values(cfg, "OUTPUT_DIR", str(folder))  # where it is now
     return cfg, find_checkpoint(cfg)
-
-
-def _changed(cfg: CfgNode, *pairs: Any) -> CfgNode:
-    """Return a frozen copy of a configuration with other values."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list([*pairs])
-    cfg.freeze()
-    return cfg
 
 
 def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> tuple[CfgNode, str]:
@@ -137,7 +126,7 @@ def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> t
     if entry is None or source not in released_weights():
         recorded = load_tensors(fetch_checkpoint(source), shapes_only=True).get("cfg")
         if isinstance(recorded, str):
-            cfg = _changed(recorded_config(recorded)[0], *overrides)
+            cfg = with_values(recorded_config(recorded)[0], *overrides)
             check_values(cfg, source)
             return cfg, source
     if entry is None:
@@ -145,13 +134,15 @@ def _of_file(source: str, experiment: str | None, overrides: Sequence[str]) -> t
             f"{source} contains weights without their configuration: name the experiment that trained them "
             "(--experiment NAME, in Python experiment=NAME)"
         )
-    folders = {name: path for path in _experiments() if (name := _weights_of(path))}
-    if entry["name"] not in folders:
+    uses = rf"^# Weights: +{re.escape(entry['name'])}$"  # one of the first lines of a config.yaml
+    files = {folder: (folder / "config.yaml").read_text(encoding="utf-8") for folder in _experiments().values()}
+    folder = next((folder for folder, text in files.items() if re.search(uses, text, re.MULTILINE)), None)
+    if folder is None:
         raise ValueError(
             f"no experiment of exp/ uses the weights {entry['name']}: name one of the same network, frames and classes "
             "(--experiment NAME, in Python experiment=NAME)"
         )
-    return _read(_with_views(folders[entry["name"]]), overrides), source
+    return _read(_with_views(folder), overrides), source
 
 
 def _read(path: Path, overrides: Sequence[str]) -> CfgNode:
@@ -160,16 +151,11 @@ def _read(path: Path, overrides: Sequence[str]) -> CfgNode:
         return load_config(path, overrides, training=False)
 
 
-def _experiments() -> list[Path]:
-    """Return the folders of exp/, which a wheel contains inside the package and a checkout beside it."""
+def _experiments() -> dict[str, Path]:
+    """Return name -> folder of exp/, which a wheel contains inside the package and a checkout beside it."""
     package = Path(slowfast.__file__).parent
     places = (package / "exp", package.parent / "exp")
-    return sorted(path.parent for place in places for path in place.glob("*/config.yaml"))
-
-
-def _weights_of(folder: Path) -> str:
-    found = WEIGHTS_OF.search((folder / "config.yaml").read_text(encoding="utf-8")[:1000])
-    return found[1] if found else ""
+    return {path.parent.name: path.parent for place in places for path in sorted(place.glob("*/config.yaml"))}
 
 
 def _with_views(folder: Path) -> Path:
@@ -188,7 +174,7 @@ def experiment_file(name: str) -> Path:
         return path
     if (path / "config.yaml").is_file():
         return _with_views(path)
-    known = {folder.name: folder for folder in _experiments()}
+    known = _experiments()
     if name not in known:
         raise ValueError(f"experiment {name!r} is not known{close_to(name, known)}: give a folder of exp/ or a file")
     return _with_views(known[name])

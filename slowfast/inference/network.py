@@ -233,10 +233,9 @@ class Network:
         if not len(given):
             raise ValueError("the list of videos is empty: give at least one path")
         names = [os.fspath(path) for path in given]
-        cfg = self.cfg.clone()
-        cfg.defrost()
         # workers only where there is work for them
-        cfg.DATA_LOADER.NUM_WORKERS = min(cfg.DATA_LOADER.NUM_WORKERS, usable_cores(), len(names) // 4)
+        workers = min(self.cfg.DATA_LOADER.NUM_WORKERS, usable_cores(), len(names) // 4)
+        cfg = with_values(self.cfg, "DATA_LOADER.NUM_WORKERS", workers)
         videos = VideoList(names, np.full(len(names), UNKNOWN), source="the given videos")
         scores: dict[int, np.ndarray] = {}
         try:
@@ -246,6 +245,15 @@ class Network:
             bad = dict(error.bad)
         nothing = np.empty(0, np.float32)
         return [(path, scores.get(row, nothing), bad.get(path, "")) for row, path in enumerate(names)]
+
+
+def with_values(cfg: CfgNode, *pairs: Any) -> CfgNode:
+    """Return a frozen copy of a configuration with the values of KEY, VALUE, ..."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([*pairs])
+    cfg.freeze()
+    return cfg
 
 
 def _one(found: Iterable[Any]) -> Any:

@@ -39,7 +39,8 @@ class LinearHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        return self.classifier((mean_token(tokens, mask) - self.mean) / self.std)
+        mean = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return self.classifier((mean - self.mean) / self.std)
 
 
 class AttentiveHead(nn.Module):
@@ -83,11 +84,6 @@ def load_head(path: str | Path) -> nn.Module:
     return head.eval()
 
 
-def mean_token(tokens: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean (B, C) of tokens (B, L, C) over those in the mask (B, L)."""
-    return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-
-
 @dataclass(frozen=True)
 class Samples:
     """Features of N videos with their classes.
@@ -120,7 +116,7 @@ class Samples:
 
     def pooled(self) -> Samples:
         """Return the same videos with one token, their mean."""
-        return Samples([self.tokens(row).mean(0, keepdim=True) for row in range(len(self))], self.labels)
+        return Samples([*self.vectors()[:, None]], self.labels)
 
     def vectors(self) -> Tensor:
         """Return the mean tokens, (N, C)."""

@@ -16,7 +16,7 @@ from slowfast.config import dump_config
 from slowfast.config.keys import DEFAULT_VALUES, leaves
 from slowfast.inference.export import metadata, write_tensors
 from slowfast.inference.load import SHARED_CONFIG, SHARED_WEIGHTS
-from slowfast.inference.network import Network
+from slowfast.inference.network import Network, with_values
 from slowfast.utils.io import atomic_path, sha256, write_text
 from slowfast.utils.profiling import count_parameters
 from slowfast.visualization.outcomes import (
@@ -74,13 +74,12 @@ def upload(net: Network, name: str, folder: str | os.PathLike[str] | None, licen
 
 def shared_config(cfg: CfgNode) -> CfgNode:
     """Return a configuration in which paths of this machine are replaced by the defaults."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    for key, value in leaves(cfg).items():
-        if key in PLACES or (isinstance(value, str) and os.path.isabs(os.path.expanduser(value))):
-            cfg.merge_from_list([key, DEFAULT_VALUES[key]])
-    cfg.freeze()
-    return cfg
+    local = [
+        key
+        for key, value in leaves(cfg).items()
+        if key in PLACES or (isinstance(value, str) and os.path.isabs(os.path.expanduser(value)))
+    ]
+    return with_values(cfg, *(part for key in local for part in (key, DEFAULT_VALUES[key])))
 
 
 def model_card(net: Network, title: str, name: str, licence: str | None) -> str:

@@ -16,7 +16,7 @@ def comparison_table(runs: Sequence[Run]) -> list[list[str]]:
     parts = [name.partition(":")[0] for name in names]
     names.sort(key=lambda name: parts.index(name.partition(":")[0]))  # of the test, of the validation, ...
     rows = [[name, *(f"{each[name]:.5g}" if name in each else "" for each in numbers)] for name in names]
-    settings = [run.settings() for run in runs]
+    settings = [run.settings for run in runs]
     changed = [changed_keys(settings[0], other, ignore=("OUTPUT_DIR",)) for other in settings[1:]]
     for key in dict.fromkeys(key for each in changed for key in each):
         first = next(each[key][0] for each in changed if key in each)

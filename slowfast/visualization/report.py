@@ -108,7 +108,7 @@ def comparison_charts(runs: Sequence[Run]) -> list[Chart]:
 
 def _analysis(run: Run) -> dict[str, Any] | None:
     """Return the analysis of the predictions of the test, or else of the best validation; None without either."""
-    thumbnail = Thumbnails(DECODE_LIMIT, run.settings()["DATA"]["IMAGE_TEMPLATE"])
+    thumbnail = Thumbnails(DECODE_LIMIT, run.settings["DATA"]["IMAGE_TEMPLATE"])
     for folder in ("test", "validation"):
         file = run.folder / folder / "scores.npz"
         if not file.is_file():
@@ -172,7 +172,7 @@ def _described(
 def _settings(run: Run) -> list[tuple[str, Any, str]]:
     """Return key, value and origin of the values that are not the defaults."""
     origins = run.origins()
-    changed = changed_keys(run.settings(), get_cfg(), ignore=()) if run.config else {}
+    changed = changed_keys(run.settings, get_cfg(), ignore=()) if run.config else {}
     return [(key, value, origins.get(key, "")) for key, (value, _) in changed.items()]
 
 

@@ -66,12 +66,7 @@ class Run:
         """
         found = [*self.rows("val"), *(test["metrics"] for test in self.tests.values())]
         names = dict.fromkeys(name for metrics in found for name in percentages(metrics)) or ("top1", "top5")
-        return [name for name in names if name != "top5" or self.num_classes > 5]
-
-    @cached_property
-    def num_classes(self) -> int:
-        """K, according to the configuration."""
-        return self.settings()["MODEL"]["NUM_CLASSES"]
+        return [name for name in names if name != "top5" or self.settings["MODEL"]["NUM_CLASSES"] > 5]
 
     @property
     def best_validation(self) -> dict[str, Any]:
@@ -125,8 +120,9 @@ class Run:
                 origins[name] = line.rsplit("  # ", 1)[1]
         return origins
 
+    @cached_property
     def settings(self) -> Mapping[str, Any]:
-        """Return the configuration as a tree; keys of other versions are left out."""
+        """The configuration as a tree; keys of other versions are left out."""
         return recorded_config(self.config)[0]
 
 

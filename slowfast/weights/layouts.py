@@ -80,13 +80,6 @@ def replace_prefixes(state: Mapping[str, Tensor], prefixes: Names) -> StateDict:
     return {renamed(name): value for name, value in state.items()}
 
 
-def replace_parts(state: Mapping[str, Tensor], parts: Names) -> StateDict:
-    """Replace the parts (old, new) of the names, pair by pair."""
-    for old, new in parts:
-        state = {name.replace(old, new): value for name, value in state.items()}
-    return dict(state)
-
-
 # (name in MMAction2, name here). The last pair is used for reading only: for writing, an earlier pair fits first.
 MMACTION2_UNIFORMER = (("cls_head.fc_cls.", "head."), ("backbone.", ""), ("cls_head.norm.", "norm."))
 MMACTION2_UNIFORMERV2 = (
@@ -255,7 +248,9 @@ def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Conver
     layout = _recognise(state, target)
     left_out = [name for name in state if re.fullmatch(layout.left_out, name)]
     kept = {name: value for name, value in state.items() if name not in set(left_out)}
-    renamed = replace_parts(replace_prefixes(kept, layout.prefixes), layout.parts)
+    renamed = replace_prefixes(kept, layout.prefixes)
+    for old, new in layout.parts:
+        renamed = {name.replace(old, new): value for name, value in renamed.items()}
     return Converted(layout.finish(renamed, target) if layout.finish else renamed, layout, left_out)
 
 
