@@ -28,7 +28,7 @@ from model import Subject, synchronize
 
 from slowfast.config import load_config
 from slowfast.engine.setup import listed, make_loader
-from slowfast.engine.start import Lists, prepare_run, prepare_state
+from slowfast.engine.start import prepare_run, prepare_state
 from slowfast.engine.train import train_epoch
 from slowfast.models.build import build_model
 from slowfast.utils.io import write_json
@@ -51,7 +51,7 @@ class Ready:
 def measure(cfg: CfgNode, device: torch.device, steps: int, rounds: int) -> dict[str, Any]:
     """Return the seconds per step of each kind, and what follows from them."""
     loader = make_loader(cfg, "train", device)
-    state, _ = prepare_state(cfg, build_model(cfg), steps, Lists(listed(loader), listed(loader)), device)
+    state, _ = prepare_state(cfg, build_model(cfg), steps, dict.fromkeys(("train", "val"), listed(loader)), device)
     run = prepare_run(cfg, state, len(listed(loader)), {}, device)
     batch = next(iter(loader))
     bare = Subject(state.model, cfg, run.to_device(batch["video"]), run.amp)

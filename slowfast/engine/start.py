@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,13 +40,6 @@ from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.tensors import load_tensors
 
 logger = logging.getLogger(__name__)
-
-
-class Lists(NamedTuple):
-    """The lists of a run."""
-
-    train: VideoList
-    val: VideoList
 
 
 def check_test(cfg: CfgNode) -> None:
@@ -84,9 +78,12 @@ def count_steps(cfg: CfgNode, loader: DataLoader[Any]) -> int:
 
 
 def prepare_state(
-    cfg: CfgNode, model: nn.Module, steps_per_epoch: int, lists: Lists, device: torch.device
+    cfg: CfgNode, model: nn.Module, steps_per_epoch: int, lists: Mapping[str, VideoList], device: torch.device
 ) -> tuple[TrainState, bool]:
-    """Return the initial state, and whether it comes from a checkpoint in OUTPUT_DIR."""
+    """Return the initial state, and whether it comes from a checkpoint in OUTPUT_DIR.
+
+    `lists` are those of the training ("train") and of its validations ("val").
+    """
     # the main process decides for all: the machines of a job need not see the same disk
     source = distributed.on_main(lambda: resumable_checkpoint(cfg.OUTPUT_DIR)) if cfg.TRAIN.AUTO_RESUME else None
     progress()
@@ -94,7 +91,7 @@ def prepare_state(
         if note := getattr(cfg, "rate_note", ""):
             logger.warning("%s", note)
         warn_of_weights_only(cfg)
-        initialize(model, cfg, lists.train.class_names)
+        initialize(model, cfg, lists["train"].class_names)
     state = new_state(cfg, model, steps_per_epoch, device)
     logger.info("%s: %.2f M parameters", cfg.MODEL.MODEL_NAME, count_parameters(state.model) / 1e6)
     if source is not None:
@@ -158,7 +155,7 @@ def learns_from_single_clips(cfg: CfgNode, model: nn.Module) -> bool:
     return type(getattr(model, "norm", None)) not in BATCH_NORM.values() or cfg.MODEL.FROZEN_BN
 
 
-def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:
+def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Mapping[str, VideoList]) -> None:
     """Continue from a checkpoint.
 
     Raises:
@@ -168,7 +165,7 @@ def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:
     if is_official(checkpoint):
         try:
             with errors_name_keys(state.model, str(source)):
-                adopt(checkpoint, state, cfg, lists.train.class_names)
+                adopt(checkpoint, state, cfg, lists["train"].class_names)
         except ValueError as error:
             raise ValueError(
                 f"{error}\n  a run resumes what OUTPUT_DIR contains: to start from the weights of this file instead, "
@@ -177,7 +174,7 @@ def resume(state: TrainState, source: Path, cfg: CfgNode, lists: Lists) -> None:
             ) from error
     else:
         state.load_state_dict(checkpoint, str(source))  # checks the content, so it comes first
-    check_resume(checkpoint, cfg, *lists)
+    check_resume(checkpoint, cfg, lists)
     logger.info("resumed from %s at step %d", source, state.step)
     if state.step >= cfg.SOLVER.MAX_EPOCH * state.steps_per_epoch:
         logger.info(

@@ -19,7 +19,6 @@ from slowfast.engine.meters import metric_names
 from slowfast.engine.results import write_scores
 from slowfast.engine.setup import Inference, listed, make_loader
 from slowfast.engine.start import (
-    Lists,
     check_evaluation,
     check_test,
     count_steps,
@@ -41,16 +40,6 @@ from slowfast.utils.profiling import peak_memory_gib
 
 logger = logging.getLogger(__name__)
 
-# Moment at which a checkpoint is due -> whether it is written even if the last steps were not finite. After a
-# validation with the best top-1 or mAP so far, best.pyth is another name of the same file.
-SAVE_WHILE_FAILING = {
-    "within epoch": False,  # TRAIN.CHECKPOINT_MINUTES have passed
-    "epoch": False,  # the end of every TRAIN.CHECKPOINT_PERIOD-th epoch without a validation
-    "validation": False,  # before it, every TRAIN.EVAL_PERIOD-th epoch: a run that is killed in it resumes here
-    "validated": True,  # after it, which has shown that the weights give finite scores
-    "end": True,  # the run is interrupted, or TRAIN.MAX_STEPS ends within an epoch
-}
-
 
 def train(cfg: CfgNode) -> None:
     """Train as the configuration says, or continue an unfinished run in OUTPUT_DIR.
@@ -65,14 +54,14 @@ def train(cfg: CfgNode) -> None:
     model = build_model(cfg)
     train_loader, val_loader = make_loader(cfg, "train", device), make_loader(cfg, "val", device)
     check_test(cfg)
-    lists = Lists(listed(train_loader), listed(val_loader))
+    lists = {"train": listed(train_loader), "val": listed(val_loader)}
     if distributed.is_main():
-        log_labels(lists._asdict(), cfg.MODEL.NUM_CLASSES)
+        log_labels(lists, cfg.MODEL.NUM_CLASSES)
     state, resumed = prepare_state(cfg, model, count_steps(cfg, train_loader), lists, device)
     check_evaluation(cfg, state.model, device)
     warn_of_single_clips(cfg, state.model)
-    labels = lists.train.labels
-    run = prepare_run(cfg, state, len(lists.train), describe_run(cfg, *lists), device, resumed, labels)
+    videos = lists["train"]
+    run = prepare_run(cfg, state, len(videos), describe_run(cfg, lists), device, resumed, videos.labels)
     about = environment() if distributed.is_main() else {}
     processes = distributed.world_size()
     run.log.write("start", state.step, steps_per_epoch=state.steps_per_epoch, processes=processes, environment=about)
@@ -98,7 +87,7 @@ def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_l
             return
         interrupted = train_epoch(state, run, train_loader)
         if interrupted or (state.step == run.last_step and state.within_epoch):
-            save(state, run, "end")
+            save(state, run, failing=True)
         if interrupted:
             raise interrupt.Interruption(f"asked to stop, saved at step {state.step}")
 
@@ -146,7 +135,7 @@ def train_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
         if outcome.stop or state.step == run.last_step:
             return outcome.stop
         if outcome.save and state.within_epoch:
-            save(state, run, "within epoch")
+            save(state, run)
     return False
 
 
@@ -158,28 +147,23 @@ def close_epoch(state: TrainState, run: Run, train_loader: DataLoader[Any], val_
         Interruption: in every process, if one was interrupted; the next attempt does all of this again.
     """
     validates = state.epoch % run.cfg.TRAIN.EVAL_PERIOD == 0 or state.step == run.last_step
-    saved = validates and save(state, run, "validation")
+    saved = validates and save(state, run)  # a run that is killed in the validation resumes here
     before = state.copy_statistics()
     try:
-        finish_epoch(state, run, train_loader)
+        run.log.epoch(state.step, state.epoch, state.meter.epoch_values())
+        run.bad.check()
+        update_statistics(state, run, train_loader)
         best = validates and validate(state, run, val_loader)
     except interrupt.Interruption:
         state.restore_statistics(before)
         if not saved:
-            save(state, run, "end")
+            save(state, run, failing=True)
         raise
     state.epochs_closed = state.epoch
     if validates:
-        save(state, run, "validated", best)
+        save(state, run, best=best, failing=True)  # the validation has shown that the weights give finite scores
     elif state.epoch % run.cfg.TRAIN.CHECKPOINT_PERIOD == 0:
-        save(state, run, "epoch")
-
-
-def finish_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> None:
-    """Log the means of the epoch and finish its BatchNorm statistics."""
-    run.log.epoch(state.step, state.epoch, state.meter.epoch_values())
-    run.bad.check()
-    update_statistics(state, run, loader)
+        save(state, run)
 
 
 def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
@@ -217,16 +201,17 @@ def keep_scores(run: Run, evaluation: Evaluation, samples: VideoList) -> None:
         logger.warning("the scores of the validation could not be written: %s", error)
 
 
-def save(state: TrainState, run: Run, moment: str, best: bool = False) -> bool:
+def save(state: TrainState, run: Run, *, best: bool = False, failing: bool = False) -> bool:
     """Write a checkpoint in the background; every process must call this, the main process writes.
 
-    `moment` is a key of `SAVE_WHILE_FAILING`. Return whether it is written.
+    If the last steps were not finite, it is written only with `failing`. After a validation with the best top-1 or mAP
+    so far (`best`), best.pyth is another name of the same file. Return whether it is written.
 
     Raises:
         SharedError: too many videos are bad, while the checkpoint is being written.
     """
     settle(state, run)
-    if state.nonfinite and not SAVE_WHILE_FAILING[moment]:
+    if state.nonfinite and not failing:
         logger.warning("no checkpoint now: the last %d steps were not finite", state.nonfinite)
         return False
     content = state.state_dict() | run.description

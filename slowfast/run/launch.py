@@ -235,27 +235,28 @@ def run(cfg: CfgNode, job: Job) -> None:
     with _own_signal_handlers(), children.end_with_this_process(), watching(60 * cfg.DIST_TIMEOUT, report):
         interrupt.listen()
         try:
-            with _system_faults_explained():
-                _join_and_run(cfg, job)
+            _join_and_run(cfg, job)
         except Interruption:
             distributed.destroy_process_group()
             raise
-        except Exception as error:
+        except Exception as raised:
+            fault = "" if isinstance(raised, ValueError) else system_fault(raised)
+            error = JobError(fault) if fault else raised
             several = int(os.environ.get("WORLD_SIZE", "1")) > 1
             if several and interrupt.received() and isinstance(error, RuntimeError):
                 # most likely the others have exited; whether they have saved is unknown here
                 reason = f"asked to stop, but failed before: {_summary(error)}"
                 logger.warning("%s was %s", distributed.who(), reason)
-                raise Interruption(reason, saved=False) from error
+                raise Interruption(reason, saved=False) from raised
             # before the group breaks, which makes the others fail too
             here = f"{distributed.who()}: {_summary(error)}"
             first = distributed.first_failure(here)
             cause = error if first == here or isinstance(error, ValueError) else JobError(f"failed after {first}")
             if not report_error(cause):
-                raise AlreadyReported from error
-            if cause is error:
+                raise AlreadyReported from raised
+            if cause is raised:
                 raise
-            raise cause from error
+            raise cause from raised
         distributed.destroy_process_group()
 
 
@@ -307,16 +308,6 @@ def _join_and_run(cfg: CfgNode, job: Job) -> None:
         except Exception:
             logger.exception("stopped by an error")
             raise
-
-
-@contextmanager
-def _system_faults_explained() -> Generator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, ValueError) and (fault := system_fault(error)):
-            raise JobError(fault) from error
-        raise
 
 
 def _check_while_waiting() -> None:

@@ -22,9 +22,6 @@ from slowfast.utils.io import counted
 
 PACKAGE = Path(__file__).parents[1]
 
-# Keys that differ between the nodes of a job.
-OWN_KEYS = ("SHARD_ID",)
-
 SUMS = "the all-reduce"
 
 
@@ -67,8 +64,8 @@ def code(folder: Path) -> dict[str, str]:
 
 
 def settings(cfg: CfgNode) -> dict[str, str]:
-    """Return the values of the keys that must be the same in all processes."""
-    return {key: repr(value) for key, value in leaves(cfg).items() if key not in OWN_KEYS}
+    """Return the values of all keys but SHARD_ID, which must be the same in all processes."""
+    return {key: repr(value) for key, value in leaves(cfg).items() if key != "SHARD_ID"}
 
 
 def build_alike(build: Callable[[], DataLoader[Any]]) -> DataLoader[Any]:

@@ -127,7 +127,7 @@ def warn_of_weights_only(cfg: CfgNode) -> None:
     )
 
 
-def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, Any]:
+def describe_run(cfg: CfgNode, lists: Mapping[str, VideoList]) -> dict[str, Any]:
     """Return what each checkpoint contains about its run, beside its state.
 
     The entries are the configuration, the class names, fingerprints of the lists, and the "world": values that may
@@ -135,8 +135,8 @@ def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, An
     """
     return {
         "cfg": cfg.dump(),
-        "class_names": train.class_names,
-        "lists": {"train": train.fingerprint, "val": val.fingerprint},
+        "class_names": lists["train"].class_names,
+        "lists": {split: videos.fingerprint for split, videos in lists.items()},
         "world": {
             "processes": distributed.world_size(),
             "nodes": cfg.NUM_SHARDS,
@@ -147,7 +147,7 @@ def describe_run(cfg: CfgNode, train: VideoList, val: VideoList) -> dict[str, An
     }
 
 
-def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, val: VideoList) -> None:
+def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, lists: Mapping[str, VideoList]) -> None:
     """Log the differences between the run of a checkpoint and this attempt that change its results.
 
     The checkpoint has the entries of `describe_run`, or some of them.
@@ -155,10 +155,10 @@ def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, 
     Raises:
         ValueError: the class names of the checkpoint and of the list differ.
     """
-    _check_classes(cfg, checkpoint.get("class_names"), train.class_names)
+    _check_classes(cfg, checkpoint.get("class_names"), lists["train"].class_names)
     if not distributed.is_main():
         return
-    now = describe_run(cfg, train, val)
+    now = describe_run(cfg, lists)
     before = {part: now[part] | checkpoint.get(part, {}) for part in ("world", "lists")}
     if changed := [key for key, value in now["world"].items() if before["world"][key] != value]:
         there = (f"{key} {now['world'][key]} instead of {before['world'][key]}" for key in changed)
@@ -167,11 +167,9 @@ def check_resume(checkpoint: Mapping[str, Any], cfg: CfgNode, train: VideoList, 
             "and BatchNorm batches, another torch changes the rounding, other modules change what they add",
             ", ".join(there),
         )
-    for videos, split, effect in (
-        (train, "train", ""),
-        (val, "val", ": the best accuracy so far is of other videos"),
-    ):
+    for split, videos in lists.items():
         if before["lists"][split] != videos.fingerprint:
+            effect = ": the best accuracy so far is of other videos" if split == "val" else ""
             change = "has changed since the checkpoint was written (rows, labels, or their order)"
             logger.warning("%s %s%s", videos.source, change, effect)
 

@@ -166,7 +166,7 @@ def test_a_checkpoint_of_other_classes_names_the_keys_that_start_from_its_weight
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.NUM_CLASSES = 6
-    lists: Any = SimpleNamespace(train=SimpleNamespace(class_names=None))
+    lists: Any = {"train": SimpleNamespace(class_names=None)}
     with pytest.raises(ValueError, match=r"MODEL\.NUM_CLASSES to 8") as error:
         resume(fresh(cfg), path, cfg, lists)
     assert {"TRAIN.CHECKPOINT_FILE_PATH", "MODEL.RESET_HEAD"} <= set(str(error.value).split())

@@ -10,7 +10,7 @@ from torch import nn
 
 from slowfast.config import load_config
 from slowfast.datasets.lists import VideoList
-from slowfast.engine.start import Lists, check_evaluation, prepare_state, warn_of_single_clips
+from slowfast.engine.start import check_evaluation, prepare_state, warn_of_single_clips
 from slowfast.models.build import build_model
 from slowfast.models.zoo import create_model
 from slowfast.run.checkpoint import CheckpointWriter
@@ -76,7 +76,7 @@ def test_a_network_of_a_user_is_evaluated_before_the_first_epoch(monkeypatch):
 def test_a_new_run_logs_that_its_rate_is_for_other_steps(tmp_path, caplog):
     settings = ["TRAIN.BATCH_SIZE", "4", "OUTPUT_DIR", str(tmp_path)]
     cfg = load_config("exp/demo/config.yaml", settings)
-    lists = Lists(VideoList(["a.mp4"], [0]), VideoList(["a.mp4"], [0]))
+    lists = dict.fromkeys(("train", "val"), VideoList(["a.mp4"], [0]))
 
     def start():
         caplog.clear()
@@ -87,6 +87,6 @@ def test_a_new_run_logs_that_its_rate_is_for_other_steps(tmp_path, caplog):
     assert cfg.rate_note and not resumed and logged == 1
     state.step = 1
     with CheckpointWriter(str(tmp_path)) as writer:
-        writer.save(state.state_dict() | describe_run(cfg, *lists))
+        writer.save(state.state_dict() | describe_run(cfg, lists))
     _, resumed, logged = start()
     assert resumed and logged == 0  # the steps of a run stay as they were

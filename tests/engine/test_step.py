@@ -408,7 +408,7 @@ def test_a_request_to_stop_between_two_log_lines_ends_the_epoch_one_step_later(m
     made[4]["video"] = made[4]["video"] * math.nan  # the step whose facts are not yet read
     assert train_epoch(state, run, made)
     assert state.step == 5 and state.nonfinite == 0
-    assert save(state, run, "end") and state.nonfinite == 1
+    assert save(state, run, failing=True) and state.nonfinite == 1
     run.writer.wait()
     assert load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[0])["nonfinite"] == 1
 

@@ -19,12 +19,13 @@ from torture import differences, result, torture
 from slowfast.config import load_config
 from slowfast.datasets.build import build_loader
 from slowfast.engine import step, train
+from slowfast.engine.batch_norm import update_statistics
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.start import prepare_run
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import settle, train_step
-from slowfast.engine.train import close_epoch, finish_epoch, save
+from slowfast.engine.train import close_epoch, save
 from slowfast.models.build import build_model
 from slowfast.optim.build import build_optimizer, set_learning_rate
 from slowfast.run import interrupt
@@ -350,10 +351,10 @@ def loaders(training):
 def test_a_stop_saves_while_steps_fail_and_a_resume_goes_on_counting(training, loaders, tmp_path):
     state, run = training
     state.nonfinite = 2
-    assert not save(state, run, "epoch")
+    assert not save(state, run)
     run.writer.wait()
     assert list_checkpoints(run.cfg.OUTPUT_DIR) == []
-    assert save(state, run, "end")
+    assert save(state, run, failing=True)
     run.writer.wait()
     content = load_tensors(list_checkpoints(run.cfg.OUTPUT_DIR)[0])
     state.nonfinite = 0
@@ -369,7 +370,7 @@ def test_bad_videos_are_written_down_before_the_checkpoint_that_a_limit_follows(
     for name in ("a.mp4", "b.mp4"):
         run.bad.new.append((1, name, "torn"))  # of a process that writes nothing itself
     with pytest.raises(ValueError, match="2 of 24 videos"):
-        save(state, run, "epoch")
+        save(state, run)
     run.writer.wait()
     assert len(list_checkpoints(run.cfg.OUTPUT_DIR)) == 1
     assert (tmp_path / "out" / "bad_videos.csv").read_text().split() == ["a.mp4,torn", "b.mp4,torn"]
@@ -406,6 +407,6 @@ def test_precise_statistics_depend_on_no_other_draws(training, loaders):
     for seed in (1, 2):
         state.model.load_state_dict(before)
         torch.manual_seed(seed)
-        finish_epoch(state, run, loaders[0])
+        update_statistics(state, run, loaders[0])
         results.append(snapshot(state.model.state_dict()))
     assert differences(*results) == [] and differences(before, results[0]) != []

@@ -113,24 +113,26 @@ def test_a_value_that_cannot_be_used_is_a_difference(tmp_path):
 
 
 def test_a_resume_without_a_module_of_the_run_is_a_warning(tmp_path, caplog, monkeypatch):
-    videos = VideoList(["a.mp4"], [0])
+    lists = dict.fromkeys(("train", "val"), VideoList(["a.mp4"], [0]))
     monkeypatch.setenv("SLOWFAST_IMPORT", "my_augmentations")
-    before = describe_run(cfg(tmp_path), videos, videos)
-    check_resume(before, cfg(tmp_path), videos, videos)
+    before = describe_run(cfg(tmp_path), lists)
+    check_resume(before, cfg(tmp_path), lists)
     assert not caplog.messages
     monkeypatch.delenv("SLOWFAST_IMPORT")
-    check_resume(before, cfg(tmp_path), videos, videos)
+    check_resume(before, cfg(tmp_path), lists)
     (message,) = caplog.messages
     assert message.startswith("SLOWFAST_IMPORT not set instead of my_augmentations: ")
 
 
 def test_a_resume_names_the_lists_that_have_changed(tmp_path, caplog):
-    lists = [VideoList(["a.mp4"], [label], source=name) for label in (0, 1) for name in ("train.csv", "val.csv")]
-    before = describe_run(cfg(tmp_path), *lists[:2])
-    check_resume({"cfg": before["cfg"]}, cfg(tmp_path), *lists[2:])  # a checkpoint of another program
+    old, new = (
+        {name: VideoList(["a.mp4"], [label], source=f"{name}.csv") for name in ("train", "val")} for label in (0, 1)
+    )
+    before = describe_run(cfg(tmp_path), old)
+    check_resume({"cfg": before["cfg"]}, cfg(tmp_path), new)  # a checkpoint of another program
     assert not caplog.messages
-    check_resume(before, cfg(tmp_path), lists[0], lists[3])
-    check_resume(before, cfg(tmp_path), lists[2], lists[1])
+    check_resume(before, cfg(tmp_path), old | {"val": new["val"]})
+    check_resume(before, cfg(tmp_path), new | {"val": old["val"]})
     assert [message.partition(" ")[0] for message in caplog.messages] == ["val.csv", "train.csv"]
 
 
