@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import os
 import warnings
@@ -22,6 +21,7 @@ from slowfast.config.keys import DEFAULT_VALUES, KEYS, MAY_DIFFER, ONLY_TRAINING
 from slowfast.config.official import CURES, REPLACED_VALUES, family_of, reason_to_ignore
 from slowfast.config.rules import ConfigError, broken_rules, rate_of_image_vit, rate_of_other_steps
 from slowfast.config.values import literal
+from slowfast.utils.tables import close_to
 
 
 class ConfigNode(CfgNode):
@@ -284,17 +284,7 @@ def _unknown(key: str) -> str:
     """Return the fault of a key that does not exist, with the keys that may be meant."""
     if key in SECTIONS:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
-    upper = key.upper()
-    likeness = {full: _likeness(full, upper) for full in KEYS}
-    near = sorted((full for full in KEYS if max(likeness[full]) > 0.8), key=lambda full: -sum(likeness[full]))
-    cure = f"did you mean {' or '.join(near[:2])}?" if near else "no key has a similar name"
-    return f"unknown key {key}: {cure} (docs/CONFIG.md lists all)"
-
-
-def _likeness(key: str, other: str) -> tuple[float, float]:
-    """Return how similar two keys are, and how similar they are without their sections."""
-    pairs = ((key, other), (key.rpartition(".")[2], other.rpartition(".")[2]))
-    return tuple(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)  # pyright: ignore[reportReturnType]
+    return f"unknown key {key}{close_to(key.upper(), KEYS, 2)}: correct it, docs/CONFIG.md lists all keys"
 
 
 def _unset(value: Any) -> list[str]:

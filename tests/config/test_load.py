@@ -139,7 +139,7 @@ MIXUP.ENABLE: True
     ],
 )
 def test_an_unknown_key_names_the_nearest_one(key, meant):
-    assert f"did you mean {meant}" in fault(None, [key, "1"])
+    assert f"(meant '{meant}'" in fault(None, [key, "1"])
 
 
 def test_a_value_that_is_replaced_need_not_be_usable(write):

@@ -94,6 +94,9 @@ def test_impossible_values_and_combinations(overrides, named):
     "overrides",
     [
         "DATA.TRAIN_CROP_SIZE 31",
+        "MODEL.MODEL_NAME Uniformerv2 DATA.TRAIN_CROP_SIZE 225",
+        "TRAIN.BATCH_SIZE 10 NUM_GPUS 4",
+        "TEST.DATASET sth DATA.LABEL_PATH_TEMPLATE test.txt",
         "MODEL.NUM_CLASSES 1",
         "MODEL.HEAD_ROWS names",
         "SOLVER.MAX_EPOCH 5 SOLVER.WARMUP_EPOCHS 5",
@@ -114,20 +117,23 @@ def test_a_rule_of_the_training_does_not_stop_a_test(overrides):
     load_config(None, [*overrides.split(), "TRAIN.ENABLE", "False"])
 
 
-def test_training_rules_do_not_stop_a_test():
-    cfg = load_config(
-        None, ["TRAIN.ENABLE", "False", "TRAIN.BATCH_SIZE", "10", "NUM_GPUS", "4", "MIXUP.ENABLE", "True"]
-    )
-    assert num_local_processes(cfg) == 4
-    load_config(None, ["MODEL.MODEL_NAME", "Uniformerv2", "TRAIN.ENABLE", "False", "DATA.TRAIN_CROP_SIZE", "225"])
-    load_config(None, ["TRAIN.ENABLE", "False", "MODEL.HEAD_ROWS", "names"])  # of the training
-    load_config(None, ["TRAIN.ENABLE", "False", "TEST.DATASET", "sth", "DATA.LABEL_PATH_TEMPLATE", "test.txt"])
-    load_config(None, ["DATA.LABEL_PATH_TEMPLATE", "unused"])
-    load_config(None, ["MODEL.MODEL_NAME", "Uniformerv2", "UNIFORMER.HEAD_DIM", "48"])  # of another network
-    load_config(None, ["DATA.IMAGE_TEMPLATE", "{folder}_{:06d}.jpg"])
-    load_config(None, ["MODEL.NUM_CLASSES", "1", "DATA.MULTI_LABEL", "True", "MODEL.LOSS_FUNC", "bce"])
-    load_config(None, ["MIXUP.ENABLE", "True", "MIXUP.ALPHA", "0", "MODEL.LOSS_FUNC", "soft_cross_entropy"])
-    load_config(None, ["UNIFORMER.PRETRAIN_NAME", "x", "MODEL.HEAD_ROWS", "names"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "DATA.LABEL_PATH_TEMPLATE unused",
+        "DATA.IMAGE_TEMPLATE {folder}_{:06d}.jpg",
+        "MODEL.MODEL_NAME Uniformerv2 UNIFORMER.HEAD_DIM 48",  # of another network
+        "MODEL.NUM_CLASSES 1 DATA.MULTI_LABEL True MODEL.LOSS_FUNC bce",
+        "MIXUP.ENABLE True MIXUP.ALPHA 0 MODEL.LOSS_FUNC soft_cross_entropy",
+        "UNIFORMER.PRETRAIN_NAME x MODEL.HEAD_ROWS names",
+    ],
+)
+def test_a_rule_does_not_stop_what_fits_together(overrides):
+    load_config(None, overrides.split())
+
+
+def test_each_gpu_has_a_process():
+    assert num_local_processes(load_config(None, ["NUM_GPUS", "4"])) == 4
 
 
 # NUM_SHARDS, TRAIN.BATCH_SIZE and SOLVER.ACCUMULATION_STEPS of a recipe and of a run; the accumulation that keeps the
