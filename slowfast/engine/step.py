@@ -76,7 +76,8 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     statistics = running_statistics(state.model)
     before = [buffer.clone() for buffer in statistics]  # in case this step is dropped
     used, results = [], []
-    with autocast(run):  # around all micro-batches, which share the copies of the weights in lower precision
+    # around all micro-batches, which share the copies of the weights in lower precision
+    with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
         for micro in range(run.cfg.SOLVER.ACCUMULATION_STEPS):
             started = time.perf_counter()
             batch = next(batches)
@@ -174,11 +175,6 @@ def seed(device: torch.device, number: int) -> None:
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.manual_seed(number)
-
-
-def autocast(run: Run) -> torch.autocast:
-    """Return the context of the forward passes of a training."""
-    return torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None)
 
 
 def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
