@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run_net as program
 import torch
@@ -162,15 +164,21 @@ def test_divergence_keeps_the_good_checkpoint(experiment, fails, tmp_path):
 def test_undecodable_test_videos_are_named_and_the_rest_is_tested(experiment, videos, fails, tmp_path, monkeypatch):
     (tmp_path / "torn.mp4").write_bytes((videos / "val_0.mp4").read_bytes()[:500])
     rows = [f"{videos}/val_{i}.mp4 {i}\n" for i in range(3)]
-    folder = write_list(tmp_path / "lists", "".join([*rows, f"{tmp_path}/torn.mp4 3\n"]))
+    rows.insert(2, f"{tmp_path}/torn.mp4 3\n")
+    folder = write_list(tmp_path / "lists", "".join(rows))
     torch.save(small_model().state_dict(), tmp_path / "w.pth")
     test = ("--cfg", experiment, *folder, "DATA.PATH_PREFIX", "''", "TRAIN.ENABLE", False,
             "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")  # fmt: skip
     message = fails(*test)
-    assert "error: 1 " in message and "torn.mp4" in message and "TEST.SKIP_BAD" in message
-    assert len((tmp_path / "out" / "test" / "predictions.csv").read_text().splitlines()) == 4
+    assert "error: 1 " in message and "torn.mp4" in message and "TEST.SKIP_BAD True" in message
     monkeypatch.setattr(sys, "argv", ["run_net.py", *map(str, test), "TEST.SKIP_BAD", "True"])
     assert program.main() == 0
+    out = tmp_path / "out" / "test"
+    report = json.loads((out / "metrics.json").read_text())
+    assert (report["metrics"]["num_videos"], report["metrics"]["num_skipped"]) == (3, 1)
+    assert [path for path, _ in report["skipped"]] == [f"{tmp_path}/torn.mp4"]
+    assert np.load(out / "scores.npz")["index"].tolist() == [0, 1, 3]
+    assert len((out / "predictions.csv").read_text().splitlines()) == 4
 
 
 def test_a_list_that_changed_stops_a_resume(experiment, videos, fails, tmp_path, monkeypatch):

@@ -87,6 +87,9 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, caplog):
     assert reason in caplog.text
     with pytest.raises(ValueError, match=reason):
         load_tensors(failing)
+    failing.with_name("checkpoint_epoch_00001.pyth").unlink()
+    with pytest.raises(ValueError, match=reason):
+        resumable_checkpoint(str(tmp_path))
 
 
 def no_links(*_: object) -> None:
@@ -249,13 +252,6 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path):
         file.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-
-
-def test_a_checkpoint_that_the_system_does_not_read_is_not_called_damaged(tmp_path):
-    checkpoint_dir(str(tmp_path)).mkdir()
-    (checkpoint_dir(str(tmp_path)) / "checkpoint_epoch_00009.pyth").symlink_to("/proc/self/mem")  # an error of its disk
-    with pytest.raises(ValueError, match=os.strerror(errno.EIO)):
-        resumable_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
