@@ -35,7 +35,7 @@ from slowfast.models.zoo import create_model, list_models
 from slowfast.optim.build import build_optimizer
 from slowfast.optim.losses import soft_cross_entropy
 from slowfast.utils.io import write_json
-from slowfast.utils.profiling import count_flops, peak_memory_gib
+from slowfast.utils.profiling import count_flops, peak_memory
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COPIES = ("copy_", "clone", "contiguous", "cat", "index", "Memcpy", "reorder", "elementwise_kernel<copy")
@@ -59,17 +59,17 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory(work: Callable[[], Any], device: torch.device) -> float:
-    """Return the peak of additional GiB of one call, see `peak_memory_gib`."""
+def peak_of_call(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the peak of additional GiB of one call, see `peak_memory`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif (clear := Path("/proc/self/clear_refs")).exists():
         ctypes.CDLL(None).malloc_trim(0)  # pages that are free but not returned would hide what the step allocates
         clear.write_text("5")
-    before = peak_memory_gib(device)
+    before = peak_memory(device)
     work()
     synchronize(device)
-    return peak_memory_gib(device) - before
+    return (peak_memory(device) - before) / 2**30
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
@@ -234,7 +234,7 @@ def measure(subjects: dict[str, Subject], rounds: int, device: torch.device) -> 
     for kind in ("forward", "train"):
         works = {name: getattr(subject, kind) for name, subject in subjects.items()}
         first = {name: timed(work, device)[0] for name, work in works.items()}
-        memory = {name: peak_memory(work, device) for name, work in works.items()}
+        memory = {name: peak_of_call(work, device) for name, work in works.items()}
         runs: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
         for _ in range(rounds + 1):  # the first one takes the memory again
             for name, work in works.items():

@@ -22,7 +22,8 @@ from slowfast.engine.step import Run, train_step
 from slowfast.models.build import build_model, input_shape
 from slowfast.optim.build import set_learning_rate
 from slowfast.utils import distributed
-from slowfast.utils.memory import available, peak_resident
+from slowfast.utils.memory import available
+from slowfast.utils.profiling import peak_memory
 
 # Videos per process of the steps from which larger ones are estimated. With recomputed activations, the memory of fewer
 # than 6 videos is that of the optimizer, and it grows too slowly.
@@ -141,7 +142,7 @@ class Steps:
             self.state.optimizer.zero_grad(set_to_none=True)
             self.run.pending.clear()
             return None
-        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident()
+        return peak_memory(device)
 
 
 def _peaks(cfg: CfgNode) -> dict[int, int | None]:

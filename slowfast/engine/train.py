@@ -36,7 +36,7 @@ from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
 from slowfast.utils.environment import environment
-from slowfast.utils.profiling import peak_memory_gib
+from slowfast.utils.profiling import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def train_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
         # between two log lines, the device computes a step while the facts of the one before are read
         outcome = settle(state, run, leave=int(state.within_epoch and not logs))
         if logs:
-            memory = peak_memory_gib(run.device)
+            memory = peak_memory(run.device) / 2**30
             values = state.meter.log_values() | {"lr": lr, "grad_norm": outcome.grad_norm, "memory_gib": memory}
             run.log.train(state.step, state.step / state.steps_per_epoch, values)
             run.bad.check()

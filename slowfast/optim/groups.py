@@ -18,14 +18,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters by weight decay and learning-rate factor.
 
-    BatchNorm parameters get `bn_weight_decay`; with `zero_wd_1d` all other one-dimensional tensors (biases, LayerNorm)
-    and those in `model.no_weight_decay()` get none; the rest get `weight_decay`.
-
     Args:
         model: the network.
         weight_decay: weight decay of the parameters to which no other rule applies.
         bn_weight_decay: weight decay of the parameters of BatchNorm.
-        zero_wd_1d: whether one-dimensional parameters and `model.no_weight_decay()` get no weight decay.
+        zero_wd_1d: whether other one-dimensional parameters (biases, LayerNorm) and those in `model.no_weight_decay()`
+            get no weight decay.
         backbone_lr_ratio: factor of the learning rate of everything outside `model.head_names`, ("head",) by default.
         layer_decay: factor of the learning rate from each layer to the one before it, as for VideoMAE
             (arXiv:2203.12602). The last layer has the factor 1; layers are those of `model.group_matcher()`.

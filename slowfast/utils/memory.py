@@ -7,7 +7,6 @@ import ctypes
 import mmap
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -46,20 +45,6 @@ def memory_file(name: str) -> int:
         return os.memfd_create(name)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def peak_resident() -> int:
-    """Return the largest number of bytes that this process has had in memory; 0 on Windows, which does not count it."""
-    with contextlib.suppress(OSError):
-        # `ru_maxrss` begins with the memory of the parent process, which may be larger
-        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
-            return int(found[1]) * 2**10
-    try:
-        import resource
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available() -> int:

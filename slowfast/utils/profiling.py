@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from typing import Any
+import re
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
-
-from slowfast.utils.memory import peak_resident
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -17,15 +20,15 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _batch_norm(shape: Any, *args: Any, **kwargs: Any) -> int:
-    return 4 * math.prod(shape)
+def _per_element(count: int) -> Callable[..., int]:
+    return lambda shape, *args, **kwargs: count * math.prod(shape)
 
 
 # Twice fvcore's counts (5 and 2 per element), because PyTorch's own counter counts a multiply-add as two.
 _NORMS = {
-    torch.ops.aten.native_layer_norm: lambda shape, *args, **kwargs: 10 * math.prod(shape),
-    torch.ops.aten.native_batch_norm: _batch_norm,
-    torch.ops.aten._native_batch_norm_legit_no_training: _batch_norm,
+    torch.ops.aten.native_layer_norm: _per_element(10),
+    torch.ops.aten.native_batch_norm: _per_element(4),
+    torch.ops.aten._native_batch_norm_legit_no_training: _per_element(4),
 }
 
 
@@ -43,11 +46,13 @@ def count_flops(model: nn.Module, *input_shape: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB: of the GPU since the last reset, or resident memory of this process on the CPU.
-
-    It is 0 on Windows, where it is not available.
-    """
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory in bytes: of the GPU since the last reset, or of this process (resident) on the CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return peak_resident() / 2**30
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        # `ru_maxrss` begins with the memory of the parent process, which may be larger
+        if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(found[1]) * 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
