@@ -46,10 +46,6 @@ class RunLog:
         self.bar.close()
         close(self.trackers, failed=kind is not None and not issubclass(kind, Interruption))
 
-    def write(self, kind: str, step: int, **values: Any) -> None:
-        """Write a record, see `MetricsLog.write`."""
-        self.records.write(kind, step=step, **values)
-
     def train(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Write the values of a number of training steps; `epoch` counts epochs, with a fraction."""
         seconds = (time.perf_counter() - self.started) / (step - self.first_step)
@@ -60,14 +56,14 @@ class RunLog:
             epoch, step, self.last_step, values["loss"], self._metrics(values), values["lr"],
             values["grad_norm"], values["clips_per_s"], 100 * values["data_wait"], values["memory_gib"], eta,
         )  # fmt: skip
-        self.write("train", step, epoch=epoch, **values)
+        self.records.write("train", step=step, epoch=epoch, **values)
         self._draw("train", step, values)
 
     def epoch(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Write the means of an epoch of training."""
         first = {name: values[name] for name in self.metrics[:1] if name in values}
         logger.info("epoch %d done: loss %.4f%s", epoch, values["loss"], self._metrics(first))
-        self.write("epoch", step, epoch=epoch, **values)
+        self.records.write("epoch", step=step, epoch=epoch, **values)
 
     def validation(self, step: int, epoch: int, values: Mapping[str, Any], best: float) -> None:
         """Write the metrics of a validation; `best` is the best value of the first metric so far."""
@@ -75,7 +71,7 @@ class RunLog:
             "validation after epoch %d: %s  loss %.4f  (%d videos, best %s %.2f)", epoch,
             metrics_text(values, self.num_classes), values["loss"], values["num_videos"], self.metrics[0], best,
         )  # fmt: skip
-        self.write("val", step, epoch=epoch, **values)
+        self.records.write("val", step=step, epoch=epoch, **values)
         self._draw("val", step, {name: values[name] for name in ("loss", *self.metrics)})
 
     def _metrics(self, values: Mapping[str, float]) -> str:

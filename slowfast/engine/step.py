@@ -125,7 +125,7 @@ def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
         if dropped:
             state.nonfinite += 1
             report_nonfinite(run.cfg, run.amp, step.number, state.nonfinite, step.batches, losses, norm)
-            run.log.write("nonfinite", step.number, in_a_row=state.nonfinite)
+            run.log.records.write("nonfinite", step=step.number, in_a_row=state.nonfinite)
         elif math.isfinite(norm):
             state.nonfinite = 0
     return outcome

@@ -12,9 +12,8 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from slowfast.datasets.list_checks import log_labels
-from slowfast.datasets.lists import VideoList
 from slowfast.engine.batch_norm import freeze_batch_norm, update_statistics
-from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
+from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.meters import metric_names
 from slowfast.engine.results import write_scores
 from slowfast.engine.setup import Inference, listed, make_loader
@@ -62,9 +61,8 @@ def train(cfg: CfgNode) -> None:
     warn_of_single_clips(cfg, state.model)
     videos = lists["train"]
     run = prepare_run(cfg, state, len(videos), describe_run(cfg, lists), device, resumed, videos.labels)
-    about = environment() if distributed.is_main() else {}
-    processes = distributed.world_size()
-    run.log.write("start", state.step, steps_per_epoch=state.steps_per_epoch, processes=processes, environment=about)
+    where = {"step": state.step, "steps_per_epoch": state.steps_per_epoch, "processes": distributed.world_size()}
+    run.log.records.write("start", **where, environment=environment() if distributed.is_main() else {})
     with run.writer, run.log:
         try:
             run_epochs(state, run, train_loader, val_loader)
@@ -188,17 +186,13 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
             run.left_out.add(path)
             logger.warning("left out of the validations, because it cannot be decoded: %s: %s", path, reason)
     run.log.validation(state.step, state.epoch, metrics, state.best)
-    if best and distributed.is_main():
-        keep_scores(run, evaluation, listed(loader))
+    if best and distributed.is_main():  # the report shows its scores
+        samples = listed(loader)
+        try:
+            write_scores(Path(run.cfg.OUTPUT_DIR) / "validation", evaluation, samples, samples.class_names)
+        except OSError as error:  # for example of a full disk
+            logger.warning("the scores of the validation could not be written: %s", error)
     return best
-
-
-def keep_scores(run: Run, evaluation: Evaluation, samples: VideoList) -> None:
-    """Write the scores of the best validation for the report; if the disk is full, continue without them."""
-    try:
-        write_scores(Path(run.cfg.OUTPUT_DIR) / "validation", evaluation, samples, samples.class_names)
-    except OSError as error:
-        logger.warning("the scores of the validation could not be written: %s", error)
 
 
 def save(state: TrainState, run: Run, *, best: bool = False, failing: bool = False) -> bool:

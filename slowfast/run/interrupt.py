@@ -32,7 +32,7 @@ class Interruption(Exception):
 
     def __init__(self, reason: str, saved: bool = True) -> None:
         super().__init__(reason)
-        self.reason, self.saved = reason, saved
+        self.saved = saved
 
 
 def listen() -> None:

@@ -303,7 +303,7 @@ def _join_and_run(cfg: CfgNode, job: Job) -> None:
         try:
             job(cfg)
         except Interruption as stop:
-            logger.info("%s", stop.reason)
+            logger.info("%s", stop)
             raise
         except Exception:
             logger.exception("stopped by an error")

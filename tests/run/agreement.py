@@ -78,7 +78,7 @@ def process(rank: int, folder: Path, port: int) -> None:
 
     ensemble = ViewEnsemble("sum", softmax=False)
     error = raised(lambda: evaluate(torch.nn.Identity(), batches(2), lambda v: v, CPU, ensemble, 1, "a test"))
-    assert isinstance(error, interrupt.Interruption) and error.reason.startswith("SIGUSR1 during a test"), error
+    assert isinstance(error, interrupt.Interruption) and str(error).startswith("SIGUSR1 during a test"), error
     assert len(ensemble.views) == 2 or rank == 0  # the other process stops at one of its next batches
 
     interrupt.listen()
