@@ -8,13 +8,11 @@ torchrun counts the restarts of each machine, so the processes of an attempt can
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import socket
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +24,7 @@ import torch
 from torch import distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from slowfast.utils.distributed import host
+from slowfast.utils.distributed import ask_store, host
 
 T = TypeVar("T")
 
@@ -171,25 +169,12 @@ def _open(serves: bool, check: Callable[[], None]) -> Store:
             raise _NotYetError(f"port {port}, which is in use by another program", cure, PATIENCE) from error
         missing = f"rank 0 at {name}:{port} ({error.strerror or 'no answer'})"
         raise _NotYetError(missing, "is it started?") from error
-    stores: list[Store] = []
-
-    def connect() -> None:
-        with contextlib.suppress(RuntimeError):
-            stores.append(_store(name, port, is_master=False))
-
-    # in a thread, since PyTorch waits without limit for the first response of a listener
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    until = time.monotonic() + PATIENCE
-    while thread.is_alive() and time.monotonic() < until:
-        check()
-        thread.join(POLL)
-    if not stores:
+    if (store := ask_store(lambda: _store(name, port, is_master=False), PATIENCE, check)) is None:
         raise ValueError(
             f"the program at {name}:{port} is not rank 0 of this job; see its message, or choose another MASTER_PORT "
             "(--init_method)"
         )
-    return stores[0]
+    return store
 
 
 def _store(name: str, port: int, is_master: bool) -> Store:

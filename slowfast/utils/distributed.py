@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import _get_default_store
 
+T = TypeVar("T")
 STORE_PATIENCE = 5.0  # seconds to wait for the store of the group after a failure
 
 
@@ -106,17 +108,32 @@ def first_failure(message: str) -> str:
     """Return the message of the first process of the group that called this function."""
     if not dist.is_initialized():
         return message
-    store, found = _get_default_store(), list[str]()
+    store = _get_default_store()
+    first = ask_store(lambda: store.compare_set("first failure", "", message).decode(), STORE_PATIENCE)
+    return first or message
 
-    def ask() -> None:
-        with suppress(RuntimeError):  # the process that serves the store has exited
-            found.append(store.compare_set("first failure", "", message).decode())
 
-    # in a thread, since PyTorch waits without limit for a process or machine that is stopped
-    thread = threading.Thread(target=ask, daemon=True)
+def ask_store(ask: Callable[[], T], patience: float, check: Callable[[], None] = lambda: None) -> T | None:
+    """Return the answer of a store; None if the process that serves it has exited, or does not answer.
+
+    Args:
+        ask: call of PyTorch, which waits without limit for a process or machine that is stopped.
+        patience: seconds to wait for the answer.
+        check: function called while waiting; its exceptions end the wait.
+    """
+    answers: list[T] = []
+
+    def run() -> None:
+        with suppress(RuntimeError):  # the process has exited
+            answers.append(ask())
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(STORE_PATIENCE)
-    return found[0] if found else message
+    until = time.monotonic() + patience
+    while thread.is_alive() and time.monotonic() < until:
+        check()
+        thread.join(0.2)
+    return answers[0] if answers else None
 
 
 def broadcast(value: Any) -> Any:
