@@ -145,7 +145,7 @@ def check_variables(cfg: CfgNode) -> None:
         ConfigError: one fault per variable.
     """
     notes = Notes()
-    unset = {key: names for key, value in leaves(cfg).items() if (names := _unset(value))}
+    unset = {key: names for key, value in leaves(cfg).items() if (names := VARIABLE.findall(str(value)))}
     for name in dict.fromkeys(chain(*unset.values())):
         example = "DATA_ROOT=/data bash exp/NAME/run.sh" if name == "DATA_ROOT" else f"export {name}=VALUE"
         used = ", ".join(key for key, names in unset.items() if name in names)
@@ -163,7 +163,7 @@ def format_config(cfg: CfgNode) -> str:
     text, values, sources = "", leaves(cfg), getattr(cfg, "sources", {})
     for key, line in _lines(cfg):
         if key in values and values[key] != DEFAULT_VALUES[key]:
-            unset = "".join(f"; {name} is not set" for name in _unset(values[key]))
+            unset = "".join(f"; {name} is not set" for name in VARIABLE.findall(str(values[key])))
             line = f"{line:<50}  # {sources.get(key, 'set by code')}{unset}"
         text += f"{line}\n"
     return text
@@ -285,11 +285,6 @@ def _unknown(key: str) -> str:
     if key in SECTIONS:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
     return f"unknown key {key}{close_to(key.upper(), KEYS, 2)}: correct it, docs/CONFIG.md lists all keys"
-
-
-def _unset(value: Any) -> list[str]:
-    """Return the variables of the environment that a value still contains."""
-    return VARIABLE.findall(str(value))
 
 
 def _report(notes: Notes, cfg: ConfigNode | None = None) -> None:

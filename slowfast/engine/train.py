@@ -73,11 +73,7 @@ def train(cfg: CfgNode) -> None:
 
 
 def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_loader: DataLoader[Any]) -> None:
-    """Train up to the last step of the run, or until TRAIN.PATIENCE validations in a row were not the best.
-
-    Raises:
-        Interruption: in every process, if one was interrupted; all is saved.
-    """
+    """Train up to the last step of the run, or until TRAIN.PATIENCE validations in a row were not the best."""
     while True:
         if state.epochs_closed < state.epoch:
             close_epoch(state, run, train_loader, val_loader)

@@ -55,14 +55,8 @@ def git_commit() -> str:
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():  # the package may be installed below another repository
         return "None"
-    command = ["git", "-C", str(folder)]
+    command = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty= + changes"]
     try:
-        commit, changes = (
-            subprocess.run(
-                [*command, *arguments], capture_output=True, text=True, timeout=GIT_LIMIT, check=True
-            ).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=GIT_LIMIT, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or a repository of another user
         return "None"
-    return commit + " + changes" * bool(changes)
