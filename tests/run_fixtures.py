@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing.context
 import os
@@ -17,6 +18,8 @@ from typing import IO, Any
 import pytest
 from cluster import free_ports
 from make_demo_data import CLASS_NAMES, write_video
+
+from slowfast.utils.io import guarded
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
@@ -89,6 +92,12 @@ def write_python(
     own_pytest = str(Path(pytest.__file__).with_name("__main__.py"))
     path.write_text(PYTHON.format(executable=sys.executable, folder=str(path.parent), pytest=own_pytest, **values))
     path.chmod(0o755)
+
+
+def run_command(name: str, *arguments: object) -> int:
+    """Run a program of `slowfast.inference` in this process, as its console command does; return the exit code."""
+    program = importlib.import_module(f"slowfast.inference.{name}")
+    return guarded(lambda: program.execute(program.parse_args([*map(str, arguments)])))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A tiny trained network."""
+"""A tiny trained network, and the programs that use it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from run_fixtures import EXPERIMENT
+
+import slowfast
+from slowfast.inference.network import Network
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,15 @@ def trained(videos, run_net, made_once) -> Path:
         run_net(config, "SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0.0")
 
     return made_once("trained", train) / "out"
+
+
+@pytest.fixture(scope="session")
+def net(trained) -> Network:
+    """Return the network of `trained`, which tests must not change."""
+    return slowfast.load(trained, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def one_crop(trained) -> Network:
+    """Return the network of `trained`, with one crop per view."""
+    return slowfast.load(trained, device="cpu", overrides=["TEST.NUM_SPATIAL_CROPS", "1"])

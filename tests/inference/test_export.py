@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from run_fixtures import run_command
 from safetensors import safe_open
 from torch import nn
 
 import slowfast
 from slowfast.inference.draw import pictures
-from slowfast.inference.export import METADATA, execute, export_model, latency, metadata, parse_args
+from slowfast.inference.export import METADATA, export_model, latency, metadata
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
-from slowfast.utils.io import guarded
 
 STAGES = {"depth": (1, 0, 1, 0), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
 TOWER = VisionTower(width=32, layers=2, heads=2, patch=16, resolution=32)
@@ -31,6 +32,7 @@ NETWORKS = {  # and the trained UniFormer, with its metadata
     "v2 without local blocks": lambda: UniFormerV2(5, ONE_LAYER, (0,), 1, no_lmhra=True, temporal_downsample=False),
 }
 SHAPE = (3, 4, 64, 64)
+export = partial(run_command, "export")
 
 
 def make(name: str) -> nn.Module:
@@ -41,10 +43,6 @@ def make(name: str) -> nn.Module:
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return model
-
-
-def export(*arguments: object) -> int:
-    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
 
 
 @pytest.mark.slow
@@ -80,10 +78,9 @@ def test_a_file_that_differs_is_not_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_contains_class_names_and_normalization_and_gives_the_logits(trained, tmp_path, capsys):
+def test_onnx_contains_class_names_and_normalization_and_gives_the_logits(net, trained, tmp_path, capsys):
     path = tmp_path / "new" / "demo.onnx"
     assert export(trained, "--format", "onnx", "--out", path) == 0
-    net = slowfast.load(trained, device="cpu")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     about = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
     assert about["class_names"] == net.class_names
@@ -109,12 +106,11 @@ def test_the_stated_order_of_the_channels_is_that_of_the_clips(trained, write_vi
     assert red > green + 30 and red > blue + 30
 
 
-def test_a_program_contains_class_names_and_gives_the_logits_for_any_number_of_clips(trained, tmp_path):
+def test_a_program_contains_class_names_and_gives_the_logits_for_any_number_of_clips(net, trained, tmp_path):
     path = tmp_path / "demo.pt2"
     assert export(trained, "--format", "torch-export", "--out", path) == 0
     files = {METADATA: ""}
     program = torch.export.load(path, extra_files=files).module()
-    net = slowfast.load(trained, device="cpu")
     about = json.loads(files[METADATA])
     assert about["class_names"] == net.class_names
     clips = torch.randn(5, *about["shape"])
@@ -123,10 +119,9 @@ def test_a_program_contains_class_names_and_gives_the_logits_for_any_number_of_c
         assert (program(clips) - expected).abs().max() < 1e-5 < 1e-3 < expected.std(0).max()
 
 
-def test_tensors_are_those_of_the_network(trained, tmp_path):
+def test_tensors_are_those_of_the_network(net, trained, tmp_path):
     path = tmp_path / "demo.safetensors"
     assert export(trained, "--format", "safetensors", "--out", path) == 0
-    net = slowfast.load(trained, device="cpu")
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         assert json.loads(file.metadata()["class_names"]) == net.class_names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_fixtures import run_command
 
-import slowfast
 from slowfast.inference.command import names_of
 from slowfast.inference.extract import Task, execute, parse_args
 from slowfast.inference.windows import WindowCutter, join
-from slowfast.utils.io import guarded, sha256
+from slowfast.utils.io import sha256
 
-
-def extract(*arguments: object) -> int:
-    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
+extract = partial(run_command, "extract")
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +28,22 @@ def paths(videos) -> list[Path]:
     return [videos / f"val_{i}.mp4" for i in range(3)]
 
 
-def test_features_are_those_of_the_network_with_their_description(trained, paths, tmp_path):
+def test_features_are_those_of_the_network_with_their_description(one_crop, trained, paths, tmp_path):
     options = ["--weights", trained, "--window", 16, "--out", tmp_path / "f"]
     assert extract(*paths, *options) == 0
-    net = slowfast.load(trained, device="cpu", overrides=["TEST.NUM_SPATIAL_CROPS", "1"])
-    model: Any = net.model
+    model: Any = one_crop.model
     about = json.loads((tmp_path / "f/features.json").read_text())
     assert (about["window"], about["stride"], about["layer"], about["clip"]) == (16, 4, "pooled", 4)
-    assert about["sha256"] == sha256(net.weights)
+    assert about["sha256"] == sha256(one_crop.weights)
     for path in paths:
-        found, windows = np.load(tmp_path / "f" / f"{path.stem}.npy"), [*WindowCutter(net, str(path), 16, 4)]
+        found, windows = np.load(tmp_path / "f" / f"{path.stem}.npy"), [*WindowCutter(one_crop, str(path), 16, 4)]
         assert found.dtype == np.float32 and found.shape == (len(windows), 32)
         video = about["videos"][path.stem]
         assert video["windows"] == len(windows) == (video["frames"] - 16) // 4 + 1
         assert video["fps"] == pytest.approx(video["frames"] / video["seconds"], rel=1e-4)
         for row, window in zip(found, windows, strict=True):
             with torch.no_grad():
-                clips = net.transform_prepared([join([window])])
+                clips = one_crop.transform_prepared([join([window])])
                 expected = model.forward_head(model.forward_features(clips), pre_logits=True)[0]
             assert np.abs(row - expected.numpy()).max() < 1e-5
 
@@ -140,16 +138,14 @@ def test_unreadable_videos_are_left_out(trained, paths, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "f").rglob("*.npy")] == ["val_0.npy"]
 
 
-def test_per_video_is_the_mean_over_the_views_of_a_test(trained, paths, tmp_path):
+def test_per_video_is_the_mean_over_the_views_of_a_test(net, trained, paths, tmp_path):
     assert extract(paths[0], "--weights", trained, "--per-video", "--layer", "norm", "--out", tmp_path) == 0
-    expected = slowfast.load(trained, device="cpu").features(str(paths[0]), "norm").values
-    assert np.array_equal(np.load(tmp_path / "val_0.npy"), expected)
+    assert np.array_equal(np.load(tmp_path / "val_0.npy"), net.features(str(paths[0]), "norm").values)
 
 
-def test_tokens_are_those_whose_mean_is_the_feature(trained, paths, tmp_path):
+def test_tokens_are_those_whose_mean_is_the_feature(net, trained, paths, tmp_path):
     common = [*paths, "--weights", trained, "--layer", "norm", "--per-video", "--out"]
     assert extract(*common, tmp_path / "one") == 0 == extract(*common, tmp_path / "all", "--tokens")
-    net = slowfast.load(trained, device="cpu")
     for path in paths:
         mean, tokens = (np.load(tmp_path / folder / f"{path.stem}.npy") for folder in ("one", "all"))
         assert len(tokens) > net.num_views and len(tokens) % net.num_views == 0

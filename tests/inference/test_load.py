@@ -15,11 +15,6 @@ from slowfast.models.zoo import create_model
 from slowfast.weights.tensors import load_tensors
 
 
-@pytest.fixture(scope="module")
-def net(trained):
-    return slowfast.load(trained, device="cpu")
-
-
 def with_values(cfg, values: dict[str, str]) -> str:
     """Return a configuration with values that this package does not have, as a run with an extension records it."""
     cfg = cfg.clone()

@@ -21,11 +21,6 @@ from slowfast.models.zoo import create_model
 
 
 @pytest.fixture(scope="module")
-def net(trained):
-    return slowfast.load(trained, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def paths(videos) -> list[str]:
     return [str(videos / f"val_{i}.mp4") for i in range(7)]
 

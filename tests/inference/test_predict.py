@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,30 +17,21 @@ import torch
 from list_fixtures import make_classes
 from make_demo_data import make_demo_data
 from PIL import Image
+from run_fixtures import run_command
 
-import slowfast
 from slowfast.config import load_config
 from slowfast.datasets.catalog import DATASETS
 from slowfast.datasets.lists import read_list
 from slowfast.inference.command import find_videos
-from slowfast.inference.extract import execute as extract_features
-from slowfast.inference.extract import parse_args as parse_features
 from slowfast.inference.network import Network
-from slowfast.inference.predict import execute, parse_args
 from slowfast.models.build import build_model
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import write_lists
-from slowfast.utils.io import guarded
 
 PACKED = Path(__file__).parents[1] / "golden/packed_xvid.avi"  # some of its frames have the same time
 
 
-def predict(*arguments: object) -> int:
-    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
-
-
-def extract(*arguments: object) -> int:
-    return guarded(lambda: extract_features(parse_features([*map(str, arguments)])))
+predict, extract = partial(run_command, "predict"), partial(run_command, "extract")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +55,10 @@ def sounding(videos, tmp_path_factory) -> Path:
     return path
 
 
-def test_files_contain_the_predictions_of_the_network(trained, videos, tmp_path, capsys):
+def test_files_contain_the_predictions_of_the_network(net, trained, videos, tmp_path, capsys):
     paths = [str(videos / f"val_{i}.mp4") for i in range(3)]
     assert predict(*paths, "--weights", trained, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv") == 0
-    expected = slowfast.load(trained, device="cpu").predict(paths)
+    expected = net.predict(paths)
     found = json.loads((tmp_path / "a.json").read_text())
     assert found == [prediction.as_dict() for prediction in expected]
     with open(tmp_path / "a.csv", newline="") as file:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from run_fixtures import run_command
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from slowfast.inference import extract
-from slowfast.inference.probe import execute, parse_args, run_probes
+from slowfast.inference.probe import run_probes
 from slowfast.inference.probe_heads import (
     TEMPERATURE,
     AttentiveHead,
@@ -29,18 +30,10 @@ from slowfast.inference.probe_heads import (
     statistics,
     train_bank,
 )
-from slowfast.utils.io import guarded
 
+probe, write = partial(run_command, "probe"), partial(run_command, "extract")
 CPU = torch.device("cpu")
 CLASSES = 6
-
-
-def probe(*arguments: object) -> int:
-    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
-
-
-def write(*arguments: object) -> int:
-    return guarded(lambda: extract.execute(extract.parse_args([*map(str, arguments)])))
 
 
 def blobs(count: int, seed: int, channels: int = 16) -> Samples:

@@ -25,11 +25,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def net(trained):
-    return slowfast.load(trained, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def shared(net, tmp_path_factory) -> Path:
     """Return the shared folder of a trained network."""
     folder = tmp_path_factory.mktemp("shared") / "demo"

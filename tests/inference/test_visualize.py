@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,25 +12,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_fixtures import EXPERIMENT
+from run_fixtures import EXPERIMENT, run_command
 
-import slowfast
 from slowfast.config import load_config
 from slowfast.engine.setup import clip_mover, make_loader
 from slowfast.engine.start import build_mixup
 from slowfast.engine.step import forward_backward
 from slowfast.inference.overlay import Heat, draw_heat, video_heat
-from slowfast.inference.visualize import execute, mixed, parse_args
-from slowfast.utils.io import guarded
+from slowfast.inference.visualize import mixed
 
-
-def visualize(*arguments: object) -> int:
-    return guarded(lambda: execute(parse_args([*map(str, arguments)])))
-
-
-@pytest.fixture(scope="module")
-def net(trained):
-    return slowfast.load(trained, device="cpu", overrides=["TEST.NUM_SPATIAL_CROPS", "1"])
+visualize = partial(run_command, "visualize")
 
 
 def test_values_change_linearly_between_the_frames_that_the_network_saw():
@@ -39,14 +31,16 @@ def test_values_change_linearly_between_the_frames_that_the_network_saw():
     assert found == pytest.approx([0, 0, 0.125, 0.25, 0.625, 1, 1])
 
 
-def test_frames_of_several_views_get_the_mean(net, videos):
+def test_frames_of_several_views_get_the_mean(one_crop, videos):
     values = iter([1.0, 3.0])
-    heat = video_heat(net, str(videos / "val_0.mp4"), lambda clip: torch.full((2, 3, 3), next(values)), from_zero=True)
-    views = np.array(net.frame_indices(heat.length)).reshape(2, -1)
+    heat = video_heat(
+        one_crop, str(videos / "val_0.mp4"), lambda clip: torch.full((2, 3, 3), next(values)), from_zero=True
+    )
+    views = np.array(one_crop.frame_indices(heat.length)).reshape(2, -1)
     expected = {n: np.mean([v for v, view in zip((1, 3), views, strict=True) if n in view]) for n in heat.numbers}
     assert set(heat.numbers) == set(views.flat) and heat.maps[:, 0, 0].tolist() == [*expected.values()]
     assert (heat.low, heat.high) == (0, max(expected.values()))
-    heat = video_heat(net, str(videos / "val_0.mp4"), lambda clip: torch.full((2, 3, 3), 2.0), from_zero=False)
+    heat = video_heat(one_crop, str(videos / "val_0.mp4"), lambda clip: torch.full((2, 3, 3), 2.0), from_zero=False)
     assert heat.low == heat.high == 2
 
 

@@ -13,17 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-import slowfast
 from slowfast.datasets import decode
 from slowfast.datasets.reader import MediaError, read_frames, stream_frames
 from slowfast.inference.draw import write_timeline
+from slowfast.inference.network import with_values
 from slowfast.inference.results import Class
 from slowfast.inference.windows import Timeline, WindowCutter, ahead, join, predict_windows, run_windows
-
-
-@pytest.fixture(scope="module")
-def net(trained):
-    return slowfast.load(trained, device="cpu", overrides=["TEST.NUM_SPATIAL_CROPS", "1"])
 
 
 @pytest.fixture
@@ -42,43 +37,40 @@ def decoded(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize(("window", "stride"), [(8, 3), (4, 4), (16, 1), (5, 9)])
-def test_windows_contain_the_frames_that_a_test_would_choose(net, write_video, tmp_path, window, stride):
+def test_windows_contain_the_frames_that_a_test_would_choose(one_crop, write_video, tmp_path, window, stride):
     path = write_video(tmp_path / "video.mp4", 40)
-    found = [*WindowCutter(net, path, window, stride)]
+    found = [*WindowCutter(one_crop, path, window, stride)]
     assert [each.first for each in found] == [*range(0, 41 - window, stride)]
-    sampler = replace(net.dataset.reader.sampler, num_views=1)
+    sampler = replace(one_crop.dataset.reader.sampler, num_views=1)
     for each in found:
         numbers = [each.first + offset for offset in sampler(window, 0, None)]
-        expected = net.transform(read_frames(path, lambda length, numbers=numbers: numbers))
-        assert each.numbers == numbers and torch.equal(net.transform_prepared([join([each])]), expected)
+        expected = one_crop.transform(read_frames(path, lambda length, numbers=numbers: numbers))
+        assert each.numbers == numbers and torch.equal(one_crop.transform_prepared([join([each])]), expected)
         assert each.begin == pytest.approx(each.first / 25) and each.end == pytest.approx((each.first + window) / 25)
 
 
-def test_dense_networks_get_evenly_spread_frames(net, write_video, frame_numbers, tmp_path):
+def test_dense_networks_get_evenly_spread_frames(one_crop, write_video, tmp_path):
     path = write_video(tmp_path / "video.mp4", 40)
-    cfg = net.cfg.clone()
-    cfg.defrost()
-    cfg.TEST.DATASET = "kinetics"
-    cfg.freeze()
-    dense = type(net)(net.model, cfg, net.class_names, net.device, net.weights)
+    cfg = with_values(one_crop.cfg, "TEST.DATASET", "kinetics")
+    dense = type(one_crop)(one_crop.model, cfg, one_crop.class_names, one_crop.device, one_crop.weights)
     assert WindowCutter(dense, path, 4, 2).offsets == [0, 1, 2, 3]
     assert WindowCutter(dense, path, 16, 2).offsets == [0, 5, 10, 15]
 
 
-def test_all_windows_need_one_decode(net, write_video, decoded, tmp_path):
+def test_all_windows_need_one_decode(one_crop, write_video, decoded, tmp_path):
     path = write_video(tmp_path / "video.mp4", 60)
-    cutter = WindowCutter(net, path, 16, 2)
+    cutter = WindowCutter(one_crop, path, 16, 2)
     assert len([*cutter]) == 23
     assert decoded == [*range(60)]
     assert (cutter.length, cutter.seconds) == (60, pytest.approx(2.4))
 
 
-def test_a_short_video_is_one_window(net, write_video, tmp_path):
+def test_a_short_video_is_one_window(one_crop, write_video, tmp_path):
     path = write_video(tmp_path / "video.mp4", 6)
-    (only,) = WindowCutter(net, path, 16, 4)
-    sampler = net.dataset.reader.sampler
+    (only,) = WindowCutter(one_crop, path, 16, 4)
+    sampler = one_crop.dataset.reader.sampler
     expected = read_frames(path, lambda length: replace(sampler, num_views=1)(length, 0, None))
-    assert torch.equal(net.transform_prepared([join([only])]), net.transform(expected))
+    assert torch.equal(one_crop.transform_prepared([join([only])]), one_crop.transform(expected))
 
 
 def test_frames_of_a_stream_are_those_of_a_read(write_video, write_folder, tmp_path):
@@ -95,22 +87,22 @@ def test_frames_of_a_stream_are_those_of_a_read(write_video, write_folder, tmp_p
             assert [begin for _, begin, _, _ in stream] == pytest.approx(np.arange(20) / 25)
 
 
-def test_windows_of_a_broken_file_are_an_error(net, tmp_path):
+def test_windows_of_a_broken_file_are_an_error(one_crop, tmp_path):
     path = tmp_path / "broken.mp4"
     path.write_text("no video")
     with pytest.raises(MediaError):
-        next(run_windows(net, WindowCutter(net, str(path), 8, 2), net.model, 2))
+        next(run_windows(one_crop, WindowCutter(one_crop, str(path), 8, 2), one_crop.model, 2))
 
 
-def test_outputs_of_windows_are_those_of_the_network(net, write_video, tmp_path):
+def test_outputs_of_windows_are_those_of_the_network(one_crop, write_video, tmp_path):
     path = write_video(tmp_path / "video.mp4", 40)
-    windows = [*WindowCutter(net, path, 8, 3)]
-    outputs = [output for _, output in run_windows(net, WindowCutter(net, path, 8, 3), net.layer(), 3)]
+    windows = [*WindowCutter(one_crop, path, 8, 3)]
+    outputs = [output for _, output in run_windows(one_crop, WindowCutter(one_crop, path, 8, 3), one_crop.layer(), 3)]
     assert len(outputs) == len(windows)
     for window, output in zip(windows, outputs, strict=True):
         with torch.no_grad():
-            clips = net.transform_prepared([join([window])])
-            expected = net.model.forward_head(net.model.forward_features(clips), pre_logits=True)
+            clips = one_crop.transform_prepared([join([window])])
+            expected = one_crop.model.forward_head(one_crop.model.forward_features(clips), pre_logits=True)
         assert np.abs(output - expected.numpy()).max() < 1e-5
 
 
@@ -158,7 +150,7 @@ def test_a_time_line_takes_names_as_they_are(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_long_video_takes_flat_memory(net, tmp_path):
+def test_a_long_video_takes_flat_memory(one_crop, tmp_path):
     path = tmp_path / "long.mp4"
     write_long(path, minutes=3)
     sizes: list[int] = []
@@ -166,7 +158,7 @@ def test_a_long_video_takes_flat_memory(net, tmp_path):
     def note(time: float) -> None:
         sizes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 
-    timeline = predict_windows(net, str(path), 24, 12, 8, note)
+    timeline = predict_windows(one_crop, str(path), 24, 12, 8, note)
     assert timeline.seconds == pytest.approx(180, abs=0.1) and len(timeline.tops) == 3 * 60 * 12 // 12 - 1
     assert max(sizes[len(sizes) // 4 :]) - sizes[len(sizes) // 4] < 20 << 20
 
