@@ -1,4 +1,4 @@
-"""Make small networks of every family, for tests that need no released shape."""
+"""Make small networks of every family, and their configurations, for tests that need no released shape."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slowfast.config import get_cfg
+from slowfast.config.load import ConfigNode
 from slowfast.models import UniFormer, UniFormerLight, UniFormerV2
 from slowfast.models.timm_tower import VisionTower
 
@@ -58,3 +60,23 @@ def video_for(name: str, batch: int = 2, frames: int = 4, height: int = 64, widt
     """Return a random input of a network of `SMALL`, the same for the same arguments."""
     shape = (height, width) if name.endswith("_image") else (frames, height, width)
     return torch.randn(batch, 3, *shape, generator=torch.Generator().manual_seed(batch))
+
+
+UNIFORMER_KEYS: dict[str, Any] = {
+    "MODEL.NUM_CLASSES": 5, "UNIFORMER.DEPTH": [1] * 4, "UNIFORMER.EMBED_DIM": [8, 16, 32, 32],
+    "UNIFORMER.HEAD_DIM": 16,
+}  # fmt: skip
+LIGHT_KEYS: dict[str, Any] = {**UNIFORMER_KEYS, "MODEL.MODEL_NAME": "Uniformer_light"}
+UNIFORMERV2_KEYS: dict[str, Any] = {
+    "MODEL.MODEL_NAME": "Uniformerv2", "MODEL.ARCH": "uniformerv2", "DATA.TEST_CROP_SIZE": 32,
+    "DATA.TRAIN_CROP_SIZE": 32, "UNIFORMERV2.BACKBONE": "custom", "UNIFORMERV2.TOWER": [32, 2, 4, 16, 32],
+    "UNIFORMERV2.N_DIM": 32, "UNIFORMERV2.N_LAYERS": 1, "UNIFORMERV2.RETURN_LIST": [1], "UNIFORMERV2.N_HEAD": 4,
+    "UNIFORMERV2.MLP_DROPOUT": [0.5],
+}  # fmt: skip
+
+
+def configuration(*parts: dict[str, Any]) -> ConfigNode:
+    """Return the default configuration with the values of some keys."""
+    cfg = get_cfg()
+    cfg.merge_from_list([item for part in parts for pair in part.items() for item in pair])
+    return cfg

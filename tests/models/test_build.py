@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import SMALL, small
+from small_networks import SMALL, configuration, small
 from torch import Tensor, nn
 
-from slowfast.config import dump_config, get_cfg
+from slowfast.config import dump_config
 from slowfast.config.load import ConfigNode
 from slowfast.models import build
 from slowfast.models.backbone import Backbone
@@ -74,10 +74,8 @@ def new_rows(monkeypatch):
 
 
 def config(**options: Any) -> ConfigNode:
-    cfg = get_cfg()
     values = {"MODEL__MODEL_NAME": "MeanPool", "MODEL__NUM_CLASSES": 5, **options}
-    cfg.merge_from_list([item for key, value in values.items() for item in (key.replace("__", "."), value)])
-    return cfg
+    return configuration({key.replace("__", "."): value for key, value in values.items()})
 
 
 def test_a_new_backbone_trains_and_starts_from_its_checkpoint(tmp_path):

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_networks import initial
+from small_networks import configuration, initial
 
-from slowfast.config import get_cfg
 from slowfast.models import UniFormer, build_model
 from slowfast.models.layers import DropPath
 from slowfast.optim.losses import soft_cross_entropy
@@ -24,12 +23,6 @@ VARIANTS = json.loads((Path(__file__).parents[1] / "golden" / "uniformer.json").
 WITH_LOGITS = [name for name, variant in VARIANTS.items() if "input_seed" in variant]
 
 
-def config(options: dict):
-    cfg = get_cfg()
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
-    return cfg
-
-
 def keys(name: str) -> list:
     stored = VARIANTS[name]["keys"]
     return keys(stored) if isinstance(stored, str) else stored
@@ -38,7 +31,7 @@ def keys(name: str) -> list:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_names_and_shapes_are_the_official_ones(name):
     with torch.device("meta"):
-        model = build_model(config(VARIANTS[name]["config"]))
+        model = build_model(configuration(VARIANTS[name]["config"]))
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == keys(name)
 
 
@@ -46,7 +39,7 @@ def test_names_and_shapes_are_the_official_ones(name):
 @pytest.mark.parametrize("name", WITH_LOGITS)
 def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
     variant = VARIANTS[name]
-    assert_golden(lambda: build_model(config(variant["config"])), variant, golden("uniformer_logits.npz")[name])
+    assert_golden(lambda: build_model(configuration(variant["config"])), variant, golden("uniformer_logits.npz")[name])
 
 
 @pytest.mark.gpu
@@ -54,7 +47,7 @@ def test_logits_and_stages_match_the_official_network(name, golden, assert_golde
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_logits_on_gpu_match_the_official_network(name, dtype, tolerance, golden, golden_state, golden_input):
     variant = VARIANTS[name]
-    model = build_model(config(variant["config"])).eval()
+    model = build_model(configuration(variant["config"])).eval()
     model.load_state_dict(golden_state(model.state_dict()))
     torch.backends.cudnn.allow_tf32 = False
     with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype is not torch.float32):
@@ -67,7 +60,7 @@ def test_logits_on_gpu_match_the_official_network(name, dtype, tolerance, golden
 def test_gradients_match_the_official_network(layout, golden, golden_state, golden_input):
     case = golden("train_mode.json")
     with torch.device("meta"):  # all values are replaced
-        model = build_model(config(VARIANTS[case["variant"]]["config"] | case["changes"])).train()
+        model = build_model(configuration(VARIANTS[case["variant"]]["config"] | case["changes"])).train()
     model.load_state_dict(golden_state(model.state_dict()), assign=True)
     model.to(memory_format=layout)
     video = torch.cat([golden_input(seed, (1, 3, 8, 64, 64)) for seed in (1008, 2008)])
@@ -91,7 +84,7 @@ def test_gradients_match_the_official_network(layout, golden, golden_state, gold
 @pytest.mark.parametrize("name", ["uniformer_s_8x224_k400", "uniformer_s_16x224_split_k400"])
 def test_initial_values_are_distributed_like_the_official_ones(name, golden):
     torch.manual_seed(0)
-    model, stored = build_model(config(VARIANTS[name]["config"])), golden("init_stats.json")[name]
+    model, stored = build_model(configuration(VARIANTS[name]["config"])), golden("init_stats.json")[name]
     for key, value in model.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
@@ -108,7 +101,7 @@ def test_initial_values_are_distributed_like_the_official_ones(name, golden):
 def test_parameters_and_flops_match_the_official_count(name):
     variant = VARIANTS[name]
     with torch.device("meta"):
-        model = build_model(config(variant["config"]))
+        model = build_model(configuration(variant["config"]))
     assert count_parameters(model) == variant["param_count"]
     assert count_flops(model, *variant["input_shape"]) == pytest.approx(variant["flops_fvcore"], rel=1e-3)
 
@@ -138,4 +131,4 @@ def test_wrong_inputs_are_refused():
     with pytest.raises(ValueError, match="head_dim 48 does not divide"):
         UniFormer(head_dim=48)
     with pytest.raises(ValueError, match="'Slowfast' is not known"):
-        build_model(config({"MODEL.MODEL_NAME": "Slowfast"}))
+        build_model(configuration({"MODEL.MODEL_NAME": "Slowfast"}))

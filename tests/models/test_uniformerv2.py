@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import TOWER, initial
+from small_networks import TOWER, configuration, initial
 
-from slowfast.config import get_cfg
 from slowfast.config.rules import _cut_patch
 from slowfast.models import build_model
 from slowfast.models.image_vit import (
@@ -39,9 +38,7 @@ small = partial(initial, "v2")
 
 
 def configured(options: dict) -> torch.nn.Module:
-    cfg = get_cfg()
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
-    return build_model(cfg)
+    return build_model(configuration(options))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -233,10 +230,9 @@ def test_every_image_vit_is_built_with_the_default_crop_sizes():
     """A network accepts any size that is a multiple of the patch size; the configuration checks the sizes of a run."""
     with torch.device("meta"):
         for name, tower in TOWERS.items():
-            cfg = get_cfg()
-            cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformerv2"])
             values = {"BACKBONE": name, "N_DIM": tower.width, "N_HEAD": tower.heads}
-            cfg.merge_from_list([item for key, value in values.items() for item in (f"UNIFORMERV2.{key}", value)])
+            values = {f"UNIFORMERV2.{key}": value for key, value in values.items()}
+            cfg = configuration({"MODEL.MODEL_NAME": "Uniformerv2"}, values)
             assert _cut_patch(cfg, tower.patch + 1) == tower.patch
             model = build_model(cfg).eval()
             assert model(torch.zeros(1, 3, 2, 2 * tower.patch, 3 * tower.patch)).shape == (1, 400)

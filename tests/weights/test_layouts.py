@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from small_networks import configuration
 from torch import nn
 
-from slowfast.config import get_cfg
 from slowfast.models import UniFormer, UniFormerLight, build_model
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformerv2 import UniFormerV2
@@ -73,9 +73,7 @@ K400, SSV2 = "uniformerv2_b16_8x224_k400_from_clip", "uniformerv2_b16_16x224_ssv
 
 
 def configured(case: dict[str, Any]) -> nn.Module:
-    cfg = get_cfg()
-    cfg.merge_from_list([item for pair in case["video_config"].items() for item in pair])
-    return build_model(cfg).eval()
+    return build_model(configuration(case["video_config"])).eval()
 
 
 @pytest.mark.parametrize("name", [K400, SSV2])

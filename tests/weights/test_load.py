@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_networks import LIGHT_KEYS, UNIFORMER_KEYS, UNIFORMERV2_KEYS, configuration
 from torch import Tensor, nn
 
 from slowfast import create_model
-from slowfast.config import get_cfg
 from slowfast.config.keys import leaves
-from slowfast.config.load import ConfigNode
 from slowfast.models import UniFormer, build_model
 from slowfast.models.build import initialize
 from slowfast.weights.heads import HeadPolicy
@@ -65,8 +64,7 @@ def test_a_classifier_of_another_width_is_of_another_model(classes, width, class
 @pytest.mark.parametrize("name", INFLATE)
 def test_image_weights_are_inflated(name, golden, golden_state, golden_input, fill_rest):
     case = INFLATE[name]
-    cfg = get_cfg()
-    cfg.merge_from_list([item for pair in case["video_config"].items() for item in pair])
+    cfg = configuration(case["video_config"])
     with torch.device("meta"):  # all values are replaced
         model = build_model(cfg).eval()
         source = UniFormer(num_classes=1000, ndim=2) if "image" in name else UniFormer(num_classes=400)
@@ -108,48 +106,16 @@ def test_reset_head_gives_the_classifiers_initial_values():
     assert torch.equal(model.state_dict()["head.weight"], source.state_dict()["head.weight"])
 
 
-V1_CFG = {
-    "MODEL.NUM_CLASSES": 5,
-    "UNIFORMER.DEPTH": [1] * 4,
-    "UNIFORMER.EMBED_DIM": [8, 16, 32, 32],
-    "UNIFORMER.HEAD_DIM": 16,
-}
-V2_CFG = {
-    **{
-        "MODEL.MODEL_NAME": "Uniformerv2",
-        "MODEL.ARCH": "uniformerv2",
-        "DATA.TEST_CROP_SIZE": 32,
-        "DATA.TRAIN_CROP_SIZE": 32,
-    },
-    **{"UNIFORMERV2.BACKBONE": "custom", "UNIFORMERV2.TOWER": [32, 2, 4, 16, 32], "UNIFORMERV2.N_DIM": 32},
-    **{
-        "UNIFORMERV2.N_LAYERS": 1,
-        "UNIFORMERV2.RETURN_LIST": [1],
-        "UNIFORMERV2.N_HEAD": 4,
-        "UNIFORMERV2.MLP_DROPOUT": [0.5],
-    },
-}
-
-
-def configuration(*parts: dict) -> ConfigNode:
-    cfg = get_cfg()
-    cfg.merge_from_list([item for part in parts for pair in part.items() for item in pair])
-    return cfg
-
-
-LIGHT_CFG = {**V1_CFG, "MODEL.MODEL_NAME": "Uniformer_light"}
-
-
 @pytest.mark.parametrize(
     ("base", "key", "value"),
     [
-        (V1_CFG, "UNIFORMER.HEAD_DIM", 32),
-        (V1_CFG, "UNIFORMER.QKV_SCALE", 0.5),
-        (LIGHT_CFG, "UNIFORMER.PRUNE_RATIO", [[], [], [1.0], [0.25]]),
-        (LIGHT_CFG, "UNIFORMER.TRADE_OFF", [[], [], [1.0], [0.25]]),
-        (V2_CFG, "UNIFORMERV2.N_HEAD", 8),
-        (V2_CFG, "UNIFORMERV2.RETURN_LIST", [0]),
-        (V2_CFG, "UNIFORMERV2.TOWER", [32, 2, 8, 16, 32]),
+        (UNIFORMER_KEYS, "UNIFORMER.HEAD_DIM", 32),
+        (UNIFORMER_KEYS, "UNIFORMER.QKV_SCALE", 0.5),
+        (LIGHT_KEYS, "UNIFORMER.PRUNE_RATIO", [[], [], [1.0], [0.25]]),
+        (LIGHT_KEYS, "UNIFORMER.TRADE_OFF", [[], [], [1.0], [0.25]]),
+        (UNIFORMERV2_KEYS, "UNIFORMERV2.N_HEAD", 8),
+        (UNIFORMERV2_KEYS, "UNIFORMERV2.RETURN_LIST", [0]),
+        (UNIFORMERV2_KEYS, "UNIFORMERV2.TOWER", [32, 2, 8, 16, 32]),
     ],
 )
 def test_options_that_no_shape_shows_must_be_the_same(base, key, value):
@@ -163,10 +129,10 @@ def test_options_that_no_shape_shows_must_be_the_same(base, key, value):
 
 
 def test_the_same_network_written_in_another_way():
-    cfg = configuration(LIGHT_CFG)
+    cfg = configuration(LIGHT_KEYS)
     checkpoint = {"model_state": build_model(cfg).state_dict(), "cfg": cfg.dump()}
     longer = {"UNIFORMER.QKV_SCALE": 0.25, "UNIFORMER.PRUNE_RATIO": [[], [], [1.0, 0.1], [0.5, 0.1]]}
-    load_weights(build_model(configuration(LIGHT_CFG, longer)), checkpoint)
+    load_weights(build_model(configuration(LIGHT_KEYS, longer)), checkpoint)
     for foreign in ("{", "text", "UNIFORMER: 3", ""):
         load_weights(build_model(cfg), {**checkpoint, "cfg": foreign})
 
@@ -178,14 +144,14 @@ def start(tmp_path, classes: int, checkpoint: dict, names: list[str] | None = No
     """Make a UniFormerV2 with a number of classes, and initialize it from UNIFORMERV2.PRETRAIN."""
     torch.save(checkpoint, tmp_path / "weights.pth")
     pretrain = {"UNIFORMERV2.PRETRAIN": str(tmp_path / "weights.pth"), "MODEL.NUM_CLASSES": classes}
-    cfg = configuration(V2_CFG, pretrain, {key.replace("__", "."): value for key, value in options.items()})
+    cfg = configuration(UNIFORMERV2_KEYS, pretrain, {key.replace("__", "."): value for key, value in options.items()})
     model = build_model(cfg)
     initialize(model, cfg, names)
     return model
 
 
 def trained(classes: int) -> dict[str, Tensor]:
-    return build_model(configuration(V2_CFG, {"MODEL.NUM_CLASSES": classes})).state_dict()
+    return build_model(configuration(UNIFORMERV2_KEYS, {"MODEL.NUM_CLASSES": classes})).state_dict()
 
 
 HEAD = "backbone.transformer.proj.2.weight"
@@ -256,12 +222,12 @@ def test_a_second_classifier_that_start_weights_lack_stays_fresh_beside_chosen_r
     torch.save(source, tmp_path / "weights.pth")
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     chosen = {"UNIFORMER.AUX_HEAD": True, "MODEL.HEAD_ROWS": str(tmp_path / "rows.json")}
-    cfg = configuration(V1_CFG, chosen, {"UNIFORMER.PRETRAIN_NAME": str(tmp_path / "weights.pth")})
+    cfg = configuration(UNIFORMER_KEYS, chosen, {"UNIFORMER.PRETRAIN_NAME": str(tmp_path / "weights.pth")})
     model = build_model(cfg)
     initialize(model, cfg)
     assert torch.equal(model.state_dict()["head.weight"], source["head.weight"][rows])
     assert model.load_report.dropped == ["aux_head.weight", "aux_head.bias"]  # pyright: ignore
-    cfg = configuration(V1_CFG, chosen, {"TRAIN.CHECKPOINT_FILE_PATH": str(tmp_path / "weights.pth")})
+    cfg = configuration(UNIFORMER_KEYS, chosen, {"TRAIN.CHECKPOINT_FILE_PATH": str(tmp_path / "weights.pth")})
     with pytest.raises(ValueError, match="aux_head"):
         initialize(build_model(cfg), cfg)
 

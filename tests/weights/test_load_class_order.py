@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import csv
 import sys
+from typing import Any
 
 import numpy as np
 import prepare_data
 import pytest
 import torch
+from small_networks import LIGHT_KEYS as LIGHT
+from small_networks import UNIFORMER_KEYS as V1
+from small_networks import UNIFORMERV2_KEYS as V2
+from small_networks import configuration
 from torch import Tensor, nn
 
-from slowfast.config import get_cfg
 from slowfast.config.load import ConfigNode
 from slowfast.datasets.lists import read_list
 from slowfast.engine.test import load_model
@@ -25,14 +29,6 @@ from slowfast.utils.class_names import kinetics400_names
 from slowfast.weights.class_order import places_of_rows, rows_of_k710, rows_of_places
 from slowfast.weights.layouts import to_mmaction2
 
-V1 = ("UNIFORMER.DEPTH", [1] * 4, "UNIFORMER.EMBED_DIM", [8, 16, 32, 32], "UNIFORMER.HEAD_DIM", 16)
-V2 = (
-    *("MODEL.MODEL_NAME", "Uniformerv2", "MODEL.ARCH", "uniformerv2", "DATA.TEST_CROP_SIZE", 32),
-    *("DATA.TRAIN_CROP_SIZE", 32, "UNIFORMERV2.BACKBONE", "custom", "UNIFORMERV2.TOWER", [32, 2, 4, 16, 32]),
-    *("UNIFORMERV2.N_DIM", 32, "UNIFORMERV2.N_LAYERS", 1, "UNIFORMERV2.RETURN_LIST", [1], "UNIFORMERV2.N_HEAD", 4),
-    *("UNIFORMERV2.MLP_DROPOUT", [0.5]),
-)
-LIGHT = (*V1, "MODEL.MODEL_NAME", "Uniformer_light")
 # rows of the authors' label map of Kinetics-400
 OFFICIAL = {
     **{0: "riding a bike", 1: "marching", 2: "dodgeball", 3: "playing cymbals", 16: "applauding", 158: "air drumming"},
@@ -41,9 +37,9 @@ OFFICIAL = {
 }
 
 
-def configuration(network: tuple, classes: int, *more: object) -> ConfigNode:
-    cfg = get_cfg()
-    cfg.merge_from_list([*network, "MODEL.NUM_CLASSES", classes, *more])
+def configured(network: dict[str, Any], classes: int, *more: object) -> ConfigNode:
+    cfg = configuration(network, {"MODEL.NUM_CLASSES": classes})
+    cfg.merge_from_list([*more])
     return cfg
 
 
@@ -52,9 +48,9 @@ def heads(model: nn.Module) -> list[str]:
             if value.ndim == 2 and name.startswith(tuple(model.head_names))]  # fmt: skip  # pyright: ignore
 
 
-def numbered(network: tuple, rows: int) -> dict[str, Tensor]:
+def numbered(network: dict[str, Any], rows: int) -> dict[str, Tensor]:
     """Return tensors by the official names; each bias of the classifier is its row number."""
-    model = build_model(configuration(network, rows))
+    model = build_model(configured(network, rows))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for head in heads(model):
         state[f"{head}.weight"].zero_()
@@ -139,7 +135,7 @@ def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists,
         assert OFFICIAL.items() <= expected.items()
     path = str(tmp_path / file)
     start = "UNIFORMERV2.PRETRAIN" if network is V2 else "UNIFORMER.PRETRAIN_NAME"
-    cfg = configuration(network, classes, "TEST.DATASET", "kinetics_sparse", "TRAIN.DATASET", "kinetics", start, path)
+    cfg = configured(network, classes, "TEST.DATASET", "kinetics_sparse", "TRAIN.DATASET", "kinetics", start, path)
     shuffled = np.random.default_rng(1).permutation(lists[classes]).tolist()
     for names in (lists[classes], shuffled):
         tested, _, of_outputs = load_model(cfg, path, names)
@@ -158,7 +154,7 @@ def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists,
 def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, lists, tmp_path):
     """UNIFORMERV2.PRETRAIN needs no file of rows."""
     torch.save(numbered(V2, 710), tmp_path / file)
-    cfg = configuration(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", str(tmp_path / file))
+    cfg = configured(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", str(tmp_path / file))
     rows = rows_of_k710(classes)
     assert rows is not None
     expected = {rows[row]: name for row, name in truth(order, classes).items()}
@@ -180,7 +176,7 @@ def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, list
 def test_kinetics_710_of_mmaction2_has_another_order(classes, file, lists, tmp_path):
     path = str(tmp_path / f"{file}.pth")
     torch.save({"state_dict": to_mmaction2(numbered(V2, 710)), "meta": {}}, path)
-    cfg = configuration(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", path)
+    cfg = configured(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", path)
     rows = rows_of_places("k710_mmaction2", classes)
     assert rows is not None
     expected = dict(zip(rows, sorted(lists[classes]), strict=True))
@@ -196,7 +192,7 @@ def test_kinetics_710_of_mmaction2_has_another_order(classes, file, lists, tmp_p
 @pytest.mark.parametrize("network", [V1, V2])
 def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
     """The rows of MMAction2 are sorted."""
-    model = build_model(configuration(network, 400)).eval()
+    model = build_model(configured(network, 400)).eval()
     official = model.state_dict()
     places = places_of_rows("k400", 400)
     rows = np.argsort(np.array(places))
@@ -208,7 +204,7 @@ def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
         for names in (lists[400], lists[400][::-1], None):
             logits = {}
             for file in ("official.pyth", "mmaction2.pth"):
-                cfg = configuration(network, 400, "TEST.DATASET", "kinetics_sparse")
+                cfg = configured(network, 400, "TEST.DATASET", "kinetics_sparse")
                 tested, _, of_outputs = load_model(cfg, str(tmp_path / file), names)
                 scores = tested.eval()(video)[0].tolist()
                 logits[file] = dict(zip(of_outputs or (), scores, strict=True))
@@ -238,14 +234,14 @@ def test_rows_of_something_something_v1_follow_the_list(file, tmp_path, monkeypa
     names = read_list("lists/somesomev1_rgb_train_split.txt", ("path", "num_frames", "label")).class_names
     assert names == templates
     torch.save({"model_state": numbered(V1, 174)}, file)
-    model, _, _ = load_model(configuration(V1, 174, "TEST.DATASET", "sth"), file, names)
+    model, _, _ = load_model(configured(V1, 174, "TEST.DATASET", "sth"), file, names)
     assert predictions(model, names) == dict(enumerate(sorted(templates)))
     # V2's labels.json is almost sorted, and its numbers are the rows
     listed = sorted(templates)
     listed[3], listed[4] = listed[4], listed[3]
     for name in ("uniformer_small_sthv2_16_prek400.pth", "unknown.pth"):
         torch.save(numbered(V1, 174), name)
-        model, _, _ = load_model(configuration(V1, 174, "TEST.DATASET", "sth"), name, listed)
+        model, _, _ = load_model(configured(V1, 174, "TEST.DATASET", "sth"), name, listed)
         assert predictions(model, listed) == dict(enumerate(listed))
 
 
@@ -260,7 +256,7 @@ def test_a_configured_order_has_precedence(lists, tmp_path):
         ("released", truth("k400", 400)),
         (str(tmp_path / "map.txt"), dict(enumerate(by_number))),
     ):
-        cfg = configuration(
+        cfg = configured(
             *(V1, 400, "MODEL.CLASS_ORDER", choice, "UNIFORMER.PRETRAIN_NAME", path),
             *("TEST.DATASET", "kinetics", "TRAIN.DATASET", "kinetics"),
         )
@@ -270,13 +266,13 @@ def test_a_configured_order_has_precedence(lists, tmp_path):
         assert predictions(model, names) == expected
     with pytest.raises(ValueError, match="400 class names, of which 1 "):
         load_model(cfg, path, [*names[:-1], "new"])
-    cfg = configuration(V1, 12, "MODEL.CLASS_ORDER", "released")
+    cfg = configured(V1, 12, "MODEL.CLASS_ORDER", "released")
     torch.save(numbered(V1, 12), path)
     with pytest.raises(ValueError, match=r"MODEL.CLASS_ORDER released: .* 12 classes"):
         load_model(cfg, path, None)
     (tmp_path / "map.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="2 class names for the 12 rows"):
-        load_model(configuration(V1, 12, "MODEL.CLASS_ORDER", str(tmp_path / "map.txt")), path, [*"abcdefghijkl"])
+        load_model(configured(V1, 12, "MODEL.CLASS_ORDER", str(tmp_path / "map.txt")), path, [*"abcdefghijkl"])
 
 
 def test_rows_without_a_known_order_keep_it(lists, tmp_path):
@@ -291,11 +287,11 @@ def test_rows_without_a_known_order_keep_it(lists, tmp_path):
         (V1, 400, lists[400], "mit"),
     ):
         torch.save(numbered(network, classes), path)
-        cfg = configuration(network, classes, "TEST.DATASET", dataset)
+        cfg = configured(network, classes, "TEST.DATASET", dataset)
         model, _, of_outputs = load_model(cfg, path, names)
         assert predictions(model, of_outputs) == dict(enumerate(names))
     torch.save({"model_state": numbered(V1, 400), "class_names": lists[400]}, path)
-    cfg = configuration(V1, 400, "TEST.DATASET", "kinetics")
+    cfg = configured(V1, 400, "TEST.DATASET", "kinetics")
     assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
     assert load_model(cfg, path, None)[2] == lists[400]
     with pytest.raises(ValueError, match=r"'abseiling' .*'zumba'"):
@@ -308,7 +304,7 @@ def test_names_of_released_classes_are_used_in_fine_tuning(tmp_path):
     """MODEL.HEAD_ROWS names finds the classes of Kinetics-400 without a file."""
     path = str(tmp_path / "uniformer_small_k400_16x8.pth")
     torch.save(numbered(V1, 400), path)
-    cfg = configuration(V1, 3, "TRAIN.CHECKPOINT_FILE_PATH", path, "MODEL.HEAD_ROWS", "names")
+    cfg = configured(V1, 3, "TRAIN.CHECKPOINT_FILE_PATH", path, "MODEL.HEAD_ROWS", "names")
     model = build_model(cfg)
     initialize(model, cfg, ["Abseiling", "playing_badminton", "new"])
     assert model.state_dict()["head.bias"][:2].tolist() == [341, 399]
@@ -320,7 +316,7 @@ def test_a_file_of_class_names_counts_more_than_the_names_in_the_checkpoint(tmp_
     torch.save({"model_state": numbered(V1, 3), "class_names": ["a", "b", "c"]}, path)
     (tmp_path / "map.txt").write_text("c\nb\na\n")
     for rows, names, expected in (("", ["a", "b", "c"], [2, 1, 0]), ("names", ["a", "c"], [2, 0])):
-        cfg = configuration(
+        cfg = configured(
             *(V1, len(names), "TRAIN.CHECKPOINT_FILE_PATH", path),
             *("MODEL.CLASS_ORDER", str(tmp_path / "map.txt"), "MODEL.HEAD_ROWS", rows),
         )

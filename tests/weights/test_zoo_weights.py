@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import configuration
 from torch import Tensor
 
 from slowfast import create_model
-from slowfast.config import get_cfg
 from slowfast.engine.test import load_model
 from slowfast.models import build_model
 from slowfast.models.build import initialize
@@ -182,10 +182,9 @@ def test_unknown_weights_of_token_labelling_are_refused_unless_the_heads_are_giv
 def test_a_run_refuses_known_weights_with_heads_of_another_width(tmp_path):
     path = str(tmp_path / "uniformer_small_tl_224.pth")
     trained = save_image(Path(path), 32)
-    cfg = get_cfg()
     keys = {"DEPTH": [1] * 4, "EMBED_DIM": [64] * 4, "AUX_HEAD": True, "HEAD_DIM": 64, "PRETRAIN_NAME": path}
-    cfg.merge_from_list([item for key, value in keys.items() for item in (f"UNIFORMER.{key}", value)])
-    cfg.merge_from_list(["MODEL.MODEL_NAME", "Uniformer_image", "MODEL.NUM_CLASSES", 7, "TEST.DATASET", "imagenet"])
+    other = {"MODEL.MODEL_NAME": "Uniformer_image", "MODEL.NUM_CLASSES": 7, "TEST.DATASET": "imagenet"}
+    cfg = configuration({f"UNIFORMER.{key}": value for key, value in keys.items()}, other)
     with pytest.raises(ValueError, match=r"uniformer_small_tl_224.*UNIFORMER.HEAD_DIM 32.* has 64"):
         load_model(cfg, path, None)
     with pytest.raises(ValueError, match=r"uniformer_small_tl_224.*UNIFORMER.HEAD_DIM 32.* has 64"):
