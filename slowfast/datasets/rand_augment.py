@@ -7,7 +7,6 @@ pixel, and within one pixel of the border.
 
 `augmented_crop` applies the operations and the resized crop after them in few passes:
 
-* Tables in a row become one look-up table; the histogram of a frame passes through the tables before it.
 * Geometric operations in a row become one map. What leaves the frame in any of them is grey, as in single steps.
 * Geometric operations directly before the crop join it: the result is sampled once, bilinearly.
 * Only the part of the frame that the crop can see is computed, except where statistics of the whole frame are needed.
@@ -50,50 +49,24 @@ def _blend(grey: np.ndarray | int, factor: float) -> np.ndarray:
     return (grey + np.float32(factor) * (_VALUES.astype(np.float32) - grey)).clip(0, 255)
 
 
-def _histograms(frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
-    """Return (T, 3, 256) counts of the values of (T, H, W, 3) frames after `table`, (T or 1, 3 or 1, 256) or None."""
-    counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
-    counts = np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
-    if table is None:
-        return counts
-    rows = np.arange(counts.size // 256).reshape(-1, 1)  # one per frame and channel
-    places = np.broadcast_to(table, counts.shape).reshape(-1, 256) + 256 * rows
-    return np.bincount(places.ravel(), counts.ravel(), counts.size).astype(np.int64).reshape(counts.shape)
-
-
-def _contrast(factor: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
-    if table is None:
-        means = np.array([cv2.mean(frame)[:3] for frame in frames])  # faster than histograms
-    else:
-        counts = _histograms(frames, table)
-        means = counts @ _VALUES / counts.sum(-1)
+def _contrast(factor: float, frames: np.ndarray) -> np.ndarray:
+    means = np.array([cv2.mean(frame)[:3] for frame in frames])
     return _blend(np.floor(means @ LUMA + 0.5)[:, None, None], factor)
 
 
-def _auto_contrast(_: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
-    if table is None:  # faster than histograms
-        t, h, w, c = frames.shape
-        low, high = (
-            extreme.reduce(extreme.reduce(frames.reshape(t, h, w * c), 1).reshape(t, w, c), 1)[..., None].astype(int)
-            for extreme in (np.minimum, np.maximum)
-        )
-    else:
-        counts = _histograms(frames, table)
-        low, high = (counts > 0).argmax(-1, keepdims=True), _highest(counts)
+def _auto_contrast(_: float, frames: np.ndarray) -> np.ndarray:
+    low, high = (extreme(extreme(frames, 1), 1)[..., None].astype(int) for extreme in (np.min, np.max))
     scale = 255.0 / np.maximum(high - low, 1)
     return np.where(high > low, np.trunc(_VALUES * scale - low * scale).clip(0, 255), _VALUES)
 
 
-def _equalize(_: float, frames: np.ndarray, table: np.ndarray | None) -> np.ndarray:
-    counts = _histograms(frames, table)
-    step = (counts.sum(-1, keepdims=True) - np.take_along_axis(counts, _highest(counts), -1)) // 255
+def _equalize(_: float, frames: np.ndarray) -> np.ndarray:
+    counts = [cv2.calcHist([frame], [channel], None, [256], [0, 256]) for frame in frames for channel in range(3)]
+    counts = np.reshape(counts, (len(frames), 3, 256)).astype(np.int64)
+    highest = 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
+    step = (counts.sum(-1, keepdims=True) - np.take_along_axis(counts, highest, -1)) // 255
     before = np.cumsum(counts, -1) - counts
     return np.where(step > 0, ((step // 2 + before) // np.maximum(step, 1)).clip(0, 255), _VALUES)
-
-
-def _highest(counts: np.ndarray) -> np.ndarray:
-    """Return the highest value that occurs, (T, 3, 1)."""
-    return 255 - (counts[..., ::-1] > 0).argmax(-1, keepdims=True)
 
 
 def _color(factor: float, frames: np.ndarray) -> np.ndarray:
@@ -136,9 +109,9 @@ class Operation(NamedTuple):
     """An operation of RandAugment.
 
     Attributes:
-        kind: "table", "filter" or "geometric"; operations of the same kind in a row are applied together.
-        make: function of the argument and, for a table, of the frames and the table before it; for a filter, of the
-            frames; for a geometric operation, of their height and width.
+        kind: "table", "filter" or "geometric"; geometric operations in a row are applied together.
+        make: function of the argument and the frames that returns a table or, for a filter, new frames; for a geometric
+            operation, function of the argument, height and width that returns a matrix.
         argument: function of (level / 10, sign, increasing), which returns the argument: bits, a threshold, a blend
             factor, degrees, or a share of the frame. The sign, +1 or -1, is the direction of operations that have two.
         whole: whether a table needs statistics of the whole frame.
@@ -196,25 +169,20 @@ def augmented_crop(
         (T, side, side, 3) uint8, or a new (T, H, W, 3) without `crop`.
     """
     height, width = frames.shape[1:3]
-    groups = [(kind, list(group)) for kind, group in groupby(ops, lambda op: OPERATIONS[op[0]].kind)]
+    groups: list[list[Op]] = []
+    for kind, row in groupby(ops, lambda op: OPERATIONS[op[0]].kind):
+        group = list(row)
+        groups += [group] if kind == "geometric" else [[op] for op in group]
     steps: list[Callable[[np.ndarray], np.ndarray]] = []  # the last one first
     box = whole = (0, 0, height, width)
-    if crop is not None and groups and groups[-1][0] == "geometric":
-        box, step = _plan_map(groups.pop()[1], *crop.places(), whole, "bilinear", out)
+    if crop is not None and ops and OPERATIONS[ops[-1][0]].kind == "geometric":
+        box, step = _plan_map(groups.pop(), *crop.places(), whole, "bilinear", out)
         steps.append(step)
     elif crop is not None:
         box = crop.box
         steps.append(lambda part: crop(part, out))
-    for kind, group in reversed(groups):  # each step makes the box that the next one takes
-        if kind == "table":
-            box, step = _plan_tables(group, box, whole)
-        elif kind == "filter":
-            box, step = _plan_filters(group, box, whole)
-        elif len(group) == 1 and group[0][0] in SLIDES:
-            box, step = _plan_slide(*group[0], box, whole, interpolation)
-        else:
-            rows, columns = (np.arange(start, start + length) for start, length in zip(box[:2], box[2:], strict=True))
-            box, step = _plan_map(group, rows, columns, whole, interpolation)
+    for group in reversed(groups):  # each step makes the box that the next one takes
+        box, step = _plan(group, box, whole, interpolation)
         steps.append(step)
     part = cut(frames, whole, box)
     for step in reversed(steps):
@@ -222,28 +190,27 @@ def augmented_crop(
     return part if steps else part.copy()
 
 
-def _plan_tables(ops: Sequence[Op], wanted: Box, whole: Box) -> Step:
-    box = whole if any(OPERATIONS[name].whole for name, _ in ops) else wanted
-    return box, lambda part: _look_up(cut(part, box, wanted), _build_tables(part, ops))
-
-
-def _build_tables(frames: np.ndarray, ops: Sequence[Op]) -> np.ndarray:
-    """Combine tables into one, (T or 1, 3 or 1, 256) uint8, with the statistics of `frames`."""
-    table = None
-    for name, argument in ops:
-        step = np.array(OPERATIONS[name].make(argument, frames, table), np.uint8, ndmin=3)
-        if table is not None:
-            shape = np.broadcast_shapes(step.shape, table.shape)
-            step = np.take_along_axis(np.broadcast_to(step, shape), np.broadcast_to(table, shape).astype(np.int64), -1)
-        table = step
-    assert table is not None
-    return table
+def _plan(ops: Sequence[Op], wanted: Box, whole: Box, interpolation: str) -> Step:
+    """Plan one operation, or geometric ones in a row."""
+    name, argument = ops[0]
+    operation = OPERATIONS[name]
+    if operation.kind == "table":
+        seen = whole if operation.whole else wanted
+        return seen, lambda part: _look_up(cut(part, seen, wanted), operation.make(argument, part))
+    if operation.kind == "filter":
+        area = grow(wanted, 1, whole)  # a filter needs the neighbours of a pixel
+        return area, lambda part: cut(operation.make(argument, np.ascontiguousarray(part)), area, wanted)
+    if len(ops) == 1 and name in SLIDES:
+        return _plan_slide(name, argument, wanted, whole, interpolation)
+    rows, columns = (np.arange(start, start + length) for start, length in zip(wanted[:2], wanted[2:], strict=True))
+    return _plan_map(ops, rows, columns, whole, interpolation)
 
 
 def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Return new (T, H, W, 3) frames with the values replaced by those of the tables."""
+    """Return new (T, H, W, 3) frames with the values replaced by those of tables, broadcast to (T, 3 or 1, 256)."""
     out = np.empty(frames.shape, np.uint8)
     _, height, width, channels = frames.shape
+    tables = np.array(tables, np.uint8, ndmin=3)
     tables = np.broadcast_to(tables, (len(frames), *tables.shape[1:]))
     for source, target, table in zip(frames, out, tables, strict=True):
         if len(table) == 1:
@@ -251,18 +218,6 @@ def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
         else:
             cv2.LUT(source, np.ascontiguousarray(table.T[None]), dst=target)
     return out
-
-
-def _plan_filters(ops: Sequence[Op], wanted: Box, whole: Box) -> Step:
-    box = grow(wanted, len(ops), whole)  # a filter needs the neighbours of a pixel
-
-    def filter_part(part: np.ndarray) -> np.ndarray:
-        part = np.ascontiguousarray(part)
-        for name, argument in ops:
-            part = OPERATIONS[name].make(argument, part)
-        return cut(part, box, wanted)
-
-    return box, filter_part
 
 
 def _plan_map(
