@@ -49,7 +49,7 @@ def measure(height: int, width: int, scale: int, rounds: int) -> dict[str, Any]:
         "size": f"{width}x{height}",
         "short_side": scale,
         "worker_ms": milliseconds(lambda: shrink(frames, scale), rounds),
-        "cut_ms": milliseconds(lambda: views.cut("cpu", statistics, out), rounds),
+        "cut_ms": milliseconds(lambda: views.cut(statistics, out), rounds),
     }
 
 

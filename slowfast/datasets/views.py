@@ -146,39 +146,29 @@ class Views:
         """Copy the frames to page-locked memory; the loader calls this."""
         return replace(self, frames=[video.pin_memory() for video in self.frames])
 
-    def cut(
-        self,
-        device: torch.device | str = "cpu",
-        normalization: tuple[Tensor, Tensor] | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Return the clips (B, C, T, crop, crop) on a device; every frame is resized once for all of them.
+    def cut(self, normalization: tuple[Tensor, Tensor] | None = None, out: Tensor | None = None) -> Tensor:
+        """Return the clips (B, C, T, crop, crop), float32; every frame is resized once for all of them.
 
         Args:
-            device: where frames are resized.
-            normalization: mean and standard deviation (C,) on the device, see `transforms.normalize`; None for pixels.
-            out: tensor of that shape, in any memory format, to write the clips to; None for a new one.
-
-        Returns:
-            `out`, or a new tensor: uint8 if nothing is resized or normalized, else float32.
+            normalization: mean and standard deviation (C,) on the device of the clips, see `transforms.normalize`; None
+                for pixels 0..255.
+            out: tensor of that shape with channels last, to write the clips to; frames are resized on its device. None
+                for a new one on the CPU.
         """
         if out is None:
-            out = self._allocate(torch.device(device), normalized=normalization is not None)
-        target = out.movedim(1, -1)
+            out = torch.empty(self.shape, memory_format=torch.channels_last_3d)
+        clips, channels, time = out.shape[:3]
         # whole rows of a frame, because three channels are too few for a fast loop
-        rows_of = target.flatten(3) if target.is_contiguous() else None
+        rows_of = out.movedim(1, -1).view(clips, time, self.crop, self.crop * channels)
         affine = None
         if normalization is not None:  # (pixel / 255 - mean) / std in one pass
             mean, std = normalization
             affine = (-mean / std).repeat(self.crop), (1 / (255 * std)).repeat(self.crop)
-        crops = self._crops_of_frames(out.dtype) if out.device.type == "cpu" else self._crops_of_clips(out)
-        for place, piece in crops:
+        for place, piece in self._crops_of_frames() if out.device.type == "cpu" else self._crops_of_clips(out.device):
             if affine is None:
-                target[place].copy_(piece.unflatten(-1, (self.crop, -1)))
-            elif rows_of is not None:
-                torch.addcmul(affine[0], piece, affine[1], out=rows_of[place])
+                rows_of[place].copy_(piece)
             else:
-                target[place].copy_(torch.addcmul(affine[0], piece, affine[1]).unflatten(-1, (self.crop, -1)))
+                torch.addcmul(affine[0], piece, affine[1], out=rows_of[place])
         return out
 
     def _numbers(self) -> range:
@@ -195,11 +185,6 @@ class Views:
             clips.setdefault(video, []).append((clip, self.order[video][view], self.positions[position]))
         return clips
 
-    def _allocate(self, device: torch.device, normalized: bool) -> Tensor:
-        whole = all(v.dtype == torch.uint8 and min(v.shape[1:3]) == self.scale for v in self.frames)
-        dtype = torch.uint8 if whole and not normalized else torch.float32
-        return torch.empty(self.shape, dtype=dtype, device=device)
-
     def _size(self, video: int) -> tuple[int, int]:
         """Return the height and width of the resized frames of a video."""
         height, width = self.frames[video].shape[1:3]
@@ -211,7 +196,7 @@ class Views:
         channels = self.frames[video].shape[-1]
         return slice(y, y + self.crop), slice(channels * x, channels * (x + self.crop))
 
-    def _crops_of_frames(self, dtype: torch.dtype) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    def _crops_of_frames(self) -> Iterator[tuple[tuple[int, int], Tensor]]:
         """Yield the place (clip, t) and the crop (h, w * C) of every frame on a CPU, each valid until the next one.
 
         Each frame is resized once, and its crops are cut while a cache contains it.
@@ -223,15 +208,15 @@ class Views:
                     uses.setdefault(row, []).append((clip, t, position))
             frames, size = self.frames[video], self._size(video)
             change = FrameResize(frames.shape[1:], size, frames.dtype) if frames.shape[1:3] != size else None
-            memory = torch.empty(frames.shape[1:], dtype=dtype)
+            memory = torch.empty(frames.shape[1:])
             boxes = {position: self._box(video, position) for position in self.positions}
             for row in sorted(uses):
                 picture = (memory.copy_(frames[row]) if change is None else change(frames[row])).flatten(1)
                 for clip, t, position in uses[row]:
                     yield (clip, t), picture[boxes[position]]
 
-    def _crops_of_clips(self, like: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yield the place and the crop (T, h, w * C) of every clip, on the device and in the type of `like`.
+    def _crops_of_clips(self, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        """Yield the place and the crop (T, h, w * C) of every clip, on a device.
 
         All frames of a video are resized at once. The frames of a clip with a constant step are one slice of them,
         because a GPU needs long to start many small operations.
@@ -239,7 +224,7 @@ class Views:
         for video, clips in self._clips().items():
             first = min(int(rows.min()) for _, rows, _ in clips)
             last = max(int(rows.max()) for _, rows, _ in clips)
-            chunk = self.frames[video][first : last + 1].to(like.device, non_blocking=True).to(like.dtype)
+            chunk = self.frames[video][first : last + 1].to(device, non_blocking=True).float()
             pictures = resize_short_side(chunk, self.scale).flatten(2)
             for clip, rows, position in clips:
                 start, *others = (rows - first).tolist()

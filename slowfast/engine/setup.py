@@ -178,7 +178,7 @@ def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Calla
             if device.type == "cpu":
                 prefer_large_pages(out.data_ptr(), out.nbytes)
         before[:] = [out] if reuse and device.type == "cpu" else []
-        return views.cut(device, (mean, std), out)
+        return views.cut((mean, std), out)
 
     def move(video: Tensor | Views) -> Tensor:
         if isinstance(video, Views):
