@@ -1,6 +1,7 @@
 """Choose the rows of a list that make up the batches of a process."""
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -27,6 +28,7 @@ def balanced_order(labels: np.ndarray, rng: np.random.Generator) -> list[tuple[i
     return [drawn[place] for place in rng.permutation(len(drawn)).tolist()]
 
 
+@dataclass(eq=False)
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """Yield batches of (epoch, index) for one process; the position is the only state.
 
@@ -45,29 +47,21 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         ValueError: the list has fewer rows than a batch of all processes, so that a training would take no step.
     """
 
-    def __init__(
-        self,
-        num_videos: int,
-        batch_size: int,
-        *,
-        train: bool,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        balanced: np.ndarray | None = None,
-    ) -> None:
-        self.num_videos = num_videos
-        self.batch_size = batch_size
-        self.train = train
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.balanced = balanced
+    num_videos: int
+    batch_size: int
+    _: KW_ONLY
+    train: bool
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    balanced: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
         self.set_position(0)
-        if train and not len(self):
+        if self.train and not len(self):
             raise ValueError(
-                f"the training list has {num_videos} videos, fewer than one batch of {batch_size} x {world_size} "
-                "processes: lower batch_size"
+                f"the training list has {self.num_videos} videos, fewer than one batch of {self.batch_size} x "
+                f"{self.world_size} processes: lower batch_size"
             )
 
     def set_position(self, epoch: int, batch: int = 0) -> None:

@@ -16,7 +16,7 @@ and is named in "bad".
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,10 +98,12 @@ class ImageReader:
         return read_image(sample.path)
 
 
+@dataclass(eq=False)
 class ClipDataset(Dataset[Batch], ABC):
     """Make batches of the rows of a list.
 
     Args:
+        samples: the list.
         seed: first coordinate of every draw.
         reverse_channels: reverse the order of the channels as the last step.
 
@@ -110,13 +112,12 @@ class ClipDataset(Dataset[Batch], ABC):
         reading: in a worker of a `VideoLoader`, memory shared with it: the row that each worker reads, or `NO_ROW`.
     """
 
-    reading: Any = None
-
-    def __init__(self, samples: VideoList, *, seed: int = 0, reverse_channels: bool = False) -> None:
-        self.samples = samples
-        self.seed = seed
-        self.reverse_channels = reverse_channels
-        self.killed: dict[int, str] = {}
+    samples: VideoList
+    _: KW_ONLY
+    seed: int = 0
+    reverse_channels: bool = False
+    killed: dict[int, str] = field(default_factory=dict, init=False)
+    reading: Any = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -171,22 +172,13 @@ class ClipDataset(Dataset[Batch], ABC):
         }
 
 
+@dataclass(eq=False)
 class TrainDataset(ClipDataset):
     """Make batches of `num_copies` augmented clips of each video, or augmented copies of each image."""
 
-    def __init__(
-        self,
-        samples: VideoList,
-        reader: VideoReader | ImageReader,
-        transform: TrainTransform | ImageTransform,
-        *,
-        num_copies: int = 1,
-        **options: Any,
-    ) -> None:
-        super().__init__(samples, **options)
-        self.reader = reader
-        self.transform = transform
-        self.num_copies = num_copies
+    reader: VideoReader | ImageReader
+    transform: TrainTransform | ImageTransform
+    num_copies: int = field(default=1, kw_only=True)
 
     def _make_batch(self, keys: Sequence[Key]) -> Batch:
         clips, video = new_clips(
@@ -224,6 +216,7 @@ class TrainDataset(ClipDataset):
         raise MediaError(f"{MAX_TRIES} reads in a row failed:{listed}")
 
 
+@dataclass(eq=False)
 class EvalDataset(ClipDataset):
     """Make batches of the views of videos or images, without random draws.
 
@@ -234,11 +227,8 @@ class EvalDataset(ClipDataset):
 
     num_views = 1
     num_crops = 1
-
-    def __init__(self, samples: VideoList, *, scale: int = 224, crop: int = 224, **options: Any) -> None:
-        super().__init__(samples, **options)
-        self.scale = scale
-        self.crop = crop
+    scale: int = field(default=224, kw_only=True)
+    crop: int = field(default=224, kw_only=True)
 
     def _make_batch(self, keys: Sequence[Key]) -> Batch:
         made: list[Any] = []
@@ -259,6 +249,7 @@ class EvalDataset(ClipDataset):
     def _join(self, made: list[Any]) -> Any: ...
 
 
+@dataclass(eq=False)
 class VideoEvalDataset(EvalDataset):
     """Make batches of the views of videos: clip v is temporal view `v // num_crops` and spatial crop `v % num_crops`.
 
@@ -268,21 +259,14 @@ class VideoEvalDataset(EvalDataset):
         shuffle_frames: put the frames of every clip into random order, which shows whether a model uses motion.
     """
 
-    def __init__(
-        self,
-        samples: VideoList,
-        reader: VideoReader,
-        *,
-        num_crops: int = 1,
-        shuffle_frames: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(samples, **options)
-        assert num_crops in (1, 3), num_crops
-        self.reader = reader
-        self.num_views = reader.sampler.num_views
-        self.num_crops = num_crops
-        self.shuffle_frames = shuffle_frames
+    reader: VideoReader
+    _: KW_ONLY
+    num_crops: int = 1
+    shuffle_frames: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.num_crops in (1, 3), self.num_crops
+        self.num_views = self.reader.sampler.num_views
 
     def frame_indices(self, length: int, row: int) -> list[int]:
         """Return the frames of all views of a video of `length` frames, view by view."""
