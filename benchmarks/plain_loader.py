@@ -122,7 +122,7 @@ class Plain(Dataset[dict[str, Any]]):
             clip = self._normalize(frames)
         side = transform.crop
         height, width = clip.shape[2:]
-        if transform.area_range is not None and transform.aspect_range is not None:
+        if transform.area_range is not None:
             y, x, h, w = resized_crop_box(height, width, transform.area_range, transform.aspect_range, rng)
             clip = clip[:, :, y : y + h, x : x + w]
             clip = interpolate(clip, size=(side, side), mode="bilinear", align_corners=False)

@@ -98,7 +98,7 @@ def build_dataset(
     options = {"seed": cfg.RNG_SEED, "reverse_channels": data.REVERSE_INPUT_CHANNEL}
     views, crops = _views_and_crops(cfg, split)
     if spec.images:
-        reader, read_samples = ImageReader(), _list_images
+        reader = ImageReader()
     else:
         check_backend(data.DECODING_BACKEND)  # before the workers start
         origin = f"data set {_kind(cfg, split)}: sampling"
@@ -110,9 +110,8 @@ def build_dataset(
             backend=data.DECODING_BACKEND,
             decode_timeout=cfg.DATA_LOADER.DECODE_TIMEOUT,
         )
-        read_samples = _read_list
     with keys_of_arguments(KEYS):
-        samples = read_samples(cfg, spec, split) if samples is None else samples
+        samples = _read_list(cfg, spec, split) if samples is None else samples
         transform = _build_transform(cfg, spec.images) if split == "train" else None
     if transform is not None:
         copies = cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1
@@ -158,17 +157,13 @@ def _batch_size(cfg: CfgNode, split: Split, local_world_size: int) -> int:
     return batch_size
 
 
-def _list_images(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
-    assert spec.list_file
-    folder = spec.list_file.format(spec.test_split if split == "test" else split)
-    return load_image_folder(cfg.DATA.PATH_TO_DATA_DIR, folder, num_classes=cfg.MODEL.NUM_CLASSES)
-
-
 def _read_list(cfg: CfgNode, spec: DatasetSpec, split: Split) -> VideoList:
     folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
     template = spec.list_file or cfg.DATA.LABEL_PATH_TEMPLATE
     name = spec.test_split if split == "test" else split
     prefix, num_classes = cfg.DATA.PATH_PREFIX, cfg.MODEL.NUM_CLASSES
+    if spec.images:
+        return load_image_folder(folder, template.format(name), num_classes=num_classes)
     if template.endswith(".json"):  # the official test.json has no labels
         path = _find_list(folder, template, "train" if split == "train" else "val", configured=True)
         labels_path = folder / template.format("labels")
@@ -219,7 +214,7 @@ def _build_transform(cfg: CfgNode, images: bool) -> TrainTransform | ImageTransf
     rest: dict[str, Any] = {"flip": data.RANDOM_FLIP, "rand_augment": rand_augment, "erase": erase}
     if not images:
         scales = tuple(data.TRAIN_JITTER_SCALES)
-        return TrainTransform(data.TRAIN_CROP_SIZE, scales, area or None, aspect or None, **rest)
+        return TrainTransform(data.TRAIN_CROP_SIZE, scales, area or None, aspect, **rest)
     if not area:
         raise ValueError(
             "images are trained on random resized crops: set DATA.TRAIN_JITTER_SCALES_RELATIVE, for example "

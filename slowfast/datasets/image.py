@@ -33,8 +33,6 @@ def read_image(path: str) -> np.ndarray:
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an (H, W, 3) uint8 image with Pillow's bicubic filter, which antialiases when it reduces the size."""
-    if image.shape[:2] == (height, width):
-        return image.copy()
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 

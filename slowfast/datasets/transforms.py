@@ -107,30 +107,26 @@ class TrainTransform:
 
     Args:
         crop: side of the square result in pixels.
-        jitter_scales: smallest and largest short side, used only without `area_range` and `aspect_range`.
+        jitter_scales: smallest and largest short side, used only without `area_range`.
         area_range: smallest and largest share of the area of a random resized crop; None for the jitter instead.
-        aspect_range: smallest and largest width / height of a random resized crop; None for the jitter instead.
+        aspect_range: smallest and largest width / height of a random resized crop.
         flip: mirror half of the clips.
         rand_augment: the RandAugment; None to leave it out.
         erase: the random erasing; None to leave it out.
 
     Raises:
-        ValueError: only one of the two ranges is given, or the crop exceeds the smallest short side of the jitter.
+        ValueError: the crop exceeds the smallest short side of the jitter.
     """
 
     crop: int
     jitter_scales: tuple[int, int]
     area_range: tuple[float, float] | None = None
-    aspect_range: tuple[float, float] | None = None
+    aspect_range: tuple[float, float] = (0.75, 1.3333)
     flip: bool = True
     rand_augment: RandAugment | None = None
     erase: RandomErasing | None = None
 
     def __post_init__(self) -> None:
-        if (self.area_range is None) != (self.aspect_range is None):
-            raise ValueError(
-                f"area_range {self.area_range} with aspect_range {self.aspect_range}: give both, or neither"
-            )
         if self.area_range is None and self.jitter_scales[0] < self.crop:
             raise ValueError(
                 f"a crop of {self.crop} pixels does not fit a short side of {self.jitter_scales[0]}: lower the crop or "
@@ -147,7 +143,7 @@ class TrainTransform:
         return clip if self.erase is None else self.erase(clip, rng)
 
     def _draw_crop(self, height: int, width: int, rng: np.random.Generator) -> ResizedCrop:
-        if self.area_range is not None and self.aspect_range is not None:
+        if self.area_range is not None:
             box = resized_crop_box(height, width, self.area_range, self.aspect_range, rng)
             return ResizedCrop(box, (self.crop, self.crop), (0, 0), self.crop)
         size = short_side_size(height, width, round(rng.uniform(*self.jitter_scales)))

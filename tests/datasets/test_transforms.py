@@ -57,7 +57,7 @@ def test_training_crop_is_a_bilinear_resize_of_a_box_within_one_grey_level():
     assert np.abs(out - expected).max() <= 1.0
 
 
-@pytest.mark.parametrize("ranges", [(AREA, ASPECT), (None, None)])
+@pytest.mark.parametrize("ranges", [(AREA, ASPECT), (None,)])
 def test_an_augmented_clip_draws_operations_then_the_crop_then_the_flip(ranges):
     frames, augment = noise(2, 40, 60, 3), RandAugment.parse("rand-m7-n4-mstd0.5-inc1")
     transform = TrainTransform(24, (24, 36), *ranges, rand_augment=augment)
@@ -163,8 +163,6 @@ def test_erasing_modes_probability_and_count():
 
 
 def test_impossible_training_crops_are_refused():
-    with pytest.raises(ValueError, match=r"area_range.*aspect_range"):
-        TrainTransform(224, (256, 320), area_range=AREA)
     with pytest.raises(ValueError, match=r"224.*128"):
         TrainTransform(224, (128, 320))
 
