@@ -284,7 +284,10 @@ def _unknown(key: str) -> str:
     """Return the fault of a key that does not exist, with the keys that may be meant."""
     if key in SECTIONS:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
-    return f"unknown key {key}{close_to(key.upper(), KEYS, 2)}: correct it, docs/CONFIG.md lists all keys"
+    section, _, name = key.upper().rpartition(".")
+    same = [known for known in KEYS if known.rpartition(".")[2] == name]
+    near = f" (meant {', '.join(map(repr, same[:2]))}?)" if same else close_to(f"{section}.{name}", KEYS)
+    return f"unknown key {key}{near}: correct it, docs/CONFIG.md lists all keys"
 
 
 def _report(notes: Notes, cfg: ConfigNode | None = None) -> None:

@@ -136,6 +136,8 @@ MIXUP.ENABLE: True
         ("solver.base_lr", "SOLVER.BASE_LR"),
         ("OPTIM.MOMENTUN", "SOLVER.MOMENTUM"),
         ("NUM_GPU", "NUM_GPUS"),
+        ("FROZEN", "UNIFORMERV2.FROZEN"),
+        ("CROP_SIZE", "DATA.TEST_CROP_SIZE"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_one(key, meant):
