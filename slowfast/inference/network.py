@@ -76,10 +76,9 @@ class Network:
             raise ValueError("this network takes images, not clips: predict image files, without windows and pictures")
         return self.dataset
 
+    # overloads overlap because a str is a sequence of strings too
     @overload
-    def predict(  # pyright: ignore[reportOverlappingOverload]  # a str is a sequence of strings too
-        self, paths: Path, top: int = 5
-    ) -> Prediction: ...
+    def predict(self, paths: Path, top: int = 5) -> Prediction: ...  # pyright: ignore[reportOverlappingOverload]
     @overload
     def predict(self, paths: Sequence[Path], top: int = 5) -> list[Prediction]: ...
     def predict(self, paths: Path | Sequence[Path], top: int = 5) -> Prediction | list[Prediction]:
@@ -97,9 +96,7 @@ class Network:
         return _one(found) if isinstance(paths, (str, os.PathLike)) else found
 
     @overload
-    def features(  # pyright: ignore[reportOverlappingOverload]
-        self, paths: Path, layer: str | LayerFeatures = POOLED
-    ) -> Features: ...
+    def features(self, paths: Path, layer: str | LayerFeatures = POOLED) -> Features: ...  # pyright: ignore
     @overload
     def features(self, paths: Sequence[Path], layer: str | LayerFeatures = POOLED) -> list[Features]: ...
     def features(self, paths: Path | Sequence[Path], layer: str | LayerFeatures = POOLED) -> Features | list[Features]:

@@ -86,7 +86,6 @@ class QuickGELU(nn.Module):
     scale = 1.702
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the same shape."""
         return F.silu(self.scale * x).div_(self.scale)  # keeps one tensor for the backward pass instead of two
 
 
@@ -97,7 +96,6 @@ class FeedForward(nn.Sequential):
     """Apply layers one after the other, linear layers by `apply_linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the output of the last layer."""
         if input.is_cuda and self.scales_weights(input):
             return self.with_scaled_weights(input)
         for layer in self:
@@ -155,7 +153,6 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens of the same shape."""
         return apply_linear(self.out_proj, attend(*self.project(tokens)).transpose(1, 2).reshape(tokens.shape))
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,20 +251,3 @@ def check_tower(tower: VisionTower, trained: Mapping[str, Any]) -> None:
             f"the checkpoint was trained with {option} {value}, which is another image ViT than {tower}: set it "
             f"to {value}"
         )
-
-
-def check_activation(tower: VisionTower, layout: str, trained: str) -> list[str]:
-    """Check that the activation of an image ViT is that of the weights; see `WeightRules.check_image_vit`."""
-    exact = "backbone timm/<name of the ViT in timm>"
-    if trained and trained != tower.activation:
-        cure = exact if trained == "gelu" else "one of CLIP's own, such as uniformerv2_b16"
-        raise ValueError(
-            f"{layout} weights were trained with the activation {trained}, and the image ViT here computes "
-            f"{tower.activation}: take {cure}"
-        )
-    if not trained and tower.activation == "quick_gelu":
-        return [
-            "the file does not show its activation, and the image ViT here computes OpenAI's QuickGELU; weights "
-            f"trained with the exact GELU (those of LAION, for example) need {exact}"
-        ]
-    return []

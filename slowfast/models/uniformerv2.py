@@ -22,7 +22,6 @@ from slowfast.models.image_vit import (
     QueryAttention,
     SelfAttention,
     TemporalConv,
-    check_activation,
     check_tower,
     feed_forward,
     fit_position_embedding,
@@ -328,7 +327,19 @@ class UniFormerV2(TimmBackbone):
         super().check_options(trained)
 
     def check_image_vit(self, layout: str, activation: str) -> Sequence[str]:
-        return check_activation(self.tower, layout, activation)
+        here, exact = self.tower.activation, "backbone timm/<name of the ViT in timm>"
+        if activation and activation != here:
+            cure = exact if activation == "gelu" else "one of CLIP's own, such as uniformerv2_b16"
+            raise ValueError(
+                f"{layout} weights were trained with the activation {activation}, and the image ViT here computes "
+                f"{here}: take {cure}"
+            )
+        if activation or here == "gelu":
+            return ()
+        return (
+            "the file does not show its activation, and the image ViT here computes OpenAI's QuickGELU; weights "
+            f"trained with the exact GELU (those of LAION, for example) need {exact}",
+        )
 
     def resize_parameter(self, name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
         """Return a position embedding, resized to the resolution of this network; None for any other tensor."""
