@@ -90,12 +90,7 @@ class PatchEmbed(nn.Module):
     """Strided convolution and LayerNorm over channels: (B, C_in, T, H, W) -> (B, C_out, T', H', W')."""
 
     def __init__(
-        self,
-        in_channels: int,
-        dim: int,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
+        self, in_channels: int, dim: int, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)

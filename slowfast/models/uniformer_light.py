@@ -16,24 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.layers import (
-    BATCH_NORM,
-    Attention,
-    classifier,
-    scaled,
-    single_input,
-    to_grid,
-    to_tokens,
-)
+from slowfast.models.layers import BATCH_NORM, Attention, classifier, scaled, single_input, to_grid, to_tokens
 from slowfast.models.linear import channels_last
-from slowfast.models.uniformer import (
-    AttentionBlock,
-    BlockOptions,
-    FourStages,
-    LocalBlock,
-    init_linear,
-    per_stage,
-)
+from slowfast.models.uniformer import AttentionBlock, BlockOptions, FourStages, LocalBlock, init_linear, per_stage
 
 
 class ScoringAttention(Attention):

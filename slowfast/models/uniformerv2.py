@@ -28,14 +28,7 @@ from slowfast.models.image_vit import (
     resize_position_embedding,
     vision_tower,
 )
-from slowfast.models.layers import (
-    DropPath,
-    layer_scales,
-    recompute,
-    recomputed_blocks,
-    scaled,
-    to_tokens,
-)
+from slowfast.models.layers import DropPath, layer_scales, recompute, recomputed_blocks, scaled, to_tokens
 from slowfast.models.timm_tower import VisionTower
 
 

@@ -211,10 +211,7 @@ def count_classes(state: Mapping[str, Tensor], heads: Sequence[str]) -> int:
 
 
 def select_classes(
-    state: Mapping[str, Tensor],
-    heads: Sequence[str],
-    rows: Sequence[int | None],
-    initial: Mapping[str, Tensor],
+    state: Mapping[str, Tensor], heads: Sequence[str], rows: Sequence[int | None], initial: Mapping[str, Tensor]
 ) -> StateDict:
     """Return `state` with selected rows of the classifiers in `heads`, for example 400 of Kinetics-710.
 

@@ -233,11 +233,7 @@ def _other_heads(count: int, as_trained: bool) -> str:
 
 
 def _faults(
-    report: LoadReport,
-    rules: WeightRules,
-    state: Mapping[str, Tensor],
-    initial: Mapping[str, Tensor],
-    as_trained: bool,
+    report: LoadReport, rules: WeightRules, state: Mapping[str, Tensor], initial: Mapping[str, Tensor], as_trained: bool
 ) -> list[str]:
     """Return the reasons why weights do not fit, each with its cure; none if they do."""
     heads = tuple(f"{head}." for head in rules.head_names)

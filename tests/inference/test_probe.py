@@ -106,10 +106,7 @@ def test_an_attentive_head_is_ordinary_attention_with_one_query():
 
 def test_an_attentive_probe_finds_what_the_mean_hides():
     train, val = needles(400, 1), needles(300, 2)
-    heads = {
-        "attentive": lambda: AttentiveHead(16, CLASSES),
-        "linear": lambda: LinearHead(*statistics(train), CLASSES),
-    }
+    heads = {"attentive": lambda: AttentiveHead(16, CLASSES), "linear": lambda: LinearHead(*statistics(train), CLASSES)}
     found = {
         name: accuracy(
             bank_scores(train_bank(make, train, [(1e-2, 0.01)], epochs=20, batch=32, seed=0, device=CPU), val, 64, CPU)[

@@ -75,10 +75,7 @@ def test_class_names_decide():
     model = small_v1()
     load_weights(model, checkpoint, HeadPolicy("by name", wanted))
     assert torch.equal(model.state_dict()["head.weight"], source.state_dict()["head.weight"].flip(0))
-    assert load_weights(small_v1(), checkpoint, HeadPolicy("fresh", wanted)).dropped == [
-        "head.weight",
-        "head.bias",
-    ]
+    assert load_weights(small_v1(), checkpoint, HeadPolicy("fresh", wanted)).dropped == ["head.weight", "head.bias"]
     assert not load_weights(small_v1(), checkpoint, HeadPolicy(class_names=["a", "b", "c", "d", "e"])).dropped
     with pytest.raises(ValueError, match="no class names in the checkpoint"):
         load_weights(small_v1(), source.state_dict(), HeadPolicy("by name", wanted))

@@ -16,12 +16,7 @@ from torch import nn
 from slowfast.models import UniFormer, UniFormerLight, build_model
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformerv2 import UniFormerV2
-from slowfast.weights.layouts import (
-    convert,
-    inflate,
-    inflate_centre,
-    to_mmaction2,
-)
+from slowfast.weights.layouts import convert, inflate, inflate_centre, to_mmaction2
 from slowfast.weights.load import load_weights
 from slowfast.weights.tensors import load_tensors
 
