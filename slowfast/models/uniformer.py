@@ -37,25 +37,12 @@ from slowfast.models.linear import apply_linear, channels_last, pointwise_conv
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """Arguments of a block.
+    """Arguments of a block: those of its network, see `UniFormer`, for one block."""
 
-    Args:
-        dim: channels C.
-        mlp_ratio: ratio of hidden to input width of the feed-forward layers.
-        dropout: dropout rate after projections and feed-forward layers.
-        drop_path: rate of stochastic depth.
-        ndim: 3 for video, 2 for images.
-        layer_scale: initial value of learned factors of the residual branches; None for no factor.
-        head_dim: number of channels of an attention head.
-        qkv_bias: whether the query, key and value projections have a bias.
-        qkv_scale: factor of the attention logits; None is head_dim ** -0.5.
-        attention_dropout: dropout rate of attention weights.
-    """
-
-    dim: int
+    dim: int  # channels C
     mlp_ratio: float = 4.0
     dropout: float = 0.0
-    drop_path: float = 0.0
+    drop_path: float = 0.0  # rate of stochastic depth
     ndim: int = 3
     layer_scale: float | None = None
     head_dim: int = 64

@@ -137,15 +137,9 @@ class GlobalUniBlock(nn.Module):
 
 
 class VideoTransformer(nn.Module):
-    """The blocks of `UniFormerV2`, and its classifier `proj`.
+    """The local and global blocks of `UniFormerV2`, and its classifier `proj`; `dim` is the width C of a token.
 
-    Args:
-        dim: channels C of a token.
-        return_list: numbers of the local blocks after which a global block reads all tokens.
-        local_blocks: the local blocks; they are made one by one, because random initial values depend on the order.
-        global_blocks: the global blocks, made after the local ones.
-        cls_dropout: dropout rate before the classifier.
-        frozen: leave the class tokens of the frames out of the feature.
+    Random initial values depend on the order of the layers, so the blocks are iterators, which make them here.
     """
 
     balance: nn.Parameter | None
