@@ -43,7 +43,7 @@ def update_statistics(state: TrainState, run: Run, loader: DataLoader[Any]) -> N
             clips = clips_until_stopped(run, loader)
             update_bn_stats(model.train(), clips, min(run.cfg.BN.NUM_BATCHES_PRECISE, len(loader)))
         for buffer in model.buffers():
-            distributed.broadcast_tensor(buffer, 0)
+            distributed.broadcast_tensor(buffer)
 
 
 def clips_until_stopped(run: Run, loader: DataLoader[Any]) -> Iterator[Tensor]:

@@ -38,7 +38,7 @@ class ViewEnsemble:
     def __init__(self, method: str, softmax: bool, sigmoid: bool = False, videos: int = 0) -> None:
         assert method in ("sum", "max"), method
         self.method, self.softmax, self.sigmoid, self.videos = method, softmax, sigmoid, videos
-        self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); undefined for rows not in `views`
+        self.scores = np.zeros((0, 0), np.float32)  # (rows of the list, K); 0 for rows not in `views`
         self.labels: dict[int, Any] = {}  # a number, or (K,)
         self.views: dict[int, int] = {}  # bit v: view v is counted
         self.num_views = 1  # of a video
@@ -231,14 +231,14 @@ def evaluate(
     bad = [entry for part in parts for entry in part[1]]
     if not all(part[3] for part in parts):
         raise SharedError("the model gives scores that are not finite numbers; its weights are broken")
-    labels = [part[0] for part in parts]
-    if not any(labels):
+    labels = {i: y for part in parts for i, y in part[0].items()}
+    if not labels:
         raise NothingDecodedError(bad)
-    index, scores, views = _gather(ensemble, [sorted(part) for part in labels], device)
-    label = {i: y for part in labels for i, y in part.items()}
+    index = np.array(sorted(labels))
+    scores, views = _gather(ensemble, index, device)
     return Evaluation(
         index=index,
-        label=np.array([label[i] for i in index.tolist()]),
+        label=np.array([labels[i] for i in index.tolist()]),
         scores=scores,
         bad=bad,
         probabilities=ensemble.softmax or ensemble.sigmoid,
@@ -272,27 +272,26 @@ def first_bad(bad: Sequence[tuple[str, str]]) -> str:
     return "".join(f"\n  {path}: {reason}" for path, reason in bad[:3])
 
 
-def _gather(ensemble: ViewEnsemble, parts: list[list[int]], device: torch.device) -> tuple[np.ndarray, np.ndarray, int]:
-    """Exchange the scores of all processes, with a few megabytes beyond the memory of `ensemble`.
+def _gather(ensemble: ViewEnsemble, index: np.ndarray, device: torch.device) -> tuple[np.ndarray, int]:
+    """Add up the scores of all processes, with a few megabytes beyond the memory of `ensemble`.
+
+    Each process has evaluated other rows of the list; in these, the scores of `ensemble` are 0.
 
     Args:
         ensemble: the scores of this process.
-        parts: rows of the list that each process has evaluated.
+        index: (N,) all rows that were evaluated, in order.
         device: of the tensors that are sent.
 
     Returns:
-        (N,) all rows in order, (N, K) their scores, and the number of views.
+        (N, K) the scores of these rows, and the number of views.
     """
-    index = np.unique(np.concatenate([np.array(rows, np.int64) for rows in parts]))
     shapes = distributed.all_gather((ensemble.scores.shape[1], ensemble.num_views))
     ensemble.reserve(int(index[-1]) + 1, max(classes for classes, _ in shapes))
-    scores = ensemble.scores
-    for rank, part in enumerate(parts if len(parts) > 1 else ()):
-        for rows in _chunks(np.array(part, np.int64), scores):
-            sent = torch.from_numpy(scores[rows]).to(device)
-            scores[rows] = distributed.broadcast_tensor(sent, rank).cpu().numpy()
-            progress()
-    for place, row in enumerate(index.tolist()):
-        if place != row:  # an earlier video could not be decoded
-            scores[place] = scores[row]
-    return index, scores[: len(index)], max(views for _, views in shapes)
+    scores, end = ensemble.scores, 0
+    for rows in _chunks(index, scores):
+        sent = torch.from_numpy(scores[rows]).to(device)
+        # rows move to the front if earlier videos could not be decoded
+        begin, end = end, end + len(rows)
+        scores[begin:end] = distributed.all_reduce_sum(sent).cpu().numpy()
+        progress()
+    return scores[:end], max(views for _, views in shapes)

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -112,7 +112,9 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
     local = num_local_processes(cfg)
     first_rank, world = cfg.SHARD_ID * local, cfg.NUM_SHARDS * local
     place = {"MASTER_ADDR": host, "MASTER_PORT": port, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local)}
-    with _own_signal_handlers(), _folder_of_errors() as folder:
+    folder = Path(tempfile.gettempdir(), f"slowfast-{secrets.token_hex(8)}")
+    with _own_signal_handlers(), ExitStack() as end:
+        end.callback(shutil.rmtree, folder, ignore_errors=True)  # a failure makes it, so a killed job leaves none
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: until they listen, only this process handles Ctrl-C
         arguments = (cfg, job, place, first_rank, folder, os.getpid())
         processes: list[BaseProcess] = torch.multiprocessing.spawn(_process, arguments, local, join=False).processes  # pyright: ignore
@@ -125,16 +127,6 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
             for process in processes:
                 process.join()
         _raise_outcome({first_rank + i: code for i, code in enumerate(codes)}, folder)
-
-
-@contextmanager
-def _folder_of_errors() -> Generator[Path]:
-    """Yield the path of a folder that the first failure makes, so that a job that is killed leaves none."""
-    folder = Path(tempfile.gettempdir(), f"slowfast-{secrets.token_hex(8)}")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _process(

@@ -145,11 +145,10 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-def broadcast_tensor(tensor: Tensor, source: int) -> Tensor:
-    """Replace `tensor` in place by that of the process `source`."""
+def broadcast_tensor(tensor: Tensor) -> None:
+    """Replace `tensor` in place by that of the main process."""
     if dist.is_initialized():
-        dist.broadcast(tensor, source)
-    return tensor
+        dist.broadcast(tensor, 0)
 
 
 def on_main(function: Callable[[], Any]) -> Any:
