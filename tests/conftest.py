@@ -84,12 +84,13 @@ def signal_handlers() -> Iterator[None]:
 def package_logger() -> Iterator[logging.Logger]:
     """Restore the package's logger after the test, because a run in this process changes it."""
     logger = logging.getLogger("slowfast")
-    before = logger.handlers[:], logger.propagate, logger.level
+    handlers, level = logger.handlers[:], logger.level
+    logger.propagate = True  # a fixture of the module may have run a program before
     yield logger
     for handler in logger.handlers:
-        if handler not in before[0]:
+        if handler not in handlers:
             handler.close()
-    logger.handlers[:], logger.propagate, logger.level = before
+    logger.handlers[:], logger.propagate, logger.level = handlers, True, level
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,8 +63,7 @@ def test_a_resumed_run_goes_on_counting_and_a_fresh_one_does_not(make_bad, tmp_p
     assert not (tmp_path / "bad_videos.csv").exists()
 
 
-def test_a_full_disk_costs_the_list_and_not_the_run(make_bad, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+def test_a_full_disk_costs_the_list_and_not_the_run(make_bad, tmp_path, caplog):
     bad = make_bad()
     bad.path = tmp_path / "file" / "bad_videos.csv"
     (tmp_path / "file").touch()

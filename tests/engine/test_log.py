@@ -54,7 +54,6 @@ def test_a_resumed_run_hides_the_curves_of_the_steps_that_it_repeats(tmp_path):
 
 
 def test_the_remaining_time_is_that_of_the_remaining_steps(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)
     now = 100.0
     monkeypatch.setattr(log.time, "perf_counter", lambda: now)
     with make(tmp_path, step=10, last_step=110) as run, caplog.at_level(logging.INFO):

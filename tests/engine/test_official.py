@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,11 +40,6 @@ SMALL = {
 RECIPE = (
     "SOLVER.OPTIMIZING_METHOD adamw SOLVER.ZERO_WD_1D_PARAM True MODEL.NUM_CLASSES 8 NUM_GPUS 0 SOLVER.BASE_LR 0.01"
 )
-
-
-@pytest.fixture(autouse=True)
-def propagate(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process sets it False
 
 
 @pytest.fixture(params=SMALL)

@@ -66,7 +66,6 @@ def recorder(monkeypatch) -> Iterator[type[Recorder]]:
         made, fails, blocked = [], "", threading.Event()
 
     monkeypatch.setitem(trackers.TRACKERS, "wandb", Own)
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)
     yield Own
     Own.blocked.set()
 

@@ -56,8 +56,7 @@ def test_checkpoints_are_ordered_and_pruned_and_the_best_stays(tmp_path):
 
 
 @pytest.mark.parametrize("best", [True, False])
-def test_a_file_that_is_written_before_and_after_a_validation_is_logged_once(tmp_path, caplog, monkeypatch, best):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process sets it False
+def test_a_file_that_is_written_before_and_after_a_validation_is_logged_once(tmp_path, caplog, best):
     with caplog.at_level(logging.INFO), CheckpointWriter(str(tmp_path)) as writer:
         for step, validated in ((10, False), (10, True), (20, False)):
             writer.save(state(step), best=best and validated)
@@ -162,8 +161,7 @@ def test_what_is_written_is_the_moment_of_the_call(tmp_path):
     assert content["model_state"]["w"].sum() == 0 and content["optimizer_state"]["param_groups"] == [{"lr": 0.1}]
 
 
-def test_the_newest_whole_one_is_found_by_its_content(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)  # a run in this process turns it off
+def test_the_newest_whole_one_is_found_by_its_content(tmp_path, caplog):
     save(tmp_path, 10, 20, 30)
     folder = checkpoint_dir(str(tmp_path))
     for age, path in enumerate(list_checkpoints(str(tmp_path))):
