@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import small
+from small_networks import configuration, small
 from torch import nn
 
-from slowfast.config import get_cfg
 from slowfast.engine.batch_norm import clips_until_stopped, freeze_batch_norm, update_statistics
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.setup import place
@@ -31,8 +30,7 @@ class Loader(list):
 
 
 def setting(**options: Any) -> tuple[Any, Any]:
-    cfg = get_cfg()
-    cfg.merge_from_list([item for name, value in options.items() for item in (name.replace("__", "."), value)])
+    cfg = configuration({name.replace("__", "."): value for name, value in options.items()})
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
     state: Any = SimpleNamespace(models=[model, ModelEma(model, 0.9).module], epoch=4)
     run: Any = SimpleNamespace(cfg=cfg, device=CPU, to_device=lambda video: 10 * video)

@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 import pytest
+from small_networks import configuration
 
-from slowfast.config import get_cfg
 from slowfast.engine.batch_size import Fit, Steps, describe, find_batch, fit
 from slowfast.models.build import build_model
 
@@ -15,13 +15,10 @@ MIB = 2**20
 
 
 def config(**options: Any) -> Any:
-    cfg = get_cfg()
     values = {"NUM_GPUS": 0, "TRAIN.BATCH_SIZE": 8, "MODEL.NUM_CLASSES": 5, "OUTPUT_DIR": "/nowhere/to/write"}
     values |= {"DATA.NUM_FRAMES": 8, "DATA.TRAIN_CROP_SIZE": 64, "SOLVER.OPTIMIZING_METHOD": "adamw"}
     values |= {"UNIFORMER.DEPTH": [1, 1, 1, 1], "UNIFORMER.EMBED_DIM": [32, 32, 32, 32], "UNIFORMER.HEAD_DIM": 16}
-    values |= {name.replace("__", "."): value for name, value in options.items()}
-    cfg.merge_from_list([item for pair in values.items() for item in pair])
-    return cfg
+    return configuration(values, {name.replace("__", "."): value for name, value in options.items()})
 
 
 @pytest.mark.parametrize("verify", [False, True])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import UNIFORMER_KEYS, UNIFORMERV2_KEYS, configuration
 from torch import nn
 
 from slowfast.config import load_config
@@ -31,20 +32,15 @@ from slowfast.run.checkpoint import (
 
 CPU = torch.device("cpu")
 STEPS = 5  # per epoch
-SMALL = {
-    "uniformer": "UNIFORMER.DEPTH [1,1,1,1] UNIFORMER.EMBED_DIM [8,16,32,32] UNIFORMER.HEAD_DIM 16",
-    "uniformerv2": "MODEL.MODEL_NAME Uniformerv2 MODEL.ARCH uniformerv2 UNIFORMERV2.BACKBONE custom UNIFORMERV2.TOWER "
-    "[32,2,2,16,32] UNIFORMERV2.N_LAYERS 1 UNIFORMERV2.N_DIM 32 UNIFORMERV2.N_HEAD 2 UNIFORMERV2.RETURN_LIST [1] "
-    "UNIFORMERV2.MLP_DROPOUT [0.5]",
-}
-RECIPE = (
-    "SOLVER.OPTIMIZING_METHOD adamw SOLVER.ZERO_WD_1D_PARAM True MODEL.NUM_CLASSES 8 NUM_GPUS 0 SOLVER.BASE_LR 0.01"
-)
+RECIPE = {
+    "SOLVER.OPTIMIZING_METHOD": "adamw", "SOLVER.ZERO_WD_1D_PARAM": True, "SOLVER.BASE_LR": 0.01, "NUM_GPUS": 0,
+    "MODEL.NUM_CLASSES": 8,
+}  # fmt: skip
 
 
-@pytest.fixture(params=SMALL)
+@pytest.fixture(params=[UNIFORMER_KEYS, UNIFORMERV2_KEYS], ids=["uniformer", "uniformerv2"])
 def cfg(request, tmp_path):
-    return load_config(None, [*SMALL[request.param].split(), *RECIPE.split(), "OUTPUT_DIR", str(tmp_path)])
+    return configuration(request.param, RECIPE, {"OUTPUT_DIR": str(tmp_path)})
 
 
 def official_optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -97,8 +93,6 @@ def moments_of(state: TrainState) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("ratio", [1.0, 0.1])
 def test_weights_optimizer_and_epoch_are_resumed(cfg, ratio, caplog):
     """The state is loaded also if our groups differ, because the classifier has its own learning rate."""
-    cfg = cfg.clone()
-    cfg.defrost()
     cfg.SOLVER.BACKBONE_LR_RATIO = ratio
     checkpoint, moments = official_checkpoint(cfg)
     state = fresh(cfg)
@@ -145,11 +139,9 @@ def test_an_optimizer_that_cannot_be_mapped_starts_without_a_state(cfg, kind, ca
 @pytest.mark.parametrize("name", ["adafactor", "lion"])
 def test_an_optimizer_of_timm_starts_without_a_state(cfg, name, caplog):
     checkpoint, _ = official_checkpoint(cfg)
-    other = cfg.clone()
-    other.defrost()
-    other.SOLVER.OPTIMIZING_METHOD = f"timm/{name}"
-    state = fresh(other)
-    adopt(checkpoint, state, other, None)
+    cfg.SOLVER.OPTIMIZING_METHOD = f"timm/{name}"
+    state = fresh(cfg)
+    adopt(checkpoint, state, cfg, None)
     assert state.step == 35 and not state.optimizer.state
     assert "optimizer starts without" in caplog.text
 
@@ -157,8 +149,6 @@ def test_an_optimizer_of_timm_starts_without_a_state(cfg, name, caplog):
 def test_a_checkpoint_of_other_classes_names_the_keys_that_start_from_its_weights(cfg, tmp_path):
     path = tmp_path / "checkpoint_epoch_00001.pyth"
     torch.save(official_checkpoint(cfg)[0], path)
-    cfg = cfg.clone()
-    cfg.defrost()
     cfg.MODEL.NUM_CLASSES = 6
     lists: Any = {"train": SimpleNamespace(class_names=None)}
     with pytest.raises(ValueError, match=r"MODEL\.NUM_CLASSES to 8") as error:

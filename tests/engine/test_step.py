@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import configuration
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,11 +40,9 @@ def make(tmp_path) -> Callable[..., tuple[TrainState, Run]]:
 
     def make_run(network: nn.Module | None = None, **options: Any) -> tuple[TrainState, Run]:
         torch.manual_seed(0)
-        cfg = get_cfg()
         defaults = {"OUTPUT_DIR": str(tmp_path), "NUM_GPUS": 0, "MODEL.NUM_CLASSES": CLASSES, "MIXUP.ENABLE": False}
         defaults |= {"MODEL.LOSS_FUNC": "cross_entropy", "SOLVER.CLIP_GRADIENT": None}
-        options = defaults | {name.replace("__", "."): value for name, value in options.items()}
-        cfg.merge_from_list([item for pair in options.items() for item in pair])
+        cfg = configuration(defaults, {name.replace("__", "."): value for name, value in options.items()})
         model = network or nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES))
         scaler = torch.amp.GradScaler("cpu", enabled=False)  # pyright: ignore[reportPrivateImportUsage]
         state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.5), scaler, TrainMeter(CPU), 10)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_networks import configuration
 
-from slowfast.config import get_cfg
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.start import prepare_run
 from slowfast.engine.state import TrainState
@@ -31,8 +31,7 @@ def test_the_training_loop_follows_the_official_trajectory(golden, golden_state,
     variant = golden("uniformer.json")[reference["variant"]]
     options = {**variant["config"], **reference["config"], "UNIFORMER.DROP_DEPTH_RATE": 0.0}
     options |= {"OUTPUT_DIR": str(tmp_path), "NUM_GPUS": 0, "LOG_PERIOD": 1, "MODEL.LOSS_FUNC": "soft_cross_entropy"}
-    cfg = get_cfg()
-    cfg.merge_from_list([item for pair in options.items() for item in pair])
+    cfg = configuration(options)
     cpu = torch.device("cpu")
     with torch.device("meta"):  # all values are replaced
         model = build_model(cfg)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_networks import small
+from small_networks import configuration, small
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from slowfast.config import add_choice, get_cfg
+from slowfast.config import add_choice
 from slowfast.config.keys import KEYS
 from slowfast.models import UniFormer, build_model
 from slowfast.optim.build import (
@@ -32,9 +32,7 @@ SCHEDULE = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").r
 
 
 def config(**options):
-    cfg = get_cfg()
-    cfg.merge_from_list([item for key, value in options.items() for item in (key.replace("__", "."), value)])
-    return cfg
+    return configuration({key.replace("__", "."): value for key, value in options.items()})
 
 
 @pytest.mark.parametrize("name", SCHEDULE["lr"])
