@@ -20,6 +20,7 @@ from cluster import free_ports
 from make_demo_data import CLASS_NAMES, write_video
 
 from slowfast.utils.io import guarded
+from slowfast.utils.logging import read_metrics
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PYTHONPATH": str(ROOT)}
@@ -67,6 +68,11 @@ with socket.socket(socket.AF_UNIX) as server:
     _process, code = server.makefile()
     sys.exit(int(code))
 """
+
+
+def losses(output_dir: Path) -> list[float]:
+    """Return the loss of each training record of a run."""
+    return [record["loss"] for record in read_metrics(output_dir) if record["kind"] == "train"]
 
 
 def write_python(

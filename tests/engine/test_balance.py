@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
-
-from slowfast.utils.logging import read_metrics
+from run_fixtures import losses
 
 pytestmark = pytest.mark.slow
 
@@ -20,11 +19,9 @@ def test_a_balanced_training_resumes_exactly(experiment, videos, run_net, tmp_pa
     (lists / "train.csv").write_text("".join(f"train_{i}.mp4 {max(0, i - 16)}\n" for i in range(24)))
     options = (*option, "DATA.PATH_TO_DATA_DIR", lists, "TEST.ENABLE", False)
 
-    def losses(name: str) -> list[float]:
-        return [record["loss"] for record in read_metrics(tmp_path / name) if record["kind"] == "train"]
-
     for output, steps in (("whole", 0), ("parts", 9), ("parts", 0)):
         run_net(experiment, *options, "OUTPUT_DIR", tmp_path / output, "TRAIN.MAX_STEPS", steps)
     run_net(experiment, *options[2:], "OUTPUT_DIR", tmp_path / "plain", "TRAIN.MAX_STEPS", 4)
-    assert losses("parts") == losses("whole") and len(losses("whole")) == 12
-    assert losses("plain") != losses("whole")[:4]
+    whole, parts, plain = (losses(tmp_path / name) for name in ("whole", "parts", "plain"))
+    assert parts == whole and len(whole) == 12
+    assert plain != whole[:4]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_fixtures import losses
 
 from slowfast.run.health import BadVideos
-from slowfast.utils.logging import read_metrics
 
 CPU = torch.device("cpu")
 
@@ -20,10 +20,6 @@ CPU = torch.device("cpu")
 def table(output_dir: Path) -> list[list[str]]:
     with open(output_dir / "bad_videos.csv", newline="") as file:
         return list(csv.reader(file))
-
-
-def losses(output_dir: Path) -> list[float]:
-    return [record["loss"] for record in read_metrics(output_dir) if record["kind"] == "train"]
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from make_demo_data import IMAGE_CLASS_NAMES, make_demo_data
+from run_fixtures import losses
 
 from slowfast.config import get_cfg
 from slowfast.engine.setup import clip_mover, place
 from slowfast.models.build import build_model, input_shape
 from slowfast.run.checkpoint import list_checkpoints
-from slowfast.utils.logging import read_metrics
 from slowfast.weights.load import load_weights
 from slowfast.weights.tensors import load_tensors
 
@@ -112,8 +112,7 @@ def test_an_interrupted_image_job_resumes_exactly(experiment, run_net, tmp_path)
     run_net(experiment, "TRAIN.MAX_STEPS", 2, "TEST.ENABLE", False)
     done = run_net(experiment, "DATA_LOADER.NUM_WORKERS", 1)
     assert "at step 2" in done.stdout and "11 videos x 1 views" in done.stdout
-    losses = [[r["loss"] for r in read_metrics(folder) if r["kind"] == "train"] for folder in (whole, out)]
-    assert losses[0] == losses[1] and len(losses[0]) == 6
+    assert losses(whole) == losses(out) and len(losses(out)) == 6
     a, b = (load_tensors(list_checkpoints(str(folder))[-1]) for folder in (whole, out))
     for entry in ("model_state", "ema_state"):
         assert all(torch.equal(a[entry][name], b[entry][name]) for name in a[entry])
@@ -131,7 +130,7 @@ def test_two_processes_train_and_test_like_one(experiment, run_net, tmp_path):
     common = ("MODEL.FROZEN_BN", True, "MIXUP.ENABLE", False, "UNIFORMER.DROP_DEPTH_RATE", 0.0)
     for ranks, folder in zip((0, 2), folders, strict=True):
         run_net(experiment, *common, "OUTPUT_DIR", folder, ranks=ranks)
-    one, two = ([r["loss"] for r in read_metrics(folder) if r["kind"] == "train"] for folder in folders)
+    one, two = map(losses, folders)
     assert two == pytest.approx(one, abs=1e-5) and len(one) == 6
     one, two = (np.load(folder / "test/scores.npz")["scores"] for folder in folders)
     assert two == pytest.approx(one, abs=1e-3) and one.shape == (11, 8)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cluster import free_ports
+from run_fixtures import losses
 
 from slowfast.run.checkpoint import list_checkpoints
 from slowfast.utils.io import sha256
@@ -25,10 +25,6 @@ BUSY = (
     "AUG.AA_TYPE", "rand-m7-n4-mstd0.5-inc1", "TRAIN.BATCH_SIZE", 3, "SOLVER.ACCUMULATION_STEPS", 2,
     "SOLVER.MAX_EPOCH", 4,
 )  # fmt: skip
-
-
-def losses(output_dir: Path) -> list[float]:
-    return [r["loss"] for r in read_metrics(output_dir) if r["kind"] == "train"]
 
 
 def test_a_run_trains_validates_tests_and_writes_its_files(experiment, run_net, call, tmp_path):

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
-from run_fixtures import Forked
+from run_fixtures import Forked, losses
 from torture import differences, result, torture
 
 from slowfast.config import load_config
@@ -62,8 +62,7 @@ def wait_for(condition: Callable[[], object], process: Forked, folder: Path) -> 
 
 
 def steps(output_dir: Path) -> int:
-    path = output_dir / "metrics.jsonl"
-    return len([r for r in read_metrics(path) if r["kind"] == "train"]) if path.is_file() else 0
+    return len(losses(output_dir)) if (output_dir / "metrics.jsonl").is_file() else 0
 
 
 def left(session: int) -> list[str]:
@@ -217,8 +216,7 @@ def test_a_step_split_in_another_way_goes_on(experiment, run_net, tmp_path):
     done = run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, ranks=2)
     assert "resumed from" in done.stdout and "processes 2 instead of 1" in done.stdout
     run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "TRAIN.BATCH_SIZE", 8, "OUTPUT_DIR", tmp_path / "whole")
-    losses = [[r["loss"] for r in read_metrics(tmp_path / name) if r["kind"] == "train"] for name in ("out", "whole")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
 def test_a_resume_with_another_list_says_so(experiment, run_net, videos, tmp_path):

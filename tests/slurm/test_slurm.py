@@ -17,13 +17,12 @@ import pytest
 import run_net as program
 import torch
 from cluster import NODES, SYSTEM_PATH, Cluster, why_not
-from run_fixtures import write_python
+from run_fixtures import losses, write_python
 
 from slowfast.config import load_config
 from slowfast.run import slurm
 from slowfast.run.checkpoint import last_checkpoint
 from slowfast.run.slurm import PORTS, minutes, sbatch_parameters
-from slowfast.utils.logging import read_metrics
 from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -151,8 +150,7 @@ def assert_same_run(one: Path, other: Path, steps: int) -> None:
     a, b = (load_tensors(last_checkpoint(str(folder)) or "") for folder in (one, other))
     assert a["step"] == b["step"] == steps
     assert all(torch.equal(value, b["model_state"][name]) for name, value in a["model_state"].items())
-    losses = [[r["loss"] for r in read_metrics(folder) if r["kind"] == "train"] for folder in (one, other)]
-    assert losses[0] == losses[1] and len(losses[0]) == steps
+    assert losses(one) == losses(other) and len(losses(one)) == steps
 
 
 @pytest.mark.slow
