@@ -12,8 +12,8 @@ from torch import nn
 from slowfast.config import load_config
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
+from slowfast.engine.start import new_state
 from slowfast.engine.state import REQUIRED, TrainState
-from slowfast.optim.build import build_optimizer
 from slowfast.run.checkpoint import CheckpointWriter, list_checkpoints
 from slowfast.weights.tensors import load_tensors
 
@@ -52,9 +52,7 @@ def make_with(method: str) -> TrainState:
     torch.manual_seed(0)
     layers = nn.Conv3d(3, 8, (1, 3, 3)), nn.Flatten(), nn.Linear(64, 5)
     model = nn.Sequential(*layers)
-    cfg = load_config(None, ["SOLVER.OPTIMIZING_METHOD", method])
-    scaler = torch.amp.GradScaler("cpu", enabled=False)  # pyright: ignore[reportPrivateImportUsage]
-    return TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(torch.device("cpu")), STEPS)
+    return new_state(load_config(None, ["SOLVER.OPTIMIZING_METHOD", method]), model, STEPS, torch.device("cpu"))
 
 
 # Their states are factored, scalar, different for each parameter, of a group, or of another type than the parameter.

@@ -7,12 +7,9 @@ import pytest
 import torch
 from small_networks import configuration
 
-from slowfast.engine.meters import TrainMeter
-from slowfast.engine.start import prepare_run
-from slowfast.engine.state import TrainState
+from slowfast.engine.start import new_state, prepare_run
 from slowfast.engine.train import train_epoch
 from slowfast.models import build_model
-from slowfast.optim.build import build_optimizer
 from slowfast.utils.logging import read_metrics
 
 
@@ -36,8 +33,7 @@ def test_the_training_loop_follows_the_official_trajectory(golden, golden_state,
     with torch.device("meta"):  # all values are replaced
         model = build_model(cfg)
     model.load_state_dict(golden_state(model.state_dict()), assign=True)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(cpu), reference["iterations_per_epoch"])
+    state = new_state(cfg, model, reference["iterations_per_epoch"], cpu)
     classes, count = cfg.MODEL.NUM_CLASSES, len(reference["steps"])
 
     def mix(video, label, _):

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from slowfast.config import get_cfg
-from slowfast.engine.meters import TrainMeter
+from slowfast.engine.start import new_state
 from slowfast.engine.state import TrainState
-from slowfast.optim.build import build_optimizer, set_learning_rate, step_unless
+from slowfast.optim.build import set_learning_rate, step_unless
 from slowfast.optim.sharded import ShardedOptimizer
 from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
@@ -25,13 +25,10 @@ CPU = torch.device("cpu")
 def start(method: str, sharding: str) -> tuple[TrainState, nn.Module]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 5))
-    model[0].to(memory_format=torch.channels_last)
     cfg = get_cfg()
     options = {"SOLVER.OPTIMIZING_METHOD": method, "SOLVER.BASE_LR": 0.1, "DDP.SHARDING": sharding}
     cfg.merge_from_list([item for pair in options.items() for item in pair])
-    scaler = torch.amp.GradScaler("cpu", enabled=False)  # pyright: ignore[reportPrivateImportUsage]
-    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(CPU), 10)
-    return state, DistributedDataParallel(model, gradient_as_bucket_view=True)
+    return new_state(cfg, model, 10, CPU), DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def train(state: TrainState, network: nn.Module, steps: int) -> None:

@@ -20,14 +20,11 @@ from slowfast.config import load_config
 from slowfast.datasets.build import build_loader
 from slowfast.engine import step, train
 from slowfast.engine.batch_norm import update_statistics
-from slowfast.engine.ema import ModelEma
-from slowfast.engine.meters import TrainMeter
-from slowfast.engine.start import prepare_run
-from slowfast.engine.state import TrainState
+from slowfast.engine.start import new_state, prepare_run
 from slowfast.engine.step import settle, train_step
 from slowfast.engine.train import close_epoch, save
 from slowfast.models.build import build_model
-from slowfast.optim.build import build_optimizer, set_learning_rate
+from slowfast.optim.build import set_learning_rate
 from slowfast.run import interrupt
 from slowfast.run.checkpoint import list_checkpoints, snapshot
 from slowfast.run.health import DUMPS
@@ -245,14 +242,14 @@ def test_a_resume_with_another_list_says_so(experiment, run_net, videos, tmp_pat
 @pytest.fixture
 def training(experiment, tmp_path):
     """State and run of a training that takes its batches from a test."""
-    changes = ("TRAIN.MAX_NONFINITE", 3, "EMA.ENABLE", True, "BN.USE_PRECISE_STATS", True, "BN.NUM_BATCHES_PRECISE", 2,
-               "UNIFORMER.DROP_DEPTH_RATE", 0.5)  # fmt: skip
+    changes = (
+        "TRAIN.MAX_NONFINITE", 3, "EMA.ENABLE", True, "EMA.DECAY", 0.9, "BN.USE_PRECISE_STATS", True,
+        "BN.NUM_BATCHES_PRECISE", 2, "UNIFORMER.DROP_DEPTH_RATE", 0.5,
+    )  # fmt: skip
     cfg = load_config(str(experiment), [str(value) for value in changes])
     (tmp_path / "out").mkdir()
     device = torch.device("cpu")
-    model = build_model(cfg)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = TrainState(model, build_optimizer(model, cfg), scaler, TrainMeter(device), 6, ModelEma(model, 0.9))
+    state = new_state(cfg, build_model(cfg), 6, device)
     return state, prepare_run(cfg, state, 24, {}, device)
 
 
