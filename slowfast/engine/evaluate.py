@@ -14,7 +14,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from slowfast.engine.meters import MEAN_CLASS, METRICS, MULTI_LABEL_METRICS, check_tensor, metric_values
-from slowfast.engine.setup import copy_to_cpu
+from slowfast.engine.setup import copy_to_cpu, in_stream
 from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
@@ -258,13 +258,7 @@ def _on_device(
     ):
         if not len(video):
             continue
-        with torch.cuda.stream(beside):
-            clips = to_device(video)
-        if beside:
-            current = torch.cuda.current_stream(clips.device)
-            current.wait_stream(beside)
-            clips.record_stream(current)
-        yield clips, *described
+        yield in_stream(beside, to_device, video), *described
 
 
 def first_bad(bad: Sequence[tuple[str, str]]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import platform
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ def _has_bfloat16_instructions() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
-@functools.cache
+@cache
 def _bfloat16_convolution_is_right(device: torch.device) -> bool:
     """Compare a 3D convolution in bfloat16 with float32: some releases of cuDNN (9.8 to 9.10) get it wrong."""
     generator = torch.Generator(device).manual_seed(0)
@@ -183,21 +183,23 @@ def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Calla
     def move(video: Tensor | Views) -> Tensor:
         if isinstance(video, Views):
             return cut(video)
-        video = _copied(video, copies) if copies else video
+        video = in_stream(copies, partial(video.to, device, non_blocking=True))
         video = video.contiguous(memory_format=layout(video.ndim))
         return normalize(video if video.ndim == 5 else video[:, :, None], mean, std).view(video.shape)
 
     return move
 
 
-def _copied(video: Tensor, copies: torch.cuda.Stream) -> Tensor:
-    """Return a tensor on the GPU, copied in a stream of its own: it arrives while the step before is computed."""
-    with torch.cuda.stream(copies):
-        video = video.to(copies.device, non_blocking=True)
-    computes = torch.cuda.current_stream(copies.device)
-    computes.wait_stream(copies)
-    video.record_stream(computes)  # or its memory could be used again while the step reads it
-    return video
+def in_stream(stream: torch.cuda.Stream | None, make: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Return a tensor that is made in another stream of the GPU, beside the work of this one; None is no stream."""
+    if stream is None:
+        return make(*arguments)
+    with torch.cuda.stream(stream):
+        made = make(*arguments)
+    current = torch.cuda.current_stream(stream.device)
+    current.wait_stream(stream)
+    made.record_stream(current)  # or its memory could be used again while the current stream reads it
+    return made
 
 
 def copy_to_cpu(values: Tensor) -> Callable[[], Tensor]:
