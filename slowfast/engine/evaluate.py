@@ -247,10 +247,7 @@ def evaluate(
 
 
 def _on_device(
-    batch: dict[str, Any],
-    max_clips: int,
-    to_device: Callable[[Any], Tensor],
-    beside: torch.cuda.Stream | None,
+    batch: dict[str, Any], max_clips: int, to_device: Callable[[Any], Tensor], beside: torch.cuda.Stream | None
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield clips with their label, index and view; clips are made in the stream `beside`, parallel to the network."""
     for video, *described in zip(

@@ -25,12 +25,7 @@ from slowfast.weights.load import load_weights
 logger = logging.getLogger(__name__)
 
 
-def adopt(
-    checkpoint: Mapping[str, Any],
-    state: TrainState,
-    cfg: CfgNode,
-    class_names: Sequence[str] | None,
-) -> None:
+def adopt(checkpoint: Mapping[str, Any], state: TrainState, cfg: CfgNode, class_names: Sequence[str] | None) -> None:
     """Fill the state of a new run from an official checkpoint; `class_names` are those of the training list.
 
     Raises:
