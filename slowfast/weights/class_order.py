@@ -85,15 +85,6 @@ def rows_of_names(order: str, names: Sequence[str]) -> list[int] | None:
     return None if rows is None else [rows[place] for place in places_of_names(names, order)]
 
 
-def names_of_rows(order: str, classes: int) -> list[str] | None:
-    """Return the class name of each row of a classifier of Kinetics-400; None for those of other data sets.
-
-    For Kinetics-710, they are the names of the rows that a network with this number of classes takes.
-    """
-    places = places_of_rows(order_of_part(order, classes), classes) if classes == 400 else None
-    return None if places is None else [kinetics400_names()[place] for place in places]
-
-
 def looks_like_kinetics(names: Sequence[str]) -> bool:
     """Return whether at least half of the names of Kinetics-400 are in `names`, as in Kinetics-600, 700 and 710."""
     known = {_plain(name) for name in kinetics400_names()}
@@ -154,10 +145,14 @@ class ClassOrder:
     is_kinetics: bool = True
 
     def row_names(self, rows: int) -> list[str] | None:
-        """Return the class names of a classifier with this number of rows; None if they are not known."""
+        """Return the class names of a classifier with this number of rows; None if they are not known.
+
+        Without `names`, those of Kinetics-400 are known, also for the rows that a network takes from Kinetics-710.
+        """
         if self.names:
             return list(self.names)
-        return names_of_rows(self.name, rows) if self.is_kinetics else None
+        places = places_of_rows(order_of_part(self.name, rows), rows) if self.is_kinetics and rows == 400 else None
+        return None if places is None else [kinetics400_names()[place] for place in places]
 
     def rows_for(
         self,

@@ -108,6 +108,7 @@ def test_video_network_starts_from_image_weights(options):
     assert not (report.missing or report.unexpected or report.reshaped) and report.inflated
     assert video.eval()(torch.randn(1, 3, 4, 64, 64)).shape == (1, 5)
     assert video.forward_features(torch.randn(1, 3, 4, 64, 96)).shape == (1, 64, 2, 2, 3)
+    assert image.eval().forward_features(torch.randn(1, 3, 64, 96)).shape == (1, 64, 2, 3)
 
 
 def test_options_that_exclude_each_other_are_refused():

@@ -92,11 +92,6 @@ def test_parameter_groups_run_from_input_to_output(model):
         assert len(fine) == 2 + sum(blocks) and len(coarse) == 6
 
 
-def test_recomputation_takes_the_keyword_of_timm(model):
-    model.set_grad_checkpointing(enable=True)
-    model.set_grad_checkpointing(enable=False)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_reset_classifier_changes_width_and_pooling(name):

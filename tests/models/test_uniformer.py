@@ -106,11 +106,6 @@ def test_parameters_and_flops_match_the_official_count(name):
     assert count_flops(model, *variant["input_shape"]) == pytest.approx(variant["flops_fvcore"], rel=1e-3)
 
 
-def test_image_network_gives_a_map_of_features():
-    model = small(ndim=2).eval()
-    assert model.forward_features(torch.randn(2, 3, 64, 96)).shape == (2, 64, 2, 3)
-
-
 def test_drop_path_rises_to_its_rate():
     model = UniFormer(drop_depth_rate=0.3)
     rates = [m.rate for n, m in model.named_modules() if n.endswith("drop_path")]

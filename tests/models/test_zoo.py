@@ -116,7 +116,7 @@ def test_activation_checkpointing_is_set_in_one_way_only(name):
     with torch.device("meta"):
         model = create_model(name)
     for blocks in (True, False, [1, 0, 0, 0]):
-        model.set_grad_checkpointing(blocks)
+        model.set_grad_checkpointing(enable=blocks)  # the keyword of timm
     if name == "uniformerv2_b16":
         model.set_grad_checkpointing([3])
         assert model.backbone.transformer.checkpointed == 3  # pyright: ignore

@@ -12,7 +12,6 @@ from slowfast.weights.class_order import (
     K710,
     ORDERS,
     ClassOrder,
-    names_of_rows,
     places_of_names,
     places_of_rows,
     rows_of_k710,
@@ -65,10 +64,11 @@ def test_an_order_has_every_place_once(order, classes):
 def test_official_row_0_of_kinetics_400():
     places = places_of_rows("k400", 400)
     assert places is not None and places[0] == 267
-    names = names_of_rows("k400", 400)
+    names = ClassOrder("k400").row_names(400)
     assert names is not None and names[:3] == ["riding a bike", "marching", "dodgeball"] and len({*names}) == 400
-    assert names_of_rows("sorted", 400) == kinetics400_names() == sorted(kinetics400_names())
-    assert ClassOrder("sorted", is_kinetics=False).row_names(400) is None and names_of_rows("k600_v2", 600) is None
+    assert ClassOrder("sorted").row_names(400) == kinetics400_names() == sorted(kinetics400_names())
+    assert ClassOrder("sorted", is_kinetics=False).row_names(400) is None
+    assert ClassOrder("k600_v2").row_names(600) is None
 
 
 @pytest.mark.parametrize("classes", [400, 600, 700])
@@ -86,7 +86,7 @@ def test_kinetics_710_gives_the_rows_of_the_other_sets(classes):
 def test_kinetics_710_of_mmaction2():
     """The first 400 rows are the sorted classes of Kinetics-400, and the other rows those that came later."""
     rows = {classes: rows_of_places("k710_mmaction2", classes) or [] for classes in (400, 600, 700)}
-    assert rows[400] == [*range(400)] and names_of_rows("k710_mmaction2", 400) == kinetics400_names()
+    assert rows[400] == [*range(400)] and ClassOrder("k710_mmaction2").row_names(400) == kinetics400_names()
     # of label_map_k710.txt: abseiling, acting in play, adjusting glasses, air drumming, alligator wrestling
     assert rows[600][:5] == rows[700][:5] == [0, 661, 611, 1, 694]
     assert rows[600][-3:] == rows[700][-3:] == [397, 398, 399]  # yawning, yoga, zumba
