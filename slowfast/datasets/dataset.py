@@ -240,13 +240,14 @@ class EvalDataset(ClipDataset):
                 rows.append(row)
             except MediaError as error:
                 bad.append((error.path, error.reason))
-        return self._batch(self._join(made), rows, self.num_views * self.num_crops, bad)
+        return self._batch(self.views(made), rows, self.num_views * self.num_crops, bad)
 
     @abstractmethod
     def _read(self, sample: Sample, row: int) -> Any: ...
 
     @abstractmethod
-    def _join(self, made: list[Any]) -> Any: ...
+    def views(self, made: Sequence[Any]) -> Any:
+        """Return the entry "video" of a batch of what `_read` returned."""
 
 
 @dataclass(eq=False)
@@ -298,14 +299,11 @@ class VideoEvalDataset(EvalDataset):
         places = np.arange(len(frames)) if order is None else np.array(order)
         return video.flip(-1) if self.reverse_channels else video, places.reshape(-1, self.reader.sampler.num_frames)
 
-    def views(self, videos: Sequence[Prepared]) -> Views:
+    def views(self, made: Sequence[Prepared]) -> Views:
         """Return the views of videos that `prepare` returned."""
         positions = (1,) if self.num_crops == 1 else (0, 1, 2)
-        frames = share([video for video, _ in videos], self.sends)
-        return Views(frames, [order for _, order in videos], self.scale, self.crop, positions)
-
-    def _join(self, made: list[Prepared]) -> Views:
-        return self.views(made)
+        frames = share([video for video, _ in made], self.sends)
+        return Views(frames, [order for _, order in made], self.scale, self.crop, positions)
 
 
 class ImageEvalDataset(EvalDataset):
@@ -315,7 +313,7 @@ class ImageEvalDataset(EvalDataset):
         image = centre_view(read_image(sample.path), self.scale, self.crop)
         return image[..., ::-1] if self.reverse_channels else image
 
-    def _join(self, made: list[np.ndarray]) -> Any:
+    def views(self, made: Sequence[np.ndarray]) -> Any:
         images, video = new_clips((len(made), self.crop, self.crop, 3), self.sends)
         for target, image in zip(images, made, strict=True):
             target[...] = image

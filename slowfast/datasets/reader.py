@@ -68,7 +68,9 @@ def read_frames(
         pictures = Pictures(path, allocate, _channels(colors, folder))
         try:
             if folder:
-                _read_folder(path, asked, num_frames, of_folder(image_template, path), pictures)
+                count = count_images(path, image_template) if num_frames is None else num_frames
+                for number in pictures.plan(asked(count)):
+                    pictures.add(_read_image(path, image_template, number, count))
             else:
                 _check_file(path)
                 read_video(path, asked, pictures, backend, report_slow)
@@ -104,9 +106,11 @@ def stream_frames(
     folder, number = os.path.isdir(path), None
     channels = _channels(colors, folder)
     try:
-        if not folder:
+        if folder:
+            source = _stream_folder(path, wanted, image_template)
+        else:
             _check_file(path)
-        source = _stream_folder(path, wanted, of_folder(image_template, path)) if folder else stream_video(path, wanted)
+            source = stream_video(path, wanted)
         for number, (begin, end, pixels) in enumerate(source):
             yield number, begin, end, None if pixels is None else np.ascontiguousarray(pixels[..., channels])
         if number is None:
@@ -118,9 +122,9 @@ def stream_frames(
 def _stream_folder(
     path: str, wanted: Callable[[int], bool], image_template: str
 ) -> Iterator[tuple[float, float, np.ndarray | None]]:
-    count, image_template = count_images(path, image_template), of_folder(image_template, path)
+    count = count_images(path, image_template)
     for number in range(count):
-        pixels = _read_image(path, image_template.format(number + 1), count) if wanted(number) else None
+        pixels = _read_image(path, image_template, number, count) if wanted(number) else None
         yield number / FOLDER_RATE, (number + 1) / FOLDER_RATE, pixels
 
 
@@ -150,19 +154,6 @@ def _channels(colors: str, folder: bool) -> slice:
     return np.s_[::-1] if (colors == "RGB") == folder else np.s_[:]
 
 
-def _read_folder(
-    path: str,
-    choose: Callable[[int], Sequence[int]],
-    num_frames: int | None,
-    image_template: str,
-    pictures: Pictures,
-) -> None:
-    if num_frames is None:
-        num_frames = count_images(path, image_template)
-    for number in pictures.plan(choose(num_frames)):
-        pictures.add(_read_image(path, image_template.format(number + 1), num_frames))
-
-
 def count_images(path: str, image_template: str) -> int:
     """Return the number of images in a folder whose names are like a template; raise MediaError if there are none."""
     image_template = of_folder(image_template, path)
@@ -181,7 +172,8 @@ def of_folder(image_template: str, folder: str) -> str:
     return image_template.replace("{folder}", name)
 
 
-def _read_image(folder: str, name: str, num_frames: int) -> np.ndarray:
+def _read_image(folder: str, image_template: str, number: int, num_frames: int) -> np.ndarray:
+    name = of_folder(image_template, folder).format(number + 1)
     try:
         content = np.fromfile(os.path.join(folder, name), np.uint8)
     except OSError as error:
