@@ -209,11 +209,17 @@ def read_list(
 
 
 def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.ndarray]]:
-    """Return the paths of a list, and one array of numbers per other column."""
+    """Return the paths of a list, and one array of numbers per other column.
+
+    For a multi-label list, "label" contains the labels of all rows, "label_ends" the positions at which those of each
+    row end.
+    """
     cut, count = form.cut, len(form.columns) - 1
-    blob, ends, numbers, row_ends = bytearray(), array("q"), bytearray(), array("q")
+    single = count - form.multi_label  # columns of one number per row
+    blob, ends = bytearray(), array("q")
+    numbers, labels, label_ends = array("d"), array("d"), array("q")
     keep = 0 if form.multi_label and cut == "," else KNOWN  # a comma may cut within the labels
-    known: dict[str, bytes] = {}  # end of a row -> its numbers; many rows of a list have the same end
+    known: dict[str, tuple[array[float], array[float]]] = {}  # end of a row -> its numbers; many rows have the same end
     faults: list[str] = []
     for line, row in _rows(path):
         name = row.rsplit(cut, count)[0]
@@ -224,36 +230,25 @@ def _read_rows(path: str | Path, form: RowFormat) -> tuple[Paths, dict[str, np.n
             if fault:
                 faults.append(f"{path}:{line}: {row!r}: {fault}" if len(faults) < SHOWN else "")
                 continue
-            values = array("d", parsed).tobytes()
+            values = array("d", parsed[:single]), array("d", parsed[single:])
             if len(known) < keep:
                 known[end] = values
         blob += name.encode("utf-8", "surrogateescape")
         ends.append(len(blob))
-        numbers += values
+        numbers += values[0]
         if form.multi_label:
-            row_ends.append(len(numbers) // 8)
+            labels += values[1]
+            label_ends.append(len(labels))
     if faults:
         cure = cure_rows([row for _, row in _rows(path)], form)
         raise ListError(f"{_report(faults, len(ends) + len(faults), path)}\n{cure}")
     if not ends:
         raise ListError(f"{path} has no rows: write one '{form.separator.join(form.columns)}' per line")
-    listed, table = Paths(blob, np.frombuffer(ends, np.int64)), np.frombuffer(numbers)
+    table = np.array(numbers).reshape(len(ends), single)
+    columns = dict(zip(form.columns[1 : 1 + single], table.T, strict=True))
     if form.multi_label:
-        return listed, _multi_label_columns(table, np.frombuffer(row_ends, np.int64), form.columns[1:-1])
-    return listed, dict(zip(form.columns[1:], table.reshape(-1, count).T, strict=True))
-
-
-def _multi_label_columns(numbers: np.ndarray, ends: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the columns of rows that consist of one number per name, then any number of labels.
-
-    `numbers` contains those of all rows, `ends` the positions at which each row ends. The entry "label" contains the
-    labels of all rows, "label_ends" the positions at which the labels of each row end.
-    """
-    first = np.concatenate([[0], ends[:-1]])
-    places = first[:, None] + np.arange(len(names))
-    columns = dict(zip(names, numbers[places].T, strict=True))
-    label_ends = ends - len(names) * np.arange(1, len(ends) + 1)
-    return columns | {"label": np.delete(numbers, places), "label_ends": label_ends}
+        columns |= {"label": np.array(labels), "label_ends": np.array(label_ends)}
+    return Paths(blob, np.array(ends)), columns
 
 
 def read_something_something(
