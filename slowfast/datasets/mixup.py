@@ -32,15 +32,12 @@ class MixUp:
     drawn from Beta(alpha, alpha), once per batch.
 
     Args:
-        alpha: parameter of the Beta distribution of mixup; 0 for CutMix only.
+        alpha: parameter of the Beta distribution of mixup; 0 for CutMix only. One of the two must be above 0.
         cutmix_alpha: parameter of the Beta distribution of CutMix; 0 for mixup only.
         prob: probability that a batch is mixed.
         switch_prob: probability of CutMix if both are on.
         smoothing: label smoothing.
         num_classes: K, number of classes.
-
-    Raises:
-        ValueError: both alphas are 0.
     """
 
     alpha: float
@@ -49,10 +46,6 @@ class MixUp:
     switch_prob: float
     smoothing: float
     num_classes: int
-
-    def __post_init__(self) -> None:
-        if self.alpha <= 0 and self.cutmix_alpha <= 0:
-            raise ValueError("alpha and cutmix_alpha are both 0, so nothing is mixed: raise one of them")
 
     def __call__(
         self, video: torch.Tensor, label: torch.Tensor, rng: np.random.RandomState

@@ -48,7 +48,6 @@ class DenseSampler(FrameSampler):
 
     def __call__(self, length: int, view: int | None, rng: np.random.Generator | None) -> list[int]:
         """Return non-decreasing indices in [0, length)."""
-        _check(length, self.num_frames, view, self.num_views)
         span = self.num_frames * self.sampling_rate
         slack = max(length - span, 0)
         if view is None:
@@ -122,11 +121,7 @@ def sparse_indices(
 
     Returns:
         `num_frames` non-decreasing indices from `first` on; those beyond `last` become `last`.
-
-    Raises:
-        ValueError: `num_frames` < 1, or `length` < 1 for a whole video.
     """
-    _check(1 if last is not None else length, num_frames, view, num_views)
     last = int(length) - 1 if last is None else last
     segment = max((length - 1) / num_frames, 0)
     borders = np.round(segment * np.arange(num_frames + 1)).astype(np.int64)  # halves go to the even frame
@@ -148,17 +143,7 @@ def annotated_indices(
 
     Returns:
         `num_frames` indices in [0, length).
-
-    Raises:
-        ValueError: `length` or `num_frames` < 1.
     """
-    _check(length, num_frames, None, 1)
     total, begin, end = segment
     fps = length / total
     return sparse_indices(fps * (end - begin), num_frames, None, 1, rng, first=int(fps * begin), last=length - 1)
-
-
-def _check(length: float, num_frames: int, view: int | None, num_views: int) -> None:
-    if length < 1 or num_frames < 1:
-        raise ValueError(f"a clip of {num_frames} frames of a video of {length}: both must be at least 1")
-    assert view is None or 0 <= view < num_views, (view, num_views)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -58,20 +59,13 @@ class RandomErasing:
         count: largest number of boxes, which share the area.
         mean: mean of the normalization, per channel.
         std: standard deviation of the normalization, per channel.
-
-    Raises:
-        ValueError: the mode is unknown.
     """
 
     prob: float
-    mode: str = "pixel"
+    mode: Literal["pixel", "rand", "const"] = "pixel"
     count: int = 1
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("pixel", "rand", "const"):
-            raise ValueError(f"unknown mode {self.mode!r} of random erasing: use pixel, rand or const")
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Erase in `frames`, (T, H, W, C) uint8, which is changed in place and returned."""

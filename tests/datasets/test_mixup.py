@@ -72,8 +72,3 @@ def test_one_alpha_alone_always_applies_its_method_to_the_batch_and_its_reverse(
         kept = cut == video
         assert torch.equal(cut[~kept], video.flip(0)[~kept])
         assert kept.double().mean().item() == pytest.approx(target[0, 0].item())
-
-
-def test_nothing_to_mix_is_refused():
-    with pytest.raises(ValueError, match="alpha"):
-        MixUp(0.0, 0.0, 1.0, 0.5, 0.1, 4)
