@@ -266,7 +266,7 @@ def read_something_something(
         ListError: a file is missing or malformed, or has faulty entries; the message shows their number and the first.
     """
     try:
-        classes = {name: int(label) for name, label in _read_json(labels_path).items()}
+        classes = {name: int(label) for name, label in read_json(labels_path).items()}
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ListError(f"{labels_path} is no object from templates to numbers ({error})") from None
     names = sorted(classes, key=lambda name: classes[name])
@@ -275,7 +275,7 @@ def read_something_something(
             f"{labels_path} names {len(names)} classes, but num_classes is {num_classes}: the numbers must be 0 to "
             f"{len(names) - 1}, and num_classes {len(names)}"
         )
-    entries = _read_json(path)
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise ListError(f"{path} is no list of objects: download it again")
     paths, labels, faults = [], [], []
@@ -300,7 +300,12 @@ def _report(faults: list[str], total: int, path: str | Path) -> str:
     return f"{len(faults)} of {total} rows of {path} cannot be used, first of them:\n  " + "\n  ".join(faults[:SHOWN])
 
 
-def _lines(path: str | Path) -> Iterator[str]:
+def text_lines(path: str | Path, cure: str = "name an existing list") -> Iterator[str]:
+    """Yield the lines of a text file, with their ends.
+
+    Raises:
+        ListError: it cannot be read, or is UTF-16.
+    """
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
             for line in file:
@@ -308,21 +313,26 @@ def _lines(path: str | Path) -> Iterator[str]:
                     raise ListError(f"{path} is UTF-16, as Windows programs write text: save it as UTF-8")
                 yield line
     except OSError as error:
-        raise ListError(f"list {path} cannot be read ({error.strerror}): name an existing list") from None
+        raise ListError(f"{path} cannot be read ({error.strerror}): {cure}") from None
 
 
 def _rows(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield the number and the stripped text of each line that is not blank."""
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if row := line.strip():
             yield number, row
 
 
-def _read_json(path: str | Path) -> Any:
+def read_json(path: str | Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ListError: it cannot be read, or is not JSON.
+    """
     try:
-        return json.loads("".join(_lines(path)))
+        return json.loads("".join(text_lines(path)))
     except json.JSONDecodeError as error:
-        raise ListError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+        raise ListError(f"{path}:{error.lineno}: not JSON ({error.msg}): download it again") from None
     except RecursionError:
         raise ListError(f"{path} is nested too deeply: download it again") from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slowfast.datasets.catalog import Dataset
-from slowfast.datasets.lists import CLASS_FILES, read_list, read_something_something
+from slowfast.datasets.lists import CLASS_FILES, read_json, read_list, read_something_something, text_lines
 from slowfast.datasets.rows import VIDEO_SUFFIXES
 from slowfast.prepare.scan import Notes, find_media
 from slowfast.prepare.write import SPLIT_NAMES, Lists, Segment, complete
@@ -266,15 +265,8 @@ def _read_activitynet(path: Path, fold: int, notes: Notes) -> tuple[Annotations,
 
 
 def read_database(file: Path) -> dict[str, Any] | None:
-    """Return the videos of a JSON file of ActivityNet or HACS Segments; None if it has none.
-
-    Raises:
-        ValueError: it cannot be read, or is not JSON.
-    """
-    try:
-        content = json.loads("\n".join(file_lines(file)))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}:{error.lineno}: not JSON ({error.msg}): download it again") from None
+    """Return the videos of a JSON file of ActivityNet or HACS Segments; None if it has none."""
+    content = read_json(file)
     database = content.get("database") if isinstance(content, dict) else None
     return database if isinstance(database, dict) else None
 
@@ -300,15 +292,8 @@ def _limits(segment: Sequence[float]) -> list[float]:
 
 
 def file_lines(path: Path) -> list[str]:
-    """Return the lines of an official file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): name the folder of the official files") from None
+    """Return the lines of an official file."""
+    return list(text_lines(path, "name the folder of the official files"))
 
 
 # Value of `Dataset.annotations` -> reader. A reader takes the folder or file, the fold, and the notes, to which it may
