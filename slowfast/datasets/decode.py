@@ -362,12 +362,7 @@ class _Rgb:
         """Return the pixels of a frame, which may be in the memory of the decoder."""
         self.turn = self.turn or orientation(frame)
         swap, left_right, top_bottom = self.turn
-        rgb: Any = self.converter.reformat(frame, format="rgb24", threads=1)
-        if rgb is frame:  # its lines may be stored from bottom to top
-            image = rgb.to_ndarray()
-        else:
-            lines = np.frombuffer(rgb.planes[0], np.uint8).reshape(rgb.height, -1)  # with an unused end
-            image = lines[:, : 3 * rgb.width].reshape(rgb.height, rgb.width, 3)
+        image = self.converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         image = image.swapaxes(0, 1) if swap else image
         return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
 
