@@ -18,14 +18,11 @@ class Unsure(Exception):
 
 
 def check_backend(name: str) -> None:
-    """Import a backend, without reading a file.
-
-    Args:
-        name: pyav, decord or torchcodec.
+    """Import the backend `name` (see `BACKENDS`), without reading a file.
 
     Raises:
-        ValueError: the backend is unknown or cannot be imported; the message contains the command that installs it, if
-            it exists for this processor.
+        ValueError: it is unknown or cannot be imported; the message contains the command that installs it, if it exists
+            for this processor.
     """
     if name not in BACKENDS:
         raise ValueError(f"unknown decoding backend {name!r}: use one of {', '.join(BACKENDS)}")

@@ -122,11 +122,8 @@ def _first_with_packets(path: str, streams: list[Any]) -> Any:
 def why_not(path: str, error: Exception, picture: str = "", pixels: int = 0) -> str:
     """Return the reason of a `MediaError` for an exception of a library.
 
-    Args:
-        path: the file.
-        error: what was raised.
-        picture: size of the frames and codec, for example "3840x2160 hevc".
-        pixels: number of pixels of a frame; it is needed because some decoders report damage when memory runs out.
+    `picture` is the size of the frames and the codec, for example "3840x2160 hevc". `pixels`, the number of pixels of a
+    frame, is needed because some decoders report damage when memory runs out.
     """
     text = first_line(error)
     by_ffmpeg = isinstance(error, av.FFmpegError)

@@ -112,11 +112,7 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
 
 
 def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet], bool, list[Any]]:
-    """Read the packets in order of decoding.
-
-    Returns:
-        Their fields; whether each of them is one picture; the packets themselves if they are those of a small MP4 file.
-    """
+    """Read the packets in order of decoding: their fields, whether each is a picture, the packets of a small MP4."""
     name, in_mp4 = stream.codec_context.codec.canonical_name, "mp4" in container.format.name
     units, starts = unit_reader(stream.codec_context), START_UNITS.get(name)
     found: list[Packet] = []

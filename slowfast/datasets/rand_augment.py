@@ -273,13 +273,9 @@ def _slide(
 ) -> np.ndarray:
     """Move pixels along x by filters of four pixels.
 
-    Args:
-        part: (T, h, w, 3) source pixels.
-        left: column of the frame at which `part` begins.
-        wanted: first column and number of columns of the result.
-        shifts: distance in pixels, to the right, from a pixel to its source, per row; one number for all rows.
-        width: width of the frame.
-        interpolation: "bilinear" or "bicubic".
+    `part` (T, h, w, 3) begins at column `left` of a frame of `width` columns; `wanted` is the first column and the
+    number of columns of the result. `shifts` are the distances in pixels, to the right, from a pixel to its source: one
+    per row, or one for all rows.
     """
     (first, count), part = wanted, np.ascontiguousarray(part)
     out = np.full((*part.shape[:2], count, part.shape[3]), GREY[0], np.uint8)
