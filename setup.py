@@ -49,7 +49,6 @@ setup(
         "iopath>=0.1.10",
         "yacs>=0.1.8",
         "PyYAML>=6",
-        "simplejson>=3.17",
         "scipy>=1.10",
         "tensorboard>=2.14",
         "matplotlib>=3.8",

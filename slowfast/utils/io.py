@@ -7,6 +7,7 @@ import csv
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -16,8 +17,6 @@ import tempfile
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import simplejson
 
 # Characters that JSON text contains as numbers: bytes of names that are not UTF-8, as Python represents them, and line
 # breaks beyond ASCII.
@@ -136,7 +135,8 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """Return JSON text in which letters are readable, and numbers that are not finite, which JSON lacks, are null."""
-    text = simplejson.dumps(value, ignore_nan=True, indent=indent, ensure_ascii=False)
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    text = json.dumps(finite, indent=indent, ensure_ascii=False)
     return ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
