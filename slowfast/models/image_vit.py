@@ -1,4 +1,4 @@
-"""Define the layers of UniFormerV2 and of the image ViT inside it, and check the initial weights of the ViT.
+"""Define the layers of UniFormerV2 and of the image ViT inside it.
 
 Tokens are batch-first. Parameter names and shapes are those of CLIP, and of PyTorch's convolutions.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -212,42 +211,3 @@ def resize_position_embedding(embedding: Tensor, grid: Sequence[Any]) -> Tensor:
     patches = embedding[1:].T.unflatten(1, (side, side)).unsqueeze(0)
     patches = F.interpolate(patches.float(), size=tuple(grid), mode="bicubic", align_corners=False, antialias=True)
     return torch.cat([embedding[:1], patches[0].flatten(1).T.to(embedding.dtype)])
-
-
-# ---- weights --------------------------------------------------------------------------------------------------------
-
-
-def fit_position_embedding(embedding: Tensor, shape: torch.Size) -> Tensor | None:
-    """Resize the position embedding of a square grid to another one; return None for other shapes than (1 + S*S, C)."""
-    if embedding.ndim != 2 or not len(embedding):
-        return None
-    sides = [math.isqrt(length - 1) for length in (len(embedding), shape[0])]
-    if [(1 + side**2, shape[-1]) for side in sides] != [tuple(embedding.shape), tuple(shape)]:
-        return None
-    return resize_position_embedding(embedding, (sides[1], sides[1]))
-
-
-def check_tower(tower: VisionTower, trained: Mapping[str, Any]) -> None:
-    """Check that an image ViT is the one of the weights.
-
-    Args:
-        tower: the image ViT of the network.
-        trained: arguments with which the weights were trained; `backbone` is a name, or "custom", with the values of a
-            `VisionTower` in `tower`.
-
-    Raises:
-        ValueError: they differ.
-    """
-    name = str(trained.get("backbone", ""))
-    if name == "custom" and "tower" in trained:
-        option, value, there = "tower", trained["tower"], VisionTower(*trained["tower"])
-    elif name in TOWERS or name.startswith("timm/"):
-        option, value, there = "backbone", name, vision_tower(name)
-    else:
-        return
-    # position embeddings are resized to another resolution, and a wrong hidden width shows in the shapes
-    if replace(there, resolution=tower.resolution, mlp_width=tower.mlp_width) != tower:
-        raise ValueError(
-            f"the checkpoint was trained with {option} {value}, which is another image ViT than {tower}: set it "
-            f"to {value}"
-        )

@@ -8,7 +8,9 @@ are those of the released weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,14 +19,13 @@ from torch import Tensor, nn
 from slowfast.models.backbone import TimmBackbone
 from slowfast.models.depthwise import depthwise_conv
 from slowfast.models.image_vit import (
+    TOWERS,
     PatchConv,
     PointwiseConv,
     QueryAttention,
     SelfAttention,
     TemporalConv,
-    check_tower,
     feed_forward,
-    fit_position_embedding,
     resize_position_embedding,
     vision_tower,
 )
@@ -310,7 +311,18 @@ class UniFormerV2(TimmBackbone):
         return {"n_head": options["n_head"], "return_list": list(options["return_list"])}
 
     def check_options(self, trained: Mapping[str, Any]) -> None:
-        check_tower(self.tower, trained)
+        name, here, there = str(trained.get("backbone", "")), self.tower, None
+        if name == "custom" and "tower" in trained:
+            there = VisionTower(*trained["tower"])
+        elif name in TOWERS or name.startswith("timm/"):
+            there = vision_tower(name)
+        # position embeddings are resized to another resolution, and a wrong hidden width shows in the shapes
+        if there and replace(there, resolution=here.resolution, mlp_width=here.mlp_width) != here:
+            option = "tower" if name == "custom" else "backbone"
+            raise ValueError(
+                f"the checkpoint was trained with {option} {trained[option]}, which is another image ViT than {here}: "
+                f"set it to {trained[option]}"
+            )
         super().check_options(trained)
 
     def check_image_vit(self, layout: str, activation: str) -> Sequence[str]:
@@ -329,8 +341,13 @@ class UniFormerV2(TimmBackbone):
         )
 
     def resize_parameter(self, name: str, value: Tensor, shape: torch.Size) -> Tensor | None:
-        """Return a position embedding, resized to the resolution of this network; None for any other tensor."""
-        return fit_position_embedding(value, shape) if name.endswith("positional_embedding") else None
+        """Return a position embedding (1 + S*S, C), resized to the grid of this network; None for any other tensor."""
+        if not name.endswith("positional_embedding") or value.ndim != 2 or not len(value):
+            return None
+        sides = [math.isqrt(length - 1) for length in (len(value), shape[0])]
+        if [(1 + side**2, shape[-1]) for side in sides] != [tuple(value.shape), tuple(shape)]:
+            return None
+        return resize_position_embedding(value, (sides[1], sides[1]))
 
     def set_grad_checkpointing(self, enable: bool | Sequence[int] = True, keep: str = "nothing") -> None:
         """Recompute activations of all blocks of the image ViT, of none, or of the first [n]; see also `FourStages`."""
