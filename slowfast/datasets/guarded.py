@@ -202,7 +202,7 @@ def serve(socket_number: int, owner: int) -> None:
 
 
 class _Decoder(Killable):
-    """A decoder process."""
+    """A process that reads videos into memory that it shares with its owner."""
 
     def __init__(self, backend: str) -> None:
         self.memory = _Memory(memory_file("frames"), mmap.PROT_READ)
