@@ -328,7 +328,7 @@ class RandAugment:
         """Read timm's notation, for example `rand-m7-n4-mstd0.5-inc1`: magnitude, operations, noise, increasing set.
 
         Raises:
-            ValueError: the notation or a number is wrong.
+            ValueError: the notation or a value is wrong.
         """
         values = {"m": MAX_LEVEL, "n": 2.0, "mstd": 0.0, "inc": 0.0}
         values |= {name: float(number) for name, number in re.findall(_NOTATION, text)}
@@ -338,6 +338,8 @@ class RandAugment:
                 f"RandAugment {text!r} is not understood: write 'rand', then any of -m<0 to 10>, -n<operations>, "
                 "-mstd<noise>, -inc<0 or 1>, for example 'rand-m7-n4-mstd0.5-inc1'"
             )
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(f"unknown interpolation {interpolation!r}: use one of {', '.join(INTERPOLATIONS)}")
         return cls(values["m"], int(values["n"]), values["mstd"], values["inc"] == 1, interpolation)
 
     def draw(self, rng: np.random.Generator) -> list[Op]:

@@ -306,6 +306,11 @@ def test_slides_are_pillows_up_to_rounding(name, argument, interpolation):
         assert np.abs(part.astype(int) - ours[:, y : y + min(h, w), x : x + min(h, w)]).max() <= 1
 
 
+def test_unknown_interpolation_is_refused():
+    with pytest.raises(ValueError, match="lanczos"):
+        RandAugment.parse("rand", "lanczos")
+
+
 def test_augmented_pixels_are_distributed_like_timms():
     """Compare levels, contrast and detail of complete draws of the recipe, after the crop."""
     rng = np.random.default_rng(1)
