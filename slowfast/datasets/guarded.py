@@ -120,12 +120,17 @@ class Killable:
         self.poll = select.poll()
         for source in (self.connection, *([parent.sentinel] if parent else [])):
             self.poll.register(source, select.POLLIN)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", START, str(theirs.fileno()), str(os.getpid()), *sys.path],
-                pass_fds=(theirs.fileno(), *inherited),
-                stdin=subprocess.DEVNULL,
-            )
+        # the process inherits the blocked signals, which it does not ignore before its imports
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_OWNER)
+        try:
+            with theirs:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", START, str(theirs.fileno()), str(os.getpid()), *sys.path],
+                    pass_fds=(theirs.fileno(), *inherited),
+                    stdin=subprocess.DEVNULL,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         self.close = weakref.finalize(self, _end, self.connection, inherited, self.process, os.getpid())
         try:
             self.call(START_LIMIT, make, *arguments)

@@ -50,6 +50,8 @@ def run_killable(
     def call(task: Task) -> tuple[Task, Any]:
         process = processes.get(get_ident())
         if process is None or not process.alive():
+            if closed.is_set():  # this thread has the next task before the pool ends
+                return task, Failure("not started")
             process = processes[get_ident()] = Killable(_make_runner, function)
         try:
             return task, process.call(0 if closed.is_set() else timeout, task)

@@ -115,6 +115,23 @@ def test_signals_to_all_processes_of_a_job_do_not_break_a_video(video):
     assert np.array_equal(read_frames_within(60, video, signal_all), read_frames(video, middle))
 
 
+def test_signals_to_all_processes_of_a_job_do_not_stop_a_start(video, monkeypatch):
+    """They arrive before the new interpreter can ignore them."""
+    popen = subprocess.Popen
+
+    def start(*args, **options):
+        process = popen(*args, **options)
+        for number in guarded.FOR_THE_OWNER:
+            process.send_signal(number)
+        return process
+
+    monkeypatch.setattr(guarded.subprocess, "Popen", start)
+    vars(guarded._local).clear()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert np.array_equal(read_frames_within(60, video, middle), read_frames(video, middle))
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
 def test_other_errors_pass_through_and_the_next_read_is_not_mixed_up(video, tmp_path):
     with pytest.raises(ZeroDivisionError):
         read_frames_within(60, video, lambda length: [length // 0])
