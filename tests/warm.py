@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 
+import scipy.optimize  # noqa: F401  every test with labels
 import torch._dynamo  # the first optimizer imports it
 import torch.utils.tensorboard  # noqa: F401
 

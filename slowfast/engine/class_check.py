@@ -65,15 +65,12 @@ def _explains(moved: np.ndarray, right: np.ndarray, label: np.ndarray) -> bool:
 
 
 def _match(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Return the true class of each predicted class: match the most frequent pair first; on a tie, the same class."""
+    """Return the true class of each predicted class in the best one-to-one matching; on a tie, the same class."""
+    from scipy.optimize import linear_sum_assignment  # imports half of SciPy, which only a test with labels needs
+
     confusion = 0.001 * np.eye(classes)
     np.add.at(confusion, (predicted, label), 1.0)
-    matched = np.arange(classes)
-    for _ in range(classes):
-        row, column = np.unravel_index(confusion.argmax(), confusion.shape)
-        matched[row] = column
-        confusion[row], confusion[:, column] = -1, -1
-    return matched
+    return linear_sum_assignment(confusion, maximize=True)[1]
 
 
 def _held_out(predicted: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:

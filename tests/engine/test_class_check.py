@@ -41,6 +41,14 @@ def test_any_permutation_is_found_from_two_videos_per_class():
     assert find_permutation(permutation[predicted], np.full(404, -1), 101, None) is None
 
 
+def test_the_matching_is_the_best_one():
+    """The most frequent pair, of class 0 with itself, is not part of it."""
+    predicted, label = np.repeat([0, 1, 0], [100, 90, 90]), np.repeat([0, 0, 1], [100, 90, 90])
+    found = find_permutation(predicted, label, 2, None)
+    assert found is not None
+    assert (found.counted, found.matched) == pytest.approx((100 * 100 / 280, 100 * 180 / 280))
+
+
 @pytest.mark.parametrize(
     ("order", "classes"), [("k400", 400), ("k600_uniformer", 600), ("k600_v2", 600), ("k700_v2", 700)]
 )
