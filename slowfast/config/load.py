@@ -284,9 +284,10 @@ def _unknown(key: str) -> str:
     """Return the fault of a key that does not exist, with the keys that may be meant."""
     if key in SECTIONS:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
-    section, _, name = key.upper().rpartition(".")
+    upper = key.upper()
+    section, _, name = upper.rpartition(".")
     same = [known for known in KEYS if known.rpartition(".")[2] == name]
-    near = f" (meant {', '.join(map(repr, same[:2]))}?)" if same else close_to(f"{section}.{name}", KEYS)
+    near = close_to(upper, same, 2, least=0.0) or close_to(f"{section}.{name}", KEYS)
     return f"unknown key {key}{near}: correct it, docs/CONFIG.md lists all keys"
 
 

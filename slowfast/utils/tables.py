@@ -10,9 +10,12 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def close_to(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Return " (meant 'x', 'y'?)" for the at most `count` most similar of the known names; "" if none is similar."""
-    near = get_close_matches(name, known, count)
+def close_to(name: str, known: Iterable[str], count: int = 1, least: float = 0.6) -> str:
+    """Return " (meant 'x', 'y'?)" for the at most `count` most similar of the known names; "" if none is similar.
+
+    `least` is the least similarity, from 0 (any name) to 1 (the same).
+    """
+    near = get_close_matches(name, known, count, least)
     return f" (meant {', '.join(map(repr, near))}?)" if near else ""
 
 

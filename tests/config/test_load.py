@@ -138,6 +138,8 @@ MIXUP.ENABLE: True
         ("NUM_GPU", "NUM_GPUS"),
         ("FROZEN", "UNIFORMERV2.FROZEN"),
         ("CROP_SIZE", "DATA.TEST_CROP_SIZE"),
+        ("mixup.enable", "MIXUP.ENABLE"),
+        ("EMAA.ENABLE", "EMA.ENABLE"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_one(key, meant):
