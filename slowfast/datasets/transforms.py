@@ -59,6 +59,9 @@ class RandomErasing:
         count: largest number of boxes, which share the area.
         mean: mean of the normalization, per channel.
         std: standard deviation of the normalization, per channel.
+
+    Raises:
+        ValueError: the mode is unknown.
     """
 
     prob: float
@@ -66,6 +69,10 @@ class RandomErasing:
     count: int = 1
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("pixel", "rand", "const"):
+            raise ValueError(f"unknown mode {self.mode!r} of random erasing: use pixel, rand or const")
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Erase in `frames`, (T, H, W, C) uint8, which is changed in place and returned."""
