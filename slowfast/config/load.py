@@ -286,9 +286,16 @@ def _unknown(key: str) -> str:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
     upper = key.upper()
     section, _, name = upper.rpartition(".")
-    same = [known for known in KEYS if known.rpartition(".")[2] == name]
+    same = [known for known in KEYS if known.rpartition(".")[2] == name] or [k for k in KEYS if _ends_in(k, name)]
     near = close_to(upper, same, 2, least=0.0) or close_to(f"{section}.{name}", KEYS)
     return f"unknown key {key}{near}: correct it, docs/CONFIG.md lists all keys"
+
+
+def _ends_in(key: str, name: str) -> bool:
+    """Return whether the last words of a key are those of a name: LR of BASE_LR, BATCHSIZE of BATCH_SIZE."""
+    words = key.rpartition(".")[2].split("_")
+    wanted = name.replace("_", "").rstrip("S")
+    return any("".join(words[first:]).rstrip("S") == wanted for first in range(len(words)))
 
 
 def _report(notes: Notes, cfg: ConfigNode | None = None) -> None:

@@ -140,10 +140,20 @@ MIXUP.ENABLE: True
         ("CROP_SIZE", "DATA.TEST_CROP_SIZE"),
         ("mixup.enable", "MIXUP.ENABLE"),
         ("EMAA.ENABLE", "EMA.ENABLE"),
+        ("WORKERS", "DATA_LOADER.NUM_WORKERS"),
+        ("TEST.BATCHSIZE", "TEST.BATCH_SIZE"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_one(key, meant):
     assert f"(meant '{meant}'" in fault(None, [key, "1"])
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("LR", "SOLVER.BASE_LR"), ("TRAIN.EPOCHS", "SOLVER.MAX_EPOCH"), ("BATCHSIZE", "TRAIN.BATCH_SIZE")],
+)
+def test_an_unknown_key_names_two_keys_that_end_in_its_words(key, meant):
+    assert f", '{meant}'?" in fault(None, [key, "1"])
 
 
 def test_a_value_that_is_replaced_need_not_be_usable(write):
