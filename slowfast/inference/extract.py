@@ -155,7 +155,7 @@ def run_part(
         described = Path(args.out, DESCRIPTIONS, f"{name}.json")
         if described.is_file() and Path(args.out, f"{name}.npy").is_file():
             before = json.loads(described.read_text(encoding="utf-8"))["path"]
-            if before != os.path.abspath(path):
+            if os.path.realpath(before) != os.path.realpath(path):
                 raise ValueError(
                     f"{args.out}/{name}.npy contains features of {before}, not of {path}: choose another --out"
                 )

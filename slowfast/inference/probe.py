@@ -149,10 +149,11 @@ def _load(folder: Path, settings: Mapping[str, Any], listed: VideoList) -> tuple
     Raises:
         ValueError: there are no features of any of them.
     """
-    names = {os.path.abspath(about["path"]): name for name, about in settings["videos"].items()}
+    # a video may have several paths through links to folders
+    names = {os.path.realpath(about["path"]): name for name, about in settings["videos"].items()}
     rows, files, missing = list[int](), list[Path](), list[str]()
     for row in range(len(listed)):
-        file = folder / f"{names.get(os.path.abspath(listed.path(row)), '')}.npy"
+        file = folder / f"{names.get(os.path.realpath(listed.path(row)), '')}.npy"
         if not file.is_file():
             missing.append(listed.path(row))
             continue

@@ -177,6 +177,16 @@ def test_paths_of_lists_start_from_the_prefix_beside_them(trained, videos, tmp_p
     assert (found["train_videos"], found["val_videos"]) == (8, 3)
 
 
+def test_videos_are_the_same_behind_a_linked_folder(trained, videos, lists, tmp_path):
+    (tmp_path / "link").symlink_to(videos)
+    listed = [line.split()[0] for line in lists[0].read_text().splitlines()]
+    linked = [tmp_path / "link" / Path(path).relative_to(videos) for path in listed]
+    command = ["--weights", trained, "--per-video", "--out", tmp_path / "cache", "--opts", "TEST.NUM_SPATIAL_CROPS", 1]
+    assert write(*linked, *command) == write(*listed, *command) == 0
+    options = ["--features", tmp_path / "cache", "--probe", "knn", "--k", 3, "--out", tmp_path / "probes"]
+    assert probe(lists[0], "--val", lists[0], *options) == 0
+
+
 @pytest.mark.parametrize(("classes", "k"), [(4, 4), (8, 5)])
 def test_top5_is_called_by_the_number_of_classes(classes, k, tmp_path, capsys):
     rows = [f"{label}.mp4 {label}" for label in range(classes)]
