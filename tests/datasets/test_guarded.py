@@ -74,6 +74,12 @@ def test_a_process_that_does_not_start_in_time_is_an_error(video, monkeypatch):
     assert started[0].poll() == -signal.SIGKILL
 
 
+def test_a_process_that_cannot_start_is_no_fault_of_a_file(video, capfd):
+    with pytest.raises(RuntimeError, match="could not start"):
+        read_frames_within(60, video, middle, backend="none")
+    assert "unknown decoding backend 'none'" in capfd.readouterr().err
+
+
 def test_a_process_serves_many_reads_and_is_replaced_when_it_blocks(video, pipe):
     read_frames_within(60, video, middle)
     first = process_id()
