@@ -1,12 +1,16 @@
-"""Which checkpoint is tested."""
+"""Which checkpoint is tested, and what happens after the scores."""
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 
 from slowfast.config import get_cfg
-from slowfast.engine.test import find_checkpoint
+from slowfast.engine.evaluate import Evaluation
+from slowfast.engine.test import _check_classes, find_checkpoint
 from slowfast.run.checkpoint import CheckpointWriter, best_checkpoint, list_checkpoints
 
 
@@ -61,3 +65,12 @@ def test_a_damaged_one_is_never_tested(cfg):
     damage(first)
     with pytest.raises(ValueError, match="none of the checkpoints"):
         find_checkpoint(cfg)
+
+
+def test_a_test_does_not_fail_without_scipy(monkeypatch, caplog):
+    label = np.repeat(np.arange(10), 10)
+    evaluation = Evaluation(np.arange(100), label, np.eye(10, dtype=np.float32)[(label + 1) % 10])
+    _check_classes(evaluation, None, None)
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    _check_classes(evaluation, None, None)
+    assert ["top1" in message for message in caplog.messages] == [True, False]
