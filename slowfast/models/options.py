@@ -35,7 +35,9 @@ def check_options(
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}{close_to(option, known)}: choose from {known}")
         if option in kinds and not _is_a(value, kinds[option]):
-            raise ValueError(f"{name}: {option} {value!r} must be {parameters[option].annotation}")
+            written = parameters[option].annotation  # a text under `from __future__ import annotations`
+            kind = written if isinstance(written, str) else inspect.formatannotation(written)
+            raise ValueError(f"{name}: {option} {value!r} must be {kind}")
 
 
 def parameters_of(network: Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:

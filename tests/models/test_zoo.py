@@ -70,6 +70,16 @@ def test_wrong_arguments_are_refused(arguments, message):
         create_model(**arguments)
 
 
+@pytest.mark.parametrize("kind", [int, "int"])  # an annotation without and with `from __future__ import annotations`
+def test_a_value_of_another_type_names_the_type(kind):
+    def network(num_classes, width=1) -> Any:
+        raise AssertionError
+
+    network.__annotations__ = {"width": kind}
+    with pytest.raises(ValueError, match=r"'wide' must be int$"):
+        check_options("Net", network, {"width": "wide"})
+
+
 NETWORKS = {"UNIFORMER": ("uniformer_s", "uniformer_xxs"), "UNIFORMERV2": ("uniformerv2_b16",)}
 NO_OPTIONS = {"n_dim", "n_layers", "tower", "pretrain", "pretrain_name", "delete_special_head", "representation_size"}
 
