@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -128,7 +129,7 @@ class TrainMeter:
     def _means(self, row: int) -> dict[str, float]:
         clips, loss, *hits = distributed.all_reduce_sum(self.sums[row].clone()).tolist()
         self.sums[row] = 0.0
-        clips = max(clips, 1.0)
+        clips = clips or math.nan  # no step was finite
         values = {name: 100.0 * sum_ / clips for name, sum_ in zip(self.metrics, hits, strict=True)}
         return {"loss": loss / clips} | values
 
