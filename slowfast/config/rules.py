@@ -257,7 +257,7 @@ RULES = (
         for part in ("TRAIN", "TEST")
     ),
     Rule("SOLVER.WARMUP_EPOCHS SOLVER.MAX_EPOCH", lambda cfg: cfg.SOLVER.WARMUP_EPOCHS >= cfg.SOLVER.MAX_EPOCH,
-         "shorten the warm-up, or lengthen the training", training=True),
+         "the warm-up must be shorter than the training: shorten it, or lengthen the training", training=True),
     Rule("SOLVER.WARMUP_EPOCHS SOLVER.WARMUP_START_LR SOLVER.BASE_LR",
          lambda cfg: cfg.SOLVER.WARMUP_EPOCHS and cfg.SOLVER.WARMUP_START_LR > cfg.SOLVER.BASE_LR,
          "the warm-up must not start above SOLVER.BASE_LR: lower its start, for example to 1e-6 as in the recipes",

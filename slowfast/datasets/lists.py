@@ -332,7 +332,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads("".join(text_lines(path)))
     except json.JSONDecodeError as error:
-        raise ListError(f"{path}:{error.lineno}: not JSON ({error.msg}): download it again") from None
+        raise ListError(f"{path}:{error.lineno}: not JSON ({error.msg}): correct it, or download it again") from None
     except RecursionError:
         raise ListError(f"{path} is nested too deeply: download it again") from None
 
