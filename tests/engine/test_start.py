@@ -76,7 +76,7 @@ def test_a_network_of_a_user_is_evaluated_before_the_first_epoch(monkeypatch):
 def test_a_new_run_logs_that_its_rate_is_for_other_steps(tmp_path, caplog):
     settings = ["TRAIN.BATCH_SIZE", "4", "OUTPUT_DIR", str(tmp_path)]
     cfg = load_config("exp/demo/config.yaml", settings)
-    lists = dict.fromkeys(("train", "val"), VideoList(["a.mp4"], [0]))
+    lists = {split: VideoList(["a.mp4"], [0]) for split in ("train", "val")}
 
     def start():
         caplog.clear()

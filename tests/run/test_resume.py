@@ -112,7 +112,7 @@ def test_a_value_that_cannot_be_used_is_a_difference(tmp_path):
 
 
 def test_a_resume_without_a_module_of_the_run_is_a_warning(tmp_path, caplog, monkeypatch):
-    lists = dict.fromkeys(("train", "val"), VideoList(["a.mp4"], [0]))
+    lists = {split: VideoList(["a.mp4"], [0]) for split in ("train", "val")}
     monkeypatch.setenv("SLOWFAST_IMPORT", "my_augmentations")
     before = describe_run(cfg(tmp_path), lists)
     check_resume(before, cfg(tmp_path), lists)
