@@ -41,6 +41,7 @@ def half(request) -> Iterator[bool]:
     depthwise._has_triton.cache_clear()  # simulated tensors run no kernels, real ones may
 
 
+@pytest.mark.skipif(torch.__version__ < "2.11", reason="older releases need a driver for simulated CUDA tensors")
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", SMALL)
