@@ -85,9 +85,9 @@ def read_file(
         reason = error.strerror if isinstance(error, OSError) else "not a text file in UTF-8"
         start = f"the folder of {parents[-1]}" if parents else os.getcwd()
         cure = f"name a YAML file; relative paths begin in {start}"
-        if os.path.isfile(file := os.path.join(path, "config.yaml")):
+        if not parents and os.path.isfile(file := os.path.join(path, "config.yaml")):
             cure = f"name {file}"
-        if not parents and os.path.dirname(path) == "/":  # an official script: --cfg $work_path/config.yaml
+        elif not parents and os.path.dirname(path) == "/":  # an official script: --cfg $work_path/config.yaml
             cure = "set work_path=FOLDER if the script uses $work_path"
         notes.faults.append(f"{named_at}: configuration {path} cannot be read ({reason}): {cure}")
         return []

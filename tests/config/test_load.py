@@ -181,6 +181,7 @@ def test_files_that_cannot_be_read_are_named(write, tmp_path):
     assert "folder cannot be read (Is a directory)" in fault("folder")
     (tmp_path / "folder/config.yaml").touch()
     assert fault("folder").endswith("name folder/config.yaml")
+    assert "folder/config.yaml" not in fault(write("a.yaml", "_BASE_: folder\n"))  # it would be relative to a.yaml
     assert fault(write("a.yaml", "TRAIN:\n  ENABLE: [1\nTEST:\n")).startswith("a.yaml:3: YAML: ")
     assert fault(write("a.yaml", "TRAIN:\n\tENABLE: True\n")).startswith("a.yaml:2: YAML: ")
     assert fault(write("a.yaml", "OUTPUT_DIR: !!python/name:os.system\n")).startswith("a.yaml:1: YAML: ")
