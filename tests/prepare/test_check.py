@@ -255,7 +255,6 @@ def test_a_foreign_report_is_not_touched(videos, tmp_path):
     assert (tmp_path / REPORT).read_text() == "a,b\n1,2\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_an_interrupted_check_leaves_no_process(pipe, tasks, monkeypatch):
     started: list[subprocess.Popen[Any]] = []
