@@ -1,6 +1,7 @@
 """Test the kernels of depthwise convolutions in Triton, on a GPU and in its interpreter, against double precision."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 # (B, T, H, W, C) and the size of the kernel: part of a tile, several parts of a clip, channels that are not aligned
 CASES = [
@@ -77,6 +78,42 @@ for shape, size in CASES:
     )  # fmt: skip
     errors = [float(line) for line in done.stdout.split()]
     assert len(errors) == len(CASES) and max(errors) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("capability", [70, 75, 80, 86, 89, 90, 100, 120])
+def test_kernels_compile_for_every_generation_of_gpus(capability, dtype, monkeypatch, tmp_path):
+    """A program of the largest kernels fits into the registers; no GPU is needed to compile it."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from slowfast.models import depthwise_triton as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    target = GPUTarget("cuda", capability, 32)
+    constants = {"unit": 16, "kt": 5, "kh": 5, "kw": 5, "length": kernels.FRAMES, "whole": True}
+    forward = {"positions": kernels.POSITIONS, "channels": kernels.CHANNELS}
+    backward = {"positions": kernels.GRADIENT_POSITIONS, "channels": kernels.GRADIENT_CHANNELS}
+    for kernel, tile, warps in (
+        (kernels._convolve, forward, kernels.WARPS),
+        (kernels._kernel_gradient, backward, kernels.GRADIENT_WARPS),
+    ):
+        fixed = constants | tile
+        pointers = {"x", "weight", "bias", "grad", "out"}
+        types = {
+            name: "constexpr" if name in fixed else f"*{dtype}" if name in pointers else "i32"
+            for name in kernel.arg_names
+        }
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in pointers}
+        compiled = triton.compile(ASTSource(kernel, types, fixed, aligned), target, {"num_warps": warps})
+        (tmp_path / "cubin").write_bytes(compiled.asm["cubin"])
+        usage = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", tmp_path / "cubin"],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1]
+        assert 32 < int(registers) <= 255 and int(stack) <= 64  # bytes
 
 
 @pytest.mark.gpu
