@@ -92,6 +92,8 @@ def train_step(state: TrainState, run: Run, batches: Iterator[dict[str, Any]]) -
     losses = torch.stack([loss for loss, *_ in results])
     broken, *requests = agree(losses, run)
     unfit = (broken > 0) | ~norm.isfinite()
+    # an optimizer that draws numbers, such as timm/kron, must draw the same in every process
+    seed(run.device, int(rng_for("optimizer", run.cfg.RNG_SEED, state.step).integers(2**62)))
     step_unless(unfit, state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

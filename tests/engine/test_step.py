@@ -69,6 +69,20 @@ def parameters(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+@pytest.mark.filterwarnings("ignore:It is highly recommended to have 'opt_einsum'")
+def test_every_process_takes_the_same_step_with_an_optimizer_that_draws_numbers(make, monkeypatch):
+    def weights_after_two_steps(rank: int) -> Tensor:
+        monkeypatch.setattr("slowfast.utils.distributed.rank", lambda: rank)
+        state, run = make(SOLVER__OPTIMIZING_METHOD="timm/kron")
+        state.optimizer = build_optimizer(state.model, run.cfg)
+        for part in batches(2):
+            take_step(state, run, iter([part]))
+            state.step += 1
+        return parameters(state.model)
+
+    assert torch.equal(weights_after_two_steps(0), weights_after_two_steps(1))
+
+
 def test_micro_batches_make_the_step_of_one_large_batch(make):
     parts = batches(3)
     whole = {name: torch.cat([part[name] for part in parts]) for name in ("video", "label")} | {"bad": []}
