@@ -17,9 +17,8 @@ from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.meters import metrics_text
 from slowfast.run.resume import write_resolved
 from slowfast.utils.environment import environment
-from slowfast.utils.io import atomic_write, csv_text, sha256, write_json, write_text
+from slowfast.utils.io import atomic_write, csv_text, write_json, write_text
 from slowfast.utils.logging import MetricsLog
-from slowfast.weights.fetch import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +29,18 @@ def test_folder(cfg: CfgNode) -> str:
 
 
 def write_results(
-    folder: Path, evaluation: Evaluation, samples: VideoList, names: Sequence[str] | None, cfg: CfgNode, checkpoint: str
+    folder: Path,
+    evaluation: Evaluation,
+    samples: VideoList,
+    names: Sequence[str] | None,
+    cfg: CfgNode,
+    checkpoint: Mapping[str, str],
 ) -> None:
     """Write predictions.csv (one row per video), scores.npz, metrics.json and resolved_config.yaml.
 
     The scores of predictions.csv are means over the views, so means of probabilities lie between 0 and 1;
     scores.npz has the sums. For a multi-label list, the column "label" has all classes of a video, separated by ";".
-    If `names` is None, predictions.csv has class numbers. metrics.json has the checksum of the tested checkpoint.
+    If `names` is None, predictions.csv has class numbers. `checkpoint` is the path and the checksum of the tested one.
     """
     top = min(5, evaluation.scores.shape[1])
     ranks = range(1, top + 1)
@@ -53,7 +57,7 @@ def write_results(
         "metrics": evaluation.metrics(),
         "views": {"temporal": cfg.TEST.NUM_ENSEMBLE_VIEWS, "spatial": cfg.TEST.NUM_SPATIAL_CROPS},
         "skipped": evaluation.bad,
-        "checkpoint": {"path": checkpoint, "sha256": sha256(fetch(checkpoint))},
+        "checkpoint": dict(checkpoint),
         "config": yaml.safe_load(dump_config(cfg)),
         "environment": environment(),
     }

@@ -21,8 +21,9 @@ from slowfast.models.build import build_model, errors_name_keys, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, damage, official_best, resumable_checkpoint
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
-from slowfast.utils.io import counted
+from slowfast.utils.io import counted, sha256
 from slowfast.weights.class_order import ClassOrder
+from slowfast.weights.fetch import fetch_checkpoint
 from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.load import check_head_width, load_weights
 from slowfast.weights.released import find_order
@@ -49,6 +50,9 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     # the main process decides for all, and has written the last checkpoint by now
     path = distributed.on_main(lambda: find_checkpoint(cfg))
     progress()
+    # now: a training that runs at the same time may replace or remove the file during the test
+    checkpoint = {"path": path, "sha256": distributed.on_main(lambda: sha256(fetch_checkpoint(path)))}
+    progress()
     model, order, names = load_model(cfg, path, samples.class_names)
     place(model, device)
     progress()
@@ -56,7 +60,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     metrics, folder = evaluation.metrics(), Path(cfg.OUTPUT_DIR) / test_folder(cfg)
 
     def publish() -> None:
-        write_results(folder, evaluation, samples, names, cfg, path)
+        write_results(folder, evaluation, samples, names, cfg, checkpoint)
         if not cfg.TEST.SHUFFLE_FRAMES:
             _check_classes(evaluation, samples.class_names, order)
         log_results(folder, metrics, named=names is not None, cfg=cfg)

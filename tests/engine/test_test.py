@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from slowfast.config import get_cfg
+from slowfast.config import get_cfg, load_config
 from slowfast.engine.evaluate import Evaluation
+from slowfast.engine.meters import METRICS
 from slowfast.engine.test import _check_classes, find_checkpoint
+from slowfast.engine.test import test as engine_test
+from slowfast.models.build import build_model
 from slowfast.run.checkpoint import CheckpointWriter, best_checkpoint, list_checkpoints
+from slowfast.utils.io import sha256
 
 
 @pytest.fixture
@@ -65,6 +70,27 @@ def test_a_damaged_one_is_never_tested(cfg):
     damage(first)
     with pytest.raises(ValueError, match="none of the checkpoints"):
         find_checkpoint(cfg)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_checkpoint_that_a_training_replaces_or_removes_is_described_as_it_was_tested(
+    replaced, experiment, tmp_path, monkeypatch
+):
+    path = tmp_path / "tested.pth"
+    cfg = load_config(str(experiment), ["TRAIN.ENABLE", "False", "TEST.CHECKPOINT_FILE_PATH", str(path)])
+    torch.save({"model_state": build_model(cfg).state_dict()}, path)
+    tested = sha256(path)
+
+    def metric_of_another_training(scores, labels):
+        path.unlink(missing_ok=True)
+        if replaced:
+            path.write_bytes(b"newer")
+        return torch.zeros(len(labels))
+
+    monkeypatch.setitem(METRICS, "other", metric_of_another_training)
+    engine_test(cfg)
+    report = json.loads((tmp_path / "out" / "test" / "metrics.json").read_text())
+    assert report["checkpoint"] == {"path": str(path), "sha256": tested}
 
 
 def test_a_test_does_not_fail_without_scipy(monkeypatch, caplog):
