@@ -30,7 +30,8 @@ class _Lines:
         try:
             if self.path:
                 with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                    file.write(line + "\n")  # file names need not be UTF-8
+                    # file names need not be UTF-8; a part of the line that failed may be in the file
+                    file.write("\n" * self.failing + line + "\n")
             else:
                 # above a running progress bar instead of through it
                 encoding = sys.stdout.encoding or "utf-8"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 from pathlib import Path
 
 from slowfast.utils.logging import MetricsLog, read_metrics, setup_logging
@@ -63,6 +64,21 @@ def test_a_full_disk_costs_lines_and_one_message(tmp_path, package_logger, capsy
     (tmp_path / "log.txt").rename(tmp_path / "earlier.txt")
     (tmp_path / "log.txt").symlink_to("/dev/full")
     assert len(write()) == 1
+
+
+def test_the_first_line_after_a_full_disk_is_a_record(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("train", step=1)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 10, unlimited[1]))
+    try:
+        log.write("train", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert not log.path.read_bytes().endswith(b"\n")
+    for step in (3, 4):
+        log.write("train", step=step)
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1, 3, 4]
 
 
 def test_a_full_disk_with_the_output_costs_lines_only(tmp_path, package_logger, monkeypatch, capsys):
