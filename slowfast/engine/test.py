@@ -24,7 +24,7 @@ from slowfast.utils import distributed
 from slowfast.utils.io import counted, sha256
 from slowfast.weights.class_order import ClassOrder
 from slowfast.weights.fetch import fetch_checkpoint
-from slowfast.weights.heads import HeadPolicy
+from slowfast.weights.heads import HeadPolicy, stated_classes
 from slowfast.weights.load import check_head_width, load_weights
 from slowfast.weights.released import find_order
 from slowfast.weights.tensors import load_tensors
@@ -111,9 +111,11 @@ def load_model(
         ValueError: the file is missing, or its weights are not those of this network.
     """
     checkpoint, model = load_tensors(path), build_model(cfg)
+    # the order in the configuration of a training is that of the weights it started from, not of its checkpoints
+    choice = "auto" if stated_classes(checkpoint).get("class_names") else cfg.MODEL.CLASS_ORDER
     with errors_name_keys(model, path):
         check_head_width(model, checkpoint, path)
-        order = find_order(model, checkpoint, path, cfg.MODEL.CLASS_ORDER, cfg.TEST.DATASET, class_names)
+        order = find_order(model, checkpoint, path, choice, cfg.TEST.DATASET, class_names)
         report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order, as_trained=True))
     logger.info("weights of %s: %s", path, report)
     return model, order, report.class_names

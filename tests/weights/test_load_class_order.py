@@ -275,6 +275,24 @@ def test_a_configured_order_has_precedence(lists, tmp_path):
         load_model(configured(V1, 12, "MODEL.CLASS_ORDER", str(tmp_path / "map.txt")), path, [*"abcdefghijkl"])
 
 
+def test_a_configured_order_is_not_that_of_the_checkpoints_of_its_training(lists, tmp_path):
+    """A training puts the rows into the order of its list; a test or prediction of it must not do so again."""
+    path, names = str(tmp_path / "w.pth"), lists[400]
+    torch.save(numbered(V1, 400), path)
+    (tmp_path / "map.txt").write_text("\n".join([*names[7:], *names[:7], "of another data set"]))
+    for choice, start in (("released", 400), ("sorted", 400), (str(tmp_path / "map.txt"), 401)):
+        torch.save(numbered(V1, start), path)
+        cfg = configured(V1, 400, "MODEL.CLASS_ORDER", choice, "TRAIN.CHECKPOINT_FILE_PATH", path)
+        model = build_model(cfg)
+        initialize(model, cfg, names[::-1])
+        trained = str(tmp_path / "trained.pyth")
+        torch.save({"model_state": model.state_dict(), "class_names": names[::-1]}, trained)
+        for given in (names[::-1], None):
+            tested, _, of_outputs = load_model(cfg, trained, given)
+            assert torch.equal(tested.get_parameter("head.bias"), model.get_parameter("head.bias"))
+            assert of_outputs == names[::-1]
+
+
 def test_rows_without_a_known_order_keep_it(lists, tmp_path):
     """Weights of the user keep their order: other classes, other data, or names in the file."""
     path = str(tmp_path / "w.pth")
