@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,10 +20,14 @@ Names = Sequence[tuple[str, str]]  # theirs and ours
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, and modules of Lightning
 
 
-def extract_state_dict(checkpoint: object) -> StateDict:
+def extract_state_dict(checkpoint: object, names: Container[str] = ()) -> StateDict:
     """Return the tensors of a checkpoint, in its entry `model_state`, `model` or `state_dict` or at its top level.
 
     Averaged weights (`ema_state`) have precedence, because they were validated. Prefixes of wrappers are removed.
+
+    Args:
+        checkpoint: the result of `load_tensors`.
+        names: those in the network, which may itself consist of a part that has the name of a wrapper.
 
     Raises:
         ValueError: there are no tensors.
@@ -41,7 +45,10 @@ def extract_state_dict(checkpoint: object) -> StateDict:
             f"the checkpoint holds no tensors, but {sorted(map(str, content))[:8]}: give a file with 'model_state', "
             "'model', 'state_dict', or a bare state_dict"
         )
-    while prefix := next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), ""):
+    while not any(name in names for name in state):
+        prefix = next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), "")
+        if not prefix:
+            break
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
@@ -242,8 +249,8 @@ class Converted:
 def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Converted:
     """Rename the tensors of a known layout to the names of this package.
 
-    `target` contains the tensors of the network. A state that shares names with it, or fits no layout, is treated as
-    one of this package.
+    `target` contains the tensors of the network, whose names show no other layout. A state that shares names with it,
+    or fits no layout, is treated as one of this package.
     """
     layout = _recognise(state, target)
     left_out = [name for name in state if re.fullmatch(layout.left_out, name)]
@@ -256,7 +263,7 @@ def convert(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Conver
 
 def _recognise(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Layout:
     def fits(layout: Layout) -> bool:
-        return any(re.fullmatch(layout.signature, name) for name in state)
+        return any(re.fullmatch(layout.signature, name) for name in state if name not in target)
 
     own = (OWN,) if state.keys() & target.keys() else ()
     return [*filter(fits, MMACTION2), *own, *filter(fits, IMAGE_VITS), OWN][0]

@@ -97,7 +97,8 @@ def load_weights(
     """
     head, rules = head or HeadPolicy(), rules_of(model)
     heads = rules.head_names
-    source, initial = extract_state_dict(checkpoint), model.state_dict()
+    initial = model.state_dict()
+    source = extract_state_dict(checkpoint, initial)
     converted = convert(source, initial)
     rules.check_options(_recorded_options(checkpoint, rules.section))
     notes: list[str] = []

@@ -93,7 +93,8 @@ def find_order(
     Raises:
         ValueError: no order of that choice is known for such a classifier.
     """
-    converted = convert(extract_state_dict(checkpoint), model.state_dict())
+    initial = model.state_dict()
+    converted = convert(extract_state_dict(checkpoint, initial), initial)
     layout = converted.layout
     rows = count_classes(converted.state, rules_of(model).head_names)
     if not rows:

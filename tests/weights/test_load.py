@@ -45,6 +45,31 @@ def test_every_layout_of_a_checkpoint_loads(wrap, prefix, tmp_path):
     )
 
 
+class Whole(nn.Module):
+    """A network of a user that consists of one part."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.add_module(part, small(num_classes=0))
+        self.head_names = (f"{part}.head",)
+
+
+@pytest.mark.parametrize("part", ["model", "module", "backbone", "model.model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_a_part_with_the_name_of_a_wrapper_or_of_another_program_is_kept(part, prefix, tmp_path):
+    """A trained network of a user must be tested."""
+    outer, _, inner = part.partition(".")
+    source, target = Whole(inner or outer), Whole(inner or outer)
+    if inner:
+        source, target = nn.ModuleDict({outer: source}), nn.ModuleDict({outer: target})
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
+    torch.save({"model_state": state, "class_names": None}, tmp_path / "best.pyth")
+    checkpoint = load_tensors(tmp_path / "best.pyth")
+    report = load_weights(target, checkpoint)
+    assert len(report.loaded) == len(state)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("classes", "width", "classes_differ", "model_differs"),
     [(5, 32, False, False), (5, 64, False, True), (7, 32, True, False), (7, 64, False, True)],
