@@ -27,7 +27,7 @@ def import_extensions() -> None:
     for name in filter(None, map(str.strip, os.environ.get(VARIABLE, "").split(","))):
         try:
             module = importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script without a guard may exit
             FAULTS.append(_fault(name, error))
         else:
             FAULTS.extend(_without_code(name, module))
@@ -43,7 +43,7 @@ def check_extensions() -> None:
         raise ConfigError(FAULTS)
 
 
-def _fault(name: str, error: Exception) -> str:
+def _fault(name: str, error: BaseException) -> str:
     """Return why a module cannot be imported: it does not exist, or else the traceback from its first line on."""
     if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
         folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)

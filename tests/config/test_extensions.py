@@ -72,6 +72,7 @@ MODULES = {
     "own.nets": ("", ""),
     "syntax": ("def f(:", 'syntax.py", line 1'),
     "inner": ("\nimport missing", 'inner.py", line 2'),
+    "leaving": ("import sys\nsys.exit(0)", 'leaving.py", line 2'),
     "raising": ("int('x')", 'raising.py", line 1'),
     "choice": ("from slowfast.config import *\nadd_choice('MODEL.LOS_FUNC', 'x')", "'MODEL.LOSS_FUNC'"),
 }
