@@ -195,7 +195,7 @@ def _has_wrong_steps(cfg: CfgNode) -> bool:
 
 
 RULES = (
-    Rule("OUTPUT_DIR", lambda cfg: cfg.OUTPUT_DIR.strip() in ("", "None"),
+    Rule("OUTPUT_DIR", lambda cfg: not cfg.OUTPUT_DIR.strip(),
          "name a folder for this run, or . for the current folder"),
     Rule("NUM_PROCESSES NUM_GPUS", lambda cfg: cfg.NUM_GPUS not in (0, num_local_processes(cfg)),
          "set NUM_PROCESSES 0, which starts one process per GPU"),

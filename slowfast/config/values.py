@@ -147,7 +147,7 @@ def _instance(wanted: type, words: str) -> Kind:
 def _text(value: Any) -> str:
     if value is not None and not isinstance(value, str):
         raise ValueError
-    return value or ""
+    return "" if value in (None, "None") else value  # YAML reads None, the official name of no value, as a text
 
 
 FLAG = _instance(bool, "True or False")

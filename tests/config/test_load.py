@@ -249,6 +249,12 @@ def test_an_empty_output_folder_is_refused(folder, write):
     assert "a.yaml:1: " in fault(write("a.yaml", f"OUTPUT_DIR: {folder}\n"))
 
 
+def test_the_text_none_is_empty(write):
+    """The official default of UNIFORMER.PRETRAIN_NAME is None, which YAML reads as a text."""
+    cfg = load_config(write("a.yaml", "UNIFORMER: {PRETRAIN_NAME: None}\nAUG: {AA_TYPE: null}\n"), ["DATA.PATH_PREFIX=None"])
+    assert (cfg.UNIFORMER.PRETRAIN_NAME, cfg.AUG.AA_TYPE, cfg.DATA.PATH_PREFIX) == ("", "", "")
+
+
 def test_a_long_list_of_faults_is_shortened(write):
     with pytest.raises(ConfigError) as error:
         load_config(write("a.yaml", "".join(f"NOTHING_{i}: 1\n" for i in range(100))))
@@ -303,7 +309,7 @@ def test_dump_and_load_are_inverse(write):
         "DATA.PATH_LABEL_SEPARATOR": "\t",
         "DATA.PATH_PREFIX": "a folder: with 'quotes' # and é, " + "long/" * 40,
         "OUTPUT_DIR": "1e-4",
-        "UNIFORMER.PRETRAIN_NAME": "'None'",
+        "UNIFORMER.PRETRAIN_NAME": "'null'",
         "DATA.IMAGE_TEMPLATE": "{:05d}.jpg",
         "DATA.PATH_TO_DATA_DIR": "two\nlines",
     }
@@ -312,7 +318,7 @@ def test_dump_and_load_are_inverse(write):
     assert again == cfg
     assert again.SOLVER.COSINE_END_LR == 1e-7 and again.SOLVER.CLIP_GRADIENT is None
     assert again.UNIFORMER.PRUNE_RATIO == [[], [], [1, 0.5], [0.3333333333333333]]
-    assert again.OUTPUT_DIR == "1e-4" and again.UNIFORMER.PRETRAIN_NAME == "None"
+    assert again.OUTPUT_DIR == "1e-4" and again.UNIFORMER.PRETRAIN_NAME == "null"
     assert len(again.sources) > 100
     assert dump_config(again) == dump_config(cfg)
     assert load_config(write("y.yaml", format_config(cfg))) == cfg
