@@ -8,6 +8,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any
@@ -285,10 +286,14 @@ def _unknown(key: str) -> str:
     if key in SECTIONS:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
     upper = key.upper()
-    section, _, name = upper.rpartition(".")
-    same = [known for known in KEYS if known.rpartition(".")[2] == name] or [k for k in KEYS if _ends_in(k, name)]
-    near = close_to(upper, same, 2, least=0.0) or close_to(f"{section}.{name}", KEYS)
-    return f"unknown key {key}{near}: correct it, docs/CONFIG.md lists all keys"
+    name = upper.rpartition(".")[2]
+    names = {known: known.rpartition(".")[2] for known in KEYS}
+    same = [known for known in KEYS if names[known] == name] or [known for known in KEYS if _ends_in(known, name)]
+    if not same:
+        similar = get_close_matches(name, names.values(), cutoff=0.75)
+        same = [known for known in KEYS if names[known] in similar]
+    near = close_to(upper, same, 2, least=0.0) or close_to(upper, KEYS, least=0.7)
+    return f"unknown key {key}{near}: correct it, or remove it if only another program has it; docs/CONFIG.md lists all"
 
 
 def _ends_in(key: str, name: str) -> bool:

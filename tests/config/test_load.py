@@ -156,6 +156,11 @@ def test_an_unknown_key_names_two_keys_that_end_in_its_words(key, meant):
     assert f", '{meant}'?" in fault(None, [key, "1"])
 
 
+@pytest.mark.parametrize("key", ["UNIFORMER.CONTINUOUS_ATTN", "TRAIN.GRADIENT_ACCUMULATE", "DATA.AUTOAUGMENT"])
+def test_a_key_of_another_program_is_not_taken_for_one_of_its_section(key):
+    assert "meant" not in fault(None, [key, "1"])
+
+
 def test_a_value_that_is_replaced_need_not_be_usable(write):
     path = write("a.yaml", "TRAIN:\n  DATASET: hvu\nDATA:\n  INPUT_CHANNEL_NUM: [3, 3]\nMODEL:\n  NUM_CLASSES: 7\n")
     cfg = load_config(path, ["TRAIN.DATASET", "sth", "DATA.INPUT_CHANNEL_NUM", "3"])
