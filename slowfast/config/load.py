@@ -253,9 +253,26 @@ def merge(
     if family != cfg.MODEL.ARCH and "MODEL.ARCH" in sources:
         ignored["follows from MODEL.MODEL_NAME"] = [(f"MODEL.ARCH {cfg.MODEL.ARCH}", sources["MODEL.ARCH"])]
     cfg.MODEL.ARCH = family
+    ignored |= _unread(cfg, sources)
     notes.faults.extend(fault for key, fault in faults.items() if not (key in KEYS and _is_in(key, unchecked)))
     notes.warnings.extend(f"{_summary(keys)}: {reason}" for reason, keys in ignored.items())
     return sources, KEYS.keys() & faults.keys()
+
+
+def _unread(cfg: CfgNode, sources: Mapping[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """Return why a network of this package does not read a section -> its name, per key that was probably meant.
+
+    A file whose network differs from that of its bases may leave their keys. A network of a user may read any section.
+    """
+    name, family = str(cfg.MODEL.MODEL_NAME), cfg.MODEL.ARCH.upper()
+    other = "UNIFORMER" if family == "UNIFORMERV2" else "UNIFORMERV2"
+    found = [
+        (other, origin)
+        for key, origin in sources.items()
+        if key.startswith(f"{other}.") and (origin == "command line" or "MODEL.MODEL_NAME" not in sources)
+    ]
+    reason = f"MODEL.MODEL_NAME {name} reads only the section {family}"
+    return {reason: found} if found and name.startswith("Uniformer") else {}
 
 
 def _is_in(key: str, names: Collection[str]) -> bool:

@@ -256,7 +256,9 @@ def test_an_empty_output_folder_is_refused(folder, write):
 
 def test_the_text_none_is_empty(write):
     """The official default of UNIFORMER.PRETRAIN_NAME is None, which YAML reads as a text."""
-    cfg = load_config(write("a.yaml", "UNIFORMER: {PRETRAIN_NAME: None}\nAUG: {AA_TYPE: null}\n"), ["DATA.PATH_PREFIX=None"])
+    cfg = load_config(
+        write("a.yaml", "UNIFORMER: {PRETRAIN_NAME: None}\nAUG: {AA_TYPE: null}\n"), ["DATA.PATH_PREFIX=None"]
+    )
     assert (cfg.UNIFORMER.PRETRAIN_NAME, cfg.AUG.AA_TYPE, cfg.DATA.PATH_PREFIX) == ("", "", "")
 
 
@@ -274,6 +276,21 @@ def test_a_circle_of_bases_is_named(write):
     for name in "pq":
         write(f"{name}.yaml", "_BASE_: common.yaml\n")
     assert "common.yaml:1: RNG_SEED" in fault(write("r.yaml", "_BASE_: [p.yaml, q.yaml]\n"))  # no circle, said once
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "unread"),
+    [
+        ("UNIFORMERV2: {FROZEN: True, N_HEAD: 12}", [], "UNIFORMERV2 (a.yaml:1, 2 keys): MODEL.MODEL_NAME Uniformer "),
+        ("MODEL: {MODEL_NAME: Uniformerv2}", ["UNIFORMER.SPLIT=True"], "UNIFORMER (command line): "),
+        ("MODEL: {MODEL_NAME: Uniformerv2}\nUNIFORMER: {SPLIT: True}", [], ""),  # perhaps of another network in a base
+        ("MODEL: {MODEL_NAME: Mine}", ["UNIFORMERV2.FROZEN=True"], ""),
+    ],
+)
+def test_keys_of_the_other_family_cause_a_warning(text, pairs, unread, write):
+    with warnings.catch_warnings(record=True) as caught:
+        load_config(write("a.yaml", text), pairs)
+    assert [str(found.message).splitlines()[1].startswith(f"  {unread}") for found in caught] == [True] * bool(unread)
 
 
 def test_obsolete_keys_warn_once_and_do_nothing(write):
