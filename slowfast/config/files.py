@@ -158,7 +158,7 @@ def _values(
                 if content == other:
                     notes.warnings.append(f"{duplicate} with the same value")
                 else:
-                    notes.faults.append(f"{duplicate}: remove one")
+                    notes.faults.append(f"{duplicate}: remove one, other programs use the last")
                 continue
             first[key] = line, content
             if isinstance(value, yaml.MappingNode):
