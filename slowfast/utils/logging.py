@@ -15,6 +15,9 @@ from tqdm import tqdm
 
 from slowfast.utils.io import print_error, to_json
 
+# Warnings of these modules are about one process. Those of others are the same in all processes of a job.
+OF_ONE_PROCESS = ("slowfast.datasets.workers", "slowfast.models.depthwise", "slowfast.run.launch")
+
 
 class _Lines:
     """Write lines to a file; while writing fails, for example on a full disk, drop them and print one message.
@@ -59,15 +62,20 @@ class _Handler(logging.Handler):
 
 
 def setup_logging(output_dir: str | os.PathLike[str], main: bool) -> None:
-    """Send the package's log to the terminal and `output_dir`/log.txt; unless `main`, only warnings to the terminal."""
+    """Send the package's log to the terminal and `output_dir`/log.txt.
+
+    A process that is not the main one (`main`) sends only errors and warnings about itself, and only to the terminal.
+    """
     logger = logging.getLogger("slowfast")
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(logging.INFO if main else logging.WARNING)
-    logger.addHandler(_Handler(None))
+    terminal = _Handler(None)
+    logger.addHandler(terminal)
     if main:
         logger.addHandler(_Handler(Path(output_dir) / "log.txt"))
     else:
+        terminal.addFilter(lambda record: record.levelno >= logging.ERROR or record.name in OF_ONE_PROCESS)
         warnings.simplefilter("ignore")  # the main process shows them
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import resource
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_a_full_disk_with_the_output_costs_lines_only(tmp_path, package_logger, 
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert capsys.readouterr().err.count("No space left") == 1
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 20
+
+
+def test_other_processes_log_what_is_about_them_alone(tmp_path, package_logger, capsys):
+    setup_logging(tmp_path, main=False)
+    logging.getLogger("slowfast.run.health").warning("a video is bad")  # all processes know it
+    logging.getLogger("slowfast.datasets.workers").warning("a worker was killed")
+    logging.getLogger("slowfast.run.health").error("a file cannot be written")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("] ")[1] for line in lines] == ["a worker was killed", "a file cannot be written"]
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_a_log_that_cannot_be_read_does_not_end_the_run(tmp_path, monkeypatch):
