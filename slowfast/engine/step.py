@@ -126,7 +126,8 @@ def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
         outcome = StepOutcome(outcome.stop or stop > 0, outcome.save or save > 0, norm)
         if dropped:
             state.nonfinite += 1
-            report_nonfinite(run.cfg, run.amp, step.number, state.nonfinite, step.batches, losses, norm)
+            where = (step.number, run.last_step, state.nonfinite)
+            report_nonfinite(run.cfg, run.amp, *where, step.batches, losses, norm)
             run.log.records.write("nonfinite", step=step.number, in_a_row=state.nonfinite)
         elif math.isfinite(norm):
             state.nonfinite = 0

@@ -107,6 +107,7 @@ def report_nonfinite(
     cfg: CfgNode,
     amp: torch.dtype | None,
     step: int,
+    last_step: int,
     in_a_row: int,
     batches: list[dict[str, Any]],
     losses: list[float],
@@ -115,7 +116,7 @@ def report_nonfinite(
     """Keep the batches of a step that was not finite in OUTPUT_DIR/nonfinite; `amp` is the type of mixed precision.
 
     Raises:
-        SharedError: these are TRAIN.MAX_NONFINITE in a row.
+        SharedError: these are TRAIN.MAX_NONFINITE in a row, or all `last_step` steps of the run.
     """
     folder = Path(cfg.OUTPUT_DIR) / "nonfinite"
     mine = f"rank_{distributed.rank()}.pth"
@@ -128,10 +129,10 @@ def report_nonfinite(
     except (OSError, RuntimeError) as error:
         logger.error("%s could not be written: %s", path, error)
     what = f"loss {sum(losses) / len(losses)}, gradient norm {grad_norm} at step {step}"
-    if in_a_row >= cfg.TRAIN.MAX_NONFINITE:
+    if in_a_row >= min(cfg.TRAIN.MAX_NONFINITE, last_step):
+        limit = f"TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}" if in_a_row < last_step else "all of this run"
         raise SharedError(
-            f"{what}: {in_a_row} steps in a row were not finite (TRAIN.MAX_NONFINITE {cfg.TRAIN.MAX_NONFINITE}); "
-            f"they changed nothing, and the first such batches are in {folder}. {OTHER_CURES[amp]} with a lower "
-            "SOLVER.BASE_LR in another OUTPUT_DIR"
+            f"{what}: {in_a_row} steps in a row were not finite ({limit}); they changed nothing, and the first such "
+            f"batches are in {folder}. {OTHER_CURES[amp]} with a lower SOLVER.BASE_LR in another OUTPUT_DIR"
         )
     logger.warning("%s: the step was left out (%d in a row)", what, in_a_row)

@@ -394,6 +394,15 @@ def test_facts_of_a_step_are_settled_while_the_next_one_runs(make, tmp_path):
         settle(state, run)
 
 
+def test_a_run_without_a_finite_step_fails(make):
+    state, run = make(TRAIN__MAX_NONFINITE=20)
+    run.last_step = 2
+    broken = [{**batch, "video": batch["video"] * math.nan} for batch in batches(2)]
+    take_step(state, run, iter(broken[:1]))
+    with pytest.raises(SharedError):
+        take_step(state, run, iter(broken[1:]))
+
+
 class Asking(list):
     """Batches, between which this process is asked to stop."""
 
