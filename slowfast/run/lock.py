@@ -20,6 +20,7 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from slowfast.run import interrupt
 from slowfast.run.watchdog import progress
 from slowfast.utils import distributed
 
@@ -145,17 +146,20 @@ def _take_over(path: Path, dead: Holder, me: Holder) -> bool:
     return True
 
 
-def _take(path: Path, me: Holder, patience: float) -> None:
+def _take(path: Path, me: Holder, patience: float) -> bool:
+    """Wait for a lease; return False if this process was asked to stop before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     begun, noticed = time.monotonic(), False
     first_seen: dict[str, float] = {}  # renewals by holder
     while not _create(path, me):
         progress()
+        if interrupt.received():
+            return False
         if (lease := _read(path)) is None:
             continue
         holder, renewed = lease
         if _is_dead(path, lease, me) and _take_over(path, holder, me):
-            return
+            return True
         waited = time.monotonic() - begun
         alive = holder.is_alive(me) or renewed > first_seen.setdefault(holder.token, renewed)
         if alive and waited > patience:
@@ -167,6 +171,7 @@ def _take(path: Path, me: Holder, patience: float) -> None:
             noticed = True
             logger.warning("waiting for %s, which has held %s since %s", holder, path, holder.since)
         time.sleep(0.2)
+    return True
 
 
 def _renew(path: Path, me: Holder, released: threading.Event) -> None:
@@ -193,9 +198,11 @@ def hold(path: Path, patience: float = PATIENCE) -> Generator[None]:
 
     Raises:
         ValueError: in every process: another one holds the lease.
+        Interruption: in every process: the main one was asked to stop while it waited.
     """
     me, released, main = Holder(), threading.Event(), distributed.is_main()
-    distributed.on_main(lambda: _take(path, me, patience))
+    if not distributed.on_main(lambda: _take(path, me, patience)):
+        raise interrupt.Interruption(f"asked to stop while waiting for {path}")
     thread = threading.Thread(target=_renew, args=(path, me, released), name="lease", daemon=True)
     if main:
         thread.start()

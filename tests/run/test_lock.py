@@ -7,12 +7,13 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from slowfast.run import lock
+from slowfast.run import interrupt, lock
 from slowfast.run.lock import Holder, hold, is_held
 
 FORK = multiprocessing.get_context("fork")
@@ -103,6 +104,17 @@ def test_a_living_holder_on_another_machine_is_kept(path):
     with pytest.raises(ValueError, match=r"process \d+ on node7"), hold(path, patience=0):
         pass
     child.join()
+
+
+def test_a_request_to_stop_ends_the_wait(path, monkeypatch):
+    held_elsewhere(path)
+    received: list[signal.Signals] = []
+    monkeypatch.setattr(interrupt, "_received", received)
+    threading.Timer(0.5, received.append, [signal.SIGUSR2]).start()
+    begun = time.monotonic()
+    with pytest.raises(interrupt.Interruption), hold(path, patience=20):
+        pass
+    assert 0.4 < time.monotonic() - begun < 5 and path.exists()
 
 
 @pytest.mark.slow
