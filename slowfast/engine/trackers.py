@@ -52,8 +52,8 @@ def _tensorboard(cfg: CfgNode, step: int, id: str) -> Tracker:
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
     folder = Path(cfg.OUTPUT_DIR, cfg.TENSORBOARD.LOG_DIR or "tensorboard")
-    # a resumed run repeats steps: what was written after `step` is hidden
-    board = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    # a resumed run, or one that was killed before its first checkpoint, repeats steps: those after `step` are hidden
+    board = SummaryWriter(str(folder), purge_step=step + 1)
 
     def log(values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

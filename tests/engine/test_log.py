@@ -51,6 +51,9 @@ def test_a_resumed_run_hides_the_curves_of_the_steps_that_it_repeats(tmp_path):
             for step in (first + 1, first + 2, first + 3):
                 run.train(step, 0.0, VALUES)
     assert steps(tmp_path / "curves", "train/loss") == [1, 2, 3, 4, 5]
+    with make(tmp_path, LOG_DIR="curves") as run:  # all checkpoints were removed
+        run.train(1, 0.0, VALUES)
+    assert steps(tmp_path / "curves", "train/loss") == [1]
 
 
 def test_the_remaining_time_is_that_of_the_remaining_steps(tmp_path, monkeypatch, caplog):
