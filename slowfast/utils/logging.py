@@ -114,7 +114,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             wrong += bool(line.strip())
             continue
         if record["kind"] == "start":
-            records = [r for r in records if r.get("step", -1) <= record["step"]]
+            # "nonfinite" counts the steps before its own
+            records = [r for r in records if r.get("step", -1) + (r["kind"] == "nonfinite") <= record["step"]]
         elif record["kind"] in ("epoch", "val"):
             key = (record["kind"], record["step"])
             records = [r for r in records if (r["kind"], r.get("step")) != key]

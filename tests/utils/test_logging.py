@@ -43,6 +43,16 @@ def test_history_after_a_resume_has_no_repeats(tmp_path):
     assert [r["step"] for r in records] == [5, 10, 15] and records[-1]["loss"] == 0.5
 
 
+def test_history_after_a_resume_has_each_left_out_step_once(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write("start", step=0)
+    for step in (4, 5):  # the fifth and the sixth step
+        log.write("nonfinite", step=step, in_a_row=step - 3)
+    log.write("start", step=5)
+    log.write("nonfinite", step=5, in_a_row=2)
+    assert [r["step"] for r in read_metrics(tmp_path) if r["kind"] == "nonfinite"] == [4, 5]
+
+
 def test_a_full_disk_costs_lines_and_one_message(tmp_path, package_logger, capsys):
     for name in ("log.txt", "metrics.jsonl"):
         (tmp_path / name).symlink_to("/dev/full")
