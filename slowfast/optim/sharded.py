@@ -26,7 +26,7 @@ class ShardedOptimizer:
     Attributes:
         numbers: per process, the numbers of its parameters, in the order of `groups`.
         local: the optimizer of the part of this process.
-        param_groups: groups of all parameters.
+        param_groups: groups of all parameters; `step` reads their learning rates.
 
     Raises:
         ValueError: the optimizer has other groups.
@@ -62,7 +62,7 @@ class ShardedOptimizer:
     def step(self) -> None:
         """Update the parameters of this process, then send them to the others."""
         for own, group in zip(self.local.param_groups, self.param_groups, strict=True):
-            own |= {key: value for key, value in group.items() if key != "params"}
+            own["lr"] = group["lr"]
         self.local.step()
         for owner, numbers in enumerate(self.numbers):
             if parameters := [self.parameters[n] for n in numbers]:
@@ -74,16 +74,19 @@ class ShardedOptimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the whole optimizer, as it is without sharding, in the main process; a part in others."""
-        own = {
+        mine = {
             n: {key: value.cpu() if torch.is_tensor(value) else value for key, value in values.items()}
             for n in self.numbers[rank()]
             if (values := self.state.get(self.parameters[n]))
         }
         found: list[Any] | None = [None] * world_size() if is_main() else None
-        distributed.gather_object(own, found)
-        state = {number: values for part in found or [own] for number, values in part.items()}
+        distributed.gather_object(mine, found)
+        state = {number: values for part in found or [mine] for number, values in part.items()}
         numbers = iter(range(len(self.parameters)))
-        groups = [group | {"params": [next(numbers) for _ in group["params"]]} for group in self.param_groups]
+        groups = [
+            own | {"params": [next(numbers) for _ in group["params"]]}  # an optimizer may count its steps in `own`
+            for own, group in zip(self.local.param_groups, self.param_groups, strict=True)
+        ]
         return {"state": dict(sorted(state.items())), "param_groups": groups}
 
     def part_of(self, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,31 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from slowfast.config import get_cfg
+from slowfast.config.extensions import add_choice
 from slowfast.engine.start import new_state
 from slowfast.engine.state import TrainState
-from slowfast.optim.build import set_learning_rate, step_unless
+from slowfast.optim.build import OPTIMIZERS, set_learning_rate, step_unless
 from slowfast.optim.sharded import ShardedOptimizer
 from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
 
 CPU = torch.device("cpu")
+
+
+class Slowing(torch.optim.Optimizer):
+    """SGD whose groups count the steps, as those of some optimizers do; each step is smaller than the one before."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad * group["lr"] / group["steps"])
+                self.state[parameter]["updated"] = True
+
+
+add_choice("SOLVER.OPTIMIZING_METHOD", "slowing")
+OPTIMIZERS["slowing"] = lambda groups, solver: Slowing(groups, {"lr": solver.BASE_LR})
 
 
 def start(method: str, sharding: str) -> tuple[TrainState, nn.Module]:
@@ -52,7 +69,7 @@ def same(a: Any, b: Any) -> bool:
 def process(rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     join_group("gloo", CPU, timeout=60, check=lambda: None)
-    for method in ("adamw", "sgd", "adam"):
+    for method in ("adamw", "sgd", "adam", "slowing"):
         whole, sharded = start(method, "none"), start(method, "zero1")
         assert isinstance(sharded[0].optimizer, ShardedOptimizer)
         for state, network in (whole, sharded):
