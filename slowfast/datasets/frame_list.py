@@ -173,10 +173,23 @@ def _doubt(
         f"frames of {name} cannot be counted without decoding them": not codec.codec.intra_only
         and name not in COUNTED_CODECS,
         "some of its frames have the same time": len(set(times)) < len(times),
+        "its times go back, as in joined recordings": _goes_back(read),
         "it contains no times of presentation": ordered and not countable,
         "it does not begin with a key frame": not (read and read[0].key and keys and keys[0][0] == 0),
     }
     return next((reason for reason, found in doubts.items() if found), "")
+
+
+def _goes_back(read: list[Packet]) -> bool:
+    """Return whether a key frame has an earlier time than a packet before it, so that times are not the order."""
+    latest = None
+    for packet in read:
+        if packet.time is None:
+            continue
+        if latest is not None and packet.key and packet.time < latest:
+            return True
+        latest = packet.time if latest is None else max(latest, packet.time)
+    return False
 
 
 def _seek_targets(read: list[Packet], times: list[int]) -> list[tuple[int, int]]:

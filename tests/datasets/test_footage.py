@@ -75,6 +75,14 @@ def two_streams(path: Path) -> None:
     copy_streams(path, [write(path.with_name("small.mp4")), write(path.with_name("large.mp4"), size=(96, 128))])
 
 
+def joined(path: Path) -> None:
+    """Join two recordings, the second of which has earlier times, as after a restart of the camera."""
+    late = write(path.with_name("late.ts"), ticks=range(5000, 5400, 10))
+    early = path.with_name("early.ts")
+    encode(early, np.stack(moving(40, 48, 64)[::-1]), options=GROUPS)
+    path.write_bytes(late.read_bytes() + early.read_bytes())
+
+
 def cropped(path: Path) -> None:
     """Crop pictures on the left, which decoders do in steps of 32 pixels only: they are wider than the header says."""
     with (
@@ -132,6 +140,7 @@ GOOD: dict[str, tuple[Callable[[Path], object], int]] = {
     "intra_refresh.mp4": (lambda path: write(path, REFRESH), 40),
     "intra_refresh.mkv": (lambda path: write(path, REFRESH), 40),
     "intra_refresh.ts": (lambda path: write(path, REFRESH), 40),
+    "joined.ts": (joined, 80),
     "two_streams.mp4": (two_streams, 40),
     "lossless_cut.mp4": (lossless_cut, 27),
     "mpeg2.mpg": (lambda path: write(path, {"bf": "2", "g": "10"}, codec="mpeg2video"), 40),
