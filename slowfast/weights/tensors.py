@@ -171,8 +171,17 @@ def _is_module(value: Any) -> bool:
 def _state_dict(module: Any) -> dict[str, Any]:
     """Return the tensors of a module like its state_dict, with class names and class order in the metadata."""
     state: Any = OrderedDict(_tensors(module))
-    state._metadata = {"": {key: vars(module)[key] for key in ("class_order", "class_names") if key in vars(module)}}
+    state._metadata = dict(_statements(module))
     return state
+
+
+def _statements(module: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the class names and class order of a module and of those in it, which it may wrap, by their names."""
+    entries = vars(module)
+    yield name, {key: entries[key] for key in ("class_order", "class_names") if key in entries}
+    for part, value in entries.get("_modules", {}).items():
+        if _is_object(value):
+            yield from _statements(value, f"{name}.{part}" if name else part)
 
 
 def _tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -71,7 +71,9 @@ def test_without_names_the_outputs_are_in_the_order_of_the_sorted_names(tmp_path
     assert torch.equal(again.head.bias, model.head.bias)  # pyright: ignore
 
 
-@pytest.mark.parametrize("form", ["state_dict", "of a wrapper", "module", "module in a checkpoint"])
+@pytest.mark.parametrize(
+    "form", ["state_dict", "of a wrapper", "module", "wrapper", "module in a checkpoint", "wrapper in a checkpoint"]
+)
 @pytest.mark.parametrize("start", ["nothing", "released", "new classifier"])
 def test_a_saved_model_is_loaded_unchanged(start, form, tmp_path):
     """The same applies after a training on the same number of other classes, without class names."""
@@ -85,6 +87,8 @@ def test_a_saved_model_is_loaded_unchanged(start, form, tmp_path):
         "state_dict": model.state_dict(),
         "of a wrapper": torch.nn.DataParallel(model).state_dict(),
         "module": model,
+        "wrapper": torch.nn.DataParallel(model),
+        "wrapper in a checkpoint": {"model": torch.nn.DataParallel(model)},
         "module in a checkpoint": {"model": model, "epoch": 3},
     }[form]
     torch.save(saved, tmp_path / "again.pth")
