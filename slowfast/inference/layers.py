@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
+from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.utils.tables import close_to
 
 POOLED = "pooled"
@@ -85,7 +86,9 @@ class LayerFeatures(nn.Module):
     def _find_axes(self, clip: Tensor) -> tuple[int, int]:
         """Return the dimensions of the clips and of the channels in the output of the layer."""
         time, size = clip.shape[-3], clip.shape[-1]
-        other = clip[..., : size // 2, : size // 2] if size > SMALL else torch.cat([torch.cat([clip] * 2, -1)] * 2, -2)
+        patch = self.model.patch if isinstance(self.model, UniFormerV2) else 1  # it takes whole patches
+        half = size // 2 // patch * patch
+        other = clip[..., :half, :half] if size > SMALL else torch.cat([torch.cat([clip] * 2, -1)] * 2, -2)
         if clip.ndim == 5:
             other = other[:, :, : max(1, time // 2)]
         one, two, resized = (self._run(clips).shape for clips in (clip, torch.cat([clip, clip]), other))

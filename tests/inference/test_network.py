@@ -112,6 +112,7 @@ def test_features_are_the_mean_over_views_of_the_input_of_the_classifier(net, pa
     assert not net.model.training
 
 
+@pytest.mark.parametrize("size", [32, 80])  # five patches of a ViT
 @pytest.mark.parametrize(
     ("name", "options", "layer"),
     [
@@ -120,13 +121,13 @@ def test_features_are_the_mean_over_views_of_the_input_of_the_classifier(net, pa
         ("uniformerv2", {}, "backbone.transformer.resblocks.1"),
     ],
 )
-def test_a_layer_of_any_network_gives_one_vector_per_clip(name, options, layer):
+def test_a_layer_of_any_network_gives_one_vector_per_clip(name, options, layer, size):
     if name == "uniformerv2":
         tower = VisionTower(width=32, layers=2, heads=2, patch=16, resolution=32)
         model: Any = UniFormerV2(5, tower, (0, 1), 2).eval()
     else:
         model = create_model(name, num_frames=4, num_classes=5, **options).eval()
-    clips = torch.randn(3, 3, 4, 32, 32)
+    clips = torch.randn(3, 3, 4, size, size)
     with torch.no_grad():
         maps = model.forward_intermediates(clips, indices=1, intermediates_only=True)[0]
         together = LayerFeatures(model, layer)(clips)
