@@ -41,7 +41,8 @@ Runner = Callable[[Tensor], Tensor]  # clips (B, C, T, H, W) -> logits (B, K)
 
 def metadata(net: Network) -> dict[str, Any]:
     """Return what a program needs besides the tensors: class names, and how clips are made."""
-    data, test = net.cfg.DATA, net.cfg.TEST
+    data, test, softmax = net.cfg.DATA, net.cfg.TEST, sums_softmax(net.cfg)
+    by_class = data.MULTI_LABEL or (net.cfg.MODEL.LOSS_FUNC.startswith("bce") and not softmax)
     values: dict[str, Any] = {
         "class_names": net.class_names,
         "network": net.cfg.MODEL.MODEL_NAME,
@@ -49,14 +50,13 @@ def metadata(net: Network) -> dict[str, Any]:
         "mean": data.MEAN,
         "std": data.STD,
         "channel_order": net.channel_order,
-        "activation": "sigmoid" if net.cfg.MODEL.LOSS_FUNC.startswith("bce") else "softmax",
+        "activation": "sigmoid" if by_class else "softmax",
     }
     if not net.is_image:
         dense = isinstance(net.views_of_video.reader.sampler, DenseSampler)
         values |= {"sampling": "dense", "sampling_rate": data.SAMPLING_RATE} if dense else {"sampling": "sparse"}
         values |= {"views": test.NUM_ENSEMBLE_VIEWS, "crops": test.NUM_SPATIAL_CROPS}
-        probabilities = data.MULTI_LABEL or sums_softmax(net.cfg)
-        values |= {"ensemble": "probabilities" if probabilities else "logits"}
+        values |= {"ensemble": "probabilities" if data.MULTI_LABEL or softmax else "logits"}
         values |= {"ensemble_method": "mean" if data.ENSEMBLE_METHOD == "sum" else "max"}
     return values
 
@@ -89,8 +89,9 @@ def export_model(
     with atomic_path(path) as part, torch.no_grad():
         write(model, torch.randn(TRACED, *shape), about, part)
         runner = read(model, part)
-        error = max(_difference(model, runner, torch.randn(count, *shape)) for count in CHECKED)
-        if not error <= LIMIT:  # also if it is not a number
+        errors = [_difference(model, runner, torch.randn(count, *shape)) for count in CHECKED]
+        error = torch.tensor(errors, dtype=torch.float64).max().item()  # not a number if one of them is not
+        if not error <= LIMIT:
             raise ValueError(
                 f"the logits of the {kind} file differ from those of the network by a share of {error:.1e}, above "
                 f"{LIMIT}, so nothing was written: choose another --format"

@@ -17,6 +17,7 @@ from torch import nn
 import slowfast
 from slowfast.inference.draw import pictures
 from slowfast.inference.export import METADATA, export_model, latency, metadata
+from slowfast.models.linear import is_exporting
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
@@ -58,6 +59,19 @@ def test_onnx_gives_the_logits_of_the_network_for_any_number_of_clips(name, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["a.file"]
 
 
+class WrongForThree(nn.Module):
+    """A network whose exported program gives NaN for three clips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        logits = self.layer(clips.flatten(2).mean(2))
+        count = torch.ones_like(logits[:, :1]).sum()
+        return logits + (2.5 - count).clamp(max=0).sqrt() if is_exporting() else logits
+
+
 class Unstable(nn.Module):
     """A network that gives other logits in each call outside of an export."""
 
@@ -70,10 +84,11 @@ class Unstable(nn.Module):
         return self.layer(clips.flatten(2).mean(2)) * self.calls
 
 
-def test_a_file_that_differs_is_not_written(tmp_path):
+@pytest.mark.parametrize("network", [Unstable, WrongForThree])
+def test_a_file_that_differs_is_not_written(network, tmp_path):
     (tmp_path / "a.pt2").write_text("before")
     with pytest.raises(ValueError, match="share"):
-        export_model(Unstable(), SHAPE, {}, "torch-export", tmp_path / "a.pt2")
+        export_model(network(), SHAPE, {}, "torch-export", tmp_path / "a.pt2")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
 
 
@@ -146,12 +161,14 @@ def test_the_metadata_say_which_frames_are_read(dataset, expected, trained):
     assert {key: value for key, value in metadata(net).items() if key.startswith("sampling")} == expected
 
 
-RULES = [("True", "sum"), ("False", "sum"), ("True", "max"), ("False", "max")]
-
-
-@pytest.mark.parametrize(("softmax", "method"), RULES)
-def test_the_metadata_say_how_the_clips_of_a_video_become_its_probabilities(softmax, method, trained, videos):
-    rule = ("TEST.ADD_SOFTMAX", softmax, "DATA.ENSEMBLE_METHOD", method)
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+@pytest.mark.parametrize("method", ["sum", "max"])
+@pytest.mark.parametrize(("several", "softmax"), [("True", "None"), ("False", "True"), ("False", "False")])
+def test_the_metadata_say_how_the_clips_of_a_video_become_its_probabilities(
+    several, method, softmax, loss, trained, videos
+):
+    rule = ("TEST.ADD_SOFTMAX", softmax, "DATA.ENSEMBLE_METHOD", method, "DATA.MULTI_LABEL", several)
+    rule = (*rule, "MODEL.LOSS_FUNC", loss)
     net = slowfast.load(trained, device="cpu", overrides=rule)
     with torch.no_grad():  # so that the clips of a video differ
         for parameter in net.model.parameters():
@@ -159,9 +176,13 @@ def test_the_metadata_say_how_the_clips_of_a_video_become_its_probabilities(soft
     about, path = metadata(net), next(videos.rglob("*.mp4"))
     with torch.no_grad():
         views = net.model(net.clips(path)).double()
-    views = views.softmax(1) if about["ensemble"] == "probabilities" else views
+    activation = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}[about["activation"]]
+    first = about["ensemble"] == "probabilities"
+    views = activation(views) if first else views
     combined = views.mean(0) if about["ensemble_method"] == "mean" else views.amax(0)
-    found = combined / combined.sum() if about["ensemble"] == "probabilities" else combined.softmax(0)
+    found = combined if first else activation(combined)
+    if first and about["activation"] == "softmax":
+        found /= found.sum()
     names = net.class_names or []
     expected = {one.name: one.probability for one in net.predict(path, top=len(names)).top}
     assert [expected[name] for name in names] == pytest.approx(found.tolist(), abs=1e-6)
