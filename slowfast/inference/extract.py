@@ -39,6 +39,7 @@ SETTINGS, DESCRIPTIONS = "features.json", "described"  # file, and folder of a J
 KEYS = (
     "TEST.DATASET", "TEST.NUM_ENSEMBLE_VIEWS", "TEST.NUM_SPATIAL_CROPS", "TEST.AMP_DTYPE", "DATA.SAMPLING_RATE",
     "DATA.USE_OFFSET_SAMPLING", "DATA.REVERSE_INPUT_CHANNEL", "DATA.MEAN", "DATA.STD",
+    "DATA.TRAIN_JITTER_SCALES",  # short side of the frames, with one crop
 )  # fmt: skip
 OF_VIEWS = ("TEST.NUM_ENSEMBLE_VIEWS", "DATA.SAMPLING_RATE")  # those that do not change the features of windows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,9 @@ def check_library(kind: str) -> None:
 def write_store(kind: str, folder: Path, settings: dict[str, Any]) -> None:
     """Write the features of the videos in `settings` into one file, which appears complete or not at all.
 
-    HDF5 has a data set (N, C) per video, named like it, with the description as attributes; Parquet has a row per
-    window with the columns video, window and features.
+    HDF5 has a data set (N, C) per video, named like it, with the description as attributes; beside a folder of the same
+    name, it is named with the suffix of its file, or `.frames`. Parquet has a row per window with the columns video,
+    window and features.
     """
     with atomic_path(folder / FILES[kind]) as part:  # several tasks may write at once
         (_write_hdf5 if kind == "hdf5" else _write_parquet)(part, folder, settings)
@@ -36,8 +37,11 @@ def _write_hdf5(path: Path, folder: Path, settings: dict[str, Any]) -> None:
     h5py: Any = importlib.import_module("h5py")
     with h5py.File(path, "w") as file:
         file.attrs.update({key: value for key, value in settings.items() if key != "videos"})
+        folders = {str(above) for name in settings["videos"] for above in PurePosixPath(name).parents}
         for name, about in settings["videos"].items():
-            file.create_dataset(name, data=np.load(folder / f"{name}.npy")).attrs.update(about)
+            suffix = Path(about["path"]).suffix or ".frames"
+            unique = name + suffix * (name in folders)  # a group cannot be a data set too
+            file.create_dataset(unique, data=np.load(folder / f"{name}.npy")).attrs.update(about)
 
 
 def _write_parquet(path: Path, folder: Path, settings: dict[str, Any]) -> None:

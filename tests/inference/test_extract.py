@@ -17,6 +17,7 @@ from run_fixtures import run_command
 
 from slowfast.inference.command import names_of
 from slowfast.inference.extract import Task, execute, parse_args
+from slowfast.inference.stores import write_store
 from slowfast.inference.windows import WindowCutter, join
 from slowfast.utils.io import sha256
 
@@ -103,6 +104,17 @@ def test_a_setting_that_a_folder_does_not_contain_differs(trained, paths, tmp_pa
     assert "DATA.MEAN" in error and "DATA.STD" not in error
 
 
+def test_features_of_another_size_of_the_frames_are_others(trained, paths, tmp_path):
+    """With one crop, the first value of DATA.TRAIN_JITTER_SCALES is the short side of the frames."""
+    command = ["--weights", trained, "--window", 8, "--out"]
+    other = ["--opts", "DATA.TRAIN_JITTER_SCALES", "[48, 64]", "TEST.DATASET", "kinetics"]
+    assert extract(paths[0], *command, tmp_path / "a", "--opts", "TEST.DATASET", "kinetics") == 0
+    assert extract(paths[0], *command, tmp_path / "b", *other) == 0
+    first, second = (np.load(tmp_path / folder / "val_0.npy") for folder in "ab")
+    assert not np.allclose(first, second, rtol=1e-3)
+    assert extract(paths[1], *command, tmp_path / "a", *other) == 2
+
+
 def test_a_relative_path_is_that_of_the_folder_in_which_the_features_were_made(trained, paths, tmp_path, monkeypatch):
     for folder, path in zip("ab", paths, strict=False):
         (tmp_path / folder).mkdir()
@@ -170,6 +182,18 @@ def test_one_file_contains_all_videos_or_names_the_missing_package(trained, path
         table = importlib.import_module("pyarrow.parquet").read_table(tmp_path / "features.parquet")
         assert table.num_rows == sum(len(array) for array in arrays.values())
         assert np.array_equal(table["features"][0].as_py(), arrays["val_0"][0].tolist())
+
+
+def test_videos_beside_folders_of_the_same_name_are_in_one_file(tmp_path):
+    library = pytest.importorskip("h5py")
+    videos = {"a": "/v/a.mp4", "a/b": "/v/a/b", "a/b/c": "/v/a/b/c.mp4", "d": "/v/d.mp4"}
+    for number, name in enumerate(videos):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / f"{name}.npy", np.full((2, 3), number, np.float32))
+    write_store("hdf5", tmp_path, {"videos": {name: {"path": path} for name, path in videos.items()}})
+    with library.File(tmp_path / "features.h5") as file:
+        for number, name in enumerate(["a.mp4", "a/b.frames", "a/b/c", "d"]):
+            assert file[name][0, 0] == number and file[name].attrs["path"] == [*videos.values()][number]
 
 
 @pytest.mark.slow
