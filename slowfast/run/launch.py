@@ -139,17 +139,17 @@ def _process(
         sys.exit(EXIT_REQUEUE)  # the parent was killed while this process started
     try:
         run(cfg, job)
-        interrupt.ignore()
-        # all is saved; a thread of PyTorch can abort the shutdown of an interpreter, which would fail the finished job
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        code = 0
     except Interruption as stop:
-        interrupt.ignore()  # one that another process received first, such as SIGXCPU, can reach this one only now
-        sys.exit(EXIT_REQUEUE if stop.saved else EXIT_INTERRUPTED)
+        code = EXIT_REQUEUE if stop.saved else EXIT_INTERRUPTED
     except Exception:  # it is in the error file, which the parent process reads
-        sys.exit(1)
+        code = 1
+    interrupt.ignore()  # a request that another process received first, such as SIGXCPU, can reach this one only now
+    # all is saved or reported; threads of PyTorch can abort or block the shutdown of an interpreter
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
@@ -175,20 +175,24 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
 
 
 def _raise_outcome(codes: Mapping[int, int | None], folder: Path) -> None:
-    """Raise the cause of exit codes by rank: a signal, a hang, the first error, a request to stop, in this order."""
+    """Raise the cause of exit codes by rank: a signal, a hang, the first error, a request to stop, in this order.
+
+    NCCL aborts processes whose peer has failed, so the first error is named beside a SIGABRT.
+    """
     failures = {rank: code for rank, code in codes.items() if code and code not in STOPPED}
     killed = [rank for rank, code in failures.items() if code < 0]
     silent = [rank for rank, code in codes.items() if code in (None, EXIT_HUNG)]
     hung = silent if EXIT_HUNG in failures.values() else []
+    ends = "; ".join(f"process {rank} {_failure(codes[rank])}" for rank in killed or hung or [*failures][:1])
     file = folder / FIRST_ERROR
-    if failures and not killed and not hung and file.is_file() and (text := file.read_text()):
+    aborted = all(failures[rank] == -signal.SIGABRT for rank in killed)
+    if failures and aborted and not hung and file.is_file() and (text := file.read_text()):
         first = json.loads(text)
         if first["user"]:
             raise ValueError(first["message"])
-        raise JobError(f"process {first['rank']} failed:\n{first['message']}")
+        raise JobError(f"process {first['rank']} failed:\n{first['message']}" + f"\n{ends}" * bool(killed))
     if failures:
-        ranks = killed or hung or [min(failures)]
-        raise JobError("; ".join(f"process {rank} {_failure(codes[rank])}" for rank in ranks))
+        raise JobError(ends)
     if stopped := [rank for rank, code in codes.items() if code]:
         raise Interruption(f"process {min(stopped)} was asked to stop", EXIT_INTERRUPTED not in codes.values())
 

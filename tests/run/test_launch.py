@@ -463,7 +463,10 @@ def test_the_cause_of_exit_codes_is_found(codes, cause, tmp_path):
     [
         ((1, 75), False, launch.JobError, "process 3 failed:\nits error"),
         ((75, 1), True, ValueError, "^its error"),
-        ((1, -9), False, launch.JobError, "SIGKILL"),
+        ((1, -9), False, launch.JobError, "^process 1 was killed by SIGKILL"),
+        ((1, -6, -9), False, launch.JobError, "^process 1 was killed by SIGABRT; process 2 was killed by SIGKILL"),
+        ((1, -6), False, launch.JobError, "process 3 failed:\nits error\nprocess 1 was killed by SIGABRT"),
+        ((1, -6), True, ValueError, "^its error"),
         ((1, 124), False, launch.JobError, "process 1 made no progress"),
     ],
 )
