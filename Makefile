@@ -5,7 +5,8 @@ VENV ?= .venv
 JOBS ?= 3
 BIN := $(VENV)/bin
 RUN := PATH="$(abspath $(BIN)):$$PATH"
-MAKE_VENV = @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# Without the package python3-venv of Debian, the first attempt leaves an environment without pip.
+MAKE_VENV = @$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 # Python compiles a module when it is first imported; to compile all modules of all packages takes most of a minute.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile
 

@@ -54,6 +54,14 @@ def test_what_is_imported_is_declared():
     assert missing - {path.stem for path in (ROOT / "tools").glob("*.py")} == OPTIONAL
 
 
+@pytest.mark.slow
+def test_make_completes_an_environment_without_pip(tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    command = ["make", "install", f"VENV={tmp_path}", f"PYTHON={sys.executable}", "INSTALL=true"]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([tmp_path / "bin/python", "-m", "pip", "--version"], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_decord_is_required_only_where_it_has_wheels():
     (line,) = [line for line in requires("slowfast") or [] if line.startswith("decord")]
     assert "sys_platform" in line and "x86_64" in line
