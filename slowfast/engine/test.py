@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from slowfast.config import recorded_config
+from slowfast.datasets.build import channel_order
+from slowfast.datasets.catalog import CATALOG
 from slowfast.datasets.list_checks import log_labels
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate, first_bad
@@ -118,7 +121,24 @@ def load_model(
         order = find_order(model, checkpoint, path, choice, cfg.TEST.DATASET, class_names)
         report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order, as_trained=True))
     logger.info("weights of %s: %s", path, report)
+    _check_colors(checkpoint, cfg)
     return model, order, report.class_names
+
+
+def _check_colors(checkpoint: Mapping[str, Any], cfg: CfgNode) -> None:
+    """Warn if the channels of the tested clips have another order than those of the training, if that is recorded."""
+    if not isinstance(text := checkpoint.get("cfg"), str):
+        return
+    trained, _ = recorded_config(text)
+    if trained.TRAIN.DATASET not in CATALOG:  # perhaps of a module that is not imported
+        return
+    before, now = channel_order(trained, "train"), channel_order(cfg, "test")
+    if before != now:
+        logger.warning(
+            "the network was trained on %s clips of TRAIN.DATASET %s, and is given %s clips of TEST.DATASET %s: set "
+            "DATA.REVERSE_INPUT_CHANNEL %s and, for a test, TRAIN.ENABLE False",
+            before, trained.TRAIN.DATASET, now, cfg.TEST.DATASET, not cfg.DATA.REVERSE_INPUT_CHANNEL,
+        )  # fmt: skip
 
 
 def clips_at_once(cfg: CfgNode, local_world_size: int) -> int:

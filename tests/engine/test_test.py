@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from slowfast.config import get_cfg, load_config
+from slowfast.config import dump_config, get_cfg, load_config
 from slowfast.engine.evaluate import Evaluation
 from slowfast.engine.meters import METRICS
-from slowfast.engine.test import _check_classes, find_checkpoint
+from slowfast.engine.test import _check_classes, find_checkpoint, load_model
 from slowfast.engine.test import test as engine_test
 from slowfast.models.build import build_model
 from slowfast.run.checkpoint import CheckpointWriter, best_checkpoint, list_checkpoints
@@ -100,3 +100,18 @@ def test_a_test_does_not_fail_without_scipy(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     _check_classes(evaluation, None, None)
     assert ["top1" in message for message in caplog.messages] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reversed_channels", "warned"),
+    [("kinetics", False, False), ("sth", False, True), ("sth", True, False), ("kinetics", True, True)],
+)
+def test_a_test_of_other_colours_than_the_training_warns(dataset, reversed_channels, warned, tmp_path, caplog):
+    """Something-Something is read as BGR, as the released weights need it."""
+    path = str(tmp_path / "x.pyth")
+    trained = load_config("exp/demo/config.yaml")
+    torch.save({"model_state": build_model(trained).state_dict(), "cfg": dump_config(trained)}, path)
+    pairs = ["TEST.DATASET", dataset, "DATA.REVERSE_INPUT_CHANNEL", str(reversed_channels)]
+    load_model(load_config("exp/demo/config.yaml", pairs), path, None)
+    cure = f"set DATA.REVERSE_INPUT_CHANNEL {not reversed_channels} "
+    assert [cure in message for message in caplog.messages if "RGB" in message] == [True] * warned
