@@ -34,7 +34,7 @@ from slowfast.run.rendezvous import join_group
 from slowfast.run.resume import prepare_output_dir, require_writable
 from slowfast.run.watchdog import EXIT_HUNG, progress, watching
 from slowfast.utils import distributed
-from slowfast.utils.io import counted, write_text
+from slowfast.utils.io import counted, print_error, write_text
 from slowfast.utils.logging import setup_logging
 from slowfast.utils.memory import keep_memory
 from slowfast.utils.processes import usable_cores
@@ -261,7 +261,10 @@ def _summary(error: Exception) -> str:
 
 
 def report_error(error: Exception) -> bool:
-    """Write the error to the file that the parent process reads; return whether it is the first one of the job."""
+    """Write the error to the file that the parent process reads; return whether it is the first one of the job.
+
+    If the file cannot be written, the error is printed, and counts as reported.
+    """
     if ERROR_FILE not in os.environ:
         return True
     file = Path(os.environ[ERROR_FILE])
@@ -269,11 +272,14 @@ def report_error(error: Exception) -> bool:
     known = isinstance(error, (ValueError, JobError))
     message = str(error) if known else "".join(traceback.format_exception(error)).rstrip()
     text = json.dumps({"message": message, "timestamp": int(time.time()), "rank": os.environ["RANK"], "user": user})
-    write_text(file, text)
     try:
+        write_text(file, text)
         with open(file.parents[1] / FIRST_ERROR, "x") as first:
             first.write(text)
     except FileExistsError:
+        return False
+    except OSError as fault:  # for example of a full disk
+        print_error(f"error: {distributed.who()}: {message}\n{file} cannot be written: {fault}")
         return False
     return True
 

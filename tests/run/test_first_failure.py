@@ -74,3 +74,11 @@ def test_a_process_reports_its_failure_while_the_one_of_the_store_is_stopped(tmp
     finally:
         for child in children:
             child.kill()
+
+
+def test_an_error_is_printed_if_its_file_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "full").touch()  # no folder can be made there
+    monkeypatch.setenv(launch.ERROR_FILE, str(tmp_path / "full" / "1" / "error.json"))
+    monkeypatch.setenv("RANK", "1")
+    assert not launch.report_error(KeyError("the cause"))
+    assert "KeyError: 'the cause'" in capsys.readouterr().err
