@@ -16,10 +16,10 @@ from torch import nn
 
 from slowfast.config.rules import check_hardware, num_local_processes
 from slowfast.engine.batch_norm import freeze_batch_norm
-from slowfast.engine.start import learns_from_single_clips, new_state, prepare_run
+from slowfast.engine.start import learns_from_single_clips, new_state, prepare_run, random_batch
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, train_step
-from slowfast.models.build import build_model, input_shape
+from slowfast.models.build import build_model
 from slowfast.optim.build import set_learning_rate
 from slowfast.utils import distributed
 from slowfast.utils.memory import available
@@ -126,11 +126,7 @@ class Steps:
             Bytes; None if the memory of a GPU is too small. On the CPU it is the peak since the start of the process.
         """
         cfg, device = self.run.cfg, self.run.device
-        clips = videos * (cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1)
-        side = cfg.DATA.TRAIN_CROP_SIZE
-        shape = (clips, *input_shape(cfg)[:-2], side, side)
-        label = torch.zeros(clips, dtype=torch.long)
-        batch = {"video": torch.randint(256, shape, dtype=torch.uint8), "label": label, "bad": []}
+        batch = random_batch(cfg, videos)
         try:
             if device.type == "cuda":
                 torch.cuda.empty_cache()

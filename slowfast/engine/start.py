@@ -20,13 +20,14 @@ from slowfast.config.extensions import VARIABLE
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.mixup import MixUp
+from slowfast.engine.batch_norm import freeze_batch_norm
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.log import RunLog
 from slowfast.engine.meters import TrainMeter, check_tensor
 from slowfast.engine.official import adopt
 from slowfast.engine.setup import amp_dtype, clip_mover, compile_blocks, listed, place
 from slowfast.engine.state import TrainState
-from slowfast.engine.step import Run
+from slowfast.engine.step import Run, forward_backward
 from slowfast.models.build import errors_name_keys, initialize, input_shape
 from slowfast.models.layers import BATCH_NORM
 from slowfast.optim.build import build_loss, build_optimizer
@@ -222,6 +223,37 @@ def prepare_run(
         description=description,
         last_step=last_step,
     )
+
+
+def arrange_buckets(state: TrainState, run: Run) -> None:
+    """Compute gradients of random clips once, so that all steps sum those of three or more processes in the same way.
+
+    After its first backward pass, `DistributedDataParallel` puts the gradients into other buckets, in which the sums
+    are rounded differently. Otherwise a resumed run would differ from one that was not interrupted. Every process must
+    call this.
+    """
+    cfg = run.cfg
+    if distributed.world_size() < 3 or state.step >= run.last_step:
+        return
+    buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+    state.model.train()
+    if cfg.MODEL.FROZEN_BN:
+        freeze_batch_norm(state.model)
+    batch = random_batch(cfg, cfg.TRAIN.BATCH_SIZE // distributed.local_world_size())
+    with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
+        forward_backward(state, run, batch, micro=cfg.SOLVER.ACCUMULATION_STEPS - 1)
+    state.optimizer.zero_grad(set_to_none=True)
+    for buffer, old in buffers:
+        buffer.copy_(old)
+    progress()
+
+
+def random_batch(cfg: CfgNode, videos: int) -> dict[str, Any]:
+    """Return a training batch of random clips of the first class, or of no class for a multi-label list."""
+    clips, side = videos * (cfg.AUG.NUM_SAMPLE if cfg.AUG.ENABLE else 1), cfg.DATA.TRAIN_CROP_SIZE
+    label = torch.zeros((clips, cfg.MODEL.NUM_CLASSES) if cfg.DATA.MULTI_LABEL else clips, dtype=torch.long)
+    video = torch.randint(256, (clips, *input_shape(cfg)[:-2], side, side), dtype=torch.uint8)
+    return {"video": video, "label": label, "bad": []}
 
 
 def build_mixup(cfg: CfgNode) -> MixUp:

@@ -18,6 +18,7 @@ from slowfast.engine.meters import metric_names
 from slowfast.engine.results import write_scores
 from slowfast.engine.setup import Inference, listed, make_loader
 from slowfast.engine.start import (
+    arrange_buckets,
     check_evaluation,
     check_test,
     count_steps,
@@ -65,6 +66,7 @@ def train(cfg: CfgNode) -> None:
     run.log.records.write("start", **where, environment=environment() if distributed.is_main() else {})
     with run.writer, run.log:
         try:
+            arrange_buckets(state, run)
             run_epochs(state, run, train_loader, val_loader)
         except (interrupt.Interruption, SharedError) as end:
             wait_for_all(run, stop_on_error=isinstance(end, interrupt.Interruption))

@@ -107,3 +107,8 @@ def test_on_a_gpu_more_memory_fits_more_videos_whose_steps_are_measured():
     assert 7 <= few.videos <= 11 and few.videos < many.videos
     for found in (few, many):
         assert (peaks.peak(found.videos) or 0) <= found.limit * 1.02
+
+
+def test_steps_of_a_multi_label_list_with_one_class_are_measured():
+    options = {"DATA__MULTI_LABEL": True, "MODEL__NUM_CLASSES": 1, "MODEL__LOSS_FUNC": "bce", "MIXUP__ENABLE": True}
+    assert (Steps(config(**options)).peak(2) or 0) > 0

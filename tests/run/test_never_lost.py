@@ -122,6 +122,14 @@ def test_a_run_with_a_divided_optimizer_goes_on_without_and_with_it(experiment, 
     assert differences(result(tmp_path / "whole"), result(tmp_path / "out")) == []
 
 
+def test_a_run_of_three_processes_goes_on_with_the_same_rounding(experiment, run_net, tmp_path):
+    common = ("TEST.ENABLE", False, "TRAIN.BATCH_SIZE", 6, "SOLVER.ACCUMULATION_STEPS", 2, "EMA.ENABLE", True)
+    for stop in (1, 4):
+        run_net(experiment, *common, "TRAIN.MAX_STEPS", stop, ranks=3)
+    run_net(experiment, *common, "TRAIN.MAX_STEPS", 4, "OUTPUT_DIR", tmp_path / "whole", ranks=3)
+    assert differences(result(tmp_path / "whole"), result(tmp_path / "out")) == []
+
+
 STUCK_DISK = """
 import runpy, threading, time
 from slowfast.run import interrupt
