@@ -27,6 +27,7 @@ from slowfast.inference.command import add_configuration, load_network
 from slowfast.inference.network import Network
 from slowfast.models.build import input_shape, sums_softmax
 from slowfast.utils.io import atomic_path, check_output
+from slowfast.weights.class_order import AS_LISTED
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")  # that ONNX needs
@@ -45,6 +46,7 @@ def metadata(net: Network) -> dict[str, Any]:
     by_class = data.MULTI_LABEL or (net.cfg.MODEL.LOSS_FUNC.startswith("bce") and not softmax)
     values: dict[str, Any] = {
         "class_names": net.class_names,
+        "class_order": getattr(net.model, "class_order", AS_LISTED[0]),
         "network": net.cfg.MODEL.MODEL_NAME,
         "shape": input_shape(net.cfg),
         "mean": data.MEAN,

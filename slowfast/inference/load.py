@@ -21,6 +21,7 @@ from slowfast.run.checkpoint import checkpoint_dir, official_best
 from slowfast.utils import distributed
 from slowfast.utils.class_names import read_class_names
 from slowfast.utils.tables import close_to
+from slowfast.weights.class_order import order_of_part
 from slowfast.weights.fetch import fetch, fetch_checkpoint, released_weights
 from slowfast.weights.released import identify
 from slowfast.weights.tensors import load_tensors
@@ -68,7 +69,9 @@ def load(
             f"{len(names)} class names for a network of {cfg.MODEL.NUM_CLASSES} classes: give one name per class, or "
             "none if the weights contain them (--class-names FILE, in Python class_names=NAMES)"
         )
-    model, _, known = load_model(cfg, weights, names)
+    model, order, known = load_model(cfg, weights, names)
+    if order and order.name and known is None:
+        model.class_order = order_of_part(order.name, cfg.MODEL.NUM_CLASSES) or order.name  # pyright: ignore
     place(model, where)
     return Network(model.eval(), cfg, known, where, weights)
 

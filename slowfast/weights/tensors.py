@@ -140,11 +140,15 @@ def _without_code(archive: zipfile.ZipFile) -> io.BytesIO:
 
 def _read_safetensors(path: str) -> dict[str, Any]:
     """Return the tensors; if the metadata name the classes, as entry "model_state" of a checkpoint with class names."""
-    stated = None
+    names = order = None
     with safe_open(path, "pt") as file, suppress(ValueError):  # other programs may write other text
-        stated = json.loads((file.metadata() or {}).get("class_names", "null"))
-    tensors = load_file(path)
-    return {"model_state": tensors, "class_names": stated} if isinstance(stated, list) else tensors
+        names, order = (json.loads((file.metadata() or {}).get(key, "null")) for key in ("class_names", "class_order"))
+    tensors: Any = OrderedDict(load_file(path))
+    if isinstance(names, list):
+        return {"model_state": tensors, "class_names": names}
+    if isinstance(order, str):
+        tensors._metadata = {"": {"class_order": order, "class_names": None}}
+    return tensors
 
 
 def _state_dicts(content: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from slowfast.config import load_config
 from slowfast.inference.network import Network
 from slowfast.models.build import build_model
 from slowfast.models.zoo import create_model
+from slowfast.weights.heads import stated_classes
 from slowfast.weights.tensors import load_tensors
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,23 @@ def test_the_order_of_the_classes_is_shared(monkeypatch, tmp_path):
     other = slowfast.load(tmp_path / "shared", device="cpu")
     assert other.class_names == names
     assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in net.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("of_a_training", "order"), [(True, "annotation"), (False, "sorted")])
+def test_the_order_of_classes_without_names_is_shared(of_a_training, order, tmp_path):
+    """A network of 400 classes that was trained on a list without names need not be one of Kinetics."""
+    classes = "400" if of_a_training else "600"
+    options = ["MODEL.NUM_CLASSES", classes, "MODEL.CLASS_ORDER", "auto" if of_a_training else order]
+    state = dict(create_model("uniformer_xxs", num_classes=int(classes), init_value=0.1).state_dict())
+    torch.save({"model_state": state, "class_names": None} if of_a_training else state, tmp_path / "weights.pyth")
+    net = slowfast.load(tmp_path / "weights.pyth", "uniformer_xxs4_128_k400", device="cpu", overrides=options)
+    net.save_pretrained(tmp_path / "shared")
+    stated = stated_classes(load_tensors(tmp_path / "shared/model.safetensors"))
+    assert stated == {"class_order": order, "class_names": None}
+    other = slowfast.load(tmp_path / "shared", device="cpu")
+    assert other.class_names is net.class_names is None
+    assert other.model.class_order == net.model.class_order == order
+    assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in state.items())
 
 
 @pytest.mark.parametrize("name", ["demo", "owner/demo@main", "owner/a/b", ""])
