@@ -202,7 +202,8 @@ def _other_classes(trained: Sequence[str], wanted: Sequence[str], to_train: bool
 def classifiers(state: Mapping[str, Tensor], heads: Sequence[str]) -> list[str]:
     """Return the prefixes of the linear layers in the modules `heads`: the names before `weight` and `bias`."""
     inside = tuple(f"{head}." for head in heads)
-    return [name.removesuffix("weight") for name, value in state.items() if value.ndim == 2 and name.startswith(inside)]
+    weights = [name for name, value in state.items() if value.ndim == 2 and name.startswith(inside)]
+    return [name.removesuffix("weight") for name in weights if name.endswith(".weight")]
 
 
 def count_classes(state: Mapping[str, Tensor], heads: Sequence[str]) -> int:

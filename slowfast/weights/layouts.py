@@ -130,8 +130,9 @@ TIMM = (
 def join_attention(state: StateDict, target: Mapping[str, Tensor]) -> StateDict:
     """Join the projections of query, key and value of Hugging Face's attention."""
     for query in [name for name in state if ".attn.q_proj." in name]:
-        parts = [state.pop(query.replace("q_proj", f"{part}_proj")) for part in "qkv"]
-        state[query.replace("q_proj.", "in_proj_")] = torch.cat(parts)
+        names = [query.replace("q_proj", f"{part}_proj") for part in "qkv"]
+        if all(name in state for name in names):  # not for adapters of some of them
+            state[query.replace("q_proj.", "in_proj_")] = torch.cat([state.pop(name) for name in names])
     return state
 
 

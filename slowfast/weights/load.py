@@ -119,7 +119,8 @@ def load_weights(
     fitted, report = fit(converted, initial, rules, head, to_train)
     model.load_state_dict(fitted, strict=False)  # `fit` has accounted for every name
     report.fresh_classes, report.notes = fresh, notes
-    known = choice.class_names if len(choice.class_names or ()) == classes and not report.dropped else None
+    widths = {len(initial[f"{layer}weight"]) for layer in classifiers(initial, heads)}  # also of hidden layers
+    known = choice.class_names if len(choice.class_names or ()) in widths and not report.dropped else None
     report.class_names = list(head.class_names or known or ()) or None
     model.load_report = report  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return report

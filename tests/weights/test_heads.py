@@ -105,6 +105,27 @@ def test_classes_that_the_checkpoint_lacks_get_new_rows(make, caplog):
         load_weights(model, checkpoint, HeadPolicy("by name", ["a", "b"]), to_train=True)
 
 
+class OwnHead(nn.Module):
+    """A classifier with a hidden layer, and a matrix that is not the weight of a layer."""
+
+    head_names = ("head",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 3))
+        self.head.register_parameter("query", nn.Parameter(torch.randn(1, 8)))
+
+
+def test_any_classifier_keeps_its_class_names_or_starts_anew():
+    checkpoint = {"model_state": OwnHead().state_dict(), "class_names": ["a", "b", "c"]}
+    tested, fresh = OwnHead(), OwnHead()
+    report = load_weights(tested, checkpoint)
+    assert len(report.loaded) == 5 and report.class_names == ["a", "b", "c"]
+    assert torch.equal(tested.state_dict()["head.query"], checkpoint["model_state"]["head.query"])
+    report = load_weights(fresh, checkpoint, HeadPolicy("fresh"), to_train=True)
+    assert report.loaded == ["head.query"] and report.class_names is None
+
+
 def test_rows_are_read_from_a_file(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([3, 1, 2]))
     (tmp_path / "rows.txt").write_text("3\n1\n2\n")
