@@ -81,7 +81,7 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     """
     kind, codec = container.format.name, stream.codec_context
     try:
-        read, whole, kept = _read_packets(path, container, stream)
+        read, fault, kept = _read_packets(path, container, stream)
     finally:
         if "mp4" in kind:
             _check_end(path, stream)
@@ -95,7 +95,7 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
         keys = [(at, packet.start) for at, packet in enumerate(read) if packet.instant and packet.start is not None]
     else:
         keys = _seek_targets(read, times)
-    doubt = _doubt(codec, read, whole, times, keys, ordered)
+    doubt = _doubt(codec, read, fault, times, keys, ordered)
     if doubt or ordered:
         return FrameList(times, keys, count, doubt, ordered=ordered)
     # A four-letter code in Matroska marks a stream stored as in AVI, with times of decoding only.
@@ -111,21 +111,23 @@ def list_frames(path: str, container: Any, stream: Any) -> FrameList:
     return FrameList(times, keys, count, settled=settled, plain=plain, packets=kept if plain else [], groups=groups)
 
 
-def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet], bool, list[Any]]:
-    """Read the packets in order of decoding: their fields, whether each is a picture, the packets of a small MP4."""
+def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet], str, list[Any]]:
+    """Read the packets in order of decoding: their fields, a reason not to rely on them, the packets of a small MP4."""
     name, in_mp4 = stream.codec_context.codec.canonical_name, "mp4" in container.format.name
     units, starts = unit_reader(stream.codec_context), START_UNITS.get(name)
     found: list[Packet] = []
-    whole, kept = True, list[Any]()
+    fault, kept = "", list[Any]()
     keep = in_mp4 and os.path.getsize(path) <= MAX_KEPT
     for packet in packets(container, stream):
         if not found and packet.has_sidedata("encryption_info"):
             raise MediaError(path, "encrypted, as protected films are; decrypt it first")
+        if not found and packet.has_sidedata("palette"):
+            fault = "its colours come with its first frame only"
         shown, key, pts, dts = not packet.is_discard, packet.is_keyframe, packet.pts, packet.dts
         if name == "vp8":
             shown = shown and bool(memoryview(packet)[0] & 16)
-        elif name == "mpeg4":
-            whole = whole and packet.size > MAX_SKIPPED and bytes(packet).count(b"\0\0\1\xb6") == 1
+        elif name == "mpeg4" and not (packet.size > MAX_SKIPPED and bytes(packet).count(b"\0\0\1\xb6") == 1):
+            fault = "its packets are not its frames, as with packed B-frames"
         # Matroska keeps no decoding times, and in MP4 a seek to them ends one key frame too early
         start = pts if dts is None or in_mp4 else dts
         instant = key and (starts is None or not starts.isdisjoint(units(packet)))
@@ -133,7 +135,7 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
         keep = keep and not packet.has_sidedata("new_extradata")  # which concerns later packets too
         if keep:
             kept.append(packet)
-    return found, whole, kept if keep else []
+    return found, fault, kept if keep else []
 
 
 def _check_end(path: str, stream: Any) -> None:
@@ -160,7 +162,7 @@ def _end_of_fragments(path: str) -> int:
 
 
 def _doubt(
-    codec: Any, read: list[Packet], whole: bool, times: list[int], keys: list[tuple[int, int]], ordered: bool
+    codec: Any, read: list[Packet], fault: str, times: list[int], keys: list[tuple[int, int]], ordered: bool
 ) -> str:
     """Return the reason why frames cannot be found by times and key frames; "" if they can."""
     name = codec.codec.canonical_name
@@ -168,7 +170,7 @@ def _doubt(
     # An IDR picture of H.264 separates pictures, so its place in the order of decoding is its number.
     countable = name == "h264" and is_progressive(codec) and len(read) == len(times)
     doubts = {
-        "its packets are not its frames, as with packed B-frames": not whole,
+        fault: bool(fault),
         "it contains no times of its frames": len(times) < shown or not times,
         f"frames of {name} cannot be counted without decoding them": not codec.codec.intra_only
         and name not in COUNTED_CODECS,

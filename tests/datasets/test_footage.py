@@ -83,6 +83,19 @@ def joined(path: Path) -> None:
     path.write_bytes(late.read_bytes() + early.read_bytes())
 
 
+def palette(path: Path) -> None:
+    """Write raw grey pictures as laboratory cameras do: numbers of 256 colours, which the first packet contains."""
+    colors = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("rawvideo", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"
+        for image in moving(40, 48, 64):
+            frame = av.VideoFrame.from_ndarray((np.ascontiguousarray(image[..., 0]), colors), format="pal8")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def cropped(path: Path) -> None:
     """Crop pictures on the left, which decoders do in steps of 32 pixels only: they are wider than the header says."""
     with (
@@ -141,6 +154,8 @@ GOOD: dict[str, tuple[Callable[[Path], object], int]] = {
     "intra_refresh.mkv": (lambda path: write(path, REFRESH), 40),
     "intra_refresh.ts": (lambda path: write(path, REFRESH), 40),
     "joined.ts": (joined, 80),
+    "odd_sides.webm": (lambda path: write(path, {"g": "10"}, codec="libvpx", size=(49, 65)), 40),
+    "palette.avi": (palette, 40),
     "two_streams.mp4": (two_streams, 40),
     "lossless_cut.mp4": (lossless_cut, 27),
     "mpeg2.mpg": (lambda path: write(path, {"bf": "2", "g": "10"}, codec="mpeg2video"), 40),
