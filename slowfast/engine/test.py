@@ -121,15 +121,20 @@ def load_model(
         order = find_order(model, checkpoint, path, choice, cfg.TEST.DATASET, class_names)
         report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order, as_trained=True))
     logger.info("weights of %s: %s", path, report)
-    _check_colors(checkpoint, cfg)
+    _check_pixels(checkpoint, cfg)
     return model, order, report.class_names
 
 
-def _check_colors(checkpoint: Mapping[str, Any], cfg: CfgNode) -> None:
-    """Warn if the channels of the tested clips have another order than those of the training, if that is recorded."""
+def _check_pixels(checkpoint: Mapping[str, Any], cfg: CfgNode) -> None:
+    """Warn if the training, whose configuration may be recorded, normalized or ordered the channels in another way."""
     if not isinstance(text := checkpoint.get("cfg"), str):
         return
-    trained, _ = recorded_config(text)
+    trained, known = recorded_config(text)
+    for key in ("MEAN", "STD"):
+        if f"DATA.{key}" in known and trained.DATA[key] != cfg.DATA[key]:
+            logger.warning(
+                "the network was trained with DATA.%s %s, not %s: set it", key, trained.DATA[key], cfg.DATA[key]
+            )
     if trained.TRAIN.DATASET not in CATALOG:  # perhaps of a module that is not imported
         return
     before, now = channel_order(trained, "train"), channel_order(cfg, "test")

@@ -18,6 +18,8 @@ from slowfast.models.build import build_model
 from slowfast.run.checkpoint import CheckpointWriter, best_checkpoint, list_checkpoints
 from slowfast.utils.io import sha256
 
+DEMO = "exp/demo/config.yaml"
+
 
 @pytest.fixture
 def cfg(tmp_path):
@@ -102,16 +104,30 @@ def test_a_test_does_not_fail_without_scipy(monkeypatch, caplog):
     assert ["top1" in message for message in caplog.messages] == [True, False]
 
 
+@pytest.fixture
+def warnings_of_a_test(tmp_path, caplog):
+    """Return a function of KEY VALUE pairs: the warnings of a test with them, if the training had none."""
+
+    def test(*pairs: str) -> list[str]:
+        path = str(tmp_path / "x.pyth")
+        trained = load_config(DEMO)
+        torch.save({"model_state": build_model(trained).state_dict(), "cfg": dump_config(trained)}, path)
+        load_model(load_config(DEMO, pairs), path, None)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    return test
+
+
 @pytest.mark.parametrize(
     ("dataset", "reversed_channels", "warned"),
     [("kinetics", False, False), ("sth", False, True), ("sth", True, False), ("kinetics", True, True)],
 )
-def test_a_test_of_other_colours_than_the_training_warns(dataset, reversed_channels, warned, tmp_path, caplog):
+def test_a_test_of_other_colours_than_the_training_warns(dataset, reversed_channels, warned, warnings_of_a_test):
     """Something-Something is read as BGR, as the released weights need it."""
-    path = str(tmp_path / "x.pyth")
-    trained = load_config("exp/demo/config.yaml")
-    torch.save({"model_state": build_model(trained).state_dict(), "cfg": dump_config(trained)}, path)
-    pairs = ["TEST.DATASET", dataset, "DATA.REVERSE_INPUT_CHANNEL", str(reversed_channels)]
-    load_model(load_config("exp/demo/config.yaml", pairs), path, None)
-    cure = f"set DATA.REVERSE_INPUT_CHANNEL {not reversed_channels} "
-    assert [cure in message for message in caplog.messages if "RGB" in message] == [True] * warned
+    found = warnings_of_a_test("TEST.DATASET", dataset, "DATA.REVERSE_INPUT_CHANNEL", str(reversed_channels))
+    assert [f"set DATA.REVERSE_INPUT_CHANNEL {not reversed_channels} " in text for text in found] == [True] * warned
+
+
+def test_a_test_that_normalizes_in_another_way_than_the_training_warns(warnings_of_a_test):
+    found = warnings_of_a_test("DATA.MEAN", "[0.5, 0.5, 0.5]", "DATA.STD", "[0.225, 0.225, 0.225]")
+    assert ["DATA.MEAN [0.45, 0.45, 0.45]" in text for text in found] == [True]
