@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from math import inf
 from typing import NamedTuple, TypeVar
@@ -97,7 +98,7 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
             joined = [_repeat(lambda: _session(store), me, timeout, check)]
         try:
             _register(store, joined[-1], me)
-            group = _repeat(lambda: _gathered(store, joined, me), me, timeout, check)
+            group = _repeat(lambda: _gathered(store, joined, me), me, timeout, lambda: _check(check, store, joined, me))
         finally:
             if me.rank == 0:
                 store.delete_key(SESSION)
@@ -217,6 +218,17 @@ def _gathered(store: Store, joined: list[str], me: _Member) -> Store:
             _register(store, session, me)
         raise
     return group
+
+
+def _check(check: Callable[[], None], store: Store, joined: Sequence[str], me: _Member) -> None:
+    """Call `check`; its exceptions do not count once rank 0 has begun, because it now waits for this process."""
+    try:
+        check()
+    except Exception:
+        with suppress(RuntimeError):  # rank 0 has exited
+            if me.rank != 0 and PrefixStore(joined[-1], store).check([BEGUN]):
+                return
+        raise
 
 
 def _require_all(store: Store, world: int) -> None:

@@ -203,3 +203,30 @@ def test_the_wait_can_be_interrupted(port):
         for name, value in place.items():
             patch.setenv(name, value)
         meet(20.0, stop)
+
+
+def test_a_process_does_not_leave_when_rank_0_has_begun(port, monkeypatch):
+    """Rank 0 would wait for it until the timeout."""
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    begun, met, registered = FORK.Event(), FORK.Event(), []
+    register = rendezvous._register
+
+    def stop():
+        if registered and begun.wait(20):
+            raise InterruptedError("asked to stop")
+
+    def join():
+        os.environ.update(place, RANK="1")
+        rendezvous._register = lambda *arguments: registered.append(register(*arguments))
+        meet(20, stop)
+        met.set()
+
+    child = FORK.Process(target=join)
+    child.start()
+    for name, value in {**place, "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    store = meet(20, lambda: None)
+    begun.set()
+    assert met.wait(20)
+    child.join(10)
+    del store
