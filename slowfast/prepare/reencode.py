@@ -31,6 +31,7 @@ PRESETS = (
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo",
 )  # fmt: skip
 ACCESS_FRAMES = 16
+TIME_UNITS = (1, 100, 1000, 10**9)  # nanoseconds, of modification times: local disks, SMB, some NFS servers, Lustre
 MIN_SHARE = 0.9  # of the duration in the header, which is often slightly wrong
 
 
@@ -138,12 +139,12 @@ def _time_access(path: str, turn: int) -> float:
 
 
 def _is_current(copy: Path, source: Path) -> bool:
-    """Return whether a copy is complete, and its source has not changed since."""
+    """Return whether a copy is complete, and its source has not changed since; some file systems cut times off."""
     try:
         made, now = copy.stat(), source.stat()
     except OSError:
         return False
-    return made.st_size > 0 and made.st_mtime_ns == now.st_mtime_ns
+    return made.st_size > 0 and any(made.st_mtime_ns == now.st_mtime_ns // unit * unit for unit in TIME_UNITS)
 
 
 def _part(target: Path) -> Path:

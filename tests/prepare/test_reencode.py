@@ -255,6 +255,18 @@ def test_stale_and_empty_copies_are_made_again(tmp_path, change):
     assert target.read_bytes() == whole and target.stat().st_mtime_ns == time
 
 
+@pytest.mark.parametrize("unit", [100, 1000, 10**9])
+def test_copies_stay_where_a_file_system_cuts_off_their_times(tmp_path, unit):
+    source = write(tmp_path / "in/a.mp4")
+    os.utime(source, ns=(10**18 + 123_456_789, 10**18 + 123_456_789))
+    target = copy(source, tmp_path / "out")
+    time = target.stat().st_mtime_ns // unit * unit
+    os.utime(target, ns=(time, time))
+    made = target.stat().st_ino
+    copy(source, tmp_path / "out")
+    assert (target.stat().st_ino, target.stat().st_mtime_ns) == (made, time)
+
+
 def test_the_copy_of_a_source_that_no_longer_decodes_is_kept_and_reported(tmp_path):
     source = write(tmp_path / "in/a.mp4")
     target = copy(source, tmp_path / "out")
