@@ -5,7 +5,7 @@ numbers only: the row of each class, in the order of the class names of the data
 order and the class names of a list, in any order, therefore give the row of every class.
 
 An order has a name: one of `ORDERS` or of `K710`, which are in that file, "sorted" (rows in the order of the sorted
-names), "ucf101" (sorted without regard to case, as in classInd.txt), or one of `AS_LISTED`, for which rows keep their
+names), "ucf101" (sorted by their letters, as in classInd.txt), or one of `AS_LISTED`, for which rows keep their
 order.
 """
 
@@ -69,11 +69,17 @@ def order_of_part(order: str, classes: int) -> str:
 
 
 def places_of_names(names: Sequence[str], order: str = "sorted") -> list[int]:
-    """Return the place of each name among the sorted names; underscores count as blanks, and quotes are ignored."""
+    """Return the place of each name among the sorted names; underscores count as blanks, and quotes are ignored.
+
+    The names of Kinetics-400 may lack their punctuation, which would change the order of two of them.
+    """
+    known = {_letters(name): place for place, name in enumerate(kinetics400_names())}
+    letters = [_letters(name) for name in names]
+    if {*letters} == known.keys():
+        return [known[name] for name in letters]
 
     def key(name: str) -> str:
-        name = name.replace("_", " ").strip('" ')
-        return name.casefold() if order == "ucf101" else name
+        return _letters(name) if order == "ucf101" else name.replace("_", " ").strip('" ')
 
     in_order = sorted(range(len(names)), key=lambda index: key(names[index]))
     return np.argsort(in_order).tolist()
@@ -93,6 +99,10 @@ def looks_like_kinetics(names: Sequence[str]) -> bool:
 
 def _plain(name: str) -> str:
     return " ".join(re.sub(r"[\[\]\"]", "", name.replace("_", " ")).casefold().split())
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
 def class_rows(trained: Sequence[str], wanted: Sequence[str], partly: bool = False) -> list[int | None]:

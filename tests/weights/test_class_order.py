@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,18 @@ def test_places_follow_names():
     # classInd.txt is sorted without regard to case
     names = ["Haircut", "HammerThrow", "Hammering", "JumpRope", "JumpingJack"]
     assert rows_of_names("ucf101", names) == [0, 2, 1, 4, 3] and rows_of_names("sorted", names) == [0, 1, 2, 3, 4]
+    spelt = ["haircut", "Hammer Throw", "hammering", "jump_rope", "Jumping_Jack"]
+    assert rows_of_names("ucf101", spelt) == [0, 2, 1, 4, 3]
+
+
+@pytest.mark.parametrize("separator", ["", "_", " "])
+def test_names_of_kinetics_400_may_be_folders_without_punctuation(separator):
+    """Without its bracket, "skiing (not slalom or crosscountry)" would be sorted after "skiing crosscountry"."""
+    names = kinetics400_names()
+    folders = [re.sub(r"[^a-z0-9]+", separator, name.lower()).strip("_ ") for name in names]
+    assert folders != sorted(folders)
+    assert places_of_names(folders) == [*range(400)]
+    assert rows_of_names("k400", folders[::-1]) == (rows_of_names("k400", names) or [])[::-1]
 
 
 def test_stated_names_keep_their_rows_if_those_of_the_network_are_not_known():
