@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from slowfast.utils.distributed import SharedError
 from slowfast.utils.scores import log_probabilities, multi_label_losses
 
 CHUNK = 8 << 20  # bytes of scores that are compared or sent at once
+POLL, QUIET = 0.05, 60.0  # seconds between looks at the other processes, and without a batch of them until the exchange
 _numbers = itertools.count()  # of the evaluations, the same in all processes
 
 
@@ -214,6 +216,7 @@ def evaluate(
             break
         if distributed.announced(end):
             break
+        distributed.count(f"batches before the {end}", 1)
         bad += batch["bad"]
         for clips, *described in _on_device(batch, max_clips, to_device, beside):
             scores = copy_to_cpu(ensemble.values(model(clips)))
@@ -224,6 +227,7 @@ def evaluate(
         ensemble.update(before[0](), *before[1:])
     model.train(was_training)
 
+    _wait_for_others(end)
     parts = distributed.all_gather((ensemble.labels, bad, asked and asked.name, ensemble.finite))
     progress()
     if names := [part[2] for part in parts if part[2]]:
@@ -244,6 +248,21 @@ def evaluate(
         probabilities=ensemble.softmax or ensemble.sigmoid,
         summed=views if ensemble.method == "sum" else 1,
     )
+
+
+def _wait_for_others(end: str) -> None:
+    """Wait until all processes have evaluated their videos, or one has announced the end of the evaluation.
+
+    A batch of any process is progress of this one, because a slow process may need longer than DIST_TIMEOUT. After
+    `QUIET` seconds without one the exchange begins, which notices whether a process was killed.
+    """
+    arrived, batches, last = distributed.count(f"processes at the {end}", 1), -1, time.monotonic()
+    while arrived < distributed.world_size() and not distributed.announced(end) and time.monotonic() < last + QUIET:
+        if (now := distributed.count(f"batches before the {end}")) != batches:
+            batches, last = now, time.monotonic()
+            progress()
+        time.sleep(POLL)
+        arrived = distributed.count(f"processes at the {end}")
 
 
 def _on_device(

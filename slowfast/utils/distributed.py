@@ -104,6 +104,11 @@ def announced(event: str) -> bool:
     return dist.is_initialized() and _get_default_store().check([event])
 
 
+def count(name: str, added: int = 0) -> int:
+    """Add to a counter that the processes of the group share, without an exchange; return its value."""
+    return _get_default_store().add(name, added) if dist.is_initialized() else added
+
+
 def first_failure(message: str) -> str:
     """Return the message of the first process of the group that called this function."""
     if not dist.is_initialized():

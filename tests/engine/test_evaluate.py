@@ -21,6 +21,7 @@ from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate
 from slowfast.engine.meters import METRICS, TrainMeter, in_top, merge_mixed, metrics_text
 from slowfast.run import interrupt
 from slowfast.run.rendezvous import join_group
+from slowfast.run.watchdog import watching
 from slowfast.utils import distributed
 
 CPU = torch.device("cpu")
@@ -302,6 +303,29 @@ def test_an_evaluation_that_one_process_ends_is_not_completed_by_the_others(tmp_
         evaluate_until_asked, (reason, tmp_path, free_ports(1)[0]), nprocs=2, start_method="fork"
     )
     assert [(tmp_path / rank).read_text() for rank in "01"] == [f"{end} True"] * 2
+
+
+def evaluate_slowly(local_rank: int, folder: Path, port: int) -> None:
+    """Evaluate in two processes; the second one needs longer than the watchdog allows without progress."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(local_rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    join_group("gloo", CPU, timeout=60, check=lambda: None)
+
+    def batches():
+        for row in range(local_rank, 12 if local_rank else 1, 2):
+            time.sleep(0.5 * local_rank)
+            one = torch.tensor([row])
+            yield {"video": torch.ones(1, 3), "label": one % 3, "index": one, "view": one * 0, "bad": []}
+
+    with watching(1.5, folder / "hang.txt"):
+        result = evaluate(torch.nn.Identity(), batches(), lambda v: v, CPU, ViewEnsemble("sum", False), 1, "a test")
+    (folder / str(local_rank)).write_text(str(result.index.tolist()))
+    distributed.destroy_process_group()
+
+
+def test_a_process_may_finish_its_part_of_an_evaluation_long_before_another(tmp_path):
+    torch.multiprocessing.start_processes(evaluate_slowly, (tmp_path, free_ports(1)[0]), nprocs=2, start_method="fork")
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [str([0, 1, 3, 5, 7, 9, 11])] * 2
 
 
 def test_train_meter_restores_its_means():
