@@ -14,6 +14,7 @@ second one in files that x264 has written), and those between a wanted frame and
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import re
@@ -43,6 +44,7 @@ SEEK_FRAMES = 16
 MARKED_CODECS = ("h264",)
 NOT_REFERRED_TO = 0x01  # first byte of a unit that contains a part of such a picture
 SLOW = "prepare_data.py reencode makes faster copies of videos that every read decodes from beginning to end"
+UNSPECIFIED, SIMILAR = 2, {10: 9}  # AVColorSpace; BT.2020 of constant luminance is read as that of non-constant one
 UPRIGHT = (False, False, False)
 
 _LOGGED: set[str] = set()
@@ -365,9 +367,19 @@ class _Rgb:
         """Return the pixels of a frame, which may be in the memory of the decoder."""
         self.turn = self.turn or orientation(frame)
         swap, left_right, top_bottom = self.turn
-        image = self.converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        image = self._convert(frame).to_ndarray()
         image = image.swapaxes(0, 1) if swap else image
         return image[:: -1 if top_bottom else 1, :: -1 if left_right else 1]
+
+    def _convert(self, frame: Any) -> Any:
+        """Convert the colours, also of matrices that FFmpeg 8 refuses, as decord and torchcodec do."""
+        try:
+            return self.converter.reformat(frame, format="rgb24", threads=1)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+        frame.colorspace = SIMILAR.get(frame.colorspace, UNSPECIFIED)
+        return self.converter.reformat(frame, format="rgb24", threads=1)
 
 
 def _log_once(message: str, path: str) -> None:

@@ -203,6 +203,17 @@ def test_every_single_frame_equals_that_of_a_full_decode(footage, name, backend)
     assert all(np.abs(frames[i].astype(int) - shown[n]).max() <= 16 for i, n in enumerate((-1, 3, 0, 3)))
 
 
+@pytest.mark.parametrize(("matrix", "similar"), [(8, 2), (10, 9), (14, 2)])
+def test_colours_of_rare_matrices_are_those_of_a_similar_one(tmp_path, matrix, similar, backend):
+    frames = []
+    for number in (matrix, similar):
+        path = write(tmp_path / f"{number}.mp4", setup=lambda s, n=number: setattr(s.codec_context, "colorspace", n))
+        with av.open(str(path)) as container:
+            assert next(container.decode(video=0)).colorspace == number
+        frames.append(read_frames(str(path), range, backend=backend))
+    assert len(frames[0]) == 40 and np.array_equal(*frames)
+
+
 def test_empty_packets_do_not_end_a_video(tmp_path, backend):
     """An encoder of Theora writes empty packets for pictures that do not change."""
     shutil.copy(EMPTY, tmp_path)
