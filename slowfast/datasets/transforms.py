@@ -99,7 +99,7 @@ class RandomErasing:
         count = math.prod(shape)
         noise = _noise(self.mean, self.std, 1 << max(20, (2 * count).bit_length()))
         start = int(rng.integers(len(noise) - count))
-        box[...] = noise[start : start + count].reshape(*shape, -1)
+        box[...] = noise[start : start + count].reshape(*shape, len(self.mean))  # not -1: a box may be empty
 
 
 @dataclass(frozen=True)
