@@ -49,11 +49,11 @@ key("SHARD_ID", 0, integer(0),
     "Number of this node, from 0 to NUM_SHARDS - 1.", may_differ=True)
 key("DIST_BACKEND", "nccl", one_of("nccl", "gloo"),
     "Backend of torch.distributed between GPU processes; processes on the CPU always use gloo.", may_differ=True)
-key("DIST_TIMEOUT", 30.0, POSITIVE,
+key("DIST_TIMEOUT", 30.0, number(above=0, most=10**6),
     "Minutes without progress (one step, or one batch of a test) after which the job fails.", may_differ=True)
 key("OUTPUT_DIR", "output", TEXT,
     "Folder of checkpoints, logs and results, one per run.", may_differ=True)
-key("RNG_SEED", 1, integer(0),
+key("RNG_SEED", 1, number(0, below=2**64, whole=True),
     "Seed of all random numbers.")
 key("LOG_PERIOD", 10, integer(1),
     "Optimizer steps between two log lines.", may_differ=True)

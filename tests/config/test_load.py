@@ -262,6 +262,12 @@ def test_the_text_none_is_empty(write):
     assert (cfg.UNIFORMER.PRETRAIN_NAME, cfg.AUG.AA_TYPE, cfg.DATA.PATH_PREFIX) == ("", "", "")
 
 
+@pytest.mark.parametrize(("key", "most", "more"), [("RNG_SEED", 2**64 - 1, 2**64), ("DIST_TIMEOUT", 1e6, 1.1e6)])
+def test_numbers_that_pytorch_or_the_system_cannot_take_are_refused(key, most, more):
+    assert load_config(None, [key, str(most)])[key] == most
+    assert fault(None, [key, str(more)]).startswith(f"command line: {key} = ")
+
+
 def test_a_long_list_of_faults_is_shortened(write):
     with pytest.raises(ConfigError) as error:
         load_config(write("a.yaml", "".join(f"NOTHING_{i}: 1\n" for i in range(100))))

@@ -158,7 +158,8 @@ def test_erasing_modes_probability_and_count():
     assert not any(erased(frames, RandomErasing(0.0), seed)[1].any() for seed in range(50))
     shares = [erased(frames, RandomErasing(1.0, count=3), seed)[1].mean() for seed in range(300)]
     assert max(shares) <= 0.35
-    assert sum(erased(frames, RandomErasing(1.0, count=200), seed)[1].any() for seed in range(20)) == 20  # some are empty
+    for seed in range(20):  # some of these boxes are empty
+        assert erased(frames, RandomErasing(1.0, count=200), seed)[1].any()
     with pytest.raises(ValueError, match="mean"):
         RandomErasing(1.0, "mean")  # pyright: ignore[reportArgumentType]
 
