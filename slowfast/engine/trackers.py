@@ -210,10 +210,13 @@ def start_trackers(cfg: CfgNode, step: int) -> list[Link]:
     wait for their start.
 
     Raises:
-        ValueError: a tracker that no earlier attempt has used does not start.
+        ValueError: a tracker that no earlier attempt has used does not start, or trackers.json is damaged.
     """
     file, links = Path(cfg.OUTPUT_DIR, IDS), list[Link]()
-    ids: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        ids: dict[str, str] = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not a JSON file ({error}): remove it to begin new runs in the trackers") from error
     for name in chosen(cfg):
         id = ids.get(name, "")
         link = Link(name, partial(TRACKERS[name], cfg, step, id), waited_for=not id)

@@ -284,6 +284,9 @@ def test_a_new_run_needs_its_trackers_and_a_resumed_one_does_not(recorder, tmp_p
     recorder.fails = "start"
     assert train(tmp_path, "wandb", first=5) == ids
     assert len([record for record in caplog.records if record.levelno >= logging.WARNING]) == 1
+    (tmp_path / "run7/trackers.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run7/trackers\.json .*remove it"):
+        train(tmp_path, "wandb", first=7)
 
 
 def test_a_start_without_an_end_is_an_error(recorder, tmp_path, monkeypatch):
