@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +16,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
+from slowfast.config.extensions import VARIABLE
 from slowfast.config.rules import leaves
 from slowfast.datasets.lists import VideoList
 from slowfast.utils import distributed
 from slowfast.utils.distributed import SharedError
+from slowfast.utils.environment import own_modules
 from slowfast.utils.io import counted
 
 PACKAGE = Path(__file__).parents[1]
@@ -37,7 +41,7 @@ def preflight(cfg: CfgNode) -> str:
     if distributed.world_size() == 1:
         return "1 process"
     started = time.monotonic()
-    values = {SUMS: check_sums(distributed.device(cfg.NUM_GPUS)), **code(PACKAGE), **settings(cfg)}
+    values = {SUMS: check_sums(distributed.device(cfg.NUM_GPUS)), **code(PACKAGE), **own_code(), **settings(cfg)}
     records = distributed.all_gather((distributed.who(), values))
     if faults := [*differences(records)]:
         raise ValueError("the processes of this job do not fit together:" + "".join(f"\n  {fault}" for fault in faults))
@@ -61,6 +65,15 @@ def code(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
     return {f"the checksum of package {folder.name}": digest.hexdigest()[:12], "PyTorch": str(torch.__version__)}
+
+
+def own_code() -> dict[str, str]:
+    """Return SLOWFAST_IMPORT, and the first digits of a SHA-256 of the files of its modules."""
+    digest = hashlib.sha256()
+    for name in os.environ.get(VARIABLE, "").split(","):
+        file = Path(getattr(sys.modules.get(name.strip()), "__file__", None) or "")
+        digest.update(file.read_bytes() + b"\0" if file.is_file() else b"")
+    return {VARIABLE: own_modules(), f"the checksum of the modules in {VARIABLE}": digest.hexdigest()[:12]}
 
 
 def settings(cfg: CfgNode) -> dict[str, str]:

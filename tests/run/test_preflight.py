@@ -15,10 +15,10 @@ import pytest
 import torch
 from cluster import free_ports
 
-from slowfast.config import get_cfg
+from slowfast.config import extensions, get_cfg
 from slowfast.datasets.image_folder import load_image_folder
 from slowfast.datasets.lists import VideoList, read_list
-from slowfast.run.preflight import SUMS, build_alike, code, differences, settings
+from slowfast.run.preflight import SUMS, build_alike, code, differences, own_code, settings
 from slowfast.run.rendezvous import join_group
 from slowfast.utils import distributed
 
@@ -65,6 +65,23 @@ def test_code_is_compared_by_content(tmp_path):
     assert list(code(tmp_path / "a").values()) == list(code(tmp_path / "b").values())
     (tmp_path / "b" / "sub" / "x.py").write_text("x = 2\n")
     assert list(code(tmp_path / "a").values()) != list(code(tmp_path / "b").values())
+
+
+def test_modules_of_users_are_compared_by_content(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def described(names: str, text: str = "") -> dict[str, str]:
+        (tmp_path / "compared_rows.py").write_text(text)
+        monkeypatch.setenv(extensions.VARIABLE, names)
+        extensions.import_extensions()
+        return own_code()
+
+    without, one = described(""), described("compared_rows", "x = 1")
+    assert described("compared_rows", "x = 1") == one
+    [fault] = differences(records([one, described("compared_rows", "x = 2")]))
+    assert "checksum of the modules in SLOWFAST_IMPORT" in fault
+    fault, _ = differences(records([one, without]))
+    assert "SLOWFAST_IMPORT is compared_rows on the others, but rank 1 on node0: not set" in fault
 
 
 def build(rank: int, folder: Path, port: int, load: Callable[[], VideoList], results: multiprocessing.Queue) -> None:
