@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
+from slowfast.models.layers import uncompiled
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.utils.tables import close_to
 
@@ -69,7 +70,8 @@ class LayerFeatures(nn.Module):
         else:
             hook = self.layer.register_forward_hook(lambda module, inputs, output: keep(output))
         try:
-            self.model(clips)
+            with uncompiled(self.model):
+                self.model(clips)
         except _Reached:
             pass
         finally:

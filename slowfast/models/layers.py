@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -329,6 +329,12 @@ def _statistics_kept(module: nn.Module, context: Any) -> Generator[None, None, N
             for norm, buffers in zip(norms, kept, strict=True):
                 for name, value in buffers.items():
                     norm.get_buffer(name).copy_(value)
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return a context in which compiled blocks run eagerly; compiled code does not call hooks that are added later."""
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def single_input(video: Tensor | Sequence[Tensor]) -> Tensor:

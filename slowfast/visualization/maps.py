@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
 from slowfast.models.image_vit import QueryAttention, SelfAttention
-from slowfast.models.layers import Attention
+from slowfast.models.layers import Attention, uncompiled
 from slowfast.models.uniformer import FourStages
 from slowfast.models.uniformer_light import PruningBlock
 from slowfast.models.uniformerv2 import UniFormerV2
@@ -48,7 +48,7 @@ def grad_cam(model: nn.Module, clip: Tensor, layer: str, label: int) -> Tensor:
     found: dict[str, Any] = {}
     module = model.get_submodule(layer)
     hook = module.register_forward_hook(lambda module, inputs, output: found.update(output=output))
-    with hook, _record_grid(model, layer, found), torch.enable_grad():
+    with hook, _record_grid(model, layer, found), uncompiled(model), torch.enable_grad():
         logits = model(clip.detach().requires_grad_())  # so that frozen networks have gradients
     output = found.get("output")
     while isinstance(output, (tuple, list)) and output:
@@ -89,7 +89,7 @@ def attention(model: nn.Module, clip: Tensor, layer: str) -> Tensor:
     else:
         received = _attention_received(module)
         hook = module.register_forward_pre_hook(lambda module, inputs: found.update(weights=received(*inputs)))
-    with hook, _record_grid(model, layer, found):
+    with hook, _record_grid(model, layer, found), uncompiled(model):
         model(clip)
     if "weights" not in found:
         raise ValueError(f"layer {layer} is not used by this network in a test: choose another one")

@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 
 import slowfast
 from slowfast.datasets.reader import MediaError, read_frames
+from slowfast.engine.setup import compile_blocks
 from slowfast.inference.layers import LayerFeatures
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.models.zoo import create_model
+from slowfast.visualization.maps import attention, grad_cam
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,23 @@ def test_a_layer_of_any_network_gives_one_vector_per_clip(name, options, layer, 
     if name != "uniformerv2":  # whose block also has class tokens
         assert torch.allclose(together, maps.flatten(2).mean(2), atol=1e-5)
     assert torch.allclose(logits, model(clips), atol=1e-5)
+
+
+def test_layers_in_compiled_blocks_are_read(graphs):
+    """A prediction of a run with MODEL.COMPILE compiles the blocks, for which PyTorch ignores later hooks."""
+    options = {"depth": (1, 1, 1, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
+    model: Any = create_model("uniformer_s", num_classes=5, **options).eval()
+    clip, layer = torch.randn(1, 3, 4, 64, 64), "blocks3.0.norm1"
+    with torch.no_grad():
+        expected = LayerFeatures(model, layer)(clip), attention(model, clip, "blocks3.0"), model(clip)
+        compile_blocks(model)
+        torch.testing.assert_close(model(clip), expected[2])
+        assert len(graphs) == 4
+        found = LayerFeatures(model, layer)(clip), attention(model, clip, "blocks3.0")
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+        model(clip)
+    assert grad_cam(model, clip, layer, 0).shape == (2, 4, 4)
+    assert len(graphs) == 4
 
 
 def test_a_layer_that_a_test_does_not_use_is_an_error():
