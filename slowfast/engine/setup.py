@@ -54,9 +54,9 @@ def listed(loader: DataLoader[Any]) -> VideoList:
 
 
 def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type of training, None for float32.
+    """Return the autocast type of training, None for float32; every process must call it.
 
-    "auto" is bfloat16 if the GPU has it, else float16, and float32 on the CPU.
+    "auto" is bfloat16 if the GPUs of all processes have it, else float16, and float32 on the CPU.
     """
     if not cfg.TRAIN.MIXED_PRECISION:
         return None
@@ -64,9 +64,9 @@ def amp_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
         return _autocast_type(cfg.TRAIN.AMP_DTYPE, device)
     if device.type == "cpu":
         return None
-    if not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16 if _bfloat16_convolution_is_right(device) else torch.float16
+    fits = torch.cuda.is_bf16_supported(including_emulation=False) and _bfloat16_convolution_is_right(device)
+    # gradients that only some processes have scaled would be added up
+    return torch.bfloat16 if all(distributed.all_gather(fits)) else torch.float16
 
 
 def inference_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:

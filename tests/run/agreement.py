@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from slowfast.config import load_config
+from slowfast.engine import setup
 from slowfast.engine.batch_norm import clips_until_stopped
 from slowfast.engine.start import check_test
 from slowfast.engine.train import wait_for_all
@@ -57,6 +58,12 @@ def process(rank: int, folder: Path, port: int) -> None:
 
     cfg = load_config(None, ["DATA.PATH_TO_DATA_DIR", "/nowhere", "NUM_GPUS", "0"])
     assert isinstance(raised(lambda: check_test(cfg)), SharedError)
+
+    setup._bfloat16_convolution_is_right = lambda device: True
+    auto = load_config(None, ["TRAIN.MIXED_PRECISION", "True", "TRAIN.AMP_DTYPE", "auto", "NUM_GPUS", "0"])
+    for having, expected in ((1, torch.float16), (2, torch.bfloat16)):
+        torch.cuda.is_bf16_supported = lambda having=having, **_: rank < having  # of GPUs of two generations
+        assert setup.amp_dtype(auto, torch.device("cuda")) is expected
 
     def write(stop_on_error: bool) -> None:
         time.sleep(0.3)
