@@ -121,16 +121,16 @@ def load_model(
         order = find_order(model, checkpoint, path, choice, cfg.TEST.DATASET, class_names)
         report = load_weights(model, checkpoint, HeadPolicy(class_names=class_names, order=order, as_trained=True))
     logger.info("weights of %s: %s", path, report)
-    _check_pixels(checkpoint, cfg)
+    _check_input(checkpoint, cfg)
     return model, order, report.class_names
 
 
-def _check_pixels(checkpoint: Mapping[str, Any], cfg: CfgNode) -> None:
-    """Warn if the training, whose configuration may be recorded, normalized or ordered the channels in another way."""
+def _check_input(checkpoint: Mapping[str, Any], cfg: CfgNode) -> None:
+    """Warn if the training, whose configuration may be recorded, had other frames, normalization or channel order."""
     if not isinstance(text := checkpoint.get("cfg"), str):
         return
     trained, known = recorded_config(text)
-    for key in ("MEAN", "STD"):
+    for key in ("NUM_FRAMES", "MEAN", "STD"):
         if f"DATA.{key}" in known and trained.DATA[key] != cfg.DATA[key]:
             logger.warning(
                 "the network was trained with DATA.%s %s, not %s: set it", key, trained.DATA[key], cfg.DATA[key]

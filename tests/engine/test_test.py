@@ -128,6 +128,9 @@ def test_a_test_of_other_colours_than_the_training_warns(dataset, reversed_chann
     assert [f"set DATA.REVERSE_INPUT_CHANNEL {not reversed_channels} " in text for text in found] == [True] * warned
 
 
-def test_a_test_that_normalizes_in_another_way_than_the_training_warns(warnings_of_a_test):
-    found = warnings_of_a_test("DATA.MEAN", "[0.5, 0.5, 0.5]", "DATA.STD", "[0.225, 0.225, 0.225]")
-    assert ["DATA.MEAN [0.45, 0.45, 0.45]" in text for text in found] == [True]
+@pytest.mark.parametrize(
+    ("key", "value", "trained"), [("DATA.MEAN", "[0.5, 0.5, 0.5]", "[0.45, 0.45, 0.45]"), ("DATA.NUM_FRAMES", "4", "8")]
+)
+def test_a_test_of_another_input_than_that_of_the_training_warns(key, value, trained, warnings_of_a_test):
+    found = warnings_of_a_test(key, value, "DATA.STD", "[0.225, 0.225, 0.225]")
+    assert [f"{key} {trained}, not {value}: " in text for text in found] == [True]
