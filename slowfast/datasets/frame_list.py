@@ -22,6 +22,7 @@ COUNTED_CODECS = (*MODERN_CODECS, "mpeg4", "mpeg1video", "mpeg2video", "png", "f
 # First bytes of units of IDR and BLA pictures, at which decoding can start. Key frames of periodic intra refresh are
 # not such pictures: a picture is complete only many frames later.
 START_UNITS = {"h264": {0x25, 0x45, 0x65}, "hevc": {2 * kind for kind in range(16, 21)}}
+INTRA_SLICES = ((4, 0b1011), (8, 0b10001000))  # number and value of bits: types 2 (I) and 7 (only I in this picture)
 MAX_KEPT = 16 << 20  # bytes of a file whose packets are kept in memory
 MAX_SKIPPED = 19  # bytes; an MPEG-4 packet up to this size may only repeat a picture (FFmpeg's limit)
 PROGRESSIVE = (0, 1)  # AVFieldOrder; 0 is unknown
@@ -31,7 +32,7 @@ class Packet(NamedTuple):
     """The fields of a packet that the list needs."""
 
     time: int | None
-    start: int | None  # time to seek to
+    start: int | None  # time to seek to; None if decoding cannot start here
     key: bool
     shown: bool
     instant: bool  # a key picture such that no later picture refers to an earlier one
@@ -131,6 +132,8 @@ def _read_packets(path: str, container: Any, stream: Any) -> tuple[list[Packet],
         # Matroska keeps no decoding times, and in MP4 a seek to them ends one key frame too early
         start = pts if dts is None or in_mp4 else dts
         instant = key and (starts is None or not starts.isdisjoint(units(packet)))
+        if key and not instant and name == "h264" and _builds_up(units, packet):
+            start = None
         found.append(Packet(pts, start, key, shown, instant))
         keep = keep and not packet.has_sidedata("new_extradata")  # which concerns later packets too
         if keep:
@@ -207,18 +210,28 @@ def _seek_targets(read: list[Packet], times: list[int]) -> list[tuple[int, int]]
     return sorted(targets, key=lambda target: target[0])
 
 
-def unit_reader(codec: Any) -> Callable[[Any], list[int]]:
-    """Return a function from a packet of H.264 or HEVC to the first bytes of its units, which contain their type."""
-    extradata = codec.extradata or b""
-    place = 21 if codec.name == "hevc" else 4
-    length = (extradata[place] & 3) + 1 if extradata[:1] == b"\1" and len(extradata) > place else 0
+def _builds_up(units: Callable[..., list[int]], packet: Any) -> bool:
+    """Return whether a key picture of H.264 refers to others, as with periodic intra refresh.
 
-    def read(packet: Any) -> list[int]:
+    The second byte of the first slice begins with the number of its first block, 0 (1 bit), and its type, in a code of
+    variable length. FFmpeg shows pictures after such a key picture too early if their numbers start again at 0.
+    """
+    slices = [second for first, second in zip(units(packet), units(packet, 1), strict=True) if first & 31 == 1]
+    return bool(slices) and not any(slices[0] >> 8 - bits == code for bits, code in INTRA_SLICES)
+
+
+def unit_reader(codec: Any) -> Callable[..., list[int]]:
+    """Return a function from a packet of H.264 or HEVC to the bytes of its units at a place: their type is at 0."""
+    extradata = codec.extradata or b""
+    header = 21 if codec.name == "hevc" else 4
+    length = (extradata[header] & 3) + 1 if extradata[:1] == b"\1" and len(extradata) > header else 0
+
+    def read(packet: Any, place: int = 0) -> list[int]:
         data, at, found = bytes(packet), 0, []
         if not length:
-            return [unit[0] for unit in data.split(b"\0\0\1")[1:] if unit]
-        while at + length < len(data):
-            found.append(data[at + length])
+            return [unit[place] for unit in data.split(b"\0\0\1")[1:] if len(unit) > 1]
+        while at + length + 1 < len(data):
+            found.append(data[at + length + place])
             at += length + int.from_bytes(data[at : at + length], "big")
         return found
 

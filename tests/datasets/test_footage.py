@@ -153,6 +153,7 @@ GOOD: dict[str, tuple[Callable[[Path], object], int]] = {
     "intra_refresh.mp4": (lambda path: write(path, REFRESH), 40),
     "intra_refresh.mkv": (lambda path: write(path, REFRESH), 40),
     "intra_refresh.ts": (lambda path: write(path, REFRESH), 40),
+    "short_intra_refresh.mp4": (lambda path: write(path, {"x264-params": f"{REFRESH['x264-params']}:keyint=8"}), 40),
     "joined.ts": (joined, 80),
     "odd_sides.webm": (lambda path: write(path, {"g": "10"}, codec="libvpx", size=(49, 65)), 40),
     "palette.avi": (palette, 40),
