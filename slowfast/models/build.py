@@ -188,9 +188,21 @@ def build_model(cfg: CfgNode) -> nn.Module:
         model = row.network(**options)
     except ValueError as error:
         raise ValueError(f"{cfg.MODEL.MODEL_NAME}: {error} (see {row.family.section or 'MODEL.OPTIONS'})") from error
+    _check_heads(model, cfg)
     if cfg.MODEL.USE_CHECKPOINT:
         _set_checkpointing(model, cfg)
     return model
+
+
+def _check_heads(model: nn.Module, cfg: CfgNode) -> None:
+    """Refuse a network, perhaps of a user, whose classifier is not found where a key or `head_names` expects it."""
+    heads, modules = getattr(model, "head_names", ("head",)), dict(model.named_modules())
+    wanted = hasattr(model, "head_names") or cfg.MODEL.RESET_HEAD or cfg.SOLVER.BACKBONE_LR_RATIO != 1
+    if wanted and (isinstance(heads, str) or not all(head in modules for head in heads)):
+        raise ValueError(
+            f"MODEL.MODEL_NAME {cfg.MODEL.MODEL_NAME}: head_names {heads!r} does not name its classifiers: set the "
+            'attribute to a tuple of names of its layers, such as ("head",)'
+        )
 
 
 def _check_call(name: str, network: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:

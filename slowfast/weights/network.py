@@ -45,7 +45,7 @@ class WeightRules:
         Raises:
             ValueError: the weights would give another result in this network.
         """
-        if not self.options:  # a network with arguments of its own
+        if not self.options or not isinstance(self.options, Mapping):  # pyright: ignore # a network of a user
             return
         here = self.unseen_options(self.options)
         given = {name: trained[name] for name in here if name in trained}

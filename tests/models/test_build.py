@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -181,6 +182,32 @@ def test_a_network_that_cannot_be_called_names_the_argument(monkeypatch, network
     monkeypatch.setitem(build.MODELS, "MeanPool", build.Row(network))
     with pytest.raises(ValueError, match=named):
         build.build_model(config())
+
+
+@pytest.mark.parametrize(
+    ("heads", "options", "refused"),
+    [
+        ("head", {}, True),  # a tuple of one name needs a comma
+        (("classifier",), {}, True),
+        (None, {}, False),
+        (None, {"MODEL__RESET_HEAD": True}, True),
+        (None, {"SOLVER__BACKBONE_LR_RATIO": 0.1}, True),
+        (("body",), {"MODEL__RESET_HEAD": True}, False),
+    ],
+)
+def test_a_classifier_that_would_not_be_found_is_an_error(monkeypatch, heads, options, refused):
+    """Otherwise, MODEL.RESET_HEAD would keep it, and SOLVER.BACKBONE_LR_RATIO 0 would train nothing."""
+
+    class Other(nn.Module):
+        def __init__(self, num_classes: int = 400, in_channels: int = 3) -> None:
+            super().__init__()
+            self.body = nn.Linear(in_channels, num_classes)
+            if heads is not None:
+                self.head_names = heads
+
+    monkeypatch.setitem(build.MODELS, "MeanPool", build.Row(Other))
+    with pytest.raises(ValueError, match="head_names") if refused else nullcontext():
+        build.build_model(config(**options))
 
 
 def test_a_row_needs_the_class_of_the_network(monkeypatch):

@@ -114,6 +114,7 @@ class OwnHead(nn.Module):
         super().__init__()
         self.head = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 3))
         self.head.register_parameter("query", nn.Parameter(torch.randn(1, 8)))
+        self.options = ["of", "its", "own"]
 
 
 def test_any_classifier_keeps_its_class_names_or_starts_anew():
