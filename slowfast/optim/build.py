@@ -54,7 +54,10 @@ def _timm_optimizer(name: str, groups: Groups, solver: CfgNode) -> Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers  # slow to import, and most runs do not need it
 
     try:
-        return create_optimizer_v2(groups, opt=name, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+        optimizer = create_optimizer_v2(groups, opt=name, lr=solver.BASE_LR, momentum=solver.MOMENTUM)
+        if getattr(optimizer, "is_second_order", False):
+            raise ValueError("it needs second derivatives, which a step does not compute")
+        return optimizer
     except (ValueError, TypeError, ImportError, RuntimeError, AssertionError) as error:
         raise ValueError(
             f"SOLVER.OPTIMIZING_METHOD timm/{name} cannot be built ({error}): choose another of {list_optimizers()}"

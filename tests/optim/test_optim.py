@@ -158,8 +158,8 @@ def test_nesterov_without_its_momentum_is_an_error(options):
         build_optimizer(nn.Linear(1, 1), config(**{f"SOLVER__{name}": value for name, value in options.items()}))
 
 
-@pytest.mark.parametrize("name", ["timm/nothing", "timm/"])
-def test_an_unknown_optimizer_is_an_error(name):
+@pytest.mark.parametrize("name", ["timm/nothing", "timm/", "timm/adahessian"])
+def test_an_unknown_or_unusable_optimizer_is_an_error(name):
     with pytest.raises(ValueError, match=rf"SOLVER\.OPTIMIZING_METHOD .*{name}.*(lamb|adamw)"):
         build_optimizer(nn.Linear(1, 1), config(SOLVER__OPTIMIZING_METHOD=name))
 
