@@ -235,7 +235,7 @@ def arrange_buckets(state: TrainState, run: Run) -> None:
     cfg = run.cfg
     if distributed.world_size() < 3 or state.step >= run.last_step:
         return
-    buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+    before = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
     state.model.train()
     if cfg.MODEL.FROZEN_BN:
         freeze_batch_norm(state.model)
@@ -243,8 +243,9 @@ def arrange_buckets(state: TrainState, run: Run) -> None:
     with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
         forward_backward(state, run, batch, micro=cfg.SOLVER.ACCUMULATION_STEPS - 1)
     state.optimizer.zero_grad(set_to_none=True)
-    for buffer, old in buffers:
-        buffer.copy_(old)
+    for name, buffer in state.model.named_buffers():  # a forward pass may have replaced them by other tensors
+        if name in before:
+            buffer.copy_(before[name])
     progress()
 
 

@@ -19,7 +19,7 @@ from slowfast.config import get_cfg
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.meters import TrainMeter
 from slowfast.engine.setup import clip_mover
-from slowfast.engine.start import prepare_run
+from slowfast.engine.start import arrange_buckets, prepare_run
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, StepOutcome, agree, settle, train_step, unmixed_target
 from slowfast.engine.train import save, train_epoch
@@ -81,6 +81,33 @@ def test_every_process_takes_the_same_step_with_an_optimizer_that_draws_numbers(
         return parameters(state.model)
 
     assert torch.equal(weights_after_two_steps(0), weights_after_two_steps(1))
+
+
+class Centred(nn.Module):
+    """A classifier of centred features; each forward pass replaces the centre and updates the count in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, CLASSES)
+        self.register_buffer("centre", torch.zeros(3))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, video: Tensor) -> Tensor:
+        features = video.float().mean((2, 3, 4))
+        self.centre = 0.9 * self.centre + 0.1 * features.mean(0)
+        self.count += 1
+        return self.linear(features - self.centre)
+
+
+def test_gradients_before_the_first_step_leave_no_trace(make, monkeypatch):
+    monkeypatch.setattr("slowfast.utils.distributed.world_size", lambda: 3)
+    monkeypatch.setattr("slowfast.engine.start.DistributedDataParallel", lambda network, **_: network)
+    state, run = make(Centred(), TRAIN__BATCH_SIZE=2)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    arrange_buckets(state, run)
+    for name, value in state.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
 def test_micro_batches_make_the_step_of_one_large_batch(make):
