@@ -135,7 +135,8 @@ def _check_input(checkpoint: Mapping[str, Any], cfg: CfgNode) -> None:
             logger.warning(
                 "the network was trained with DATA.%s %s, not %s: set it", key, trained.DATA[key], cfg.DATA[key]
             )
-    if trained.TRAIN.DATASET not in CATALOG:  # perhaps of a module that is not imported
+    # it may be a row of a module that is not imported, or any value of another program
+    if "TRAIN.DATASET" not in known or str(trained.TRAIN.DATASET) not in CATALOG:
         return
     before, now = channel_order(trained, "train"), channel_order(cfg, "test")
     if before != now:
