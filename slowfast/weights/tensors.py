@@ -142,7 +142,9 @@ def _read_safetensors(path: str) -> dict[str, Any]:
     """Return the tensors; if the metadata name the classes, as entry "model_state" of a checkpoint with class names."""
     names = order = None
     with safe_open(path, "pt") as file, suppress(ValueError):  # other programs may write other text
-        names, order = (json.loads((file.metadata() or {}).get(key, "null")) for key in ("class_names", "class_order"))
+        metadata = file.metadata() or {}
+        names = json.loads(metadata.get("class_names", "null"))
+        order = json.loads(metadata.get("class_order", "null"))
     tensors: Any = OrderedDict(load_file(path))
     if isinstance(names, list):
         return {"model_state": tensors, "class_names": names}

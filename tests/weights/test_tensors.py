@@ -84,6 +84,9 @@ def test_safetensors_load(tmp_path):
     assert load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
     safetensors.save_file({"a": torch.arange(3)}, tmp_path / "b.safetensors", {"class_names": "cat, dog"})
     assert load_tensors(tmp_path / "b.safetensors")["a"].tolist() == [0, 1, 2]
+    metadata = {"class_names": '["cat"]', "class_order": "by hand"}  # the second of another program
+    safetensors.save_file({"a": torch.arange(3)}, tmp_path / "c.safetensors", metadata)
+    assert load_tensors(tmp_path / "c.safetensors")["class_names"] == ["cat"]
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"torn\.safetensors.* cannot be loaded"):
         load_tensors(tmp_path / "torn.safetensors")
