@@ -303,12 +303,14 @@ def _unknown(key: str) -> str:
     if key in SECTIONS:
         return f"{key} is a section: indent its keys below it, or write {key}.KEY on the command line"
     upper = key.upper()
-    name = upper.rpartition(".")[2]
+    section, _, name = upper.rpartition(".")
     names = {known: known.rpartition(".")[2] for known in KEYS}
     same = [known for known in KEYS if names[known] == name] or [known for known in KEYS if _ends_in(known, name)]
-    if not same:
-        similar = get_close_matches(name, names.values(), cutoff=0.75)
-        same = [known for known in KEYS if names[known] in similar]
+    similar = get_close_matches(name, names.values(), cutoff=0.75)
+    beside = [known for known in KEYS if known.startswith(f"{section}.")]
+    same += [known for known in (beside if same else KEYS) if names[known] in similar]
+    same += [known for known in beside if known.startswith(f"{upper}_")]
+    same = [*dict.fromkeys(same)]
     near = close_to(upper, same, 2, least=0.0) or close_to(upper, KEYS, least=0.7)
     return f"unknown key {key}{near}: correct it, or remove it if only another program has it; docs/CONFIG.md lists all"
 

@@ -150,10 +150,17 @@ def test_an_unknown_key_names_the_nearest_one(key, meant):
 
 @pytest.mark.parametrize(
     ("key", "meant"),
-    [("LR", "SOLVER.BASE_LR"), ("TRAIN.EPOCHS", "SOLVER.MAX_EPOCH"), ("BATCHSIZE", "TRAIN.BATCH_SIZE")],
+    [
+        ("LR", "'SOLVER.LRS', 'SOLVER.BASE_LR'"),
+        ("TRAIN.EPOCHS", "'SOLVER.WARMUP_EPOCHS', 'SOLVER.MAX_EPOCH'"),
+        ("BATCHSIZE", "'TEST.BATCH_SIZE', 'TRAIN.BATCH_SIZE'"),
+        ("UNIFORMER.DROP_PATH_RATE", "'UNIFORMERV2.DROP_PATH_RATE', 'UNIFORMER.DROP_DEPTH_RATE'"),
+        ("TEST.CHECKPOINT", "'TEST.CHECKPOINT_FILE_PATH', 'MODEL.USE_CHECKPOINT'"),
+        ("SOLVER.MAX_EPOCHS", "'SOLVER.MAX_EPOCH'"),
+    ],
 )
-def test_an_unknown_key_names_two_keys_that_end_in_its_words(key, meant):
-    assert f", '{meant}'?" in fault(None, [key, "1"])
+def test_an_unknown_key_names_the_two_keys_that_are_most_likely_meant(key, meant):
+    assert f"(meant {meant}?)" in fault(None, [key, "1"])
 
 
 @pytest.mark.parametrize("key", ["UNIFORMER.CONTINUOUS_ATTN", "TRAIN.GRADIENT_ACCUMULATE", "DATA.AUTOAUGMENT"])
