@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slowfast.utils.class_names import read_class_names
 from slowfast.weights.class_order import ClassOrder, check_names, class_rows
 from slowfast.weights.fetch import fetch
-from slowfast.weights.layouts import StateDict
+from slowfast.weights.layouts import ENTRIES, StateDict
 
 HeadKind = Literal["keep", "fresh", "fresh if mismatched", "rows", "by name"]
 
@@ -161,7 +161,7 @@ def stated_classes(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if "class_names" in checkpoint and _are_names(checkpoint["class_names"]):
         return {"class_names": checkpoint["class_names"]}
-    for state in (checkpoint.get("model_state"), checkpoint.get("model"), checkpoint.get("state_dict"), checkpoint):
+    for state in (*map(checkpoint.get, ENTRIES), checkpoint):
         for stated in getattr(state, "_metadata", {}).values():  # per module, as the model may be inside a wrapper
             if isinstance(stated, Mapping) and isinstance(stated.get("class_order"), str):
                 names = stated.get("class_names")

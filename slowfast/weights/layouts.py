@@ -17,13 +17,15 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 Names = Sequence[tuple[str, str]]  # theirs and ours
+# Averaged weights come first, because they were validated; "module" is that of DeepSpeed.
+ENTRIES = ("ema_state", "model_state", "model", "state_dict", "module")
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, and modules of Lightning
 
 
 def extract_state_dict(checkpoint: object, names: Container[str] = ()) -> StateDict:
-    """Return the tensors of a checkpoint, in its entry `model_state`, `model` or `state_dict` or at its top level.
+    """Return the tensors of a checkpoint, in one of its `ENTRIES` or at its top level.
 
-    Averaged weights (`ema_state`) have precedence, because they were validated. Prefixes of wrappers are removed.
+    Prefixes of wrappers, and the counter of `torch.optim.swa_utils.AveragedModel`, are removed.
 
     Args:
         checkpoint: the result of `load_tensors`.
@@ -35,11 +37,11 @@ def extract_state_dict(checkpoint: object, names: Container[str] = ()) -> StateD
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"the checkpoint is a {type(checkpoint).__name__}, not a dictionary of tensors")
     content = cast("Mapping[str, Any]", checkpoint)
-    for key in ("ema_state", "model_state", "model", "state_dict"):
-        if isinstance(content.get(key), Mapping):
+    for key in ENTRIES:
+        if isinstance(content.get(key), Mapping) and any(map(torch.is_tensor, content[key].values())):
             content = content[key]
             break
-    state = {name: value for name, value in content.items() if torch.is_tensor(value)}
+    state = {name: value for name, value in content.items() if torch.is_tensor(value) and name != "n_averaged"}
     if not state:
         raise ValueError(
             f"the checkpoint holds no tensors, but {sorted(map(str, content))[:8]}: give a file with 'model_state', "

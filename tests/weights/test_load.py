@@ -33,7 +33,17 @@ def small(**options) -> UniFormer:
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod."])
-@pytest.mark.parametrize("wrap", [lambda s: {"model": s}, lambda s: {"model_state": s, "epoch": 3}, lambda s: s])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state},
+        lambda state: {"model_state": state, "epoch": 3},
+        lambda state: {"model": {"depth": 4}, "state_dict": state},
+        lambda state: {"module": state, "lr_scheduler": None},  # DeepSpeed
+        lambda state: {"n_averaged": torch.tensor(7), **state},  # AveragedModel
+        lambda state: state,
+    ],
+)
 def test_every_layout_of_a_checkpoint_loads(wrap, prefix, tmp_path):
     source, target = small(), small()
     state = {f"{prefix}{name}": value for name, value in source.state_dict().items()}
