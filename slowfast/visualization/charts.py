@@ -196,7 +196,7 @@ def _svg(figure: Figure, axes: Axes) -> tuple[str, list[float]]:
     text = text[text.index("<svg") :]
     text = re.sub(r' (width|height)="[^"]*pt"', "", text, count=2)  # the page sets the size
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r"#fd(\w\w)01", lambda match: f"var(--c{int(match[1], 16)})", text)
+    text = re.sub(r"#fd([0-9a-f]{2})01", lambda match: f"var(--c{int(match[1], 16)})", text)
     for number, variable in VARIABLES.items():
         text = text.replace(number, variable)
     position = axes.get_position()

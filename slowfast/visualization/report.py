@@ -78,7 +78,7 @@ def write_comparison(runs: Sequence[Run], table: Sequence[Sequence[str]], path: 
 
 def run_charts(run: Run) -> list[Chart]:
     """Return the curves of a run."""
-    titles = {"loss": "Loss, cross-entropy"} | {name: run.title(name) for name in run.accuracies} | SPEED
+    titles = {"loss": "Loss"} | {name: run.title(name) for name in run.accuracies} | SPEED
     return [
         curve_chart(title, series, field, percent=field in run.accuracies)
         for field, title in titles.items()
