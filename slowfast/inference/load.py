@@ -51,7 +51,7 @@ def load(
         overrides: KEY VALUE KEY VALUE ..., which change the configuration, for example TEST.NUM_ENSEMBLE_VIEWS 1.
 
     Returns:
-        The network in evaluation mode.
+        The network in evaluation mode. The state of the random generators does not change.
 
     Raises:
         ValueError: there is no such network, its configuration is not known, or its weights or class names do not fit.
@@ -69,7 +69,10 @@ def load(
             f"{len(names)} class names for a network of {cfg.MODEL.NUM_CLASSES} classes: give one name per class, or "
             "none if the weights contain them (--class-names FILE, in Python class_names=NAMES)"
         )
-    model, order, known = load_model(cfg, weights, names)
+    # A network of a user may load its teacher in a step of a training. The random initial values, which the weights
+    # replace, must not change the dropout of that step, or a resumed run would differ from an uninterrupted one.
+    with torch.random.fork_rng(devices=[]):
+        model, order, known = load_model(cfg, weights, names)
     if order and order.name and known is None:
         model.class_order = order_of_part(order.name, cfg.MODEL.NUM_CLASSES) or order.name  # pyright: ignore
     place(model, where)

@@ -78,6 +78,12 @@ def test_values_that_only_a_training_uses_need_no_extension(net, trained, tmp_pa
     assert {fault.partition(" = ")[0].split()[-1] for fault in error.value.faults} == {*own}
 
 
+def test_random_numbers_after_a_load_are_those_without_it(trained):
+    state = torch.random.get_rng_state()
+    slowfast.load(trained, device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 @pytest.fixture
 def released(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("SLOWFAST_HOME", str(tmp_path))
