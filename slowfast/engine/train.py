@@ -91,7 +91,7 @@ def run_epochs(state: TrainState, run: Run, train_loader: DataLoader[Any], val_l
 def out_of_patience(state: TrainState, cfg: CfgNode) -> bool:
     """Return whether the last TRAIN.PATIENCE validations were not better than one before them; 0 is off.
 
-    All processes compute the same metrics from the same scores, so they agree.
+    All processes have the metrics of the main one, so they agree.
     """
     patience = cfg.TRAIN.PATIENCE
     if not patience or state.since_best < patience:
@@ -174,7 +174,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
         max_clips=clips,
         description="validate",
     )
-    metrics = evaluation.metrics()
+    metrics = distributed.on_main(evaluation.metrics)  # the same in all processes, whatever their rounding
     value = metrics[metric_names(run.cfg.DATA.MULTI_LABEL)[0]]
     best = value > state.best
     state.best = max(state.best, value)
