@@ -41,7 +41,11 @@ def extract_state_dict(checkpoint: object, names: Container[str] = ()) -> StateD
         if isinstance(content.get(key), Mapping) and any(map(torch.is_tensor, content[key].values())):
             content = content[key]
             break
-    state = {name: value for name, value in content.items() if torch.is_tensor(value) and name != "n_averaged"}
+    state = {
+        name: value
+        for name, value in content.items()
+        if torch.is_tensor(value) and (name != "n_averaged" or name in names)
+    }
     if not state:
         raise ValueError(
             f"the checkpoint holds no tensors, but {sorted(map(str, content))[:8]}: give a file with 'model_state', "

@@ -64,6 +64,12 @@ class Whole(nn.Module):
         self.head_names = (f"{part}.head",)
 
 
+def test_the_counter_of_averaged_weights_is_kept_for_a_network_that_has_it():
+    state = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 3)).state_dict()
+    assert extract_state_dict(state, state).keys() == state.keys() >= {"n_averaged", "module.weight"}
+    assert extract_state_dict(state).keys() == {"weight", "bias"}
+
+
 @pytest.mark.parametrize("part", ["model", "module", "backbone", "model.model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
 def test_a_part_with_the_name_of_a_wrapper_or_of_another_program_is_kept(part, prefix, tmp_path):
