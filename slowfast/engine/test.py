@@ -133,8 +133,9 @@ def _check_input(checkpoint: Mapping[str, Any], cfg: CfgNode) -> None:
     for key in ("NUM_FRAMES", "MEAN", "STD"):
         if f"DATA.{key}" in known and trained.DATA[key] != cfg.DATA[key]:
             logger.warning(
-                "the network was trained with DATA.%s %s, not %s: set it", key, trained.DATA[key], cfg.DATA[key]
-            )
+                "the network was trained with DATA.%s %s, not %s: set it, unless the difference is intended",
+                key, trained.DATA[key], cfg.DATA[key],
+            )  # fmt: skip
     # it may be a row of a module that is not imported, or any value of another program
     if "TRAIN.DATASET" not in known or str(trained.TRAIN.DATASET) not in CATALOG:
         return

@@ -16,7 +16,12 @@ from tqdm import tqdm
 from slowfast.utils.io import print_error, to_json
 
 # Warnings of these modules are about one process. Those of others are the same in all processes of a job.
-OF_ONE_PROCESS = ("slowfast.datasets.workers", "slowfast.models.depthwise", "slowfast.run.launch")
+OF_ONE_PROCESS = (
+    "slowfast.datasets.workers",
+    "slowfast.engine.setup",
+    "slowfast.models.depthwise",
+    "slowfast.run.launch",
+)
 
 
 class _Lines:
