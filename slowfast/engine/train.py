@@ -174,7 +174,7 @@ def validate(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
         max_clips=clips,
         description="validate",
     )
-    metrics = distributed.on_main(evaluation.metrics)  # the same in all processes, whatever their rounding
+    metrics = distributed.on_main(evaluation.metrics)  # other processes may round in another way
     value = metrics[metric_names(run.cfg.DATA.MULTI_LABEL)[0]]
     best = value > state.best
     state.best = max(state.best, value)

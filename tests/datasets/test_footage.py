@@ -91,7 +91,7 @@ def palette(path: Path) -> None:
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"
         for image in moving(40, 48, 64):
-            frame = av.VideoFrame.from_ndarray((np.ascontiguousarray(image[..., 0]), colors), format="pal8")
+            frame = av.VideoFrame.from_ndarray((np.ascontiguousarray(image[..., 0]), colors), format="pal8")  # pyright: ignore[reportArgumentType]
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
