@@ -81,8 +81,9 @@ for shape, size in CASES:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("capability", [70, 75, 80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [*((number, "bf16") for number in (70, 75, 80, 86, 89, 90, 100, 120)), (90, "fp32")]
+)
 def test_kernels_compile_for_every_generation_of_gpus(capability, dtype, monkeypatch, tmp_path):
     """A program of the largest kernels fits into the registers; no GPU is needed to compile it."""
     from triton.backends.compiler import GPUTarget
