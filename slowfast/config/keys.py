@@ -89,7 +89,7 @@ key("TRAIN.CHECKPOINT_FILE_PATH", "", TEXT,
 key("TRAIN.MIXED_PRECISION", True, FLAG,
     "Use automatic mixed precision in training; validation is in float32.", may_differ=True)
 key("TRAIN.AMP_DTYPE", "auto", one_of("auto", "bfloat16", "float16"),
-    "Type of mixed precision; auto: bfloat16 if the GPU has it, else float16; float32 on the CPU.", may_differ=True)
+    "Type of mixed precision; auto: bfloat16 if all GPUs have it, else float16; float32 on the CPU.", may_differ=True)
 key("TRAIN.MAX_STEPS", 0, integer(0),
     "Stop with a checkpoint after this number of optimizer steps, on the same schedule; 0 is off.", may_differ=True)
 
