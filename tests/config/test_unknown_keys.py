@@ -1,5 +1,7 @@
 """The keys that an unknown key may mean."""
 
+import re
+
 import pytest
 
 from slowfast.config import ConfigError, load_config
@@ -37,7 +39,8 @@ def fault(key: str) -> str:
     ],
 )
 def test_an_unknown_key_names_the_nearest_ones(key, meant):
-    assert "(meant " + ", ".join(map(repr, meant)) in fault(key)
+    found = re.findall(r"'([A-Z0-9_.]+)'", fault(key))
+    assert found[: len(meant)] == meant and len(found) == len({*found}) <= 2
 
 
 @pytest.mark.parametrize("key", ["UNIFORMER.CONTINUOUS_ATTN", "TRAIN.GRADIENT_ACCUMULATE", "DATA.AUTOAUGMENT"])

@@ -84,7 +84,7 @@ def joined(path: Path) -> None:
 
 
 def palette(path: Path) -> None:
-    """Write raw grey pictures as laboratory cameras do: numbers of 256 colours, which the first packet contains."""
+    """Write raw pictures as numbers of 256 grey colours, which only the first packet contains."""
     colors = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, axis=1)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("rawvideo", rate=25)
