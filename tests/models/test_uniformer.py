@@ -1,11 +1,8 @@
-"""Test UniFormer against the official implementation: names, logits, stages, gradients, initial values."""
+"""Test the options of UniFormer, for videos and for images (ndim=2)."""
 
 from __future__ import annotations
 
-import json
-import re
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,96 +11,9 @@ from small_networks import configuration, initial
 
 from slowfast.models import UniFormer, build_model
 from slowfast.models.layers import DropPath
-from slowfast.optim.losses import soft_cross_entropy
-from slowfast.utils.profiling import count_flops, count_parameters
+from slowfast.weights.load import load_weights
 
 small = partial(initial, "uniformer")
-
-VARIANTS = json.loads((Path(__file__).parents[1] / "golden" / "uniformer.json").read_text())
-WITH_LOGITS = [name for name, variant in VARIANTS.items() if "input_seed" in variant]
-
-
-def keys(name: str) -> list:
-    stored = VARIANTS[name]["keys"]
-    return keys(stored) if isinstance(stored, str) else stored
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_names_and_shapes_are_the_official_ones(name):
-    with torch.device("meta"):
-        model = build_model(configuration(VARIANTS[name]["config"]))
-    assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == keys(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_LOGITS)
-def test_logits_and_stages_match_the_official_network(name, golden, assert_golden):
-    variant = VARIANTS[name]
-    assert_golden(lambda: build_model(configuration(variant["config"])), variant, golden("uniformer_logits.npz")[name])
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", WITH_LOGITS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_logits_on_gpu_match_the_official_network(name, dtype, tolerance, golden, golden_state, golden_input):
-    variant = VARIANTS[name]
-    model = build_model(configuration(variant["config"])).eval()
-    model.load_state_dict(golden_state(model.state_dict()))
-    torch.backends.cudnn.allow_tf32 = False
-    with torch.no_grad(), torch.autocast("cuda", dtype=dtype, enabled=dtype is not torch.float32):
-        logits = model.cuda()(golden_input(variant["input_seed"], variant["input_shape"]).cuda())[0].float().cpu()
-    expected = golden("uniformer_logits.npz")[name]
-    assert np.abs(logits.numpy() - expected).max() <= tolerance * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_gradients_match_the_official_network(layout, golden, golden_state, golden_input):
-    case = golden("train_mode.json")
-    with torch.device("meta"):  # all values are replaced
-        model = build_model(configuration(VARIANTS[case["variant"]]["config"] | case["changes"])).train()
-    model.load_state_dict(golden_state(model.state_dict()), assign=True)
-    model.to(memory_format=layout)
-    video = torch.cat([golden_input(seed, (1, 3, 8, 64, 64)) for seed in (1008, 2008)])
-    target = torch.full((2, 400), 0.1 / 400)
-    for row, (label, weight) in enumerate([((7, 101), 0.3), ((101, 7), 0.3)]):
-        target[row, label[0]] += 0.9 * weight
-        target[row, label[1]] += 0.9 * (1 - weight)
-    loss = soft_cross_entropy(model(video.contiguous(memory_format=layout)), target)
-    loss.backward()
-    assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
-    norms = {name: parameter.grad.double().norm().item() for name, parameter in model.named_parameters()}
-    for name, norm in case["grad_norm"].items():
-        if norm > 1e-6 * case["total_grad_norm"]:
-            assert norms[name] == pytest.approx(norm, rel=1e-4), name
-    for name, (mean, std) in case["bn_running_stats_after [mean, std]"].items():
-        buffer = model.state_dict()[name].float()
-        assert buffer.mean().item() == pytest.approx(mean, rel=1e-4, abs=1e-5), name
-        assert buffer.std(correction=0).item() == pytest.approx(std, rel=1e-4, abs=1e-5), name
-
-
-@pytest.mark.parametrize("name", ["uniformer_s_8x224_k400", "uniformer_s_16x224_split_k400"])
-def test_initial_values_are_distributed_like_the_official_ones(name, golden):
-    torch.manual_seed(0)
-    model, stored = build_model(configuration(VARIANTS[name]["config"])), golden("init_stats.json")[name]
-    for key, value in model.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        expected = stored[re.sub(r"\.\d+\.", ".#.", key)]
-        if "constant" in expected:
-            assert torch.all(value == expected["constant"]), key
-        else:
-            low, high = expected["std_range"]
-            slack = 0.05 + 2 / value.numel() ** 0.5  # another seed, and small tensors scatter
-            assert low * (1 - slack) <= value.std(correction=0).item() <= high * (1 + slack), key
-
-
-@pytest.mark.parametrize("name", WITH_LOGITS)
-def test_parameters_and_flops_match_the_official_count(name):
-    variant = VARIANTS[name]
-    with torch.device("meta"):
-        model = build_model(configuration(variant["config"]))
-    assert count_parameters(model) == variant["param_count"]
-    assert count_flops(model, *variant["input_shape"]) == pytest.approx(variant["flops_fvcore"], rel=1e-3)
 
 
 def test_drop_path_rises_to_its_rate():
@@ -127,3 +37,59 @@ def test_wrong_inputs_are_refused():
         UniFormer(head_dim=48)
     with pytest.raises(ValueError, match="'Slowfast' is not known"):
         build_model(configuration({"MODEL.MODEL_NAME": "Slowfast"}))
+
+
+def test_layer_scale_of_some_stages_and_its_initial_value():
+    state = small(ndim=2, layer_scale=(None, None, 1e-6, 1e-6)).state_dict()
+    gammas = {name: value for name, value in state.items() if "gamma" in name}
+    assert {name[: len("blocks#")] for name in gammas} == {"blocks3", "blocks4"}
+    assert all(torch.all(value == 1e-6) for value in gammas.values())
+
+
+@pytest.mark.parametrize("none", [0, 0.0, None, (), (0, None, 0.0, 0)])
+def test_layer_scale_of_zero_is_none(none):
+    assert not [name for name in small(ndim=2, layer_scale=none).state_dict() if "gamma" in name]
+
+
+def test_layer_scale_scales_the_branches():
+    model = small(ndim=2, layer_scale=1e-12).eval()
+    for name, width in (("blocks1.0", 16), ("blocks3.1", 64)):
+        block, pos_embed = model.get_submodule(name), model.get_submodule(f"{name}.pos_embed")
+        x = torch.randn(2, width, 4, 4)
+        assert torch.allclose(block(x), x + pos_embed(x), atol=1e-6)
+
+
+def test_auxiliary_head_adds_half_its_largest_position():
+    model = small(ndim=2, aux_head=True).eval()
+    for parameter in model.head.parameters():
+        torch.nn.init.zeros_(parameter)
+    bias = torch.arange(5.0)
+    model.aux_head.bias.data = bias
+    weight = model.state_dict()["aux_head.weight"]
+    features = torch.zeros(1, 64, 2, 3)
+    features[0, :, 1, 2] = weight[3]  # looks like class 3, at one position only
+    expected = 0.5 * (bias + (weight @ weight[3]).clamp(min=0))
+    assert torch.allclose(model.forward_head(features)[0], expected, atol=1e-6)
+    model.reset_classifier(7)
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 64)
+
+
+@pytest.mark.parametrize("options", [{"overlapped_stem": True}, {"layer_scale": 0.1}, {"aux_head": True}])
+def test_video_network_starts_from_image_weights(options):
+    image, video = small(ndim=2, **options), small(**options)
+    report = load_weights(video, image.state_dict(), to_train=True)
+    assert not (report.missing or report.unexpected or report.reshaped) and report.inflated
+    assert video.eval()(torch.randn(1, 3, 4, 64, 64)).shape == (1, 5)
+    assert video.forward_features(torch.randn(1, 3, 4, 64, 96)).shape == (1, 64, 2, 2, 3)
+    assert image.eval().forward_features(torch.randn(1, 3, 64, 96)).shape == (1, 64, 2, 3)
+
+
+def test_options_that_exclude_each_other_are_refused():
+    with pytest.raises(ValueError, match="two kinds of patch embedding"):
+        small(std=True, overlapped_stem=True)
+    with pytest.raises(ValueError, match="divided attention has no layer scale"):
+        small(split=True, layer_scale=0.1)
+    with pytest.raises(ValueError, match="split and std"):
+        small(split=True, ndim=2)

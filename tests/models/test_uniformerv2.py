@@ -1,12 +1,9 @@
-"""Test UniFormerV2 against the official implementation, and with further frame sizes and counts."""
+"""Test the layers of UniFormerV2, its options, and further frame sizes and counts."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,53 +24,9 @@ from slowfast.models.image_vit import (
 )
 from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformerv2 import LocalUniBlock
-from slowfast.optim.losses import soft_cross_entropy
 from slowfast.weights.load import load_weights
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "uniformerv2.json.gz"
-VARIANTS = json.loads(gzip.decompress(GOLDEN.read_bytes()))
-# with every option; weights/test_layouts.py compares the logits of the network without local attention
-FULL = "uniformerv2_b16_16x224_ssv2"
 small = partial(initial, "v2")
-
-
-def configured(options: dict) -> torch.nn.Module:
-    return build_model(configuration(options))
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_names_and_shapes_are_the_official_ones(name):
-    with torch.device("meta"):
-        model = configured(VARIANTS[name]["config"])
-    assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == VARIANTS[name]["keys"]
-
-
-@pytest.mark.slow
-def test_logits_and_stages_match_the_official_network(golden, assert_golden):
-    def official_layout(stage, tokens):
-        if "resblocks" in stage:  # (B, T, 1 + HW, C) -> (1 + HW, B * T, C)
-            return tokens.flatten(0, 1).transpose(0, 1)
-        return tokens.flatten(0, 1) if "ln_pre" in stage else tokens
-
-    logits = golden("uniformerv2_logits.npz")[FULL]
-    assert_golden(lambda: configured(VARIANTS[FULL]["config"]), VARIANTS[FULL], logits, official_layout)
-
-
-@pytest.mark.slow
-def test_gradients_match_the_official_network(golden, golden_state, golden_input):
-    case = golden("uniformerv2_train_mode.json")
-    with torch.device("meta"):
-        model = configured({**VARIANTS[case["variant"]]["config"], **case["changes"]}).train()
-    model.load_state_dict(golden_state(model.state_dict()), assign=True)
-    video = torch.cat([golden_input(seed, (1, 3, 4, 224, 224)) for seed in (1004, 2004)])
-    hot = torch.nn.functional.one_hot(torch.tensor(case["labels"]), 174) * 0.9 + 0.1 / 174
-    loss = soft_cross_entropy(model(video), 0.3 * hot + 0.7 * hot.flip(0))
-    loss.backward()
-    assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
-    for name, parameter in model.named_parameters():
-        norm = case["grad_norm"][name]
-        if norm > 1e-6 * case["total_grad_norm"]:
-            assert parameter.grad.double().norm().item() == pytest.approx(norm, rel=1e-4), name
 
 
 CONVOLUTIONS = {
