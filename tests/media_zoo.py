@@ -262,6 +262,7 @@ ODD: dict[str, tuple[Callable[[Path], Any] | dict[str, Any], int]] = {
     "width_98.mp4": ({"height": 54, "width": 98}, 24),
     "width_426.mp4": ({"height": 240, "width": 426}, 24),
     "odd_both_ways.mp4": ({"height": 49, "width": 65, "pix_fmt": "yuv444p"}, 24),
+    "odd_height.mp4": ({"height": 49, "pix_fmt": "yuv422p", "options": {"bf": "0"}}, 24),
     "tiny.mp4": ({"height": 16, "width": 16}, 24),
     "grey.mp4": ({"pix_fmt": "gray", "setup": full_range}, 24),
     "ten_bit.mp4": ({"pix_fmt": "yuv420p10le"}, 24),

@@ -157,8 +157,8 @@ def _read_by_library(
     width, height, colors = stream.codec_context.width, stream.codec_context.height, stream.codec_context.format
     if any(component.bits > 8 for component in colors.components):
         raise Unsure("its colours of more than 8 bits would be converted in another way")
-    if (width % 2 and colors.chroma_width(2) < 2) or (height % 2 and colors.chroma_height(2) < 2):
-        raise Unsure("its sides are odd, and its colours of half the size would be converted in another way")
+    if (width % 2 or height % 2) and colors.chroma_width(2) * colors.chroma_height(2) < 4:
+        raise Unsure("a side is odd, and its colours of half the size would be converted in another way")
     container.seek(listed.keys[0][1], stream=stream)
     try:
         first = next(container.decode(stream))
