@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from slowfast.config import get_cfg
 from slowfast.config.load import ConfigNode
-from slowfast.models import UniFormer, UniFormerLight, UniFormerV2
+from slowfast.models import UniFormer, UniFormerLight, UniFormerV2, build_model
+from slowfast.models.build import initialize
 from slowfast.models.timm_tower import VisionTower
 
 STAGES: dict[str, Any] = {"num_classes": 5, "depth": (1, 1, 2, 1), "embed_dim": (16, 32, 64, 64), "head_dim": 32}
@@ -80,3 +81,10 @@ def configuration(*parts: dict[str, Any]) -> ConfigNode:
     cfg = get_cfg()
     cfg.merge_from_list([item for part in parts for pair in part.items() for item in pair])
     return cfg
+
+
+def initialized(cfg: ConfigNode, class_names: list[str] | None = None) -> Any:
+    """Return the network of a configuration as a training on a list of these classes starts it."""
+    model = build_model(cfg)
+    initialize(model, cfg, class_names)
+    return model

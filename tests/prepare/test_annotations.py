@@ -91,13 +91,13 @@ def something_json(folder: Path) -> None:
         "something-something-v2-validation.json",
         content=json.dumps([*entries[:1], {"id": "5", "template": "Lifting"}]),
     )
-    touch(folder, "something-something-v2-labels.json", content=json.dumps({"Lifting": "0", "Pushing something": "1"}))
+    touch(folder, "something-something-v2-labels.json", content=json.dumps({"Lifting": "1", "Pushing something": "0"}))
 
 
 def something_csv(folder: Path) -> None:
     touch(folder, "something-something-v1-train.csv", content="7;Pushing something\n12;Lifting\n")
     touch(folder, "something-something-v1-validation.csv", content="7;Pushing something\n5;Lifting\n")
-    touch(folder, "something-something-v1-labels.csv", content="Lifting\nPushing something\n")
+    touch(folder, "something-something-v1-labels.csv", content="Pushing something\nLifting\n")
 
 
 @pytest.mark.parametrize("annotate", [something_json, something_csv])
@@ -110,14 +110,14 @@ def test_something_something_annotations_become_lists(tmp_path, write_folder, an
     assert "1 annotated more than once, kept once: 7" in notes_of(lists)
     write_lists(lists, tmp_path / "lists", tmp_path / "frames", dataset)
     train = read_list(tmp_path / "lists/somesomev1_rgb_train_split.txt", FRAME_COLUMNS)
-    assert [(s.path, s.num_frames, s.label) for s in train] == [("12", 4, 0), ("7", 3, 1)]
-    assert (tmp_path / "lists/somesomev1_rgb_val_split.txt").read_text() == "5 2 0\n"
-    assert train.class_names == ["Lifting", "Pushing something"]
+    assert [(s.path, s.num_frames, s.label) for s in train] == [("12", 4, 1), ("7", 3, 0)]
+    assert (tmp_path / "lists/somesomev1_rgb_val_split.txt").read_text() == "5 2 1\n"
+    assert train.class_names == ["Pushing something", "Lifting"]  # of the file, not sorted
 
     touch(tmp_path / "webm", "7.webm", "12.webm", "5.webm")
     lists = lists_from_annotations(tmp_path / "webm", tmp_path / "annotations", dataset)
     write_lists(lists, tmp_path / "lists", tmp_path / "webm", dataset, overwrite=True)
-    assert (tmp_path / "lists/train.csv").read_text() == "12.webm 0\n7.webm 1\n"
+    assert (tmp_path / "lists/train.csv").read_text() == "12.webm 1\n7.webm 0\n"
 
     write_folder(tmp_path / "webm/5", frames=2)
     (tmp_path / "webm/5.webm").unlink()

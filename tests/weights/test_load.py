@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_networks import LIGHT_KEYS, UNIFORMER_KEYS, UNIFORMERV2_KEYS, configuration
+from small_networks import LIGHT_KEYS, UNIFORMER_KEYS, UNIFORMERV2_KEYS, configuration, initialized
 from torch import Tensor, nn
 
 from slowfast import create_model
 from slowfast.config.keys import leaves
 from slowfast.models import UniFormer, build_model
-from slowfast.models.build import initialize
 from slowfast.weights.heads import HeadPolicy
 from slowfast.weights.layouts import extract_state_dict
 from slowfast.weights.load import load_weights
@@ -186,9 +185,7 @@ def start(tmp_path, classes: int, checkpoint: dict, names: list[str] | None = No
     torch.save(checkpoint, tmp_path / "weights.pth")
     pretrain = {"UNIFORMERV2.PRETRAIN": str(tmp_path / "weights.pth"), "MODEL.NUM_CLASSES": classes}
     cfg = configuration(UNIFORMERV2_KEYS, pretrain, {key.replace("__", "."): value for key, value in options.items()})
-    model = build_model(cfg)
-    initialize(model, cfg, names)
-    return model
+    return initialized(cfg, names)
 
 
 def trained(classes: int) -> dict[str, Tensor]:
@@ -264,13 +261,12 @@ def test_a_second_classifier_that_start_weights_lack_stays_fresh_beside_chosen_r
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     chosen = {"UNIFORMER.AUX_HEAD": True, "MODEL.HEAD_ROWS": str(tmp_path / "rows.json")}
     cfg = configuration(UNIFORMER_KEYS, chosen, {"UNIFORMER.PRETRAIN_NAME": str(tmp_path / "weights.pth")})
-    model = build_model(cfg)
-    initialize(model, cfg)
+    model = initialized(cfg)
     assert torch.equal(model.state_dict()["head.weight"], source["head.weight"][rows])
     assert model.load_report.dropped == ["aux_head.weight", "aux_head.bias"]  # pyright: ignore
     cfg = configuration(UNIFORMER_KEYS, chosen, {"TRAIN.CHECKPOINT_FILE_PATH": str(tmp_path / "weights.pth")})
     with pytest.raises(ValueError, match="aux_head"):
-        initialize(build_model(cfg), cfg)
+        initialized(cfg)
 
 
 def test_reset_head_is_a_key_of_the_configuration(tmp_path):

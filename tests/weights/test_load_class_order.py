@@ -6,25 +6,20 @@ the file went.
 
 from __future__ import annotations
 
-import csv
-import sys
 from typing import Any
 
 import numpy as np
-import prepare_data
 import pytest
 import torch
 from small_networks import LIGHT_KEYS as LIGHT
 from small_networks import UNIFORMER_KEYS as V1
 from small_networks import UNIFORMERV2_KEYS as V2
-from small_networks import configuration
+from small_networks import configuration, initialized
 from torch import Tensor, nn
 
 from slowfast.config.load import ConfigNode
-from slowfast.datasets.lists import read_list
 from slowfast.engine.test import load_model
 from slowfast.models import build_model
-from slowfast.models.build import initialize
 from slowfast.utils.class_names import kinetics400_names
 from slowfast.weights.class_order import places_of_rows, rows_of_k710, rows_of_places
 from slowfast.weights.layouts import to_mmaction2
@@ -67,42 +62,14 @@ def predictions(model: nn.Module, names: list[str] | None) -> dict[int, str]:
 
 
 def names_of(classes: int) -> list[str]:
+    """Return the class names beside the lists of `prepare_data.py lists`: sorted."""
     return sorted([*kinetics400_names(), *(f"class {i:03d}" for i in range(classes - 400))])
 
 
 def truth(order: str, classes: int) -> dict[int, str]:
     places = places_of_rows(order, classes)
     assert places is not None
-    return {row: sorted(names_of(classes))[place] for row, place in enumerate(places) if place is not None}
-
-
-@pytest.fixture(scope="module")
-def lists(tmp_path_factory):
-    """Return the class names beside the lists of `prepare_data.py lists`, by number of classes."""
-    folder = tmp_path_factory.mktemp("kinetics")
-    (folder / "videos").mkdir()
-    rng = np.random.default_rng(0)
-    for split in ("train", "val"):
-        (folder / "videos" / f"{split}0_000003_000013.mp4").write_bytes(b"x")
-    written = {}
-    for classes in (400, 600, 700):
-        annotations = folder / f"annotations{classes}"
-        annotations.mkdir()
-        for split in ("train", "val"):
-            with open(annotations / f"{split}.csv", "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
-                for i, name in enumerate(rng.permutation(names_of(classes)).tolist()):
-                    writer.writerow([name, f"{split}{i}", 3, 13, split])
-        with pytest.MonkeyPatch.context() as patch:
-            command = ["lists", "videos", "--dataset", f"k{classes}", "--annotations", annotations.name]
-            patch.chdir(folder)
-            patch.setattr(sys, "argv", ["prepare_data.py", *command, "--out", f"k{classes}"])
-            assert prepare_data.main() == 0
-        samples = read_list(folder / f"k{classes}/val.csv", separator=",", num_classes=classes)
-        assert samples.class_names == names_of(classes)
-        written[classes] = samples.class_names
-    return written
+    return {row: names_of(classes)[place] for row, place in enumerate(places)}
 
 
 WRAPS = {
@@ -128,7 +95,7 @@ WRAPS = {
         (V2, 700, "k700_v2", "unknown.pyth"),
     ],
 )
-def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists, tmp_path):
+def test_every_row_predicts_its_name(network, classes, order, file, wrap, tmp_path):
     torch.save(WRAPS[wrap](numbered(network, classes)), tmp_path / file)
     expected = truth(order, classes)
     if classes == 400:
@@ -136,12 +103,11 @@ def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists,
     path = str(tmp_path / file)
     start = "UNIFORMERV2.PRETRAIN" if network is V2 else "UNIFORMER.PRETRAIN_NAME"
     cfg = configured(network, classes, "TEST.DATASET", "kinetics_sparse", "TRAIN.DATASET", "kinetics", start, path)
-    shuffled = np.random.default_rng(1).permutation(lists[classes]).tolist()
-    for names in (lists[classes], shuffled):
+    shuffled = np.random.default_rng(1).permutation(names_of(classes)).tolist()
+    for names in (names_of(classes), shuffled):
         tested, _, of_outputs = load_model(cfg, path, names)
         assert of_outputs == names and predictions(tested, names) == expected
-        trained = build_model(cfg)
-        initialize(trained, cfg, names)
+        trained = initialized(cfg, names)
         assert predictions(trained, names) == expected
     # lists of the authors: their numbers, and no names
     tested, _, of_outputs = load_model(cfg, path, None)
@@ -151,46 +117,41 @@ def test_every_row_predicts_its_name(network, classes, order, file, wrap, lists,
 
 @pytest.mark.parametrize("file", ["k710_uniformerv2_b16_8x224.pyth", "unknown.pyth"])
 @pytest.mark.parametrize(("classes", "order"), [(400, "k400"), (600, "k600_v2"), (700, "k700_v2")])
-def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, lists, tmp_path):
+def test_kinetics_710_gives_the_classes_of_the_others(classes, order, file, tmp_path):
     """UNIFORMERV2.PRETRAIN needs no file of rows."""
     torch.save(numbered(V2, 710), tmp_path / file)
     cfg = configured(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", str(tmp_path / file))
     rows = rows_of_k710(classes)
     assert rows is not None
     expected = {rows[row]: name for row, name in truth(order, classes).items()}
-    for names in (lists[classes], lists[classes][::-1]):
-        model = build_model(cfg)
-        initialize(model, cfg, names)
+    for names in (names_of(classes), names_of(classes)[::-1]):
+        model = initialized(cfg, names)
         assert predictions(model, names) == expected and "classifier rows 710 ->" in str(model.load_report)
-    model = build_model(cfg)
-    initialize(model, cfg, None)  # the authors' own lists
+    model = initialized(cfg)  # the authors' own lists
     assert model.state_dict()[f"{heads(model)[0]}.bias"].int().tolist() == rows
     cfg.UNIFORMERV2.DELETE_SPECIAL_HEAD = True
-    model = build_model(cfg)
-    initialize(model, cfg, lists[classes])
+    model = initialized(cfg, names_of(classes))
     assert len(model.load_report.dropped) == 2  # pyright: ignore
 
 
 @pytest.mark.parametrize("file", ["uniformerv2-base-p16-res224_clip-pre_u8_kinetics710-rgb_20230612-63cdbad9", "own"])
 @pytest.mark.parametrize("classes", [400, 600, 700])
-def test_kinetics_710_of_mmaction2_has_another_order(classes, file, lists, tmp_path):
+def test_kinetics_710_of_mmaction2_has_another_order(classes, file, tmp_path):
     path = str(tmp_path / f"{file}.pth")
     torch.save({"state_dict": to_mmaction2(numbered(V2, 710)), "meta": {}}, path)
     cfg = configured(V2, classes, "TRAIN.DATASET", "kinetics_sparse", "UNIFORMERV2.PRETRAIN", path)
     rows = rows_of_places("k710_mmaction2", classes)
     assert rows is not None
-    expected = dict(zip(rows, sorted(lists[classes]), strict=True))
-    for names in (lists[classes], lists[classes][::-1]):
-        model = build_model(cfg)
-        initialize(model, cfg, names)
+    expected = dict(zip(rows, names_of(classes), strict=True))
+    for names in (names_of(classes), names_of(classes)[::-1]):
+        model = initialized(cfg, names)
         assert predictions(model, names) == expected
-    model = build_model(cfg)
-    initialize(model, cfg, None)  # MMAction2's own lists, whose classes are sorted
+    model = initialized(cfg)  # MMAction2's own lists, whose classes are sorted
     assert model.state_dict()[f"{heads(model)[0]}.bias"].int().tolist() == rows
 
 
 @pytest.mark.parametrize("network", [V1, V2])
-def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
+def test_files_of_mmaction2_and_of_the_authors_agree(network, tmp_path):
     """The rows of MMAction2 are sorted."""
     model = build_model(configured(network, 400)).eval()
     official = model.state_dict()
@@ -201,7 +162,7 @@ def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
     torch.save({"state_dict": to_mmaction2(theirs), "meta": {}}, tmp_path / "mmaction2.pth")
     video = torch.randn(1, 3, 8, 32, 32)
     with torch.no_grad():
-        for names in (lists[400], lists[400][::-1], None):
+        for names in (names_of(400), names_of(400)[::-1], None):
             logits = {}
             for file in ("official.pyth", "mmaction2.pth"):
                 cfg = configured(network, 400, "TEST.DATASET", "kinetics_sparse")
@@ -216,28 +177,14 @@ def test_files_of_mmaction2_and_of_the_authors_agree(network, lists, tmp_path):
 def test_rows_of_something_something_v1_follow_the_list(file, tmp_path, monkeypatch):
     """Rows are the sorted templates; the lines of the official labels.csv, and so our lists, are not."""
     verbs = ("Pushing", "Holding", "Lifting", "Moving", "Poking", "Tilting")
-    templates = [f"{verb} something {where}" for verb in verbs
-                 for where in np.random.default_rng(2).permutation([f"near {i:02d}" for i in range(29)])]  # fmt: skip
-    (tmp_path / "annotations").mkdir()
-    for begin, split in ((0, "train"), (1000, "validation")):
-        rows = "".join(f"{begin + i};{template}\n" for i, template in enumerate(templates))
-        (tmp_path / f"annotations/something-something-v1-{split}.csv").write_text(rows)
-    (tmp_path / "annotations/something-something-v1-labels.csv").write_text("\n".join(templates) + "\n")
-    for i in (0, 1000):
-        (tmp_path / f"frames/{i}").mkdir(parents=True)
-        for frame in (1, 2):
-            (tmp_path / f"frames/{i}/{frame:05d}.jpg").write_bytes(b"x")
+    names = [f"{verb} something {where}" for verb in verbs
+             for where in np.random.default_rng(2).permutation([f"near {i:02d}" for i in range(29)])]  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    command = ["lists", "frames", "--dataset", "sthv1", "--annotations", "annotations", "--out", "lists"]
-    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *command])
-    assert prepare_data.main() == 0
-    names = read_list("lists/somesomev1_rgb_train_split.txt", ("path", "num_frames", "label")).class_names
-    assert names == templates
     torch.save({"model_state": numbered(V1, 174)}, file)
     model, _, _ = load_model(configured(V1, 174, "TEST.DATASET", "sth"), file, names)
-    assert predictions(model, names) == dict(enumerate(sorted(templates)))
+    assert predictions(model, names) == dict(enumerate(sorted(names)))
     # V2's labels.json is almost sorted, and its numbers are the rows
-    listed = sorted(templates)
+    listed = sorted(names)
     listed[3], listed[4] = listed[4], listed[3]
     for name in ("uniformer_small_sthv2_16_prek400.pth", "unknown.pth"):
         torch.save(numbered(V1, 174), name)
@@ -245,9 +192,9 @@ def test_rows_of_something_something_v1_follow_the_list(file, tmp_path, monkeypa
         assert predictions(model, listed) == dict(enumerate(listed))
 
 
-def test_a_configured_order_has_precedence(lists, tmp_path):
+def test_a_configured_order_has_precedence(tmp_path):
     """MODEL.CLASS_ORDER sets the order of weights whose order is not found correctly."""
-    path, names = str(tmp_path / "w.pth"), lists[400]
+    path, names = str(tmp_path / "w.pth"), names_of(400)
     torch.save(numbered(V1, 400), path)
     by_number = np.random.default_rng(3).permutation(names).tolist()
     (tmp_path / "map.txt").write_text("".join(f"{name}\t{row}\n" for row, name in enumerate(by_number)))
@@ -261,8 +208,7 @@ def test_a_configured_order_has_precedence(lists, tmp_path):
             *("TEST.DATASET", "kinetics", "TRAIN.DATASET", "kinetics"),
         )
         assert predictions(load_model(cfg, path, names)[0], names) == expected
-        model = build_model(cfg)
-        initialize(model, cfg, names)
+        model = initialized(cfg, names)
         assert predictions(model, names) == expected
     with pytest.raises(ValueError, match="400 class names, of which 1 "):
         load_model(cfg, path, [*names[:-1], "new"])
@@ -275,16 +221,15 @@ def test_a_configured_order_has_precedence(lists, tmp_path):
         load_model(configured(V1, 12, "MODEL.CLASS_ORDER", str(tmp_path / "map.txt")), path, [*"abcdefghijkl"])
 
 
-def test_a_configured_order_is_not_that_of_the_checkpoints_of_its_training(lists, tmp_path):
+def test_a_configured_order_is_not_that_of_the_checkpoints_of_its_training(tmp_path):
     """A training puts the rows into the order of its list; a test or prediction of it must not do so again."""
-    path, names = str(tmp_path / "w.pth"), lists[400]
+    path, names = str(tmp_path / "w.pth"), names_of(400)
     torch.save(numbered(V1, 400), path)
     (tmp_path / "map.txt").write_text("\n".join([*names[7:], *names[:7], "of another data set"]))
     for choice, start in (("released", 400), ("sorted", 400), (str(tmp_path / "map.txt"), 401)):
         torch.save(numbered(V1, start), path)
         cfg = configured(V1, 400, "MODEL.CLASS_ORDER", choice, "TRAIN.CHECKPOINT_FILE_PATH", path)
-        model = build_model(cfg)
-        initialize(model, cfg, names[::-1])
+        model = initialized(cfg, names[::-1])
         trained = str(tmp_path / "trained.pyth")
         torch.save({"model_state": model.state_dict(), "class_names": names[::-1]}, trained)
         for given in (names[::-1], None):
@@ -293,7 +238,7 @@ def test_a_configured_order_is_not_that_of_the_checkpoints_of_its_training(lists
             assert of_outputs == names[::-1]
 
 
-def test_rows_without_a_known_order_keep_it(lists, tmp_path):
+def test_rows_without_a_known_order_keep_it(tmp_path):
     """Weights of the user keep their order: other classes, other data, or names in the file."""
     path = str(tmp_path / "w.pth")
     own = [f"own {i:03d}" for i in reversed(range(700))]
@@ -302,20 +247,20 @@ def test_rows_without_a_known_order_keep_it(lists, tmp_path):
         (V1, 400, own[:400], "kinetics"),
         (V1, 600, own[:600], "kinetics"),
         (V2, 700, own, "kinetics_sparse"),
-        (V1, 400, lists[400], "mit"),
+        (V1, 400, names_of(400), "mit"),
     ):
         torch.save(numbered(network, classes), path)
         cfg = configured(network, classes, "TEST.DATASET", dataset)
         model, _, of_outputs = load_model(cfg, path, names)
         assert predictions(model, of_outputs) == dict(enumerate(names))
-    torch.save({"model_state": numbered(V1, 400), "class_names": lists[400]}, path)
+    torch.save({"model_state": numbered(V1, 400), "class_names": names_of(400)}, path)
     cfg = configured(V1, 400, "TEST.DATASET", "kinetics")
-    assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
-    assert load_model(cfg, path, None)[2] == lists[400]
+    assert predictions(load_model(cfg, path, names_of(400))[0], names_of(400)) == dict(enumerate(names_of(400)))
+    assert load_model(cfg, path, None)[2] == names_of(400)
     with pytest.raises(ValueError, match=r"'abseiling' .*'zumba'"):
-        load_model(cfg, path, lists[400][::-1])
+        load_model(cfg, path, names_of(400)[::-1])
     torch.save({"model_state": numbered(V1, 400), "class_names": None}, path)  # of a training on a list without names
-    assert predictions(load_model(cfg, path, lists[400])[0], lists[400]) == dict(enumerate(lists[400]))
+    assert predictions(load_model(cfg, path, names_of(400))[0], names_of(400)) == dict(enumerate(names_of(400)))
 
 
 def test_names_of_released_classes_are_used_in_fine_tuning(tmp_path):
@@ -323,8 +268,7 @@ def test_names_of_released_classes_are_used_in_fine_tuning(tmp_path):
     path = str(tmp_path / "uniformer_small_k400_16x8.pth")
     torch.save(numbered(V1, 400), path)
     cfg = configured(V1, 3, "TRAIN.CHECKPOINT_FILE_PATH", path, "MODEL.HEAD_ROWS", "names")
-    model = build_model(cfg)
-    initialize(model, cfg, ["Abseiling", "playing_badminton", "new"])
+    model = initialized(cfg, ["Abseiling", "playing_badminton", "new"])
     assert model.state_dict()["head.bias"][:2].tolist() == [341, 399]
     assert model.load_report.fresh_classes == ["new"]  # pyright: ignore
 
@@ -338,6 +282,5 @@ def test_a_file_of_class_names_counts_more_than_the_names_in_the_checkpoint(tmp_
             *(V1, len(names), "TRAIN.CHECKPOINT_FILE_PATH", path),
             *("MODEL.CLASS_ORDER", str(tmp_path / "map.txt"), "MODEL.HEAD_ROWS", rows),
         )
-        model = build_model(cfg)
-        initialize(model, cfg, names)
+        model = initialized(cfg, names)
         assert model.state_dict()["head.bias"].tolist() == expected

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import configuration
+from small_networks import configuration, initialized
 from torch import Tensor
 
 from slowfast import create_model
 from slowfast.engine.test import load_model
-from slowfast.models import build_model
-from slowfast.models.build import initialize
 from slowfast.utils.class_names import kinetics400_names
 from slowfast.weights.class_order import places_of_rows
 
@@ -192,9 +190,9 @@ def test_a_run_refuses_known_weights_with_heads_of_another_width(tmp_path):
     with pytest.raises(ValueError, match=r"uniformer_small_tl_224.*UNIFORMER.HEAD_DIM 32.* has 64"):
         load_model(cfg, path, None)
     with pytest.raises(ValueError, match=r"uniformer_small_tl_224.*UNIFORMER.HEAD_DIM 32.* has 64"):
-        initialize(build_model(cfg), cfg)
+        initialized(cfg)
     cfg.UNIFORMER.HEAD_DIM = 32
-    initialize(build_model(cfg), cfg)
+    initialized(cfg)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(load_model(cfg, path, None)[0].eval()(image), trained(image))
