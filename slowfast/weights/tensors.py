@@ -90,8 +90,9 @@ def load_tensors(path: str | os.PathLike[str], shapes_only: bool = False) -> dic
 
 
 def _read(path: str, shapes_only: bool) -> Any:
-    if path.endswith(".safetensors"):
-        return _read_safetensors(path)
+    with open(path, "rb") as file:
+        if file.read(9)[8:] == b"{":  # the length of the header, and its JSON; the file may have any suffix
+            return _read_safetensors(path)
     source: Any = path
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -206,6 +207,7 @@ def _tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 # First bytes of files that contain no tensors -> type of the file, and the cure.
 _OTHER_FILES = {
+    b"{": "a JSON file, perhaps the index of weights in several files; save these as one file",
     b"<": "a web page or a message of a server, not the file; follow its download link, in a browser if necessary",
     b"version https://git-lfs": "a Git LFS pointer to a file; run `git lfs pull` in its repository",
     b"\x1f\x8b": "a gzip archive; unpack it",

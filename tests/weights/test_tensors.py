@@ -32,6 +32,7 @@ def _zip(path: Path) -> None:
 OTHER_FILES = {
     "a page": (lambda path: path.write_text(f"\ufeff\n{PAGE}"), "web page"),
     "Git LFS": (lambda path: path.write_text(LFS), "Git LFS pointer .*run `git lfs pull`"),
+    "JSON": (lambda path: path.write_text('{"weight_map": {}}'), "JSON file, .*save these as one file"),
     "gzip": (lambda path: path.write_bytes(gzip.compress(b"weights")), "gzip archive; unpack it"),
     "zip": (_zip, r"zip archive of weights/model\.pth, .*unpack it"),
     "tar": (_tar, "tar archive"),
@@ -80,8 +81,9 @@ def test_damaged_weights_are_detected(tmp_path):
 
 
 def test_safetensors_load(tmp_path):
-    safetensors.save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors")
-    assert load_tensors(tmp_path / "a.safetensors")["a"].tolist() == [0, 1, 2]
+    for name in ("a.safetensors", "A.SAFETENSORS", "a.bin", "a"):  # the suffix does not matter
+        safetensors.save_file({"a": torch.arange(3)}, tmp_path / name)
+        assert load_tensors(tmp_path / name)["a"].tolist() == [0, 1, 2]
     safetensors.save_file({"a": torch.arange(3)}, tmp_path / "b.safetensors", {"class_names": "cat, dog"})
     assert load_tensors(tmp_path / "b.safetensors")["a"].tolist() == [0, 1, 2]
     metadata = {"class_names": '["cat"]', "class_order": "by hand"}  # the second of another program
