@@ -23,6 +23,8 @@ from slowfast.weights.released import identify
 
 logger = logging.getLogger(__name__)
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class LoadReport:
@@ -99,6 +101,8 @@ def load_weights(
     heads = rules.head_names
     initial = model.state_dict()
     source = extract_state_dict(checkpoint, initial)
+    # what is computed from tensors, such as a resized position embedding, must not be rounded to half precision
+    source = {name: value.float() if value.dtype in HALF else value for name, value in source.items()}
     converted = convert(source, initial)
     rules.check_options(_recorded_options(checkpoint, rules.section))
     notes: list[str] = []

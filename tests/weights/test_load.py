@@ -100,6 +100,15 @@ def test_a_classifier_of_another_width_is_of_another_model(classes, width, class
     assert ("of another model" in str(caught.value)) == model_differs
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kernels_of_half_precision_are_inflated_in_full_precision(dtype):
+    target = small()
+    kernels = {name: value.to(dtype) for name, value in small(ndim=2).state_dict().items() if value.ndim == 4}
+    load_weights(target, {**target.state_dict(), **kernels})
+    for name, kernel in kernels.items():
+        assert torch.allclose(target.state_dict()[name].sum(2), kernel.float(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INFLATE)
 def test_image_weights_are_inflated(name, golden, golden_state, golden_input, fill_rest):
