@@ -69,10 +69,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     slurm.add_argument("--time", default="1-00:00:00", metavar="T", help="limit of a task: minutes, or HH:MM:SS")
     slurm.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="other options of sbatch")
     args = parser.parse_args(argv)
-    if args.per_video and (args.window or args.stride):
-        parser.error("--per-video takes the views of a test: leave --window and --stride out")
+    if args.per_video and (args.window or args.stride or args.crops > 1):
+        parser.error("--per-video takes the views of a test: leave --window, --stride and --crops out")
     if args.tokens and not args.per_video:
         parser.error("--tokens needs --per-video")
+    of_slurm = [name for name in ("partition", "account", "sbatch") if getattr(args, name)]
+    if of_slurm and not args.slurm:
+        parser.error(f"--{of_slurm[0]} needs --slurm")
     return args
 
 

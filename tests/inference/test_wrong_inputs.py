@@ -175,11 +175,20 @@ def test_a_wrong_input_is_one_error_and_writes_nothing(command, arguments, given
 
 
 @pytest.mark.parametrize(
-    "options",
-    ["--segments a.json", "--window nan", "--window inf", "--window 1 --csv a.csv", "--window 1 --json a.json"],
+    ("command", "options"),
+    [
+        ("predict", "--segments a.json"),
+        ("predict", "--window nan"),
+        ("predict", "--window inf"),
+        ("predict", "--window 1 --csv a.csv"),
+        ("predict", "--window 1 --json a.json"),
+        ("features", "--out OUT --per-video --crops 3"),
+        ("features", "--out OUT --partition P"),
+    ],
 )
-def test_an_option_without_effect_is_refused(options, given, monkeypatch, capsys):
-    assert run(monkeypatch, "predict", given.video, "--weights", given.net, *options.split()) == 2
+def test_an_option_without_effect_is_refused(command, options, given, tmp_path, monkeypatch, capsys):
+    options = filled(options.split(), given, "", tmp_path)
+    assert run(monkeypatch, command, given.video, "--weights", given.net, *options) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
