@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,13 @@ def test_the_card_of_an_image_network_speaks_of_images(tmp_path):
     assert card.data.to_dict()["pipeline_tag"] == "image-classification"
     size = str(cfg.DATA.TEST_CROP_SIZE)
     assert f"images of 3 x {size} x {size} (channels, height, width)" in card.text and "video" not in card.text
+
+
+def test_the_card_states_the_frames_of_a_dense_clip(tmp_path):
+    overrides = ["TRAIN.DATASET", "kinetics", "TEST.DATASET", "kinetics", "DATA.SAMPLING_RATE", "5"]
+    cfg = load_config(ROOT / "exp" / "demo" / "config.yaml", overrides)
+    net = Network(build_model(cfg).eval(), cfg, None, torch.device("cpu"), "")
+    net.save_pretrained(tmp_path)
+    (row,) = [line for line in ModelCard.load(tmp_path / "README.md").text.splitlines() if "frames of a clip" in line]
+    chosen = net.frame_indices(40)[:8]  # with a step of 39/7, not 5
+    assert [int(number) for number in re.findall(r"\d+", row)] == [8, chosen[-1] - chosen[0] + 1]
