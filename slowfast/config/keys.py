@@ -280,7 +280,7 @@ key("MODEL.MODEL_NAME", "Uniformer", TEXT,
 key("MODEL.ARCH", "uniformer", one_of("uniformer", "uniformerv2"),
     "Family of the network. It follows from MODEL.MODEL_NAME; another value is ignored with a warning.")
 key("MODEL.OPTIONS", [], several(TEXT),
-    "Keyword arguments of a network without a section of its own, each NAME=VALUE, for example [width=64, pool=max].")
+    "Keyword arguments of a network that have no key, each NAME=VALUE, for example [width=64, pool=max].")
 key("MODEL.NUM_CLASSES", 400, integer(1),
     "Classes.")
 key("MODEL.LOSS_FUNC", "cross_entropy", one_of("cross_entropy", "soft_cross_entropy", "bce", "bce_logit"),

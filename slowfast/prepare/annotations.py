@@ -59,7 +59,7 @@ def lists_from_annotations(
         ValueError: annotations are missing or malformed, or none of the videos exists.
     """
     if dataset.annotations not in READERS:
-        raise ValueError(f"the annotations of {dataset.name} cannot be read: write its lists as DATASET.md describes")
+        raise ValueError(f"the annotations of {dataset.name} are not read: DATASET.md describes its folders or lists")
     notes: Notes = defaultdict(list)
     annotated, names = READERS[dataset.annotations](Path(annotations), fold, notes)
     names = list(class_names or names)

@@ -252,7 +252,7 @@ def test_official_annotations_become_lists(run, folder, tmp_path):
         (("lists", "videos", "--out", "o", "--val-share", "1"), "error: --val-share 1.0 and --test-share"),
         (("lists", "videos", "--out", "o", "--dataset", "k400"), "error: --dataset k400 needs --annotations"),
         (("lists", "videos", "--out", "o", "--dataset", "k710", "--annotations", "."), "error: . has 0 files with"),
-        (("lists", "videos", "--out", "o", "--dataset", "imagenet"), "error: the annotations of ImageNet-1K cannot be"),
+        (("lists", "videos", "--out", "o", "--dataset", "imagenet"), "error: the annotations of ImageNet-1K are not"),
         (("lists", "videos", "--out", "o", "--annotations", "."), "error: --annotations . needs --dataset"),
         (("lists", "videos", "--out", "o", "--class-names", "no.txt"), "error: no.txt cannot be read"),
         (("lists", "videos", "--out", "videos/left/torn.mp4"), "error: [Errno 17] File exists"),
