@@ -57,6 +57,25 @@ def small(name: str, **options: Any) -> Any:
     return model
 
 
+def randomized(model: Any) -> Any:
+    """Set random values that initial ones would hide: biases and layer scales are not 0, norms not 1."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.eval()
+
+
+def tokens_of_frames(model: UniFormerV2, video: torch.Tensor) -> torch.Tensor:
+    """Return tokens (B*T, 1 + H*W, C) after the last block of the image ViT, for a video (B, 3, T, H, W)."""
+    tokens = []
+    hook = model.backbone.transformer.resblocks[-1].register_forward_hook(lambda m, i, output: tokens.append(output))
+    with torch.no_grad():
+        model(video)
+    hook.remove()
+    return tokens[0].flatten(0, 1)
+
+
 def video_for(name: str, batch: int = 2, frames: int = 4, height: int = 64, width: int = 64) -> Tensor:
     """Return a random input of a network of `SMALL`, the same for the same arguments."""
     shape = (height, width) if name.endswith("_image") else (frames, height, width)

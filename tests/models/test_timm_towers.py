@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from small_networks import randomized, tokens_of_frames
 from torch import nn
 
 from slowfast import create_model
@@ -45,25 +46,6 @@ def armed(tower: VisionTower | str, **options) -> UniFormerV2:
     """Make a UniFormerV2 without temporal parts in its image ViT, which processes every frame separately."""
     options = {"num_classes": 5, "return_list": (0, 1), "n_head": 2, "frozen": True, **options}
     return UniFormerV2(backbone=tower, no_lmhra=True, temporal_downsample=False, **options).eval()
-
-
-def randomized(vit: nn.Module) -> nn.Module:
-    """Set random values that initial ones would hide: biases and layer scales are not 0, norms not 1."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in vit.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return vit.eval()
-
-
-def tokens_of_frames(model: UniFormerV2, video: torch.Tensor) -> torch.Tensor:
-    """Return tokens (B*T, 1 + H*W, C) after the last block of the image ViT, for a video (B, 3, T, H, W)."""
-    tokens = []
-    hook = model.backbone.transformer.resblocks[-1].register_forward_hook(lambda m, i, output: tokens.append(output))
-    with torch.no_grad():
-        model(video)
-    hook.remove()
-    return tokens[0].flatten(0, 1)
 
 
 def assert_same_features(ours: UniFormerV2, theirs: nn.Module) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from small_networks import configuration
+from small_networks import configuration, randomized, tokens_of_frames
 from torch import nn
 
 from slowfast.models import UniFormer, UniFormerLight, build_model
@@ -40,25 +40,6 @@ def small(**options) -> UniFormerV2:
 
 def small_v1() -> UniFormer:
     return UniFormer(num_classes=5, depth=(1, 1, 1, 1), embed_dim=(8, 16, 32, 32), head_dim=16)
-
-
-def randomize(module: Any) -> Any:
-    """Set random values that initial ones would hide: biases and layer scales are not 0, norms not 1."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return module.eval()
-
-
-def tower_tokens(model: UniFormerV2, image: torch.Tensor) -> torch.Tensor:
-    """Return tokens (B, 1 + H*W, C) after the last block of the image ViT, for an image (B, 3, H, W) as one frame."""
-    tokens = []
-    hook = model.backbone.transformer.resblocks[-1].register_forward_hook(lambda m, i, output: tokens.append(output))
-    with torch.no_grad():
-        model(image.unsqueeze(2))
-    hook.remove()
-    return tokens[0].flatten(0, 1)
 
 
 # ---- CLIP, golden ---------------------------------------------------------------------------------------------------
@@ -128,7 +109,7 @@ def test_open_clip_weights_load(activation):
     vision: Any = {"layers": 2, "width": 64, "head_width": 32, "patch_size": 16, "image_size": 32}
     text: Any = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
     quick = activation == "quick_gelu"
-    theirs = randomize(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=quick))
+    theirs = randomized(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, quick_gelu=quick))
     expected = []
     theirs.visual.transformer.register_forward_hook(lambda m, i, output: expected.append(output))
     image = torch.randn(2, 3, 32, 32)
@@ -139,7 +120,7 @@ def test_open_clip_weights_load(activation):
         report = load_weights(ours, state, to_train=True)
         assert len(report.loaded) + len(report.inflated) == 5 + 2 * 12
         assert bool(report.notes) == quick  # the file does not show its activation
-        torch.testing.assert_close(tower_tokens(ours, image), expected[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(tokens_of_frames(ours, image.unsqueeze(2)), expected[0], atol=1e-5, rtol=0)
     assert "transformer.resblocks.0.ln_1.weight" in load_weights(small(), theirs.state_dict(), to_train=True).left_out
 
 
@@ -157,7 +138,7 @@ def test_hugging_face_weights_load(kind, tmp_path):
     if kind == "CLIPModel":
         text = {**sizes, "vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1}
         config = transformers.CLIPConfig(vision_config=config.to_dict(), text_config=text)
-    theirs = randomize(getattr(transformers, kind)(config))
+    theirs = randomized(getattr(transformers, kind)(config))
     theirs.save_pretrained(tmp_path)
     vision = theirs.vision_model if hasattr(theirs, "vision_model") else theirs
     image = torch.randn(2, 3, 32, 32)
@@ -167,7 +148,7 @@ def test_hugging_face_weights_load(kind, tmp_path):
         ours = small()
         report = load_weights(ours, state, to_train=True)
         assert report.layout == "Hugging Face CLIP"
-        torch.testing.assert_close(tower_tokens(ours, image), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(tokens_of_frames(ours, image.unsqueeze(2)), expected, atol=1e-5, rtol=0)
     # an adapter that was not merged is of queries and values only
     query = next(name for name in state if name.endswith("q_proj.weight") and "text" not in name)
     adapter = {query.replace("weight", "lora_A.weight"): torch.zeros(2, 64)}
@@ -180,7 +161,7 @@ def test_timm_clip_weights_load(trunk):
     theirs = timm.create_model(
         "vit_base_patch16_clip_quickgelu_224", pretrained=False, depth=2, embed_dim=64, num_heads=2, img_size=32
     )
-    randomize(theirs).norm = nn.Identity()
+    randomized(theirs).norm = nn.Identity()
     image = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = theirs.forward_features(image)  # pyright: ignore[reportCallIssue]
@@ -190,11 +171,11 @@ def test_timm_clip_weights_load(trunk):
     ours = small()
     report = load_weights(ours, state, to_train=True)
     assert report.layout == ("timm ViT in open_clip" if trunk else "timm ViT")
-    torch.testing.assert_close(tower_tokens(ours, image), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tokens_of_frames(ours, image.unsqueeze(2)), expected, atol=1e-5, rtol=0)
 
 
 def test_timm_parts_without_a_counterpart_are_folded_in():
-    theirs = randomize(timm.create_model("vit_small_patch14_dinov2", pretrained=False, depth=1, img_size=28)).double()
+    theirs = randomized(timm.create_model("vit_small_patch14_dinov2", pretrained=False, depth=1, img_size=28)).double()
     state, C = convert(theirs.state_dict(), {}).state, theirs.embed_dim
     image = torch.randn(1, 3, 28, 28, dtype=torch.float64)
     kernel, positions = state["backbone.conv1.weight"], state["backbone.positional_embedding"]
@@ -352,7 +333,7 @@ def test_archives_with_newer_operations_load(tmp_path):
     ],
 )
 def test_mmaction2_names_convert_in_both_directions(make, names):
-    model = randomize(make())
+    model = randomized(make())
     state = model.state_dict()
     theirs = to_mmaction2(state)
     assert names <= set(theirs) and not any("proj.2" in name or name.startswith("head") for name in theirs)
@@ -374,7 +355,7 @@ def test_mmaction2_names_convert_in_both_directions(make, names):
 
 def test_mmaction2_export_takes_averaged_weights():
     """The averaged weights are those that were validated."""
-    model, average = randomize(small_v1()), small_v1().state_dict()
+    model, average = randomized(small_v1()), small_v1().state_dict()
     checkpoint = {
         "model_state": model.state_dict(),
         "ema_state": None,
