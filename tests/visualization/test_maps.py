@@ -6,34 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import initial
 from torch import Tensor
 from torch.nn import functional as F
 
-from slowfast.models.timm_tower import VisionTower
-from slowfast.models.uniformer import UniFormer
-from slowfast.models.uniformer_light import UniFormerLight
-from slowfast.models.uniformerv2 import UniFormerV2
 from slowfast.visualization.maps import attention, attention_layer, cam_layer, grad_cam
 
-KEEP = ((), (), (1.0, 0.5), (0.5,))
-SMALL: dict[str, Any] = {"depth": (1, 1, 2, 1), "embed_dim": (8, 16, 32, 32), "head_dim": 16}
-NETWORKS = {
-    "uniformer": lambda: UniFormer(5, **SMALL),
-    "split": lambda: UniFormer(5, **SMALL, split=True),
-    "light": lambda: UniFormerLight(5, **SMALL, prune_ratio=KEEP, trade_off=KEEP),
-    "v2": lambda: UniFormerV2(5, VisionTower(32, 2, 2, 8, 32), (0, 1), 2, temporal_downsample=False),
-}
 CAM_LAYERS = {
     "uniformer": ["patch_embed1", "blocks1.0", "blocks2.0.conv1", "blocks3.1", "blocks3.0.mlp", "norm"],
-    "split": ["blocks3.0.attn", "blocks3.0.t_norm", "blocks4.0"],
+    "uniformer_split": ["blocks3.0.attn", "blocks3.0.t_norm", "blocks4.0"],
     "light": ["blocks2.0", "blocks3.0.attn", "blocks3.1", "blocks4.0"],
     "v2": ["backbone.conv1", "backbone.transformer.resblocks.0.attn", "backbone.transformer.resblocks.1"],
 }
 
 
 def network(name: str) -> Any:
-    torch.manual_seed(0)
-    model = NETWORKS[name]().eval()
+    model = initial(name, **{"temporal_downsample": False} if name == "v2" else {}).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # initial attention is nearly uniform
     return model
@@ -75,7 +63,7 @@ def test_grad_cam_before_the_mean_is_the_classifier_of_each_position():
 
 ATTENTION_LAYERS = {
     "uniformer": ["blocks3.0", "blocks3", "blocks4.0.attn"],
-    "split": ["blocks3.0.attn", "blocks3.1.t_attn"],
+    "uniformer_split": ["blocks3.0.attn", "blocks3.1.t_attn"],
     "light": ["blocks3.0", "blocks3.1.attn", "blocks4"],
     "v2": ["backbone.transformer.dec.0", "backbone.transformer.dec", "backbone.transformer.resblocks.1.attn"],
 }
@@ -104,7 +92,7 @@ def test_attention_of_a_global_block_is_that_of_its_queries_and_keys():
     layer = model.get_submodule("blocks3.1.attn")
     (x,) = input_of(model, "blocks3.1.attn")
     q, k, _ = F.linear(x[0], layer.qkv.weight, layer.qkv.bias).chunk(3, 1)
-    heads = [(q[:, i : i + 16] @ k[:, i : i + 16].T / 4).softmax(1).mean(0) for i in (0, 16)]
+    heads = [(q[:, i : i + 32] @ k[:, i : i + 32].T / 32**0.5).softmax(1).mean(0) for i in (0, 32)]
     found = attention(model, clip(), "blocks3.1.attn")
     assert torch.allclose(found.flatten(), (heads[0] + heads[1]) / 2, atol=1e-6)
 
@@ -137,7 +125,7 @@ def test_attention_of_the_image_vit_is_that_of_the_class_token_of_each_frame():
 
 
 def test_attention_over_time_is_summed_over_the_places_that_attend():
-    model = network("split")
+    model = network("uniformer_split")
     name = "blocks3.0.t_attn"
     (x,) = input_of(model, name)  # (H * W, T, C)
     received = model.get_submodule(name).weights(x).mean((1, 2)).T.flatten()
@@ -155,7 +143,7 @@ def test_the_default_is_the_deepest_block_whose_map_is_not_coarse():
     assert [cam_layer(model, None, side) for side in (48, 112, 224)] == ["blocks2.0", "blocks3.1", "blocks4.0"]
     assert [attention_layer(model, None, side) for side in (48, 224)] == ["blocks3.1.attn", "blocks4.0.attn"]
     v2 = network("v2")
-    assert attention_layer(v2, None, 64).endswith("dec.1.attn") and cam_layer(v2, None, 64).endswith("resblocks.1")
+    assert attention_layer(v2, None, 64).endswith("dec.1.attn") and cam_layer(v2, None, 64).endswith("resblocks.2")
 
 
 @pytest.mark.parametrize("choose", [cam_layer, attention_layer])
