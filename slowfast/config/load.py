@@ -124,18 +124,21 @@ def recorded_config(text: str) -> tuple[ConfigNode, set[str]]:
 
 
 def check_values(cfg: CfgNode, origin: str) -> None:
-    """Refuse a recorded configuration with values that cannot be used, except those that only a training uses.
+    """Refuse a recorded configuration with values that cannot be used, or contradict each other, except in a training.
 
     Raises:
-        ConfigError: one fault per value.
+        ConfigError: one fault per value, or else per rule between keys.
     """
-    notes = Notes()
+    notes, unusable = Notes(), set[str]()
     for key, value in leaves(cfg).items():
         try:
             KEYS[key].kind.read(value)
         except ValueError:
+            unusable.add(key)
             if not _is_in(key, ONLY_TRAINING):
                 notes.faults.append(f"{origin}: {_unusable(key, value)}")
+    _report(notes)
+    notes.faults.extend(f"{origin}: {fault}" for _, fault in broken_rules(cfg, unusable, training=False))
     _report(notes)
 
 

@@ -46,8 +46,8 @@ def load(
             file of them; a folder with config.yaml and model.safetensors, or hf://OWNER/NAME with these files.
         experiment: name of a folder of exp/, or path of a configuration, for weights whose configuration is not known.
         device: "cpu", "cuda" or "cuda:N"; None is the GPU if there is one.
-        class_names: names of the classes, or a file of them; the outputs are put into their order. None takes the names
-            and the order of the weights.
+        class_names: names of the classes, or a file of them. The outputs of released weights are put into their order;
+            a network that has class names must have the same ones in the same order. None takes those of the weights.
         overrides: KEY VALUE KEY VALUE ..., which change the configuration, for example TEST.NUM_ENSEMBLE_VIEWS 1.
 
     Returns:

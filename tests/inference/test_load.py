@@ -105,6 +105,12 @@ def test_overrides_change_the_views(trained):
     assert slowfast.load(trained, device="cpu", overrides=["TEST.NUM_ENSEMBLE_VIEWS", "1"]).num_views == 3
 
 
+def test_overrides_must_fit_the_other_values(trained):
+    for source in (trained, trained / "checkpoints/best.pyth"):
+        with pytest.raises(ConfigError, match=r"DATA\.MEAN = \[0\.5\], DATA\.STD"):
+            slowfast.load(source, device="cpu", overrides=["DATA.MEAN", "[0.5]"])
+
+
 def test_released_weights_bring_the_experiment_that_uses_them(released):
     for source in ("uniformer_xxs4_128_k400", released):
         net = slowfast.load(source, device="cpu")
