@@ -59,7 +59,7 @@ NOT_RUN = {
     'python -c "import timm, torch; torch.save(timm.create_model(': "needs the network",
     "DATA_ROOT=/data bash exp/uniformer_s16x4_k400/test.sh TEST.CHECKPOINT_FILE_PATH": "needs the network",
     "DATA_ROOT=/data bash exp/uniformerv2_k400_b16_f8x224/run.sh": "needs GPUs",
-    "DATA_ROOT=/data python tools/run_net.py --cfg exp/uniformerv2_k400_b16_f8x224/config.yaml --find-batch": "needs GPUs",
+    "DATA_ROOT=/data python tools/run_net.py --cfg exp/uniformerv2_k400_b16_f8x224/config.yaml --find": "needs GPUs",
 }
 TINY = {
     "NUM_GPUS": "0", "DATA_LOADER.NUM_WORKERS": "0", "DATA_LOADER.DECODE_TIMEOUT": "0",
