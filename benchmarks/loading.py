@@ -67,8 +67,7 @@ def cpu_seconds() -> float:
 
 def start_on_one_core(initialize: Callable[[int], None], worker: int) -> None:
     """Start a worker on one core."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     initialize(worker)
 
 
