@@ -179,13 +179,14 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
         rate = video.average_rate or Fraction(25)
         graph: Graph | None = None
         stream: Any = None
-        count, first, last = 0, 0, -1
+        count, first, last, held = 0, 0, -1, 0
         for count, frame in enumerate(every_frame(reader, video), 1):
             # some containers have no times
             time: int = frame.pts if frame.pts is not None else round((count - 1) / rate / time_base)
             if graph is None:
                 graph, first = _graph(frame, video, time_base, settings.short_side), time
             frame.pts = last = max(time - first, last + 1)
+            held = frame.duration or 0  # long for the last frame of some screen recordings
             frame.time_base = time_base
             graph.push(frame)
             image: Any = graph.pull()
@@ -195,7 +196,7 @@ def _transcode(source: Path, target: str, settings: Settings) -> None:
             writer.mux(stream.encode(image))
         whole = reader.duration / av.time_base if reader.duration and len(reader.streams) == 1 else 0.0
         promised = float(video.duration * time_base) if video.duration else whole
-        end = float((last + 1) * time_base + 1 / rate)
+        end = float((last + 1) * time_base + max(1 / rate, held * time_base))
         # Matroska, WebM and ASF count a duration from time 0, the others from the first frame.
         if not count or end + max(0.0, float(first * time_base)) < MIN_SHARE * promised:
             raise ValueError(f"it ends after {count} frames, {end if count else 0:.2f} of {promised:.2f} s")

@@ -171,6 +171,22 @@ def test_a_late_first_frame_is_not_a_fault(tmp_path, name, codec, start):
     assert after == pytest.approx([0.04 * t for t in range(30)], abs=0.0011)
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_last_frame_that_is_shown_for_long_is_not_a_fault(tmp_path, suffix):
+    """Programs that record screens write such files."""
+    source = tmp_path / f"in/a{suffix}"
+    source.parent.mkdir()
+    with av.open(str(write(tmp_path / f"b{suffix}"))) as reader, av.open(str(source), "w") as writer:
+        packets = [packet for packet in reader.demux(video=0) if packet.size]
+        stream = writer.add_stream_from_template(reader.streams.video[0])
+        packets[-1].duration = round(3 / packets[-1].time_base)
+        for packet in packets:
+            packet.stream = stream
+            writer.mux(packet)
+    after, _, _ = frames_of(copy(source, tmp_path / "out"))
+    assert after == pytest.approx([0.04 * t for t in range(30)], abs=0.0011)
+
+
 def test_lists_stay_valid_with_any_suffix(tmp_path):
     for name, codec in (("x/a b.mp4", "libx264"), ("é/c.webm", "libvpx"), ("d.avi", "mpeg4")):
         write(tmp_path / "in" / name, codec=codec)
