@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from slowfast.run.watchdog import saving
 from slowfast.utils.io import atomic_write
 from slowfast.weights.tensors import load_tensors
 
@@ -240,6 +241,7 @@ class CheckpointWriter:
                 raise ValueError(f"{message}; then the same command {goes_on}") from error
             logger.error("%s; the run continues", message)
 
+    @saving()
     def _write(self, state: dict[str, Any], best: bool) -> None:
         epochs, steps = divmod(state["step"], state["steps_per_epoch"])
         name = f"checkpoint_epoch_{epochs:05d}" + (f"_step_{steps:06d}" if steps else "") + ".pyth"

@@ -30,7 +30,7 @@ from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.run.limits import system_fault
 from slowfast.run.lock import TRAINING, hold
 from slowfast.run.preflight import preflight
-from slowfast.run.rendezvous import join_group
+from slowfast.run.rendezvous import join_group, report_failure
 from slowfast.run.resume import prepare_output_dir, require_writable
 from slowfast.run.watchdog import EXIT_HUNG, progress, watching
 from slowfast.utils import distributed
@@ -126,7 +126,12 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
                 process.kill()
             for process in processes:
                 process.join()
-        _raise_outcome({first_rank + i: code for i, code in enumerate(codes)}, folder)
+        try:
+            _raise_outcome({first_rank + i: code for i, code in enumerate(codes)}, folder)
+        except JobError as error:
+            if cfg.SHARD_ID:
+                report_failure(host, int(port), f"{distributed.host()}: {str(error).partition(chr(10))[0]}")
+            raise
 
 
 def _process(
@@ -228,7 +233,11 @@ def run(cfg: CfgNode, job: Job) -> None:
         Exception: any other error of the job; the traceback is in OUTPUT_DIR/log.txt.
     """
     report = Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt"
-    with _own_signal_handlers(), children.end_with_this_process(), watching(60 * cfg.DIST_TIMEOUT, report):
+
+    def leave(first: str) -> None:
+        report_error(JobError(f"failed after {first}"))
+
+    with _own_signal_handlers(), children.end_with_this_process(), watching(60 * cfg.DIST_TIMEOUT, report, leave):
         interrupt.listen()
         try:
             _join_and_run(cfg, job)

@@ -25,7 +25,7 @@ import torch
 from torch import distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from slowfast.utils.distributed import ask_store, host
+from slowfast.utils.distributed import FAILURE, STORE_PATIENCE, ask_store, host, share_failures
 
 T = TypeVar("T")
 
@@ -58,6 +58,8 @@ def join_group(backend: str, device: torch.device, timeout: float, check: Callab
         if backend == "gloo":
             _check_interface()
         store = meet(timeout, check)
+        # the store of torchrun's agent is also that of its next attempts
+        share_failures(store if _has_agent() else store.underlying_store)
         # the watchdog, which reports the position of each process, must act before the group's own timeout
         limit = timedelta(seconds=timeout + 60)
         device_id = device if device.type == "cuda" else None
@@ -77,7 +79,22 @@ def _check_interface() -> None:
         )
 
 
-def meet(timeout: float, check: Callable[[], None]) -> Store:
+def _has_agent() -> bool:
+    """Return whether torchrun's agent serves the store instead of rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def report_failure(name: str, port: int, message: str) -> None:
+    """Tell the processes of other machines that those of this one have exited; `name` and `port` are those of rank 0.
+
+    A process that was killed cannot do that.
+    """
+    with suppress(OSError):  # rank 0 has exited
+        socket.create_connection((name, port), timeout=STORE_PATIENCE).close()
+        ask_store(lambda: _store(name, port, is_master=False).compare_set(FAILURE, "", message), STORE_PATIENCE)
+
+
+def meet(timeout: float, check: Callable[[], None]) -> PrefixStore:
     """Wait for all processes of the group; return a store that only its members use.
 
     Args:
@@ -89,7 +106,7 @@ def meet(timeout: float, check: Callable[[], None]) -> Store:
     """
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     me = _Member(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), host(), restarts)
-    serves = me.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    serves = me.rank == 0 and not _has_agent()
     try:
         store = _repeat(lambda: _open(serves, check), me, timeout, check)
         if me.rank == 0:
@@ -204,7 +221,7 @@ def _register(store: Store, session: str, me: _Member) -> None:
     group.set(f"member {group.add('count', 1)}", json.dumps(me))
 
 
-def _gathered(store: Store, joined: list[str], me: _Member) -> Store:
+def _gathered(store: Store, joined: list[str], me: _Member) -> PrefixStore:
     """Return the store of the session that was joined last, when it has begun, or for rank 0 when it can begin."""
     group = PrefixStore(joined[-1], store)
     try:

@@ -1,19 +1,23 @@
-"""End a process that makes no progress, after writing a report of its position."""
+"""End a process that makes no progress: at last with a report of its position, soon if another one has failed."""
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import multiprocessing
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
-from slowfast.utils.distributed import who
+from slowfast.utils.distributed import known_failure, who
+
+logger = logging.getLogger(__name__)
 
 # Exit code of a process that hung, that of timeout(1).
 EXIT_HUNG = 124
@@ -22,6 +26,9 @@ EXIT_HUNG = 124
 # report hangs too.
 LAST_RESORT = 30.0
 
+# Seconds without progress after which a process asks whether another one has failed, and those that it gets after that.
+QUIET = 10.0
+
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -29,7 +36,7 @@ class _Watchdog(threading.Thread):
     def __init__(self, seconds: float, report: Path) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.seconds, self.report = seconds, report
-        self.done = threading.Event()
+        self.done, self.saving = threading.Event(), threading.Event()
         self.renew()
 
     def renew(self) -> None:
@@ -41,21 +48,39 @@ class _Watchdog(threading.Thread):
             if time.monotonic() >= self.renewed + self.seconds:
                 _exit_with_report(self.seconds, self.report)
 
+    def follow_others(self, leave: Callable[[str], object]) -> None:
+        """Exit after the first failure of the group, if this process does not progress, and saves nothing.
+
+        An exchange of gloo fails at once when a process has exited. One of NCCL need not, nor does any other wait.
+        """
+        failure = ""
+        while not self.done.wait(QUIET):
+            if self.saving.is_set() or time.monotonic() < self.renewed + QUIET:
+                failure = ""
+            elif failure:
+                logger.error("%s ends in %s, after %s", who(), _position(), failure)
+                leave(failure)
+                _exit(1)
+            else:
+                failure = known_failure()
+
 
 _watchdog: _Watchdog | None = None
 
 
 @contextmanager
-def watching(seconds: float, report: Path) -> Generator[None]:
+def watching(seconds: float, report: Path, leave: Callable[[str], object] = lambda _: None) -> Generator[None]:
     """Exit with `EXIT_HUNG` if `progress` is not called for `seconds` within the context.
 
     Args:
         seconds: longest time between two calls.
         report: file for the stacks of all threads; it is written only then.
+        leave: called with the first failure of another process, before this one exits with 1 because of it.
     """
     global _watchdog
     _watchdog = _Watchdog(seconds, report)
     _watchdog.start()
+    threading.Thread(target=_watchdog.follow_others, args=(leave,), name="failures", daemon=True).start()
     try:
         yield
     finally:
@@ -71,13 +96,31 @@ def progress() -> None:
         _watchdog.renew()
 
 
-def _exit_with_report(seconds: float, report: Path) -> None:
+@contextmanager
+def saving() -> Generator[None]:
+    """Let `watching` wait for the end of the context after a failure of another process."""
+    watchdog = _watchdog
+    if watchdog:
+        watchdog.saving.set()
+    try:
+        yield
+    finally:
+        if watchdog:
+            watchdog.saving.clear()
+
+
+def _position() -> str:
+    """Return the innermost line of this package, else of any code, that the main thread executes."""
     main = threading.main_thread().ident
     stack = traceback.extract_stack(sys._current_frames()[main]) if main else []
     frame = next((frame for frame in reversed(stack) if frame.filename.startswith(_PACKAGE)), stack[-1])
+    return f"{frame.name} at {frame.filename}:{frame.lineno}, {frame.line}"
+
+
+def _exit_with_report(seconds: float, report: Path) -> None:
     message = (
-        f"{who()} made no progress for {seconds:g} s (DIST_TIMEOUT): it is in {frame.name} at {frame.filename}:"
-        f"{frame.lineno}, {frame.line}; the stacks of all its threads are in {report}"
+        f"{who()} made no progress for {seconds:g} s (DIST_TIMEOUT): it is in {_position()}; the stacks of all its "
+        f"threads are in {report}"
     )
     print(f"error: {message}", file=sys.stderr, flush=True)
     try:
@@ -88,6 +131,10 @@ def _exit_with_report(seconds: float, report: Path) -> None:
     except OSError as error:
         print(f"error: {report} cannot be written ({error})", file=sys.stderr)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+    _exit(EXIT_HUNG)
+
+
+def _exit(code: int) -> NoReturn:
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(EXIT_HUNG)
+    os._exit(code)

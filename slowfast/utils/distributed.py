@@ -13,10 +13,14 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store
 from torch.distributed.distributed_c10d import _get_default_store
 
 T = TypeVar("T")
 STORE_PATIENCE = 5.0  # seconds to wait for the store of the group after a failure
+FAILURE = "first failure"  # key of a store
+
+_failures: Store | None = None  # a connection to the store of the group on which nothing else waits
 
 
 class SharedError(ValueError):
@@ -25,6 +29,8 @@ class SharedError(ValueError):
 
 def destroy_process_group() -> None:
     """Leave the group, if there is one."""
+    global _failures
+    _failures = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -109,13 +115,25 @@ def count(name: str, added: int = 0) -> int:
     return _get_default_store().add(name, added) if dist.is_initialized() else added
 
 
+def share_failures(store: Store) -> None:
+    """Exchange the first failure of this group through a connection of its own to the store."""
+    global _failures
+    _failures = store.clone()
+
+
 def first_failure(message: str) -> str:
     """Return the message of the first process of the group that called this function."""
-    if not dist.is_initialized():
+    if (store := _failures) is None:
         return message
-    store = _get_default_store()
-    first = ask_store(lambda: store.compare_set("first failure", "", message).decode(), STORE_PATIENCE)
-    return first or message
+    return ask_store(lambda: store.compare_set(FAILURE, "", message).decode(), STORE_PATIENCE) or message
+
+
+def known_failure() -> str:
+    """Return the message of the first failure of the group, or ""; it may block while rank 0 is stopped."""
+    try:
+        return store.compare_set(FAILURE, "", "").decode() if (store := _failures) else ""
+    except RuntimeError:
+        return "rank 0, which has exited"
 
 
 def ask_store(ask: Callable[[], T], patience: float, check: Callable[[], None] = lambda: None) -> T | None:

@@ -9,11 +9,12 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from cluster import free_ports
 from fvcore.common.config import CfgNode
 
 from slowfast.config import get_cfg
-from slowfast.run import launch
+from slowfast.run import launch, watchdog
 from slowfast.utils import distributed
 
 FORK = multiprocessing.get_context("fork")
@@ -32,6 +33,26 @@ def fail_beside_a_stopped_process(cfg: CfgNode) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(0.5)
     raise RuntimeError("CUDA out of memory.")
+
+
+def sleep_beside_a_process_that_fails(cfg: CfgNode) -> None:
+    distributed.barrier()
+    if distributed.rank() == 1 and cfg.OUTPUT_DIR.endswith("killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if distributed.rank() == 1:
+        raise RuntimeError("CUDA out of memory.")
+    time.sleep(600)  # for example in a read from a network drive
+
+
+def launched(number: int, port: int, out: Path, errors) -> None:
+    os.environ["SLURMD_NODENAME"] = f"node{number}"
+    cfg = get_cfg()
+    cfg.merge_from_list(["NUM_GPUS", 0, "NUM_SHARDS", 2, "SHARD_ID", number, "TRAIN.ENABLE", False])
+    cfg.OUTPUT_DIR = str(out)
+    try:
+        launch.launch(cfg, sleep_beside_a_process_that_fails, f"tcp://127.0.0.1:{port}")
+    except launch.JobError as error:
+        errors.put((number, str(error)))
 
 
 def one_machine(number: int, port: int, folder: Path, errors, job=fail_first) -> None:
@@ -58,6 +79,38 @@ def test_a_process_names_the_one_on_another_machine_that_failed_first(tmp_path):
     named = "failed after rank 1 on node1: RuntimeError: CUDA out of memory."
     assert consequence == ["JobError", named, named]
     assert cause[0] == "RuntimeError" and "Traceback" in cause[2] and "20.00 GiB" in cause[2]
+
+
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [
+        ("raised", "rank 1 on node1: RuntimeError: CUDA out of memory."),
+        ("killed", "node1: process 1 was killed by SIG"),
+    ],
+)
+def test_a_process_that_waits_for_something_else_ends_soon_after_a_failure(end, named, forks, monkeypatch, tmp_path):
+    monkeypatch.setattr(watchdog, "QUIET", 0.5)
+    (port,), errors = free_ports(1), FORK.Queue()
+    for number in (0, 1):
+        FORK.Process(target=launched, args=(number, port, tmp_path / end, errors)).start()
+    [(_, waited), _] = sorted(errors.get(timeout=60) for _ in range(2))
+    assert waited.startswith(f"process 0 failed:\nfailed after {named}")
+
+
+def test_a_process_writes_its_checkpoint_before_it_ends_after_a_failure(monkeypatch, tmp_path):
+    def wait() -> None:
+        with watchdog.watching(60, tmp_path / "hang.txt"):
+            with watchdog.saving():
+                time.sleep(1)
+                (tmp_path / "written").touch()
+            time.sleep(600)
+
+    monkeypatch.setattr(watchdog, "QUIET", 0.1)
+    monkeypatch.setattr(watchdog, "known_failure", lambda: "rank 1")
+    child = FORK.Process(target=wait)
+    child.start()
+    child.join(20)
+    assert child.exitcode == 1 and (tmp_path / "written").exists()
 
 
 def test_a_process_reports_its_failure_while_the_one_of_the_store_is_stopped(tmp_path):
