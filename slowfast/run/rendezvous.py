@@ -37,6 +37,9 @@ NOTICE = 10.0
 
 POLL = 0.2
 
+# Number of processes in the entry of one that does not wait any longer.
+LEFT = 0
+
 # Keys of the store: the session of rank 0, and in the session's own part, that all have registered.
 SESSION, BEGUN = "session", "begun"
 
@@ -245,6 +248,7 @@ def _check(check: Callable[[], None], store: Store, joined: Sequence[str], me: _
         with suppress(RuntimeError):  # rank 0 has exited
             if me.rank != 0 and PrefixStore(joined[-1], store).check([BEGUN]):
                 return
+            _register(store, joined[-1], me._replace(world=LEFT))
         raise
 
 
@@ -264,12 +268,15 @@ def _require_all(store: Store, world: int) -> None:
 
 
 def _latest(members: Sequence[_Member]) -> list[_Member]:
-    """Leave out the processes that torchrun has replaced on their machine."""
-    restarts: dict[tuple[int, str], int] = {}
+    """Leave out the processes that have left, or that torchrun has replaced on their machine."""
+    latest: dict[tuple[int, str], list[_Member]] = {}
     for member in members:
-        place = member.rank, member.where
-        restarts[place] = max(member.restarts, restarts.get(place, 0))
-    return [member for member in members if member.restarts == restarts[member.rank, member.where]]
+        others = latest.setdefault((member.rank, member.where), [])
+        if member.world == LEFT or any(other.restarts < member.restarts for other in others):
+            others.clear()
+        if member.world != LEFT and all(other.restarts <= member.restarts for other in others):
+            others.append(member)
+    return [member for members in latest.values() for member in members]
 
 
 def _fault(members: Sequence[_Member]) -> str:
@@ -278,8 +285,8 @@ def _fault(members: Sequence[_Member]) -> str:
     if len(worlds) > 1:
         each = "; ".join(str(member) for member in worlds.values())
         return f"the processes of this job do not expect the same number of processes ({each}); give all NUM_SHARDS"
-    [(rank, count)] = Counter(member.rank for member in members).most_common(1)
-    if count == 1:
+    [(rank, count)] = Counter(member.rank for member in members).most_common(1) or [(0, 0)]
+    if count <= 1:
         return ""
     places = " and ".join(member.where for member in members if member.rank == rank)
     return (

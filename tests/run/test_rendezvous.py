@@ -205,6 +205,31 @@ def test_the_wait_can_be_interrupted(port):
         meet(20.0, stop)
 
 
+def test_a_process_that_was_interrupted_can_be_started_again(port):
+    """For example one with a wrong configuration, which the user corrects while the other machines wait."""
+    interrupted, results = FORK.Event(), FORK.Queue()
+    place = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def start(rank: int, target=attempt) -> None:
+        FORK.Process(target=target, args=(rank, {**place, "RANK": str(rank)}, 20.0, results), daemon=True).start()
+
+    def leave(_: int, its_place: dict[str, str], timeout: float, __) -> None:
+        register = rendezvous._register
+        registered = FORK.Event()
+        rendezvous._register = lambda *arguments: (register(*arguments), registered.set())[0]
+        os.environ.update(its_place)
+        with pytest.raises(KeyError):
+            meet(timeout, lambda: {}["interrupted"] if registered.is_set() else None)
+        interrupted.set()
+
+    start(0)
+    start(1, leave)
+    assert interrupted.wait(20)
+    start(2)
+    start(1)
+    assert [results.get(timeout=30)[1] for _ in range(3)] == ["met"] * 3
+
+
 def test_a_process_does_not_leave_when_rank_0_has_begun(port, monkeypatch):
     """Rank 0 would wait for it until the timeout."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
