@@ -54,7 +54,8 @@ def clips_until_stopped(run: Run, loader: DataLoader[Any]) -> Iterator[Tensor]:
     """
     for batch in loader:
         progress()
-        asked = torch.tensor(float(interrupt.received() is not None), device=run.device)
-        if distributed.all_reduce_max(asked) > 0:
+        asked = distributed.all_reduce_max(torch.tensor(float(interrupt.received() or 0), device=run.device))
+        if asked > 0:
+            interrupt.adopt(float(asked))
             raise interrupt.Interruption("asked to stop during the BatchNorm statistics, which will start again")
         yield run.to_device(batch["video"])

@@ -228,10 +228,11 @@ def evaluate(
     model.train(was_training)
 
     _wait_for_others(end)
-    parts = distributed.all_gather((ensemble.labels, bad, asked and asked.name, ensemble.finite))
+    parts = distributed.all_gather((ensemble.labels, bad, asked, ensemble.finite))
     progress()
-    if names := [part[2] for part in parts if part[2]]:
-        raise interrupt.Interruption(f"{names[0]} during {description}, which will start again")
+    if requests := [part[2] for part in parts if part[2]]:
+        interrupt.adopt(requests[0])
+        raise interrupt.Interruption(f"{requests[0].name} during {description}, which will start again")
     bad = [entry for part in parts for entry in part[1]]
     if not all(part[3] for part in parts):
         raise SharedError("the model gives scores that are not finite numbers; its weights are broken")

@@ -123,6 +123,7 @@ def settle(state: TrainState, run: Run, leave: int = 0) -> StepOutcome:
     while len(run.pending) > leave:
         step = run.pending.popleft()
         stop, save, dropped, norm, *losses = step.facts().numpy().tolist()
+        interrupt.adopt(stop)
         outcome = StepOutcome(outcome.stop or stop > 0, outcome.save or save > 0, norm)
         if dropped:
             state.nonfinite += 1
@@ -189,9 +190,12 @@ def unmixed_target(cfg: CfgNode, label: Tensor) -> Tensor:
 
 
 def agree(losses: Tensor, run: Run) -> Tensor:
-    """Return (3,) numbers; above 0 if in any process a loss is not finite, a stop is requested, or a save is due."""
+    """Return (3,) numbers; above 0 if in any process a loss is not finite, a stop is requested, or a save is due.
+
+    The second is the number of a signal.
+    """
     minutes = run.cfg.TRAIN.CHECKPOINT_MINUTES
     save = distributed.is_main() and 0 < 60 * minutes <= run.writer.seconds_since_save()
     # a number is written by the device itself, a tensor from the CPU would be copied, which waits
-    requests = [torch.full((), float(flag), device=run.device) for flag in (interrupt.received() is not None, save)]
+    requests = [torch.full((), float(flag), device=run.device) for flag in (interrupt.received() or 0, save)]
     return distributed.all_reduce_max(torch.stack([(~losses.isfinite().all()).float(), *requests]))

@@ -55,6 +55,16 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def adopt(number: float) -> None:
+    """Count a signal that another process has received as one of this process; 0 is none.
+
+    The main process must know whether to put the job into the queue again. A Ctrl-C comes to each process itself, and
+    a second one would end it.
+    """
+    if number not in (0, signal.SIGINT) and not _received:
+        _received.append(signal.Signals(int(number)))
+
+
 def received() -> signal.Signals | None:
     """Return the first signal since `listen`, or None."""
     return _received[0] if _received else None

@@ -293,16 +293,19 @@ def evaluate_until_asked(local_rank: int, reason: str, folder: Path, port: int) 
     try:
         evaluate(torch.nn.Identity(), batches(), lambda clips: clips, CPU, ViewEnsemble("sum", False), 1, "a test")
     except (interrupt.Interruption, distributed.SharedError) as end:
-        (folder / str(local_rank)).write_text(f"{type(end).__name__} {count < 50}")
+        (folder / str(local_rank)).write_text(f"{type(end).__name__} {count < 50} {interrupt.received()!r}")
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("reason", "end"), [("signal", "Interruption"), ("nan", "SharedError")])
+@pytest.mark.parametrize(
+    ("reason", "end"),
+    [("signal", f"Interruption True {signal.SIGUSR1!r}"), ("nan", "SharedError True None")],
+)
 def test_an_evaluation_that_one_process_ends_is_not_completed_by_the_others(tmp_path, reason, end):
     torch.multiprocessing.start_processes(
         evaluate_until_asked, (reason, tmp_path, free_ports(1)[0]), nprocs=2, start_method="fork"
     )
-    assert [(tmp_path / rank).read_text() for rank in "01"] == [f"{end} True"] * 2
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [end] * 2
 
 
 def evaluate_slowly(local_rank: int, folder: Path, port: int) -> None:

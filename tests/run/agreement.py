@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from slowfast.config import load_config
 from slowfast.engine import setup
 from slowfast.engine.batch_norm import clips_until_stopped
 from slowfast.engine.start import check_test
+from slowfast.engine.step import PendingStep, agree, settle
 from slowfast.engine.train import wait_for_all
 from slowfast.run import interrupt
 from slowfast.run.rendezvous import join_group
@@ -84,6 +86,15 @@ def process(rank: int, folder: Path, port: int) -> None:
     clips = clips_until_stopped(run, batches())  # pyright: ignore
     assert next(clips).shape == next(clips).shape == (1, 3)
     assert isinstance(raised(lambda: next(clips)), interrupt.Interruption)
+    assert interrupt.received() == signal.SIGUSR1  # so that rank 0 puts the job into the queue again
+
+    interrupt.listen()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR2)
+    run.cfg, run.writer = auto, SimpleNamespace(seconds_since_save=lambda: 0.0)
+    facts = torch.cat([agree(torch.ones(1), run)[1:], torch.tensor([0.0, 1.0, 1.0])])
+    run.pending = deque([PendingStep(1, [], lambda: facts)])
+    assert settle(SimpleNamespace(), run).stop and interrupt.received() == signal.SIGUSR2  # pyright: ignore
     distributed.destroy_process_group()
 
 
