@@ -8,14 +8,13 @@ import re
 import shutil
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slowfast.run.watchdog import saving
 from slowfast.utils.io import atomic_write
 from slowfast.weights.tensors import load_tensors
 
@@ -44,6 +43,11 @@ def list_checkpoints(output_dir: str) -> list[Path]:
     paths = checkpoint_dir(output_dir).glob("checkpoint_epoch_*.pyth")
     # opening a pipe of that name would block
     return sorted((path for path in paths if _NAME.match(path.name) and path.is_file()), key=_progress)
+
+
+def unfinished_checkpoints(output_dir: str) -> Iterator[Path]:
+    """Yield the temporary files of checkpoints that are being written, or whose process was killed."""
+    return checkpoint_dir(output_dir).glob(".*.pyth.*")
 
 
 def _progress(path: Path) -> tuple[int, int]:
@@ -190,7 +194,7 @@ class CheckpointWriter:
         self.saved_at = time.monotonic()
 
     def __enter__(self) -> CheckpointWriter:
-        for part in checkpoint_dir(self.output_dir).glob(".*.pyth.*"):
+        for part in unfinished_checkpoints(self.output_dir):
             part.unlink(missing_ok=True)  # an earlier process was killed while it wrote
         return self
 
@@ -241,7 +245,6 @@ class CheckpointWriter:
                 raise ValueError(f"{message}; then the same command {goes_on}") from error
             logger.error("%s; the run continues", message)
 
-    @saving()
     def _write(self, state: dict[str, Any], best: bool) -> None:
         epochs, steps = divmod(state["step"], state["steps_per_epoch"])
         name = f"checkpoint_epoch_{epochs:05d}" + (f"_step_{steps:06d}" if steps else "") + ".pyth"

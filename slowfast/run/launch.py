@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +26,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config import check_extensions, check_hardware, num_local_processes
 from slowfast.run import children, interrupt
+from slowfast.run.checkpoint import unfinished_checkpoints
 from slowfast.run.interrupt import EXIT_INTERRUPTED, EXIT_REQUEUE, Interruption
 from slowfast.run.limits import system_fault
 from slowfast.run.lock import TRAINING, hold
@@ -119,8 +120,13 @@ def _spawn(cfg: CfgNode, job: Job, host: str, port: str) -> None:
         arguments = (cfg, job, place, first_rank, folder, os.getpid())
         processes: list[BaseProcess] = torch.multiprocessing.spawn(_process, arguments, local, join=False).processes  # pyright: ignore
         interrupt.listen()
+        begun = time.time()
+
+        def saves() -> bool:
+            return cfg.SHARD_ID == 0 and processes[0].is_alive() and _saves(cfg, begun)
+
         try:
-            codes = _supervise(processes)
+            codes = _supervise(processes, saves)
         finally:
             for process in processes:
                 process.kill()
@@ -157,8 +163,18 @@ def _process(
     os._exit(code)
 
 
-def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
-    """Wait until all processes exit, at most `GRACE` seconds after one fails; forward requests to stop.
+def _saves(cfg: CfgNode, begun: float) -> bool:
+    """Return whether the main process, which runs since `begun`, is writing a checkpoint."""
+    with suppress(FileNotFoundError):
+        parts = unfinished_checkpoints(cfg.OUTPUT_DIR) if cfg.TRAIN.ENABLE else ()
+        return any(part.stat().st_mtime > begun for part in parts)  # older ones are of a process that was killed
+    return True  # it is complete just now
+
+
+def _supervise(processes: Sequence[BaseProcess], saves: Callable[[], bool] = lambda: False) -> list[int | None]:
+    """Wait until all processes exit; forward requests to stop.
+
+    After one has failed, wait at most `GRACE` seconds, and as long as `saves` returns True.
 
     torch's `ProcessContext.join` treats every exit code except 0 as a failure, even that of a process that has saved.
 
@@ -166,7 +182,9 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
         The exit code of each process; None for one that still runs.
     """
     forwarded, deadline = False, math.inf
-    while (running := [process for process in processes if process.is_alive()]) and time.monotonic() < deadline:
+    while running := [process for process in processes if process.is_alive()]:
+        if time.monotonic() >= deadline and not saves():
+            break
         wait([process.sentinel for process in running], timeout=0.2)
         if interrupt.received() and not forwarded:
             forwarded = True
@@ -234,8 +252,13 @@ def run(cfg: CfgNode, job: Job) -> None:
     """
     report = Path(cfg.OUTPUT_DIR) / f"hang_rank{os.environ.get('RANK', '0')}.txt"
 
-    def leave(first: str) -> None:
+    begun = time.time()
+
+    def leave(first: str) -> bool:
+        if distributed.is_main() and _saves(cfg, begun):
+            return False
         report_error(JobError(f"failed after {first}"))
+        return True
 
     with _own_signal_handlers(), children.end_with_this_process(), watching(60 * cfg.DIST_TIMEOUT, report, leave):
         interrupt.listen()

@@ -36,7 +36,7 @@ class _Watchdog(threading.Thread):
     def __init__(self, seconds: float, report: Path) -> None:
         super().__init__(name="watchdog", daemon=True)
         self.seconds, self.report = seconds, report
-        self.done, self.saving = threading.Event(), threading.Event()
+        self.done = threading.Event()
         self.renew()
 
     def renew(self) -> None:
@@ -48,34 +48,35 @@ class _Watchdog(threading.Thread):
             if time.monotonic() >= self.renewed + self.seconds:
                 _exit_with_report(self.seconds, self.report)
 
-    def follow_others(self, leave: Callable[[str], object]) -> None:
-        """Exit after the first failure of the group, if this process does not progress, and saves nothing.
+    def follow_others(self, leave: Callable[[str], bool]) -> None:
+        """Exit after the first failure of the group, if this process makes no progress.
 
         An exchange of gloo fails at once when a process has exited. One of NCCL need not, nor does any other wait.
         """
         failure = ""
         while not self.done.wait(QUIET):
-            if self.saving.is_set() or time.monotonic() < self.renewed + QUIET:
+            if time.monotonic() < self.renewed + QUIET:
                 failure = ""
-            elif failure:
+            elif not failure:
+                failure = known_failure()
+            elif leave(failure):
                 logger.error("%s ends in %s, after %s", who(), _position(), failure)
-                leave(failure)
                 _exit(1)
             else:
-                failure = known_failure()
+                failure = ""
 
 
 _watchdog: _Watchdog | None = None
 
 
 @contextmanager
-def watching(seconds: float, report: Path, leave: Callable[[str], object] = lambda _: None) -> Generator[None]:
+def watching(seconds: float, report: Path, leave: Callable[[str], bool] = lambda _: True) -> Generator[None]:
     """Exit with `EXIT_HUNG` if `progress` is not called for `seconds` within the context.
 
     Args:
         seconds: longest time between two calls.
         report: file for the stacks of all threads; it is written only then.
-        leave: called with the first failure of another process, before this one exits with 1 because of it.
+        leave: called with the first failure of another process; this one exits with 1 if it returns True.
     """
     global _watchdog
     _watchdog = _Watchdog(seconds, report)
@@ -94,19 +95,6 @@ def progress() -> None:
     # a forked child has a copy of the object, and no thread
     if _watchdog and _watchdog.is_alive() and time.monotonic() > _watchdog.renewed + min(1.0, _watchdog.seconds / 10):
         _watchdog.renew()
-
-
-@contextmanager
-def saving() -> Generator[None]:
-    """Let `watching` wait for the end of the context after a failure of another process."""
-    watchdog = _watchdog
-    if watchdog:
-        watchdog.saving.set()
-    try:
-        yield
-    finally:
-        if watchdog:
-            watchdog.saving.clear()
 
 
 def _position() -> str:

@@ -15,6 +15,7 @@ from fvcore.common.config import CfgNode
 
 from slowfast.config import get_cfg
 from slowfast.run import launch, watchdog
+from slowfast.run.checkpoint import CheckpointWriter, last_checkpoint
 from slowfast.utils import distributed
 
 FORK = multiprocessing.get_context("fork")
@@ -44,13 +45,23 @@ def sleep_beside_a_process_that_fails(cfg: CfgNode) -> None:
     time.sleep(600)  # for example in a read from a network drive
 
 
-def launched(number: int, port: int, out: Path, errors) -> None:
+def save_beside_a_process_that_fails(cfg: CfgNode) -> None:
+    if distributed.rank() == 1:
+        time.sleep(0.5)
+        raise RuntimeError("CUDA out of memory.")
+    os.fsync = lambda _: time.sleep(6)  # a slow disk
+    with CheckpointWriter(cfg.OUTPUT_DIR) as writer:
+        writer.save({"step": 6, "steps_per_epoch": 6})
+        distributed.barrier()
+
+
+def launched(number: int, port: int, out: Path, errors, machines=2, job=sleep_beside_a_process_that_fails) -> None:
     os.environ["SLURMD_NODENAME"] = f"node{number}"
     cfg = get_cfg()
-    cfg.merge_from_list(["NUM_GPUS", 0, "NUM_SHARDS", 2, "SHARD_ID", number, "TRAIN.ENABLE", False])
+    cfg.merge_from_list(["NUM_GPUS", 0, "NUM_SHARDS", machines, "NUM_PROCESSES", 2 // machines, "SHARD_ID", number])
     cfg.OUTPUT_DIR = str(out)
     try:
-        launch.launch(cfg, sleep_beside_a_process_that_fails, f"tcp://127.0.0.1:{port}")
+        launch.launch(cfg, job, f"tcp://127.0.0.1:{port}")
     except launch.JobError as error:
         errors.put((number, str(error)))
 
@@ -97,20 +108,16 @@ def test_a_process_that_waits_for_something_else_ends_soon_after_a_failure(end, 
     assert waited.startswith(f"process 0 failed:\nfailed after {named}")
 
 
-def test_a_process_writes_its_checkpoint_before_it_ends_after_a_failure(monkeypatch, tmp_path):
-    def wait() -> None:
-        with watchdog.watching(60, tmp_path / "hang.txt"):
-            with watchdog.saving():
-                time.sleep(1)
-                (tmp_path / "written").touch()
-            time.sleep(600)
-
-    monkeypatch.setattr(watchdog, "QUIET", 0.1)
-    monkeypatch.setattr(watchdog, "known_failure", lambda: "rank 1")
-    child = FORK.Process(target=wait)
-    child.start()
-    child.join(20)
-    assert child.exitcode == 1 and (tmp_path / "written").exists()
+@pytest.mark.parametrize("machines", [1, 2])
+def test_a_checkpoint_that_is_being_written_survives_a_failure(machines, forks, monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "GRACE", 0.5)
+    monkeypatch.setattr(watchdog, "QUIET", 0.5)
+    (port,), errors = free_ports(1), FORK.Queue()
+    for number in range(machines):
+        job = (number, port, tmp_path, errors, machines, save_beside_a_process_that_fails)
+        FORK.Process(target=launched, args=job).start()
+    assert all("CUDA out of memory." in errors.get(timeout=60)[1] for _ in range(machines))
+    assert last_checkpoint(str(tmp_path))
 
 
 def test_a_process_reports_its_failure_while_the_one_of_the_store_is_stopped(tmp_path):
