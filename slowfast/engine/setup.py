@@ -160,6 +160,14 @@ def place(model: nn.Module, device: torch.device) -> None:
             parameter.data = parameter.data.contiguous(memory_format=layout(parameter.ndim))
 
 
+def share_weights(model: nn.Module) -> None:
+    """Give every process the weights of the main one; the others may have read a later file of the same name."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        sent = tensor.detach().contiguous()
+        distributed.broadcast_tensor(sent)
+        tensor.detach().copy_(sent)
+
+
 def clip_mover(cfg: CfgNode, device: torch.device, reuse: bool = False) -> Callable[[Any], Tensor]:
     """Return a function that brings clips to the device, normalized and in the memory format that suits it.
 

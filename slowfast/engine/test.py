@@ -18,7 +18,7 @@ from slowfast.datasets.list_checks import log_labels
 from slowfast.engine.class_check import find_permutation
 from slowfast.engine.evaluate import Evaluation, ViewEnsemble, evaluate, first_bad
 from slowfast.engine.results import log_results, test_folder, write_results
-from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader, place
+from slowfast.engine.setup import Inference, clip_mover, inference_dtype, listed, make_loader, place, share_weights
 from slowfast.engine.trackers import send_results
 from slowfast.models.build import build_model, errors_name_keys, sums_softmax
 from slowfast.run.checkpoint import best_checkpoint, damage, official_best, resumable_checkpoint
@@ -58,6 +58,7 @@ def test(cfg: CfgNode) -> dict[str, Any]:
     progress()
     model, order, names = load_model(cfg, path, samples.class_names)
     place(model, device)
+    share_weights(model)
     progress()
     evaluation = score(cfg, model, loader, device, "test")
     metrics, folder = evaluation.metrics(), Path(cfg.OUTPUT_DIR) / test_folder(cfg)

@@ -88,6 +88,11 @@ def process(rank: int, folder: Path, port: int) -> None:
     assert isinstance(raised(lambda: next(clips)), interrupt.Interruption)
     assert interrupt.received() == signal.SIGUSR1  # so that rank 0 puts the job into the queue again
 
+    model = torch.nn.Conv2d(2, 2, 1).to(memory_format=torch.channels_last)
+    torch.nn.init.constant_(model.weight, rank)
+    setup.share_weights(model)
+    assert not model.weight.any() and model.weight.is_contiguous(memory_format=torch.channels_last)
+
     interrupt.listen()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGUSR2)
