@@ -19,10 +19,10 @@ from slowfast.utils import distributed
 from slowfast.utils.rng import rng_for
 
 
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Make BatchNorm use its running statistics and leave them as they are, while the rest trains."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
+def train_mode(model: nn.Module, frozen: bool) -> None:
+    """Set the mode of training; `frozen` BatchNorm uses its running statistics and leaves them as they are."""
+    for module in model.train().modules():
+        if frozen and isinstance(module, _BatchNorm):
             module.eval()
 
 

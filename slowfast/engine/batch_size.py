@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from slowfast.config.rules import check_hardware, num_local_processes
-from slowfast.engine.batch_norm import freeze_batch_norm
+from slowfast.engine.batch_norm import train_mode
 from slowfast.engine.start import learns_from_single_clips, new_state, prepare_run, random_batch
 from slowfast.engine.state import TrainState
 from slowfast.engine.step import Run, train_step
@@ -114,9 +114,7 @@ class Steps:
         self.state: TrainState = new_state(cfg, build_model(cfg), 1, device)
         with tempfile.TemporaryDirectory() as cfg.OUTPUT_DIR:
             self.run: Run = prepare_run(cfg, self.state, 1, {}, device)
-        self.state.model.train()
-        if cfg.MODEL.FROZEN_BN:
-            freeze_batch_norm(self.state.model)
+        train_mode(self.state.model, cfg.MODEL.FROZEN_BN)
         set_learning_rate(self.state.optimizer, 0.0)
 
     def peak(self, videos: int) -> int | None:

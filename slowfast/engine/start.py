@@ -20,7 +20,7 @@ from slowfast.config.extensions import VARIABLE
 from slowfast.datasets.build import build_loader
 from slowfast.datasets.lists import VideoList
 from slowfast.datasets.mixup import MixUp
-from slowfast.engine.batch_norm import freeze_batch_norm
+from slowfast.engine.batch_norm import train_mode
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.log import RunLog
 from slowfast.engine.meters import TrainMeter, check_tensor
@@ -236,9 +236,7 @@ def arrange_buckets(state: TrainState, run: Run) -> None:
     if distributed.world_size() < 3 or state.step >= run.last_step:
         return
     before = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
-    state.model.train()
-    if cfg.MODEL.FROZEN_BN:
-        freeze_batch_norm(state.model)
+    train_mode(state.model, cfg.MODEL.FROZEN_BN)
     batch = random_batch(cfg, cfg.TRAIN.BATCH_SIZE // distributed.local_world_size())
     with torch.autocast(run.device.type, dtype=run.amp, enabled=run.amp is not None):
         forward_backward(state, run, batch, micro=cfg.SOLVER.ACCUMULATION_STEPS - 1)

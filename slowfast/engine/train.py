@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader
 
 from slowfast.datasets.list_checks import log_labels
-from slowfast.engine.batch_norm import freeze_batch_norm, update_statistics
+from slowfast.engine.batch_norm import train_mode, update_statistics
 from slowfast.engine.evaluate import ViewEnsemble, evaluate
 from slowfast.engine.meters import metric_names
 from slowfast.engine.results import write_scores
@@ -109,9 +109,7 @@ def train_epoch(state: TrainState, run: Run, loader: DataLoader[Any]) -> bool:
     cfg = run.cfg
     first = state.step % state.steps_per_epoch
     loader.batch_sampler.set_position(state.epoch, first * cfg.SOLVER.ACCUMULATION_STEPS)  # pyright: ignore
-    state.model.train()
-    if cfg.MODEL.FROZEN_BN:
-        freeze_batch_norm(state.model)
+    train_mode(state.model, cfg.MODEL.FROZEN_BN)
     state.meter.restart_clock()
     batches = iter(loader)
     for _ in range(first, state.steps_per_epoch):

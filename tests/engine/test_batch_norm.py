@@ -11,7 +11,7 @@ import torch
 from small_networks import configuration, small
 from torch import nn
 
-from slowfast.engine.batch_norm import clips_until_stopped, freeze_batch_norm, update_statistics
+from slowfast.engine.batch_norm import clips_until_stopped, train_mode, update_statistics
 from slowfast.engine.ema import ModelEma
 from slowfast.engine.setup import place
 from slowfast.run import interrupt
@@ -79,8 +79,8 @@ def test_every_process_gets_the_statistics_of_rank_0(monkeypatch):
 
 
 def test_frozen_statistics_stay_while_the_rest_trains():
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)).train()
-    freeze_batch_norm(model)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)).eval()
+    train_mode(model, frozen=True)
     model(torch.randn(8, 3) + 5)
     assert torch.equal(model.get_buffer("0.running_mean"), torch.zeros(3))
     assert [module.training for module in model] == [False, True]
