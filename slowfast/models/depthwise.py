@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from slowfast.models.linear import channels_last, faster_routes
+from slowfast.models.linear import channels_last, faster_routes, is_plain
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +87,35 @@ def _triton_gradient(x: Tensor, grad: Tensor, size: list[int]) -> Tensor:
     return kernel_gradient(x.movedim(1, -1), grad.movedim(1, -1), size)
 
 
-def depthwise(layer: _ConvNd, x: Tensor) -> Tensor | None:
+def add_depthwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return `x + layer(x)`; in float32, a depthwise convolution that nothing listens to adds `x` itself."""
+    plain = is_plain(layer, DepthwiseConv2d, DepthwiseConv3d)
+    out = depthwise(layer, x, residual=True) if plain else None  # pyright: ignore[reportArgumentType]
+    return x + layer(x) if out is None else out
+
+
+def depthwise(layer: _ConvNd, x: Tensor, residual: bool = False) -> Tensor | None:
     """Return the result of a depthwise convolution layer for (B, C, *grid); None if PyTorch must compute it.
 
     Under autocast, the result has the type of autocast, as in PyTorch.
+
+    Args:
+        layer: the convolution.
+        x: its input.
+        residual: add `x` to the result, only in float32.
     """
     batched = x.ndim == len(layer.kernel_size) + 2
     if not batched or not faster_routes(x) or (x.is_cuda and not has_triton(x.device.index)):
         return None
     inputs: Any = (x, layer.weight, layer.bias)  # read the weight once: a parametrization computes it at each access
-    if torch.is_autocast_enabled(x.device.type):
+    autocast = torch.is_autocast_enabled(x.device.type)
+    if residual:
+        if autocast or not x.dtype == layer.weight.dtype == torch.float32:
+            return None
+        identity = torch.zeros_like(layer.weight)
+        identity[(..., *(size // 2 for size in layer.kernel_size))] = 1
+        inputs = (x, layer.weight + identity, layer.bias)
+    elif autocast:
         dtype = torch.get_autocast_dtype(x.device.type)
         inputs = [None if value is None else value.to(dtype) for value in inputs]
     if not faster_routes(inputs[0]):

@@ -23,6 +23,7 @@ from slowfast.models.linear import (
     folds,
     is_plain,
     linear,
+    plus,
     pointwise_conv,
     unhooked,
 )
@@ -159,17 +160,12 @@ class Mlp(nn.Module):
             self.fc1, self.fc2 = pointwise_conv(dim, hidden, conv_ndim), pointwise_conv(hidden, dim, conv_ndim)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
-        """Return the result for `norm(x)`, of the shape of `x`."""
+    def forward(self, x: Tensor, norm: nn.Module | None = None, residual: Tensor | None = None) -> Tensor:
+        """Return the result for `norm(x)`, plus `residual`, of the shape of `x`."""
         drop = self.drop
-        if type(drop) is nn.Dropout and not (drop.p and drop.training) and unhooked(drop):
-            return apply_feed_forward(self.fc1, self.fc2, x, norm)
-        return drop(apply_linear(self.fc2, drop(F.gelu(apply_linear(self.fc1, x, norm)))))
-
-
-def apply_mlp(mlp: nn.Module, x: Tensor, norm: nn.Module) -> Tensor:
-    """Return `mlp(norm(x))`; an `Mlp` that nothing listens to may fold `norm` into its weights."""
-    return mlp(x, norm) if type(mlp) is Mlp and unhooked(mlp) else mlp(norm(x))
+        if drops_nothing(drop):
+            return apply_feed_forward(self.fc1, self.fc2, x, norm, residual)
+        return plus(residual, drop(apply_linear(self.fc2, drop(F.gelu(apply_linear(self.fc1, x, norm))))))
 
 
 class DropPath(nn.Module):
@@ -203,6 +199,25 @@ class DropPath(nn.Module):
             return x * ((torch.rand(shape, device=x.device) < self.kept) / self.kept).to(x.dtype)
         keep = x.new_empty(shape).bernoulli_(1.0 - self.rate)
         return x * (keep / (1.0 - self.rate))
+
+
+def drops_nothing(layer: nn.Module) -> bool:
+    """Return whether dropout or stochastic depth need not be called: it drops nothing, and has no hooks."""
+    kinds: dict[type[nn.Module], str] = {nn.Dropout: "p", DropPath: "rate"}
+    rate = kinds.get(type(layer))
+    return rate is not None and not (layer.training and getattr(layer, rate)) and unhooked(layer)
+
+
+def add_feed_forward(block: Any, x: Tensor) -> Tensor:
+    """Return `x` plus the residual branch of the feed-forward layers of a block; an `Mlp` may add `x` itself."""
+    mlp, norm = block.mlp, block.norm2
+    if type(mlp) is not Mlp or not unhooked(mlp):
+        branch = mlp(norm(x))
+    elif block.gamma_2 is None and drops_nothing(block.drop_path):
+        return mlp(x, norm, x)
+    else:
+        branch = mlp(x, norm)
+    return x + block.drop_path(scaled(branch, block.gamma_2))
 
 
 class Attention(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -90,7 +91,10 @@ class _FeedForwardFunction(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         hidden: list[Tensor] = []
-        out = _in_parts(x, w1, b1, w2, b2, hidden)
+        out = x.new_empty(*x.shape[:-1], len(w2))
+        for part, target in _split(_part_size(w1), x, out):
+            hidden.append(_onednn_linear(part, w1, b1))
+            target.copy_(_onednn_linear(F.gelu(hidden[-1]), w2, b2))
         ctx.save_for_backward(x, w1, b1, w2, b2, *hidden)
         return out
 
@@ -107,8 +111,8 @@ class _FeedForwardFunction(Function):
             return torch.autograd.grad(out, inputs, grad_outputs, create_graph=twice)
         grads = [x.new_empty(x.shape), *(torch.zeros_like(value) for value in inputs[1:])]
         w1_t, w2_t = w1.t().contiguous(), w2.t().contiguous()
-        parts = (tensor.flatten(0, -2).split(len(hidden[0])) for tensor in (x, grad_outputs[0], grads[0]))
-        for part, grad, grad_x, h in zip(*parts, hidden, strict=True):
+        parts = _split(len(hidden[0]), x, grad_outputs[0], grads[0])
+        for (part, grad, grad_x), h in zip(parts, hidden, strict=True):
             grad_h = _onednn_linear(grad, w2_t, None)
             grads[3].addmm_(grad.t(), F.gelu(h))
             torch.ops.aten.gelu_backward(grad_h, h, grad_input=grad_h)
@@ -126,26 +130,30 @@ def _is_batched(x: Tensor) -> bool:
 
 
 def _in_parts(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, kept: list[Tensor] | None = None
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, residual: Tensor | None
 ) -> Tensor:
-    """Return tokens after two linear layers with a GELU in between; append the values before the GELU to `kept`.
-
-    A part of the tokens has `PART` hidden values per thread.
-    """
+    """Return tokens after two linear layers with a GELU in between, plus `residual`."""
     out = x.new_empty(*x.shape[:-1], len(w2))
-    rows = max(PART // len(w1), 256) * torch.get_num_threads()
-    for part, target in zip(x.flatten(0, -2).split(rows), out.flatten(0, -2).split(rows), strict=True):
-        h = _onednn_linear(part, w1, b1)
-        if kept is not None:
-            kept.append(h)
-        h = torch.ops.aten.gelu_(h) if kept is None else F.gelu(h)  # in place if nothing needs the input
-        target.copy_(_onednn_linear(h, w2, b2))
+    # copied without a residual: oneDNN writes its result into a tensor of its own
+    for part, added, target in _split(_part_size(w1), x, out if residual is None else residual, out):
+        update = _onednn_linear(_onednn_linear(part, w1, b1, "gelu"), w2, b2)
+        target.copy_(update) if residual is None else torch.add(added, update, out=target)
     return out
 
 
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _part_size(w1: Tensor) -> int:
+    """Return how many tokens have `PART` hidden values per thread."""
+    return max(PART // len(w1), 256) * torch.get_num_threads()
+
+
+def _split(size: int, *tokens: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield parts of as many tokens of each tensor (..., C)."""
+    return zip(*(tensor.flatten(0, -2).split(size) for tensor in tokens), strict=True)
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     bias = None if bias is None else bias.contiguous()  # oneDNN reads it without its stride
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
 
 
 def _on_onednn(x: Tensor) -> bool:
@@ -252,6 +260,11 @@ def _weights(layer: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
     return weight * scale, shift if bias is None else bias + shift
 
 
+def plus(residual: Tensor | None, branch: Tensor) -> Tensor:
+    """Return `residual + branch`; without a residual, `branch`."""
+    return branch if residual is None else residual + branch
+
+
 def apply_linear(layer: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
     """Return `layer(norm(x))` for a linear layer or a convolution of size 1.
 
@@ -267,8 +280,10 @@ def apply_linear(layer: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor
     return out if tokens is x else out.movedim(-1, 1)
 
 
-def apply_feed_forward(first: Any, second: Any, x: Tensor, norm: nn.Module | None = None) -> Tensor:
-    """Return `second(gelu(first(norm(x))))` for two linear layers, or two convolutions of size 1.
+def apply_feed_forward(
+    first: Any, second: Any, x: Tensor, norm: nn.Module | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """Return `second(gelu(first(norm(x))))`, plus `residual`, for two linear layers or two convolutions of size 1.
 
     A CPU computes one part of the tokens after the other: in inference, and in training if there are many tokens. In
     inference, it folds a BatchNorm into the weights.
@@ -278,13 +293,15 @@ def apply_feed_forward(first: Any, second: Any, x: Tensor, norm: nn.Module | Non
         x, norm = norm(x), None
     tokens = x.movedim(1, -1) if isinstance(first, _Pointwise) else x
     if not plain or not _by_onednn(tokens, first.weight):
-        return apply_linear(second, F.gelu(apply_linear(first, x, norm)))
+        return plus(residual, apply_linear(second, F.gelu(apply_linear(first, x, norm))))
     inputs: Any = (tokens, *_weights(first, norm), *_weights(second, None))
     many = tokens.shape[:-1].numel() * len(first.weight) > MANY
     if not torch.is_grad_enabled():
-        out: Any = _in_parts(*inputs)
+        added = residual if residual is None or tokens is x else residual.movedim(1, -1)
+        out: Any = _in_parts(*inputs, residual=added)
+        residual = None
     elif many and all(value is not None and value.requires_grad for value in inputs):
         out = _FeedForwardFunction.apply(*inputs)
     else:
         out = linear(F.gelu(linear(*inputs[:3])), *inputs[3:])
-    return out.movedim(-1, 1) if isinstance(first, _Pointwise) else out
+    return plus(residual, out if tokens is x else out.movedim(-1, 1))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slowfast.models.backbone import TimmBackbone
-from slowfast.models.depthwise import depthwise_conv
+from slowfast.models.depthwise import add_depthwise, depthwise_conv
 from slowfast.models.layers import (
     BATCH_NORM,
     Attention,
@@ -23,7 +23,7 @@ from slowfast.models.layers import (
     Mlp,
     OverlapPatchEmbed,
     PatchEmbed,
-    apply_mlp,
+    add_feed_forward,
     classifier,
     layer_scales,
     recompute,
@@ -77,9 +77,9 @@ class LocalBlock(nn.Module):
         self.drop_path = DropPath(options.drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.pos_embed(x)
+        x = add_depthwise(self.pos_embed, x)
         x = x + self.drop_path(scaled(self.conv2(self.attn(apply_linear(self.conv1, x, self.norm1))), self.gamma_1))
-        return x + self.drop_path(scaled(apply_mlp(self.mlp, x, self.norm2), self.gamma_2))
+        return add_feed_forward(self, x)
 
 
 class AttentionBlock(nn.Module):
@@ -106,11 +106,10 @@ class GlobalBlock(AttentionBlock):
     """Dynamic position embedding, global MHRA over L = T*H*W tokens and feed-forward layers (sections 3.1 to 3.3)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.pos_embed(x)
+        x = add_depthwise(self.pos_embed, x)
         tokens = to_tokens(x)
         tokens = tokens + self.drop_path(scaled(self.attn(self.norm1(tokens)), self.gamma_1))
-        tokens = tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2))
-        return to_grid(tokens, x.shape[2:])
+        return to_grid(add_feed_forward(self, tokens), x.shape[2:])
 
 
 class SplitGlobalBlock(AttentionBlock):
@@ -123,15 +122,14 @@ class SplitGlobalBlock(AttentionBlock):
     divided = True
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.pos_embed(x)
+        x = add_depthwise(self.pos_embed, x)
         B, C, T, H, W = x.shape
         temporal = x.permute(0, 3, 4, 2, 1).reshape(B * H * W, T, C)
         temporal = temporal + self.drop_path(self.t_attn(self.t_norm(temporal)))
         spatial = temporal.view(B, H * W, T, C).transpose(1, 2).reshape(B * T, H * W, C)
         spatial = self.drop_path(self.attn(self.norm1(spatial)))
         tokens = to_tokens(x) + spatial.reshape(B, T * H * W, C)
-        tokens = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
-        return to_grid(tokens, (T, H, W))
+        return to_grid(add_feed_forward(self, tokens), (T, H, W))
 
 
 def init_linear(module: nn.Module) -> None:

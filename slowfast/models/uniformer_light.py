@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slowfast.models.layers import BATCH_NORM, Attention, classifier, scaled, single_input, to_grid, to_tokens
+from slowfast.models.depthwise import add_depthwise
+from slowfast.models.layers import (
+    BATCH_NORM,
+    Attention,
+    add_feed_forward,
+    classifier,
+    scaled,
+    single_input,
+    to_grid,
+    to_tokens,
+)
 from slowfast.models.linear import channels_last
 from slowfast.models.uniformer import AttentionBlock, BlockOptions, FourStages, LocalBlock, init_linear, per_stage
 
@@ -70,7 +80,7 @@ class PruningBlock(AttentionBlock):
         """Return tokens (B, 1 + L, C) after attention and feed-forward layers, and scores (B, L)."""
         update, scores = self.attn(self.norm1(tokens))
         tokens = tokens + self.drop_path(scaled(update, self.gamma_1))
-        return tokens + self.drop_path(scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), scores
+        return add_feed_forward(self, tokens), scores
 
     def forward(self, x: Tensor, cls_token: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Update the feature map, the class token and the scores.
@@ -83,7 +93,7 @@ class PruningBlock(AttentionBlock):
         Returns:
             The three inputs, updated; positions of merged tokens keep their scores.
         """
-        x = x + self.pos_embed(x)
+        x = add_depthwise(self.pos_embed, x)
         grid = x.shape[2:]
         tokens = to_tokens(x)
         if self.keep == 1:
@@ -96,7 +106,7 @@ class PruningBlock(AttentionBlock):
         weight = scores.scatter(1, kept, 0.0)  # scores of the tokens to merge
         merged = (weight / weight.sum(1, keepdim=True)).unsqueeze(1) @ tokens
         out, new = self.attend(torch.cat([cls_token, tokens.gather(1, index), merged], 1))
-        tokens = (tokens + out[:, -1:] - merged).scatter(1, index, out[:, 1:-1])
+        tokens = (tokens + (out[:, -1:] - merged)).scatter_(1, index, out[:, 1:-1])
         new = torch.lerp(scores.gather(1, kept), new[:, :-1], self.trade_off)
         return to_grid(tokens, grid), out[:, :1], scores.scatter(1, kept, new)
 

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from slowfast.models import linear as linear_module
-from slowfast.models.depthwise import depthwise_conv
+from slowfast.models.depthwise import add_depthwise, depthwise_conv
 from slowfast.models.layers import CONV, DropPath, Mlp, OverlapPatchEmbed, PatchEmbed
 from slowfast.models.linear import X86_VECTORS, apply_linear, linear, pointwise_conv
 
@@ -67,6 +67,34 @@ def test_outputs_and_gradients_equal_those_of_a_plain_convolution(shape, last, d
         for value, expected in zip(found, results(double, x.double(), weight.double()), strict=True):
             assert value.shape == expected.shape
             assert (value - expected).norm() <= limit * expected.norm(), (layer, dtype)
+
+
+class Residual(nn.Module):
+    """Add a layer to its input."""
+
+    def __init__(self, layer: nn.Module, add: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.add = layer, add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self.layer, x)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_depthwise_convolution_adds_its_input(shape, dtype):
+    torch.manual_seed(0)
+    layer: Any = depthwise_conv(shape[1], 3, len(shape) - 2)
+    x, weight = torch.randn(shape), torch.randn(shape)
+    layer.weight.data *= 0.1
+    expected = results(Residual(plain(layer), lambda layer, x: x + layer(x)), x.double(), weight.double())
+    kind = torch.float64 if dtype is torch.float64 else torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        found = results(Residual(layer, add_depthwise).to(kind), x.to(kind), weight)
+    # autocast rounds the branch only, and the gradients of its parameters
+    limit = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 5e-4}[dtype]
+    for value, wanted, factor in zip(found, expected, (1, 1, 10, 10), strict=True):
+        assert (value - wanted).norm() <= factor * limit * wanted.norm()
 
 
 @pytest.mark.parametrize("size", [(1, 16, 16), (2, 16, 16), (3, 16, 16), (3, 1, 2), (2, 2, 1)])
@@ -240,9 +268,10 @@ def test_feed_forward_layers_in_parts_have_the_values_and_gradients_of_pytorch(c
         plain = torch.autograd.grad(out.square().sum(), inputs, retain_graph=True)
         first = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
         second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), inputs)
+        added = [layer(value, residual=3 * value)]
         with torch.no_grad():
-            inferred = layer(value)
-        results.append([each.detach().double() for each in (inferred, out, *plain, *first, *second)])
+            added += [layer(value, residual=3 * value), 3 * value + layer(value)]
+        results.append([each.detach().double() for each in (*added, out, *plain, *first, *second)])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
@@ -279,19 +308,21 @@ def test_feed_forward_layers_may_be_replaced(part):
 
 
 @pytest.mark.parametrize("name", ["uniformer", "light", "uniformer_plus_aux_image"])
-def test_inference_folds_batch_norm_and_calls_hooks(name):
+def test_inference_folds_layers_and_calls_hooks(name):
     torch.manual_seed(0)
     model, video, seen = small(name), video_for(name, 2), []
     for _ in range(2):
         model.train()(video)  # statistics that change something
-    with_norms = model.eval()(video)
-    norms = [module for module in model.modules() if "BatchNorm" in type(module).__name__]
+    one_by_one = model.eval()(video)
+    unused = {"aux_head", "norm_cls", "head_cls"} if name != "uniformer_plus_aux_image" else set()
+    named = model.named_modules()
+    layers = {m for path, m in named if path not in unused and (type(m) is Mlp or not list(m.children()))}
     with torch.no_grad():
-        torch.testing.assert_close(model(video), with_norms, rtol=1e-5, atol=1e-5)
-        for norm in norms:
-            norm.register_forward_hook(lambda *_: seen.append(1))
-        torch.testing.assert_close(model(video), with_norms, rtol=1e-5, atol=1e-5)
-        assert len(seen) == len(norms)
+        torch.testing.assert_close(model(video), one_by_one, rtol=1e-5, atol=1e-5)
+        for layer in layers:
+            layer.register_forward_hook(lambda module, *_: seen.append(module))
+        torch.testing.assert_close(model(video), one_by_one, rtol=1e-5, atol=1e-5)
+        assert set(seen) == layers
 
 
 class Doubled(nn.Sequential):
