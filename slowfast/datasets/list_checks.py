@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +44,17 @@ def check_files(samples: VideoList) -> None:
         except OSError:
             return frozenset()
 
+    def lost_of(rows: list[int]) -> list[int]:
+        return [row for row in rows if not os.path.exists(samples.path(row))]
+
     folders = sorted({path[: path.rfind("/") + 1] for path in samples.listed})
     with ThreadPoolExecutor(THREADS) as pool:
         there = dict(zip(folders, pool.map(entries, folders), strict=True))
-    cuts = ((path, path.rfind("/") + 1) for path in samples.listed)
-    unseen = [row for row, (path, cut) in enumerate(cuts) if path[cut:] + samples.suffix not in there[path[:cut]]]
-    if lost := [row for row in unseen if not os.path.exists(samples.path(row))]:
+        cuts = ((path, path.rfind("/") + 1) for path in samples.listed)
+        unseen = [row for row, (path, cut) in enumerate(cuts) if path[cut:] + samples.suffix not in there[path[:cut]]]
+        parts = [unseen[first::THREADS] for first in range(THREADS)]  # for example, of a folder of links
+        lost = sorted(chain.from_iterable(pool.map(lost_of, parts)))
+    if lost:
         names = "".join(f"\n  {samples.path(row)}" for row in lost[:SHOWN])
         raise ListError(
             f"{len(lost)} of {len(samples)} videos of {samples.source} do not exist, first of them:{names}\n"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,14 @@ def test_a_broken_link_is_a_missing_video(tmp_path):
     path.write_text("good.mp4 0\nbad.mp4 0\n")
     with pytest.raises(ListError, match=r"1 of 2 videos(.|\n)*bad\.mp4"):
         check_files(read_list(path, prefix=str(tmp_path)))
+
+
+def test_links_are_followed_in_parallel(tmp_path, monkeypatch):
+    """On a network drive, a folder of links would otherwise take one request after the other."""
+    (tmp_path / "real.mp4").touch()
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).symlink_to("real.mp4")
+    (tmp_path / "list.csv").write_text("a.mp4 0\nb.mp4 0\n")
+    samples, exists, both = read_list(tmp_path / "list.csv", prefix=str(tmp_path)), os.path.exists, threading.Barrier(2)
+    monkeypatch.setattr(os.path, "exists", lambda path: both.wait(timeout=30) >= 0 and exists(path))
+    check_files(samples)
