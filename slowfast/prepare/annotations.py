@@ -217,7 +217,7 @@ def _read_hmdb51(path: Path, fold: int, notes: Notes) -> tuple[Annotations, list
         for number, line in enumerate(file_lines(file), 1):
             name, _, role = line.strip().rpartition(" ")
             if role not in ("0", "1", "2", ""):
-                raise ValueError(f"{file}:{number}: {line!r} does not end in 0, 1 or 2")
+                raise ValueError(f"{file}:{number}: {line.strip()!r} does not end in 0, 1 or 2: download it again")
             if role in ("1", "2"):
                 video = f"{of_class}/{name.strip()}"
                 splits["train" if role == "1" else "test"].append(Annotation(video, of_class))
