@@ -136,9 +136,10 @@ def image_template(folder: Path) -> str:
         ValueError: there are no images, or they are not numbered from 1.
     """
     names = images_of(folder)
-    if names and (match := re.fullmatch(r"(.*?)(\d+)(\.\w+)", names[0])):
+    if names and (match := re.fullmatch(r"([^{}]*?)(\d+)(\.\w+)", names[0])):
         template = f"{match[1]}{{:0{len(match[2])}d}}{match[3]}"
         if all(template.format(number) in names for number in (1, len(names))):
             return template
     first = f"{names[0]} and so on" if names else "there are none"
-    raise ValueError(f"the images of {folder} ({first}) are not numbered from 1 without gaps: rename them")
+    fault = "are not numbered from 1 without gaps, or have braces in their names"
+    raise ValueError(f"the images of {folder} ({first}) {fault}: rename them")

@@ -7,7 +7,7 @@ import os
 import pytest
 from list_fixtures import make_classes, notes_of, places, touch
 
-from slowfast.prepare.scan import find_media
+from slowfast.prepare.scan import find_media, image_template
 from slowfast.prepare.split import lists_from_folders
 
 
@@ -48,3 +48,10 @@ def test_folders_without_videos_are_refused(tmp_path):
         lists_from_folders(tmp_path)
     with pytest.raises(ValueError, match="1 class folders with videos"):
         lists_from_folders(make_classes(tmp_path, 3, "a"))
+
+
+def test_braces_in_the_names_of_images_are_one_clear_error(tmp_path):
+    """A template with them would name other files."""
+    touch(tmp_path, "{3f2a}_001.jpg", "{3f2a}_002.jpg")
+    with pytest.raises(ValueError, match=r"\{3f2a\}_001\.jpg .*braces .*rename"):
+        image_template(tmp_path)
