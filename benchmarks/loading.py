@@ -67,7 +67,8 @@ def cpu_seconds() -> float:
 
 def start_on_one_core(initialize: Callable[[int], None], worker: int) -> None:
     """Start a worker on one core."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     initialize(worker)
 
 

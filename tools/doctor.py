@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -199,9 +199,12 @@ def machine() -> Iterator[Finding]:
         if not os.access(folder, os.W_OK):
             yield Finding(BROKEN, f"{name} cannot be written")
         yield Finding(OK if free >= least else NOTE, f"{name}: {free / 2**30:.1f} GiB free")
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    cure = ": raise it with ulimit -n 4096" * (files < 1024)
-    yield Finding(NOTE if cure else OK, f"open files: at most {files} per process{cure}")
+    if platform.system() != "Windows":
+        import resource
+
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        cure = ": raise it with ulimit -n 4096" * (files < 1024)
+        yield Finding(NOTE if cure else OK, f"open files: at most {files} per process{cure}")
     yield slurm()
 
 

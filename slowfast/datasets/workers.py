@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from functools import cache, partial
-from multiprocessing import RawArray, connection
+from multiprocessing import RawArray, connection, get_all_start_methods
 from typing import Any
 
 import cv2
@@ -87,7 +87,7 @@ class VideoLoader(DataLoader[Batch]):
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             # In a spawned process, workers would by default be spawned too, and each would import everything again.
-            multiprocessing_context="fork" if num_workers else None,
+            multiprocessing_context="fork" if num_workers and "fork" in get_all_start_methods() else None,
             worker_init_fn=partial(_start_reader, self.reading),
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its draw for the workers must not advance the global one

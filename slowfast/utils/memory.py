@@ -24,22 +24,24 @@ def keep_memory(everything: bool = False) -> None:
     Args:
         everything: keep all that is freed, instead of arrays below 32 MB and `KEPT` bytes at the end of the heap.
     """
-    mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
-    mallopt(M_MMAP_MAX, 0 if everything else 65536)  # the default; a fork inherits what was set before
-    mallopt(M_TRIM_THRESHOLD, -1 if everything else KEPT)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest that is allowed
+        mallopt(M_MMAP_MAX, 0 if everything else 65536)  # the default; a fork inherits what was set before
+        mallopt(M_TRIM_THRESHOLD, -1 if everything else KEPT)
 
 
 def prefer_large_pages(address: int, size: int) -> None:
     """Let the system use large pages for memory that was not written yet, which then takes less time to access."""
-    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = ctypes.c_size_t(max(0, address + size - start))
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, mmap.MADV_HUGEPAGE)
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise and hasattr(mmap, "MADV_HUGEPAGE"):
+        start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(max(0, address + size - start)), mmap.MADV_HUGEPAGE)
 
 
 def memory_file(name: str) -> int:
     """Return a descriptor of an empty file in memory, which does not use the small /dev/shm of a container."""
-    if hasattr(os, "memfd_create"):  # not in all builds of Python
+    if hasattr(os, "memfd_create"):
         return os.memfd_create(name)
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
@@ -47,7 +49,10 @@ def memory_file(name: str) -> int:
 
 def available() -> int:
     """Return the bytes of memory that new processes can use: those of the machine, or of its container if fewer."""
-    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())
     free = [int(found[1]) * 2**10] if found else []
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # not in a container with a limit, which is then "max"

@@ -7,17 +7,19 @@ import ctypes
 import math
 import os
 import signal
+import sys
 import threading
 from multiprocessing import parent_process
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_libc = ctypes.CDLL(None)  # now: a fork of a process with threads should not load it
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def usable_cores() -> int:
     """Return the cores that this process may use; a job or a container often has fewer than the machine."""
-    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), _quota())))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota())))
 
 
 def _quota(groups: Path = Path("/proc/self/cgroup"), files: Path = Path("/sys/fs/cgroup")) -> float:
@@ -48,7 +50,8 @@ def _limit(group: Path) -> float:
 
 def be_killed_with_parent() -> None:
     """Let Linux kill this process when the thread that started it exits, even while this process blocks."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _libc:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def exit_with_parent() -> None:

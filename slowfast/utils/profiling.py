@@ -7,6 +7,7 @@ import copy
 import math
 import re
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,4 +54,5 @@ def peak_memory(device: torch.device) -> int:
         # `ru_maxrss` begins with the memory of the parent process, which may be larger
         if found := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) * 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

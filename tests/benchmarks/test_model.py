@@ -31,7 +31,7 @@ def test_figures_of_both_networks_and_their_difference(network, tmp_path):
     for kinds in record["figures"].values():
         for values in kinds.values():
             assert values["clips_per_s"] > 0 and values["cpu_s"] > 0 and 0 < values["share_of_matrix_rate"] < 1
-            assert values["peak_gib"] > 0
+            assert values["peak_gib"] > 0 or not sys.platform.startswith("linux")
 
 
 def test_matrix_products_are_counted_as_pytorch_counts_them():

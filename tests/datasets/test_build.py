@@ -169,7 +169,7 @@ def test_batches_do_not_depend_on_workers(make_cfg, context, workers):
 
 
 def test_more_workers_than_cores_are_logged_once_with_their_number(make_cfg, caplog, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     workers.warn_of_few_cores.cache_clear()
     monkeypatch.setattr(logging.getLogger("slowfast"), "propagate", True)
     for split in get_args(Split):

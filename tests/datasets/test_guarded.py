@@ -213,6 +213,7 @@ def family(mark: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_is_left_when_the_main_process_is_killed(tmp_path, video, pipe, workers):
     script = tmp_path / "loader.py"

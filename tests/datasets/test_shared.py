@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_a_batch_arrives_unchanged_and_is_not_overwritten():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+@pytest.mark.parametrize("context", [method for method in get_all_start_methods() if method != "fork"])
 def test_workers_that_are_not_forks(context):
     clips = [torch.full((4, 50, 6, 3), n, dtype=torch.uint8) for n in range(12)]
     loader = DataLoader(
