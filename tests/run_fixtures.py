@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import pytest
@@ -104,6 +105,22 @@ def run_command(name: str, *arguments: object) -> int:
     """Run a program of `slowfast.inference` in this process, as its console command does; return the exit code."""
     program = importlib.import_module(f"slowfast.inference.{name}")
     return guarded(lambda: program.execute(program.parse_args([*map(str, arguments)])))
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess]:
+    """Run a program of tools/, a module, in this process; return its exit code and its output."""
+
+    def run(program: ModuleType, *arguments: object) -> subprocess.CompletedProcess:
+        command = [program.__name__, *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        try:
+            code = program.main()
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+        return subprocess.CompletedProcess(command, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

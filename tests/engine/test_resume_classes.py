@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,28 +13,26 @@ from slowfast.run.checkpoint import checkpoint_dir
 from slowfast.run.resume import _check_classes
 
 
-def test_renamed_classes_are_not_resumed(experiment, videos, tmp_path, monkeypatch, capsys):
+def test_renamed_classes_are_not_resumed(experiment, videos, tmp_path, run_here):
     lists = tmp_path / "lists"
     lists.mkdir()
     for name in ("train.csv", "val.csv", "test.csv", "class_names.txt"):
         (lists / name).write_text((videos / name).read_text())
 
-    def run(steps: int) -> int:
-        overrides = ("DATA.PATH_TO_DATA_DIR", str(lists), "TRAIN.MAX_STEPS", str(steps), "TEST.ENABLE", "False")
-        monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", str(experiment), *overrides])
-        return program.main()
-
-    assert run(1) == 0
+    run = partial(
+        run_here, program, "--cfg", experiment, "DATA.PATH_TO_DATA_DIR", lists, "TEST.ENABLE", False, "TRAIN.MAX_STEPS"
+    )
+    assert run(1).returncode == 0
     names = (lists / "class_names.txt").read_text().split()
     (lists / "class_names.txt").write_text("\n".join([names[0], names[2], names[1], *names[3:]]) + "\n")
     kept = sorted(path.read_bytes() for path in Path(checkpoint_dir(str(tmp_path / "out"))).iterdir())
-    assert run(2) == 2
-    message = capsys.readouterr().err
-    assert f"OUTPUT_DIR {tmp_path / 'out'}" in message
+    done = run(2)
+    message = done.stderr
+    assert done.returncode == 2 and f"OUTPUT_DIR {tmp_path / 'out'}" in message
     assert repr(names[1]) in message and repr(names[2]) in message and "MODEL.HEAD_ROWS names" in message
     assert kept == sorted(path.read_bytes() for path in Path(checkpoint_dir(str(tmp_path / "out"))).iterdir())
     (lists / "class_names.txt").unlink()  # nothing to compare with
-    assert run(2) == 0
+    assert run(2).returncode == 0
 
 
 @pytest.mark.parametrize(

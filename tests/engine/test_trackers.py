@@ -229,14 +229,13 @@ def test_trackio_gets_the_curves_and_a_resumed_run_continues(tmp_path, monkeypat
     assert {step for *_, step, row in found if "val/top1" in json.loads(row)} == {3, 5}
 
 
-def test_a_tracker_without_its_package_is_refused_before_the_training(tmp_path, monkeypatch, capsys):
+def test_a_tracker_without_its_package_is_refused_before_the_training(tmp_path, run_here):
     missing = [name for name in trackers.TRACKERS if importlib.util.find_spec(name) is None]
     if not missing:
         pytest.skip("all packages are installed")
     pairs = ["OUTPUT_DIR", f"{tmp_path}/out", "TRACKERS", f"[{','.join(missing)}]", "NUM_GPUS", "0"]
-    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", *pairs])
-    assert run_net.main() == 2
-    assert f"pip install {' '.join(missing)}" in capsys.readouterr().err
+    done = run_here(run_net, "--cfg", "exp/demo/config.yaml", *pairs)
+    assert done.returncode == 2 and f"pip install {' '.join(missing)}" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,13 @@ from slowfast.weights.tensors import load_tensors
 
 
 @pytest.fixture
-def fails(monkeypatch, capsys):
+def fails(run_here):
     """Run tools/run_net.py in this process, check that it exits with code 2, and return its error message."""
 
     def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["run_net.py", *map(str, arguments)])
-        assert program.main() == 2
-        message = capsys.readouterr().err
-        assert message.count("error: ") == 1
-        return message[message.index("error: ") :]
+        done = run_here(program, *arguments)
+        assert done.returncode == 2 and done.stderr.count("error: ") == 1
+        return done.stderr[done.stderr.index("error: ") :]
 
     return run
 
@@ -117,11 +114,8 @@ def test_a_validation_without_labels_is_refused_before_the_training(experiment, 
     assert not checkpoint_dir(str(tmp_path / "out")).exists()
 
 
-def test_the_output_folder_of_another_run_is_refused(experiment, fails, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        sys, "argv", ["run_net.py", "--cfg", str(experiment), "TRAIN.MAX_STEPS", "1", "TEST.ENABLE", "False"]
-    )
-    assert program.main() == 0
+def test_the_output_folder_of_another_run_is_refused(experiment, fails, run_here, tmp_path):
+    assert run_here(program, "--cfg", experiment, "TRAIN.MAX_STEPS", 1, "TEST.ENABLE", False).returncode == 0
     folder = checkpoint_dir(str(tmp_path / "out"))
     [saved] = folder.glob("checkpoint_epoch_*.pyth")
     for name in (saved.name, "best.pyth"):  # the best one alone is a run too
@@ -161,7 +155,7 @@ def test_divergence_keeps_the_good_checkpoint(experiment, fails, tmp_path):
     assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
 
 
-def test_undecodable_test_videos_are_named_and_the_rest_is_tested(experiment, videos, fails, tmp_path, monkeypatch):
+def test_undecodable_test_videos_are_named_and_the_rest_is_tested(experiment, videos, fails, run_here, tmp_path):
     (tmp_path / "torn.mp4").write_bytes((videos / "val_0.mp4").read_bytes()[:500])
     rows = [f"{videos}/val_{i}.mp4 {i}\n" for i in range(3)]
     rows.insert(2, f"{tmp_path}/torn.mp4 3\n")
@@ -171,8 +165,7 @@ def test_undecodable_test_videos_are_named_and_the_rest_is_tested(experiment, vi
             "TEST.CHECKPOINT_FILE_PATH", tmp_path / "w.pth")  # fmt: skip
     message = fails(*test)
     assert "error: 1 " in message and "torn.mp4" in message and "TEST.SKIP_BAD True" in message
-    monkeypatch.setattr(sys, "argv", ["run_net.py", *map(str, test), "TEST.SKIP_BAD", "True"])
-    assert program.main() == 0
+    assert run_here(program, *test, "TEST.SKIP_BAD", True).returncode == 0
     out = tmp_path / "out" / "test"
     report = json.loads((out / "metrics.json").read_text())
     assert (report["metrics"]["num_videos"], report["metrics"]["num_skipped"]) == (3, 1)
@@ -181,11 +174,10 @@ def test_undecodable_test_videos_are_named_and_the_rest_is_tested(experiment, vi
     assert len((out / "predictions.csv").read_text().splitlines()) == 4
 
 
-def test_a_list_that_changed_stops_a_resume(experiment, videos, fails, tmp_path, monkeypatch):
+def test_a_list_that_changed_stops_a_resume(experiment, videos, fails, run_here, tmp_path):
     folder = write_list(tmp_path / "lists", (videos / "train.csv").read_text())
-    run = ["--cfg", str(experiment), *folder, "TEST.ENABLE", "False"]
-    monkeypatch.setattr(sys, "argv", ["run_net.py", *run, "TRAIN.MAX_STEPS", "1"])
-    assert program.main() == 0
+    run = ["--cfg", experiment, *folder, "TEST.ENABLE", False]
+    assert run_here(program, *run, "TRAIN.MAX_STEPS", 1).returncode == 0
     write_list(tmp_path / "lists", "".join((videos / "train.csv").read_text().splitlines(keepends=True)[:20]))
     assert "6 steps" in fails(*run)
 

@@ -272,7 +272,7 @@ def test_official_names_of_the_tool(tool, tmp_path):
     ],
     ids=lambda value: value[0],
 )
-def test_a_forgotten_value_names_the_option_that_lacks_it(change, named, tmp_path, monkeypatch, capsys):
+def test_a_forgotten_value_names_the_option_that_lacks_it(change, named, tmp_path, monkeypatch, run_here):
     """An empty variable leaves an option without a value; no script of UniFormerV2 defines $work_path."""
     monkeypatch.chdir(tmp_path)
     write_yaml(tmp_path / "x" / "config.yaml", "exp/k400/k400_b16_f8x224", "train")
@@ -280,14 +280,9 @@ def test_a_forgotten_value_names_the_option_that_lacks_it(change, named, tmp_pat
     if change[1] is None:
         del command[command.index(change[0]) + 1]
     command = [token for token in command if token]
-    monkeypatch.setattr(sys, "argv", ["run_net.py", *command, "--show"])
-    try:
-        code = program.main()
-    except SystemExit as end:
-        code = end.code
-    message = capsys.readouterr().err
-    assert code == 2 and all(part in message for part in named)
-    assert message.count("has no value") + message.count("argument --") == 1
+    done = run_here(program, *command, "--show")
+    assert done.returncode == 2 and all(part in done.stderr for part in named)
+    assert done.stderr.count("has no value") + done.stderr.count("argument --") == 1
 
 
 @pytest.fixture(scope="module")

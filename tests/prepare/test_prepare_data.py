@@ -31,17 +31,13 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen:
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
+def run(folder, monkeypatch, run_here):
     """Call the command in `folder`, in this process: (exit code, standard output, standard error)."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *map(str, arguments)])
-        try:
-            code = prepare_data.main()
-        except SystemExit as end:  # argparse
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
+        done = run_here(prepare_data, *arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return call
 

@@ -162,7 +162,7 @@ def test_a_job_that_slurm_refuses_leaves_nothing(cluster, checkout, tmp_path):
     assert "Traceback" not in done.stderr and not list((tmp_path / "out" / "slurm").iterdir())
 
 
-def test_a_refused_job_leaves_the_files_of_a_job_that_starts(monkeypatch, tmp_path, capsys):
+def test_a_refused_job_leaves_the_files_of_a_job_that_starts(monkeypatch, tmp_path, run_here):
     folder, programs = tmp_path / "out" / "slurm", tmp_path / "bin"
     programs.mkdir()
     refuses = f"mkdir {folder}/7_errors; echo x > {folder}/7.log; exit 1"
@@ -170,11 +170,10 @@ def test_a_refused_job_leaves_the_files_of_a_job_that_starts(monkeypatch, tmp_pa
         (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", str(ROOT / "exp/demo/config.yaml"), "--slurm",
-                                      "OUTPUT_DIR", str(tmp_path / "out"), "TRAIN.BATCH_SIZE", "4"])  # fmt: skip
-    assert program.main() == 2
-    printed = capsys.readouterr().err
-    assert "Slurm refused the job" in printed and "SOLVER.ACCUMULATION_STEPS 4," in printed
+    experiment, out = ROOT / "exp/demo/config.yaml", tmp_path / "out"
+    done = run_here(program, "--cfg", experiment, "--slurm", "OUTPUT_DIR", out, "TRAIN.BATCH_SIZE", 4)
+    assert done.returncode == 2
+    assert "Slurm refused the job" in done.stderr and "SOLVER.ACCUMULATION_STEPS 4," in done.stderr
     assert sorted(path.name for path in folder.iterdir()) == ["7.log", "7_errors"]
 
 
@@ -241,17 +240,14 @@ def test_any_parameter_of_sbatch_is_accepted():
         ([], ["no srun in PATH"]),
     ],
 )
-def test_faulty_submissions_are_refused(arguments, expected, monkeypatch, capsys):
+def test_faulty_submissions_are_refused(arguments, expected, monkeypatch, run_here):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", "--slurm", *arguments])
-    assert program.main() == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and all(part in message for part in expected), message
+    done = run_here(program, "--cfg", "exp/demo/config.yaml", "--slurm", *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: ")
+    assert all(part in done.stderr for part in expected), done.stderr
 
 
-def test_options_of_slurm_need_the_flag(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["run_net.py", "--cfg", "exp/demo/config.yaml", "--nodes", "2"])
-    with pytest.raises(SystemExit):
-        program.main()
-    assert "--nodes needs --slurm" in capsys.readouterr().err
+def test_options_of_slurm_need_the_flag(run_here):
+    done = run_here(program, "--cfg", "exp/demo/config.yaml", "--nodes", 2)
+    assert done.returncode == 2 and "--nodes needs --slurm" in done.stderr

@@ -1,9 +1,9 @@
 """Demo videos: reproducible, resumable, and with classes that differ by motion only."""
 
-import sys
 from pathlib import Path
 
 import cv2
+import make_demo_data as program
 import numpy as np
 import pytest
 from make_demo_data import (
@@ -16,7 +16,6 @@ from make_demo_data import (
     render_image,
     rng_for,
 )
-from make_demo_data import main as make_demo_data_main
 from PIL import Image
 
 from slowfast.datasets.reader import read_frames
@@ -150,17 +149,14 @@ def test_other_arguments_for_a_folder_in_use_are_refused(demo: Path, tmp_path: P
         make_demo_data(tmp_path / "none", train=0)
 
 
-def test_the_command_makes_the_same_videos(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["make_demo_data.py", "--out", str(tmp_path / "cli"), "--train", "16", "--test", "8", "--seed", "3"]
-    monkeypatch.setattr(sys, "argv", argv)
-    make_demo_data_main()
+def test_the_command_makes_the_same_videos(demo: Path, tmp_path: Path, run_here) -> None:
+    run_here(program, "--out", tmp_path / "cli", "--train", 16, "--test", 8, "--seed", 3)
     assert contents(tmp_path / "cli") == contents(demo)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path, run_here) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sys, "argv", ["make_demo_data.py", "--out", str(tmp_path / "file/data")])
-    assert make_demo_data_main() == 2
+    assert run_here(program, "--out", tmp_path / "file/data").returncode == 2
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +218,6 @@ def test_the_outline_shows_the_class_of_an_image_and_colour_and_area_do_not() ->
         assert low <= np.mean(guesses == labels) <= high
 
 
-def test_the_command_makes_the_same_images(stills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    argv = ["make_demo_data.py", "--images", "--out", str(tmp_path / "cli"), "--train", "32", "--test", "16"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--seed", "3"])
-    make_demo_data_main()
+def test_the_command_makes_the_same_images(stills: Path, tmp_path: Path, run_here) -> None:
+    run_here(program, "--images", "--out", tmp_path / "cli", "--train", 32, "--test", 16, "--seed", 3)
     assert contents(tmp_path / "cli") == contents(stills)

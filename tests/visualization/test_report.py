@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,16 +228,11 @@ def contrast(one: str, other: str) -> float:
     return max(values) / min(values)
 
 
-def report(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["slowfast-report", *map(str, arguments)])
-    return report_runs.main()
-
-
-def test_runs_are_compared_in_results_and_settings(run, page, tmp_path, monkeypatch, capsys):
+def test_runs_are_compared_in_results_and_settings(run, page, tmp_path, run_here):
     other = make_run(tmp_path / "second", lr=0.5)
     out = tmp_path / "both.html"
-    assert report(monkeypatch, run, other, "--out", out, "--format", "csv") == 0
-    rows = {row[0]: row[1:] for row in csv.reader(io.StringIO(capsys.readouterr().out))}
+    done = run_here(report_runs, run, other, "--out", out, "--format", "csv")
+    rows = {row[0]: row[1:] for row in csv.reader(io.StringIO(done.stdout))}
     assert rows[""] == ["first", "second"] and rows["SOLVER.BASE_LR"] == ["0.2", "0.5"]
     assert float(rows["test: top-1, %"][0]) == pytest.approx(evaluation().metrics()["top1"], rel=1e-4)
     assert "OUTPUT_DIR" not in rows and "SOLVER.MAX_EPOCH" not in rows
@@ -278,24 +272,23 @@ def test_runs_of_folders_with_the_same_name_are_named_for_their_paths(run, tmp_p
     assert [each.name for each in read_runs([run, make_run(tmp_path / "second")])] == ["first", "second"]
 
 
-def test_one_run_gets_its_report_again(run, tmp_path, monkeypatch, capsys):
+def test_one_run_gets_its_report_again(run, tmp_path, run_here):
     before = (run / "report.html").read_text()
-    assert report(monkeypatch, run, "--table", tmp_path / "table.md") == 0
-    assert (run / "report.html").read_text() == before and capsys.readouterr().out == ""
+    done = run_here(report_runs, run, "--table", tmp_path / "table.md")
+    assert (run / "report.html").read_text() == before and (done.returncode, done.stdout) == (0, "")
     assert (tmp_path / "table.md").read_text().splitlines()[1].startswith("| ---")
 
 
 @pytest.mark.parametrize("case", ["no folder", "no run", "not writable"])
-def test_a_wrong_input_is_one_line_and_exit_code_2(case, run, tmp_path, monkeypatch, capsys):
+def test_a_wrong_input_is_one_line_and_exit_code_2(case, run, tmp_path, run_here):
     arguments = {
         "no folder": [tmp_path / "absent"],
         "no run": [run, tmp_path],
         "not writable": [run, "--out", run / "metrics.jsonl" / "report.html"],
     }
-    assert report(monkeypatch, *arguments[case]) == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and message.count("\n") == 1
-    assert case != "not writable" or "--out" in message
+    done = run_here(report_runs, *arguments[case])
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert case != "not writable" or "--out" in done.stderr
 
 
 @pytest.mark.parametrize("line", ['{"kind": "start", "step": 0}', '{"kind": "test", "top1": 50.0}', ""])
