@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +49,6 @@ from slowfast.engine.setup import clip_mover
 from slowfast.prepare.reencode import Settings
 from slowfast.utils.environment import environment
 from slowfast.utils.io import write_json
-from slowfast.utils.processes import usable_cores
 
 
 def cpu_seconds() -> float:
@@ -197,15 +195,6 @@ def load_datasets(cfg: CfgNode, listed: Path | None, name: str) -> VideoDataset:
     return dataset
 
 
-def describe_machine() -> dict[str, str | int]:
-    """Return the processor, the cores, and what `environment` returns."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor() or platform.machine()  # on ARM it often has no name
-    return {"processor": processor, "cores": usable_cores(), **environment()}
-
-
 def format_result(title: str, clips: int, result: dict[str, Any]) -> str:
     """Format CPU and wall milliseconds per video, clips per second and ratios."""
     count = result["workers"]
@@ -262,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
             listed = make_videos(args.folder, args.make, args.key_frames)
             args.overrides += ["DATA.PATH_LABEL_SEPARATOR", ","]
         cfg = load_config(args.cfg, args.overrides)
-        machine = describe_machine()
+        machine = environment()
         print(", ".join(f"{name} {value}" for name, value in machine.items()))
         record: dict[str, Any] = {"machine": machine, "cfg": args.cfg, "overrides": args.overrides}
         use_one_thread()

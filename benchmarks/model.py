@@ -34,6 +34,7 @@ from slowfast.models.build import build_model, input_shape
 from slowfast.models.zoo import create_model, list_models
 from slowfast.optim.build import build_optimizer
 from slowfast.optim.losses import soft_cross_entropy
+from slowfast.utils.environment import processor
 from slowfast.utils.io import write_json
 from slowfast.utils.profiling import count_flops, peak_memory
 
@@ -300,8 +301,9 @@ def main() -> None:
         # in inference mode, operations such as `linear` would not be divided into products
         works = {"forward": partial(subjects["ours"].forward, torch.no_grad), "train": subjects["ours"].train}
         products = {kind: product_times(work, dtype) for kind, work in works.items()}
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {args.threads} threads"
-    print(f"{args.network}, {args.batch} x {shape}, {args.dtype}, {card}, torch {torch.__version__}")
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU: {processor()}"
+    print(f"{card}, {args.threads} threads, torch {torch.__version__}")
+    print(f"{args.network}, {args.batch} x {shape}, {args.dtype}")
     for name, kinds in figures.items():
         for kind, values in kinds.items():
             print(

@@ -57,6 +57,15 @@ def network_rows(records: Iterable[Record]) -> list[Sequence[str]]:
     return sorted(rows)
 
 
+def network_tables(records: Iterable[Record], columns: Sequence[str]) -> str:
+    """Return a table of networks per device, under its name."""
+    devices: dict[str, list[Record]] = {}
+    for record in records:
+        devices.setdefault(record["device"].removeprefix("CPU: "), []).append(record)
+    tables = (f"{name}:\n\n{table(columns, network_rows(devices[name]))}" for name in sorted(devices))
+    return "\n\n".join(tables) or NOT_MEASURED
+
+
 def loading_rows(records: Iterable[Record]) -> Iterable[Sequence[str]]:
     """Return the rows of loading, per job and number of workers."""
     for record in records:
@@ -86,18 +95,13 @@ def page(records: Sequence[Record]) -> str:
         "inference: clips/s",
         "FLOP/s of training / of a matrix product",
     ]
-    cards = sorted({record["device"] for record in networks if not on_cpu(record)})
-    gpu = "\n\n".join(
-        f"{card}:\n\n" + table(columns[:3] + columns[4:], network_rows(r for r in networks if r["device"] == card))
-        for card in cards
-    )
+    gpu = network_tables((record for record in networks if not on_cpu(record)), columns[:3] + columns[4:])
     for record in trainings:
         overhead, busy = 100 * record["overhead"], 100 * record["busy"]
         gpu += (
             f"\n\nTraining {record['training']} on {record['device']}: the loop adds {overhead:.1f} % to the bare "
             f"step; {record['workers']} workers keep the device {busy:.0f} % busy."
         )
-    cpus = sorted({record["machine"]["processor"] + f", {record['machine']['cores']} cores" for record in loading})
     sizes = [
         (case["size"], str(case["short_side"]), f"{case['worker_ms']:.0f}", f"{case['cut_ms']:.0f}")
         for record in views
@@ -109,12 +113,13 @@ def page(records: Sequence[Record]) -> str:
         loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     return environment.get_template("performance.jinja").render(
-        cpu="; ".join(cpus) or "unknown",
-        networks=table(columns[:-1], network_rows(filter(on_cpu, networks))),
+        networks=network_tables(filter(on_cpu, networks), columns[:-1]),
+        loading_on=", ".join(sorted({record["machine"]["CPU"] for record in loading})),
         loading=table(header, loading_rows(loading)),
         views=table(["frames", "short side", "worker", "cut"], sizes),
+        views_on=", ".join(record["device"].removeprefix("CPU: ") for record in views),
         start=f"{views[0]['start_s']:.1f}" if views else "",
-        gpu=gpu or NOT_MEASURED,
+        gpu=gpu,
     )
 
 

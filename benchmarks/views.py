@@ -23,6 +23,7 @@ import torch
 from slowfast.datasets.views import Views, shrink
 from slowfast.datasets.workers import use_one_thread
 from slowfast.engine.setup import layout
+from slowfast.utils.environment import processor
 from slowfast.utils.io import write_json
 
 CASES = ((256, 340, 224), (256, 340, 256), (720, 1280, 224), (720, 1280, 256))
@@ -76,6 +77,7 @@ def main() -> None:
         size, side = case["size"], case["short_side"]
         print(f"{size:>9} to {side}: worker {case['worker_ms']:6.1f} ms, cut {case['cut_ms']:6.1f} ms")
     record = {"views": cases, "start_s": start_seconds(min(args.rounds, 3)), "torch": torch.__version__}
+    record["device"] = f"CPU: {processor()}"
     print(f"start: {record['start_s']:.2f} CPU s")
     if args.json:
         write_json(args.json, record)

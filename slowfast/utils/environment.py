@@ -32,9 +32,18 @@ def environment() -> dict[str, str]:
         "CUDA": str(torch.version.cuda),
         "cuDNN": str(torch.backends.cudnn.version()) if torch.cuda.is_available() else "None",
         "GPUs": ", ".join(f"{count} x {name}" for name, count in gpus.items()) or "None",
+        "CPU": processor(),
         "CPU cores": str(usable_cores()),
         "system": platform.platform(),
     }
+
+
+def processor() -> str:
+    """Return the name of the processor; on ARM, it often has none, and that of the architecture is returned."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def own_modules() -> str:

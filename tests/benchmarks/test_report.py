@@ -26,11 +26,11 @@ def test_the_page_is_that_of_the_records():
 
 
 def test_networks_are_compared_by_cpu_time_on_a_cpu_and_by_wall_time_on_a_gpu():
-    text = report.page([network("CPU, 2 threads"), network("NVIDIA H100")])
+    text = report.page([network("CPU: P"), network("NVIDIA H100")])
     cpu, gpu = text.split("## On a GPU")
-    assert "| uniformer_s | 8x16x224x224 | bfloat16 | 2 | 3.20, 1.60 times | 1.50 / 1.50 |" in cpu
+    assert "| uniformer_s | 8x16x224x224 | bfloat16 | 2 | 3.20, 1.60 times | 1.50 / 1.50 |" in cpu and "\nP:\n" in cpu
     products = {kind: {"wall_s": 1.0, "cpu_s": 2.0} for kind in ("forward", "train")}
-    assert "| 3.20, 1.60 of 2.00 times |" in report.page([network("CPU, 2 threads") | {"products": products}])
+    assert "| 3.20, 1.60 of 2.00 times |" in report.page([network("CPU: P") | {"products": products}])
     assert "| uniformer_s (compiled) | 8x16x224x224 | bfloat16 | 8.00, 4.00 times |" in gpu and "NVIDIA H100" in gpu
     assert "NVIDIA H100" not in cpu and report.NOT_MEASURED in cpu and report.NOT_MEASURED not in gpu
 
@@ -40,11 +40,15 @@ def test_loading_views_and_training_have_their_lines():
         "workers": 1, "cpu": {"decode": 60.0, "ours": 50.0, "plain": 800.0, "plain_to_ours": 16.0},
         "complete": 91.0, "plain_to_complete": 8.8,
     }  # fmt: skip
-    loading = {"machine": {"processor": "P", "cores": 2}, "cfg": "exp/a/config.yaml"}
+    loading = {"machine": {"CPU": "P"}, "cfg": "exp/a/config.yaml"}
     loading["test"] = {"clips": 12, "results": [result]}
-    views = {"views": [{"size": "340x256", "short_side": 224, "worker_ms": 0.1, "cut_ms": 38.6}], "start_s": 1.25}
+    views = {
+        "views": [{"size": "340x256", "short_side": 224, "worker_ms": 0.1, "cut_ms": 38.6}],
+        "start_s": 1.25,
+        "device": "CPU: Q",
+    }
     training = {"training": "a", "device": "NVIDIA H100", "overhead": 0.021, "busy": 0.95, "workers": 16}
     text = report.page([loading, views, training])
-    assert "| a, test | 12 | 1 | 60 | 50 | 800 | 16.0 | 91 | 8.8 |" in text and "P, 2 cores" in text
-    assert "| 340x256 | 224 | 0 | 39 |" in text and "1.2 seconds" in text
+    assert "| a, test | 12 | 1 | 60 | 50 | 800 | 16.0 | 91 | 8.8 |" in text and "\nP:\n" in text
+    assert "| 340x256 | 224 | 0 | 39 |" in text and "\nQ:\n" in text and "1.2 seconds" in text
     assert ("2.1 %" in text and "96 % busy" in text) or "95 % busy" in text
