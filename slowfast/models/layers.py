@@ -175,10 +175,15 @@ class DropPath(nn.Module):
 
     Args:
         rate: share of samples that are dropped; samples are along the first dimension.
+
+    Raises:
+        ValueError: the rate is not from 0 to below 1; the samples that are kept are divided by 1 - rate.
     """
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"a rate of stochastic depth is {rate:g}: choose it from 0 to below 1")
         self.rate = rate
         self.kept: Tensor | None
         # a tensor, so that blocks with different rates share their compiled code

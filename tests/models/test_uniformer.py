@@ -22,6 +22,11 @@ def test_drop_path_rises_to_its_rate():
     assert rates == pytest.approx(np.linspace(0, 0.3, 18).tolist())
 
 
+def test_a_drop_path_that_keeps_nothing_is_refused():
+    with pytest.raises(ValueError, match="stochastic depth is 1"):
+        UniFormer(drop_depth_rate=1.0)
+
+
 def test_drop_path_keeps_the_mean_and_drops_whole_samples():
     torch.manual_seed(0)
     out = DropPath(0.25).train()(torch.ones(4000, 2, 3))
