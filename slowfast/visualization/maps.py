@@ -126,7 +126,11 @@ def attention_layer(model: nn.Module, name: str | None, side: int) -> str:
     name = _default(model, side, 2) if name is None else _last_block(model, name)
     if name.removesuffix(".attn") in pruning:
         return name.removesuffix(".attn")
-    return f"{name}.attn" if f"{name}.attn" in known else _known(name, known)
+    if f"{name}.attn" in known:
+        return f"{name}.attn"
+    if name in modules and name not in known:
+        raise ValueError(f"layer {name} has no attention: choose another one, such as {known[-1]}")
+    return _known(name, known)
 
 
 def _default(model: nn.Module, side: int, first: int) -> str:

@@ -81,9 +81,9 @@ def test_attention_is_a_distribution_over_the_positions(name, layer):
     assert float(found.std()) > 0
 
 
-@pytest.mark.parametrize("layer", ["blocks1.0", "blocks9"])
-def test_a_layer_without_attention_is_named(layer):
-    with pytest.raises(ValueError, match=layer):
+@pytest.mark.parametrize(("layer", "fault"), [("blocks1", "blocks1.0 has no"), ("blocks9", "no layer 'blocks9'")])
+def test_a_layer_without_attention_is_named(layer, fault):
+    with pytest.raises(ValueError, match=fault):
         attention(network("uniformer"), clip(), layer)
 
 
