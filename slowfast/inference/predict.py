@@ -24,7 +24,7 @@ from slowfast.inference.command import (
 from slowfast.inference.network import Network
 from slowfast.inference.results import Prediction
 from slowfast.inference.windows import Timeline, predict_windows, rate_and_seconds
-from slowfast.utils.io import check_output, csv_text, write_json, write_text
+from slowfast.utils.io import Parser, check_output, csv_text, write_json, write_text
 
 BAR = 24  # characters
 SHOWN = 40  # videos and segments that the terminal shows
@@ -32,10 +32,10 @@ SHOWN = 40  # videos and segments that the terminal shows
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="slowfast-predict", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="slowfast-predict", description=__doc__, allow_abbrev=False)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder, pattern, list (.txt, .csv) or URL")
     add_network(parser)
-    parser.add_argument("--top", type=positive(int), default=5, metavar="N", help="classes per video (default: 5)")
+    parser.add_argument("--top", type=positive(int), metavar="N", help="classes per video (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="write the predictions as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write the predictions as a table")
     parser.add_argument("--video", metavar="FILE", help="video to write, with predictions; a folder for several")
@@ -46,15 +46,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--stride", type=positive(float), metavar="S", help="seconds from window to window (default: window / 4)"
     )
     long.add_argument("--segments", metavar="FILE", help="JSON to write, with a PNG beside it (default: segments.json)")
-    long.add_argument("--batch", type=positive(int), default=8, metavar="N", help="windows per pass (default: 8)")
+    long.add_argument("--batch", type=positive(int), metavar="N", help="windows per pass (default: 8)")
     args = parser.parse_args(argv)
-    of_windows, of_videos = ("stride", "segments"), ("gpus", "processes", "sheet", "json", "csv")
+    of_windows, of_videos = ("stride", "segments", "batch"), ("gpus", "processes", "sheet", "json", "csv", "top")
     without = next((name for name in (of_videos if args.window else of_windows) if getattr(args, name)), "")
     if without and args.window:
         parser.error(f"--window runs in one process and writes --segments and --video: leave --{without} out")
     if without:
         parser.error(f"--{without} needs --window")
-    args.segments = args.segments or "segments.json"
+    args.segments, args.batch, args.top = args.segments or "segments.json", args.batch or 8, args.top or 5
     return args
 
 

@@ -29,7 +29,7 @@ from slowfast.inference.probe_heads import (
     statistics,
     train_bank,
 )
-from slowfast.utils.io import atomic_write, check_output, write_json
+from slowfast.utils.io import Parser, atomic_write, check_output, write_json
 
 PROBES = ("knn", "linear", "attentive")
 # Learning rates; the weight decays are those of arXiv:2506.09985, as are the learning rates of the attentive probe.
@@ -40,7 +40,7 @@ RESULTS = "probe.json"
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="slowfast-probe", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="slowfast-probe", description=__doc__, allow_abbrev=False)
     parser.add_argument("train", metavar="LIST", help="list of videos with classes, to train on")
     parser.add_argument("--val", required=True, metavar="LIST", help="list of videos with classes, to measure on")
     parser.add_argument("--features", metavar="DIR", help="folder of slowfast-features, instead of --weights")
@@ -59,8 +59,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.features) == bool(args.weights):
         parser.error("give --weights, to compute features, or --features, to read them")
-    if args.features and args.layer != POOLED:
-        parser.error("--features are of one layer already: leave --layer out")
+    of_network = ("layer", "experiment", "class_names", "gpus", "processes", "opts")
+    given = [name.replace("_", "-") for name in of_network if getattr(args, name) != parser.get_default(name)]
+    if args.features and given:
+        parser.error(f"--features are computed already: leave --{given[0]} out")
     return args
 
 

@@ -247,7 +247,9 @@ def test_wrong_inputs_have_exit_code_2_and_missing_features_1(trained, lists, tm
         assert probe(*command) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
-    for command in (["--features", "f", "--weights", "w"], [], ["--features", "f", "--layer", "norm"]):
+    of_network = (["--layer", "norm"], ["--processes", "2"], ["--opts", "TEST.NUM_ENSEMBLE_VIEWS", "1"])
+    ignored = [["--features", "f", *options] for options in (["--weights", "w"], *of_network)]
+    for command in ([], *ignored):
         with pytest.raises(SystemExit) as end:
             probe(train, "--val", val, "--out", tmp_path, *command)
         assert end.value.code == 2
