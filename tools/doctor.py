@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import platform
@@ -31,7 +30,7 @@ from slowfast.datasets.reader import read_frames
 from slowfast.engine.setup import layout
 from slowfast.models.depthwise import depthwise_conv
 from slowfast.utils.environment import environment, package_version
-from slowfast.utils.io import guarded
+from slowfast.utils.io import Parser, guarded
 
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 LIMIT = 90.0  # seconds for the processes of a check
@@ -239,7 +238,7 @@ def execute() -> int:
 
 def main() -> int:
     """Run the command line; return the code of `execute` or of `guarded`."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.parse_args()
     return guarded(execute)
 

@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from slowfast.utils.io import guarded, write_text
+from slowfast.utils.io import Parser, guarded, write_text
 from slowfast.utils.processes import usable_cores
 from slowfast.utils.rng import rng_for
 
@@ -294,7 +294,7 @@ def execute(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """Run the command line; return 0, or a code of `guarded`."""
-    parser = argparse.ArgumentParser(description="Make small videos of eight classes that differ only in motion.")
+    parser = Parser(description="Make small videos of eight classes that differ only in motion.")
     parser.add_argument("--out", required=True, help="folder of the lists and videos, or of the images")
     parser.add_argument(
         "--images", action="store_true", help="make still images of eight classes that differ only in shape"

@@ -27,7 +27,7 @@ from slowfast.prepare.scan import describe, find_media
 from slowfast.prepare.split import lists_from_folders
 from slowfast.prepare.write import Lists, count_rows, write_lists, write_unlabelled
 from slowfast.utils.class_names import format_class_names, read_class_names
-from slowfast.utils.io import counted, guarded, write_text
+from slowfast.utils.io import Parser, counted, guarded, write_text
 from slowfast.utils.processes import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ SHOWN = 10  # bad files
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line; `run` of the result is the function of the sub-command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], int], about: str) -> Callable[..., Any]:

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from slowfast.utils.io import check_output, guarded
+from slowfast.utils.io import Parser, check_output, guarded
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="OUTPUT_DIR", help="output folder of a run")
     parser.add_argument(
         "--out",

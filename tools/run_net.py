@@ -21,7 +21,7 @@ from slowfast.config import ConfigError, check_variables, format_config, is_key,
 from slowfast.config.load import read_overrides
 from slowfast.engine.trackers import check_packages
 from slowfast.run.interrupt import EXIT_REQUEUE, Interruption, ignore, leave
-from slowfast.utils.io import prepare_streams, print_error
+from slowfast.utils.io import Parser, prepare_streams, print_error
 
 # Options that set a key: of PySlowFast, and for Slurm.
 KEYS = {
@@ -35,7 +35,7 @@ KEYS = {
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment, such as exp/demo/config.yaml")
     parser.add_argument("--show", action="store_true", help="print every value and its origin, and run nothing")
     parser.add_argument("--find-batch", action="store_true", help="print the largest TRAIN.BATCH_SIZE that fits")

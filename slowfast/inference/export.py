@@ -26,7 +26,7 @@ from slowfast.engine.setup import compile_blocks
 from slowfast.inference.command import add_configuration, load_network
 from slowfast.inference.network import Network
 from slowfast.models.build import input_shape, sums_softmax
-from slowfast.utils.io import atomic_path, check_output
+from slowfast.utils.io import Parser, atomic_path, check_output
 from slowfast.weights.class_order import AS_LISTED
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
@@ -192,7 +192,7 @@ def latency(runners: Mapping[str, Runner], clips: Tensor) -> dict[str, float]:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="slowfast-export", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="slowfast-export", description=__doc__, allow_abbrev=False)
     parser.add_argument("weights", metavar="SOURCE", help="network: OUTPUT_DIR, checkpoint, name, folder or hf://")
     parser.add_argument("--format", required=True, choices=ENDINGS, help="format of the file")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write")

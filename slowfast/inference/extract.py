@@ -31,7 +31,7 @@ from slowfast.inference.layers import LayerFeatures
 from slowfast.inference.network import Network
 from slowfast.inference.stores import check_library, write_store
 from slowfast.inference.windows import WindowCutter, run_windows
-from slowfast.utils.io import atomic_write, check_output, counted, sha256, write_json
+from slowfast.utils.io import Parser, atomic_write, check_output, counted, sha256, write_json
 from slowfast.weights.fetch import fetch
 
 SETTINGS, DESCRIPTIONS = "features.json", "described"  # file, and folder of a JSON per finished video
@@ -46,7 +46,7 @@ OF_VIEWS = ("TEST.NUM_ENSEMBLE_VIEWS", "DATA.SAMPLING_RATE")  # those that do no
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="slowfast-features", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="slowfast-features", description=__doc__, allow_abbrev=False)
     parser.add_argument("videos", nargs="+", metavar="VIDEO", help="file, folder, pattern, list (.txt, .csv) or URL")
     add_network(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the features")

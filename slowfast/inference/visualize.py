@@ -29,7 +29,7 @@ from slowfast.inference.load import experiment_file
 from slowfast.inference.network import Network
 from slowfast.inference.overlay import video_heat, write_overlay, write_picture
 from slowfast.inference.results import Class, top_classes
-from slowfast.utils.io import check_output
+from slowfast.utils.io import Parser, check_output
 from slowfast.utils.rng import random_state_for
 from slowfast.utils.tables import close_to
 from slowfast.visualization.maps import attention, attention_layer, cam_layer, grad_cam
@@ -40,7 +40,7 @@ ENDINGS = (".png", ".mp4", ".mkv", ".mov")
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="slowfast-visualize",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

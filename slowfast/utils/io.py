@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 # Characters that JSON text contains as numbers: bytes of names that are not UTF-8, as Python represents them, and line
 # breaks beyond ASCII.
@@ -38,6 +39,14 @@ def prepare_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, errors="replace", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and classes contain any character
         sys.stdout.reconfigure(errors="replace")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of command lines whose errors are one line, without the options, which may fill a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and end the program with exit code 2."""
+        self.exit(2, f"error: {message} ({self.prog} --help lists the options)\n")
 
 
 def guarded(run: Callable[[], int], interrupted: str = "interrupted") -> int:
