@@ -123,6 +123,7 @@ def meet(timeout: float, check: Callable[[], None]) -> PrefixStore:
             if me.rank == 0:
                 store.delete_key(SESSION)
         if me.rank == 0:
+            store.delete_key(FAILURE)  # of a process that failed before, and has been started again
             group.set(BEGUN, "")
     except ValueError:
         time.sleep(5 * POLL * serves)  # the store ends with this process, and the others must read it before

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from cluster import free_ports
 from fvcore.common.config import CfgNode
+from torch.distributed import TCPStore
 
 from slowfast.config import get_cfg
 from slowfast.run import launch, watchdog
 from slowfast.run.checkpoint import CheckpointWriter, last_checkpoint
+from slowfast.run.rendezvous import SESSION, report_failure
 from slowfast.utils import distributed
 
 FORK = multiprocessing.get_context("fork")
@@ -49,10 +52,20 @@ def save_beside_a_process_that_fails(cfg: CfgNode) -> None:
     if distributed.rank() == 1:
         time.sleep(0.5)
         raise RuntimeError("CUDA out of memory.")
-    os.fsync = lambda _: time.sleep(6)  # a slow disk
+    save = torch.save
+    torch.save = lambda *arguments: [time.sleep(3), save(*arguments)]  # to a slow disk
     with CheckpointWriter(cfg.OUTPUT_DIR) as writer:
         writer.save({"step": 6, "steps_per_epoch": 6})
         distributed.barrier()
+
+
+def make_no_progress(cfg: CfgNode) -> None:
+    distributed.barrier()
+    time.sleep(4 * watchdog.QUIET)
+
+
+def refuse(cfg: CfgNode) -> None:
+    distributed.on_main(lambda: int("a wrong input"))
 
 
 def launched(number: int, port: int, out: Path, errors, machines=2, job=sleep_beside_a_process_that_fails) -> None:
@@ -77,6 +90,11 @@ def one_machine(number: int, port: int, folder: Path, errors, job=fail_first) ->
         launch.run(cfg, job)
     except Exception as error:
         errors.put((number, type(error).__name__, str(error), json.loads(error_file.read_text())["message"]))
+
+
+def two_jobs(number: int, port: int, folder: Path, errors) -> None:
+    for job in (refuse, make_no_progress):
+        one_machine(number, port, folder, errors, job)
 
 
 def test_a_process_names_the_one_on_another_machine_that_failed_first(tmp_path):
@@ -106,6 +124,31 @@ def test_a_process_that_waits_for_something_else_ends_soon_after_a_failure(end, 
         FORK.Process(target=launched, args=(number, port, tmp_path / end, errors)).start()
     [(_, waited), _] = sorted(errors.get(timeout=60) for _ in range(2))
     assert waited.startswith(f"process 0 failed:\nfailed after {named}")
+
+
+def test_an_earlier_failure_does_not_end_a_group(forks, monkeypatch, tmp_path):
+    """For example of a process that was started again while rank 0 waited for it."""
+    monkeypatch.setattr(watchdog, "QUIET", 0.3)
+    (port,), errors = free_ports(1), FORK.Queue()
+    machines = [FORK.Process(target=launched, args=(n, port, tmp_path, errors, 2, make_no_progress)) for n in (0, 1)]
+    machines[0].start()
+    TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False).wait([SESSION])
+    report_failure("127.0.0.1", port, "node1: process 1 was killed by SIGKILL")
+    machines[1].start()
+    for machine in machines:
+        machine.join(60)
+    assert errors.empty()
+
+
+def test_a_failure_does_not_end_the_next_job_of_the_same_processes(monkeypatch, tmp_path):
+    monkeypatch.setattr(watchdog, "QUIET", 0.3)
+    (port,), errors = free_ports(1), FORK.Queue()
+    children = [FORK.Process(target=two_jobs, args=(rank, port, tmp_path, errors)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0]
 
 
 @pytest.mark.parametrize("machines", [1, 2])
