@@ -183,6 +183,9 @@ def test_a_last_frame_that_is_shown_for_long_is_not_a_fault(tmp_path, suffix):
         for packet in packets:
             packet.stream = stream
             writer.mux(packet)
+    with av.open(str(source)) as reader:
+        if [packet.duration for packet in reader.demux(video=0) if packet.size][-1] < 3000:
+            pytest.skip("FFmpeg before version 8.1.2 does not read how long a single frame of Matroska is shown")
     after, _, _ = frames_of(copy(source, tmp_path / "out"))
     assert after == pytest.approx([0.04 * t for t in range(30)], abs=0.0011)
 
