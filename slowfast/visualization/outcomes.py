@@ -22,7 +22,7 @@ class Outcomes:
     paths: np.ndarray  # (N,) of the videos
     labels: np.ndarray  # (N,) true classes
     predicted: np.ndarray  # (N,) classes with the highest score
-    rank: np.ndarray  # (N,) number of classes with a higher score than the true one
+    rank: np.ndarray  # (N,) place of the true class, from 0; of equal scores, that of the first class is the highest
     confidence: np.ndarray  # (N,) probability of the predicted class
     loss: np.ndarray  # (N,) negative logarithm of the probability of the true class
     names: list[str]  # (K,) of the classes
@@ -76,8 +76,9 @@ def _outcomes(
     for start in range(0, len(labels), CHUNK):
         own, part = labels[start : start + CHUNK, None], scores[start : start + CHUNK]
         logs = log_probabilities(torch.from_numpy(part), probabilities, summed).numpy()
-        higher = (part > np.take_along_axis(part, own, 1)).sum(1)
-        parts.append((part.argmax(1), higher, np.exp(logs.max(1)), -np.take_along_axis(logs, own, 1)[:, 0]))
+        true = np.take_along_axis(part, own, 1)
+        before = (part > true) | ((part == true) & (np.arange(part.shape[1]) < own))
+        parts.append((part.argmax(1), before.sum(1), np.exp(logs.max(1)), -np.take_along_axis(logs, own, 1)[:, 0]))
     predicted, rank, confidence, loss = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Outcomes(paths, labels, predicted, rank, confidence, loss, names)
 

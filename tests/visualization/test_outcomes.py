@@ -83,6 +83,15 @@ def test_outcomes_of_a_file_equal_those_of_the_evaluation(probabilities, summed,
     assert found.paths.tolist() == [f"{n}.mp4" for n in (0, 1, 3, 4, 5, 6)] and found.names[5] == "5"
 
 
+def test_of_equal_scores_that_of_the_first_class_is_the_highest(tmp_path):
+    label = np.array([0, 4, 5])
+    result = Evaluation(np.arange(3), label, np.ones((3, 6), np.float32))
+    write_scores(tmp_path, result, VideoList(["a", "b", "c"], label), None)
+    found = read_outcomes(tmp_path / "scores.npz")
+    assert isinstance(found, Outcomes) and found.rank.tolist() == label.tolist()
+    assert 100 * (found.rank < 5).mean() == pytest.approx(result.metrics()["top5"])
+
+
 def test_files_without_labels_or_of_older_versions_have_no_outcomes(tmp_path):
     result = Evaluation(np.arange(2), np.array([-1, -1]), np.zeros((2, 3), np.float32))
     write_scores(tmp_path, result, VideoList(["a", "b"], result.label), None)
