@@ -208,7 +208,8 @@ class Network:
         with a sigmoid per class. With DATA.MULTI_LABEL, the scores are sums or maxima of sigmoids.
         """
         method, loss = self.cfg.DATA.ENSEMBLE_METHOD, self.cfg.MODEL.LOSS_FUNC
-        mean = torch.from_numpy(scores / (views if method == "sum" else 1)).double()
+        # in double precision, near scores remain different
+        mean = torch.from_numpy(scores).double() / (views if method == "sum" else 1)
         if self.cfg.DATA.MULTI_LABEL:
             return mean.numpy()
         if sums_softmax(self.cfg):

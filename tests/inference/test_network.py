@@ -44,6 +44,11 @@ def test_probabilities_are_those_of_all_classes_and_have_names(net, paths):
     assert all(c.name == CLASS_NAMES[c.index] for c in found.top)
 
 
+def test_the_most_probable_class_is_that_of_the_highest_score(net):
+    scores = np.array([1.6, np.nextafter(np.float32(1.6), np.float32(2))], np.float32)
+    assert scores[0] / 6 == scores[1] / 6 and net.probabilities(scores, 6).argmax() == 1
+
+
 def test_maxima_of_softmax_become_probabilities_row_by_row(trained):
     net = slowfast.load(trained, device="cpu", overrides=["TEST.ADD_SOFTMAX", "True", "DATA.ENSEMBLE_METHOD", "max"])
     found = net.probabilities(np.array([[0.5, 1.5], [0.5, 0.5]]), 2)
