@@ -276,8 +276,6 @@ def run(cfg: CfgNode, job: Job) -> None:
                 reason = f"asked to stop, but failed before: {_summary(error)}"
                 logger.warning("%s was %s", distributed.who(), reason)
                 raise Interruption(reason, saved=False) from raised
-            if isinstance(raised, distributed.SharedError):  # every process raises it; a later job has another group
-                distributed.destroy_process_group()
             # before the group breaks, which makes the others fail too
             here = f"{distributed.who()}: {_summary(error)}"
             first = distributed.first_failure(here)

@@ -122,8 +122,10 @@ def share_failures(store: Store) -> None:
 
 
 def first_failure(message: str) -> str:
-    """Return the message of the first process of the group that called this function."""
-    if (store := _failures) is None:
+    """Return the message of the first process of the group that called this function; then forget it."""
+    global _failures
+    store, _failures = _failures, None  # the failure of this job must not end the next one of this process
+    if store is None:
         return message
     return ask_store(lambda: store.compare_set(FAILURE, "", message).decode(), STORE_PATIENCE) or message
 
