@@ -20,6 +20,7 @@ from slowfast.models.timm_tower import VisionTower
 from slowfast.models.uniformer import UniFormer
 from slowfast.models.uniformer_light import UniFormerLight
 from slowfast.models.uniformerv2 import UniFormerV2
+from slowfast.utils.tables import check_call
 from slowfast.weights.heads import HeadKind, HeadPolicy, rows_policy
 from slowfast.weights.load import check_head_width, load_weights
 from slowfast.weights.network import rules_of
@@ -183,7 +184,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
     row = model_row(cfg)
     sizes = {"num_classes": cfg.MODEL.NUM_CLASSES, "in_channels": cfg.DATA.INPUT_CHANNEL_NUM[0]}
     options = sizes | _options(cfg, row)
-    _check_call(cfg.MODEL.MODEL_NAME, row.network, options)
+    cure = "a network must take num_classes and in_channels, and its other arguments need a default or a value in "
+    check_call(row.network, f"MODEL.MODEL_NAME {cfg.MODEL.MODEL_NAME}", f"{cure}MODEL.OPTIONS", **options)
     try:
         model = row.network(**options)
     except ValueError as error:
@@ -203,18 +205,6 @@ def _check_heads(model: nn.Module, cfg: CfgNode) -> None:
             f"MODEL.MODEL_NAME {cfg.MODEL.MODEL_NAME}: head_names {heads!r} does not name its classifiers: set the "
             'attribute to a tuple of names of its layers, such as ("head",)'
         )
-
-
-def _check_call(name: str, network: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
-    """Refuse a network, perhaps of a user, that does not take the options, or has an argument without a value."""
-    try:
-        inspect.signature(network).bind(**options)
-    except TypeError as error:
-        of = getattr(network, "__qualname__", repr(network))
-        raise ValueError(
-            f"MODEL.MODEL_NAME {name} ({of}): {error}; a network must take num_classes and in_channels, and its other "
-            "arguments need a default or a value in MODEL.OPTIONS"
-        ) from None
 
 
 def _set_checkpointing(model: Any, cfg: CfgNode) -> None:

@@ -18,7 +18,7 @@ from slowfast.optim.groups import parameter_groups
 from slowfast.optim.losses import LOSSES, balanced_weights
 from slowfast.optim.sharded import ShardedOptimizer
 from slowfast.utils.distributed import world_size
-from slowfast.utils.tables import keys_of_arguments, row_of
+from slowfast.utils.tables import check_call, keys_of_arguments, row_of
 
 Groups = list[dict[str, Any]]
 IMPLEMENTATION = ("fused", "foreach", "capturable")  # options of an optimizer that do not change what it computes
@@ -85,12 +85,21 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> Optimizer | ShardedOptimi
         build = partial(_timm_optimizer, name.removeprefix("timm/"))
     else:
         build = row_of(OPTIMIZERS, "OPTIMIZERS in slowfast.optim.build", name, "SOLVER.OPTIMIZING_METHOD")
+        cure = "an optimizer is a function of the parameter groups and of solver"
+        check_call(build, f"SOLVER.OPTIMIZING_METHOD {name}", cure, groups, solver=cfg.SOLVER)
     if cfg.DDP.SHARDING == "zero1" and world_size() > 1:
         try:
-            return ShardedOptimizer(partial(build, solver=cfg.SOLVER), groups)
+            optimizer = ShardedOptimizer(partial(build, solver=cfg.SOLVER), groups)
         except ValueError as error:
             raise ValueError(f"SOLVER.OPTIMIZING_METHOD {name}: {error}: set DDP.SHARDING none") from error
-    return build(groups, solver=cfg.SOLVER)
+    else:
+        optimizer = build(groups, solver=cfg.SOLVER)
+    if not all("lr_scale" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"SOLVER.OPTIMIZING_METHOD {name}: a parameter group has no lr_scale, the factor of its learning rate: "
+            "keep the entries of the groups that the function gets"
+        )
+    return optimizer
 
 
 def _cosine(epoch: float, base: float, end: float, solver: CfgNode) -> float:
@@ -120,6 +129,8 @@ def learning_rate(epoch: float, cfg: CfgNode) -> float:
     base, end, first = (shards * lr for lr in (solver.BASE_LR, solver.COSINE_END_LR, solver.WARMUP_START_LR))
 
     schedule = row_of(SCHEDULES, "SCHEDULES in slowfast.optim.build", solver.LR_POLICY, "SOLVER.LR_POLICY")
+    cure = "a schedule is a function of the epoch, SOLVER.BASE_LR, SOLVER.COSINE_END_LR and the section SOLVER"
+    check_call(schedule, f"SOLVER.LR_POLICY {solver.LR_POLICY}", cure, epoch, base, end, solver)
     if epoch < solver.WARMUP_EPOCHS:
         after = schedule(solver.WARMUP_EPOCHS, base, end, solver)
         return first + (after - first) * epoch / solver.WARMUP_EPOCHS
@@ -183,6 +194,9 @@ def build_loss(
             f"MODEL.LOSS_FUNC {cfg.MODEL.LOSS_FUNC!r} is the class {loss.__name__}, not a function of logits and "
             f"targets: write LOSSES[{cfg.MODEL.LOSS_FUNC!r}] = {loss.__name__}(), with its arguments"
         )
-    if cfg.MODEL.CLASS_WEIGHTS == "none" or labels is None:
-        return loss
-    return partial(loss, weight=balanced_weights(labels, cfg.MODEL.NUM_CLASSES).to(device))
+    weight = {}
+    if cfg.MODEL.CLASS_WEIGHTS != "none" and labels is not None:
+        weight["weight"] = balanced_weights(labels, cfg.MODEL.NUM_CLASSES).to(device)
+    cure = "a loss is a function of logits and targets, and of weight if MODEL.CLASS_WEIGHTS is balanced"
+    check_call(loss, f"MODEL.LOSS_FUNC {cfg.MODEL.LOSS_FUNC}", cure, None, None, **weight)
+    return partial(loss, **weight)

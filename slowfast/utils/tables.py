@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -37,6 +38,29 @@ def row_of(table: Mapping[str, Value], place: str, name: str, origin: str) -> Va
             "row in a module that SLOWFAST_IMPORT names"
         )
     return table[name]
+
+
+def check_call(function: Callable[..., Any], origin: str, cure: str, *args: Any, **options: Any) -> None:
+    """Refuse a function, perhaps of a user, that cannot be called with these arguments.
+
+    Args:
+        function: of a row of a table.
+        origin: what names the row, for messages.
+        cure: for messages, with the arguments that the function must take.
+        args: positional arguments.
+        options: keyword arguments.
+
+    Raises:
+        ValueError: it takes other arguments.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some functions that are written in C have none
+        return
+    try:
+        signature.bind(*args, **options)
+    except TypeError as error:
+        raise ValueError(f"{origin} ({getattr(function, '__qualname__', repr(function))}): {error}; {cure}") from None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from slowfast.config import add_choice
 from slowfast.config.keys import KEYS
 from slowfast.models import UniFormer, build_model
 from slowfast.optim.build import (
+    OPTIMIZERS,
     SCHEDULES,
     build_loss,
     build_optimizer,
@@ -179,6 +180,22 @@ def test_a_loss_is_not_a_class(monkeypatch):
     assert build_loss(config(MODEL__LOSS_FUNC="bce"))(torch.zeros(1, 2), torch.eye(2)[:1]).item() == pytest.approx(
         np.log(2)
     )
+
+
+def test_own_rows_with_other_arguments_are_refused(monkeypatch):
+    monkeypatch.setitem(LOSSES, "bce", lambda logits: logits.mean())
+    with pytest.raises(ValueError, match="a loss is a function of logits and targets"):
+        build_loss(config(MODEL__LOSS_FUNC="bce"))
+    monkeypatch.setitem(SCHEDULES, "cosine", lambda epoch: 0.1)
+    with pytest.raises(ValueError, match="a schedule is a function of the epoch"):
+        learning_rate(0.0, config())
+    model = nn.Linear(2, 2)
+    monkeypatch.setitem(OPTIMIZERS, "sgd", lambda parameters: torch.optim.SGD(parameters))
+    with pytest.raises(ValueError, match="an optimizer is a function of the parameter groups"):
+        build_optimizer(model, config())
+    monkeypatch.setitem(OPTIMIZERS, "sgd", lambda groups, solver: torch.optim.SGD(model.parameters()))
+    with pytest.raises(ValueError, match="no lr_scale"):
+        build_optimizer(model, config())
 
 
 def test_batch_norm_has_its_own_weight_decay():
