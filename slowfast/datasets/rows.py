@@ -175,7 +175,8 @@ def cure_rows(rows: Sequence[str], form: RowFormat) -> str:
     if cure := _cure_kind(body, form) or _cure_unlabelled(body, form):
         return header + cure
     named = ", ".join(f"{name} ({COLUMNS[name]})" for name in form.columns)
-    return f"A row must have {named}, with separator {form.separator!r} between them."
+    labels = ' Several labels have commas between them; a video of no class has "".' * form.multi_label
+    return f"A row must have {named}, with separator {form.separator!r} between them.{labels}"
 
 
 def _cure_unlabelled(rows: Sequence[str], form: RowFormat) -> str:

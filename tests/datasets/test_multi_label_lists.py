@@ -99,6 +99,7 @@ def test_the_fingerprint_depends_on_which_row_has_a_label():
         (["path label", "a.mp4 1,2", "b.mp4 1"], " ", "header"),
         (["a.mp4,1", "b.mp4,2|17|3"], ",", '"2,17,3" with its quotes for 2'),
         (["a.mp4 1;2", "b.mp4 2"], " ", '"1,2" with its quotes for 1;2'),
+        (["a.mp4 1,2", "b.mp4"], " ", 'no class has ""'),
     ],
 )
 def test_faulty_rows_are_named_with_a_cure(tmp_path, rows, separator, named):
