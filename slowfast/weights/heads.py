@@ -206,9 +206,16 @@ def classifiers(state: Mapping[str, Tensor], heads: Sequence[str]) -> list[str]:
     return [name.removesuffix("weight") for name in weights if name.endswith(".weight")]
 
 
+def _outputs(state: Mapping[str, Tensor], heads: Sequence[str]) -> list[str]:
+    """Return those of `classifiers` that have as many rows as the last one of their head; others are hidden layers."""
+    layers = [classifiers(state, [head]) for head in heads]
+    rows = {layer: len(state[f"{layer}weight"]) for part in layers for layer in part}
+    return [layer for part in layers for layer in part if rows[layer] == rows[part[-1]]]
+
+
 def count_classes(state: Mapping[str, Tensor], heads: Sequence[str]) -> int:
     """Return the number of classes of the classifiers in the modules `heads`; 0 if there is none."""
-    return max((len(state[f"{layer}weight"]) for layer in classifiers(state, heads)), default=0)
+    return max((len(state[f"{layer}weight"]) for layer in _outputs(state, heads)), default=0)
 
 
 def select_classes(
@@ -221,7 +228,7 @@ def select_classes(
     Raises:
         ValueError: there is no classifier, a row does not exist, or the network has another number of classes.
     """
-    layers, classes = classifiers(state, heads), count_classes(initial, heads)
+    layers, classes = _outputs(state, heads), count_classes(initial, heads)
     if not layers:
         raise ValueError("the checkpoint has no classifier to take rows from: start a new one (reset_head)")
     selected = dict(state)

@@ -127,6 +127,21 @@ def test_any_classifier_keeps_its_class_names_or_starts_anew():
     assert report.loaded == ["head.query"] and report.class_names is None
 
 
+@pytest.mark.parametrize("hidden", [2, 8])
+def test_rows_of_the_last_layer_of_a_classifier_are_selected(hidden):
+    class Network(nn.Module):
+        def __init__(self, classes: int) -> None:
+            super().__init__()
+            self.head = nn.Sequential(nn.Linear(4, hidden), nn.GELU(), nn.Linear(hidden, classes))
+
+    trained, model = Network(3), Network(2)
+    checkpoint = {"model_state": trained.state_dict(), "class_names": ["run", "jump", "dive"]}
+    load_weights(model, checkpoint, HeadPolicy("by name", ["dive", "run"]), to_train=True)
+    found, before = model.state_dict(), trained.state_dict()
+    assert torch.equal(found["head.0.weight"], before["head.0.weight"])
+    assert torch.equal(found["head.2.weight"], before["head.2.weight"][[2, 0]])
+
+
 def test_rows_are_read_from_a_file(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([3, 1, 2]))
     (tmp_path / "rows.txt").write_text("3\n1\n2\n")
