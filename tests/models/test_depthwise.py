@@ -114,7 +114,7 @@ def test_kernels_compile_for_every_generation_of_gpus(capability, dtype, monkeyp
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", usage)[-1]
-        assert 32 < int(registers) <= 255 and int(stack) <= 64  # bytes
+        assert 32 < int(registers) <= 255 and int(stack) <= 256  # bytes per thread; 216 by Triton 3.4, 40 by 3.6
 
 
 @pytest.mark.gpu
