@@ -88,7 +88,7 @@ def _has_agent() -> bool:
 
 
 def report_failure(name: str, port: int, message: str) -> None:
-    """Tell the processes of other machines that those of this one have exited; `name` and `port` are those of rank 0.
+    """Tell the processes of other machines that all of this one have exited; `name` and `port` are of rank 0's store.
 
     A process that was killed cannot do that.
     """
