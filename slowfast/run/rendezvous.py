@@ -88,7 +88,7 @@ def _has_agent() -> bool:
 
 
 def report_failure(name: str, port: int, message: str) -> None:
-    """Tell the processes of other machines that all of this one have exited; `name` and `port` are of rank 0's store.
+    """Report that all processes of this machine have exited; `name` and `port` are those of the store of rank 0.
 
     A process that was killed cannot do that.
     """
